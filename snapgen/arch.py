@@ -1,0 +1,196 @@
+"""The one description of a U-Net: what varies, in the family that SnapGen and SnapFusion draw from.
+
+A net is a number of *levels* of halving resolution. Level ``i`` has a stage on the way down, ``down[i]``, and one on
+the way up, ``up[i]``, at the same resolution; ``mid`` runs at the lowest. ``up`` is in order of resolution, highest
+first, as ``down`` is, so that ``stages[i]`` of a path names both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from snapgen import settings
+from snapgen.settings import Settings
+
+ID_DIGITS = 12
+
+
+class Blocks(Settings):
+    """The blocks of a stage or of the middle.
+
+    A *transformer* is norm, projection, ``transformer_depth`` transformer blocks, projection, residual add (diffusers'
+    ``Transformer2DModel``). Residual blocks and transformers are counted apart: transformers are dealt evenly after
+    the residual blocks, later ones first; without residual blocks a stage is its transformers alone.
+    """
+
+    residual_blocks: int = Field(default=2, ge=0, le=64)
+    transformers: int = Field(default=0, ge=0, le=64)
+    transformer_depth: int = Field(default=1, ge=0, le=64)
+    self_attention: bool = True
+    cross_attention: bool = True
+    kv_heads: int | None = Field(default=None, ge=1)
+    """Key/value heads: 1 is MQA, a divisor of the heads GQA, None (one a query head) MHSA."""
+    head_width: int = Field(default=64, ge=4)
+    ffn_ratio: float = Field(default=4, gt=0, le=16)
+    """Width of the GEGLU feed-forward layer over the stage's channels."""
+    conv: Literal["plain", "separable"] = "plain"
+    expansion: float = Field(default=1, ge=1, le=8)
+    """Intermediate width between the two separable convs, over max(in, out); 1: no expansion, the output's width."""
+
+    @property
+    def attends(self) -> bool:
+        """Whether any attention is built."""
+        return self.has_transformers and (self.self_attention or self.cross_attention)
+
+    @property
+    def has_transformers(self) -> bool:
+        """Whether any transformer block is built."""
+        return self.transformers > 0 and self.transformer_depth > 0
+
+    def canonical(self, channels: int, *, sampler: bool) -> Self:
+        """These blocks with every knob that changes nothing at its default."""
+        changes: dict[str, Any] = {}
+        if not self.has_transformers:
+            changes |= _defaults("transformers", "transformer_depth", "self_attention", "cross_attention", "ffn_ratio")
+        if not self.attends:
+            changes |= _defaults("kv_heads", "head_width")
+        elif self.kv_heads == channels // self.head_width:
+            changes |= _defaults("kv_heads")
+        if self.residual_blocks == 0 and not sampler:
+            changes |= _defaults("conv")
+        if self.residual_blocks == 0 or self.conv == "plain":
+            changes |= _defaults("expansion")
+        return self.model_copy(update=changes)
+
+
+class Stage(Blocks):
+    """One level's blocks on the way down or up, and their width."""
+
+    channels: int = Field(ge=1, le=16384)
+
+
+class TimeEmbedding(Settings):
+    """Sinusoidal features of the timestep, an MLP, and a projection into every residual block."""
+
+    frequencies: int = Field(default=256, ge=2, multiple_of=2)
+    width: int = Field(default=896, ge=1)
+    projection: Literal["expanded", "output"] = "expanded"
+    """Where a residual block adds it: at its expanded width (between the convs) or at its output width."""
+
+
+class Architecture(Settings):
+    """A U-Net, whole: everything that is built, nothing that is trained."""
+
+    latent_channels: int = Field(default=16, ge=1)
+    context_width: int = Field(default=768, ge=1)
+    norm_groups: int = Field(default=32, ge=1)
+    qk_norm: bool = False
+    rope: bool = False
+    time: TimeEmbedding = TimeEmbedding()
+    down: tuple[Stage, ...] = Field(min_length=1, max_length=12)
+    mid: Blocks = Blocks()
+    up: tuple[Stage, ...] = Field(min_length=1, max_length=12)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if len(self.up) != len(self.down):
+            raise ValueError(f"down has {len(self.down)} stages, up {len(self.up)}; give both the same number")
+        for place, blocks, channels in self.sites():
+            self._check(place, blocks, channels)
+        for level, stage in enumerate(self.up):
+            if stage.residual_blocks == 0:
+                raise ValueError(f"up[{level}] has no residual block to take the skips; give it at least one")
+        return self
+
+    def _check(self, place: str, blocks: Blocks, channels: int) -> None:
+        if channels % self.norm_groups:
+            raise ValueError(
+                f"{place} has {channels} channels, not a multiple of norm_groups; use multiples of {self.norm_groups}"
+            )
+        expanded = Fraction(blocks.expansion).limit_denominator(1000) * channels
+        if blocks.conv == "separable" and (expanded.denominator != 1 or expanded % self.norm_groups):
+            raise ValueError(
+                f"{place} expands {channels} channels to {float(expanded):g}, not a multiple of norm_groups; "
+                f"use multiples of {self.norm_groups}"
+            )
+        if isinstance(blocks, Stage) and blocks.residual_blocks == 0 and not blocks.has_transformers:
+            raise ValueError(f"{place} has no blocks; give it a residual block or a transformer")
+        if blocks.attends:
+            self._check_heads(place, blocks, channels)
+
+    def _check_heads(self, place: str, blocks: Blocks, channels: int) -> None:
+        heads, rest = divmod(channels, blocks.head_width)
+        if rest or not heads:
+            raise ValueError(
+                f"{place} has {channels} channels, not a multiple of its head_width {blocks.head_width}; "
+                "change one of the two"
+            )
+        if blocks.kv_heads is not None and heads % blocks.kv_heads:
+            raise ValueError(
+                f"{place} has {heads} heads, which {blocks.kv_heads} kv_heads do not divide; "
+                f"use a divisor of {heads}, or null for one each"
+            )
+        if self.rope and blocks.self_attention and blocks.head_width % 4:
+            raise ValueError(
+                f"{place} has head_width {blocks.head_width}, but 2-D RoPE halves it twice; use a multiple of 4"
+            )
+
+    def sites(self) -> tuple[tuple[str, Blocks, int], ...]:
+        """Every place that holds blocks, in the order of the forward pass: its path, its blocks, its channels."""
+        return (
+            *((f"down[{i}]", stage, stage.channels) for i, stage in enumerate(self.down)),
+            ("mid", self.mid, self.down[-1].channels),
+            *((f"up[{i}]", self.up[i], self.up[i].channels) for i in reversed(range(len(self.up)))),
+        )
+
+    @property
+    def stride(self) -> int:
+        """The latent's height and width must be multiples of this."""
+        return int(2 ** (len(self.down) - 1))
+
+    def canonical(self) -> Architecture:
+        """The same net, described with every knob that changes nothing at its default."""
+        last = len(self.down) - 1
+        down = tuple(s.canonical(s.channels, sampler=i < last) for i, s in enumerate(self.down))
+        up = tuple(s.canonical(s.channels, sampler=i > 0) for i, s in enumerate(self.up))
+        mid = self.mid.canonical(self.down[-1].channels, sampler=False)
+        blocks = (*down, mid, *up)
+        changes: dict[str, Any] = {"down": down, "mid": mid, "up": up}
+        if not any(b.attends for b in blocks):
+            changes["qk_norm"] = False
+        if not any(b.attends and b.self_attention for b in blocks):
+            changes["rope"] = False
+        if not any(b.attends and b.cross_attention for b in blocks):
+            changes["context_width"] = Architecture.model_fields["context_width"].default
+        if not any(b.residual_blocks and b.conv == "separable" for b in blocks):
+            changes["time"] = self.time.model_copy(update={"projection": "expanded"})
+        return self.model_copy(update=changes)
+
+    @property
+    def id(self) -> str:
+        """Hash of the canonical form: equal exactly when two descriptions build the same net."""
+        text = json.dumps(self.canonical().model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:ID_DIGITS]
+
+    def to_json(self) -> str:
+        """As JSON, which `Architecture.load` reads back."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> Architecture:
+        """From a JSON or YAML file.
+
+        Raises:
+            InputError: naming the file, the place and the remedy.
+        """
+        return settings.load(path, cls)
+
+
+def _defaults(*names: str) -> dict[str, Any]:
+    return {name: Blocks.model_fields[name].default for name in names}

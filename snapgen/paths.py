@@ -1,0 +1,85 @@
+"""Paths into an architecture, and changes made along them.
+
+``down[0].channels``, ``up[1:].kv_heads``, ``mid.ffn_ratio``, ``time.width``, ``qk_norm``; ``stages[i]`` is ``down[i]``
+and ``up[i]`` together, ``all`` is every stage and the middle. Indices and slices are Python's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from snapgen.arch import Architecture, Blocks, Stage, TimeEmbedding
+
+_STEP = re.compile(r"(?P<name>[a-z_]+)(?:\[(?P<index>-?\d+|(?:-?\d+)?:(?:-?\d+)?)\])?")
+
+
+def targets(path: str, levels: int) -> list[tuple[str | int, ...]]:
+    """The fields that a path names in an architecture of so many levels, e.g. ``("down", 0, "channels")``.
+
+    Raises:
+        ValueError: if it names none; the message says what would.
+    """
+    steps = []
+    for part in path.split("."):
+        match = _STEP.fullmatch(part)
+        if not match:
+            raise ValueError(f"{part!r} is not a step of a path; write e.g. stages[0:2].self_attention")
+        steps.append((match["name"], match["index"]))
+    found = list(_expand(path, steps, levels))
+    if not found:
+        raise ValueError(f"{path!r} names no stage of {levels}; use indices from 0 to {levels - 1}")
+    return found
+
+
+def _expand(path: str, steps: list[tuple[str, str | None]], levels: int) -> Iterator[tuple[str | int, ...]]:
+    (head, index), *rest = steps
+    if not rest and index is None and head in Architecture.model_fields and head not in ("down", "up", "mid", "time"):
+        yield (head,)
+        return
+    if len(rest) != 1 or rest[0][1] is not None:
+        raise ValueError(f"{path!r} is not a knob; name a field such as stages[0].channels, mid.kv_heads or qk_norm")
+    field = rest[0][0]
+    homes: dict[str, type[Blocks] | type[TimeEmbedding]] = {"mid": Blocks, "time": TimeEmbedding}
+    fields = homes.get(head, Stage).model_fields
+    if head not in ("down", "up", "stages", "all", *homes):
+        raise ValueError(f"unknown part {head!r}; use down, up, stages, all, mid, time or a field of the architecture")
+    if field not in fields or (head == "all" and field not in Blocks.model_fields):
+        raise ValueError(f"unknown field {field!r} of {head}; use one of: {', '.join(sorted(fields))}")
+    if head in homes or head == "all":
+        if index is not None:
+            raise ValueError(f"{head} takes no index; write {head}.{field}")
+    if head in homes:
+        yield (head, field)
+        return
+    for way in ("down", "up") if head in ("stages", "all") else (head,):
+        yield from ((way, i, field) for i in _indices(index, levels))
+    if head == "all":
+        yield ("mid", field)
+
+
+def _indices(index: str | None, levels: int) -> range:
+    if index is None:
+        return range(levels)
+    if ":" in index:
+        start, stop = (int(end) if end else None for end in index.split(":"))
+        return range(levels)[slice(start, stop)]
+    i = int(index)
+    return range(levels)[i : i + 1 or None] if -levels <= i < levels else range(0)
+
+
+def changed(arch: Architecture, changes: Mapping[str, Any]) -> Architecture:
+    """The architecture with each path's fields set to its value, in order, then checked as a whole.
+
+    Raises:
+        ValueError: if a path names nothing, or the result is no architecture.
+    """
+    values = arch.model_dump()
+    for path, value in changes.items():
+        for *way, field in targets(path, len(arch.down)):
+            home = values
+            for step in way:
+                home = home[step]  # type: ignore[index]
+            home[field] = value  # type: ignore[index]
+    return Architecture.model_validate(values)

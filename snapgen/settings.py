@@ -1,0 +1,120 @@
+"""Settings: frozen pydantic models read from YAML or JSON, unknown keys refused, each mistake with its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from snapgen.errors import InputError
+
+# No settings file of ours comes near this; a larger one is a data file named by mistake.
+LARGEST_FILE = 1 << 20
+
+
+class Settings(BaseModel):
+    """Base of everything that is written in a file by a person: frozen, strict about keys, never NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def digest(self) -> str:
+        """Hex digest (16 digits) of the canonical JSON of every field; equal settings have equal digests."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def read_text(path: Path) -> str:
+    """The text of a settings file.
+
+    Raises:
+        InputError: if it is missing, a folder, too large, empty or not UTF-8.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise InputError(path, f"is {size:,} bytes, too large for settings", "name the YAML file itself")
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            path, "is not text (not UTF-8)", "name the YAML file itself", place=f"byte {error.start}"
+        ) from None
+    except FileNotFoundError:
+        raise InputError(path, "does not exist", "check the path") from None
+    except OSError as error:
+        raise InputError(path, (error.strerror or "cannot be read").lower(), "name a readable file") from None
+    if not text.strip():
+        raise InputError(path, "is empty", "start from a shipped file of the same kind")
+    return text
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping at the top of a YAML (or JSON) file; duplicate keys are refused.
+
+    Raises:
+        InputError: as `read_text`, or if it is not YAML or not a mapping.
+    """
+    text = read_text(path)
+    try:
+        value = yaml.load(text, _UniqueKeys)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "is not YAML"
+        raise InputError(path, f"not valid YAML: {problem}", "mend the line", place=place) from None
+    except (ValueError, RecursionError):
+        raise InputError(path, "not valid YAML", "mend the file") from None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InputError(path, f"must be a mapping of names, not {type(value).__name__}", "write 'key: value' lines")
+    return value
+
+
+def load(path: Path, model: type[S]) -> S:
+    """The settings in a file, checked against a model.
+
+    Raises:
+        InputError: as `read_mapping`, or naming the place of the first field that is wrong.
+    """
+    return parse(read_mapping(path), model, source=path)
+
+
+def parse(values: object, model: type[S], *, source: str | Path, place: str = "") -> S:
+    """``values`` as a ``model``; ``source`` and ``place`` say in an error where they were read."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        path = _dotted(first["loc"], place)
+        if first["type"] == "extra_forbidden":
+            names = ", ".join(sorted(model.model_fields)) if len(first["loc"]) == 1 else ""
+            remedy = f"remove it or use one of: {names}" if names else "remove it or check its spelling"
+            raise InputError(source, "unknown key", remedy, place=path) from None
+        problem, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
+        raise InputError(source, problem[0].lower() + problem[1:], remedy or "correct it", place=path) from None
+
+
+def _dotted(loc: tuple[int | str, ...], place: str) -> str:
+    for part in loc:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    return place
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys in silence; a knob lost that way costs a study."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
