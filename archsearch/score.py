@@ -1,0 +1,202 @@
+"""What is known of a candidate: cost, latency record and quality, and the numbers a study may optimise."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from snapgen.errors import InputError
+from snapgen.settings import Settings
+
+INCEPTION = "inception"
+"""The extractor whose Fréchet distance may be called FID: the Inception net of the original FID code."""
+
+
+class Missing(LookupError):
+    """A score was asked for a number that was never taken."""
+
+
+class Incomparable(InputError):
+    """Two quality numbers of different protocols were about to be compared, ranked or drawn on one axis."""
+
+
+class Estimate(Settings):
+    """A number with its 95 % interval.
+
+    An end of the interval that the arithmetic left on the wrong side of the value is moved to the value: an interval
+    from a bootstrap may exclude its own estimate.
+    """
+
+    value: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...] = ()
+    """The value of each of the protocol's seeds, in their order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_its_value(cls, data: object) -> object:
+        if not isinstance(data, Mapping) or not all(_is_number(data.get(k)) for k in ("value", "low", "high")):
+            return data
+        if data["low"] > data["high"]:
+            raise ValueError(f"low {data['low']:g} is above high {data['high']:g}; swap them")
+        return {**data, "low": min(data["low"], data["value"]), "high": max(data["high"], data["value"])}
+
+
+class Quality(Settings):
+    """How good a short run was, under one protocol."""
+
+    validation_loss: Estimate
+    frechet_distance: Estimate | None = None
+    kernel_distance: Estimate | None = None
+    extractor: str = Field(min_length=1)
+    protocol_hash: str = Field(min_length=1)
+    training_seconds: float = Field(ge=0)
+    diverged: bool = False
+
+
+class Cost(Settings):
+    """What a forward pass needs at batch 1, counted, not measured."""
+
+    params: int = Field(ge=0)
+    macs: int = Field(ge=0)
+    activation_bytes: int = Field(ge=0)
+    """Peak of the live activations in fp16."""
+
+
+class LatencyRecord(Settings):
+    """Milliseconds of one forward pass at batch 1, and all that they depend on."""
+
+    median_ms: float = Field(gt=0)
+    lower_quartile_ms: float = Field(gt=0)
+    upper_quartile_ms: float = Field(gt=0)
+    runs: int = Field(ge=0)
+    """Forward passes behind the median; 0 for a number that was not measured here."""
+    source: Literal["measured", "predicted", "published"]
+    device: str
+    compute_units: str
+    chip: str
+    os: str
+    threads: int | None = Field(default=None, ge=1)
+    load_ms: float = Field(ge=0)
+    """Loading and preparing the model, which is not in the median."""
+    runtime: str
+    steady: bool
+    """Whether the times settled; False: the median is of what there was when the time was up."""
+    placement: dict[str, str] | None = None
+    """Operation to compute unit, where the runtime tells."""
+
+    @field_validator("placement")
+    @classmethod
+    def _own_copy(cls, placement: dict[str, str] | None) -> dict[str, str] | None:
+        return None if placement is None else dict(placement)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.lower_quartile_ms <= self.median_ms <= self.upper_quartile_ms:
+            raise ValueError(
+                f"the quartiles {self.lower_quartile_ms:g} and {self.upper_quartile_ms:g} ms do not hold "
+                f"the median {self.median_ms:g} ms; correct them"
+            )
+        return self
+
+    @property
+    def conditions(self) -> tuple[str, str, str, str, str, str]:
+        """Source, device, compute units, chip, threads, runtime: only latencies that share them can be ranked."""
+        return self.source, self.device, self.compute_units, self.chip, str(self.threads), self.runtime
+
+
+class Score(Settings):
+    """All that is known of one candidate; what has not been taken yet is None."""
+
+    cost: Cost
+    latency: LatencyRecord | None = None
+    quality: Quality | None = None
+
+
+class Objective(NamedTuple):
+    """A number of the score that a study may minimise; a smaller one is better, always."""
+
+    label: str
+    unit: str
+    """Of the number as `getter` gives it; empty: none."""
+    getter: Callable[[Score], float]
+    """The number of a score.
+
+    Raises:
+        Missing: if the score has none.
+    """
+
+
+def _of_cost(field: str) -> Callable[[Score], float]:
+    return lambda score: float(getattr(score.cost, field))
+
+
+def _of_quality(field: str) -> Callable[[Score], float]:
+    def get(score: Score) -> float:
+        if score.quality is None:
+            raise Missing(f"no {field}: the candidate was not trained")
+        estimate: Estimate | None = getattr(score.quality, field)
+        if estimate is None:
+            raise Missing(f"no {field}: the protocol draws no samples")
+        return estimate.value
+
+    return get
+
+
+def _latency(score: Score) -> float:
+    if score.latency is None:
+        raise Missing("no latency_ms: the candidate was not timed")
+    return score.latency.median_ms
+
+
+OBJECTIVES: Mapping[str, Objective] = types.MappingProxyType(
+    {
+        "validation_loss": Objective("validation loss", "", _of_quality("validation_loss")),
+        "frechet_distance": Objective("Fréchet distance", "", _of_quality("frechet_distance")),
+        "kernel_distance": Objective("kernel distance", "", _of_quality("kernel_distance")),
+        "latency_ms": Objective("latency", "ms", _latency),
+        "params": Objective("parameters", "", _of_cost("params")),
+        "macs": Objective("MACs", "", _of_cost("macs")),
+        "activation_bytes": Objective("activation memory", "B", _of_cost("activation_bytes")),
+    }
+)
+
+
+def metric_label(name: str, extractor: str) -> str:
+    """An objective's name for people; a distance names its features: only Inception's may be called FID and KID.
+
+    >>> metric_label("frechet_distance", "efficientnet-lite0")
+    'Fréchet distance (efficientnet-lite0)'
+    """
+    inception = {"frechet_distance": "FID", "kernel_distance": "KID"}
+    if name not in inception:
+        return OBJECTIVES[name].label
+    return inception[name] if extractor == INCEPTION else f"{OBJECTIVES[name].label} ({extractor})"
+
+
+def comparable(a: Quality, b: Quality, *, difference: str | None = None) -> None:
+    """Refuse to compare numbers of different protocols.
+
+    Args:
+        difference: what tells the protocols apart (``ResolvedProtocol.first_difference``), where it is known.
+
+    Raises:
+        Incomparable: if the hashes differ; the line names both, and the difference.
+    """
+    if a.protocol_hash == b.protocol_hash:
+        return
+    if difference is None and a.extractor != b.extractor:
+        difference = f"extractor: {a.extractor} against {b.extractor}"
+    raise Incomparable(
+        "protocol",
+        f"{a.protocol_hash} and {b.protocol_hash} are different" + (f" ({difference})" if difference else ""),
+        "compare only numbers taken under the same protocol",
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

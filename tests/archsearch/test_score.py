@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from archsearch import score as scores
+from archsearch.score import OBJECTIVES, Cost, Estimate, Incomparable, LatencyRecord, Missing, Quality, Score
+from snapgen.errors import InputError
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def quality(**changes: Any) -> Quality:
+    values: dict[str, Any] = {
+        "validation_loss": Estimate(value=0.4, low=0.39, high=0.42, by_seed=(0.39, 0.41)),
+        "frechet_distance": Estimate(value=800, low=780, high=830),
+        "kernel_distance": Estimate(value=-0.01, low=-0.02, high=0.01),
+        "extractor": "efficientnet-lite0",
+        "protocol_hash": "0123456789abcdef",
+        "training_seconds": 20.0,
+    }
+    return Quality(**(values | changes))
+
+
+def latency(**changes: Any) -> LatencyRecord:
+    values: dict[str, Any] = {
+        "median_ms": 2.0,
+        "lower_quartile_ms": 1.9,
+        "upper_quartile_ms": 2.2,
+        "runs": 100,
+        "source": "measured",
+        "device": "host",
+        "compute_units": "CPU",
+        "chip": "a chip",
+        "os": "Linux",
+        "threads": 1,
+        "load_ms": 30.0,
+        "runtime": "onnxruntime 1.0",
+        "steady": True,
+    }
+    return LatencyRecord(**(values | changes))
+
+
+def whole() -> Score:
+    return Score(cost=Cost(params=10, macs=20, activation_bytes=30), latency=latency(), quality=quality())
+
+
+def test_score_survives_json() -> None:
+    for score in (whole(), Score(cost=whole().cost), whole().model_copy(update={"quality": None})):
+        assert Score.model_validate_json(score.model_dump_json()) == score
+
+
+@given(value=finite, low=finite, high=finite)
+def test_an_estimate_is_within_its_interval(value: float, low: float, high: float) -> None:
+    if low > high:
+        with pytest.raises(ValidationError, match="above high"):
+            Estimate(value=value, low=low, high=high)
+        return
+    estimate = Estimate(value=value, low=low, high=high)
+    assert estimate.low <= estimate.value == value <= estimate.high
+    assert Estimate.model_validate_json(estimate.model_dump_json()) == estimate
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_number_is_infinite_or_missing(bad: float) -> None:
+    for make in (
+        lambda: Estimate(value=bad, low=0, high=1),
+        lambda: Estimate(value=0, low=bad, high=1),
+        lambda: Estimate(value=0, low=0, high=bad),
+        lambda: Estimate(value=0, low=0, high=1, by_seed=(0.0, bad)),
+        lambda: quality(training_seconds=bad),
+        lambda: latency(median_ms=bad),
+        lambda: latency(load_ms=bad),
+        lambda: Cost(params=bad, macs=0, activation_bytes=0),
+    ):
+        with pytest.raises(ValidationError):
+            make()
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_json_brings_no_infinity_in(text: str) -> None:
+    with pytest.raises(ValidationError):
+        Estimate.model_validate_json(f'{{"value": {text}, "low": 0, "high": 1}}')
+
+
+def test_impossible_records_are_refused() -> None:
+    for changes in (
+        {"lower_quartile_ms": 2.1},
+        {"upper_quartile_ms": 1.95},
+        {"median_ms": 0.0},
+        {"source": "guessed"},
+        {"threads": 0},
+        {"speed": 3},
+    ):
+        with pytest.raises(ValidationError):
+            latency(**changes)
+
+
+def test_objectives_read_the_score() -> None:
+    assert {name: objective.getter(whole()) for name, objective in OBJECTIVES.items()} == {
+        "validation_loss": 0.4,
+        "frechet_distance": 800,
+        "kernel_distance": -0.01,
+        "latency_ms": 2.0,
+        "params": 10,
+        "macs": 20,
+        "activation_bytes": 30,
+    }
+
+
+def test_what_was_not_taken_is_said() -> None:
+    untrained = Score(cost=whole().cost)
+    with pytest.raises(Missing, match=r"latency_ms.*not timed"):
+        OBJECTIVES["latency_ms"].getter(untrained)
+    for name in ("validation_loss", "frechet_distance", "kernel_distance"):
+        with pytest.raises(Missing, match=f"{name}.*not trained"):
+            OBJECTIVES[name].getter(untrained)
+    unsampled = Score(cost=whole().cost, quality=quality(frechet_distance=None))
+    assert OBJECTIVES["validation_loss"].getter(unsampled) == 0.4
+    with pytest.raises(Missing, match=r"frechet_distance.*no samples"):
+        OBJECTIVES["frechet_distance"].getter(unsampled)
+
+
+def test_only_inception_makes_a_fid() -> None:
+    assert scores.metric_label("frechet_distance", "efficientnet-lite0") == "Fréchet distance (efficientnet-lite0)"
+    assert scores.metric_label("frechet_distance", scores.INCEPTION) == "FID"
+    assert scores.metric_label("kernel_distance", scores.INCEPTION) == "KID"
+    assert scores.metric_label("kernel_distance", "efficientnet-lite0") == "kernel distance (efficientnet-lite0)"
+    assert scores.metric_label("validation_loss", scores.INCEPTION) == "validation loss"
+
+
+def test_numbers_of_two_protocols_are_not_compared() -> None:
+    scores.comparable(quality(), quality(training_seconds=3.0))
+    other = quality(protocol_hash="fedcba9876543210")
+    with pytest.raises(Incomparable, match="0123456789abcdef and fedcba9876543210") as caught:
+        scores.comparable(quality(), other)
+    assert isinstance(caught.value, InputError)
+    with pytest.raises(Incomparable, match="steps: 400 against 800"):
+        scores.comparable(quality(), other, difference="steps: 400 against 800")
+    with pytest.raises(Incomparable, match="extractor: efficientnet-lite0 against inception"):
+        scores.comparable(quality(), quality(protocol_hash="f", extractor="inception"))
+
+
+def test_latencies_of_two_machines_have_different_conditions() -> None:
+    assert latency().conditions == latency(median_ms=2.1).conditions
+    assert latency().conditions != latency(chip="another").conditions
+    assert latency().conditions != latency(threads=2).conditions
