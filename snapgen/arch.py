@@ -43,6 +43,24 @@ class Blocks(Settings):
     expansion: float = Field(default=1, ge=1, le=8)
     """Intermediate width between the two separable convs, over max(in, out); 1: no expansion, the output's width."""
 
+    def expanded(self, inside: int, outside: int) -> int:
+        """Width between the two convs of a residual block from ``inside`` to ``outside`` channels.
+
+        Raises:
+            ValueError: if it is not a whole number.
+        """
+        if self.conv == "plain" or self.expansion == 1:
+            return outside
+        return _whole(self.expansion, max(inside, outside), "expansion")
+
+    def ffn_width(self, channels: int) -> int:
+        """Inner width of the feed-forward layers.
+
+        Raises:
+            ValueError: if it is not a whole number.
+        """
+        return _whole(self.ffn_ratio, channels, "ffn_ratio")
+
     @property
     def attends(self) -> bool:
         """Whether any attention is built."""
@@ -66,6 +84,8 @@ class Blocks(Settings):
             changes |= _defaults("conv")
         if self.residual_blocks == 0 or self.conv == "plain":
             changes |= _defaults("expansion")
+        for ratio in {"ffn_ratio", "expansion"} - changes.keys():
+            changes[ratio] = float(_exact(getattr(self, ratio)))
         return self.model_copy(update=changes)
 
 
@@ -81,7 +101,7 @@ class TimeEmbedding(Settings):
     frequencies: int = Field(default=256, ge=2, multiple_of=2)
     width: int = Field(default=896, ge=1)
     projection: Literal["expanded", "output"] = "expanded"
-    """Where a residual block adds it: at its expanded width (between the convs) or at its output width."""
+    """Where a residual block adds it: between its convs, at the expanded width, or after them, at the output's."""
 
 
 class Architecture(Settings):
@@ -106,6 +126,11 @@ class Architecture(Settings):
         for level, stage in enumerate(self.up):
             if stage.residual_blocks == 0:
                 raise ValueError(f"up[{level}] has no residual block to take the skips; give it at least one")
+            self._check_expansion(
+                f"down[{level}]", self.down[level], self.down[level].channels, self.down_inputs(level)
+            )
+            self._check_expansion(f"up[{level}]", stage, stage.channels, self.up_inputs(level))
+        self._check_expansion("mid", self.mid, self.down[-1].channels, [self.down[-1].channels])
         return self
 
     def _check(self, place: str, blocks: Blocks, channels: int) -> None:
@@ -113,16 +138,21 @@ class Architecture(Settings):
             raise ValueError(
                 f"{place} has {channels} channels, not a multiple of norm_groups; use multiples of {self.norm_groups}"
             )
-        expanded = Fraction(blocks.expansion).limit_denominator(1000) * channels
-        if blocks.conv == "separable" and (expanded.denominator != 1 or expanded % self.norm_groups):
-            raise ValueError(
-                f"{place} expands {channels} channels to {float(expanded):g}, not a multiple of norm_groups; "
-                f"use multiples of {self.norm_groups}"
-            )
         if isinstance(blocks, Stage) and blocks.residual_blocks == 0 and not blocks.has_transformers:
             raise ValueError(f"{place} has no blocks; give it a residual block or a transformer")
+        if blocks.has_transformers:
+            blocks.ffn_width(channels)
         if blocks.attends:
             self._check_heads(place, blocks, channels)
+
+    def _check_expansion(self, place: str, blocks: Blocks, channels: int, inputs: list[int]) -> None:
+        for inside in inputs:
+            expanded = blocks.expanded(inside, channels)
+            if expanded % self.norm_groups:
+                raise ValueError(
+                    f"{place} expands {max(inside, channels)} channels to {expanded}, not a multiple of norm_groups; "
+                    f"use multiples of {self.norm_groups}"
+                )
 
     def _check_heads(self, place: str, blocks: Blocks, channels: int) -> None:
         heads, rest = divmod(channels, blocks.head_width)
@@ -149,6 +179,30 @@ class Architecture(Settings):
             *((f"up[{i}]", self.up[i], self.up[i].channels) for i in reversed(range(len(self.up)))),
         )
 
+    def skips(self, level: int) -> list[int]:
+        """Widths of a level's skips, oldest first: its input, then every layer's output on the way down."""
+        stage = self.down[level]
+        layers = stage.residual_blocks or stage.transformers
+        return [self.down[max(level - 1, 0)].channels, *[stage.channels] * layers]
+
+    def down_inputs(self, level: int) -> list[int]:
+        """Input widths of the residual blocks of ``down[level]``."""
+        stage = self.down[level]
+        return [self.skips(level)[0], *[stage.channels] * stage.residual_blocks][: stage.residual_blocks]
+
+    def up_inputs(self, level: int) -> list[int]:
+        """Input widths of the residual blocks of ``up[level]``, skips joined on: newest first, while there are any."""
+        stage = self.up[level]
+        below = self.down[-1].channels if level == len(self.up) - 1 else self.up[level + 1].channels
+        widths = [below, *[stage.channels] * (stage.residual_blocks - 1)]
+        skips = [*reversed(self.skips(level)), *[0] * len(widths)]
+        return [width + skip for width, skip in zip(widths, skips, strict=False)]
+
+    @property
+    def has_cross_attention(self) -> bool:
+        """Whether the net needs a context."""
+        return any(blocks.attends and blocks.cross_attention for _, blocks, _ in self.sites())
+
     @property
     def stride(self) -> int:
         """The latent's height and width must be multiples of this."""
@@ -166,10 +220,8 @@ class Architecture(Settings):
             changes["qk_norm"] = False
         if not any(b.attends and b.self_attention for b in blocks):
             changes["rope"] = False
-        if not any(b.attends and b.cross_attention for b in blocks):
+        if not self.has_cross_attention:
             changes["context_width"] = Architecture.model_fields["context_width"].default
-        if not any(b.residual_blocks and b.conv == "separable" for b in blocks):
-            changes["time"] = self.time.model_copy(update={"projection": "expanded"})
         return self.model_copy(update=changes)
 
     @property
@@ -194,3 +246,15 @@ class Architecture(Settings):
 
 def _defaults(*names: str) -> dict[str, Any]:
     return {name: Blocks.model_fields[name].default for name in names}
+
+
+def _exact(ratio: float) -> Fraction:
+    """A ratio as written: 2.1 is 21/10, not the nearest float."""
+    return Fraction(ratio).limit_denominator(1000)
+
+
+def _whole(ratio: float, width: int, name: str) -> int:
+    product = _exact(ratio) * width
+    if product.denominator != 1:
+        raise ValueError(f"{name} {ratio:g} of {width} channels is no whole number; change one of the two")
+    return int(product)

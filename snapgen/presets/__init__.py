@@ -1,0 +1,39 @@
+"""Architectures with a name: the published designs, as data beside this file."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from snapgen.arch import Architecture
+from snapgen.errors import InputError
+
+NAMES = ("snapgen-baseline", "snapgen-imagenet", "snapgen-t2i")
+
+
+def preset(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        InputError: if there is none; the message lists the names.
+    """
+    if name not in NAMES:
+        raise InputError(name, "is no preset", f"use one of: {', '.join(NAMES)}")
+    with resources.as_file(resources.files(__name__) / f"{name}.yaml") as path:
+        return Architecture.load(path)
+
+
+def resolve(name_or_path: str) -> Architecture:
+    """The architecture of a preset's name, or of a JSON or YAML file.
+
+    Raises:
+        InputError: if it is neither, or the file is no architecture.
+    """
+    if name_or_path in NAMES:
+        return preset(name_or_path)
+    path = Path(name_or_path)
+    if not path.suffix and not path.exists():
+        raise InputError(
+            name_or_path, "is neither a preset nor a file", f"use one of: {', '.join(NAMES)}; or name a file"
+        )
+    return Architecture.load(path)
