@@ -1,0 +1,87 @@
+"""95 % intervals of numbers that were taken with a few seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from archsearch.distance import Measured
+from archsearch.score import Estimate
+
+CONFIDENCE = 0.95
+MANY = 1e6
+"""Degrees of freedom of a variance that is as good as known."""
+
+
+def over_seeds(values: Sequence[float], within: float, *, within_freedom: float = MANY) -> Estimate:
+    """The mean over seeds, with Student's interval.
+
+    Its variance is the seeds' spread, s² / S, plus ``within``; the degrees of freedom are Welch and Satterthwaite's.
+    Two seeds alone know their own spread badly, and their interval is honestly wide: `pooled` does better in a study.
+
+    Args:
+        values: one a seed.
+        within: variance of the mean that is left when the seeds agree: the finite sample, the finite pairs.
+        within_freedom: degrees of freedom behind ``within``.
+    """
+    mean, count = float(np.mean(values)), len(values)
+    between = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
+    total = between + within
+    if total == 0:
+        return Estimate(value=mean, low=mean, high=mean, by_seed=tuple(values))
+    freedom = total**2 / (between**2 / max(1, count - 1) + within**2 / within_freedom)
+    half = _quantile(freedom) * math.sqrt(total)
+    return Estimate(value=mean, low=mean - half, high=mean + half, by_seed=tuple(values))
+
+
+def of_pairs(losses: Sequence[Tensor]) -> Estimate:
+    """The validation loss from the losses of the fixed pairs, (pairs,) a seed.
+
+    The pairs are the protocol's, the same for every candidate, so how hard they are is no part of the interval. What is
+    left within a run is how differently two seeds do on the same pair: the interaction of seed and pair. With one seed
+    that cannot be told from hardness, and the interval is that of other pairs.
+    """
+    table = torch.stack(list(losses)).double()  # seeds × pairs
+    seeds, pairs = table.shape
+    values = table.mean(1).tolist()
+    rest = table - table.mean(1, keepdim=True)
+    if seeds > 1:
+        rest = rest - rest.mean(0)
+    freedom = (pairs - 1) * max(1, seeds - 1)
+    variance = float(rest.square().sum()) / freedom / (pairs * seeds)
+    return over_seeds(values, variance, within_freedom=freedom)
+
+
+def of_distances(measured: Sequence[Measured]) -> Estimate:
+    """A distance from one measurement a seed, each with the error of its finite sample."""
+    within = sum(one.error**2 for one in measured) / len(measured) ** 2
+    return over_seeds([one.value for one in measured], within)
+
+
+def pooled(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """The same estimates, each with the interval that the seeds' spread over all of them gives.
+
+    Candidates of a study share their protocol, so their seeds differ by about the same variance; with ten candidates of
+    two seeds it has ten degrees of freedom, not one. Estimates of a single seed come back as they are.
+    """
+    several = [e for e in estimates if len(e.by_seed) > 1]
+    freedom = sum(len(e.by_seed) - 1 for e in several)
+    if not freedom:
+        return list(estimates)
+    squares = sum(float(np.var(e.by_seed, ddof=1)) * (len(e.by_seed) - 1) for e in several)
+    half = _quantile(freedom) * math.sqrt(squares / freedom)
+    return [
+        e.model_copy(update={"low": e.value - half / math.sqrt(n), "high": e.value + half / math.sqrt(n)})
+        if (n := len(e.by_seed)) > 1
+        else e
+        for e in estimates
+    ]
+
+
+def _quantile(freedom: float) -> float:
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))

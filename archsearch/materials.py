@@ -1,0 +1,137 @@
+"""What every candidate of a protocol shares: latents, contexts, prompts and the reference, computed once and cached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archsearch import features as extractors
+from archsearch.distance import Reference, reference
+from archsearch.features import Extractor
+from archsearch.protocol import SPLITS, Protocol, ResolvedProtocol, resolve
+from snapgen import autoencoder, text
+from snapgen.autoencoder import Autoencoder
+from snapgen.cache import cached
+from snapgen.data import Images
+from snapgen.errors import InputError
+from snapgen.seeds import derive
+from snapgen.training import LatentExamples
+
+BATCH = 128
+FIXED = 0
+"""The seed of everything that all candidates of all studies share: prompts, sampling noise, validation pairs."""
+
+
+@dataclass(frozen=True)
+class Materials:
+    """A protocol's data, ready on a device."""
+
+    resolved: ResolvedProtocol
+    training: LatentExamples
+    validation: Tensor
+    """Latents (pairs, C, H, W) of the held-out images behind the fixed pairs."""
+    validation_context: Tensor
+    """(pairs, tokens, width)."""
+    prompts: list[str]
+    """Captions of held-out concepts, one a sample."""
+    prompt_context: Tensor
+    """(samples, tokens, width)."""
+    decoder: Autoencoder
+    extractor: Extractor | None
+    reference: Reference | None
+    """Of the training images; None, as `extractor`, where the protocol draws no samples."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        channels, height, width = self.validation.shape[1:]
+        return channels, height, width
+
+
+def prepare(protocol: Protocol, device: torch.device) -> Materials:
+    """Read or compute all that a protocol needs.
+
+    Raises:
+        InputError: if the data, autoencoder, text encoder or extractor cannot be had, or do not fit together.
+    """
+    resolved, images = resolve(protocol)
+    coder = autoencoder.load(protocol.autoencoder).to(device)
+    train, held_out = (_examples(images[split], protocol, resolved, coder, device) for split in SPLITS)
+    pairs = torch.arange(protocol.validation_pairs) * len(held_out) // protocol.validation_pairs
+    validation, validation_context = held_out.batch(pairs)
+    prompts = _prompts(images["val"].captions, protocol.samples)
+    extractor = extractors.load(protocol.extractor).to(device) if protocol.samples else None
+    return Materials(
+        resolved=resolved,
+        training=train,
+        validation=validation.to(device),
+        validation_context=validation_context.to(device),
+        prompts=prompts,
+        prompt_context=_contexts(prompts, protocol).float().to(device) if prompts else torch.empty(0),
+        decoder=coder,
+        extractor=extractor,
+        reference=None if extractor is None else _reference(images["train"], extractor, resolved, device),
+    )
+
+
+def _examples(
+    images: Images, protocol: Protocol, resolved: ResolvedProtocol, coder: Autoencoder, device: torch.device
+) -> LatentExamples:
+    key = {"images": images.digest, "autoencoder": resolved.autoencoder_digest, "resolution": protocol.resolution}
+    latents = cached("latents", key, lambda: {"latents": _encode(images, coder, device)})["latents"]
+    captions = sorted(set(images.captions))
+    rows = {caption: row for row, caption in enumerate(captions)}
+    examples = LatentExamples(
+        latents=latents,
+        contexts=_contexts(captions, protocol),
+        caption=torch.tensor([rows[caption] for caption in images.captions]),
+    )
+    return examples.to(device) if _fits(examples, device) else examples
+
+
+def _encode(images: Images, coder: Autoencoder, device: torch.device) -> Tensor:
+    """(N, 3, H, W) uint8 → latents, half precision."""
+    try:
+        found = [coder.encode(batch.to(device) / 127.5 - 1).half().cpu() for batch in images.batches(BATCH)]
+    except ValueError as error:
+        raise InputError("protocol", str(error), "change resolution or autoencoder", place="resolution") from None
+    return torch.cat(found)
+
+
+def _fits(examples: LatentExamples, device: torch.device) -> bool:
+    """Whether the set may live on the device whole: a quarter of its free memory, or any size where it lies already."""
+    if device.type != "cuda":
+        return device.type == "cpu"
+    free, _ = torch.cuda.mem_get_info(device)
+    return (examples.latents.nbytes + examples.contexts.nbytes) * 4 < free
+
+
+def _contexts(captions: list[str], protocol: Protocol) -> Tensor:
+    return text.encode(captions, name=protocol.text, tokens=protocol.context_tokens)
+
+
+def _prompts(captions: list[str], count: int) -> list[str]:
+    """So many captions in a fixed shuffled order; again from the start, with other noise, where there are too few."""
+    distinct = sorted(set(captions))
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(derive(FIXED, "prompts"))).tolist()
+    return [distinct[order[i % len(order)]] for i in range(count)]
+
+
+def _reference(images: Images, extractor: Extractor, resolved: ResolvedProtocol, device: torch.device) -> Reference:
+    protocol = resolved.protocol
+    key: dict[str, Any] = {
+        "images": images.digest,
+        "extractor": resolved.extractor_digest,
+        "resolution": protocol.resolution,
+        "feature_resolution": protocol.feature_resolution,
+    }
+
+    def rows() -> Iterator[Tensor]:
+        for batch in images.batches(BATCH):
+            yield extractor(batch.to(device), resolution=protocol.feature_resolution)
+
+    return Reference.of_tensors(cached("reference", key, lambda: reference(rows(), len(images)).tensors()))

@@ -1,0 +1,296 @@
+"""Quality of a candidate: a short training run a seed, samples, distances, and the fixed-pair validation loss."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from archsearch import distance, intervals
+from archsearch.distance import Measured
+from archsearch.materials import FIXED, Materials, prepare
+from archsearch.protocol import Protocol, ResolvedProtocol
+from archsearch.score import Estimate, Quality
+from snapgen import device as devices
+from snapgen import flow
+from snapgen.arch import Architecture
+from snapgen.errors import InputError
+from snapgen.seeds import derive
+from snapgen.training import Average, Outcome, train
+from snapgen.unet import UNet
+
+Progress = Callable[[str, float], None]
+"""(what is being done, share of the whole score that is done)."""
+
+WORST = 1e6
+"""Stands for every number of a run that diverged: finite, so that it can be stored, and behind every other."""
+
+REPORTS = 20
+"""Times a training run reports its progress."""
+CURVE_POINTS = 4
+"""Times a run's validation loss is taken for the curve, evenly spread, the last at its end."""
+TRAINING_SHARE = 0.85
+"""Of a seed's time, roughly; for progress alone."""
+SAMPLING_BATCH = 64
+GRID = (6, 8)
+"""Rows and columns of samples.png, where there are so many samples."""
+GAP = 2
+"""Pixels between them."""
+
+
+@dataclass
+class Run:
+    """One seed's training and what was measured of it."""
+
+    outcome: Outcome
+    unet: UNet
+    """With the averaged weights."""
+    curve: list[tuple[int, float, float | None]]
+    """Steps, training loss since the row before, validation loss where it was taken."""
+    pair_losses: Tensor
+    """(pairs,) float64."""
+    frechet: Measured | None = None
+    kernel: Measured | None = None
+    images: Tensor | None = None
+    """(samples, 3, H, W) uint8."""
+
+
+class Evaluator:
+    """Scores candidates under one protocol.
+
+    Latents, text embeddings and the reference's features are computed (or read from the cache) here, once. Samples are
+    drawn for captions of held-out concepts; the reference of the distances is the training images. Everything that is
+    not a candidate's own training (prompts, sampling noise, validation pairs) is the same for all candidates.
+
+    Raises:
+        InputError: if something that the protocol names cannot be had.
+    """
+
+    def __init__(self, protocol: Protocol, device: torch.device | None = None) -> None:
+        self.protocol = protocol
+        self.device = device or devices.choose()
+        self._materials: Materials = prepare(protocol, self.device)
+
+    @property
+    def resolved(self) -> ResolvedProtocol:
+        """The protocol with its digests."""
+        return self._materials.resolved
+
+    @property
+    def latent_channels(self) -> int:
+        """That an architecture must have."""
+        return self._materials.latent_shape[0]
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the latents; an architecture's stride must divide it."""
+        return self._materials.latent_shape[1]
+
+    @property
+    def context_width(self) -> int:
+        """That an architecture with cross-attention must have."""
+        return int(self._materials.validation_context.shape[2])
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of every context."""
+        return int(self._materials.validation_context.shape[1])
+
+    def check(self, arch: Architecture) -> None:
+        """Refuse an architecture that this protocol cannot train.
+
+        Raises:
+            InputError: if its latent channels, context width or stride do not fit.
+        """
+        source = f"architecture {arch.id}"
+        if arch.latent_channels != self.latent_channels:
+            problem = f"is {arch.latent_channels}; the protocol's autoencoder gives {self.latent_channels}"
+            raise InputError(source, problem, "make them equal", place="latent_channels")
+        if arch.has_cross_attention and arch.context_width != self.context_width:
+            problem = f"is {arch.context_width}; the protocol's text encoder gives {self.context_width}"
+            raise InputError(source, problem, "make them equal", place="context_width")
+        if self.latent_size % arch.stride:
+            problem = f"has {len(arch.down)} stages, which a latent of {self.latent_size} cannot be halved for"
+            raise InputError(source, problem, "remove stages or raise the resolution", place="down")
+
+    def score(
+        self, arch: Architecture, *, study_seed: int, progress: Progress | None = None, artifacts: Path | None = None
+    ) -> Quality:
+        """Train the candidate once a seed of the protocol, and judge it.
+
+        Equal for equal canonical architecture, protocol and ``study_seed`` on one machine with one number of threads.
+        Each number is the mean over seeds; how its interval is made: `intervals`.
+
+        Args:
+            artifacts: folder that gets, of the first seed, ``samples.png``, ``curve.csv`` and ``unet/`` (averaged
+                weights, as `UNet.from_pretrained` reads them, with the protocol beside them).
+
+        Raises:
+            InputError: as `check`.
+        """
+        self.check(arch)
+        tell = progress or _silent
+        runs = []
+        for number, seed in enumerate(self.protocol.seeds):
+            run = self._run(arch, seed, derive(study_seed, "run", seed), _part(tell, number, len(self.protocol.seeds)))
+            if artifacts is not None and number == 0:
+                self._write(run, artifacts)
+            run.images = None
+            runs.append(run)
+            if run.outcome.diverged:
+                break
+        return self._quality(runs)
+
+    def _run(self, arch: Architecture, seed: int, derived: int, tell: Progress) -> Run:
+        unet = self._net(arch)
+        unet.initialise(derive(derived, "weights"))
+        judge = self._net(arch)
+        curve: list[tuple[int, float, float | None]] = []
+        steps = self.protocol.steps
+        every = max(1, steps // REPORTS)
+
+        def report(step: int, losses: list[float], average: Average) -> None:
+            due = step // every % max(1, REPORTS // CURVE_POINTS) == 0 and step < steps
+            validation = None
+            if due:
+                judge.load_state_dict(average.state())
+                validation = float(self._pair_losses(judge).mean())
+            curve.append((step, sum(losses) / len(losses), validation))
+            tell(f"training seed {seed}", TRAINING_SHARE * step / steps)
+
+        outcome = train(unet, self._materials.training, self.protocol, seed=derived, report=report, report_every=every)
+        judge.load_state_dict(outcome.average)
+        outcome.average = {}
+        pair_losses = self._pair_losses(judge)
+        outcome.diverged |= not bool(pair_losses.isfinite().all())
+        if curve and not outcome.diverged:
+            curve[-1] = (*curve[-1][:2], float(pair_losses.mean()))
+        run = Run(outcome, judge, curve, pair_losses)
+        if not outcome.diverged:
+            self._sample(run, seed, tell)
+        tell(f"seed {seed} done", 1.0)
+        return run
+
+    def _net(self, arch: Architecture) -> UNet:
+        # A net without cross-attention has no context width of its own; with this one it takes a context and ignores it.
+        fitting = arch.model_copy(update={"context_width": self.context_width})
+        unet: UNet = UNet(fitting).to(self.device)
+        return unet
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.protocol.precision == "bfloat16")
+
+    def _pair_losses(self, unet: UNet) -> Tensor:
+        unet.eval()
+        with self._autocast():
+            return flow.validation_losses(
+                unet,
+                self._materials.validation,
+                self._materials.validation_context,
+                seed=FIXED,
+                prediction=self.protocol.prediction,
+                shift=self.protocol.shift,
+            )
+
+    @torch.no_grad()
+    def _sample(self, run: Run, seed: int, tell: Progress) -> None:
+        """Draws the samples, and measures how far they are from the reference."""
+        extractor, real = self._materials.extractor, self._materials.reference
+        if extractor is None or real is None:
+            return
+        images, features = [], []
+        for start in range(0, self.protocol.samples, SAMPLING_BATCH):
+            images.append(self.draw(run.unet, range(start, min(start + SAMPLING_BATCH, self.protocol.samples))))
+            features.append(extractor(images[-1], resolution=self.protocol.feature_resolution))
+            done = (start + len(images[-1])) / self.protocol.samples
+            tell(f"sampling seed {seed}", TRAINING_SHARE + (1 - TRAINING_SHARE) * done)
+        run.images = torch.cat(images).cpu()
+        found = torch.cat(features)
+        if not found.isfinite().all():
+            run.outcome.diverged = True
+            return
+        run.frechet, run.kernel = distance.frechet(found, real), distance.kernel(found, real)
+
+    @torch.no_grad()
+    def draw(self, unet: UNet, indices: Sequence[int]) -> Tensor:
+        """The samples of so many indices of the protocol's prompts: (len(indices), 3, H, W) uint8."""
+        noise = flow.image_noise(indices, self._materials.latent_shape, seed=FIXED, name="sample").to(self.device)
+        with self._autocast():
+            latents = flow.sample(
+                unet.eval(),
+                noise,
+                self._materials.prompt_context[list(indices)],
+                steps=self.protocol.sampler_steps,
+                guidance=self.protocol.guidance,
+                prediction=self.protocol.prediction,
+                shift=self.protocol.shift,
+            )
+        images = self._materials.decoder.decode(latents.float())
+        return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def _quality(self, runs: list[Run]) -> Quality:
+        diverged = any(run.outcome.diverged for run in runs)
+        sampled = self._materials.extractor is not None
+        worst = Estimate(value=WORST, low=WORST, high=WORST)
+        return Quality(
+            validation_loss=worst if diverged else intervals.of_pairs([run.pair_losses for run in runs]),
+            frechet_distance=(worst if diverged else _estimate([run.frechet for run in runs])) if sampled else None,
+            kernel_distance=(worst if diverged else _estimate([run.kernel for run in runs])) if sampled else None,
+            extractor=self._materials.extractor.name if self._materials.extractor else "none",
+            protocol_hash=self.resolved.hash,
+            training_seconds=sum(run.outcome.seconds for run in runs),
+            diverged=diverged,
+        )
+
+    def _write(self, run: Run, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _aside(folder / "curve.csv") as part, part.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "training_loss", "validation_loss"])
+            writer.writerows(
+                [step, loss, "" if validation is None else validation] for step, loss, validation in run.curve
+            )
+        run.unet.save_pretrained(folder / "unet")
+        (folder / "unet" / "protocol.json").write_text(self.resolved.model_dump_json(indent=2) + "\n")
+        if run.images is not None:
+            with _aside(folder / "samples.png") as part:
+                Image.fromarray(grid(run.images, *GRID).permute(1, 2, 0).numpy()).save(part, format="png")
+
+
+def grid(images: Tensor, rows: int, columns: int) -> Tensor:
+    """The first images in rows on white, with a gap: (N, 3, H, W) uint8 → (3, H', W') uint8."""
+    columns = min(columns, len(images))
+    rows = min(rows, -(-len(images) // columns))
+    _, channels, height, width = images.shape
+    sheet = torch.full((channels, rows * (height + GAP) - GAP, columns * (width + GAP) - GAP), 255, dtype=torch.uint8)
+    for index, image in enumerate(images[: rows * columns]):
+        top, left = index // columns * (height + GAP), index % columns * (width + GAP)
+        sheet[:, top : top + height, left : left + width] = image
+    return sheet
+
+
+def _estimate(measured: Sequence[Measured | None]) -> Estimate:
+    return intervals.of_distances([one for one in measured if one is not None])
+
+
+def _silent(stage: str, fraction: float) -> None:  # noqa: ARG001
+    pass
+
+
+def _part(tell: Progress, number: int, parts: int) -> Progress:
+    """Progress of one of several equal parts."""
+    return lambda stage, fraction: tell(stage, (number + fraction) / parts)
+
+
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """Another path to write to, which becomes ``path`` once all is written."""
+    part = path.with_suffix(path.suffix + ".part")
+    yield part
+    part.replace(path)
