@@ -1,0 +1,92 @@
+"""What a study asks of whoever scores a candidate, in the order in which it asks; and archsearch's own."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality
+from snapgen.arch import Architecture
+from snapgen.errors import InputError
+from studies.settings import StudySettings
+
+if TYPE_CHECKING:
+    from spaces.space import Space
+
+Report = Callable[[str, float], None]
+"""Told the stage and which fraction of it is done."""
+
+
+class Scorer(Protocol):
+    """Scores candidates. Making one prepares and caches all that candidates share, so that the next one is quick."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """``protocol`` as JSON, ``protocol_hash`` and ``machine``, which the study keeps."""
+
+    def check(self, arch: Architecture) -> None:
+        """Raise InputError if the protocol can not train such an architecture."""
+
+    def cost(self, arch: Architecture) -> Cost:
+        """Seconds, no weights."""
+
+    def latency(self, arch: Architecture) -> LatencyRecord:
+        """Exact, and free next to training."""
+
+    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
+        """Minutes to hours. Whatever is left in the folder ``artifacts`` is kept beside the trial."""
+
+
+ScorerFactory = Callable[[StudySettings, "Space"], Scorer]
+"""A function of a module, so that worker processes find it by its name."""
+
+
+class ArchsearchScorer:
+    """Cost from the meta device, latency from the study's backend, quality from a short run."""
+
+    def __init__(self, settings: StudySettings, space: Space) -> None:
+        from archsearch.latency import backend
+
+        from archsearch.quality import Evaluator
+
+        self._settings, self._space = settings, space
+        options = {"threads": settings.latency.threads, **settings.latency.options}
+        self._backend = backend(settings.latency.device, **options)
+        self._evaluator = Evaluator(settings.protocol)
+        for name in (*settings.objectives, *settings.limits):
+            if OBJECTIVES[name].label.endswith("distance") and not settings.protocol.samples:
+                problem = f"{name} needs samples, and the protocol draws none"
+                raise InputError(settings.source, problem, "raise it", place="protocol.samples")
+
+    def describe(self) -> Mapping[str, Any]:
+        """As `Scorer`."""
+        from snapgen.device import choose
+
+        resolved = self._evaluator.resolved
+        machine = {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "device": str(choose()),
+        }
+        return {"protocol": resolved.model_dump(mode="json"), "protocol_hash": resolved.hash, "machine": machine}
+
+    def check(self, arch: Architecture) -> None:
+        """As `Scorer`."""
+        self._evaluator.check(arch)
+
+    def cost(self, arch: Architecture) -> Cost:
+        """As `Scorer`."""
+        from archsearch.cost import cost
+
+        return cost(arch, self._space.latent_size, context_tokens=self._space.context_tokens)
+
+    def latency(self, arch: Architecture) -> LatencyRecord:
+        """As `Scorer`."""
+        return self._backend.measure(arch, self._space.latent_size, self._space.context_tokens)
+
+    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
+        """As `Scorer`."""
+        return self._evaluator.score(arch, study_seed=self._settings.seed, progress=progress, artifacts=artifacts)

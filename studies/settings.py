@@ -1,0 +1,162 @@
+"""What a study is: its space, what it minimises under which limits, its sampler, budget, storage and protocol."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from archsearch.protocol import Protocol
+from archsearch.score import OBJECTIVES
+from snapgen import settings as reading
+from snapgen.errors import InputError
+from snapgen.settings import Settings
+
+RUNS = Path("runs")
+SAMPLERS = ("gp", "tpe", "nsga2", "nsga3", "random", "qmc")
+
+
+class SamplerSettings(Settings):
+    """Which Optuna sampler proposes candidates, and its own options, e.g. ``{name: gp, options: {…}}``."""
+
+    name: Literal["gp", "tpe", "nsga2", "nsga3", "random", "qmc"] = "gp"
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+
+class LatencySettings(Settings):
+    """Where latency is taken. ``options`` are the backend's own."""
+
+    device: str = "host"
+    threads: int | None = Field(default=1, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class StudySettings(Settings):
+    """One study, as its YAML has it.
+
+    Whatever changes the meaning of a score or the order of the candidates is fixed once the study has begun; the
+    budget, the number of workers and where artifacts go may change between runs (`studies.storage`).
+    """
+
+    name: str
+    space: str
+    objectives: tuple[str, ...] = Field(default=("validation_loss", "latency_ms"), min_length=1)
+    limits: dict[str, float] = Field(default_factory=dict)
+    """Most that a candidate may have of any of the score's numbers; the space's own limits hold besides."""
+    sampler: SamplerSettings = SamplerSettings()
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    trials: int | None = Field(default=None, ge=1)
+    """Candidates to score. Infeasible and repeated ones do not count."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Of running time, over all runs of the study; no trial is begun that would probably overrun it."""
+    workers: int = Field(default=1, ge=1, le=256)
+    threads: int = Field(default=1, ge=1)
+    """Of each worker."""
+    storage: str | None = None
+    """Any Optuna URL; None: SQLite in the run's folder."""
+    artifacts: str | None = None
+    """Folder of samples and weights; None: in the run's folder. Workers of several machines need a shared one."""
+    latency: LatencySettings = LatencySettings()
+    protocol: Protocol = Protocol()
+
+    _source: str = PrivateAttr(default="study")
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+            raise ValueError(f"{name!r:.60} does not do for a folder; use letters, digits, '-', '_' and '.'")
+        return name
+
+    @field_validator("objectives")
+    @classmethod
+    def _are_of_the_score(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for i, name in enumerate(names):
+            if name not in OBJECTIVES:
+                raise ValueError(f"unknown objective {name!r:.60}; use {', '.join(OBJECTIVES)}")
+            if name in names[:i]:
+                raise ValueError(f"{name} is there twice; remove one")
+        return names
+
+    @field_validator("limits")
+    @classmethod
+    def _are_on_the_score(cls, limits: dict[str, float]) -> dict[str, float]:
+        for name, most in limits.items():
+            if name not in OBJECTIVES:
+                raise ValueError(f"unknown limit {name!r:.60}; use {', '.join(OBJECTIVES)}")
+            if most <= 0:
+                raise ValueError(f"{name} can not be {most:g}; give a number above 0")
+        return limits
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _sampler_by_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_a_budget(self) -> Self:
+        if self.trials is None and self.minutes is None:
+            raise ValueError("no budget; give trials, minutes or both")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The file it was read from, for errors."""
+        return self._source
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, under the current directory."""
+        return RUNS / self.name
+
+    @property
+    def url(self) -> str:
+        """Where the study is stored."""
+        return self.storage or f"sqlite:///{self.folder / 'study.db'}"
+
+    @property
+    def artifact_folder(self) -> Path:
+        """Where samples and weights go."""
+        return Path(self.artifacts) if self.artifacts else self.folder / "artifacts"
+
+    def overridden(self, **changes: Any) -> StudySettings:
+        """These settings with those that are not None changed, and checked again."""
+        given = {key: value for key, value in changes.items() if value is not None}
+        if not given:
+            return self
+        changed = reading.parse({**self.model_dump(mode="json"), **given}, StudySettings, source=self.source)
+        changed._source = self._source
+        return changed
+
+
+def shipped() -> dict[str, Path]:
+    """The studies that come with archsearch, by name."""
+    folder = Path(str(resources.files("studies")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(name_or_path: str | Path) -> StudySettings:
+    """A shipped study by its name, or one's own by its path.
+
+    A space named by a path is looked for beside the study's file first, then from the current directory.
+
+    Raises:
+        InputError: naming the file, the place and the remedy.
+    """
+    known = shipped()
+    path = known.get(str(name_or_path), Path(name_or_path))
+    if not path.suffix and not path.exists():
+        raise InputError(
+            name_or_path, "is neither a shipped study nor a file", f"use {', '.join(known)} or a YAML file"
+        )
+    values = reading.read_mapping(path)
+    values.setdefault("name", path.stem)
+    found = reading.parse(values, StudySettings, source=path)
+    beside = path.parent / found.space
+    if Path(found.space).suffix and beside.exists():
+        found = found.model_copy(update={"space": str(beside)})
+    found._source = str(path)
+    return found
