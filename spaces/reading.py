@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from snapgen import seeds, settings
+from snapgen import presets, seeds, settings
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from snapgen.settings import Settings
@@ -76,7 +76,6 @@ def _find(name_or_path: str | Path) -> Path:
 
 
 def _base(file: SpaceFile, path: Path) -> Architecture:
-    from snapgen import presets
 
     if isinstance(file.base, dict):
         base = settings.parse(file.base, Architecture, source=path, place="base")

@@ -171,7 +171,7 @@ class Space:
         knobs, of the choices that leave the id as it is; that is exact where knobs do nothing independently.
         """
         if self.size() <= LARGEST_COUNT:
-            return len({self.architecture(point).id for point in self.points() if self.valid(point)}), True
+            return len({*map(self._id, self.points())} - {None}), True
         rng = random.Random(seed)
         found = 0.0
         for _ in range(samples):
@@ -181,9 +181,15 @@ class Space:
 
     def _same(self, point: Point) -> int:
         """About how many points are this one's architecture."""
-        here = self.architecture(point).id
+        here = self._id(point)
         others = ([{**point, knob.name: i} for i in range(len(knob.choices))] for knob in self.knobs)
-        return math.prod(sum(self.valid(p) and self.architecture(p).id == here for p in points) for points in others)
+        return math.prod(sum(other == point or self._id(other) == here for other in row) for row in others)
+
+    def _id(self, point: Point) -> str | None:
+        try:
+            return self.architecture(point).id
+        except ValueError:
+            return None
 
     @cached_property
     def digest(self) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 MOST_SAMPLES = 200
 FEWEST_SAMPLES = 20
-SECONDS = 8.0
+SECONDS = 6.0
 """About how long the random samples may take; a full-size net takes long to count, so fewer are."""
 
 
@@ -69,8 +70,8 @@ class SpaceSummary:
     Attributes:
         size, log_size: points, and the base-10 logarithm of their number.
         distinct, distinct_is_exact: valid architectures with different ids, counted or estimated.
-        smallest, largest: by params, as found by going through the knobs one by one (`_extreme`): the true ones where
-            the knobs' effects on params do not turn round each other, near them otherwise.
+        smallest, largest: by params, as found by going through the knobs one by one, ordered ones at their ends: the
+            true ones unless the knobs' effects on params turn each other round.
         middle: the random sample of median params.
         references: the base's and every reference's cost.
         samples: random valid points that were counted.
@@ -116,16 +117,15 @@ def summarise(
         samples: random points to count; None: `MOST_SAMPLES`, or as many as fit into `SECONDS`, but `FEWEST_SAMPLES`.
         progress: told the share done, from 0 to 1, after each architecture that was counted.
     """
-    started = time.perf_counter()
-    costs = _Counter(space, cost_function)
-    references = [costs.member(name, point) for name, point in space.points_of().items()]
-    each = (time.perf_counter() - started) / len(costs.known)
+    counter = _Counter(space, cost_function)
+    references = [counter.member(name, point) for name, point in space.points_of().items()]
     if samples is None:
-        samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, round(SECONDS / each)))
-    costs.told(progress, total=samples + 3 * sum(len(knob.choices) - 1 for knob in space.knobs))
+        samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, round(SECONDS / counter.least_seconds)))
+    counter.tell(progress, expected=samples + 3 * sum(len(_ends(knob)) - 1 for knob in space.knobs))
     rng = random.Random(seeds.derive(0, "space summary"))
-    drawn = sorted((costs.member("middle", space.sample(rng)) for _ in range(samples)), key=lambda m: m.params)
-    smallest, largest = (costs.member(name, _extreme(space, costs, sign)) for name, sign in _EXTREMES)
+    drawn = sorted((counter.member("middle", space.sample(rng)) for _ in range(samples)), key=lambda m: m.params)
+    smallest = counter.member("smallest", _extreme(space, counter, -1))
+    largest = counter.member("largest", _extreme(space, counter, 1))
     distinct, exact = space.distinct()
     members = (*references, *drawn, smallest, largest)
     return SpaceSummary(
@@ -149,60 +149,88 @@ def summarise(
     )
 
 
-_EXTREMES = (("smallest", -1), ("largest", 1))
-
-
 @dataclass
 class _Counter:
-    """Counts architectures, each once."""
+    """Counts a space's architectures, each once, and tells how far it has come."""
 
     space: Space
     cost_function: CostFunction
-    known: dict[str, Costs] = field(default_factory=dict)
+    costs: dict[str, Costs] = field(default_factory=dict)
+    least_seconds: float = math.inf
+    known_params: dict[str, int] = field(default_factory=dict)
     progress: Callable[[float], None] = lambda _: None
-    total: int = 0
+    left: int = 0
+    expected: int = 0
 
-    def told(self, progress: Callable[[float], None], total: int) -> None:
-        self.progress, self.total = progress, total + len(self.known)
-
-    def __call__(self, point: Point) -> Costs:
-        arch = self.space.architecture(point)
-        if arch.id not in self.known:
-            tokens = self.space.context_tokens
-            self.known[arch.id] = self.cost_function(arch, self.space.latent_size, context_tokens=tokens)
-            if self.total:
-                self.progress(min(1.0, len(self.known) / self.total))
-        return self.known[arch.id]
+    def tell(self, progress: Callable[[float], None], *, expected: int) -> None:
+        self.progress, self.left, self.expected = progress, expected, expected
 
     def member(self, name: str, point: Point) -> Member:
-        costs = self(point)
-        within = self.space.within_limits(costs)
-        ident = self.space.architecture(point).id
-        labels = self.space.labels(point)
-        return Member(name, ident, labels, costs.params, costs.macs, costs.activation_bytes, within)
+        arch = self.space.architecture(point)
+        costs = self.costs.get(arch.id)
+        if costs is None:
+            started = time.perf_counter()
+            costs = self.cost_function(arch, self.space.latent_size, context_tokens=self.space.context_tokens)
+            self.least_seconds = min(self.least_seconds, time.perf_counter() - started)
+            self.costs[arch.id] = costs
+            self._counted()
+        labels, within = self.space.labels(point), self.space.within_limits(costs)
+        return Member(name, arch.id, labels, costs.params, costs.macs, costs.activation_bytes, within)
+
+    def params(self, point: Point) -> int:
+        """Parameters alone: a net's shapes say them, without going through a forward pass."""
+        arch = self.space.architecture(point)
+        if arch.id in self.costs:
+            return self.costs[arch.id].params
+        if arch.id not in self.known_params:
+            self.known_params[arch.id] = _params(arch)
+            self._counted()
+        return self.known_params[arch.id]
+
+    def _counted(self) -> None:
+        self.left = max(0, self.left - 1)
+        if self.expected:
+            self.progress(1 - self.left / self.expected)
 
 
-def _extreme(space: Space, costs: _Counter, sign: int) -> Point:
+def _params(arch: Architecture) -> int:
+    import torch
+
+    from snapgen.unet import UNet
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in UNet(arch).parameters())
+
+
+def _extreme(space: Space, counter: _Counter, sign: int) -> Point:
     """The point of most (sign 1) or least (-1) params, by coordinate descent.
 
     Every knob is first moved alone from the base to its best choice; all those moves together, as far as they fit,
     are where the descent starts. It then goes through the knobs, taking whatever choice is better, until a whole
-    round takes none.
+    round takes none. Of ordered choices only the first and the last are tried.
     """
+
+    def rank(point: Point) -> int:
+        return sign * counter.params(point)
+
     base = space.base_point
-    best = {knob.name: max(_choices(space, base, knob), key=lambda p: sign * costs(p).params) for knob in space.knobs}
     point: Point = dict(base)
     for knob in space.knobs:
-        moved = {**point, knob.name: best[knob.name][knob.name]}
+        moved = {**point, knob.name: max(_moves(space, base, knob), key=rank)[knob.name]}
         point = moved if space.valid(moved) else point
     while True:
-        before = costs(point).params
+        start = point
         for knob in space.knobs:
-            point = max([point, *_choices(space, point, knob)], key=lambda p: sign * costs(p).params)
-        if costs(point).params == before:
+            point = max([point, *_moves(space, point, knob)], key=rank)  # of equals the first: it ends
+        if point == start:
             return point
 
 
-def _choices(space: Space, point: Point, knob: Knob) -> Iterable[Point]:
-    """The valid points that differ from this one in that knob at most."""
-    return list(filter(space.valid, ({**point, knob.name: i} for i in range(len(knob.choices)))))
+def _moves(space: Space, point: Point, knob: Knob) -> list[Point]:
+    """This point, and the valid ones with another of the knob's choices that may be extreme."""
+    return [point, *filter(space.valid, ({**point, knob.name: i} for i in _ends(knob)))]
+
+
+def _ends(knob: Knob) -> tuple[int, ...]:
+    last = len(knob.choices) - 1
+    return (0, last) if knob.ordered else tuple(range(last + 1))
