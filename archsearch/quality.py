@@ -178,7 +178,7 @@ class Evaluator:
         return run
 
     def _net(self, arch: Architecture) -> UNet:
-        # A net without cross-attention has no context width of its own; with this one it takes a context and ignores it.
+        # Without cross-attention a net has no context width of its own; with this one it takes a context and ignores it.
         fitting = arch.model_copy(update={"context_width": self.context_width})
         unet: UNet = UNet(fitting).to(self.device)
         return unet
@@ -279,7 +279,7 @@ def _estimate(measured: Sequence[Measured | None]) -> Estimate:
     return intervals.of_distances([one for one in measured if one is not None])
 
 
-def _silent(stage: str, fraction: float) -> None:  # noqa: ARG001
+def _silent(stage: str, fraction: float) -> None:
     pass
 
 

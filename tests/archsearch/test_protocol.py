@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from archsearch.protocol import Protocol, ResolvedProtocol
+
+
+def resolved(digests: str = "d", **fields: Any) -> ResolvedProtocol:
+    return ResolvedProtocol(
+        protocol=Protocol(**fields),
+        data_digest=digests,
+        autoencoder_digest="a",
+        text_digest="t",
+        extractor_digest="e",
+    )
+
+
+CHANGES: dict[str, Any] = {
+    "steps": 17,
+    "batch": 3,
+    "optimizer": "muon",
+    "learning_rate": 0.123,
+    "beta2": 0.5,
+    "weight_decay": 0.3,
+    "clip": 2.5,
+    "warmup": 0.31,
+    "schedule": "constant",
+    "ema": 0.07,
+    "caption_dropout": 0.6,
+    "prediction": "data",
+    "shift": 2.0,
+    "precision": "bfloat16",
+    "resolution": 64,
+    "context_tokens": 5,
+    "sampler_steps": 99,
+    "guidance": 7.0,
+    "samples": 1000,
+    "feature_resolution": 128,
+    "validation_pairs": 33,
+    "seeds": (4, 5, 6),
+}
+NAMED = {"data", "autoencoder", "text", "extractor"}
+
+
+def test_every_field_is_covered() -> None:
+    assert CHANGES.keys() | NAMED == Protocol.model_fields.keys()
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_field_changes_the_hash_and_is_named(field: str) -> None:
+    plain, changed = resolved(optimizer="adamw", schedule="linear", prediction="velocity"), CHANGES[field]
+    other = resolved(**{"optimizer": "adamw", "schedule": "linear", "prediction": "velocity", field: changed})
+    assert plain.hash != other.hash
+    difference = plain.first_difference(other)
+    assert difference is not None
+    assert difference.startswith(f"{field}: ")
+    assert str(getattr(plain.protocol, field)) in difference
+    assert str(changed) in difference
+
+
+def test_what_is_named_counts_by_content() -> None:
+    plain = resolved(data="emoji")
+    assert plain.hash == resolved(data="/elsewhere/emoji").hash
+    assert plain.first_difference(resolved(data="/elsewhere/emoji")) is None
+    other = resolved("other", data="emoji")
+    assert plain.hash != other.hash
+    assert plain.first_difference(other) == "data: emoji with digest d against other"
+    assert plain.first_difference(resolved("other", data="faces")) == "data: emoji against faces"
+
+
+def test_sampling_does_not_count_where_nothing_is_sampled() -> None:
+    plain = resolved(samples=0)
+    assert plain.hash == resolved(samples=0, guidance=9.0, sampler_steps=3, feature_resolution=99).hash
+    assert plain.hash != resolved(samples=0, validation_pairs=99).hash
+
+
+def test_revision_counts() -> None:
+    plain = resolved()
+    older = plain.model_copy(update={"revision": 0})
+    assert plain.hash != older.hash
+    assert (plain.first_difference(older) or "").startswith("revision: ")
+
+
+@given(st.sampled_from(sorted(CHANGES)), st.sampled_from(sorted(CHANGES)))
+def test_hashes_differ_exactly_when_a_field_does(a: str, b: str) -> None:
+    one, other = resolved(**{a: CHANGES[a]}), resolved(**{b: CHANGES[b]})
+    assert (one.hash == other.hash) == (one.first_difference(other) is None) == (a == b)
+
+
+def test_survives_json() -> None:
+    one = resolved(seeds=(3, 1, 2))
+    again = ResolvedProtocol.model_validate_json(one.model_dump_json())
+    assert again == one
+    assert again.hash == one.hash
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"seeds": ()}, {"seeds": (1, 1)}, {"samples": 3}, {"steps": 0}, {"sampel": 1}, {"learning_rate": float("nan")}],
+    ids=str,
+)
+def test_refuses_what_cannot_be_run(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Protocol(**fields)

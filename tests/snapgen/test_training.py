@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snapgen.optimizers import Optimizers
+from snapgen.training import Average, LatentExamples, TrainingSettings, gamma, rate, train
+
+
+class Net(nn.Module):
+    """Small and convolutional, with every kind of weight; scales with the caption."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.enter = nn.Conv2d(2, 32, 3, padding=1)
+            self.middle = nn.Conv2d(32, 32, 3, padding=1)
+            self.context = nn.Linear(4, 32)
+            self.leave = nn.Conv2d(32, 2, 1)
+            nn.init.zeros_(self.leave.weight)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        assert context is not None
+        h = self.enter(x) + self.context(context.mean(1))[:, :, None, None] + t.view(-1, 1, 1, 1)
+        return self.leave(torch.relu(self.middle(torch.relu(h))))
+
+
+@pytest.fixture(scope="module")
+def examples() -> LatentExamples:
+    """Two captions, each a constant image of its own sign."""
+    caption = torch.arange(40) % 2
+    latents = torch.where(caption.view(-1, 1, 1, 1) == 0, 1.0, -1.0) * torch.ones(40, 2, 4, 4)
+    contexts = torch.stack([torch.ones(3, 4), -torch.ones(3, 4)])
+    return LatentExamples(latents.half(), contexts.half(), caption)
+
+
+SHORT = TrainingSettings(steps=60, batch=16, learning_rate=3e-3, prediction="velocity")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_learns(examples: LatentExamples, optimizer: str) -> None:
+    outcome = train(Net(), examples, SHORT.model_copy(update={"optimizer": optimizer}), seed=0)
+    assert len(outcome.losses) == 60
+    assert not outcome.diverged
+    assert sum(outcome.losses[-10:]) < 0.6 * sum(outcome.losses[:10])
+
+
+def test_a_seed_repeats_to_the_bit_and_another_does_not(examples: LatentExamples) -> None:
+    settings = SHORT.model_copy(update={"steps": 8})
+    first, again, other = (train(Net(), examples, settings, seed=seed) for seed in (3, 3, 4))
+    assert first.losses == again.losses
+    assert all(torch.equal(first.average[name], again.average[name]) for name in first.average)
+    assert first.losses != other.losses
+
+
+def test_reporting_changes_nothing(examples: LatentExamples) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def report(step: int, losses: list[float], average: Average) -> None:
+        seen.append((step, len(losses)))
+        average.state()
+
+    settings = SHORT.model_copy(update={"steps": 10})
+    plain = train(Net(), examples, settings, seed=0)
+    told = train(Net(), examples, settings, seed=0, report=report, report_every=4)
+    assert seen == [(4, 4), (8, 4), (10, 2)]
+    assert plain.losses == told.losses
+
+
+def test_a_run_that_diverges_stops_and_says_so(examples: LatentExamples) -> None:
+    wild = SHORT.model_copy(update={"learning_rate": 1e12, "clip": 1e30, "warmup": 0.0})
+    outcome = train(Net(), examples, wild, seed=0, report_every=5)
+    assert outcome.diverged
+    assert len(outcome.losses) < 60
+
+
+def test_rate_rises_and_falls_to_zero() -> None:
+    settings = TrainingSettings(steps=100, warmup=0.1, schedule="linear")
+    rates = [rate(step, settings) for step in range(1, 101)]
+    assert max(rates) == rates[10] == 1
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.02
+    assert rate(100, settings.model_copy(update={"schedule": "constant"})) == 1
+    assert 0 < rate(100, settings.model_copy(update={"schedule": "cosine"})) < 0.01
+    assert rate(1, settings.model_copy(update={"warmup": 0.0})) == 1
+
+
+def test_average_has_the_width_it_promises() -> None:
+    """Averaging the step number itself shows the weights' spread: σ_rel of the run."""
+    width, steps = 0.1, 4000
+    module = nn.Linear(1, 1, bias=False)
+    first, second = Average(module, width), nn.Linear(1, 1, bias=False)
+    squares = Average(second, width)
+    for step in range(1, steps + 1):
+        with torch.no_grad():
+            module.weight.fill_(step / steps)
+            second.weight.fill_((step / steps) ** 2)
+        first.update(step)
+        squares.update(step)
+    mean, square = float(first.state()["weight"]), float(squares.state()["weight"])
+    assert (square - mean**2) ** 0.5 == pytest.approx(width, rel=0.02)
+    assert gamma(0.1) == pytest.approx(6.94, abs=0.01)  # EDM2, section 3.1
+
+
+def test_no_average_is_the_last_weights(examples: LatentExamples) -> None:
+    net = Net()
+    outcome = train(net, examples, SHORT.model_copy(update={"steps": 3, "ema": 0.0}), seed=0)
+    assert all(torch.equal(outcome.average[name], tensor) for name, tensor in net.state_dict().items())
+    averaged = train(Net(), examples, SHORT.model_copy(update={"steps": 3}), seed=0)
+    assert not torch.equal(averaged.average["leave.weight"], outcome.average["leave.weight"])
+
+
+def test_captions_are_dropped_as_often_as_told(examples: LatentExamples) -> None:
+    dropped = []
+
+    class Spy(Net):
+        def forward(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+            assert context is not None
+            dropped.append((context == 0).all(2).all(1).float().mean().item())
+            return super().forward(x, t, context)
+
+    train(Spy(), examples, SHORT.model_copy(update={"caption_dropout": 0.25}), seed=0)
+    assert sum(dropped) / len(dropped) == pytest.approx(0.25, abs=0.05)
+
+
+def test_every_example_is_seen_equally(examples: LatentExamples) -> None:
+    seen: list[int] = []
+
+    class Counted(LatentExamples):
+        def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+            seen.extend(indices.tolist())
+            return super().batch(indices)
+
+    counted = Counted(examples.latents, examples.contexts, examples.caption)
+    train(Net(), counted, SHORT.model_copy(update={"steps": 5}), seed=0)
+    assert sorted(seen[:40]) == sorted(seen[40:80]) == list(range(40))
+    assert seen[:40] != seen[40:80]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_whole_kernels_in_either_layout(layout: torch.memory_format) -> None:
+    net = Net().to(memory_format=layout)  # type: ignore[call-overload]
+    before = {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
+    optimizers = Optimizers(net, kind="muon", learning_rate=0.01, beta2=0.99, weight_decay=0.0, clip=1e9)
+    generator = torch.Generator().manual_seed(0)
+    gradients = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in before.items()}
+    for name, param in net.named_parameters():
+        param.grad = gradients[name].to(memory_format=layout) if param.ndim == 4 else gradients[name].clone()
+    optimizers.step(1.0)
+    moved = (net.middle.weight.detach() - before["middle.weight"]).flatten(1)
+    # Orthogonal rows of equal length, AdamW's root mean square (0.2), along the gradient.
+    assert float(moved.square().mean().sqrt()) == pytest.approx(0.01 * 0.2, rel=0.2)
+    singular = torch.linalg.svdvals(moved)
+    assert float(singular.max() / singular.min()) < 3
+    assert float((moved * gradients["middle.weight"].flatten(1)).sum()) < 0
+    assert all(param.grad is None for param in net.parameters())
+
+
+def test_weight_decay_spares_vectors() -> None:
+    net = Net()
+    before = {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
+    optimizers = Optimizers(net, kind="adamw", learning_rate=0.1, beta2=0.99, weight_decay=0.5, clip=1)
+    for param in net.parameters():
+        param.grad = torch.zeros_like(param)
+    optimizers.step(1.0)
+    assert torch.equal(net.enter.bias, before["enter.bias"])
+    torch.testing.assert_close(net.enter.weight.detach(), before["enter.weight"] * 0.95)
