@@ -1,0 +1,90 @@
+"""Numbers of a score as people read them: with an interval, a unit, and as many digits as the noise allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from archsearch.score import OBJECTIVES, Missing, Score, metric_label
+from reports.effects import Interval
+
+QUALITIES = ("validation_loss", "frechet_distance", "kernel_distance")
+COSTS = ("latency_ms", "params", "macs", "activation_bytes")
+
+_UNITS = {"params": "M", "macs": "M", "activation_bytes": "MB", "latency_ms": "ms"}
+_SHORT = {"params": "params", "latency_ms": "latency", "activation_bytes": "activations"}
+
+
+def amount(score: Score, name: str) -> Interval | None:
+    """One number of a score: quality with its 95 % interval, latency with its quartiles, costs exact; None: not taken.
+
+    In the unit of `unit`.
+    """
+    try:
+        value = OBJECTIVES[name].getter(score)
+    except Missing:
+        return None
+    if name in QUALITIES:
+        estimate = getattr(score.quality, name)
+        return Interval(value, estimate.low, estimate.high)
+    if name == "latency_ms" and score.latency:
+        return Interval(value, score.latency.lower_quartile_ms, score.latency.upper_quartile_ms)
+    value = value / 1e6 if name in _UNITS else value
+    return Interval(value, value, value)
+
+
+def unit(name: str) -> str:
+    """The unit that `amount` is in; empty for quality."""
+    return _UNITS.get(name, "")
+
+
+def label(name: str, extractor: str, *, short: bool = False) -> str:
+    """An objective's name for people, without its unit."""
+    return _SHORT.get(name) or metric_label(name, extractor) if short else metric_label(name, extractor)
+
+
+def axis(name: str, extractor: str) -> str:
+    """An axis title: the name, and the unit where there is one."""
+    text = label(name, extractor)
+    text = text[0].upper() + text[1:]
+    return f"{text} ({unit(name)})" if unit(name) else text
+
+
+def number(value: float, noise: float = 0.0) -> str:
+    """A number with as many digits as its noise (half its interval) allows, three to five where there is none.
+
+    >>> number(0.512345, 0.0123), number(822.4, 31.0), number(12.3456), number(0.0)
+    ('0.512', '822', '12.3', '0')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    size = math.floor(math.log10(abs(value))) if value else 0
+    digits = 2 - size
+    if noise > 0:
+        digits = min(1 - math.floor(math.log10(noise)), 4 - size)
+    text = f"{value:,.{max(digits, 0) if value or noise else 0}f}"
+    return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−")
+
+
+def spoken(interval: Interval, name: str, *, ends: bool = False) -> str:
+    """``12.3 ms``, ``0.512 [0.500, 0.525]``."""
+    noise = (interval.high - interval.low) / 2
+    text = number(interval.value, noise)
+    text += f" {unit(name)}" if unit(name) else ""
+    if ends and interval.high > interval.low:
+        text += f" [{number(interval.low, noise)}, {number(interval.high, noise)}]"
+    return text
+
+
+def change(interval: Interval, *, relative: bool) -> str:
+    """An effect with its interval: ``+12 % [8, 16]``, ``−0.021 [−0.030, −0.012]``."""
+    scale, sign = (100, " %") if relative else (1, "")
+    noise = scale * (interval.high - interval.low) / 2
+    value, low, high = (number(scale * end, noise) for end in (interval.value, interval.low, interval.high))
+    return f"{'+' if interval.value > 0 else ''}{value}{sign} [{low}, {high}]"
+
+
+def shared(values: Iterable[float]) -> bool:
+    """Whether positive values span so much that a logarithmic axis serves better."""
+    kept = list(values)
+    return bool(kept) and min(kept) > 0 and max(kept) / min(kept) > 6

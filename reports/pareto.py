@@ -1,0 +1,40 @@
+"""The report of a study: one HTML file that needs no network, and a CSV beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from snapgen.errors import InputError
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+
+def write(study: Study, out: Path) -> Path:
+    """Write the report of a study, running or finished, and ``out`` with the suffix ``.csv`` beside it.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        InputError: if nothing was scored yet, protocols are mixed, or the file cannot be written.
+    """
+    from reports import facts, page, tables
+
+    found = facts.read(study)
+    put(out, page.render(found))
+    put(out.with_suffix(".csv"), tables.csv(tables.candidates(found)))
+    return out
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file aside and rename it, so that a reader finds the old one or the new one."""
+    part = path.with_suffix(path.suffix + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True) if part.is_file() else None
+        raise InputError(path, (error.strerror or "cannot be written").lower(), "name a writable file") from None

@@ -1,0 +1,155 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const root = document.documentElement;
+  const el = (id) => document.getElementById(id);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  let chosen = data.best;
+
+  // Colours: figures name CSS variables; a probe says what they are under the present theme.
+  const probe = document.body.appendChild(document.createElement("span"));
+  probe.hidden = true;
+  const colour = (value) => { probe.style.color = value; return getComputedStyle(probe).color; };
+  const themed = (value) => {
+    if (typeof value === "string") return value.startsWith("var(--") ? colour(value) : value;
+    if (Array.isArray(value)) return value.map(themed);
+    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, themed(v)]));
+    return value;
+  };
+
+  // Charts
+  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const touch = matchMedia("(pointer: coarse)").matches;
+  function draw(id, figure) {
+    const { data: traces, layout } = themed(figure);
+    for (const trace of traces) {
+      if (trace.hoverinfo === "text") trace.hovertext = trace.customdata.map((n) => data.candidates[n].hover);
+    }
+    layout.font.family = getComputedStyle(document.body).fontFamily;
+    if (touch) layout.dragmode = false; // a finger on the chart scrolls the page
+    const chart = el(id);
+    const first = !chart.data;
+    Plotly.react(chart, traces, layout, config);
+    if (!first) return;
+    chart.on("plotly_click", (event) => choose(event.points[0].customdata));
+    chart.on("plotly_hover", (event) => { if (event.points[0].customdata !== undefined) show(event.points[0].customdata); });
+    chart.on("plotly_unhover", () => show(chosen));
+  }
+  function drawFront() {
+    const figure = data.fronts[`${el("axis-y").value}/${el("axis-x").value}`];
+    draw("front-chart", { layout: figure.layout, data: [...figure.data, ring(figure)] });
+  }
+  function ring(figure) {
+    const at = { x: [], y: [] };
+    let yaxis = "y";
+    for (const trace of figure.data) {
+      const i = (trace.customdata || []).indexOf(chosen);
+      if (i >= 0) { at.x = [trace.x[i]]; at.y = [trace.y[i]]; yaxis = trace.yaxis || "y"; }
+    }
+    const marker = { symbol: "circle-open", size: 17, color: "var(--ink)", line: { width: 1.5 } };
+    return { type: "scatter", mode: "markers", name: "chosen", ...at, yaxis, marker, hoverinfo: "skip" };
+  }
+  function drawAll() {
+    drawFront();
+    for (const [id, figure] of Object.entries(data.charts)) draw(id, figure);
+  }
+
+  // The panel: text only ever by textContent, whatever a name holds.
+  function add(parent, tag, text, className) {
+    const child = parent.appendChild(document.createElement(tag));
+    if (text !== undefined) child.textContent = text;
+    if (className) child.className = className;
+    return child;
+  }
+  function show(number) {
+    const candidate = data.candidates[number];
+    const panel = el("panel");
+    if (!candidate || panel.dataset.number === String(number)) return;
+    panel.dataset.number = number;
+    panel.replaceChildren();
+    add(panel, "h3", candidate.title);
+    const state = add(panel, "p", `${candidate.state} · `, "state");
+    add(state, "code", candidate.id);
+    const uri = data.samples[number];
+    if (uri) {
+      const image = add(panel, "img");
+      image.alt = `Samples of ${candidate.title}`;
+      image.src = uri;
+    }
+    const list = add(panel, "dl", undefined, "pairs");
+    for (const [label, text] of candidate.numbers) {
+      const row = add(list, "div");
+      add(row, "dt", label);
+      add(row, "dd", text);
+    }
+    add(panel, "h4", "In words");
+    add(panel, "p", candidate.words);
+    if (candidate.differs.length) {
+      add(panel, "h4", "Differs from the base");
+      const items = add(panel, "ul");
+      for (const text of candidate.differs) add(items, "li", text);
+    }
+  }
+  function choose(number) {
+    if (number === undefined || !data.candidates[number]) return;
+    chosen = number;
+    el("pick").value = number;
+    for (const row of rows) row.classList.toggle("chosen", row.dataset.number === String(number));
+    show(number);
+    drawFront();
+  }
+
+  // The table
+  const table = el("table");
+  const body = table.tBodies[0];
+  const rows = [...body.rows];
+  const heads = [...table.tHead.rows[0].cells];
+  const key = (cell) => ("value" in cell.dataset ? (cell.dataset.value === "" ? null : Number(cell.dataset.value)) : cell.textContent.trim().toLowerCase());
+  function sort(column) {
+    const down = heads[column].ariaSort === "ascending";
+    heads.forEach((head, i) => { head.ariaSort = i !== column ? "none" : down ? "descending" : "ascending"; });
+    const keyed = rows.map((row, i) => ({ row, i, value: key(row.cells[column]) }));
+    keyed.sort((a, b) => {
+      if (a.value === null || b.value === null) return (a.value === null) - (b.value === null) || a.i - b.i;
+      const order = a.value < b.value ? -1 : a.value > b.value ? 1 : 0;
+      return (down ? -order : order) || a.i - b.i;
+    });
+    body.append(...keyed.map(({ row }) => row));
+  }
+  function filter() {
+    const wanted = el("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const kind = document.querySelector("input[name=show]:checked").value;
+    let shown = 0;
+    for (const row of rows) {
+      const text = row.textContent.toLowerCase();
+      row.hidden = !(kind === "all" || row.dataset[kind] === "true") || !wanted.every((word) => text.includes(word));
+      shown += !row.hidden;
+    }
+    el("count").textContent = `${shown} of ${rows.length}`;
+  }
+  heads.forEach((head, i) => head.querySelector("button").addEventListener("click", () => sort(i)));
+  body.addEventListener("click", (event) => {
+    if (!event.target.closest(".open")) return;
+    choose(Number(event.target.closest("tr").dataset.number));
+    el("front").scrollIntoView();
+  });
+  el("filter").addEventListener("input", filter);
+  for (const radio of document.querySelectorAll("input[name=show]")) radio.addEventListener("change", filter);
+  el("show-knobs").addEventListener("change", (event) => table.classList.toggle("with-knobs", event.target.checked));
+
+  // The theme: the system's, until a person chooses.
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
+  function retheme() {
+    el("theme").textContent = isDark() ? "Light" : "Dark";
+    el("theme").setAttribute("aria-label", `Use the ${isDark() ? "light" : "dark"} theme`);
+    drawAll();
+  }
+  el("theme").addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; retheme(); });
+  dark.addEventListener("change", retheme);
+
+  for (const id of ["axis-x", "axis-y"]) el(id).addEventListener("change", drawFront);
+  el("pick").addEventListener("change", (event) => choose(Number(event.target.value)));
+  filter();
+  retheme();
+  choose(chosen);
+})();

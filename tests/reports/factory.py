@@ -1,0 +1,185 @@
+"""Studies as a search leaves them, with made-up but lifelike scores; in Optuna's own storage, read as any other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from PIL import Image, ImageDraw
+
+from archsearch.score import OBJECTIVES, Cost, Estimate, LatencyRecord, Quality, Score
+from snapgen.arch import Architecture
+from spaces.space import Space
+
+PROTOCOL = {
+    "protocol": {"data": "emoji", "resolution": 32, "steps": 300, "batch": 64, "seeds": [0, 1], "extractor": "e"},
+    "data_digest": "6c1f3b0d2a9e4877",
+    "revision": 1,
+}
+HASH = "2f7d9a10c4be5386"
+MACHINE = {"system": "Linux-6.8-x86_64", "processor": "Xeon", "cores": 2, "device": "cpu"}
+OBJECTIVE_NAMES = ("validation_loss", "latency_ms")
+INFEASIBLE_MS = 9.0
+
+
+def create(
+    folder: Path,
+    *,
+    name: str = "emoji",
+    candidates: int = 36,
+    objectives: Sequence[str] = OBJECTIVE_NAMES,
+    samples: bool = True,
+    names: Mapping[int, str] | None = None,
+    seed: int = 0,
+    storage: str | None = None,
+) -> optuna.Study:
+    """A study of base, reference and random candidates of the shipped space, some of them too slow.
+
+    In memory, unless ``storage`` says where; artifacts in ``folder``.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = Space.load("emoji")
+    study = optuna.create_study(study_name=name, storage=storage, directions=["minimize"] * len(objectives))
+    settings = {"name": name, "space": "emoji", "objectives": list(objectives), "limits": {"latency_ms": INFEASIBLE_MS}}
+    settings |= {"seed": 0, "sampler": {"name": "gp"}, "trials": candidates, "latency": {"device": "host"}}
+    attrs = {"settings": settings, "space": space.to_dict(), "protocol": PROTOCOL, "protocol_hash": HASH}
+    attrs |= {"machine": MACHINE, "artifacts": str(folder / "artifacts")}
+    for key, value in attrs.items():
+        study.set_user_attr(key, value)
+    rng = random.Random(seed)
+    designs = list(space.points_of().items()) if candidates > 1 else []
+    while len(designs) < candidates:
+        designs.append(("", space.sample(rng)))
+    for slot, (design, point) in enumerate(designs):
+        called = (names or {}).get(slot, design)
+        score = made_up(space.architecture(point), random.Random(slot + 100 * seed))
+        picture = folder / "samples.png"
+        grid(random.Random(slot)).save(picture)
+        files = [picture] if samples and score.quality else []
+        add(study, space, slot, point, score, name=called or None, files=files)
+    return study
+
+
+def add(
+    study: optuna.Study,
+    space: Space,
+    slot: int,
+    point: Mapping[str, int],
+    score: Score | None,
+    *,
+    name: str | None = None,
+    state: str = "",
+    files: Sequence[Path] = (),
+    **attrs: Any,
+) -> None:
+    """One trial as a worker leaves it, with its artifacts; ``state`` follows from the score if not given."""
+    from optuna.trial import TrialState
+
+    arch = space.architecture(point)
+    known = {"worker": {"host": "here", "pid": 1}, "slot": slot, "name": name, "stage": "done", "fraction": 1.0}
+    known |= {"architecture": arch.model_dump(mode="json"), "architecture_id": arch.id, "reused_from": None}
+    attrs = {**known, **attrs}
+    values = None
+    if score is not None:
+        attrs["score"] = score.model_dump(mode="json")
+        state = state or ("COMPLETE" if score.quality else "PRUNED")
+        if state == "PRUNED" and score.latency:
+            attrs["infeasible"] = f"latency_ms {score.latency.median_ms:.3g} > {INFEASIBLE_MS:g}"
+        if state == "COMPLETE":
+            values = [OBJECTIVES[o].getter(score) for o in study.user_attrs["settings"]["objectives"]]
+            attrs["values"] = values
+    distributions = {
+        k.name: optuna.distributions.IntDistribution(0, len(k.choices) - 1)
+        if k.ordered
+        else optuna.distributions.CategoricalDistribution(list(range(len(k.choices))))
+        for k in space.knobs
+    }
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.RUNNING, params=dict(point), distributions=distributions, user_attrs=attrs
+        )
+    )
+    trial = study.get_trials(deepcopy=False)[-1]
+    for file in files:
+        store = Path(study.user_attrs["artifacts"])
+        store.mkdir(exist_ok=True)
+        optuna.artifacts.upload_artifact(
+            artifact_store=optuna.artifacts.FileSystemArtifactStore(str(store)),
+            file_path=str(file),
+            study_or_trial=trial,
+            storage=study._storage,
+        )
+    study._storage.set_trial_state_values(trial._trial_id, TrialState[state], values)
+
+
+def made_up(arch: Architecture, rng: random.Random) -> Score:
+    """A score that follows from the architecture as real ones do, with noise; too slow ones are not trained."""
+    params, macs = counted(arch)
+    milliseconds = 0.4 + 1.2 * macs / 1e6 * rng.uniform(0.97, 1.03)
+    latency = LatencyRecord(
+        median_ms=milliseconds,
+        lower_quartile_ms=milliseconds * 0.98,
+        upper_quartile_ms=milliseconds * 1.04,
+        runs=120,
+        source="measured",
+        device="host",
+        compute_units="cpu",
+        chip="Xeon",
+        os="Linux",
+        threads=1,
+        load_ms=84.0,
+        runtime="onnxruntime 1.25",
+        steady=True,
+    )
+    cost = Cost(params=int(params), macs=int(macs), activation_bytes=int(9e4 + 0.01 * macs))
+    if milliseconds > INFEASIBLE_MS:
+        return Score(cost=cost, latency=latency)
+    better = 0.012 * arch.rope + 0.02 * arch.qk_norm - 0.015 * (arch.mid.conv == "separable")
+    loss = 0.37 + 0.16 / (params / 1e6 + 0.4) - better
+    seeds = [loss + rng.gauss(0, 0.004) for _ in range(2)]
+    quality = Quality(
+        validation_loss=estimate(seeds, 0.006),
+        frechet_distance=estimate([760 + 900 * (s - 0.4) + rng.gauss(0, 14) for s in seeds], 24),
+        kernel_distance=estimate([0.02 + 0.3 * (s - 0.4) + rng.gauss(0, 0.006) for s in seeds], 0.008),
+        extractor="efficientnet-lite0",
+        protocol_hash=HASH,
+        training_seconds=35 + milliseconds,
+    )
+    return Score(cost=cost, latency=latency, quality=quality)
+
+
+def estimate(seeds: Sequence[float], half: float) -> Estimate:
+    """The mean of the seeds, give or take."""
+    value = float(np.mean(seeds))
+    return Estimate(value=value, low=value - half, high=value + half, by_seed=tuple(seeds))
+
+
+def counted(arch: Architecture) -> tuple[float, float]:
+    """Parameters and MACs, roughly."""
+    params = macs = 0.0
+    for place, blocks, channels in arch.sites():
+        area = 4 ** (len(arch.down) - 1 - (int(place[-2]) if place != "mid" else len(arch.down) - 1))
+        width = channels * channels
+        conv = 18 if blocks.conv == "plain" else 2 + 2 * blocks.expansion
+        transformer = 3 * blocks.ffn_ratio + 4 + 4 * blocks.self_attention
+        size = width * (blocks.residual_blocks * conv + blocks.transformers * blocks.transformer_depth * transformer)
+        params, macs = params + size, macs + size * area * 4
+    return params, macs
+
+
+def grid(rng: random.Random) -> Image.Image:
+    """Four by eight faces of 32 px, after a fashion."""
+    image = Image.new("RGB", (8 * 32, 4 * 32), "white")
+    draw = ImageDraw.Draw(image)
+    for x in range(0, image.width, 32):
+        for y in range(0, image.height, 32):
+            hue = tuple(rng.randrange(90, 255) for _ in range(3))
+            draw.ellipse((x + 3, y + 3, x + 28, y + 28), fill=hue)
+            draw.ellipse((x + 9, y + 10, x + 12, y + 14), fill="#333")
+            draw.ellipse((x + 19, y + 10, x + 22, y + 14), fill="#333")
+            draw.arc((x + 9, y + 12, x + 22, y + 23), 20, 160, fill="#333", width=2)
+    return image
