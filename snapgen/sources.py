@@ -101,7 +101,7 @@ class Folder:
 
     def digest(self) -> str:
         names = [f"{key}\0{caption}" for (key, _), caption in zip(self.images, self.captions, strict=True)]
-        return _digest([path for _, path in self.images], names)
+        return digest_files([path for _, path in self.images], names)
 
     def nothing(self, name: str, split: Split, count: int) -> InputError:
         if count:
@@ -152,7 +152,7 @@ class Shards:
                         yield _in_shard(sample)
 
     def digest(self) -> str:
-        return _digest(self.paths, [self.share or "all"])
+        return digest_files(self.paths, [self.share or "all"])
 
     def nothing(self, name: str, split: Split, count: int) -> InputError:
         if self.broken and not count:
@@ -186,7 +186,7 @@ def _clean(text: bytes) -> str:
     return " ".join(text[: 4 * _LONGEST_CAPTION].decode(errors="replace").split())[:_LONGEST_CAPTION]
 
 
-def _digest(paths: Sequence[Path], names: Iterable[str]) -> str:
+def digest_files(paths: Sequence[Path], names: Iterable[str]) -> str:
     """16 hex digits of a hash of the files (`HASHED_BYTES`) and of ``names``."""
     total = hashlib.sha256()
     for name in names:
