@@ -1,0 +1,256 @@
+"""Whatever a user gets wrong ends in one line with the remedy and exit status 2, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sqlite3
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from archsearch import cli
+from snapgen.settings import LARGEST_FILE
+
+STUDY = {"space": "emoji", "trials": 1, "protocol": {"steps": 2, "samples": 8}}
+SPACE = {
+    "latent": 8,
+    "context_tokens": 16,
+    "base": {
+        "latent_channels": 12,
+        "context_width": 384,
+        "norm_groups": 8,
+        "down": [{"channels": 16}, {"channels": 32}],
+        "up": [{"channels": 16}, {"channels": 32}],
+    },
+    "knobs": {
+        "stages[0].residual_blocks": [1, 2],
+        "convs": {"a": {"all.conv": "plain"}, "b": {"all.conv": "separable"}},
+    },
+}
+
+Case = tuple[list[str], str]
+"""The arguments, and what the line must name."""
+
+
+def study(folder: Path, text: str | None = None, **changes: object) -> Case:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}) if text is None else text)
+    return ["search", str(path)], "study.yaml"
+
+
+def protocol(folder: Path, **changes: object) -> Case:
+    return study(folder, protocol={**STUDY["protocol"], **changes})  # type: ignore[dict-item]
+
+
+def space(folder: Path, text: str | None = None, **changes: object) -> Case:
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump({**SPACE, **changes}) if text is None else text)
+    return ["space", "show", str(path)], "space.yaml"
+
+
+def data(folder: Path, name: str) -> Case:
+    arguments, _ = protocol(folder, data=str(folder / name))
+    return arguments, name
+
+
+def extractor(folder: Path, content: bytes | None) -> Case:
+    path = folder / "inception.pth"
+    if content is not None:
+        path.write_bytes(content)
+    arguments, _ = protocol(folder, extractor=str(path))
+    return arguments, "inception.pth"
+
+
+def storage(folder: Path, url: str, names: str) -> Case:
+    arguments, _ = study(folder, storage=url)
+    return arguments, names
+
+
+def without(key: str, of: dict[str, object]) -> str:
+    return str(yaml.safe_dump({k: v for k, v in of.items() if k != key}))
+
+
+def knobs(folder: Path, **changes: object) -> Case:
+    return space(folder, knobs={**SPACE["knobs"], **changes})  # type: ignore[dict-item]
+
+
+def image_bytes() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def folder_of(folder: Path, name: str, **files: bytes) -> Case:
+    (folder / name).mkdir()
+    for file, content in files.items():
+        (folder / name / file.replace("_", ".")).write_bytes(content)
+    return data(folder, name)
+
+
+def shard(folder: Path, *, keep: int | None = None, entries: int = 1) -> Case:
+    path = folder / "shard.tar"
+    with tarfile.open(path, "w") as tar:
+        for i in range(entries):
+            info = tarfile.TarInfo(f"{i}.png")
+            info.size = len(image_bytes())
+            tar.addfile(info, io.BytesIO(image_bytes()))
+    if keep is not None:
+        path.write_bytes(path.read_bytes()[:keep])
+    return data(folder, "shard.tar")
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def saved(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (sys.exit, (99,))
+
+
+def half_database(folder: Path) -> Path:
+    path = folder / "half.db"
+    with sqlite3.connect(path) as database:
+        database.execute("create table trials (number integer, words text)")
+        database.executemany("insert into trials values (?, ?)", [(i, "x" * 500) for i in range(500)])
+    path.write_bytes(path.read_bytes()[:9000])
+    return path
+
+
+CASES: dict[str, Callable[[Path], Case]] = {
+    # A study's file
+    "study missing": lambda f: (["search", str(f / "none.yaml")], "none.yaml"),
+    "study neither name nor file": lambda _: (["search", "emojy"], "emojy"),
+    "study a folder": lambda f: (["search", str(f)], f.name),
+    "study empty": lambda f: study(f, ""),
+    "study binary": lambda f: (["search", str(written(f / "s.yaml", b"\x80\x04\xff"))], "s.yaml"),
+    "study huge": lambda f: study(f, "#" * (LARGEST_FILE + 1)),
+    "study a list": lambda f: study(f, "- space: emoji"),
+    "study truncated": lambda f: study(f, "space: emoji\nprotocol: {steps: 2, sam"),
+    "study unknown key": lambda f: study(f, trails=3),
+    "study key twice": lambda f: study(f, "space: emoji\ntrials: 1\nspace: emoji\n"),
+    "study trials in words": lambda f: study(f, trials="many"),
+    "study trials negative": lambda f: study(f, trials=-1),
+    "study no budget": lambda f: study(f, trials=None),
+    "study no workers": lambda f: study(f, workers=0),
+    "study unknown sampler": lambda f: study(f, sampler="anneal"),
+    "study bad sampler option": lambda f: study(f, sampler={"name": "tpe", "options": {"n_startup": 3}}),
+    "study unknown objective": lambda f: study(f, objectives=["beauty"]),
+    "study objective twice": lambda f: study(f, objectives=["params", "params"]),
+    "study no objective": lambda f: study(f, objectives=[]),
+    "study unknown limit": lambda f: study(f, limits={"weight": 1}),
+    "study limit NaN": lambda f: study(f, limits={"params": float("nan")}),
+    "study limit negative": lambda f: study(f, limits={"latency_ms": -3}),
+    "study name a path": lambda f: study(f, name="../up"),
+    "study seed too large": lambda f: study(f, seed=1 << 70),
+    "study unknown device": lambda f: study(f, latency={"device": "abacus"}),
+    "study no threads": lambda f: study(f, latency={"threads": 0}),
+    "study unknown space": lambda f: study(f, space="emojis"),
+    "protocol unknown key": lambda f: protocol(f, step=3),
+    "protocol steps a float": lambda f: protocol(f, steps=2.5),
+    "protocol seeds twice": lambda f: protocol(f, seeds=[1, 1]),
+    "protocol too few samples": lambda f: protocol(f, samples=3),
+    "protocol rate infinite": lambda f: protocol(f, learning_rate=float("inf")),
+    # A space's file
+    "space missing": lambda f: (["space", "show", str(f / "none.yaml")], "none.yaml"),
+    "space empty": lambda f: space(f, " \n"),
+    "space binary": lambda f: (["space", "show", str(written(f / "s.yaml", b"\xff" * 99))], "s.yaml"),
+    "space a text": lambda f: space(f, "words"),
+    "space no base": lambda f: space(f, without("base", SPACE)),
+    "space unknown base": lambda f: space(f, base="snapgem"),
+    "space bad base": lambda f: space(f, base={"down": [{"channels": 16}], "up": []}),
+    "space unknown key": lambda f: space(f, limit={"params": 1}),
+    "space unknown field": lambda f: knobs(f, **{"stages[0].chanels": [16, 32]}),
+    "space no such stage": lambda f: knobs(f, **{"stages[7].channels": [16, 32]}),
+    "space no knobs": lambda f: space(f, knobs={}),
+    "space one choice": lambda f: knobs(f, qk_norm=[True]),
+    "space choice twice": lambda f: knobs(f, qk_norm=[True, True]),
+    "space choice of wrong type": lambda f: knobs(f, rope=[False, "maybe"]),
+    "space choice that never fits": lambda f: knobs(f, **{"stages[1].channels": [32, 33]}),
+    "space two knobs for one field": lambda f: knobs(f, **{"down[0].residual_blocks": [1, 2]}),
+    "space unknown limit": lambda f: space(f, limits={"parms": 3}),
+    "space limit in words": lambda f: space(f, limits={"params": "small"}),
+    "space reference to unknown knob": lambda f: space(f, references={"best": {"conv": "a"}}),
+    "space reference to unknown choice": lambda f: space(f, references={"best": {"convs": "c"}}),
+    "space latent odd": lambda f: space(f, latent=9),
+    # Data
+    "data missing": lambda f: data(f, "none"),
+    "data an empty folder": lambda f: folder_of(f, "images"),
+    "data a folder of no images": lambda f: folder_of(f, "images", notes_txt=b"hello"),
+    "data all corrupt": lambda f: folder_of(f, "images", a_png=image_bytes()[:40], b_png=b"", c_png=b"\x00" * 50),
+    "data a text named tar": lambda f: data(f, written(f / "shard.tar", b"no tar at all\n" * 99).name),
+    "data an empty tar": lambda f: shard(f, entries=0),
+    "data a truncated tar": lambda f: shard(f, keep=300),
+    "data an empty file": lambda f: data(f, written(f / "shard.tar", b"").name),
+    # What the protocol names
+    "extractor missing": lambda f: extractor(f, None),
+    "extractor empty": lambda f: extractor(f, b""),
+    "extractor text": lambda f: extractor(f, b"weights"),
+    "extractor truncated": lambda f: extractor(f, saved({"a": torch.ones(999)})[:700]),
+    "extractor of other weights": lambda f: extractor(f, saved({"a": torch.ones(9)})),
+    "extractor no tensors": lambda f: extractor(f, saved([1, 2])),
+    "extractor malicious": lambda f: extractor(f, pickle.dumps(Malicious())),
+    "extractor a folder": lambda f: (protocol(f, extractor=str(f))[0], f.name),
+    "autoencoder missing": lambda f: (protocol(f, autoencoder=str(f / "vae"))[0], "vae"),
+    "autoencoder a file": lambda f: (protocol(f, autoencoder=str(written(f / "vae", b"x")))[0], "vae"),
+    "text encoder missing": lambda f: (protocol(f, text=str(f / "bert"))[0], "bert"),
+    "protocol does not fit the space": lambda f: protocol(f, resolution=20),
+    # Storage
+    "storage no URL": lambda f: storage(f, "somewhere", "somewhere"),
+    "storage unknown dialect": lambda f: storage(f, "oracle9://x/y", "oracle9"),
+    "storage a folder": lambda f: storage(f, f"sqlite:///{f}", f.name),
+    "storage in no folder": lambda f: storage(f, f"sqlite:///{f}/none/study.db", "none"),
+    "storage not a database": lambda f: storage(f, f"sqlite:///{written(f / 'a.db', b'text' * 999)}", "a.db"),
+    "storage truncated": lambda f: storage(f, f"sqlite:///{half_database(f)}", "half.db"),
+    "storage nobody answers": lambda f: storage(f, "postgresql+psycopg://me:secret@127.0.0.1:9/none", "127.0.0.1"),
+    # Other commands
+    "report not begun": lambda f: (["report", study(f)[0][1]], "study.db"),
+    "best not begun": lambda f: (["best", study(f)[0][1]], "study.db"),
+    "score unknown architecture": lambda _: (["score", "snapgenius"], "snapgenius"),
+    "score a bad architecture": lambda f: (["score", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
+    "score an architecture that does not fit": lambda _: (["score", "snapgen-baseline", "--study", "emoji"], "emoji"),
+    "unknown command": lambda _: (["serach"], "serach"),
+    "unknown option": lambda _: (["search", "emoji", "--fast"], "--fast"),
+    "option of wrong type": lambda _: (["search", "emoji", "--trials", "x"], "--trials"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line_and_status_2(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments, names = CASES[name](tmp_path)
+    given = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["archsearch", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capfd.readouterr()
+    assert ended.value.code == 2, err
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("archsearch: ")
+    assert names in err
+    assert "; " in err, "a remedy follows the problem"
+    assert "secret" not in err
+    assert out == ""
+    left = {path for path in tmp_path.rglob("*") if path.is_file()} - set(given)
+    assert not {path for path in left if path.suffix != ".db" and "study.db-" not in path.name}, "half-written files"
+    assert all(path.read_bytes() == content for path, content in given.items()), "the user's files are untouched"
+
+
+def test_there_are_sixty() -> None:
+    assert len(CASES) >= 60
