@@ -71,7 +71,7 @@ def prepare(protocol: Protocol, device: torch.device) -> Materials:
         validation=validation.to(device),
         validation_context=validation_context.to(device),
         prompts=prompts,
-        prompt_context=_contexts(prompts, protocol).float().to(device) if prompts else torch.empty(0),
+        prompt_context=text.encode(prompts, name=protocol.text, tokens=protocol.context_tokens).float().to(device),
         decoder=coder,
         extractor=extractor,
         reference=None if extractor is None else _reference(images["train"], extractor, resolved, device),
@@ -83,13 +83,8 @@ def _examples(
 ) -> LatentExamples:
     key = {"images": images.digest, "autoencoder": resolved.autoencoder_digest, "resolution": protocol.resolution}
     latents = cached("latents", key, lambda: {"latents": _encode(images, coder, device)})["latents"]
-    captions = sorted(set(images.captions))
-    rows = {caption: row for row, caption in enumerate(captions)}
-    examples = LatentExamples(
-        latents=latents,
-        contexts=_contexts(captions, protocol),
-        caption=torch.tensor([rows[caption] for caption in images.captions]),
-    )
+    contexts, rows = text.encode_distinct(images.captions, name=protocol.text, tokens=protocol.context_tokens)
+    examples = LatentExamples(latents, contexts, rows)
     return examples.to(device) if _fits(examples, device) else examples
 
 
@@ -108,10 +103,6 @@ def _fits(examples: LatentExamples, device: torch.device) -> bool:
         return device.type == "cpu"
     free, _ = torch.cuda.mem_get_info(device)
     return (examples.latents.nbytes + examples.contexts.nbytes) * 4 < free
-
-
-def _contexts(captions: list[str], protocol: Protocol) -> Tensor:
-    return text.encode(captions, name=protocol.text, tokens=protocol.context_tokens)
 
 
 def _prompts(captions: list[str], count: int) -> list[str]:

@@ -148,9 +148,9 @@ class Evaluator:
         return self._quality(runs)
 
     def _run(self, arch: Architecture, seed: int, derived: int, tell: Progress) -> Run:
-        unet = self._net(arch)
+        unet = self.net(arch)
         unet.initialise(derive(derived, "weights"))
-        judge = self._net(arch)
+        judge = self.net(arch)
         curve: list[tuple[int, float, float | None]] = []
         steps = self.protocol.steps
         every = max(1, steps // REPORTS)
@@ -177,7 +177,8 @@ class Evaluator:
         tell(f"seed {seed} done", 1.0)
         return run
 
-    def _net(self, arch: Architecture) -> UNet:
+    def net(self, arch: Architecture) -> UNet:
+        """The untrained net of an architecture that fits, on the evaluator's device."""
         # Without cross-attention a net has no context width of its own; with this one it takes a context and ignores it.
         fitting = arch.model_copy(update={"context_width": self.context_width})
         unet: UNet = UNet(fitting).to(self.device)
