@@ -68,6 +68,13 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             x = self.up[level](x, skips[level], time, context)
         return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers' own, with the weights in channels-last memory again, which files do not keep."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).to(memory_format=torch.channels_last)
+        return loaded
+
     def _check(self, sample: Tensor, context: Tensor | None) -> None:
         channels, height, width = sample.shape[1:]
         stride = self.arch.stride
@@ -163,7 +170,7 @@ class Middle(nn.Module):
 
 
 class UpStage(nn.Module):
-    """A level's layers on the way up, each taking a skip while there are any, then its upsampler unless it is level 0."""
+    """A level's layers on the way up, each taking a skip while there are any; then its upsampler, but for level 0."""
 
     def __init__(self, arch: Architecture, level: int) -> None:
         super().__init__()
@@ -179,7 +186,7 @@ class UpStage(nn.Module):
             if i < len(skips):
                 x = torch.cat([x, skips[-1 - i]], 1)
             x = layer(x, time, context, turn)
-        return x if self.sampler is None else self.sampler(x)  # type: ignore[no-any-return]
+        return x if self.sampler is None else self.sampler(x)
 
 
 class Turn(nn.Module):
