@@ -84,7 +84,16 @@ def change(interval: Interval, *, relative: bool) -> str:
     return f"{'+' if interval.value > 0 else ''}{value}{sign} [{low}, {high}]"
 
 
-def shared(values: Iterable[float]) -> bool:
-    """Whether positive values span so much that a logarithmic axis serves better."""
+def percent(share: float) -> str:
+    """A share in whole percent."""
+    return f"{100 * share:.0f} %"
+
+
+def ticks(values: Iterable[float]) -> list[float]:
+    """Round numbers for a logarithmic axis, if positive values span so much that it serves better; else none."""
     kept = list(values)
-    return bool(kept) and min(kept) > 0 and max(kept) / min(kept) > 6
+    if not kept or min(kept) <= 0 or max(kept) / min(kept) < 5:
+        return []
+    decades = range(math.floor(math.log10(min(kept))), math.ceil(math.log10(max(kept))) + 1)
+    steps = (1, 2, 3, 5, 7) if len(decades) < 4 else (1, 3)
+    return [float(f"{step}e{decade}") for decade in decades for step in steps]

@@ -10,7 +10,7 @@ from typing import Any
 from archsearch.score import Estimate
 from reports import amounts
 from reports.effects import Interval
-from reports.facts import Facts, title
+from reports.facts import Facts, diverged, title
 from reports.hypervolume import front, shares
 from studies.trials import Candidate
 
@@ -45,12 +45,14 @@ def front_chart(facts: Facts, y: str, x: str) -> Figure:
     ]
     data = [_staircase(facts, scored, y, x), *(g for g in groups if g["x"])]
     data += [_ring(facts, y, x), _strip(facts, strip, x)]
-    log = amounts.shared(i.value for c in (*scored, *strip) if (i := facts.amount(c, x)))
+    ticks = amounts.ticks(i.value for c in (*scored, *strip) if (i := facts.amount(c, x)))
     layout = _layout(amounts.axis(x, facts.extractor), amounts.axis(y, facts.extractor))
-    layout["xaxis"] |= {"type": "log", "dtick": "D2"} if log else {"rangemode": "normal"}
+    if ticks:
+        layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     layout["yaxis"]["domain"] = [0, STRIP - 0.03] if strip else [0, 1]
     layout["yaxis2"] = {"domain": [STRIP, 1], "range": [-1, 1], "visible": False, "fixedrange": True}
-    layout["shapes"], layout["annotations"] = _limit(facts, x), _names(facts, y, x, log=log)
+    layout["shapes"], layout["annotations"] = _limit(facts, x, log=bool(ticks))
+    layout["annotations"] += _names(facts, y, x, log=bool(ticks))
     if strip:
         layout["annotations"].append(_note("not trained: outside the limits", x=0, y=1))
     return {"data": data, "layout": layout}
@@ -62,11 +64,6 @@ def _placed(facts: Facts, y: str, x: str) -> tuple[list[Candidate], list[Candida
     inside = [c for c in finished if facts.amount(c, x) and facts.amount(c, y)]
     strip = [c for c in finished if facts.amount(c, x) and not facts.amount(c, y)]
     return inside, strip
-
-
-def diverged(candidate: Candidate) -> bool:
-    """Whether training came to nothing; its numbers would stretch every axis."""
-    return candidate.score.quality is not None and candidate.score.quality.diverged
 
 
 def _role(candidate: Candidate) -> str:
@@ -154,13 +151,17 @@ def _strip(facts: Facts, group: Sequence[Candidate], x: str) -> Figure:
     }
 
 
-def _limit(facts: Facts, x: str) -> list[Figure]:
+def _limit(facts: Facts, x: str, *, log: bool) -> tuple[list[Figure], list[Figure]]:
+    """The study's limit on the horizontal axis, as a line and its name."""
     most = facts.attrs["settings"].get("limits", {}).get(x)
     if most is None:
-        return []
+        return [], []
     at = most / 1e6 if amounts.unit(x).startswith("M") else most
     line = {"color": "var(--muted)", "width": 1, "dash": "dot"}
-    return [{"type": "line", "x0": at, "x1": at, "xref": "x", "y0": 0, "y1": 1, "yref": "paper", "line": line}]
+    shape = {"type": "line", "x0": at, "x1": at, "xref": "x", "y0": 0, "y1": 1, "yref": "paper", "line": line}
+    # Unlike traces and shapes, annotations take exponents on a logarithmic axis.
+    note = _note(f"limit {at:g} {amounts.unit(x)}", x=math.log10(at) if log else at, y=0)
+    return [shape], [note | {"xref": "x", "xshift": 4, "yanchor": "bottom"}]
 
 
 def _names(facts: Facts, y: str, x: str, *, log: bool) -> list[Figure]:
@@ -169,7 +170,7 @@ def _names(facts: Facts, y: str, x: str, *, log: bool) -> list[Figure]:
     for i, c in enumerate(c for c in facts.scored if c.name and not diverged(c)):
         at, up = facts.amount(c, x), facts.amount(c, y)
         if at and up:
-            place = math.log10(at.value) if log else at.value  # unlike traces and shapes, annotations take exponents
+            place = math.log10(at.value) if log else at.value
             side = 1 if i % 2 else -1
             notes.append(
                 _note(html.escape(title(c)), x=place, y=up.value)
@@ -201,17 +202,18 @@ def hypervolume_chart(facts: Facts) -> Figure:
         "type": "scatter",
         "mode": "lines+markers",
         "x": list(range(1, len(found) + 1)),
-        "y": found,
+        "y": [100 * share for share in found],
         "customdata": [c.number for c in scored],
         "line": {"shape": "hv", "width": 2, "color": "var(--front)"},
         "marker": {
             "size": [8 if i == 0 or share > found[i - 1] else 0 for i, share in enumerate(found)],
             "color": "var(--front)",
         },
-        "hovertemplate": "after %{x} scored: %{y:.1%}<extra></extra>",
+        "hovertemplate": "after %{x} scored: %{y:.1f} %<extra></extra>",
     }
     layout = _layout("Candidates scored", "Dominated share")
-    layout["yaxis"] |= {"tickformat": ".0%", "rangemode": "tozero"}
+    layout["xaxis"]["range"] = [0.5, len(found) + 0.5]
+    layout["yaxis"] |= {"ticksuffix": " %", "range": [0, 105]}
     return {"data": [data], "layout": layout}
 
 
@@ -249,7 +251,7 @@ def _layout(x: str, y: str) -> Figure:
         "linecolor": "var(--line)",
         "ticks": "",
         "automargin": True,
-        "nticks": 7,
+        "nticks": 6,
     }
     return {
         "xaxis": {**axis, "title": {"text": x, "standoff": 10}, "showgrid": False, "showline": True},

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from archsearch.score import Incomparable, comparable
+from archsearch.score import Estimate, Incomparable, comparable
 from reports import amounts
 from reports.effects import Factor, Interval
 from snapgen.arch import Architecture
@@ -109,6 +109,16 @@ def _factor(knob: Mapping[str, Any], base: Architecture) -> Factor:
 def title(candidate: Candidate) -> str:
     """What to call a candidate: its design's name, or its trial."""
     return candidate.name or f"trial {candidate.number}"
+
+
+def diverged(candidate: Candidate) -> bool:
+    """Whether training came to nothing; its numbers would stretch every axis."""
+    return candidate.score.quality is not None and candidate.score.quality.diverged
+
+
+def estimates(facts: Facts, name: str) -> list[tuple[Candidate, Estimate]]:
+    """Every trained candidate and its estimate of one quality metric."""
+    return [(c, e) for c in facts.trained if (e := getattr(c.score.quality, name))]
 
 
 def read(study: Study) -> Facts:

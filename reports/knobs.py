@@ -86,8 +86,8 @@ def _column(facts: Facts, name: str, found: Effects | None) -> Column:
     label = facts.label(name)
     if found is None:
         return Column(label, f"cannot tell from fewer than {FEWEST} different candidates")
-    explained = f"{found.explained:.0%}" if found.explained > 0 else "none"
-    return Column(label, f"n = {found.n}; the sum of effects explains {explained} of a left-out candidate's variance")
+    explained = amounts.percent(found.explained) if found.explained > 0 else "none"
+    return Column(label, f"n = {found.n}; the knobs together predict {explained} of the variance of left-out candidates")
 
 
 def _scale(found: Effects | None) -> float:
@@ -99,7 +99,7 @@ def _share(knob: Knob | None) -> Cell | None:
     if knob is None:
         return None
     share = knob.share
-    text = f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+    text = f"{amounts.percent(share.value)} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
     return Cell(text, "", 100 * share.low, 100 * share.value, 100 * share.high)
 
 

@@ -99,6 +99,9 @@
     drawFront();
   }
 
+  const picture = el("recommended-samples");
+  if (data.samples[data.best]) { picture.src = data.samples[data.best]; picture.hidden = false; }
+
   // The table
   const table = el("table");
   const body = table.tBodies[0];

@@ -49,14 +49,13 @@ def aspects(arch: Architecture) -> dict[str, str]:
     arch = arch.canonical()
     deep = [site for site in _sites(arch) if site[1].has_transformers]
     attending = [site for site in deep if site[1].attends]
-    convolving = [site for site in _sites(arch) if site[1].residual_blocks or _samples(arch, site[0])]
     return {
         "levels": _levels(arch),
         "residual blocks": f"residual blocks {_counts(arch, lambda blocks: str(blocks.residual_blocks))}",
         "transformers": f"transformers {_counts(arch, _transformers)}" if deep else "no transformers",
         "self-attention": _attention("self-attention", arch, deep, lambda blocks: blocks.self_attention),
         "cross-attention": _attention("cross-attention", arch, deep, lambda blocks: blocks.cross_attention),
-        "convs": _by_place(arch, convolving, _conv),
+        "convs": _convs(arch),
         "heads": _by_place(arch, attending, _heads),
         "FFN": _by_place(arch, deep, lambda blocks: f"FFN ×{blocks.ffn_ratio:g}"),
         "QK-norm": "QK-norm" if arch.qk_norm else "",
@@ -102,9 +101,14 @@ def _transformers(blocks: Blocks) -> str:
     return f"{blocks.transformers}{deep}" if blocks.has_transformers else "0"
 
 
-def _conv(blocks: Blocks) -> str:
-    wider = f" ×{blocks.expansion:g}" if blocks.expansion != 1 else ""
-    return f"{blocks.conv} convs{wider}"
+def _convs(arch: Architecture) -> str:
+    convolving = [site for site in _sites(arch) if site[1].residual_blocks or _samples(arch, site[0])]
+    widening = [site for site in convolving if site[1].residual_blocks and site[1].conv == "separable"]
+    kinds = _by_place(arch, convolving, lambda blocks: f"{blocks.conv} convs")
+    widths = _by_place(arch, widening, lambda blocks: f"×{blocks.expansion:g}")
+    if widths in ("", "×1"):
+        return kinds
+    return f"{kinds} {widths}" if kinds == "separable convs" and " " not in widths else f"{kinds}, expanded {widths}"
 
 
 def _heads(blocks: Blocks) -> str:
