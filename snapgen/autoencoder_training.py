@@ -29,6 +29,7 @@ from snapgen import seeds
 from snapgen.autoencoder import Autoencoder, ConvAutoencoder, WithDecoder, load
 from snapgen.data import open_images
 from snapgen.errors import InputError
+from snapgen.optimizers import Optimizers
 from snapgen.perceptual import PerceptualLoss
 from snapgen.settings import Settings
 from snapgen.tiny_decoder import PAPER, TinyDecoder
@@ -38,6 +39,11 @@ Pixels = Mapping[int, Tensor]
 """Images by resolution: uint8 (N, 3, resolution, resolution)."""
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Told the step, the steps in all and the losses of the step."""
+
+MEASURED = 800
+"""Images of each resolution that the latents' statistics are taken from; 800 hold 51,200 latent positions at 32 px."""
+BATCH = 16
+"""Images that go through at once outside training: on a CPU larger batches leave its caches and are slower."""
 
 
 class Training(Settings):
@@ -50,6 +56,7 @@ class Training(Settings):
     batch: int = Field(default=32, ge=1)
     """Images a step at the lowest resolution; fewer at higher ones, so that every step costs about the same."""
     resolutions: tuple[int, ...] = Field(default=(32, 64), min_length=1)
+    optimizer: Literal["adamw", "muon"] = "muon"
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     warmup: int = Field(default=100, ge=0)
@@ -111,7 +118,7 @@ def train(
             progress(step + 1, training.steps, losses)
     model.load_state_dict(run.average.state())
     if run.frozen_from >= training.steps and isinstance(model, ConvAutoencoder):
-        model.measure_latents(_in_order(images, training.resolutions))
+        model.measure_latents(_sample(images, training))
     model.eval()
 
 
@@ -151,8 +158,14 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.derive(training.seed, "autoencoder", "discriminator"))
             self.discriminator = PatchDiscriminator()
-        rates = {"lr": training.learning_rate, "betas": (0.9, 0.99), "weight_decay": training.weight_decay}
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), **rates)  # type: ignore[arg-type]
+        self.optimizer = Optimizers(
+            self.model,
+            kind=training.optimizer,
+            learning_rate=training.learning_rate,
+            beta2=0.99,
+            weight_decay=training.weight_decay,
+            clip=1,
+        )
         self.judge = torch.optim.AdamW(self.discriminator.parameters(), lr=5e-4, betas=(0.5, 0.99))
 
     def step(self, step: int) -> dict[str, float]:
@@ -192,14 +205,8 @@ class _Run:
         }
 
     def update(self, loss: Tensor, step: int) -> None:
-        training = self.training
-        rate = training.learning_rate * _schedule(step, training)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        self.optimizer.step(_schedule(step, self.training))
         self.average.update(step + 1 - self.averaged_from)
 
     def discriminate(self, decoded: Tensor, target: Tensor) -> Tensor:
@@ -215,7 +222,7 @@ class _Run:
         """From here on the averaged encoder is the encoder, and the decoder sees latents as `encode` will give them."""
         model.load_state_dict(self.average.state())
         model.encoder.requires_grad_(False)
-        model.measure_latents(_in_order(self.images, self.training.resolutions))
+        model.measure_latents(_sample(self.images, self.training))
         self.average, self.averaged_from = Average(model, self.training.ema), step
         self.encoder = model
 
@@ -248,9 +255,11 @@ def as_float(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def _in_order(images: Pixels, resolutions: tuple[int, ...], size: int = 64) -> Iterator[Tensor]:
-    for resolution in resolutions:
-        for batch in torch.split(images[resolution], size):
+def _sample(images: Pixels, training: Training) -> Iterator[Tensor]:
+    """Batches of images spread over the set, enough of each resolution for statistics of two digits and more."""
+    for resolution in training.resolutions:
+        pixels = images[resolution]
+        for batch in torch.split(pixels[:: max(1, len(pixels) // MEASURED)], BATCH):
             yield as_float(batch)
 
 
@@ -270,7 +279,7 @@ class Psnr:
 @torch.no_grad()
 def psnr(autoencoder: Autoencoder, pixels: Tensor, *, seed: int = 0, resamples: int = 1000) -> Psnr:
     """How well images (N, 3, H, W), uint8, come back, as uint8 again."""
-    by_image = torch.cat([_psnr_by_image(autoencoder, batch) for batch in torch.split(pixels, 64)])
+    by_image = torch.cat([_psnr_by_image(autoencoder, batch) for batch in torch.split(pixels, BATCH)])
     random = torch.Generator().manual_seed(seeds.derive(seed, "psnr"))
     drawn = torch.randint(len(by_image), (resamples, len(by_image)), generator=random)
     low, high = by_image[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()

