@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 CRASHES = 2
-"""A candidate whose scoring raised so often is given up."""
+"""A candidate whose scoring raised, or ended its worker process, so often is given up.
 
-KILLS = 5
-"""A candidate whose worker died so often is given up: it is the likely reason, e.g. by its memory."""
+A search that was killed as a whole says nothing about the candidate it was at.
+"""
 
 INFEASIBLE_IN_A_ROW = 50
 
@@ -207,7 +207,7 @@ class Ledger:
         self._fail(trial_id, withdrawn=True)
 
     def crash(self, trial_id: int, error: str) -> None:
-        """Say that scoring raised."""
+        """Say that scoring failed, and how."""
         self._fail(trial_id, error=error)
 
     def _fail(self, trial_id: int, **attrs: Any) -> None:
@@ -259,9 +259,7 @@ def open_slots(trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
 
 def given_up(tried: Sequence[FrozenTrial]) -> bool:
     """Whether a slot's trials failed too often to try again."""
-    blameless = ("lost", "withdrawn")
-    failed = [t for t in tried if t.state.name == "FAIL" and not any(key in t.user_attrs for key in blameless)]
-    return sum("error" in t.user_attrs for t in failed) >= CRASHES or len(failed) >= KILLS
+    return sum("error" in t.user_attrs for t in tried) >= CRASHES
 
 
 def values_of(score: Score, objectives: Sequence[str]) -> list[float]:

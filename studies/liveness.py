@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
 from collections.abc import Mapping
@@ -12,7 +11,6 @@ from typing import Any
 import psutil
 
 
-@functools.cache
 def me() -> dict[str, Any]:
     """This process, for a trial's `worker` attribute.
 
@@ -37,7 +35,8 @@ def is_dead(worker: Mapping[str, Any]) -> bool:
     try:
         process = psutil.Process(int(worker["pid"]))
         # A killed child that its parent has not waited for yet is still in the table.
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - worker["started"]) > 1
+        zombie = bool(process.status() == psutil.STATUS_ZOMBIE)
+        return zombie or abs(process.create_time() - float(worker["started"])) > 1
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:

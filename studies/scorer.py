@@ -48,7 +48,6 @@ class ArchsearchScorer:
 
     def __init__(self, settings: StudySettings, space: Space) -> None:
         from archsearch.latency import backend
-
         from archsearch.quality import Evaluator
 
         self._settings, self._space = settings, space

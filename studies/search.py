@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from snapgen.errors import InputError
+from studies.ledger import Ledger
 from studies.progress import Display
 from studies.scorer import ArchsearchScorer, ScorerFactory
 from studies.settings import StudySettings
@@ -69,7 +70,7 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
                     reason = worker.run()
             else:
                 del ready
-                reason = _Crew(settings, scorer, display).run()
+                reason = _Crew(study, settings, scorer, display).run()
             display.tick(now=True)
             display.line(f"{settings.name}: finished, {reason}", warning=False)
         _refuse_nothing(study, settings, reason)
@@ -127,8 +128,8 @@ def _interrupt(*_: object) -> None:
 class _Crew:
     """Worker processes of this machine, each on one candidate at a time."""
 
-    def __init__(self, settings: StudySettings, scorer: ScorerFactory, display: Display) -> None:
-        self._settings, self._scorer, self._display = settings, scorer, display
+    def __init__(self, study: Study, settings: StudySettings, scorer: ScorerFactory, display: Display) -> None:
+        self._study, self._settings, self._scorer, self._display = study, settings, scorer, display
         self._context = multiprocessing.get_context("spawn")
         self._messages: Any = self._context.Queue()
         self._workers: dict[int, BaseProcess] = {}
@@ -182,15 +183,17 @@ class _Crew:
             if self._crashes >= CRASHES:
                 problem = f"{CRASHES} workers died, the last with {how}"
                 raise InputError(self._settings.source, problem, "use fewer workers or smaller candidates")
-            self._display.line(f"worker {index} died ({how}) in {self._its_trial(worker)}; another takes over")
+            self._display.line(f"worker {index} died ({how}){self._its_trial(worker, how)}; another takes over")
             self._start(index)
 
-    def _its_trial(self, worker: BaseProcess) -> str:
-        trials = existing(self._settings).get_trials(deepcopy=False)
-        mine = [
-            t for t in trials if t.state.name == "RUNNING" and t.user_attrs.get("worker", {}).get("pid") == worker.pid
-        ]
-        return f"trial {mine[-1].number}" if mine else "no trial"
+    def _its_trial(self, worker: BaseProcess, how: str) -> str:
+        """Fail the trial that a worker died in: twice, and the candidate is given up."""
+        ledger = Ledger(self._study, self._settings)
+        running = [t for t in ledger.trials() if t.state.name == "RUNNING"]
+        mine = [t for t in running if t.user_attrs["worker"]["pid"] == worker.pid]
+        for t in mine:
+            ledger.crash(t._trial_id, f"its worker died ({how})")
+        return f" in trial {mine[-1].number}" if mine else ""
 
     def _stop(self) -> None:
         """Let every worker put its trial back; whoever does not in time is ended, and its trial run again later."""

@@ -18,6 +18,7 @@ from archsearch.score import Cost, Estimate, LatencyRecord, Quality
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from snapgen.seeds import derive
+from spaces.space import Space
 from studies.scorer import Report
 from studies.search import search
 from studies.settings import StudySettings
@@ -55,8 +56,8 @@ class QuickScorer:
     """Numbers of an architecture's own JSON. Environment: QUICK_SECONDS a stage, QUICK_LOG a file of what was scored,
     QUICK_FAULT an architecture id prefix, and how it goes wrong."""
 
-    def __init__(self, settings: StudySettings, space: object) -> None:
-        self.settings = settings
+    def __init__(self, settings: StudySettings, space: Space) -> None:
+        self.settings, self.space = settings, space
         self.seconds = float(os.environ.get("QUICK_SECONDS", "0"))
 
     def describe(self) -> Mapping[str, Any]:
