@@ -179,7 +179,7 @@ class Evaluator:
 
     def net(self, arch: Architecture) -> UNet:
         """The untrained net of an architecture that fits, on the evaluator's device."""
-        # Without cross-attention a net has no context width of its own; with this one it takes a context and ignores it.
+        # Without cross-attention a net has no context width of its own: with this one it takes a context, unused.
         fitting = arch.model_copy(update={"context_width": self.context_width})
         unet: UNet = UNet(fitting).to(self.device)
         return unet

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
 import sys
 import time
@@ -19,9 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
-from archsearch import intervals
 from archsearch.protocol import Protocol
 from archsearch.quality import Evaluator
 from snapgen import settings
@@ -66,11 +65,12 @@ def architectures(names: list[str]) -> dict[str, Architecture]:
 
 def protocol(change: str, base: dict[str, Any]) -> Protocol:
     """The default protocol with ``key=value,key=value`` changed."""
-    values = dict(base)
-    for pair in filter(None, change.split(",")):
-        key, _, text = pair.partition("=")
-        values[key] = yaml.safe_load(text) if not text.replace("e-", "").isdigit() else float(text)
-    return settings.parse(values, Protocol, source="--change")
+    return settings.parse({**base, **pairs(change)}, Protocol, source="--change")
+
+
+def pairs(change: str) -> dict[str, Any]:
+    """``key=value,key=value`` as a mapping; the settings turn texts into numbers."""
+    return {key: value for key, _, value in (pair.partition("=") for pair in filter(None, change.split(",")))}
 
 
 def run(
@@ -100,17 +100,19 @@ def summary(change: str, rows: list[Row]) -> str:
     losses: dict[str, list[float]] = {}
     for row in rows:
         losses.setdefault(row.architecture, []).append(row.validation_loss)
-    spread = statistics.fmean(statistics.variance(found) for found in losses.values() if len(found) > 1) ** 0.5
+    several = all(len(found) > 1 for found in losses.values())
+    spread = statistics.fmean(statistics.variance(found) for found in losses.values()) ** 0.5 if several else math.nan
     means = [statistics.fmean(found) for found in losses.values()]
     return (
         f"{change or 'default':50} loss {statistics.fmean(means):.4f}  between seeds ±{spread:.4f}  "
-        f"between architectures ±{statistics.stdev(means):.4f}  {statistics.fmean(r.cpu_seconds for r in rows):.1f} s"
+        f"between architectures ±{statistics.pstdev(means):.4f}  {statistics.fmean(r.cpu_seconds for r in rows):.1f} s"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--change", action="append", default=[], help="key=value,key=value over the default protocol")
+    parser.add_argument("--base", default="", help="key=value,key=value changed in every variant")
     parser.add_argument("--architectures", default="base,thin,separable,wide")
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--study-seed", type=int, default=0)
@@ -119,7 +121,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     chosen = architectures(given.architectures.split(","))
-    base = {"seeds": [int(seed) for seed in given.seeds.split(",")]}
+    base = pairs(given.base) | {"seeds": [int(seed) for seed in given.seeds.split(",")]}
     for change in given.change or [""]:
         print(change or "default", flush=True)
         rows = run(change, chosen, base, given.study_seed, given.out)

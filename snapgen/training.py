@@ -23,7 +23,7 @@ from snapgen.seeds import derive
 from snapgen.settings import Settings
 
 HOPELESS = 4.0
-"""A run whose recent loss is this many times that of the net that says nothing has diverged."""
+"""A run whose recent loss is this many times its first one has diverged."""
 
 
 class TrainingSettings(Settings):
@@ -157,7 +157,7 @@ def train(
             continue
         recent = pending[: (step - 1) % report_every + 1].tolist()
         outcome.losses += recent
-        if _hopeless(recent):
+        if _hopeless(recent, outcome.losses[0]):
             outcome.diverged = True
             break
         if report is not None:
@@ -252,9 +252,8 @@ def _shuffled(count: int, batch: int, *, seed: int) -> Iterator[Tensor]:
         left = left[batch:]
 
 
-def _hopeless(losses: list[float]) -> bool:
-    # Unit-variance latents: saying nothing costs 2.
-    return not sum(losses) / len(losses) < HOPELESS * 2
+def _hopeless(losses: list[float], first: float) -> bool:
+    return not sum(losses) / len(losses) < HOPELESS * first  # true of NaN, too
 
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
