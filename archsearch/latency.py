@@ -1,0 +1,208 @@
+"""How long one forward pass takes: backends that measure it, each for one kind of device."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from archsearch import machine
+from archsearch.score import LatencyRecord
+from archsearch.steady import Rule, Timing, settle
+from snapgen import settings
+from snapgen.arch import Architecture
+from snapgen.errors import InputError
+from snapgen.settings import Settings
+
+if TYPE_CHECKING:
+    import onnxruntime
+    from torch import Tensor
+
+Feed = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+
+
+class LatencyFailure(RuntimeError):
+    """A candidate could not be timed, for a reason of its own or the device's; a study records it and goes on."""
+
+
+class Backend(Protocol):
+    """Times architectures on one device."""
+
+    def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
+        """The latency of one forward pass at batch 1, on a square latent of that size and that many context tokens.
+
+        Raises:
+            InputError: if the architecture does not take a latent of that size.
+            LatencyFailure: if it cannot be built, loaded or run there, or not in time.
+        """
+        ...
+
+
+def backend(device: str = "host", **options: Any) -> Backend:
+    """The backend of a device, from a study's ``latency`` settings.
+
+    Raises:
+        InputError: for an unknown device or option.
+    """
+    if device not in BACKENDS:
+        raise InputError("latency", f"unknown device {device!r}", f"use one of: {', '.join(BACKENDS)}", place="device")
+    return BACKENDS[device](options)
+
+
+class HostSettings(Settings):
+    """How the host is timed."""
+
+    threads: int = Field(default=1, ge=1, le=1024)
+    rule: Rule = Rule()
+    timeout: float = Field(default=900, gt=0)
+    """Seconds after which all runs of one candidate are given up."""
+
+
+class Host:
+    """ONNX Runtime on this machine's CPU, float32, random weights.
+
+    With one thread a run's time is the processor time of that thread: on an idle machine that is the wall clock's;
+    next to a busy one it leaves out the time in which another process held the core. What it cannot leave out is a
+    neighbour on the same core's other hyperthread, or in the shared cache. With several threads it is the wall clock's.
+    `archsearch.steady.settle` says how often a net is run.
+    """
+
+    def __init__(self, options: HostSettings) -> None:
+        self.options = options
+
+    def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
+        """See `Backend.measure`."""
+        if latent_size < 1 or latent_size % arch.stride:
+            raise InputError(
+                "latent",
+                f"size {latent_size} does not halve {len(arch.down) - 1} times",
+                f"use a multiple of {arch.stride}",
+            )
+        with tempfile.TemporaryDirectory(prefix="archsearch-") as folder, _failures(arch):
+            path = Path(folder) / "unet.onnx"
+            feed = _write_net(arch, latent_size, context_tokens, path)
+            began = time.perf_counter()
+            session = open_session(path, threads=self.options.threads)
+            load_ms = (time.perf_counter() - began) * 1e3
+            timing = self._time(session, feed)
+        lower, median, upper = (seconds * 1e3 for seconds in timing.quartiles())
+        return LatencyRecord(
+            median_ms=median,
+            lower_quartile_ms=lower,
+            upper_quartile_ms=upper,
+            runs=len(timing.runs),
+            source="measured",
+            device="host",
+            compute_units="CPU",
+            chip=machine.chip(),
+            os=machine.operating_system(),
+            threads=self.options.threads,
+            load_ms=load_ms,
+            runtime=f"onnxruntime {machine.installed('onnxruntime')}",
+            steady=timing.steady,
+        )
+
+    def _time(self, session: onnxruntime.InferenceSession, feed: Feed) -> Timing:
+        import onnxruntime
+
+        clock = time.thread_time if self.options.threads == 1 else time.perf_counter
+        given_up = onnxruntime.RunOptions()
+        binding = session.io_binding()
+        for name, array in feed.items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("output")
+
+        def run() -> float:
+            began = clock()
+            session.run_with_iobinding(binding, given_up)
+            return clock() - began
+
+        with _alarm(self.options.timeout, lambda: setattr(given_up, "terminate", True)):
+            try:
+                timing = settle(run, self.options.rule)
+            except Exception:
+                if given_up.terminate:
+                    raise LatencyFailure(f"not done after {self.options.timeout:g} s") from None
+                raise
+        (output,) = binding.copy_outputs_to_cpu()
+        if not np.isfinite(output).all():
+            raise LatencyFailure("its output with random weights is not finite")
+        return timing
+
+
+def _host(options: Mapping[str, Any]) -> Host:
+    return Host(settings.parse(dict(options), HostSettings, source="latency"))
+
+
+BACKENDS: Mapping[str, Callable[[Mapping[str, Any]], Backend]] = {"host": _host}
+"""Device to what makes its backend of a study's options."""
+
+
+def _write_net(arch: Architecture, latent_size: int, context_tokens: int, path: Path) -> Feed:
+    """The net with random weights as an ONNX file, and an input for it; its weights are never in memory together."""
+    import torch
+
+    from archsearch import onnx_graph
+    from snapgen.unet import UNet
+
+    with torch.device("meta"):
+        net = UNet(arch).eval()
+    net.to_empty(device="cpu")
+    inputs = sample_inputs(arch, latent_size, context_tokens)
+    onnx_graph.export(net, inputs, path, random_weights=True)
+    return {name: tensor.numpy() for name, tensor in inputs.items()}
+
+
+def sample_inputs(arch: Architecture, latent_size: int, context_tokens: int) -> dict[str, Tensor]:
+    """What a net takes in a forward pass at batch 1, float32: noise, the middle timestep, a random context."""
+    import torch
+
+    noise = torch.Generator().manual_seed(0)
+    return {
+        "sample": torch.randn(1, arch.latent_channels, latent_size, latent_size, generator=noise),
+        "timestep": torch.full((1,), 0.5),
+        "context": torch.randn(1, context_tokens, arch.context_width, generator=noise),
+    }
+
+
+def open_session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
+    """An ONNX file, optimised and ready to run on so many threads of the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _alarm(seconds: float, ring: Callable[[], None]) -> Iterator[None]:
+    timer = threading.Timer(seconds, ring)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextmanager
+def _failures(arch: Architecture) -> Iterator[None]:
+    """Whatever stops this one candidate, as one kind of failure; ONNX Runtime's errors share no class but Exception."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise LatencyFailure(f"{arch.id} could not be timed on the host: {reason}") from error

@@ -1,0 +1,89 @@
+"""What this machine is: what latencies, reports and studies were made on."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import psutil
+
+LIBRARIES = ("torch", "onnxruntime", "optuna", "diffusers", "transformers", "numpy")
+
+JSON = str | int | float | dict[str, str] | None
+
+
+def describe_machine() -> dict[str, JSON]:
+    """Chip, cores, memory in GiB, operating system, device that trains, versions; all of it JSON."""
+    return {
+        "chip": chip(),
+        "cores": cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "os": operating_system(),
+        "device": training_device(),
+        "python": platform.python_version(),
+        "libraries": {name: version for name in LIBRARIES if (version := installed(name))},
+    }
+
+
+@functools.cache
+def chip() -> str:
+    """The processor's name as its maker writes it, or the architecture where no one says."""
+    return _chip_of(platform.system()) or platform.processor() or platform.machine()
+
+
+def _chip_of(system: str) -> str:
+    try:
+        if system == "Linux":
+            return model_name(Path("/proc/cpuinfo").read_text(errors="replace"))
+        if system == "Darwin":
+            command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return ""
+
+
+def model_name(cpuinfo: str) -> str:
+    """The first processor's name in Linux's ``/proc/cpuinfo``; empty if it has none, as on some ARM kernels."""
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model"):
+            return " ".join(value.split())
+    return ""
+
+
+def cores() -> int:
+    """Logical cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def operating_system() -> str:
+    """Name, release and architecture, e.g. ``Linux 6.18 x86_64``, ``macOS 26.1 arm64``."""
+    if platform.system() == "Darwin":
+        return f"macOS {platform.mac_ver()[0]} {platform.machine()}"
+    release = ".".join(platform.release().split("-")[0].split(".")[:2])
+    return f"{platform.system()} {release} {platform.machine()}"
+
+
+def training_device() -> str:
+    """The device that training uses, with its name where it has one."""
+    import torch
+
+    from snapgen import device
+
+    chosen = device.choose()
+    return f"{chosen.type} ({torch.cuda.get_device_name()})" if chosen.type == "cuda" else chosen.type
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from archsearch import machine
+
+
+def test_the_description_is_json_and_says_what_runs() -> None:
+    found = machine.describe_machine()
+    assert json.loads(json.dumps(found)) == found
+    assert found["chip"] == machine.chip() != ""
+    assert isinstance(found["cores"], int)
+    assert 1 <= found["cores"] <= (os.cpu_count() or 1)
+    assert isinstance(found["memory_gib"], float)
+    assert found["memory_gib"] > 0.1
+    assert isinstance(found["libraries"], dict)
+    assert found["libraries"]["torch"] == machine.installed("torch")
+    assert {"onnxruntime", "optuna"} <= set(found["libraries"])
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD  EPYC 9\nmodel\t\t: 3\n\nmodel name\t: another\n", "AMD EPYC 9"),
+        ("processor : 0\nBogoMIPS : 108\n\nModel\t\t: Raspberry Pi 5\n", "Raspberry Pi 5"),
+        ("processor : 0\nBogoMIPS : 108\n", ""),
+        ("", ""),
+    ],
+)
+def test_linux_names_the_first_processor(cpuinfo: str, name: str) -> None:
+    assert machine.model_name(cpuinfo) == name
+
+
+def test_a_machine_that_does_not_say_still_has_a_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.platform, "system", lambda: "Plan 9")
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    machine.chip.cache_clear()
+    try:
+        assert machine.chip() == machine.platform.machine()
+    finally:
+        machine.chip.cache_clear()
+
+
+def test_a_package_that_is_not_there_has_no_version() -> None:
+    assert machine.installed("no-such-package") is None
