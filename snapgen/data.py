@@ -6,6 +6,7 @@ import glob
 import json
 import logging
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,8 @@ EMOJI_RESOLUTIONS = (32, 64)
 # Sets of up to so many decoded bytes are held in memory; larger ones are decoded again for each pass.
 HELD_BYTES = 1 << 29
 _SHARDS = (".tar", ".tar.gz", ".tgz")
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_MOST_SHARDS = 1_000_000
 _SPLIT_FOLDERS = {"train", "val", "validation", "test"}
 _SECONDS_BETWEEN_LINES = 10.0
 _log = logging.getLogger(__name__)
@@ -183,10 +186,10 @@ def _told(items: Iterable[T], name: str, total: int | None) -> Iterator[T]:
     begun = last = time.monotonic()
     for number, item in enumerate(items):
         now = time.monotonic()
-        if now - last > _SECONDS_BETWEEN_LINES:
+        if number and now - last > _SECONDS_BETWEEN_LINES:
             last = now
-            left = f" of {total:,}, {(now - begun) * (total - number) / number:.0f} s left" if total else ""
-            _log.info("%s: checked %s images%s", name, f"{number:,}", left)
+            left = f", {(now - begun) * (total - number) / number:.0f} s left" if total else ""
+            _log.info("%s: checked %s images%s", name, f"{number:,} of {total:,}" if total else f"{number:,}", left)
         yield item
 
 
@@ -210,14 +213,17 @@ def _expanded(source: str) -> list[Path]:
     """The shards that a path, a glob or a brace list names."""
     from braceexpand import braceexpand
 
-    shards: set[Path] = set()
+    # The library writes a whole range out before its first name is looked for.
+    if any(abs(int(last) - int(first)) > _MOST_SHARDS for first, last in _RANGE.findall(source)):
+        raise InputError(
+            source, f"lists more than {_MOST_SHARDS:,} shards", "write a shorter range, or name the folder"
+        )
     try:
-        for pattern in [source] if Path(source).exists() else braceexpand(source):
-            for match in glob.glob(pattern) or [pattern]:  # noqa: PTH207 - keeps an absolute pattern absolute
-                shards.add(_shard(Path(match)))
+        patterns = [source] if Path(source).exists() else braceexpand(source)
     except ValueError:
         raise InputError(source, "has a brace without its partner", "write e.g. shards/{000..009}.tar") from None
-    return sorted(shards)
+    matches = (match for pattern in patterns for match in glob.glob(pattern) or [pattern])  # noqa: PTH207 - absolute
+    return sorted({_shard(Path(match)) for match in matches})
 
 
 def _shard(path: Path) -> Path:

@@ -144,6 +144,8 @@ class Shards:
                     self.broken.append(str(path))
                 return True
 
+            if not _ends(path):
+                note(EOFError())
             # The library would take a name like "pipe:…" for a command to run; it is handed an open file instead.
             with path.open("rb") as stream:
                 files = tar_file_expander([{"url": str(path), "stream": stream}], handler=note, select_files=_wanted)
@@ -161,6 +163,15 @@ class Shards:
             problem = f"none of its {count} samples has an image that can be read and a caption"
             return InputError(name, problem, "pack .jpg, .png or .webp beside .txt or .json with 'caption'")
         return InputError(name, f"has no sample for the {split} split", "name more shards")
+
+
+def _ends(shard: Path) -> bool:
+    """Whether a plain tar has its end mark; tarfile takes a cut between two files for an end."""
+    if not shard.name.endswith(".tar"):
+        return True  # gzip knows
+    with shard.open("rb") as file:
+        file.seek(max(0, shard.stat().st_size - 1024))
+        return file.read() == bytes(1024)
 
 
 def _wanted(name: str) -> bool:
@@ -191,14 +202,19 @@ def digest_files(paths: Sequence[Path], names: Iterable[str]) -> str:
     total = hashlib.sha256()
     for name in names:
         total.update(name.encode(errors="surrogateescape") + b"\n")
-    facts = [path.stat() for path in paths]
-    small = sum(fact.st_size for fact in facts) <= HASHED_BYTES
+    facts = [_size_and_time(path) for path in paths]
+    small = sum(size for size, _ in facts) <= HASHED_BYTES
     for path, fact in zip(paths, facts, strict=True):
-        if small:
-            total.update(_content(path))
-        else:
-            total.update(f"{path.name}\0{fact.st_size}\0{int(fact.st_mtime)}\n".encode(errors="surrogateescape"))
+        total.update(_content(path) if small else f"{path.name}\0{fact}\n".encode(errors="surrogateescape"))
     return total.hexdigest()[:16]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        fact = path.stat()
+    except OSError:  # a link to nowhere: counted as damaged when it is decoded
+        return 0, 0
+    return fact.st_size, int(fact.st_mtime)
 
 
 def _content(path: Path) -> bytes:
