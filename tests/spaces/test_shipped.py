@@ -1,0 +1,213 @@
+"""Every shipped space: random architectures build, run, keep shapes, survive saving, and have the right ids.
+
+The nets are shrunken: widths are divided, while levels, blocks, heads, groups of channels and ratios stay.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import zlib
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from snapgen import presets
+from snapgen.arch import Architecture
+from snapgen.paths import changed
+from snapgen.unet import UNet
+from spaces.reading import NAMES
+from spaces.space import Space
+
+SPACES = {name: Space.load(name) for name in NAMES}
+HEAD_WIDTH = 4
+"""RoPE takes no less."""
+
+MUTATIONS: tuple[dict[str, Any], ...] = (
+    {"all.expansion": 1},
+    {"all.expansion": 2},
+    {"down[0].expansion": 2},
+    {"down[-1].conv": "separable"},
+    {"up[0].conv": "separable"},
+    {"mid.conv": "plain"},
+    {"all.kv_heads": 1},
+    {"down[0].kv_heads": 1},
+    {"stages[1].kv_heads": None},
+    {"stages[0].head_width": 8},
+    {"mid.head_width": 8},
+    {"up[0].ffn_ratio": 2},
+    {"stages[0].self_attention": True},
+    {"stages[0].cross_attention": False},
+    {"all.self_attention": False},
+    {"all.cross_attention": False},
+    {"all.transformers": 0},
+    {"stages[0].transformer_depth": 2},
+    {"all.transformer_depth": 0},
+    {"mid.residual_blocks": 0},
+    {"mid.transformers": 0},
+    {"down[0].residual_blocks": 0, "down[0].transformers": 1},
+    {"qk_norm": True},
+    {"qk_norm": False},
+    {"rope": True},
+    {"rope": False},
+    {"time.projection": "output"},
+    {"time.projection": "expanded"},
+    {"context_width": 12},
+)
+"""Changes of which many do nothing to some nets and something to others."""
+
+EXAMPLES = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
+
+def shrunken(arch: Architecture) -> Architecture:
+    """The same structure, with heads of `HEAD_WIDTH`, all other widths divided alike, and transformers one deep."""
+    by = arch.mid.head_width // HEAD_WIDTH
+    ways = {"down": arch.down, "up": arch.up}
+    sizes = {f"{way}[{i}].channels": s.channels // by for way, stages in ways.items() for i, s in enumerate(stages)}
+    small = {"norm_groups": max(1, arch.norm_groups // by), "context_width": 8, "time.frequencies": 8, "time.width": 8}
+    shallow = {"all.transformer_depth": 1, "all.head_width": HEAD_WIDTH, "latent_channels": 2}
+    return changed(arch, {**sizes, **small, **shallow})
+
+
+def filled(arch: Architecture) -> UNet:
+    """Its net, every weight non-zero and decided by the weight's name alone."""
+    net = UNet(arch).eval()
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            steps = torch.arange(weight.numel()) * 0.7 + zlib.crc32(name.encode()) % 997
+            weight.copy_((steps.sin() / max(1, weight[0].numel()) ** 0.5 + (weight.ndim == 1)).view_as(weight))
+    return net
+
+
+def velocity(net: UNet) -> Tensor:
+    """What the net says to fixed inputs on the smallest grid that has places to tell apart everywhere."""
+    size = 2 * net.arch.stride
+    sample = (torch.arange(2 * 2 * size * size) * 1.3).sin().view(2, 2, size, size)
+    context = (torch.arange(2 * 3 * net.arch.context_width) * 0.9).sin().view(2, 3, -1)
+    output: Tensor = net(sample, torch.tensor([0.2, 0.7]), context)
+    assert output.shape == sample.shape
+    return output
+
+
+def shapes(net: UNet) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in net.state_dict().items()}
+
+
+def same_net(one: UNet, output: Tensor, other: UNet) -> bool:
+    """Whether both have the same weights in the same places and compute the same.
+
+    Nets that take contexts of different widths, but have no weight for one, do not look at it.
+    """
+    if shapes(one) != shapes(other):
+        return False
+    with torch.no_grad():
+        return one.arch.context_width != other.arch.context_width or torch.equal(output, velocity(other))
+
+
+def runs_forward_and_backward(net: UNet) -> Tensor:
+    output = velocity(net)
+    assert output.isfinite().all()
+    output.square().mean().backward()
+    silent = [name for name, weight in net.named_parameters() if weight.grad is None]
+    assert not silent, f"nothing depends on {silent}"
+    return output.detach()
+
+
+def survives_saving(net: UNet, output: Tensor) -> None:
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        net.save_pretrained(folder)
+        again = UNet.from_pretrained(folder)
+        assert again.arch == net.arch
+        assert torch.equal(velocity(again), output)
+
+
+def knows_itself(net: UNet, output: Tensor, other: Architecture) -> None:
+    """Equal ids exactly when the same net is built."""
+    if other != net.arch:
+        alike = same_net(net, output, filled(other))
+        assert (net.arch.id == other.id) == alike, f"{net.arch.to_json()} and {other.to_json()}"
+
+
+@st.composite
+def members(draw: st.DrawFn, space: Space) -> Architecture:
+    """A random architecture of a space."""
+    point = {knob.name: draw(st.integers(0, len(knob.choices) - 1)) for knob in space.knobs}
+    assume(space.valid(point))
+    return space.architecture(point)
+
+
+def mutated(arch: Architecture, changes: dict[str, Any]) -> Architecture:
+    """The architecture changed, or itself where the change does not fit."""
+    try:
+        return changed(arch, changes)
+    except ValueError:
+        return arch
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_architectures_run_save_and_have_the_right_ids(name: str) -> None:
+    @settings(EXAMPLES, max_examples=300)
+    @given(members(SPACES[name]), st.sampled_from(MUTATIONS))
+    def check(arch: Architecture, mutation: dict[str, Any]) -> None:
+        net = filled(shrunken(arch))
+        output = runs_forward_and_backward(net)
+        survives_saving(net, output)
+        knows_itself(net, output, mutated(net.arch, mutation))
+
+    check()
+
+
+@settings(EXAMPLES, max_examples=100)
+@given(
+    members(SPACES["emoji"]), st.lists(st.sampled_from(MUTATIONS), min_size=1, max_size=3), st.sampled_from(MUTATIONS)
+)
+def test_far_from_the_shipped_spaces_ids_hold_as_well(
+    arch: Architecture, before: list[dict[str, Any]], mutation: dict[str, Any]
+) -> None:
+    one = shrunken(arch)
+    for changes in before:
+        one = mutated(one, changes)
+    net = filled(one)
+    with torch.no_grad():
+        knows_itself(net, velocity(net), mutated(one, mutation))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_base_and_every_reference_are_points(name: str) -> None:
+    space = SPACES[name]
+    points = space.points_of()
+    assert space.architecture(points["base"]).id == space.base.id
+    assert "snapgen" in points
+    assert len({space.architecture(point).id for point in points.values()}) == len(points)
+
+
+def test_the_full_size_space_holds_the_published_designs() -> None:
+    space = SPACES["snapgen"]
+    assert space.base.id == presets.preset("snapgen-baseline").id
+    final = space.architecture(space.references["snapgen"])
+    assert final.id == presets.preset("snapgen-imagenet").id
+    with torch.device("meta"):
+        sizes = {
+            name: sum(weight.numel() for weight in UNet(space.architecture(point)).parameters())
+            for name, point in space.points_of().items()
+        }
+    published = {"base": 632.6, "row 1": 622.1, "row 2a": 473.4, "row 2b": 528.4, "row 3": 462.7, "row 4": 389.3}
+    published |= {"row 5": 389.8, "row 6": 389.8, "snapgen": 372.2}
+    assert {name: round(size / 1e6, 1) for name, size in sizes.items()} == published
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_some_of_the_space_is_within_its_limits_and_some_is_not(name: str) -> None:
+    space = SPACES[name]
+    rng = random.Random(0)
+    sizes = []
+    for _ in range(60):
+        with torch.device("meta"):
+            net = UNet(space.architecture(space.sample(rng)))
+        sizes.append(sum(weight.numel() for weight in net.parameters()))
+    share = sum(size <= space.limits["params"] for size in sizes) / len(sizes)
+    assert 0.8 <= share < 1
