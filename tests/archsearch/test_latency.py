@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -68,7 +70,8 @@ def with_weights(net: UNet) -> UNet:
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(torch.randn(weight.shape, generator=generator) * max(1, weight[0].numel()) ** -0.5)
-    return net.eval()
+    net.eval()
+    return net
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,17 +154,20 @@ def test_measuring_changes_nothing_for_what_comes_after() -> None:
 def test_threads_reach_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx_graph.export(UNet(TINY).eval(), latency.sample_inputs(TINY, LATENT, TOKENS), tmp_path / "unet.onnx")
     assert latency.open_session(tmp_path / "unet.onnx", threads=3).get_session_options().intra_op_num_threads == 3
-    asked = []
+    asked: list[int] = []
     original = latency.open_session
-    monkeypatch.setattr(
-        latency, "open_session", lambda path, threads: asked.append(threads) or original(path, threads=threads)
-    )
+
+    def opened(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
+        asked.append(threads)
+        return original(path, threads=threads)
+
+    monkeypatch.setattr(latency, "open_session", opened)
     record = Host(HostSettings(threads=2, rule=BRIEF)).measure(TINY, LATENT, TOKENS)
     assert (record.threads, asked) == (2, [2])
 
 
 def test_nothing_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     Host(HostSettings(rule=BRIEF)).measure(TINY, LATENT, TOKENS)
     with pytest.raises(LatencyFailure):
         Host(HostSettings(rule=BRIEF, timeout=1e-6)).measure(TINY, LATENT, TOKENS)

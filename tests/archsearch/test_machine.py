@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 
 import pytest
 
@@ -35,11 +36,11 @@ def test_linux_names_the_first_processor(cpuinfo: str, name: str) -> None:
 
 
 def test_a_machine_that_does_not_say_still_has_a_chip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.platform, "system", lambda: "Plan 9")
-    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "system", lambda: "Plan 9")
+    monkeypatch.setattr(platform, "processor", lambda: "")
     machine.chip.cache_clear()
     try:
-        assert machine.chip() == machine.platform.machine()
+        assert machine.chip() == platform.machine()
     finally:
         machine.chip.cache_clear()
 

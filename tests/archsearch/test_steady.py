@@ -48,7 +48,7 @@ def test_warm_up_is_dropped() -> None:
     timing, _ = settled(lambda i: 1e-3 * (1 + 9 * 0.98**i))
     assert timing.steady
     assert max(timing.runs) < 1.5e-3, "it began at 10 ms"
-    assert timing.quartiles()[1] == pytest.approx(1e-3, rel=0.01)
+    assert timing.quartiles()[1] == pytest.approx(1e-3, rel=0.04)
 
 
 def test_the_first_run_never_counts() -> None:
