@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from snapgen.muon import Muon
+
 SMALLEST_SIDE = 16
 """A narrower matrix (the latent's side of the first and last convolutions, depthwise kernels) is AdamW's."""
 
@@ -31,7 +33,6 @@ class Optimizers:
         self._clip = clip
         self._peak = learning_rate
         inner = [p for p in self._params if kind == "muon" and _is_inner_matrix(p)]
-        self._views = [(p, nn.Parameter(_as_matrix(p.detach()))) for p in inner]
         taken = {id(p) for p in inner}
         rest = [p for p in self._params if id(p) not in taken]
         groups = [
@@ -46,17 +47,12 @@ class Optimizers:
                 fused=self._params[0].device.type in ("cpu", "cuda"),
             )
         ]
-        if self._views:
-            matrices = [view for _, view in self._views]
-            self._all.append(
-                torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+        if inner:
+            self._all.append(Muon(inner, lr=learning_rate, weight_decay=weight_decay))
 
     def step(self, rate: float) -> None:
         """One step at ``rate`` times the peak learning rate, along the clipped gradients, which are then dropped."""
         torch.nn.utils.clip_grad_norm_(self._params, self._clip)
-        for param, view in self._views:
-            view.grad = None if param.grad is None else _as_matrix(param.grad)
         for optimizer in self._all:
             for group in optimizer.param_groups:
                 group["lr"] = self._peak * rate
@@ -67,10 +63,3 @@ class Optimizers:
 
 def _is_inner_matrix(param: Tensor) -> bool:
     return param.ndim >= 2 and min(param.shape[0], param[0].numel()) > SMALLEST_SIDE
-
-
-def _as_matrix(tensor: Tensor) -> Tensor:
-    """(out, …) → (out, everything else), sharing the memory of a dense tensor of either layout."""
-    if tensor.ndim == 4 and not tensor.is_contiguous():
-        tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.flatten(1)

@@ -140,23 +140,36 @@ def test_every_example_is_seen_equally(examples: LatentExamples) -> None:
     assert seen[:40] != seen[40:80]
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_muon_moves_whole_kernels_in_either_layout(layout: torch.memory_format) -> None:
-    net = Net().to(memory_format=layout)  # type: ignore[call-overload]
-    before = {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
+def moved_by_muon(weights: torch.memory_format, gradient: torch.memory_format) -> tuple[Tensor, Tensor]:
+    """How far one step moves the kernel inside, and the gradient it moved along; both as matrices."""
+    net = Net().to(memory_format=weights)  # type: ignore[call-overload]
+    before = net.middle.weight.detach().clone()
     optimizers = Optimizers(net, kind="muon", learning_rate=0.01, beta2=0.99, weight_decay=0.0, clip=1e9)
     generator = torch.Generator().manual_seed(0)
-    gradients = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in before.items()}
-    for name, param in net.named_parameters():
-        param.grad = gradients[name].to(memory_format=layout) if param.ndim == 4 else gradients[name].clone()
+    for param in net.parameters():
+        param.grad = torch.randn(param.shape, generator=generator)
+        if param.ndim == 4:
+            param.grad = param.grad.to(memory_format=gradient)
+    along = net.middle.weight.grad
+    assert along is not None
     optimizers.step(1.0)
-    moved = (net.middle.weight.detach() - before["middle.weight"]).flatten(1)
-    # Orthogonal rows of equal length, AdamW's root mean square (0.2), along the gradient.
+    assert all(param.grad is None for param in net.parameters())
+    return (net.middle.weight.detach() - before).flatten(1), along.flatten(1)
+
+
+def test_muon_steps_are_orthogonal_and_of_adamws_size() -> None:
+    moved, along = moved_by_muon(torch.contiguous_format, torch.contiguous_format)
     assert float(moved.square().mean().sqrt()) == pytest.approx(0.01 * 0.2, rel=0.2)
     singular = torch.linalg.svdvals(moved)
     assert float(singular.max() / singular.min()) < 3
-    assert float((moved * gradients["middle.weight"].flatten(1)).sum()) < 0
-    assert all(param.grad is None for param in net.parameters())
+    assert float((moved * along).sum()) < 0
+
+
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("gradient", [torch.contiguous_format, torch.channels_last])
+def test_muon_takes_either_layout(weights: torch.memory_format, gradient: torch.memory_format) -> None:
+    expected, _ = moved_by_muon(torch.contiguous_format, torch.contiguous_format)
+    torch.testing.assert_close(moved_by_muon(weights, gradient)[0], expected, rtol=1e-3, atol=1e-6)
 
 
 def test_weight_decay_spares_vectors() -> None:

@@ -1,0 +1,83 @@
+"""Muon: momentum whose every matrix is made orthogonal before it is a step (Jordan et al. 2024; arXiv 2502.16982).
+
+torch has a Muon that takes one matrix at a time; in a small net most of its time goes into starting operations. This
+one takes all matrices of a shape as one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+"""Coefficients of the quintic iteration, chosen for speed: singular values end between about 0.7 and 1.2."""
+ITERATIONS = 5
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised; a step's root mean square is ``0.2 × lr``, AdamW's usual one.
+
+    Args:
+        params: matrices, or tensors seen as (first dimension, all others) in the order they lie in memory; dense.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One step for every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            updates = self._momentum(params, group["momentum"])
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            for shape, members in _by_shape(updates).items():
+                size = group["lr"] * 0.2 * max(shape) ** 0.5
+                steps = orthogonal(torch.stack([updates[i] for i in members])) * -size
+                for index, step in zip(members, steps, strict=True):
+                    _as_matrix(params[index], params[index]).add_(step)
+
+    def _momentum(self, params: list[Tensor], momentum: float) -> list[Tensor]:
+        """Each parameter's Nesterov momentum, as a matrix."""
+        gradients = [_as_matrix(p.grad, p) for p in params if p.grad is not None]
+        for param, gradient in zip(params, gradients, strict=True):
+            if not self.state[param]:
+                self.state[param]["momentum"] = torch.zeros_like(gradient)
+        buffers = [self.state[param]["momentum"] for param in params]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        return list(torch._foreach_lerp(gradients, buffers, momentum))
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About the nearest matrices with orthonormal rows (or columns): (K, n, m) → (K, n, m)."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x.bfloat16() if x.device.type == "cuda" else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _by_shape(matrices: list[Tensor]) -> dict[tuple[int, int], list[int]]:
+    found: dict[tuple[int, int], list[int]] = {}
+    for index, matrix in enumerate(matrices):
+        found.setdefault((matrix.shape[0], matrix.shape[1]), []).append(index)
+    return found
+
+
+def _as_matrix(tensor: Tensor, param: Tensor) -> Tensor:
+    """(out, …) → (out, everything else), the latter in the order in which it lies in ``param``'s memory."""
+    if not param.is_contiguous():  # channels last
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.reshape(len(tensor), -1)
