@@ -244,6 +244,16 @@ def load(name_or_path: str | Path = "emoji") -> Autoencoder:
     return cast(Autoencoder, loaded.eval().requires_grad_(False))
 
 
+def read_decoder(folder: Path) -> TinyDecoder:
+    """A tiny decoder from its folder, as `load` reads an autoencoder."""
+    kind = _config(folder).get("_class_name")
+    if kind != "TinyDecoder":
+        raise InputError(
+            folder / "config.json", f"describes {kind}", "name a TinyDecoder's folder", place="_class_name"
+        )
+    return cast(TinyDecoder, _read(folder, TinyDecoder).eval().requires_grad_(False))
+
+
 def digest(name_or_path: str | Path = "emoji") -> str:
     """Hex digest (16 digits) of an autoencoder's configuration and weights, wherever its folder lies.
 

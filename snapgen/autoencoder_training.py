@@ -13,8 +13,10 @@ import copy
 import math
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -26,11 +28,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snapgen import seeds
-from snapgen.autoencoder import Autoencoder, ConvAutoencoder, WithDecoder, load
+from snapgen.autoencoder import Autoencoder, ConvAutoencoder, WithDecoder, load, read_decoder
 from snapgen.data import open_images
 from snapgen.errors import InputError
 from snapgen.optimizers import Optimizers
 from snapgen.perceptual import PerceptualLoss
+from snapgen.reconstruction import BATCH, Psnr, as_float, psnr
 from snapgen.settings import Settings
 from snapgen.tiny_decoder import PAPER, TinyDecoder
 from snapgen.training import Average
@@ -42,8 +45,6 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 
 MEASURED = 800
 """Images of each resolution that the latents' statistics are taken from; 800 hold 51,200 latent positions at 32 px."""
-BATCH = 16
-"""Images that go through at once outside training: on a CPU larger batches leave its caches and are slower."""
 
 
 class Training(Settings):
@@ -55,7 +56,8 @@ class Training(Settings):
     steps: int = Field(default=2500, ge=1)
     batch: int = Field(default=32, ge=1)
     """Images a step at the lowest resolution; fewer at higher ones, so that every step costs about the same."""
-    resolutions: tuple[int, ...] = Field(default=(32, 64), min_length=1)
+    resolutions: tuple[int, ...] = Field(default=(32, 32, 64), min_length=1)
+    """Taken in turn; one that is named twice gets twice the steps."""
     optimizer: Literal["adamw", "muon"] = "muon"
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
@@ -70,14 +72,17 @@ class Training(Settings):
     l1: float = Field(default=0.5, ge=0)
     mse: float = Field(default=1, ge=0)
     perceptual: float = Field(default=0.3, ge=0)
-    adversarial: float = Field(default=0.02, ge=0)
-    adversarial_share: float = Field(default=0.3, ge=0, le=1)
+    adversarial: float = Field(default=0.03, ge=0)
+    adversarial_share: float = Field(default=0.25, ge=0, le=1)
     """The last share of the steps, in which the encoder is frozen and the discriminator plays."""
     seed: int = 0
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Three convolutions that judge patches of 16 px: (B, 3, H, W) → (B, 1, about H/4, W/4). Spectrally normalised."""
+    """Three convolutions that judge patches of 18 px: (B, 3, H, W) → (B, 1, H/4, W/4).
+
+    All but the last are spectrally normalised: with few steps to play it must not run away from the decoder.
+    """
 
     def __init__(self, width: int = 32) -> None:
         norm = nn.utils.parametrizations.spectral_norm
@@ -86,7 +91,7 @@ class PatchDiscriminator(nn.Sequential):
             nn.LeakyReLU(0.2),
             norm(nn.Conv2d(width, 2 * width, 4, stride=2, padding=1)),
             nn.LeakyReLU(0.2),
-            norm(nn.Conv2d(2 * width, 1, 3, padding=1)),
+            nn.Conv2d(2 * width, 1, 3, padding=1),
         )
 
 
@@ -166,7 +171,7 @@ class _Run:
             weight_decay=training.weight_decay,
             clip=1,
         )
-        self.judge = torch.optim.AdamW(self.discriminator.parameters(), lr=5e-4, betas=(0.5, 0.99))
+        self.judge = torch.optim.AdamW(self.discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99))
 
     def step(self, step: int) -> dict[str, float]:
         """One update of the model, and of the discriminator once it plays."""
@@ -250,48 +255,12 @@ def _batch(images: Pixels, training: Training, step: int, random: torch.Generato
     return padded[..., y : y + resolution, x : x + resolution]
 
 
-def as_float(pixels: Tensor) -> Tensor:
-    """uint8 → float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
-
-
 def _sample(images: Pixels, training: Training) -> Iterator[Tensor]:
     """Batches of images spread over the set, enough of each resolution for statistics of two digits and more."""
-    for resolution in training.resolutions:
+    for resolution in sorted(set(training.resolutions)):
         pixels = images[resolution]
         for batch in torch.split(pixels[:: max(1, len(pixels) // MEASURED)], BATCH):
             yield as_float(batch)
-
-
-@dataclass(frozen=True)
-class Psnr:
-    """Mean over images of the peak signal-to-noise ratio in dB, with its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
-    images: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} dB [{self.low:.2f}, {self.high:.2f}], {self.images} images"
-
-
-@torch.no_grad()
-def psnr(autoencoder: Autoencoder, pixels: Tensor, *, seed: int = 0, resamples: int = 1000) -> Psnr:
-    """How well images (N, 3, H, W), uint8, come back, as uint8 again."""
-    by_image = torch.cat([_psnr_by_image(autoencoder, batch) for batch in torch.split(pixels, BATCH)])
-    random = torch.Generator().manual_seed(seeds.derive(seed, "psnr"))
-    drawn = torch.randint(len(by_image), (resamples, len(by_image)), generator=random)
-    low, high = by_image[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Psnr(by_image.mean().item(), low, high, len(by_image))
-
-
-def _psnr_by_image(autoencoder: Autoencoder, pixels: Tensor) -> Tensor:
-    decoded = autoencoder.decode(autoencoder.encode(as_float(pixels)))
-    again = ((decoded + 1) * 127.5).round()
-    # Half a grey level is the least error told apart: a flat image comes back exactly, and its ratio would be infinite.
-    error = (again - pixels).double().square().flatten(1).mean(1).clamp(min=0.25)
-    return 10 * torch.log10(255**2 / error)
 
 
 def steps_for(
@@ -320,7 +289,7 @@ def main(
     minutes: Annotated[float, typer.Option(min=0.1, help="Time to train; sets the steps by a few timed ones.")] = 8,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps to train, whatever time they take.")] = None,
     data: Annotated[str, typer.Option(help="emoji, a folder of images or webdataset shards.")] = "emoji",
-    resolutions: Annotated[str, typer.Option(help="Sides of the images, in pixels.")] = "32,64",
+    resolutions: Annotated[str, typer.Option(help="Sides of the images in pixels, taken in turn.")] = "32,32,64",
     encoder: Annotated[str | None, typer.Option(help="Train a tiny decoder for this autoencoder's encoder.")] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
     quiet: Annotated[bool, typer.Option(help="Say nothing until the end.")] = False,
@@ -332,28 +301,34 @@ def main(
     torch.set_num_threads(1)
     training = Training(resolutions=_sides(resolutions), seed=seed)
     given = load(encoder) if encoder else None
-    images = {side: _pixels(data, "train", side) for side in training.resolutions}
+    images = {side: _pixels(data, "train", side) for side in sorted(set(training.resolutions))}
     model = tiny_decoder_for(given, seed=seed) if given else initial(seed)
     fitting = steps or steps_for(minutes, model, images, training, encoder=given)
     training = training.model_copy(update={"steps": fitting})
     if not quiet:
         typer.echo(f"{training!r} on {len(images[training.resolutions[0]])} images of {data}, one thread")
-    started = time.perf_counter()
+    started = time.process_time()
     train(model, images, training, encoder=given, progress=None if quiet else _say)
-    spent = (time.perf_counter() - started) / 60
-    del images
-    part = out.with_name(out.name + ".part")
-    model.half().save_pretrained(part)
-    trained = WithDecoder(given, TinyDecoder.from_pretrained(part).float()) if given else load(part)
-    quality = {side: psnr(trained.eval(), _pixels(data, "val", side)) for side in training.resolutions}
+    spent = (time.process_time() - started) / 60
     command = f"--steps {fitting} --data {data} --resolutions {resolutions} --seed {seed}"
     command += f" --encoder {encoder}" if encoder else ""
-    (part / "README.md").write_text(_card(trained, training, quality, command, spent))
-    out.mkdir(parents=True, exist_ok=True)
-    for file in sorted(part.iterdir()):
-        file.replace(out / file.name)
-    part.rmdir()
+    with _aside(out) as folder:
+        cast(Any, model).half().save_pretrained(folder)
+        trained = WithDecoder(given, read_decoder(folder)) if given else load(folder)
+        quality = {side: psnr(trained, _pixels(data, "val", side)) for side in images}
+        (folder / "README.md").write_text(_card(trained, training, quality, command, spent))
     typer.echo(f"{out}: " + "; ".join(f"{side} px {value}" for side, value in quality.items()))
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` whose files take their places in it at the end."""
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+        yield Path(folder)
+        for file in sorted(Path(folder).iterdir()):
+            file.chmod(0o644)
+            file.replace(out / file.name)
 
 
 def _card(trained: Autoencoder, training: Training, quality: Mapping[int, Psnr], command: str, minutes: float) -> str:
@@ -363,7 +338,7 @@ def _card(trained: Autoencoder, training: Training, quality: Mapping[int, Psnr],
     return f"""# {type(trained).__name__}: {trained.latent_channels} latent channels, factor {trained.factor}
 
 Made by `python -m snapgen.autoencoder_training --out FOLDER {command}`
-on {time.strftime("%Y-%m-%d")}: {minutes:.0f} minutes on one thread of {platform.processor() or platform.machine()},
+on {time.strftime("%Y-%m-%d")}: {minutes:.1f} minutes of one thread of {platform.processor() or platform.machine()},
 torch {torch.__version__}. Weights in half precision; the decoder has {size:,} parameters.
 
 | validation images | PSNR, with the 95 % interval of its mean |
@@ -387,10 +362,7 @@ def _sides(text: str) -> tuple[int, ...]:
 
 
 def _pixels(data: str, split: Literal["train", "val"], side: int) -> Tensor:
-    images = open_images(data, split=split, resolution=side)
-    if not len(images):
-        raise InputError(data, f"has no {split} images", "name a set of images")
-    return torch.cat(list(images.batches(256)))
+    return torch.cat(list(open_images(data, split=split, resolution=side).batches(256)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""How well an autoencoder gives images back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from snapgen import seeds
+from snapgen.autoencoder import Autoencoder
+
+BATCH = 16
+"""Images that go through at once outside training: on a CPU larger batches leave its caches and are slower."""
+
+
+def as_float(pixels: Tensor) -> Tensor:
+    """uint8 → float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Psnr:
+    """Mean over images of the peak signal-to-noise ratio in dB, with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} dB [{self.low:.2f}, {self.high:.2f}], {self.images} images"
+
+
+@torch.no_grad()
+def psnr(autoencoder: Autoencoder, pixels: Tensor, *, seed: int = 0, resamples: int = 1000) -> Psnr:
+    """How well images (N, 3, H, W), uint8, come back, as uint8 again."""
+    by_image = torch.cat([_psnr_by_image(autoencoder, batch) for batch in torch.split(pixels, BATCH)])
+    random = torch.Generator().manual_seed(seeds.derive(seed, "psnr"))
+    drawn = torch.randint(len(by_image), (resamples, len(by_image)), generator=random)
+    low, high = by_image[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Psnr(by_image.mean().item(), low, high, len(by_image))
+
+
+def _psnr_by_image(autoencoder: Autoencoder, pixels: Tensor) -> Tensor:
+    decoded = autoencoder.decode(autoencoder.encode(as_float(pixels)))
+    again = ((decoded + 1) * 127.5).round()
+    # Half a grey level is the least error told apart: a flat image comes back exactly, and its ratio would be infinite.
+    error = (again - pixels).double().square().flatten(1).mean(1).clamp(min=0.25)
+    return 10 * torch.log10(255**2 / error)
