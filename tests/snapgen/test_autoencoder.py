@@ -69,7 +69,7 @@ def kl_folder(tmp_path: Path) -> Path:
 
 def test_shipped_reconstructs_unseen_images(validation: Tensor) -> None:
     quality = psnr(autoencoder.load("emoji"), validation)
-    assert quality.low > {32: 24, 64: 26}[validation.shape[-1]]
+    assert quality.low > {32: 27, 64: 32}[validation.shape[-1]]
 
 
 def test_shipped_latents_are_standard(validation: Tensor) -> None:
