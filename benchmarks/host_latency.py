@@ -1,0 +1,177 @@
+"""How the host's latency is best taken: ONNX Runtime against PyTorch, and how well it repeats next to a busy neighbour.
+
+Every way runs the same net in one process, one thread, in turns of 50 ms, so that a change of the machine's speed meets
+them all alike. Times are processor time of the thread (see `archsearch.latency.Host`); "prepare" is the wall clock's
+time from the net to the first answer, the second time, when the libraries are loaded.
+
+    python benchmarks/host_latency.py compare emoji emoji-large [--seconds 20]
+    python benchmarks/host_latency.py repeat emoji [--times 10] [--busy 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from archsearch import latency, onnx_graph
+from archsearch.machine import chip, operating_system
+from snapgen.unet import UNet
+from spaces.space import Space
+
+TURN_SECONDS = 0.05
+# A neighbour as a second worker is one: convolutions and their gradients on one thread.
+NEIGHBOUR = """
+import torch
+torch.set_num_threads(1)
+net = torch.nn.Sequential(torch.nn.Conv2d(32, 64, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(64, 32, 3, padding=1))
+images = torch.randn(64, 32, 16, 16)
+while True:
+    net(images).square().mean().backward()
+"""
+
+Inputs = dict[str, torch.Tensor]
+Run = Callable[[], object]
+
+
+def drawn(space: Space) -> tuple[UNet, Inputs]:
+    """A space's base net with no zero weights, and an input."""
+    net = UNet(space.base).eval()
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(torch.randn_like(weight) * weight[0].numel() ** -0.5 if weight.dim() > 1 else 0)
+    return net, latency.sample_inputs(space.base, space.latent_size, space.context_tokens)
+
+
+def ours(net: UNet, inputs: Inputs, folder: Path) -> Run:
+    """ONNX Runtime on the graph that latency records are taken from."""
+    onnx_graph.export(net, inputs, folder / "ours.onnx")
+    return _session(folder / "ours.onnx", inputs)
+
+
+def torchs(net: UNet, inputs: Inputs, folder: Path) -> Run:
+    """ONNX Runtime on the graph that ``torch.onnx`` writes."""
+    with torch.no_grad():
+        program = torch.onnx.export(net, tuple(inputs.values()), dynamo=True, verbose=False, opset_version=18)
+    assert program is not None
+    program.save(folder / "torchs.onnx")
+    return _session(folder / "torchs.onnx", inputs)
+
+
+def _session(path: Path, inputs: Inputs) -> Run:
+    session = latency.open_session(path, threads=1)
+    feed = dict(zip((i.name for i in session.get_inputs()), (t.numpy() for t in inputs.values()), strict=True))
+    return lambda: session.run(None, feed)
+
+
+def eager(net: UNet, inputs: Inputs, _folder: Path) -> Run:
+    """PyTorch as it is."""
+    return lambda: net(*inputs.values())
+
+
+def compiled(net: UNet, inputs: Inputs, _folder: Path) -> Run:
+    """PyTorch through ``torch.compile``."""
+    torch.compiler.reset()
+    fast = torch.compile(net)
+    return lambda: fast(*inputs.values())
+
+
+WAYS = {"ONNX Runtime": ours, "ONNX Runtime, torch.onnx": torchs, "PyTorch": eager, "torch.compile": compiled}
+
+
+def compare(space: Space, seconds: float) -> None:
+    """Print each way's time for a net, and how far its answer is from PyTorch's."""
+    net, inputs = drawn(space)
+    wanted = net(*inputs.values())
+    prepared: dict[str, float] = {}
+    runs: dict[str, Run] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, way in WAYS.items():
+            for _ in range(2):
+                began = time.perf_counter()
+                runs[name] = way(net, inputs, Path(folder))
+                answer = runs[name]()
+                prepared[name] = time.perf_counter() - began
+            found = torch.from_numpy(answer[0]) if isinstance(answer, list) else answer
+            assert isinstance(found, torch.Tensor)
+            error = float((found - wanted).abs().max() / wanted.abs().max())
+            assert error < 1e-3, f"{name} is {error:.1e} away from PyTorch"
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            for name, run in runs.items():
+                times[name] += turn(run)
+    print(f"{'':26}{'ms':>8}  {'quartiles':>15} {'runs':>6} {'prepare s':>10}")
+    for name, taken in times.items():
+        lower, median, upper = np.percentile(taken, [25, 50, 75]) * 1e3
+        print(f"{name:26}{median:8.3f}  {lower:7.3f}–{upper:7.3f} {len(taken):6} {prepared[name]:10.1f}")
+
+
+def turn(run: Run) -> list[float]:
+    """Processor times of runs for `TURN_SECONDS` of them."""
+    taken: list[float] = []
+    while sum(taken) < TURN_SECONDS:
+        began = time.thread_time()
+        run()
+        taken.append(time.thread_time() - began)
+    return taken
+
+
+def repeat(space: Space, times: int, busy: int) -> None:
+    """Print the same net's latency record, several times over, next to so many busy processes."""
+    neighbours = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(busy)]
+    medians, seconds = [], []
+    try:
+        for i in range(times + 1):
+            began = time.perf_counter()
+            record = latency.backend("host").measure(space.base, space.latent_size, space.context_tokens)
+            if i == 0:  # loads the libraries
+                continue
+            seconds.append(time.perf_counter() - began)
+            medians.append(record.median_ms)
+            quartiles = f"{record.lower_quartile_ms:.3f}–{record.upper_quartile_ms:.3f}"
+            steady = "steady" if record.steady else "not steady"
+            print(f"{record.median_ms:8.3f} ms  {quartiles}  {record.runs:5} runs  {seconds[-1]:.1f} s  {steady}")
+    finally:
+        for neighbour in neighbours:
+            neighbour.kill()
+    spread = max(medians) / min(medians) - 1
+    deviation = np.std(medians, ddof=1) / np.mean(medians)
+    print(f"medians: largest over smallest +{spread:.1%}, standard deviation {deviation:.1%}")
+    print(f"a measurement takes {np.median(seconds):.1f} s")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["compare", "repeat"])
+    parser.add_argument("spaces", nargs="+", help="whose base is timed")
+    parser.add_argument("--seconds", type=float, default=20, help="for all ways together")
+    parser.add_argument("--times", type=int, default=10)
+    parser.add_argument("--busy", type=int, default=1, help="neighbours on one thread each")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    print(f"{chip()}, {operating_system()}, torch {torch.__version__}, 1 thread")
+    for name in options.spaces:
+        space = Space.load(name)
+        print(f"\n{name}: {UNet(space.base).num_parameters() / 1e6:.2f} M, {space.latent_size}² latent")
+        if options.what == "compare":
+            with torch.inference_mode():
+                compare(space, options.seconds)
+        else:
+            repeat(space, options.times, options.busy)
+
+
+if __name__ == "__main__":
+    main()
