@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from archsearch.score import Estimate
-from reports.effects import Interval
+from reports.effects import Array, Interval
 from snapgen.seeds import derive
 
 RESAMPLES = 2000
@@ -47,18 +47,19 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> Interval | None:
         return None
     pairs = np.array([a, b], dtype=np.float64)
     rng = np.random.default_rng(derive(0, "agreement"))
-    resampled = [_rho(pairs[:, rng.integers(len(a), size=len(a))]) for _ in range(RESAMPLES)]
-    low, high = np.nanquantile(resampled, (0.025, 0.975))
-    return Interval(_rho(pairs), float(low), float(high))
+    again = rng.integers(len(a), size=(RESAMPLES, len(a)))
+    low, high = np.nanquantile(_rho(pairs[:, again]), (0.025, 0.975))
+    return Interval(float(_rho(pairs)), float(low), float(high))
 
 
-def _rho(pairs: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> float:
+def _rho(pairs: Array) -> Array:
+    """(2, ..., n) to (...); NaN where all of one side tie."""
     from scipy.stats import rankdata
 
-    ranks = rankdata(pairs, axis=1)
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    scale = float(np.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1])))
-    return float(ranks[0] @ ranks[1]) / scale if scale else float("nan")
+    ranks = rankdata(pairs, axis=-1)
+    ranks -= ranks.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((ranks**2).sum(axis=-1).prod(axis=0))
+    return np.asarray(ranks.prod(axis=0).sum(axis=-1) / np.where(scale > 0, scale, np.nan))
 
 
 def _apart(estimates: Sequence[Estimate]) -> float | None:

@@ -11,6 +11,9 @@ from reports.effects import Interval
 QUALITIES = ("validation_loss", "frechet_distance", "kernel_distance")
 COSTS = ("latency_ms", "params", "macs", "activation_bytes")
 
+GAP = "\u00a0"
+"""Between a number and its unit: a space at which no line breaks."""
+
 _UNITS = {"params": "M", "macs": "M", "activation_bytes": "MB", "latency_ms": "ms"}
 _SHORT = {"params": "params", "latency_ms": "latency", "activation_bytes": "activations"}
 
@@ -70,7 +73,7 @@ def spoken(interval: Interval, name: str, *, ends: bool = False) -> str:
     """``12.3 ms``, ``0.512 [0.500, 0.525]``."""
     noise = (interval.high - interval.low) / 2
     text = number(interval.value, noise)
-    text += f" {unit(name)}" if unit(name) else ""
+    text += f"{GAP}{unit(name)}" if unit(name) else ""
     if ends and interval.high > interval.low:
         text += f" [{number(interval.low, noise)}, {number(interval.high, noise)}]"
     return text
@@ -78,7 +81,7 @@ def spoken(interval: Interval, name: str, *, ends: bool = False) -> str:
 
 def change(interval: Interval, *, relative: bool) -> str:
     """An effect with its interval: ``+12 % [8, 16]``, ``−0.021 [−0.030, −0.012]``."""
-    scale, sign = (100, " %") if relative else (1, "")
+    scale, sign = (100, f"{GAP}%") if relative else (1, "")
     noise = scale * (interval.high - interval.low) / 2
     value, low, high = (number(scale * end, noise) for end in (interval.value, interval.low, interval.high))
     return f"{'+' if interval.value > 0 else ''}{value}{sign} [{low}, {high}]"
@@ -86,7 +89,7 @@ def change(interval: Interval, *, relative: bool) -> str:
 
 def percent(share: float) -> str:
     """A share in whole percent."""
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}{GAP}%"
 
 
 def ticks(values: Iterable[float]) -> list[float]:

@@ -24,11 +24,13 @@ STRIP = 0.93
 def views(facts: Facts) -> tuple[list[str], list[str]]:
     """The numbers that may stand on the front's vertical and horizontal axis; the study's own come first."""
     named = facts.objectives
-    down = [n for n in facts.measures if n in amounts.QUALITIES] or [named[0]]
-    across = [n for n in facts.measures if n not in down]
-    if named[0] not in down:
-        down.insert(0, named[0])
-    return sorted(down, key=lambda n: n not in named), sorted(across, key=lambda n: n not in named)
+    quality = [n for n in facts.measures if n in amounts.QUALITIES]
+    cost = [n for n in facts.measures if n not in amounts.QUALITIES]
+    if not set(named) & set(quality):
+        return [named[0], *quality], [n for n in cost if n != named[0]]
+    if len(named) > 1 and not set(named) & set(cost):
+        return quality, [*named[1:], *cost]
+    return quality, cost
 
 
 def front_chart(facts: Facts, y: str, x: str) -> Figure:
@@ -266,6 +268,7 @@ def _layout(x: str, y: str) -> Figure:
             "font": {"color": "var(--ink)"},
             "align": "left",
         },
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "var(--dominated)", "activecolor": "var(--ink)"},
         "showlegend": False,
         "hovermode": "closest",
         "dragmode": "pan",

@@ -140,7 +140,7 @@ class _Fit:
 
 
 def _fit(x: Array, y: Array) -> _Fit:
-    """Posterior of y = mean + x β + noise, β ~ N(0, noise / ratio), flat priors on the mean and log noise."""
+    """Posterior of y = mean + x β + noise, β ~ N(0, noise / ratio), flat priors on the mean and the log noise."""
     n = len(y)
     x, y = x - x.mean(axis=0), y - y.mean()
     u, s, vt = np.linalg.svd(x, full_matrices=False)
@@ -149,7 +149,9 @@ def _fit(x: Array, y: Array) -> _Fit:
     shrink = s**2 / (s**2 + _RATIOS[:, None])
     misfit = np.maximum(beside + ((1 - shrink) * along**2).sum(axis=1), 1e-12 * float(y @ y))
     evidence = 0.5 * np.log1p(-np.minimum(shrink, 1 - 1e-15)).sum(axis=1) - (n - 1) / 2 * np.log(misfit)
-    evidence -= 0.5 * np.log(_RATIOS)  # flat prior on the standard deviation of the effects
+    # Half-Cauchy prior (Gelman 2006) on the effects' standard deviation over the noise's. A flat one would let a fit
+    # with as many columns as candidates believe that there is no noise.
+    evidence -= np.logaddexp(0.5 * np.log(_RATIOS), -0.5 * np.log(_RATIOS))
     weights = np.exp(evidence - evidence.max())
     weights /= weights.sum()
     rng = np.random.default_rng(derive(0, "effects"))

@@ -46,6 +46,8 @@ def box(points: Sequence[Point]) -> tuple[Point, Point]:
 
 def shares(points: Sequence[Point]) -> list[float]:
     """After each point: the dominated share of the box between the best values and the reference."""
+    if not points:
+        return []
     best, reference = box(points)
     whole = 1.0
     for low, high in zip(best, reference, strict=True):

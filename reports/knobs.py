@@ -33,6 +33,10 @@ class Row:
     cells: tuple[Cell | None, ...]
 
 
+Group = tuple[Row, tuple[Row, ...]]
+"""A knob with its shares, and its changes with their effects."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One number, and how far its effects are to be trusted."""
@@ -46,7 +50,10 @@ class KnobTable:
     """Every knob, the most important first: its share of the variance, then its changes."""
 
     columns: tuple[Column, ...]
-    knobs: tuple[tuple[Row, tuple[Row, ...]], ...]
+    knobs: tuple[Group, ...]
+    """Those of which an effect can be told."""
+    silent: tuple[Group, ...]
+    """The others."""
     constant: tuple[str, ...]
 
 
@@ -58,7 +65,7 @@ def knob_table(facts: Facts, names: Sequence[str]) -> KnobTable:
     by_name = [{knob.name: knob for knob in e.knobs} if e else {} for e in found]
     order = sorted(every, key=lambda name: -max(k[name].share.value for k in by_name if name in k))
     scales = [_scale(e) for e in found]
-    knobs = []
+    groups: list[Group] = []
     for name in order:
         shares = tuple(_share(knobs_of.get(name)) for knobs_of in by_name)
         changes = dict.fromkeys(e.change for k in by_name if name in k for e in k[name].effects)
@@ -69,9 +76,14 @@ def knob_table(facts: Facts, names: Sequence[str]) -> KnobTable:
             )
             for change in changes
         )
-        knobs.append((Row(name, shares), tuple(rows)))
+        groups.append((Row(name, shares), tuple(rows)))
     constant = tuple(f.name for f in facts.factors if f.name not in every) if every else ()
-    return KnobTable(columns, tuple(knobs), constant)
+    told = tuple(g for g in groups if _tells(g))
+    return KnobTable(columns, told, tuple(g for g in groups if not _tells(g)), constant)
+
+
+def _tells(group: Group) -> bool:
+    return any(cell and cell.verdict in ("better", "worse") for row in group[1] for cell in row.cells)
 
 
 def _effects(facts: Facts, name: str) -> Effects | None:
@@ -87,7 +99,7 @@ def _column(facts: Facts, name: str, found: Effects | None) -> Column:
     if found is None:
         return Column(label, f"cannot tell from fewer than {FEWEST} different candidates")
     explained = amounts.percent(found.explained) if found.explained > 0 else "none"
-    return Column(label, f"n = {found.n}; the knobs together predict {explained} of the variance of left-out candidates")
+    return Column(label, f"n = {found.n}; the knobs explain {explained} of the variance (leave-one-out)")
 
 
 def _scale(found: Effects | None) -> float:

@@ -50,7 +50,7 @@ def _row(facts: Facts, candidate: Candidate) -> dict[str, Any]:
 
 def _bare(text: str, name: str) -> str:
     """Without the unit, which the column's head has."""
-    return text.replace(f" {amounts.unit(name)}", "", 1) if amounts.unit(name) else text
+    return text.replace(f"{amounts.GAP}{amounts.unit(name)}", "", 1) if amounts.unit(name) else text
 
 
 def state_of(facts: Facts, candidate: Candidate) -> str:

@@ -8,24 +8,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from reports import amounts, charts, listing, samples, summary
+from reports import amounts, audit, charts, listing, samples, summary
 from reports.facts import Facts, estimates, title
 from reports.knobs import knob_table
 
 
-def render(facts: Facts, *, audit: str = "") -> str:
-    """The page as HTML: its style, its script, plotly and the data are inside.
-
-    Args:
-        audit: HTML of the proxy audit's section, if there is one (`reports.audit.section`).
-    """
-    import jinja2
+def render(facts: Facts) -> str:
+    """The page as HTML: its style, its script, plotly and the data are inside."""
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    audited = audit.told(facts.attrs.get("audit", []))
     agreements = summary.agreements_of(facts)
     context = {
         "facts": facts,
@@ -46,13 +39,23 @@ def render(facts: Facts, *, audit: str = "") -> str:
         "protocol": _flat(_unnested(facts.attrs["protocol"])),
         "machine": _flat(facts.attrs.get("machine", {})),
         "settings": _flat({k: v for k, v in facts.attrs["settings"].items() if k != "protocol"}),
-        "audit": Markup(audit) if audit else "",
+        "audit": Markup(audit.section(audited)) if audited else "",
         "style": Markup(_resource("report.css")),
         "script": Markup(_resource("report.js")),
         "plotly": Markup(get_plotlyjs().replace("</script", "<\\/script")),
         "data": Markup(embedded(_data(facts, list(agreements)))),
     }
-    return environment.from_string(_resource("report.html")).render(context)
+    return fragment("report.html", **context)
+
+
+def fragment(name: str, **context: object) -> str:
+    """One of the templates beside this file, filled in; all text in it is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(_resource(name)).render(context)
 
 
 def embedded(value: object) -> str:

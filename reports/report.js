@@ -18,7 +18,7 @@
   };
 
   // Charts
-  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
   const touch = matchMedia("(pointer: coarse)").matches;
   function draw(id, figure) {
     const { data: traces, layout } = themed(figure);
@@ -36,7 +36,10 @@
     chart.on("plotly_unhover", () => show(chosen));
   }
   function drawFront() {
-    const figure = data.fronts[`${el("axis-y").value}/${el("axis-x").value}`];
+    const y = el("axis-y").value;
+    // No number stands against itself.
+    if (!data.fronts[`${y}/${el("axis-x").value}`]) el("axis-x").value = [...el("axis-x").options].find((o) => data.fronts[`${y}/${o.value}`]).value;
+    const figure = data.fronts[`${y}/${el("axis-x").value}`];
     draw("front-chart", { layout: figure.layout, data: [...figure.data, ring(figure)] });
   }
   function ring(figure) {
@@ -76,14 +79,13 @@
       image.alt = `Samples of ${candidate.title}`;
       image.src = uri;
     }
+    add(panel, "p", candidate.words, "words");
     const list = add(panel, "dl", undefined, "pairs");
     for (const [label, text] of candidate.numbers) {
       const row = add(list, "div");
       add(row, "dt", label);
       add(row, "dd", text);
     }
-    add(panel, "h4", "In words");
-    add(panel, "p", candidate.words);
     if (candidate.differs.length) {
       add(panel, "h4", "Differs from the base");
       const items = add(panel, "ul");

@@ -9,6 +9,7 @@ from typing import Any
 
 from reports import amounts, words
 from reports.agreement import Agreement, agreement
+from reports.effects import Interval
 from reports.facts import Facts, diverged, estimates, title
 from reports.hypervolume import box
 from studies.trials import Candidate
@@ -59,45 +60,63 @@ def agreements_of(facts: Facts) -> dict[str, Agreement]:
 
 def warnings(facts: Facts, agreements: Mapping[str, Agreement]) -> list[str]:
     """What a reader must know before they trust the page, worst first."""
-    found = []
-    conditions = {c.score.latency.conditions for c in facts.scored if c.score.latency}
-    if len(conditions) > 1:
-        found.append(f"Latency was taken under {len(conditions)} different conditions (see Sources): not comparable.")
+    found = _of_latency(facts)
     for name in facts.objectives:
         if name in agreements:
-            found += _doubts(facts.label(name), agreements[name])
+            found += _of_agreement(facts.label(name), agreements[name], len(facts.seeds))
     if len(facts.scored) < FEW:
-        found.append(f"Only {len(facts.scored)} candidates are scored: the front will move.")
-    unsteady = sum(not c.score.latency.steady for c in facts.scored if c.score.latency)
+        found.append(f"Only {_are(len(facts.scored))} scored: the front will move.")
+    return found + _of_trials(facts)
+
+
+def _of_latency(facts: Facts) -> list[str]:
+    records = [c.score.latency for c in facts.scored if c.score.latency]
+    found = []
+    conditions = {record.conditions for record in records}
+    if len(conditions) > 1:
+        found.append(f"Latency was taken under {len(conditions)} different conditions (see Sources): not comparable.")
+    unsteady = sum(not record.steady for record in records)
     if unsteady:
-        found.append(f"{unsteady} of {len(facts.scored)} latencies did not settle in the time given to them.")
-    lost = sum(diverged(c) for c in facts.candidates)
-    if lost:
-        found.append(f"Training diverged for {lost} candidates; they stand in the table only.")
-    failed = [c for c in facts.candidates if c.state == "failed"]
-    if failed:
-        cause = f": {failed[0].error}" if failed[0].error else ""
-        found.append(f"{len(failed)} candidates failed; the first, trial {failed[0].number}{cause}.")
-    running = sum(c.state == "running" for c in facts.candidates)
-    if running:
-        found.append(f"The study has not finished: {running} candidates are running.")
+        found.append(f"{unsteady} of {len(records)} latencies did not settle in the time given to them.")
     return found
 
 
-def _doubts(label: str, found: Agreement) -> list[str]:
+def _of_agreement(label: str, found: Agreement, seeds: int) -> list[str]:
     doubts = []
-    if found.rho is None:
-        doubts.append(f"Whether {label} repeats from seed to seed cannot be told from {found.n} candidates.")
+    if seeds < 2:
+        doubts.append(f"With a single seed, whether {label} repeats is not known.")
+    elif found.rho is None:
+        doubts.append(f"Whether {label} repeats from seed to seed cannot be told from {_count(found.n)}.")
     elif found.rho.value < FIT_TO_RANK:
-        doubts.append(
-            f"Two seeds agree on the order by {label} only to ρ = {found.rho.value:.2f} (n = {found.n}): "
-            "do not rank close candidates by it."
-        )
+        rho = f"ρ = {found.rho.value:.2f} (n = {found.n})"
+        doubts.append(f"Two seeds agree on the order by {label} only to {rho}: do not rank by it.")
     if found.apart is not None and found.apart < 0.5:
-        doubts.append(
-            f"Only {amounts.percent(found.apart)} of pairs of candidates differ in {label} by more than the intervals."
-        )
+        share = amounts.percent(found.apart)
+        doubts.append(f"Only {share} of pairs of candidates differ in {label} by more than their intervals.")
     return doubts
+
+
+def _of_trials(facts: Facts) -> list[str]:
+    found = []
+    lost = sum(diverged(c) for c in facts.candidates)
+    if lost:
+        found.append(f"Training diverged for {_count(lost)}, left out of every chart.")
+    failed = [c for c in facts.candidates if c.state == "failed"]
+    if failed:
+        cause = f": {failed[0].error}" if failed[0].error else ""
+        found.append(f"{_count(len(failed))} failed; the first, trial {failed[0].number}{cause}.")
+    running = sum(c.state == "running" for c in facts.candidates)
+    if running:
+        found.append(f"The study has not finished: {_are(running)} running.")
+    return found
+
+
+def _count(number: int) -> str:
+    return f"{number} candidate{'' if number == 1 else 's'}"
+
+
+def _are(number: int) -> str:
+    return f"{_count(number)} {'is' if number == 1 else 'are'}"
 
 
 def verdicts(facts: Facts, agreements: Mapping[str, Agreement]) -> list[str]:
@@ -108,7 +127,8 @@ def verdicts(facts: Facts, agreements: Mapping[str, Agreement]) -> list[str]:
 def _verdict(label: str, found: Agreement) -> str:
     assert found.rho is not None
     rho, apart = found.rho, amounts.percent(found.apart or 0)
-    fit = "fit to rank" if rho.value >= FIT_TO_RANK else "not fit to rank close candidates"
+    fit = "fit to rank" if (found.apart or 0) >= 0.5 else "fit to rank all but close candidates"
+    fit = fit if rho.value >= FIT_TO_RANK else "not fit to rank"
     return (
         f"{label[0].upper()}{label[1:]}: the seeds agree on the order to ρ = {rho.value:.2f} "
         f"[{rho.low:.2f}, {rho.high:.2f}] over {found.n} candidates, and {apart} of pairs differ by more than their "
@@ -142,22 +162,20 @@ def _beside(facts: Facts, name: str, base: Candidate | None) -> dict[str, str]:
         return row | {"change": "within noise"}
     ratio = mine.value / theirs.value - 1 if theirs.value > 0 else math.nan
     if math.isfinite(ratio) and mine.value != theirs.value:
-        row["change"] = f"{'+' if ratio > 0 else '−'}{abs(ratio):.1%}".replace("%", " %")
+        row["change"] = f"{'+' if ratio > 0 else '−'}{abs(ratio):.1%}".replace("%", f"{amounts.GAP}%")
         row["verdict"] = "worse" if ratio > 0 else "better"
     return row
 
 
 def reference(facts: Facts) -> str:
-    points = [
-        tuple(i.value for n in facts.objectives if (i := facts.amount(c, n))) for c in facts.scored if not diverged(c)
-    ]
-    _, worst = box(points)
-    units = [amounts.unit(name) for name in facts.objectives]
-    ends = (
-        f"{facts.label(n)} {amounts.number(w)} {u}".strip()
-        for n, w, u in zip(facts.objectives, worst, units, strict=True)
+    """The hypervolume's reference point, in words."""
+    rows = [[facts.amount(c, n) for n in facts.objectives] for c in facts.scored if not diverged(c)]
+    points = [tuple(i.value for i in row if i) for row in rows]
+    worst = box(points)[1] if points else ()
+    ends = [Interval(value, value, value) for value in worst]
+    return ", ".join(
+        f"{facts.label(name)} {amounts.spoken(end, name)}" for name, end in zip(facts.objectives, ends, strict=False)
     )
-    return ", ".join(ends)
 
 
 def agreement_row(facts: Facts, name: str, found: Agreement) -> dict[str, str]:

@@ -65,6 +65,25 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert 0.91 <= np.mean(held) <= 0.99
 
 
+def test_intervals_hold_the_truth_with_more_columns_than_candidates() -> None:
+    factors = [Factor(f"k{i}", ("a", "b"), ordered=False) for i in range(16)]
+    held, told = [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        truth = rng.normal(size=16) * (rng.random(16) < 0.3)
+        points = [{f.name: int(rng.integers(2)) for f in factors} for _ in range(14)]
+        values = [float(truth @ list(p.values())) + 0.3 * float(rng.standard_normal()) for p in points]
+        result = effects(points, values, factors, relative=False)
+        assert result is not None
+        for knob in result.knobs:
+            size, true = knob.effects[0].size, truth[int(knob.name[1:])]
+            held.append(size.low <= true <= size.high)
+            told += [true != 0] if size.tells else []
+    assert 0.93 <= np.mean(held) <= 0.99
+    assert len(told) > 20
+    assert np.mean(told) > 0.85
+
+
 def test_noise_alone_tells_nothing() -> None:
     rng = np.random.default_rng(3)
     points, _ = simulated(3, 30, 0.1)
