@@ -44,7 +44,7 @@ def module_cost(net: nn.Module, *inputs: Tensor) -> Cost:
     MACs are those of convolutions, linear layers and attention. Activation memory is the peak of live operations'
     outputs in fp16, each kept until its last use, with fused attention; inputs and weights are not in it.
     """
-    counter = _Counter(net)
+    counter = _Counter([*net.parameters(), *net.buffers(), *inputs])
     # In inference mode composite operations arrive whole: attention as one, without its matrix of scores.
     with torch.inference_mode(), counter:
         net(*inputs)
@@ -53,13 +53,13 @@ def module_cost(net: nn.Module, *inputs: Tensor) -> Cost:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up MACs and follows the memory of operations' outputs; views and weights cost nothing."""
+    """Adds up MACs and follows the memory of operations' outputs; views cost nothing, nor what was ``there`` before."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, there: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs = self.peak = 0
         self._handles = _handles()
-        self._weights = {_reference(p) for p in net.parameters()}
+        self._there = {_reference(tensor) for tensor in there}
         self._live: dict[StorageWeakRef, int] = {}
 
     def __torch_dispatch__(
@@ -80,7 +80,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _remember(self, outputs: Sequence[Tensor]) -> None:
         self._live = {storage: size for storage, size in self._live.items() if not storage.expired()}  # type: ignore[no-untyped-call]
         for tensor in outputs:
-            if (reference := _reference(tensor)) not in self._weights:
+            if (reference := _reference(tensor)) not in self._there:
                 self._live.setdefault(reference, tensor.untyped_storage().nbytes() // tensor.element_size() * BYTES)
         self.peak = max(self.peak, sum(self._live.values()))
 

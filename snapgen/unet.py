@@ -33,6 +33,12 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         self.arch = arch if isinstance(arch, Architecture) else Architecture.model_validate(dict(arch))
         self.register_to_config(arch=self.arch.model_dump(mode="json"))
+        with torch.random.fork_rng(devices=[]):  # torch's own initial weights, drawn over by `initialise`
+            self._build()
+        self.initialise(0)
+        self.to(memory_format=torch.channels_last)
+
+    def _build(self) -> None:
         width = self.arch.down[0].channels
         self.time = parts.TimeFeatures(self.arch.time.frequencies, self.arch.time.width)
         self.conv_in = nn.Conv2d(self.arch.latent_channels, width, 3, padding=1)
@@ -41,8 +47,6 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.up = nn.ModuleList(UpStage(self.arch, level) for level in range(len(self.arch.up)))
         self.norm_out = nn.GroupNorm(self.arch.norm_groups, self.arch.up[0].channels)
         self.conv_out = nn.Conv2d(self.arch.up[0].channels, self.arch.latent_channels, 3, padding=1)
-        self.initialise(0)
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, sample: Tensor, timestep: Tensor | float, context: Tensor | None = None) -> Tensor:
         """The velocity at ``sample``.
