@@ -29,12 +29,12 @@ HOPELESS = 4.0
 class TrainingSettings(Settings):
     """How a U-Net is trained; every field changes the outcome."""
 
-    steps: int = Field(default=400, ge=1)
-    batch: int = Field(default=64, ge=1)
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    steps: int = Field(default=330, ge=1)
+    batch: int = Field(default=32, ge=1)
+    optimizer: Literal["adamw", "muon"] = "muon"
     """muon: Muon (arXiv 2502.16982) for the matrices inside the net, AdamW for everything else."""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """The peak, for AdamW at batch 64; Muon's steps are scaled to AdamW's root mean square and share it."""
+    learning_rate: float = Field(default=1.5e-2, gt=0)
+    """The peak; Muon's steps are scaled to AdamW's root mean square and share it."""
     beta2: float = Field(default=0.99, gt=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1, gt=0)
@@ -47,7 +47,7 @@ class TrainingSettings(Settings):
     """Width of the weights' average relative to the run (EDM2's σ_rel, arXiv 2312.02696, section 3); 0: no average."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """How often a caption is replaced by the null context, for classifier-free guidance."""
-    prediction: flow.Prediction = "velocity"
+    prediction: flow.Prediction = "preconditioned"
     shift: float = Field(default=1, gt=0)
     """Resolution shift of the timesteps."""
     precision: Literal["float32", "bfloat16"] = "float32"
