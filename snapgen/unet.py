@@ -32,6 +32,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def __init__(self, arch: Architecture | Mapping[str, Any]) -> None:
         super().__init__()
         self.arch = arch if isinstance(arch, Architecture) else Architecture.model_validate(dict(arch))
+        self.needs_context = self.arch.has_cross_attention
         self.register_to_config(arch=self.arch.model_dump(mode="json"))
         with torch.random.fork_rng(devices=[]):  # torch's own initial weights, drawn over by `initialise`
             self._build()
@@ -54,7 +55,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Args:
             sample: noisy latents (B, C, H, W); H and W multiples of ``arch.stride``.
             timestep: (B,) or one for all, in [0, 1]; 0 is data, 1 is noise.
-            context: (B, N, ``arch.context_width``), or None where no stage has cross-attention.
+            context: (B, N, ``arch.context_width``), or None; ignored where no stage has cross-attention.
 
         Returns:
             (B, C, H, W).
@@ -86,10 +87,11 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"the sample has {channels} channels; the net was built for {self.arch.latent_channels}")
         if height % stride or width % stride:
             raise ValueError(f"the sample is {height}×{width}; both sides must be multiples of {stride}")
+        if not self.needs_context:
+            return
         if context is None:
-            if self.arch.has_cross_attention:
-                raise ValueError("the net has cross-attention; give it a context")
-        elif context.shape[-1] != self.arch.context_width:
+            raise ValueError("the net has cross-attention; give it a context")
+        if context.shape[-1] != self.arch.context_width:
             raise ValueError(
                 f"the context is {context.shape[-1]} wide; the net was built for {self.arch.context_width}"
             )
