@@ -204,3 +204,12 @@ def test_a_latent_of_the_wrong_size_is_the_users_mistake(size: int) -> None:
 def test_wrong_settings_are_placed(device: str, options: dict[str, Any], place: str) -> None:
     with pytest.raises(InputError, match=place):
         latency.backend(device, **options)
+
+
+@pytest.mark.slow
+def test_the_full_size_design_is_timed() -> None:
+    from snapgen.presets import preset
+
+    record = Host(HostSettings(rule=Rule(seconds=1))).measure(preset("snapgen-imagenet"), 32, 77)
+    assert record.runs >= 2
+    assert record.median_ms > 50, "38 GMACs take no core of today's less"
