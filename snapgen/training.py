@@ -33,7 +33,7 @@ class TrainingSettings(Settings):
     batch: int = Field(default=32, ge=1)
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon: Muon (arXiv 2502.16982) for the matrices inside the net, AdamW for everything else."""
-    learning_rate: float = Field(default=1.5e-2, gt=0)
+    learning_rate: float = Field(default=1e-2, gt=0)
     """The peak; Muon's steps are scaled to AdamW's root mean square and share it."""
     beta2: float = Field(default=0.99, gt=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
