@@ -67,7 +67,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "is not YAML"
-        raise InputError(path, f"not valid YAML: {problem}", "mend the line", place=place) from None
+        remedy = "inside { } put names with brackets in quotes" if "got '['" in problem else "mend the line"
+        raise InputError(path, f"not valid YAML: {problem}", remedy, place=place) from None
     except (ValueError, RecursionError):
         raise InputError(path, "not valid YAML", "mend the file") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):

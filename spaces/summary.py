@@ -120,12 +120,13 @@ def summarise(
     counter = _Counter(space, cost_function)
     references = [counter.member(name, point) for name, point in space.points_of().items()]
     if samples is None:
-        samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, round(SECONDS / counter.least_seconds)))
+        samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, round(SECONDS / max(counter.least_seconds, 1e-6))))
     counter.tell(progress, expected=samples + 3 * sum(len(_ends(knob)) - 1 for knob in space.knobs))
     rng = random.Random(seeds.derive(0, "space summary"))
-    drawn = sorted((counter.member("middle", space.sample(rng)) for _ in range(samples)), key=lambda m: m.params)
-    smallest = counter.member("smallest", _extreme(space, counter, -1))
-    largest = counter.member("largest", _extreme(space, counter, 1))
+    points = sorted((space.sample(rng) for _ in range(samples)), key=lambda point: counter.member("", point).params)
+    drawn = [counter.member("middle", point) for point in points]
+    smallest = counter.member("smallest", _extreme(space, counter, -1, points[0]))
+    largest = counter.member("largest", _extreme(space, counter, 1, points[-1]))
     distinct, exact = space.distinct()
     members = (*references, *drawn, smallest, largest)
     return SpaceSummary(
@@ -202,12 +203,12 @@ def _params(arch: Architecture) -> int:
         return sum(parameter.numel() for parameter in UNet(arch).parameters())
 
 
-def _extreme(space: Space, counter: _Counter, sign: int) -> Point:
+def _extreme(space: Space, counter: _Counter, sign: int, known: Point) -> Point:
     """The point of most (sign 1) or least (-1) params, by coordinate descent.
 
     Every knob is first moved alone from the base to its best choice; all those moves together, as far as they fit,
-    are where the descent starts. It then goes through the knobs, taking whatever choice is better, until a whole
-    round takes none. Of ordered choices only the first and the last are tried.
+    are where the descent starts, unless a known point is better. It then goes through the knobs, taking whatever choice
+    is better, until a whole round takes none. Of ordered choices only the first and the last are tried.
     """
 
     def rank(point: Point) -> int:
@@ -218,6 +219,7 @@ def _extreme(space: Space, counter: _Counter, sign: int) -> Point:
     for knob in space.knobs:
         moved = {**point, knob.name: max(_moves(space, base, knob), key=rank)[knob.name]}
         point = moved if space.valid(moved) else point
+    point = max(point, known, key=rank)
     while True:
         start = point
         for knob in space.knobs:
