@@ -252,13 +252,12 @@ def _layout(x: str, y: str) -> Figure:
         "zeroline": False,
         "linecolor": "var(--line)",
         "ticks": "",
-        "automargin": True,
         "nticks": 6,
     }
     return {
         "xaxis": {**axis, "title": {"text": x, "standoff": 10}, "showgrid": False, "showline": True},
         "yaxis": {**axis, "title": {"text": y, "standoff": 10}},
-        "margin": {"l": 50, "r": 12, "t": 12, "b": 44},
+        "margin": {"l": 66, "r": 12, "t": 12, "b": 50},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "var(--muted)", "size": 12.5},

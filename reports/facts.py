@@ -64,8 +64,11 @@ class Facts:
     @property
     def seeds(self) -> tuple[int, ...]:
         """Of the protocol, in the order of every estimate's ``by_seed``."""
-        protocol = self.attrs["protocol"].get("protocol", self.attrs["protocol"])
-        return tuple(protocol.get("seeds", ()))
+        protocol = self.attrs.get("protocol", {})
+        named = protocol.get("protocol", protocol).get("seeds", ())
+        return tuple(named) or tuple(
+            range(max((len(e.by_seed) for _, e in estimates(self, "validation_loss")), default=0))
+        )
 
     @cached_property
     def measures(self) -> tuple[str, ...]:

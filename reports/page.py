@@ -36,14 +36,14 @@ def render(facts: Facts) -> str:
         "table": listing.table(facts),
         "verdicts": summary.verdicts(facts, agreements),
         "sources": summary.sources(facts),
-        "protocol": _flat(_unnested(facts.attrs["protocol"])),
+        "protocol": _flat(_unnested(facts.attrs.get("protocol", {}))),
         "machine": _flat(facts.attrs.get("machine", {})),
         "settings": _flat({k: v for k, v in facts.attrs["settings"].items() if k != "protocol"}),
         "audit": Markup(audit.section(audited)) if audited else "",
         "style": Markup(_resource("report.css")),
         "script": Markup(_resource("report.js")),
         "plotly": Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        "data": Markup(embedded(_data(facts, list(agreements)))),
+        "data": Markup(embedded(_data(facts, [name for name, found in agreements.items() if found.n > 1]))),
     }
     return fragment("report.html", **context)
 
@@ -68,10 +68,11 @@ def _resource(name: str) -> str:
     return resources.files("reports").joinpath(name).read_text()
 
 
-def _data(facts: Facts, metrics: Sequence[str]) -> dict[str, Any]:
+def _data(facts: Facts, repeated: Sequence[str]) -> dict[str, Any]:
+    """What the script reads; ``repeated``: the metrics that several candidates have of two seeds."""
     down, across = charts.views(facts)
     figures = {f"{y}/{x}": charts.front_chart(facts, y, x) for y in down for x in across if x != y}
-    scatters = {f"seeds-{n}": charts.seeds_chart(facts, estimates(facts, n)) for n in metrics if len(facts.seeds) > 1}
+    scatters = {f"seeds-{n}": charts.seeds_chart(facts, estimates(facts, n)) for n in repeated}
     pictures = samples.embedded(_pictures(facts))
     return {
         "best": facts.best.number,

@@ -187,7 +187,7 @@ def agreement_row(facts: Facts, name: str, found: Agreement) -> dict[str, str]:
         "rho": f"{rho.value:.2f} [{rho.low:.2f}, {rho.high:.2f}]" if rho else "cannot tell",
         "apart": amounts.percent(found.apart) if found.apart is not None else "–",
         "spread": f"{found.spread:.1f} ×" if found.spread is not None else "–",
-        "drawn": "yes" if found.n >= 2 else "",
+        "drawn": "yes" if found.n > 1 else "",
     }
 
 

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas
+import pytest
+
+from reports import audit, pareto, tables
+from tests.reports import factory
+
+ROWS = audit.told(
+    [
+        {"score": "validation loss", "target": "itself, other seed", "kind": "as is", "rho": 0.93, "low": 0.8}
+        | {"high": 0.99, "n": 12, "more": "ignored"},
+        {
+            "score": "a | <b>",
+            "target": "long run",
+            "kind": "equal compute",
+            "rho": -0.13,
+            "low": None,
+            "high": None,
+            "n": 12,
+        },
+        {"score": "MACs", "target": "long run", "kind": "as is", "rho": None, "low": None, "high": None, "n": 2},
+    ]
+)
+
+
+def test_markdown_escapes_bars() -> None:
+    assert audit.markdown(ROWS).splitlines() == [
+        "| score | against | kind | ρ | 95 % interval | n |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| validation loss | itself, other seed | as is | 0.93 | 0.80 to 0.99 | 12 |",
+        "| a \\| <b> | long run | equal compute | −0.13 | – | 12 |",
+        "| MACs | long run | as is | – | – | 2 |",
+    ]
+
+
+def test_csv_reads_back() -> None:
+    frame = pandas.read_csv(io.StringIO(audit.csv(ROWS)))
+    assert tuple(frame.columns) == audit.HEADER
+    assert frame["rho"].tolist()[:2] == [0.93, -0.13]
+    assert frame["rho"].isna().tolist() == [False, False, True]
+    assert frame["score"][1] == "a | <b>"
+
+
+@pytest.mark.parametrize("name", ["audit.md", "audit.csv"])
+def test_writes_both(tmp_path: Path, name: str) -> None:
+    assert audit.write(ROWS, tmp_path / name) == tmp_path / name
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["audit.csv", "audit.md"]
+    assert (tmp_path / "audit.md").read_text() == audit.markdown(ROWS)
+
+
+def test_section_is_escaped_and_in_the_report(tmp_path: Path) -> None:
+    assert "a | &lt;b&gt;" in audit.section(ROWS)
+    study = factory.create(tmp_path, candidates=3, samples=False)
+    plain = pareto.write(study, tmp_path / "plain.html").read_text()
+    assert 'id="audit"' not in plain
+    study.set_user_attr("audit", [dict(zip(audit.HEADER, ("x", "y", "z", 0.5, 0.1, 0.8, 9), strict=True))])
+    audited = pareto.write(study, tmp_path / "audited.html").read_text()
+    assert 'id="audit"' in audited
+    assert "0.10 to 0.80" in audited
+
+
+def test_markdown_of_any_table() -> None:
+    assert tables.markdown(["a", "b"], [["x\ny", "back\\slash"]]) == (
+        "| a | b |\n| --- | ---: |\n| x y | back\\\\slash |\n"
+    )
