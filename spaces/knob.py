@@ -181,8 +181,14 @@ def _checked(value: object, field: FieldInfo, *, source: str, place: str) -> Any
     try:
         return TypeAdapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
-        wanted = error.errors(include_url=False)[0]["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-        problem = f"{label(value)!s:.40} is not {wanted}"
+        wanted = (
+            error.errors(include_url=False)[0]["msg"]
+            .removeprefix("Input should be ")
+            .replace("a valid integer", "a whole number")
+            .replace("a valid ", "a ")
+        )
+        shown = repr(value) if isinstance(value, str) else label(value)
+        problem = f"{shown:.40} is not {wanted}"
         raise InputError(source, problem, "correct it or remove it", place=place) from None
 
 
