@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import rich.progress
 import torch
 import typer
 from pydantic import Field
@@ -64,9 +65,9 @@ class Training(Settings):
     warmup: int = Field(default=100, ge=0)
     ema: float = Field(default=0.03, gt=0, le=0.25)
     """Width of the weights' average, relative to the steps so far of its part (`snapgen.training.Average`)."""
-    latent_noise: float = Field(default=0.15, ge=0)
+    latent_noise: float = Field(default=0.3, ge=0)
     """Largest standard deviation of the noise that the decoder must bear: a diffusion model's latents are not exact."""
-    coarse: float = Field(default=0.5, ge=0)
+    coarse: float = Field(default=1, ge=0)
     """Weight of the loss of decoding latents averaged 2×2 against images averaged so. It ties the latents' scales to
     the image's, which leaves less high-frequency energy for a diffusion model to learn."""
     l1: float = Field(default=0.5, ge=0)
@@ -292,7 +293,7 @@ def main(
     resolutions: Annotated[str, typer.Option(help="Sides of the images in pixels, taken in turn.")] = "32,32,64",
     encoder: Annotated[str | None, typer.Option(help="Train a tiny decoder for this autoencoder's encoder.")] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.")] = 0,
-    quiet: Annotated[bool, typer.Option(help="Say nothing until the end.")] = False,
+    quiet: Annotated[bool, typer.Option(help="Only the result, in one line.")] = False,
 ) -> None:
     """Train the small autoencoder, or a tiny decoder for an encoder that is given, on one thread.
 
@@ -308,7 +309,8 @@ def main(
     if not quiet:
         typer.echo(f"{training!r} on {len(images[training.resolutions[0]])} images of {data}, one thread")
     started = time.process_time()
-    train(model, images, training, encoder=given, progress=None if quiet else _say)
+    with _telling(fitting, quiet=quiet) as progress:
+        train(model, images, training, encoder=given, progress=progress)
     spent = (time.process_time() - started) / 60
     command = f"--steps {fitting} --data {data} --resolutions {resolutions} --seed {seed}"
     command += f" --encoder {encoder}" if encoder else ""
@@ -347,6 +349,17 @@ torch {torch.__version__}. Weights in half precision; the decoder has {size:,} p
 
 Settings: `{training.model_dump_json()}`
 """
+
+
+@contextmanager
+def _telling(steps: int, *, quiet: bool) -> Iterator[Progress | None]:
+    """A bar with the time left on a terminal, plain lines elsewhere."""
+    if quiet or not sys.stdout.isatty():
+        yield None if quiet else _say
+        return
+    with rich.progress.Progress() as bar:
+        task = bar.add_task("training", total=steps)
+        yield lambda step, _steps, losses: bar.update(task, completed=step, description=f"loss {losses['mse']:.4f}")
 
 
 def _say(step: int, steps: int, losses: Mapping[str, float]) -> None:
