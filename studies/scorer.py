@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
-from studies.settings import StudySettings
+from studies.settings import StudySettings, named_in
 
 if TYPE_CHECKING:
     from spaces.space import Space
@@ -51,8 +49,9 @@ class ArchsearchScorer:
         from archsearch.quality import Evaluator
 
         self._settings, self._space = settings, space
-        options = {"threads": settings.latency.threads, **settings.latency.options}
-        self._backend = backend(settings.latency.device, **options)
+        options = settings.latency.model_dump(include={"threads"}, exclude_none=True) | settings.latency.options
+        with named_in(settings, "latency"):
+            self._backend = backend(settings.latency.device, **options)
         self._evaluator = Evaluator(settings.protocol)
         for name in (*settings.objectives, *settings.limits):
             if OBJECTIVES[name].label.endswith("distance") and not settings.protocol.samples:
@@ -61,16 +60,14 @@ class ArchsearchScorer:
 
     def describe(self) -> Mapping[str, Any]:
         """As `Scorer`."""
-        from snapgen.device import choose
+        from archsearch.machine import describe_machine
 
         resolved = self._evaluator.resolved
-        machine = {
-            "system": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "device": str(choose()),
+        return {
+            "protocol": resolved.model_dump(mode="json"),
+            "protocol_hash": resolved.hash,
+            "machine": describe_machine(),
         }
-        return {"protocol": resolved.model_dump(mode="json"), "protocol_hash": resolved.hash, "machine": machine}
 
     def check(self, arch: Architecture) -> None:
         """As `Scorer`."""

@@ -17,10 +17,11 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from snapgen.errors import InputError
+from studies import sampler
 from studies.ledger import Ledger
 from studies.progress import Display
 from studies.scorer import ArchsearchScorer, ScorerFactory
-from studies.settings import StudySettings
+from studies.settings import StudySettings, named_in
 from studies.storage import artifact_store, begun, existing, refused
 from studies.trials import read
 from studies.worker import Worker
@@ -57,9 +58,12 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
     from spaces.space import Space
 
     with refused(settings.url, settings.source), _terminable(), _no_warnings():
-        space = Space.load(settings.space)
+        with named_in(settings, "space"):
+            space = Space.load(settings.space)
+        sampler.make(settings.sampler, seed=0, source=settings.source)
         ready = scorer(settings, space)
-        ready.check(space.base)
+        with named_in(settings, "space"):
+            ready.check(space.base)
         study = begun(settings, {"space": space.to_dict(), **ready.describe()})
         artifact_store(study)  # a folder that cannot be written is told now, not after the first training
         with Display(study, settings, quiet=quiet) as display:

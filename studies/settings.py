@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -130,6 +132,16 @@ class StudySettings(Settings):
         changed = reading.parse({**self.model_dump(mode="json"), **given}, StudySettings, source=self.source)
         changed._source = self._source
         return changed
+
+
+@contextmanager
+def named_in(settings: StudySettings, place: str) -> Iterator[None]:
+    """Says of a mistake in something that a study names where the study names it."""
+    try:
+        yield
+    except InputError as error:
+        what = ": ".join(part for part in (error.source, error.place, error.problem) if part)
+        raise InputError(settings.source, what, error.remedy, place=place) from None
 
 
 def shipped() -> dict[str, Path]:

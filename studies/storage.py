@@ -89,9 +89,7 @@ def _check(url: str, source: str, *, create: bool) -> None:
             source, f"no database is called {url.partition(':')[0]!r:.60}", remedy, place="storage"
         ) from None
     except ImportError as error:
-        raise InputError(
-            source, f"{error.name} is not installed", f"pip install {error.name}", place="storage"
-        ) from None
+        raise _not_installed(error, source) from None
     except (sqlalchemy.exc.ArgumentError, ValueError, TypeError):
         raise InputError(source, f"{url!r:.80} is not an Optuna URL", remedy, place="storage") from None
     if "{" in url or "}" in url:
@@ -138,9 +136,7 @@ def refused(url: str, source: str = "storage") -> Iterator[None]:
         remedy = next((r for key, r in remedies.items() if key in problem), "check the URL and that the server runs")
         raise InputError(shown, problem, remedy) from None
     except ImportError as error:
-        raise InputError(
-            source, f"{error.name} is not installed", f"pip install {error.name}", place="storage"
-        ) from None
+        raise _not_installed(error, source) from None
     except RuntimeError as error:
         if "schema" not in str(error):
             raise
@@ -148,13 +144,17 @@ def refused(url: str, source: str = "storage") -> Iterator[None]:
 
 
 def _not_installed(error: ImportError, source: str) -> InputError:
-    return InputError(source, f"{error.name} is not installed", f"pip install {error.name}", place="storage")
+    name = error.name or "psycopg[binary]"  # psycopg without its library raises an ImportError of no name
+    return InputError(source, f"{name} is not installed", f"pip install '{name}'", place="storage")
 
 
 def _without_password(url: str) -> str:
     import sqlalchemy
 
-    return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    try:
+        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return "storage"
 
 
 def existing(settings: StudySettings) -> Study:
