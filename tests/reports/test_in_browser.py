@@ -53,7 +53,7 @@ class Visit:
         self.page: Page = browser.new_page(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
         )
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(120_000)
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self._requested(request.url, url))
@@ -65,12 +65,26 @@ class Visit:
             self.complaints.append(f"request: {wanted}")
 
 
-@pytest.fixture
-def visit(browser: Browser, url: str) -> Iterator[Visit]:
+@pytest.fixture(scope="module")
+def opened(browser: Browser, url: str) -> Iterator[Visit]:
     visit = Visit(browser, url)
     yield visit
     visit.page.close()
-    assert visit.complaints == []
+
+
+@pytest.fixture
+def visit(opened: Visit) -> Visit:
+    """The page with nothing filtered. It is opened once: reading plotly takes a browser seconds."""
+    opened.page.fill("#filter", "")
+    opened.page.check("input[name=show][value=all]")
+    return opened
+
+
+@pytest.fixture(autouse=True)
+def _no_complaints(opened: Visit) -> Iterator[None]:
+    yield
+    complaints, opened.complaints = opened.complaints, []
+    assert complaints == []
 
 
 def column(page: Page, index: int) -> list[str]:
@@ -116,6 +130,7 @@ def test_every_pair_of_axes_draws(visit: Visit) -> None:
 def test_a_click_on_a_point_shows_its_samples(visit: Visit) -> None:
     page = visit.page
     before = page.locator("#panel h3").text_content()
+    page.locator("#front-chart").scroll_into_view_if_needed()
     point = page.evaluate(
         """() => {
             const chart = document.getElementById("front-chart"), area = chart.getBoundingClientRect();
