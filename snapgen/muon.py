@@ -39,11 +39,13 @@ class Muon(torch.optim.Optimizer):
                 continue
             updates = self._momentum(params, group["momentum"])
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            for shape, members in _by_shape(updates).items():
-                size = group["lr"] * 0.2 * max(shape) ** 0.5
-                steps = orthogonal(torch.stack([updates[i] for i in members])) * -size
+            for (_, longer), members in _by_shape(updates).items():
+                steps = orthogonal(torch.stack([_wide(updates[i]) for i in members])) * -(
+                    group["lr"] * 0.2 * longer**0.5
+                )
                 for index, step in zip(members, steps, strict=True):
-                    _as_matrix(params[index], params[index]).add_(step)
+                    matrix = _as_matrix(params[index], params[index])
+                    matrix.add_(step if matrix.shape == step.shape else step.mT)
 
     def _momentum(self, params: list[Tensor], momentum: float) -> list[Tensor]:
         """Each parameter's Nesterov momentum, as a matrix."""
@@ -57,23 +59,52 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """About the nearest matrices with orthonormal rows (or columns): (K, n, m) → (K, n, m)."""
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
-    x = x.bfloat16() if x.device.type == "cuda" else x
+    """About the nearest matrices with orthonormal rows: (K, n, m) → (K, n, m), n ≤ m.
+
+    Every iterate is a polynomial of the first one's Gram matrix times it, so wide matrices are iterated in n×n:
+    x ← p(g)·x and g ← p(g)·g·p(g) with g = x·xᵀ, the product of all p(g) multiplied by x once, at the end.
+    """
+    assert matrices.shape[1] <= matrices.shape[2]
+    x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    # In bfloat16 the Gram matrix would lose what the iteration is to raise.
+    wide = 2 * x.shape[1] <= x.shape[2] and x.dtype == torch.float32
+    return (_in_gram(x) if wide else _in_place(x)).to(matrices.dtype)
+
+
+def _in_place(x: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x
+
+
+def _in_gram(x: Tensor) -> Tensor:
+    a, b, c = NEWTON_SCHULZ
+    gram = x @ x.mT
+    product: Tensor | None = None
+    for iteration in range(ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else factor @ product
+        if iteration + 1 < ITERATIONS:
+            gram = factor @ gram @ factor
+    assert product is not None
+    return product @ x
 
 
 def _by_shape(matrices: list[Tensor]) -> dict[tuple[int, int], list[int]]:
+    """Indices of the matrices of each shape, whichever way they stand."""
     found: dict[tuple[int, int], list[int]] = {}
     for index, matrix in enumerate(matrices):
-        found.setdefault((matrix.shape[0], matrix.shape[1]), []).append(index)
+        shorter, longer = sorted(matrix.shape)
+        found.setdefault((shorter, longer), []).append(index)
     return found
+
+
+def _wide(matrix: Tensor) -> Tensor:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
 
 
 def _as_matrix(tensor: Tensor, param: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from snapgen import muon
 from snapgen.optimizers import Optimizers
 from snapgen.training import Average, LatentExamples, TrainingSettings, gamma, rate, train
 
@@ -181,3 +182,10 @@ def test_weight_decay_spares_vectors() -> None:
     optimizers.step(1.0)
     assert torch.equal(net.enter.bias, before["enter.bias"])
     torch.testing.assert_close(net.enter.weight.detach(), before["enter.weight"] * 0.95)
+
+
+def test_wide_matrices_are_made_orthogonal_in_their_gram_matrix_alike() -> None:
+    wide = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(0)) / 40
+    torch.testing.assert_close(muon._in_gram(wide), muon._in_place(wide), rtol=1e-4, atol=1e-5)
+    singular = torch.linalg.svdvals(muon.orthogonal(wide))
+    assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.3
