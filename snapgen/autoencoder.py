@@ -113,7 +113,7 @@ class ConvAutoencoder(Autoencoder, ModelMixin, ConfigMixin):  # type: ignore[mis
     def __init__(
         self,
         *,
-        latent_channels: int = 12,
+        latent_channels: int = 4,
         encoder_widths: Sequence[int] = (32, 64, 128),
         encoder_blocks: Sequence[int] = (1, 1, 2),
         decoder_widths: Sequence[int] = (32, 64, 128),

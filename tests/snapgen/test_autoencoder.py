@@ -69,15 +69,15 @@ def kl_folder(tmp_path: Path) -> Path:
 
 def test_shipped_reconstructs_unseen_images(validation: Tensor) -> None:
     quality = psnr(autoencoder.load("emoji"), validation)
-    assert quality.low > {32: 27, 64: 32}[validation.shape[-1]]
+    assert quality.low > {32: 23.5, 64: 28.5}[validation.shape[-1]]
 
 
 def test_shipped_latents_are_standard(validation: Tensor) -> None:
     ae = autoencoder.load("emoji")
     latents = ae.encode(as_float(validation))
     side = validation.shape[-1] // 4
-    assert latents.shape == (len(validation), 12, side, side)
-    assert (ae.factor, ae.latent_channels) == (4, 12)
+    assert latents.shape == (len(validation), 4, side, side)
+    assert (ae.factor, ae.latent_channels) == (4, 4)
     assert latents.mean((0, 2, 3)).abs().max() < 0.3
     assert ((latents.std((0, 2, 3)) - 1).abs() < 0.3).all()
     assert torch.equal(latents, ae.encode(as_float(validation))), "encoding draws nothing by chance"
@@ -101,7 +101,7 @@ def test_shipped_is_small_and_frozen() -> None:
 
 
 def test_decoded_images_are_in_range() -> None:
-    image = autoencoder.load("emoji").decode(torch.full((1, 12, 2, 3), 9.0))
+    image = autoencoder.load("emoji").decode(torch.full((1, 4, 2, 3), 9.0))
     assert image.shape == (1, 3, 8, 12)
     assert image.abs().max() <= 1
 
