@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NoReturn, Protocol
@@ -108,6 +109,31 @@ def best(
         return
     typer.echo(f"Trial {candidate.number}, architecture {candidate.architecture.id}: {choice.reason}")
     _print_score(candidate.score)
+
+
+@app.command(epilog="Example: archsearch audit emoji --factor 5 --out audit.md    Resumes as a search does.")
+def audit(
+    study: Study,
+    factor: Annotated[int, typer.Option(min=2, help="Steps of the long run over the short one's.")] = 5,
+    candidates: Annotated[int | None, typer.Option(min=4, help="At most so many, spread over the ranking.")] = None,
+    storage: Storage = None,
+    out: Annotated[Path | None, typer.Option(help="A .md or .csv file; the other is put beside it.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a study's candidates several times as long, and say how far its scores can be trusted."""
+    from reports.audit import markdown, write
+    from studies.audit import audit as run
+    from studies.settings import find
+
+    settings = find(study).overridden(storage=storage)
+    rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
+    if out:
+        write(rows, out)
+    if as_json:
+        _print_json({"factor": factor, "rows": [asdict(row) for row in rows]})
+    else:
+        typer.echo(markdown(rows))
 
 
 @app.command(epilog="Example: archsearch score snapgen-like.json --study emoji --json")

@@ -15,7 +15,7 @@ from archsearch.features import Extractor
 from archsearch.protocol import SPLITS, Protocol, ResolvedProtocol, resolve
 from snapgen import autoencoder, text
 from snapgen.autoencoder import Autoencoder
-from snapgen.cache import cached
+from snapgen.cache import JSON, cached
 from snapgen.data import Images
 from snapgen.errors import InputError
 from snapgen.seeds import derive
@@ -81,7 +81,11 @@ def prepare(protocol: Protocol, device: torch.device) -> Materials:
 def _examples(
     images: Images, protocol: Protocol, resolved: ResolvedProtocol, coder: Autoencoder, device: torch.device
 ) -> LatentExamples:
-    key = {"images": images.digest, "autoencoder": resolved.autoencoder_digest, "resolution": protocol.resolution}
+    key: dict[str, JSON] = {
+        "images": images.digest,
+        "autoencoder": resolved.autoencoder_digest,
+        "resolution": protocol.resolution,
+    }
     latents = cached("latents", key, lambda: {"latents": _encode(images, coder, device)})["latents"]
     contexts, rows = text.encode_distinct(images.captions, name=protocol.text, tokens=protocol.context_tokens)
     examples = LatentExamples(latents, contexts, rows)

@@ -47,9 +47,8 @@ def _expand(path: str, steps: list[tuple[str, str | None]], levels: int) -> Iter
         raise ValueError(f"unknown part {head!r}; use down, up, stages, all, mid, time or a field of the architecture")
     if field not in fields or (head == "all" and field not in Blocks.model_fields):
         raise ValueError(f"unknown field {field!r} of {head}; use one of: {', '.join(sorted(fields))}")
-    if head in homes or head == "all":
-        if index is not None:
-            raise ValueError(f"{head} takes no index; write {head}.{field}")
+    if index is not None and (head in homes or head == "all"):
+        raise ValueError(f"{head} takes no index; write {head}.{field}")
     if head in homes:
         yield (head, field)
         return

@@ -52,8 +52,9 @@ class Proposer:
     def __init__(self, settings: StudySettings, space: Space) -> None:
         self._settings, self._space = settings, space
         self.choices = distributions(space)
-        self.first = list(space.points_of().items())
-        """The base's and the references' points, by name: the first slots of every study."""
+        named = space.points_of()
+        self.first = [(_name(named, point), point) for point in settings.plan] or list(named.items())
+        """The points of the first slots, by name where they have one: the plan, or the base and the references."""
 
     def propose(self, claim: Claim, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:
         """A candidate for a slot.
@@ -152,6 +153,10 @@ class Proposer:
     def _values(self, t: FrozenTrial) -> tuple[float | None, ...]:
         score = Score.model_validate(t.user_attrs["score"])
         return tuple(_value(score, name) for name in self._settings.objectives)
+
+
+def _name(named: Mapping[str, Mapping[str, int]], point: Mapping[str, int]) -> str | None:
+    return next((name for name, other in named.items() if other == point), None)
 
 
 def _is_samplers(key: str) -> bool:

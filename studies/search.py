@@ -29,6 +29,8 @@ from studies.worker import Worker
 if TYPE_CHECKING:
     from optuna import Study
 
+    from spaces.space import Space
+
 CRASHES = 5
 """So many worker processes lost in one run, and the search stops."""
 
@@ -60,6 +62,7 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
     with refused(settings.url, settings.source), _terminable(), _no_warnings():
         with named_in(settings, "space"):
             space = Space.load(settings.space)
+        _check_plan(settings, space)
         sampler.make(settings.sampler, seed=0, source=settings.source)
         ready = scorer(settings, space)
         with named_in(settings, "space"):
@@ -79,6 +82,15 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
             display.line(f"{settings.name}: finished, {reason}", warning=False)
         _refuse_nothing(study, settings, reason)
     return study
+
+
+def _check_plan(settings: StudySettings, space: Space) -> None:
+    choices = {knob.name: range(len(knob.choices)) for knob in space.knobs}
+    for i, point in enumerate(settings.plan):
+        known = point.keys() == choices.keys() and all(point[name] in choices[name] for name in choices)
+        if not known or not space.valid(point):
+            remedy = "give every knob the index of one of its choices"
+            raise InputError(settings.source, "is no point of the space", remedy, place=f"plan[{i}]")
 
 
 def _refuse_nothing(study: Study, settings: StudySettings, reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -50,6 +50,8 @@ class StudySettings(Settings):
     """Most that a candidate may have of any of the score's numbers; the space's own limits hold besides."""
     sampler: SamplerSettings = SamplerSettings()
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+    plan: tuple[dict[str, int], ...] = ()
+    """Points to score first, knob to the index of its choice, instead of the base and the references."""
     trials: int | None = Field(default=None, ge=1)
     """Candidates to score. Infeasible and repeated ones do not count."""
     minutes: float | None = Field(default=None, gt=0)
@@ -127,8 +129,10 @@ class StudySettings(Settings):
     def overridden(self, **changes: Any) -> StudySettings:
         """These settings with those that are not None changed, and checked again."""
         given = {key: value for key, value in changes.items() if value is not None}
-        if not given:
-            return self
+        return self.with_changes(given) if given else self
+
+    def with_changes(self, given: Mapping[str, Any]) -> StudySettings:
+        """These settings with some changed, and checked again."""
         changed = reading.parse({**self.model_dump(mode="json"), **given}, StudySettings, source=self.source)
         changed._source = self._source
         return changed

@@ -26,7 +26,7 @@ GRACE_SECONDS = 120
 BUSY_SECONDS = 60
 """How long one process waits for another to finish writing to the same SQLite file."""
 
-FIXED = ("objectives", "limits", "sampler", "seed", "latency")
+FIXED = ("objectives", "limits", "sampler", "seed", "latency", "plan")
 """Settings that a study keeps from its first run to its last; its space and its protocol besides."""
 
 _SQLITE = "sqlite:///"

@@ -27,7 +27,7 @@ NOTE_SECONDS = 1.0
 """How often a trial's progress is written to the storage, at most."""
 
 FAILURES = 3
-"""So many candidates given up in one run, and the study stops: the fault is not the candidates'."""
+"""So many candidates given up in a row, and the study stops: the fault is not the candidates'."""
 
 _QUALITY = ("validation_loss", "frechet_distance", "kernel_distance")
 _COST = ("params", "macs", "activation_bytes")
@@ -83,6 +83,7 @@ class Worker:
 
         try:
             self._score(claim)
+            self._given_up = 0
         except optuna.exceptions.UpdateFinishedTrialError:
             # Other workers took us for dead (a machine asleep, a network away) and have this slot now.
             self._tell(f"trial {claim.number}: taken over by another worker")
@@ -99,7 +100,7 @@ class Worker:
         self._tell(f"trial {claim.number} failed: {text}; " + ("it is tried again" if again else "given up"))
         self._given_up += not again
         if self._given_up >= FAILURES:
-            problem = f"{FAILURES} candidates failed, the last with {text}"
+            problem = f"{FAILURES} candidates in a row failed, the last with {text}"
             raise InputError(self._settings.source, problem, "mend that; the same command goes on")
 
     def _score(self, claim: Claim) -> None:

@@ -1,0 +1,144 @@
+"""The audit of a study's scores: do they repeat, and do they foretell a run several times as long?
+
+The study's scored candidates are trained again under its protocol with ``factor`` times the steps and another seed. How
+well each short score ranks them as the long run does is set beside what mere size, compute and speed do, and is taken
+again with latency or MACs held: a score that only follows compute is no better than counting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from archsearch.score import Estimate
+from snapgen.errors import InputError
+from studies.correlation import FEWEST, spearman
+from studies.scorer import ArchsearchScorer, ScorerFactory
+from studies.search import search
+from studies.settings import StudySettings
+from studies.storage import existing
+from studies.trials import Candidate, eligible, read
+
+FACTOR = 5
+METRICS = ("validation_loss", "frechet_distance", "kernel_distance")
+BASELINES = ("params", "macs", "latency_ms")
+AS_IS = "as is"
+HELD = {"latency_ms": "at equal latency", "macs": "at equal MACs"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One agreement: Spearman's rank correlation over ``n`` candidates, with its 95 % interval.
+
+    Attributes:
+        score: what was ranked by. A baseline ranks the larger candidate as the better one.
+        target: what it should foretell: the same score with another seed, or a score of the long run.
+        kind: `AS_IS`, or what was held (`HELD`).
+        rho: None where it could not be taken, as when what is held is the score itself.
+    """
+
+    score: str
+    target: str
+    kind: str
+    rho: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def audit(
+    settings: StudySettings,
+    *,
+    factor: int = FACTOR,
+    candidates: int | None = None,
+    quiet: bool = False,
+    scorer: ScorerFactory = ArchsearchScorer,
+) -> list[Row]:
+    """Train a study's candidates ``factor`` times as long, and say how its scores agree with that.
+
+    The long runs are a study of their own beside the audited one, in the same storage; the same call resumes it.
+
+    Args:
+        factor: of the long run's steps to the short one's; at least 2, and 5 or more to mean much.
+        candidates: at most so many, evenly spread over the ranking by the first metric; None: all that are scored.
+
+    Raises:
+        InputError: if the study has too few scored candidates, or as `search`.
+    """
+    if factor < 2:
+        raise InputError("--factor", f"is {factor}; the long run must be longer", "give 2 or more")
+    short = eligible(read(existing(settings)))
+    if len(short) < FEWEST:
+        problem = f"has {len(short)} scored candidates; an audit needs {FEWEST}"
+        raise InputError(settings.name, problem, "run archsearch search first")
+    short = _spread(short, candidates or len(short))
+    done = search(_long(settings, short, factor), quiet=quiet, scorer=scorer)
+    long = {candidate.architecture.id: candidate for candidate in eligible(read(done))}
+    both = [(c, long[c.architecture.id]) for c in short if c.architecture.id in long]
+    rows = table([one for one, _ in both], [other for _, other in both])
+    study = existing(settings)
+    study.set_user_attr("audit", {"factor": factor, "rows": [vars(row) for row in rows]})
+    return rows
+
+
+def _spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    ranked = sorted(candidates, key=lambda c: (c.value("validation_loss"), c.slot))
+    count = min(count, len(ranked))
+    kept = {round(i * (len(ranked) - 1) / max(1, count - 1)) for i in range(count)}
+    return sorted((ranked[i] for i in kept), key=lambda c: c.slot)
+
+
+def _long(settings: StudySettings, short: Sequence[Candidate], factor: int) -> StudySettings:
+    """The study of the long runs: the same points, more steps, a seed that the short runs have not used."""
+    protocol = settings.protocol
+    changes: dict[str, Any] = {
+        "name": f"{settings.name}-audit-{factor}x",
+        "storage": settings.url,
+        "plan": [candidate.point for candidate in short],
+        "trials": len(short),
+        "minutes": None,
+        "sampler": {"name": "random"},
+        "limits": {},
+        "protocol": {
+            **protocol.model_dump(mode="json"),
+            "steps": protocol.steps * factor,
+            "seeds": [max(protocol.seeds) + 1],
+        },
+    }
+    return settings.with_changes(changes)
+
+
+def table(short: Sequence[Candidate], long: Sequence[Candidate]) -> list[Row]:
+    """Every agreement of the short scores and the baselines, of the same architectures in the same order."""
+    held = {kind: [c.value(name) for c in short] for name, kind in HELD.items()}
+    metrics = [name for name in METRICS if all(_has(c, name) for c in (*short, *long))]
+    rows = []
+    for name in metrics:
+        first, second = ([_by_seed(c, name)[i] for c in short] for i in (0, -1))
+        if all(len(_by_seed(c, name)) > 1 for c in short):
+            rows += _rows(name, "itself with another seed", first, second, held)
+    for target in metrics:
+        truth = [c.value(target) for c in long]
+        for name in (*metrics, *BASELINES):
+            sign = -1 if name in BASELINES else 1
+            rows += _rows(name, f"{target} of the long run", [sign * c.value(name) for c in short], truth, held)
+    return rows
+
+
+def _rows(score: str, target: str, a: Sequence[float], b: Sequence[float], held: dict[str, list[float]]) -> list[Row]:
+    rows = []
+    for kind, given in {AS_IS: None, **held}.items():
+        one = spearman(a, b, given)
+        rho, low, high = (one.rho, one.low, one.high) if one else (None, None, None)
+        rows.append(Row(score, target, kind, rho, low, high, len(a)))
+    return rows
+
+
+def _has(candidate: Candidate, name: str) -> bool:
+    return getattr(candidate.score.quality, name, None) is not None
+
+
+def _by_seed(candidate: Candidate, name: str) -> tuple[float, ...]:
+    estimate: Estimate = getattr(candidate.score.quality, name)
+    return estimate.by_seed or (estimate.value,)
