@@ -33,7 +33,7 @@ class Protocol(TrainingSettings):
     text: str = "minilm"
     """The text encoder: a name or a folder."""
     context_tokens: int = Field(default=16, ge=1, le=512)
-    sampler_steps: int = Field(default=12, ge=1, le=1000)
+    sampler_steps: int = Field(default=10, ge=1, le=1000)
     """Euler steps."""
     guidance: float = Field(default=2, ge=0, le=100)
     """Classifier-free guidance scale; 1: none."""
