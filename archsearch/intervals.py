@@ -64,21 +64,23 @@ def of_distances(measured: Sequence[Measured]) -> Estimate:
 
 
 def pooled(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """The same estimates, each with the interval that the seeds' spread over all of them gives.
+    """The same estimates, with intervals by which candidates of one study are compared.
 
-    Candidates of a study share their protocol, so their seeds differ by about the same variance; with ten candidates of
-    two seeds it has ten degrees of freedom, not one. Estimates of a single seed come back as they are.
+    One seed means the same draws for every candidate: what it does to all alike (the seed's own effect) is no part of a
+    comparison. What is left, the interaction of seed and candidate, has about the same variance for all, and is pooled:
+    with ten candidates of two seeds it has nine degrees of freedom, where each alone has one. Estimates with other
+    numbers of seeds than most, or a single seed, come back as they are.
     """
-    several = [e for e in estimates if len(e.by_seed) > 1]
-    freedom = sum(len(e.by_seed) - 1 for e in several)
-    if not freedom:
+    counts = [len(e.by_seed) for e in estimates]
+    seeds = max(counts, key=counts.count, default=0)
+    table = np.array([e.by_seed for e in estimates if len(e.by_seed) == seeds])
+    if seeds < 2 or len(table) < 2:
         return list(estimates)
-    squares = sum(float(np.var(e.by_seed, ddof=1)) * (len(e.by_seed) - 1) for e in several)
-    half = _quantile(freedom) * math.sqrt(squares / freedom)
+    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    freedom = (len(table) - 1) * (seeds - 1)
+    half = _quantile(freedom) * math.sqrt(float((rest**2).sum()) / freedom / seeds)
     return [
-        e.model_copy(update={"low": e.value - half / math.sqrt(n), "high": e.value + half / math.sqrt(n)})
-        if (n := len(e.by_seed)) > 1
-        else e
+        e.model_copy(update={"low": e.value - half, "high": e.value + half}) if len(e.by_seed) == seeds else e
         for e in estimates
     ]
 

@@ -34,18 +34,25 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert 0.93 < hits / 1000 < 0.97
 
 
-def test_pooling_uses_all_candidates() -> None:
+def test_pooling_uses_all_candidates_and_leaves_out_what_a_seed_does_to_all() -> None:
     generator = torch.Generator().manual_seed(1)
     truths = torch.linspace(1, 2, 40)
-    singles = [intervals.over_seeds((t + 0.1 * torch.randn(2, generator=generator)).tolist(), 0.0) for t in truths]
+    common = torch.tensor([0.5, -0.5])
+    runs = [(t + common + 0.1 * torch.randn(2, generator=generator)).tolist() for t in truths]
+    singles = [intervals.over_seeds(run, 0.0) for run in runs]
     found = intervals.pooled(singles)
     assert [e.value for e in found] == [e.value for e in singles]
     assert found[0].high - found[0].value == pytest.approx(2.02 * 0.1 / 2**0.5, rel=0.25)
-    hits = sum(e.low <= t <= e.high for e, t in zip(found, truths.tolist(), strict=True))
-    assert hits >= 35
+    assert sum(e.low <= t <= e.high for e, t in zip(found, truths.tolist(), strict=True)) >= 35
     alone = intervals.over_seeds([1.0], 0.01)
-    assert intervals.pooled([alone, *singles])[0] == alone
-    assert intervals.pooled([alone]) == [alone]
+    assert intervals.pooled([alone, *singles]) == [alone, *found]
+
+
+def test_nothing_to_pool_is_left_alone() -> None:
+    alone, twice = intervals.over_seeds([1.0], 0.01), intervals.over_seeds([1.0, 2.0], 0.0)
+    assert intervals.pooled([]) == []
+    assert intervals.pooled([alone, alone]) == [alone, alone]
+    assert intervals.pooled([twice]) == [twice]
 
 
 def test_hardness_of_the_pairs_is_no_part_of_the_interval() -> None:
