@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,8 +14,12 @@ from reports.facts import Facts, estimates, title
 from reports.knobs import knob_table
 
 
-def render(facts: Facts) -> str:
-    """The page as HTML: its style, its script, plotly and the data are inside."""
+def render(facts: Facts, *, source: str) -> str:
+    """The page as HTML: its style, its script, plotly and the data are inside.
+
+    Args:
+        source: how the command line names the study.
+    """
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
@@ -22,6 +27,7 @@ def render(facts: Facts) -> str:
     agreements = summary.agreements_of(facts)
     context = {
         "facts": facts,
+        "source": shlex.quote(source),
         "headline": summary.headline(facts),
         "tiles": summary.tiles(facts),
         "warnings": summary.warnings(facts, agreements),

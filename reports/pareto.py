@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from optuna import Study
 
 
-def write(study: Study, out: Path) -> Path:
+def write(study: Study, out: Path, *, source: str = "") -> Path:
     """Write the report of a study, running or finished, and ``out`` with the suffix ``.csv`` beside it.
+
+    Args:
+        source: how the command line names the study, for the commands that the page gives; default: its name.
 
     Returns:
         ``out``.
@@ -23,7 +26,7 @@ def write(study: Study, out: Path) -> Path:
     from reports import facts, page, tables
 
     found = facts.read(study)
-    put(out, page.render(found))
+    put(out, page.render(found, source=source or found.name))
     put(out.with_suffix(".csv"), tables.csv(tables.candidates(found)))
     return out
 

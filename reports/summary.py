@@ -18,7 +18,7 @@ FIT_TO_RANK = 0.7
 """Rank agreement between seeds under which the page says that the score does not rank."""
 
 FEW = 10
-"""Candidates under which a front is a beginning."""
+"""Candidates under which a front is a beginning, and the agreement of seeds is no verdict."""
 
 
 def headline(facts: Facts) -> str:
@@ -44,7 +44,7 @@ def tiles(facts: Facts) -> list[tuple[str, str]]:
     tiles = [(f"{len(facts.scored)}", "scored"), (f"{len(facts.front)}", "on the front")]
     tiles += [(f"{outside}", "outside the limits"), (f"{reused}", "reused")]
     tiles += [(f"{counts[state]}", state) for state in ("failed", "running") if counts[state]]
-    return [*tiles, (_duration(seconds), "worked")] if seconds >= 1 else tiles
+    return [*tiles, (_duration(seconds), "of work")] if seconds >= 1 else tiles
 
 
 def _duration(seconds: float) -> str:
@@ -129,6 +129,7 @@ def _verdict(label: str, found: Agreement) -> str:
     rho, apart = found.rho, amounts.percent(found.apart or 0)
     fit = "fit to rank" if (found.apart or 0) >= 0.5 else "fit to rank all but close candidates"
     fit = fit if rho.value >= FIT_TO_RANK else "not fit to rank"
+    fit = fit if found.n >= FEW else "too few candidates to say whether it ranks"
     return (
         f"{label[0].upper()}{label[1:]}: the seeds agree on the order to ρ = {rho.value:.2f} "
         f"[{rho.low:.2f}, {rho.high:.2f}] over {found.n} candidates, and {apart} of pairs differ by more than their "
