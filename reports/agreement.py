@@ -8,13 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from archsearch.score import Estimate
-from reports.effects import Array, Interval
-from snapgen.seeds import derive
-
-RESAMPLES = 2000
-
-FEWEST = 4
-"""Candidates under which a rank correlation says nothing."""
+from studies.correlation import Correlation, spearman
 
 
 @dataclass(frozen=True)
@@ -23,13 +17,14 @@ class Agreement:
 
     Attributes:
         n: candidates with two seeds or more.
-        rho: Spearman's rank correlation between the first two seeds, over the candidates; None under `FEWEST`.
+        rho: Spearman's rank correlation between the first two seeds, over the candidates; None where it cannot be
+            told (`studies.correlation.spearman`).
         apart: share of pairs of candidates whose 95 % intervals do not overlap; None for a single candidate.
         spread: standard deviation between candidates over the median half-width of their intervals.
     """
 
     n: int
-    rho: Interval | None
+    rho: Correlation | None
     apart: float | None
     spread: float | None
 
@@ -39,27 +34,6 @@ def agreement(estimates: Sequence[Estimate]) -> Agreement:
     pairs = [e.by_seed[:2] for e in estimates if len(e.by_seed) > 1]
     first, second = [p[0] for p in pairs], [p[1] for p in pairs]
     return Agreement(len(pairs), spearman(first, second), _apart(estimates), _spread(estimates))
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> Interval | None:
-    """Rank correlation with a percentile bootstrap interval over the pairs; None if there are too few or all tie."""
-    if len(a) < FEWEST or len(set(a)) == 1 or len(set(b)) == 1:
-        return None
-    pairs = np.array([a, b], dtype=np.float64)
-    rng = np.random.default_rng(derive(0, "agreement"))
-    again = rng.integers(len(a), size=(RESAMPLES, len(a)))
-    low, high = np.nanquantile(_rho(pairs[:, again]), (0.025, 0.975))
-    return Interval(float(_rho(pairs)), float(low), float(high))
-
-
-def _rho(pairs: Array) -> Array:
-    """(2, ..., n) to (...); NaN where all of one side tie."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(pairs, axis=-1)
-    ranks -= ranks.mean(axis=-1, keepdims=True)
-    scale = np.sqrt((ranks**2).sum(axis=-1).prod(axis=0))
-    return np.asarray(ranks.prod(axis=0).sum(axis=-1) / np.where(scale > 0, scale, np.nan))
 
 
 def _apart(estimates: Sequence[Estimate]) -> float | None:

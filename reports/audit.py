@@ -2,54 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-HEADER = ("score", "target", "kind", "rho", "low", "high", "n")
+from archsearch.score import OBJECTIVES
+from studies.audit import Row
 
-
-class Row(Protocol):
-    """One agreement, measured by Spearman's rank correlation.
-
-    ``score`` is what was ranked by, ``target`` what by in turn (the same score with another seed, or after a long
-    run), ``kind`` how compute was held (``as is``, ``equal compute``), ``low`` and ``high`` the 95 % interval, ``n``
-    the candidates behind it. ``rho`` is None where it could not be taken.
-    """
-
-    @property
-    def score(self) -> str: ...
-    @property
-    def target(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def rho(self) -> float | None: ...
-    @property
-    def low(self) -> float | None: ...
-    @property
-    def high(self) -> float | None: ...
-    @property
-    def n(self) -> int: ...
+HEADER = tuple(field.name for field in dataclasses.fields(Row))
 
 
-@dataclass(frozen=True)
-class Told:
-    """A row as a study keeps it in its attributes."""
-
-    score: str
-    target: str
-    kind: str
-    rho: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-
-def told(rows: Sequence[dict[str, object]]) -> list[Told]:
-    """Rows from JSON; keys that are not of a row are left out."""
-    return [Told(**{key: row[key] for key in HEADER}) for row in rows]  # type: ignore[arg-type]
+def kept(attrs: Mapping[str, Any]) -> list[Row]:
+    """The rows that the last audit left in a study's attributes; none: there was no audit."""
+    return [Row(**row) for row in attrs.get("audit", {}).get("rows", [])]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -57,7 +23,7 @@ def markdown(rows: Sequence[Row]) -> str:
     from reports import tables
 
     header = ("score", "against", "kind", "ρ", "95 % interval", "n")
-    return tables.markdown(header, [(r.score, r.target, r.kind, *_figures(r), str(r.n)) for r in rows])
+    return tables.markdown(header, [_told(r) for r in rows], words=3)
 
 
 def csv(rows: Sequence[Row]) -> str:
@@ -73,7 +39,7 @@ def section(rows: Sequence[Row]) -> str:
     """The report's section, as HTML."""
     from reports import page
 
-    return page.fragment("audit.html", rows=[(r.score, r.target, r.kind, *_figures(r), r.n) for r in rows])
+    return page.fragment("audit.html", rows=[_told(r) for r in rows])
 
 
 def write(rows: Sequence[Row], out: Path) -> Path:
@@ -91,6 +57,17 @@ def write(rows: Sequence[Row], out: Path) -> Path:
     for path in (out, beside):
         put(path, csv(rows) if path.suffix == ".csv" else markdown(rows))
     return out
+
+
+def _told(row: Row) -> tuple[str, ...]:
+    return (_worded(row.score), _worded(row.target), row.kind, *_figures(row), str(row.n))
+
+
+def _worded(name: str) -> str:
+    """With a number's name for people in the place of its field's."""
+    for field, objective in OBJECTIVES.items():
+        name = name.replace(field, objective.label)
+    return name
 
 
 def _figures(row: Row) -> tuple[str, str]:

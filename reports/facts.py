@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from archsearch.score import Estimate, Incomparable, comparable
+from archsearch.score import Estimate, Incomparable, Quality, comparable
 from reports import amounts
 from reports.effects import Factor, Interval
 from snapgen.arch import Architecture
@@ -134,22 +135,42 @@ def read(study: Study) -> Facts:
     source = f"study {study.study_name}"
     attrs = study.user_attrs
     every = tuple(trials.read(study))
-    scored = trials.eligible(every)
-    if not scored:
+    if not trials.eligible(every):
         problem = f"has no scored candidate within the limits{_instead(every)}"
         raise InputError(source, problem, "run archsearch search, or wait for its first trial")
     _check_protocols(source, every)
+    every = _compared(every)
     names = trials.objectives(study)
     front = trials.front(every, names)
     choice = trials.knee(front, names)
     numbers = frozenset(c.number for c in front)
-    return Facts(study.study_name, attrs, every, tuple(scored), numbers, choice.candidate, choice.reason)
+    return Facts(
+        study.study_name, attrs, every, tuple(trials.eligible(every)), numbers, choice.candidate, choice.reason
+    )
 
 
 def _instead(every: Sequence[Candidate]) -> str:
     counts = {state: sum(c.state == state for c in every) for state in ("infeasible", "failed", "running")}
     found = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     return f" ({found})" if found else ""
+
+
+def _compared(every: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates with the intervals by which those of one study are compared (`archsearch.intervals.pooled`)."""
+    from archsearch.intervals import pooled
+
+    qualities = {c.architecture.id: c.score.quality for c in every if c.score.quality and not diverged(c)}
+    for name in amounts.QUALITIES:
+        ids = [i for i, quality in qualities.items() if getattr(quality, name)]
+        found = pooled([getattr(qualities[i], name) for i in ids])
+        qualities |= {i: qualities[i].model_copy(update={name: e}) for i, e in zip(ids, found, strict=True)}
+    return tuple(_with_quality(c, qualities.get(c.architecture.id)) for c in every)
+
+
+def _with_quality(candidate: Candidate, quality: Quality | None) -> Candidate:
+    if quality is None or candidate.score.quality is None:
+        return candidate
+    return dataclasses.replace(candidate, score=candidate.score.model_copy(update={"quality": quality}))
 
 
 def _check_protocols(source: str, every: Sequence[Candidate]) -> None:

@@ -23,7 +23,7 @@ def render(facts: Facts, *, source: str) -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    audited = audit.told(facts.attrs.get("audit", []))
+    audited = audit.kept(facts.attrs)
     agreements = summary.agreements_of(facts)
     context = {
         "facts": facts,

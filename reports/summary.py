@@ -87,8 +87,8 @@ def _of_agreement(label: str, found: Agreement, seeds: int) -> list[str]:
         doubts.append(f"With a single seed, whether {label} repeats is not known.")
     elif found.rho is None:
         doubts.append(f"Whether {label} repeats from seed to seed cannot be told from {_count(found.n)}.")
-    elif found.rho.value < FIT_TO_RANK:
-        rho = f"ρ = {found.rho.value:.2f} (n = {found.n})"
+    elif found.rho.rho < FIT_TO_RANK:
+        rho = f"ρ = {found.rho.rho:.2f} (n = {found.n})"
         doubts.append(f"Two seeds agree on the order by {label} only to {rho}: do not rank by it.")
     if found.apart is not None and found.apart < 0.5:
         share = amounts.percent(found.apart)
@@ -128,10 +128,10 @@ def _verdict(label: str, found: Agreement) -> str:
     assert found.rho is not None
     rho, apart = found.rho, amounts.percent(found.apart or 0)
     fit = "fit to rank" if (found.apart or 0) >= 0.5 else "fit to rank all but close candidates"
-    fit = fit if rho.value >= FIT_TO_RANK else "not fit to rank"
+    fit = fit if rho.rho >= FIT_TO_RANK else "not fit to rank"
     fit = fit if found.n >= FEW else "too few candidates to say whether it ranks"
     return (
-        f"{label[0].upper()}{label[1:]}: the seeds agree on the order to ρ = {rho.value:.2f} "
+        f"{label[0].upper()}{label[1:]}: the seeds agree on the order to ρ = {rho.rho:.2f} "
         f"[{rho.low:.2f}, {rho.high:.2f}] over {found.n} candidates, and {apart} of pairs differ by more than their "
         f"intervals: {fit}."
     )
@@ -185,7 +185,7 @@ def agreement_row(facts: Facts, name: str, found: Agreement) -> dict[str, str]:
         "name": name,
         "label": facts.label(name),
         "n": str(found.n),
-        "rho": f"{rho.value:.2f} [{rho.low:.2f}, {rho.high:.2f}]" if rho else "cannot tell",
+        "rho": f"{rho.rho:.2f} [{rho.low:.2f}, {rho.high:.2f}]" if rho else "cannot tell",
         "apart": amounts.percent(found.apart) if found.apart is not None else "–",
         "spread": f"{found.spread:.1f} ×" if found.spread is not None else "–",
         "drawn": "yes" if found.n > 1 else "",
@@ -199,6 +199,7 @@ def sources(facts: Facts) -> list[tuple[str, str]]:
     for name in facts.measures:
         if name in amounts.QUALITIES:
             how = f"measured here: mean of {seeds} short runs under protocol {_hash(facts)}, with 95 % interval"
+            how += ", the seeds' spread pooled over the study" if seeds > 1 else ""
             rows.append((facts.label(name), how))
         elif name != "latency_ms":
             rows.append((facts.label(name), "counted, exact"))

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from studies.trials import Candidate
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; all columns but the first to the right."""
-    rule = ["---", *("---:" for _ in header[1:])]
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
+    """A Markdown table; the first ``words`` columns to the left, the others, which hold numbers, to the right."""
+    rule = ["---" if i < words else "---:" for i in range(len(header))]
     lines = [[_cell(text) for text in row] for row in (header, *rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
 

@@ -7,33 +7,23 @@ import pandas
 import pytest
 
 from reports import audit, pareto, tables
+from studies.audit import Row
 from tests.reports import factory
 
-ROWS = audit.told(
-    [
-        {"score": "validation loss", "target": "itself, other seed", "kind": "as is", "rho": 0.93, "low": 0.8}
-        | {"high": 0.99, "n": 12, "more": "ignored"},
-        {
-            "score": "a | <b>",
-            "target": "long run",
-            "kind": "equal compute",
-            "rho": -0.13,
-            "low": None,
-            "high": None,
-            "n": 12,
-        },
-        {"score": "MACs", "target": "long run", "kind": "as is", "rho": None, "low": None, "high": None, "n": 2},
-    ]
-)
+ROWS = [
+    Row("validation_loss", "itself with another seed", "as is", 0.93, 0.8, 0.99, 12),
+    Row("a | <b>", "validation_loss of the long run", "at equal MACs", -0.13, None, None, 12),
+    Row("macs", "frechet_distance of the long run", "at equal MACs", None, None, None, 12),
+]
 
 
 def test_markdown_escapes_bars() -> None:
     assert audit.markdown(ROWS).splitlines() == [
         "| score | against | kind | ρ | 95 % interval | n |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-        "| validation loss | itself, other seed | as is | 0.93 | 0.80 to 0.99 | 12 |",
-        "| a \\| <b> | long run | equal compute | −0.13 | – | 12 |",
-        "| MACs | long run | as is | – | – | 2 |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| validation loss | itself with another seed | as is | 0.93 | 0.80 to 0.99 | 12 |",
+        "| a \\| <b> | validation loss of the long run | at equal MACs | −0.13 | – | 12 |",
+        "| MACs | Fréchet distance of the long run | at equal MACs | – | – | 12 |",
     ]
 
 
@@ -57,7 +47,7 @@ def test_section_is_escaped_and_in_the_report(tmp_path: Path) -> None:
     study = factory.create(tmp_path, candidates=3, samples=False)
     plain = pareto.write(study, tmp_path / "plain.html").read_text()
     assert 'id="audit"' not in plain
-    study.set_user_attr("audit", [dict(zip(audit.HEADER, ("x", "y", "z", 0.5, 0.1, 0.8, 9), strict=True))])
+    study.set_user_attr("audit", {"factor": 5, "rows": [vars(Row("x", "y", "z", 0.5, 0.1, 0.8, 9))]})
     audited = pareto.write(study, tmp_path / "audited.html").read_text()
     assert 'id="audit"' in audited
     assert "0.10 to 0.80" in audited

@@ -17,6 +17,7 @@ from archsearch.score import Incomparable, Quality, Score
 from reports import charts, facts, page, pareto, summary
 from snapgen.errors import InputError
 from spaces.space import Space
+from studies import trials
 from tests.reports import factory
 
 HOSTILE = {
@@ -237,3 +238,20 @@ def test_importing_the_report_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "plotly" not in done.stdout
     assert "pandas" not in done.stdout
+
+
+def test_intervals_are_those_by_which_candidates_are_compared(tmp_path: Path) -> None:
+    from archsearch.intervals import pooled
+
+    study = factory.create(tmp_path, candidates=10, samples=False)
+    space = Space.load("emoji")
+    again = factory.made_up(space.base, random.Random(0))
+    factory.add(study, space, 10, space.base_point, again, reused_from=0)
+    found = facts.read(study)
+    raw = {c.number: c.score.quality for c in trials.read(study) if c.score.quality and c.reused_from is None}
+    wanted = dict(zip(raw, pooled([quality.validation_loss for quality in raw.values()]), strict=True))
+    assert {c.number: e for c, e in facts.estimates(found, "validation_loss")} == wanted
+    assert len({round(e.high - e.value, 9) for e in wanted.values()}) == 1
+    twin = next(c for c in found.candidates if c.number == 10)
+    assert twin.score.quality is not None
+    assert twin.score.quality.validation_loss == wanted[0]
