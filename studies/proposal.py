@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from spaces.space import Space
 
-ASKS = 3
+ASKS = 2
 """How often the sampler is asked for one slot before a point near its last one is taken."""
 
 RANDOM_POINTS = 300

@@ -60,15 +60,21 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     }
 
 
-def make(settings: SamplerSettings, seed: int, *, slot: int = 0, source: str = "study") -> BaseSampler:
+def make(
+    settings: SamplerSettings, seed: int, *, slot: int = 0, sequence: int = 0, source: str = "study"
+) -> BaseSampler:
     """The sampler of that name, freshly seeded.
+
+    Args:
+        slot: which element of a sequence is next, for those samplers that follow one.
+        sequence: the seed of that sequence, the same for all its elements.
 
     Raises:
         InputError: naming an option that the sampler does not take.
     """
     from optuna import samplers
 
-    seed %= 1 << 32  # numpy's
+    seed, sequence = seed % (1 << 32), sequence % (1 << 32)  # numpy's
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
         # Of tens of trials few should be spent on a random start; benchmarks/samplers.py has the figures.
         "gp": (samplers.GPSampler, {"n_startup_trials": 6, "warn_independent_sampling": False}),
@@ -76,7 +82,7 @@ def make(settings: SamplerSettings, seed: int, *, slot: int = 0, source: str = "
         "nsga2": (samplers.NSGAIISampler, {"population_size": 8}),
         "nsga3": (samplers.NSGAIIISampler, {"population_size": 8}),
         "random": (samplers.RandomSampler, {}),
-        "qmc": (_qmc, {"slot": slot}),
+        "qmc": (_qmc, {"slot": slot, "sequence": sequence, "scramble": True}),
     }
     kind, defaults = kinds[settings.name]
     try:
@@ -89,8 +95,8 @@ def make(settings: SamplerSettings, seed: int, *, slot: int = 0, source: str = "
         raise InputError(source, problem, "correct or remove the option", place="sampler.options") from None
 
 
-def _qmc(*, slot: int, seed: int, **options: Any) -> BaseSampler:
-    from optuna.samplers import QMCSampler
+def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:
+    from optuna.samplers import QMCSampler, RandomSampler
 
     class AtSlot(QMCSampler):
         """A low-discrepancy sequence whose next element is the slot's, not the one a shared counter says."""
@@ -98,7 +104,8 @@ def _qmc(*, slot: int, seed: int, **options: Any) -> BaseSampler:
         def _find_sample_id(self, study: Any, search_space: Any) -> int:  # noqa: ARG002
             return slot
 
-    return AtSlot(seed=seed, warn_independent_sampling=False, **options)
+    unordered = RandomSampler(seed=seed)
+    return AtSlot(seed=sequence, independent_sampler=unordered, warn_independent_sampling=False, **options)
 
 
 def suggest(
@@ -124,11 +131,10 @@ def suggest(
     """
     import optuna
 
-    # A sequence must go on from slot to slot; everything else is independent between slots.
-    stream = derive(seed, "sampler", attempt) if settings.name == "qmc" else derive(seed, "sampler", slot, attempt)
+    fresh, sequence = derive(seed, "sampler", slot, attempt), derive(seed, "sequence", attempt)
     with warnings.catch_warnings(), _silent():
         warnings.simplefilter("ignore")
-        sampler = make(settings, stream, slot=slot, source=source)
+        sampler = make(settings, fresh, slot=slot, sequence=sequence, source=source)
         copy = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
         copy.add_trials(_seen(past, choices, objectives))
         if fixed is not None:
