@@ -58,7 +58,7 @@ def search(
 
     settings = find(study).overridden(trials=trials, workers=workers, storage=storage)
     done = studies.search.search(settings, quiet=quiet)
-    page = reports.pareto.write(done, settings.folder / "report.html")
+    page = reports.pareto.write(done, settings.folder / "report.html", source=study)
     typer.echo(f"Report: {page.resolve()}")
 
 
@@ -74,7 +74,7 @@ def report(
     from studies.storage import existing
 
     settings = find(study).overridden(storage=storage)
-    page = reports.pareto.write(existing(settings), out or settings.folder / "report.html")
+    page = reports.pareto.write(existing(settings), out or settings.folder / "report.html", source=study)
     typer.echo(f"Report: {page.resolve()}")
 
 
@@ -122,18 +122,22 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Train a study's candidates several times as long, and say how far its scores can be trusted."""
+    from reports import pareto
     from reports.audit import markdown, write
     from studies.audit import audit as run
     from studies.settings import find
+    from studies.storage import existing
 
     settings = find(study).overridden(storage=storage)
     rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
+    page = pareto.write(existing(settings), settings.folder / "report.html", source=study)
     if out:
         write(rows, out)
     if as_json:
         _print_json({"factor": factor, "rows": [asdict(row) for row in rows]})
     else:
         typer.echo(markdown(rows))
+        typer.echo(f"Report: {page.resolve()}")
 
 
 @app.command(epilog="Example: archsearch score snapgen-like.json --study emoji --json")

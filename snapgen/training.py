@@ -29,7 +29,7 @@ HOPELESS = 4.0
 class TrainingSettings(Settings):
     """How a U-Net is trained; every field changes the outcome."""
 
-    steps: int = Field(default=300, ge=1)
+    steps: int = Field(default=240, ge=1)
     batch: int = Field(default=32, ge=1)
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon: Muon (arXiv 2502.16982) for the matrices inside the net, AdamW for everything else."""

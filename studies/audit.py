@@ -8,7 +8,7 @@ again with latency or MACs held: a score that only follows compute is no better 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from archsearch.score import Estimate
@@ -59,6 +59,8 @@ def audit(
 
     The long runs are a study of their own beside the audited one, in the same storage; the same call resumes it.
 
+    The study keeps the rows in its attribute ``audit``, where the report finds them.
+
     Args:
         factor: of the long run's steps to the short one's; at least 2, and 5 or more to mean much.
         candidates: at most so many, evenly spread over the ranking by the first metric; None: all that are scored.
@@ -76,9 +78,8 @@ def audit(
     done = search(_long(settings, short, factor), quiet=quiet, scorer=scorer)
     long = {candidate.architecture.id: candidate for candidate in eligible(read(done))}
     both = [(c, long[c.architecture.id]) for c in short if c.architecture.id in long]
-    rows = table([one for one, _ in both], [other for _, other in both])
-    study = existing(settings)
-    study.set_user_attr("audit", {"factor": factor, "rows": [vars(row) for row in rows]})
+    rows = table([one for one, _ in both], [other for _, other in both], factor=factor)
+    existing(settings).set_user_attr("audit", [asdict(row) for row in rows])
     return rows
 
 
@@ -109,7 +110,7 @@ def _long(settings: StudySettings, short: Sequence[Candidate], factor: int) -> S
     return settings.with_changes(changes)
 
 
-def table(short: Sequence[Candidate], long: Sequence[Candidate]) -> list[Row]:
+def table(short: Sequence[Candidate], long: Sequence[Candidate], *, factor: int) -> list[Row]:
     """Every agreement of the short scores and the baselines, of the same architectures in the same order."""
     held = {kind: [c.value(name) for c in short] for name, kind in HELD.items()}
     metrics = [name for name in METRICS if all(_has(c, name) for c in (*short, *long))]
@@ -120,9 +121,10 @@ def table(short: Sequence[Candidate], long: Sequence[Candidate]) -> list[Row]:
             rows += _rows(name, "itself with another seed", first, second, held)
     for target in metrics:
         truth = [c.value(target) for c in long]
+        against = f"{target} of a run {factor}× as long"
         for name in (*metrics, *BASELINES):
             sign = -1 if name in BASELINES else 1
-            rows += _rows(name, f"{target} of the long run", [sign * c.value(name) for c in short], truth, held)
+            rows += _rows(name, against, [sign * c.value(name) for c in short], truth, held)
     return rows
 
 

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archsearch.score import Quality
+from snapgen.arch import Architecture
+from snapgen.errors import InputError
+from studies.audit import AS_IS, BASELINES, METRICS, Row, audit
+from studies.scorer import Report
+from studies.search import search
+from studies.settings import StudySettings
+from studies.storage import existing
+from studies.trials import read
+from tests.studies.quick import QuickScorer, quick_cost, quick_loss
+
+Make = Callable[..., StudySettings]
+
+
+class LongScorer(QuickScorer):
+    """Scores that foretell: the long run's loss is the short one's, its distance is the number of params."""
+
+    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
+        quality = super().quality(arch, progress=progress, artifacts=artifacts)
+        if self.settings.protocol.steps == StudySettings.model_fields["protocol"].default.steps:
+            return quality
+        params = float(quick_cost(arch).params)
+        other = quality.validation_loss.model_copy(update={"value": params, "low": params, "high": params})
+        return quality.model_copy(update={"frechet_distance": other})
+
+
+def row(rows: list[Row], **fields: Any) -> Row:
+    (found,) = [r for r in rows if all(getattr(r, name) == value for name, value in fields.items())]
+    return found
+
+
+def test_scores_are_set_beside_the_long_run(settings: Make) -> None:
+    short = settings(trials=9)
+    search(short, quiet=True, scorer=LongScorer)
+    rows = audit(short, factor=5, quiet=True, scorer=LongScorer)
+    long_loss, long_distance = (f"{name} of a run 5× as long" for name in METRICS[:2])
+    assert row(rows, score="validation_loss", target=long_loss, kind=AS_IS).rho == pytest.approx(1)
+    assert row(rows, score="params", target=long_distance, kind=AS_IS).rho == pytest.approx(-1), "more is worse here"
+    assert row(rows, score="validation_loss", target="itself with another seed", kind=AS_IS).rho == pytest.approx(1)
+    assert row(rows, score="latency_ms", target=long_loss, kind="at equal latency").rho is None
+    assert {r.n for r in rows} == {9}
+    assert len(rows) == 3 * (len(METRICS) + len(METRICS) * (len(METRICS) + len(BASELINES)))
+    assert existing(short).user_attrs["audit"] == [asdict(r) for r in rows]
+    long = [c for c in read(existing(settings(name="quick-audit-5x"))) if c.state == "scored"]
+    assert sorted(quick_loss(c.architecture) for c in long) == sorted(
+        quick_loss(c.architecture) for c in read(existing(short)) if c.reused_from is None
+    )
+
+
+def test_resumes_and_scores_nothing_twice(settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = settings(trials=6)
+    search(short, quiet=True, scorer=LongScorer)
+    monkeypatch.setenv("QUICK_LOG", str(tmp_path / "log"))
+    first = audit(short, quiet=True, scorer=LongScorer)
+    assert audit(short, quiet=True, scorer=LongScorer) == first
+    assert len((tmp_path / "log").read_text().split()) == 6
+
+
+def test_a_few_candidates_are_spread_over_the_ranking(settings: Make) -> None:
+    short = settings(trials=10)
+    search(short, quiet=True, scorer=LongScorer)
+    rows = audit(short, candidates=4, quiet=True, scorer=LongScorer)
+    assert {r.n for r in rows} == {4}
+    losses = sorted(c.value("validation_loss") for c in read(existing(short)))
+    chosen = [c.value("validation_loss") for c in read(existing(settings(name="quick-audit-5x")))]
+    assert {losses[0], losses[-1]} <= set(chosen)
+
+
+def test_too_little_to_audit(settings: Make) -> None:
+    with pytest.raises(InputError, match="has not begun"):
+        audit(settings(), quiet=True, scorer=LongScorer)
+    search(settings(trials=3), quiet=True, scorer=LongScorer)
+    with pytest.raises(InputError, match="needs 4"):
+        audit(settings(), quiet=True, scorer=LongScorer)
+    with pytest.raises(InputError, match="2 or more"):
+        audit(settings(), factor=1, quiet=True, scorer=LongScorer)
+
+
+def test_a_plan_that_is_not_of_the_space(settings: Make) -> None:
+    with pytest.raises(InputError, match=r"plan\[0\]: is no point"):
+        search(settings(plan=[{"convs": 1}]), quiet=True, scorer=QuickScorer)
