@@ -14,11 +14,12 @@ from reports.facts import Facts, estimates, title
 from reports.knobs import knob_table
 
 
-def render(facts: Facts, *, source: str) -> str:
+def render(facts: Facts, *, source: str, beside: Path) -> str:
     """The page as HTML: its style, its script, plotly and the data are inside.
 
     Args:
         source: how the command line names the study.
+        beside: where artifacts are looked for if the folder that the study names is gone.
     """
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -49,7 +50,7 @@ def render(facts: Facts, *, source: str) -> str:
         "style": Markup(_resource("report.css")),
         "script": Markup(_resource("report.js")),
         "plotly": Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        "data": Markup(embedded(_data(facts, [name for name, found in agreements.items() if found.n > 1]))),
+        "data": Markup(embedded(_data(facts, [name for name, found in agreements.items() if found.n > 1], beside))),
     }
     return fragment("report.html", **context)
 
@@ -74,12 +75,12 @@ def _resource(name: str) -> str:
     return resources.files("reports").joinpath(name).read_text()
 
 
-def _data(facts: Facts, repeated: Sequence[str]) -> dict[str, Any]:
+def _data(facts: Facts, repeated: Sequence[str], beside: Path) -> dict[str, Any]:
     """What the script reads; ``repeated``: the metrics that several candidates have of two seeds."""
     down, across = charts.views(facts)
     figures = {f"{y}/{x}": charts.front_chart(facts, y, x) for y in down for x in across if x != y}
     scatters = {f"seeds-{n}": charts.seeds_chart(facts, estimates(facts, n)) for n in repeated}
-    pictures = samples.embedded(_pictures(facts))
+    pictures = samples.embedded(_pictures(facts, beside))
     return {
         "best": facts.best.number,
         "fronts": figures,
@@ -89,11 +90,12 @@ def _data(facts: Facts, repeated: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _pictures(facts: Facts) -> list[tuple[int, Path]]:
-    folder = Path(facts.attrs.get("artifacts", "."))
-    return [
-        (c.number, folder / c.artifacts["samples.png"]) for c in listing.shown(facts) if "samples.png" in c.artifacts
-    ]
+def _pictures(facts: Facts, beside: Path) -> list[tuple[int, Path]]:
+    """Where each candidate's grid should be: in the study's artifact folder, or in the run's own if that was moved."""
+    named = Path(facts.attrs.get("artifacts", beside))
+    folder = named if named.is_dir() else beside
+    drawn = [c for c in listing.shown(facts) if "samples.png" in c.artifacts]
+    return [(c.number, folder / c.artifacts["samples.png"]) for c in drawn]
 
 
 def _unnested(protocol: Mapping[str, Any]) -> dict[str, Any]:

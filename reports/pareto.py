@@ -26,7 +26,7 @@ def write(study: Study, out: Path, *, source: str = "") -> Path:
     from reports import facts, page, tables
 
     found = facts.read(study)
-    put(out, page.render(found, source=source or found.name))
+    put(out, page.render(found, source=source or found.name, beside=out.parent / "artifacts"))
     put(out.with_suffix(".csv"), tables.csv(tables.candidates(found)))
     return out
 

@@ -15,7 +15,7 @@ from archsearch.score import OBJECTIVES, Cost, Estimate, LatencyRecord, Quality,
 from snapgen.arch import Architecture
 from spaces.space import Space
 
-PROTOCOL = {
+PROTOCOL: dict[str, Any] = {
     "protocol": {"data": "emoji", "resolution": 32, "steps": 300, "batch": 64, "seeds": [0, 1], "extractor": "e"},
     "data_digest": "6c1f3b0d2a9e4877",
     "revision": 1,
@@ -45,7 +45,12 @@ def create(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = Space.load("emoji")
     study = optuna.create_study(study_name=name, storage=storage, directions=["minimize"] * len(objectives))
-    settings = {"name": name, "space": "emoji", "objectives": list(objectives), "limits": {"latency_ms": INFEASIBLE_MS}}
+    settings: dict[str, Any] = {
+        "name": name,
+        "space": "emoji",
+        "objectives": list(objectives),
+        "limits": {"latency_ms": INFEASIBLE_MS},
+    }
     settings |= {"seed": 0, "sampler": {"name": "gp"}, "trials": candidates, "latency": {"device": "host"}}
     attrs = {"settings": settings, "space": space.to_dict(), "protocol": PROTOCOL, "protocol_hash": HASH}
     attrs |= {"machine": MACHINE, "artifacts": str(folder / "artifacts")}
@@ -95,7 +100,7 @@ def add(
         if state == "COMPLETE":
             values = [OBJECTIVES[o].getter(score) for o in study.user_attrs["settings"]["objectives"]]
             attrs["values"] = values
-    distributions = {
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {
         k.name: optuna.distributions.IntDistribution(0, len(k.choices) - 1)
         if k.ordered
         else optuna.distributions.CategoricalDistribution(list(range(len(k.choices))))

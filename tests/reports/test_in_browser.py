@@ -88,9 +88,10 @@ def _no_complaints(opened: Visit) -> Iterator[None]:
 
 
 def column(page: Page, index: int) -> list[str]:
-    return page.locator(f"#table tbody tr:not([hidden]) > *:nth-child({index + 1})").evaluate_all(
+    found: list[str] = page.locator(f"#table tbody tr:not([hidden]) > *:nth-child({index + 1})").evaluate_all(
         "cells => cells.map(cell => cell.dataset.value ?? cell.textContent)"
     )
+    return found
 
 
 def test_every_chart_draws(visit: Visit) -> None:

@@ -193,6 +193,15 @@ def test_broken_samples_are_left_out(tmp_path: Path) -> None:
     assert len(data["samples"]) == scored - 3
 
 
+def test_samples_of_a_run_that_was_moved(tmp_path: Path) -> None:
+    study = factory.create(tmp_path, candidates=3)
+    (tmp_path / "artifacts").rename(tmp_path / "moved")
+    assert data_of(pareto.write(study, tmp_path / "r.html").read_text())["samples"] == {}
+    (tmp_path / "new").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "new" / "artifacts")
+    assert data_of(pareto.write(study, tmp_path / "new" / "r.html").read_text())["samples"]
+
+
 def test_samples_stay_within_their_budget(tmp_path: Path) -> None:
     from reports import samples
 
