@@ -22,7 +22,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def conv3x3(inside: int, outside: int, kind: Literal["plain", "separable"], *, stride: int = 1) -> nn.Module:
-    """A 3×3 convolution, or a depthwise 3×3 and a pointwise one with nothing between (SnapGen, PAPERS 1.4).
+    """A 3×3 convolution, or a depthwise 3×3 and a pointwise one with nothing between (SnapGen, arXiv 2412.09619, section 3.1).
 
     The depthwise part has no bias: the pointwise one's takes its place.
     """
@@ -37,7 +37,7 @@ class ResidualBlock(nn.Module):
     """norm, SiLU, conv, + time, norm, SiLU, conv, + shortcut.
 
     With ``time_at`` "expanded" the timestep is added between the convs; with "output" after the second, at the output's
-    width. The paper's sizes need the latter (PAPERS 1.3); where it is added there is our choice.
+    width. The paper's sizes need the latter, by our count; where it is added there is our choice.
     """
 
     def __init__(

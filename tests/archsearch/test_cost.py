@@ -18,7 +18,7 @@ from snapgen.paths import changed
 from snapgen.unet import UNet
 from tests.snapgen.nets import SD15, inputs, tiny
 
-# The ablation of arXiv 2412.09619 with what PAPERS 1.3 counts: params in M, GMACs at latents of 128 and of 32.
+# The ablation of arXiv 2412.09619, as our own count reproduces it: params in M, GMACs at latents of 128 and of 32.
 ROWS: list[tuple[str, dict[str, Any], float, float, float]] = [
     ("0", {}, 632.6, 1268, 69.5),
     ("1", {"stages[0:2].self_attention": False}, 622.1, 1053, 66.1),
