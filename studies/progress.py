@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from rich.progress import Progress, TaskID
 
-REFRESH_SECONDS = 0.7
+REFRESH_SECONDS = 1.0
 
 
 class Display:
@@ -34,7 +34,7 @@ class Display:
         self._tasks: dict[int, TaskID] = {}
         self._whole: TaskID | None = None
         self._read_at = 0.0
-        self._told = {c.slot for c in read(study) if c.state in ("scored", "infeasible")}
+        self._told = {c.slot for c in read(study, artifacts=False) if c.state in ("scored", "infeasible")}
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -62,7 +62,7 @@ class Display:
         """Look what has changed, and show it."""
         if self._quiet or (not now and time.monotonic() - self._read_at < REFRESH_SECONDS):
             return
-        candidates = read(self._study)
+        candidates = read(self._study, artifacts=False)
         for c in candidates:
             if c.state in ("scored", "infeasible") and c.slot not in self._told:
                 self._told.add(c.slot)

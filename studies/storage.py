@@ -31,6 +31,8 @@ FIXED = ("objectives", "limits", "sampler", "seed", "latency", "plan")
 
 _SQLITE = "sqlite:///"
 
+_ALREADY_MADE = ("already exists", "UNIQUE constraint", "duplicate key")
+
 
 def open_storage(url: str, *, source: str = "storage", create: bool = True) -> RDBStorage:
     """Optuna's storage at a URL, with heartbeats, and on SQLite in a mode that suits several processes.
@@ -49,7 +51,7 @@ def open_storage(url: str, *, source: str = "storage", create: bool = True) -> R
                 return _open(url)
         except InputError as error:
             # Two processes that make a new file's tables at the same moment: one of them finds them made.
-            if tries_left == 0 or "already exists" not in error.problem:
+            if tries_left == 0 or not any(said in error.problem for said in _ALREADY_MADE):
                 raise
             time.sleep(0.2)
     raise AssertionError("not reached")

@@ -67,21 +67,24 @@ class Candidate:
         return OBJECTIVES[objective].getter(self.score)
 
 
-def read(study: Study) -> list[Candidate]:
+def read(study: Study, *, artifacts: bool = True) -> list[Candidate]:
     """Every slot's candidate, in the order of the slots: the trial that counts, else the last that failed.
 
     Trials that have no architecture yet are left out, and so are those that no search of ours made.
+
+    Args:
+        artifacts: whether to ask the storage for them too, which takes a query a trial.
     """
     trials = [t for t in study.get_trials(deepcopy=False) if "worker" in t.user_attrs]
     slots = slots_of(trials)
     by_slot: dict[int, list[FrozenTrial]] = {}
     for t in trials:
         by_slot.setdefault(slots[t.number], []).append(t)
-    found = (_of_slot(study, slot, by_slot[slot]) for slot in sorted(by_slot))
+    found = (_of_slot(study if artifacts else None, slot, by_slot[slot]) for slot in sorted(by_slot))
     return [candidate for candidate in found if candidate is not None]
 
 
-def _of_slot(study: Study, slot: int, tried: Sequence[FrozenTrial]) -> Candidate | None:
+def _of_slot(study: Study | None, slot: int, tried: Sequence[FrozenTrial]) -> Candidate | None:
     counts = [t for t in tried if t.state.name != "FAIL"][:1] or [t for t in tried if "architecture" in t.user_attrs][
         -1:
     ]
@@ -100,7 +103,7 @@ def _of_slot(study: Study, slot: int, tried: Sequence[FrozenTrial]) -> Candidate
         score=Score.model_validate(attrs["score"]) if "score" in attrs else _NOTHING,
         state=states.get(t.state.name, "running"),
         infeasible=attrs.get("infeasible") or over or None,
-        artifacts=_artifacts(study, t),
+        artifacts={} if study is None else _artifacts(study, t),
         seconds=seconds(t),
         reused_from=attrs.get("reused_from"),
         error=attrs.get("error"),

@@ -1,0 +1,94 @@
+"""The same search on PostgreSQL, with a server of our own where one is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from snapgen.errors import InputError
+from studies.search import search
+from studies.settings import StudySettings
+from studies.storage import existing
+from studies.trials import read
+from tests.studies.quick import QuickScorer
+from tests.studies.test_search import numbers, run_in, scored, until
+
+Make = Callable[..., StudySettings]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The URL of an empty database."""
+    pytest.importorskip("psycopg", reason="pip install 'archsearch[postgresql]'")
+    initdb, postgres = shutil.which("initdb"), shutil.which("postgres")
+    if initdb is None or postgres is None:
+        pytest.skip("no PostgreSQL server is installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # A server refuses to run as root; the folder must be its own user's, outside of root's temporary folders.
+    user = "postgres" if os.getuid() == 0 else None
+    with TemporaryDirectory(prefix="archsearch-pg-", dir="/tmp") as folder:
+        if user is not None:
+            shutil.chown(folder, user)
+        data = str(Path(folder) / "data")
+        made = subprocess.run(
+            [initdb, "-D", data, "-U", "tester", "-A", "trust", "--no-sync"], user=user, capture_output=True, cwd=folder
+        )
+        if made.returncode:
+            pytest.skip(f"initdb: {made.stderr.decode()[-200:]}")
+        command = [postgres, "-D", data, "-p", str(port), "-k", folder, "-c", "fsync=off", "-h", "127.0.0.1"]
+        process = subprocess.Popen(command, user=user, cwd=folder, stderr=subprocess.DEVNULL)
+        try:
+            until(lambda: _answers(port))
+            yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+
+
+def _answers(port: int) -> bool:
+    import psycopg
+
+    try:
+        psycopg.connect(f"host=127.0.0.1 port={port} user=tester dbname=postgres").close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def test_same_candidates_as_on_sqlite(settings: Make, server: str) -> None:
+    here = read(search(settings(name="here", trials=5, limits={"latency_ms": 20}), quiet=True, scorer=QuickScorer))
+    there = settings(name="there", trials=5, limits={"latency_ms": 20}, storage=server)
+    assert [c.score for c in read(search(there, quiet=True, scorer=QuickScorer))] == [c.score for c in here]
+
+
+def test_two_processes_and_a_kill(
+    settings: Make, server: str, start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    shared = settings(name="shared", trials=10, storage=server)
+    both = [start(run_in, tmp_path, shared, {"QUICK_SECONDS": "0.1"}) for _ in range(2)]
+    until(lambda: len(numbers(shared, "COMPLETE")) >= 3)
+    assert both[0].pid is not None
+    os.kill(both[0].pid, signal.SIGKILL)
+    both[1].join()
+    assert both[1].exitcode == 0
+    trials = existing(shared).get_trials()
+    assert [t.number for t in trials] == list(range(len(trials)))
+    candidates = read(existing(shared))
+    assert len(scored(candidates)) == 10
+    assert len({c.architecture.id for c in scored(candidates)}) == 10
+
+
+def test_a_database_that_is_not_there(settings: Make, server: str) -> None:
+    with pytest.raises(InputError, match=r'database "none" does not exist'):
+        search(settings(storage=server.removesuffix("postgres") + "none"), quiet=True, scorer=QuickScorer)
