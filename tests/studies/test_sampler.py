@@ -34,7 +34,7 @@ def past(space: Space, count: int, limit: float | None = None) -> list[Past]:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_suggestion_depends_on_slots_not_on_the_order_of_trials(space: Space, name: str) -> None:
-    known, settings = past(space, 12, limit=10), SamplerSettings(name=name)  # type: ignore[arg-type]
+    known, settings = past(space, 12, limit=10), SamplerSettings(name=name)
     shuffled = random.Random(2).sample(known, len(known))
 
     def ask(trials: list[Past], slot: int, attempt: int = 0) -> dict[str, int]:
@@ -48,7 +48,8 @@ def test_a_suggestion_depends_on_slots_not_on_the_order_of_trials(space: Space, 
 
 
 def test_the_sequence_of_qmc_goes_on_from_slot_to_slot(space: Space) -> None:
-    choices, seen = distributions(space), []
+    choices = distributions(space)
+    seen: list[dict[str, int]] = []
     for slot in range(16):
         done = [Past(i, p, (1.0, 1.0)) for i, p in enumerate(seen)]
         seen.append(suggest(SamplerSettings(name="qmc"), done, choices, objectives=NAMES, seed=1, slot=slot)[0])
@@ -89,7 +90,7 @@ def test_the_model_learns_the_limit(space: Space) -> None:
 def test_running_trials_need_no_values(space: Space) -> None:
     known = [*past(space, 8), Past(8, space.base_point, running=True)]
     for name in SAMPLERS:
-        suggest(SamplerSettings(name=name), known, distributions(space), objectives=NAMES, seed=1, slot=9)  # type: ignore[arg-type]
+        suggest(SamplerSettings(name=name), known, distributions(space), objectives=NAMES, seed=1, slot=9)
 
 
 def test_an_unknown_option_is_refused() -> None:
