@@ -22,7 +22,7 @@ Rotation = tuple[Tensor, Tensor]
 
 
 def conv3x3(inside: int, outside: int, kind: Literal["plain", "separable"], *, stride: int = 1) -> nn.Module:
-    """A 3×3 convolution, or a depthwise 3×3 and a pointwise one with nothing between (SnapGen, arXiv 2412.09619, section 3.1).
+    """A 3×3 convolution, or a depthwise 3×3 and a pointwise one with nothing between (arXiv 2412.09619, section 3.1).
 
     The depthwise part has no bias: the pointwise one's takes its place.
     """

@@ -206,7 +206,7 @@ def test_each_block_on_the_way_up_takes_the_newest_skip_left(blocks_up: int) -> 
 
 
 def test_snapfusions_result_is_an_architecture() -> None:
-    """arXiv 2306.00980: cross-attention down 0/2/2, up 6/3/0; residual down 2/2/1, up 2/3/3, and 4 at the lowest resolution."""
+    """arXiv 2306.00980: cross-attention 0/2/2, 6/3/0; residual down 2/2/1, up 2/3/3, and 4 at the lowest resolution."""
     sd = Architecture.model_validate(SD15)
     arch = changed(
         sd,
