@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from archsearch.score import Score, metric_label
 from snapgen import presets
@@ -246,7 +247,7 @@ def _print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, 
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # not markup: a choice may stand in brackets
     Console().print(table)
 
 
