@@ -50,7 +50,7 @@ def test_scores_are_set_beside_the_long_run(settings: Make) -> None:
     assert {r.n for r in rows} == {9}
     assert len(rows) == 3 * (len(METRICS) + len(METRICS) * (len(METRICS) + len(BASELINES)))
     assert existing(short).user_attrs["audit"] == [asdict(r) for r in rows]
-    long = [c for c in read(existing(settings(name="quick-audit-5x"))) if c.state == "scored"]
+    long = [c for c in read(existing(settings(name="quick-audit-5x", storage=short.url))) if c.state == "scored"]
     assert sorted(quick_loss(c.architecture) for c in long) == sorted(
         quick_loss(c.architecture) for c in read(existing(short)) if c.reused_from is None
     )
@@ -71,7 +71,7 @@ def test_a_few_candidates_are_spread_over_the_ranking(settings: Make) -> None:
     rows = audit(short, candidates=4, quiet=True, scorer=LongScorer)
     assert {r.n for r in rows} == {4}
     losses = sorted(c.value("validation_loss") for c in read(existing(short)))
-    chosen = [c.value("validation_loss") for c in read(existing(settings(name="quick-audit-5x")))]
+    chosen = [c.value("validation_loss") for c in read(existing(settings(name="quick-audit-5x", storage=short.url)))]
     assert {losses[0], losses[-1]} <= set(chosen)
 
 
