@@ -1,0 +1,154 @@
+"""Which sampler finds the better front in tens of trials: the share of the best known front's hypervolume, by trials.
+
+The space is the quick start's; quality and latency are formulas of the same shape as its real ones (loss falls with
+capacity, each knob at its own rate, with interactions and 1 % noise; latency rises with work and with the number of
+operations), so that ten seeds of every sampler take minutes instead of days. Hypervolume is of the noiseless values,
+between the logarithms of both objectives, against the front of all that any sampler found and 3000 random points.
+
+    python benchmarks/samplers.py --samplers gp tpe nsga2 qmc random --trials 14 24 40 --seeds 10 [--limit 2.5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from snapgen.arch import Architecture
+from snapgen.seeds import derive
+from spaces.space import Space
+from studies.sampler import Past, distributions, suggest
+from studies.settings import SamplerSettings
+
+OBJECTIVES = ("validation_loss", "latency_ms")
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The formulas: `work` of a site stands for its MACs, `operations` for its kernels."""
+
+    space: Space
+    noise: float = 0.01
+
+    def values(self, point: Mapping[str, int]) -> tuple[float, float]:
+        """Noiseless loss and milliseconds."""
+        arch = self.space.architecture(point)
+        works, operations, attention = zip(*(self._site(arch, *site) for site in arch.sites()), strict=True)
+        capacity = sum(math.sqrt(w) for w in works)
+        loss = 0.35 + 1.6 * capacity**-0.45 * (1 - 0.03 * sum(attention[:3]) ** 0.5)
+        loss *= 1 - 0.012 * arch.qk_norm - 0.015 * (arch.rope and sum(attention) > 0)
+        return loss, 0.25 + 0.012 * sum(operations) + sum(works) / 9e4
+
+    def seen(self, point: Mapping[str, int], seed: int) -> tuple[float, float]:
+        """As a study would see them: the loss with noise, which is the same whenever the same point is scored."""
+        loss, ms = self.values(point)
+        rng = random.Random(derive(seed, "noise", json.dumps(dict(sorted(point.items())))))
+        return loss * (1 + rng.gauss(0, self.noise)), ms
+
+    def _site(self, arch: Architecture, path: str, blocks: object, channels: int) -> tuple[float, float, float]:
+        b = arch.mid if path == "mid" else blocks
+        level = len(arch.down) - 1 if path == "mid" else int(path[path.index("[") + 1 : -1])
+        area = 0.25**level
+        plain = b.conv == "plain"  # type: ignore[attr-defined]
+        conv = 18.0 if plain else 2 * b.expansion + 1.0  # type: ignore[attr-defined]
+        n = b.transformers * b.transformer_depth  # type: ignore[attr-defined]
+        kv = 1.0 if b.kv_heads is None else b.kv_heads * b.head_width / channels  # type: ignore[attr-defined]
+        block = 3 * b.ffn_ratio + (2 + 2 * kv) * (b.self_attention + b.cross_attention)  # type: ignore[attr-defined]
+        work = area * channels**2 * (b.residual_blocks * conv + n * block)  # type: ignore[attr-defined]
+        kernels = b.residual_blocks * (6 if plain else 10) + n * (8 + 9 * b.self_attention)  # type: ignore[attr-defined]
+        return work + 1.0, float(kernels), float(n * b.self_attention)  # type: ignore[attr-defined]
+
+
+def run(
+    name: str, options: Mapping[str, int], landscape: Landscape, *, trials: int, seed: int, limit: float | None
+) -> list[Past]:
+    """A study's candidates: every architecture once, over the limit (on milliseconds) not counted in ``trials``."""
+    space, settings = landscape.space, SamplerSettings(name=name, options=dict(options))  # type: ignore[arg-type]
+    first, choices = list(space.points_of().values()), distributions(landscape.space)
+    past: list[Past] = []
+    known: set[str] = set()
+    while sum((p.excess or 0) <= 0 for p in past) < trials and len(past) < 4 * trials:
+        slot = len(past)
+        for attempt in range(4):
+            fixed = first[slot] if slot < len(first) and attempt == 0 else None
+            fixed = space.sample(random.Random(derive(seed, slot))) if attempt == 3 else fixed
+            point, attrs = suggest(
+                settings, past, choices, objectives=OBJECTIVES, seed=seed, slot=slot, attempt=attempt, fixed=fixed
+            )
+            if space.valid(point) and space.architecture(point).id not in known:
+                break
+        known.add(space.architecture(point).id)
+        loss, ms = landscape.seen(point, seed)
+        excess = None if limit is None else ms / limit - 1
+        past.append(Past(slot, point, (loss if (excess or 0) <= 0 else None, ms), excess, system_attrs=attrs))
+    return past
+
+
+def main() -> None:
+    """Print a row a sampler: median (and quartiles) of the share of the hypervolume, and seconds an ask."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samplers", nargs="+", default=["gp", "tpe", "nsga2", "qmc", "random"], help="name[:options]")
+    parser.add_argument("--trials", nargs="+", type=int, default=[14, 24, 40])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--limit", type=float, default=None, help="most milliseconds of a candidate")
+    parser.add_argument("--space", default="emoji")
+    arguments = parser.parse_args()
+
+    landscape = Landscape(Space.load(arguments.space))
+    found: dict[str, list[list[tuple[float, float]]]] = {}
+    took: dict[str, float] = {}
+    for label in arguments.samplers:
+        name, _, text = label.partition(":")
+        options = {key: int(value) for key, value in (item.split("=") for item in text.split(",") if item)}
+        began, asks = time.process_time(), 0
+        for seed in range(arguments.seeds):
+            past = run(name, options, landscape, trials=max(arguments.trials), seed=seed, limit=arguments.limit)
+            feasible = [p for p in past if (p.excess or 0) <= 0]
+            found.setdefault(label, []).append([landscape.values(p.point) for p in feasible])
+            asks += len(past)
+        took[label] = (time.process_time() - began) / asks
+    show(landscape, found, took, arguments.trials, arguments.limit)
+
+
+def area(points: Sequence[tuple[float, float]], worst: tuple[float, float]) -> float:
+    """Hypervolume of two objectives, of their logarithms."""
+    total, y = 0.0, math.log(worst[1])
+    for a, b in sorted((math.log(a), math.log(b)) for a, b in points):
+        total += max(0.0, math.log(worst[0]) - a) * max(0.0, y - b)
+        y = min(y, b)
+    return total
+
+
+def show(
+    landscape: Landscape,
+    found: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    took: Mapping[str, float],
+    budgets: Sequence[int],
+    limit: float | None,
+) -> None:
+    """The table, as Markdown."""
+    rng = random.Random(0)
+    scattered = [landscape.values(landscape.space.sample(rng)) for _ in range(3000)]
+    every = [v for runs in found.values() for run in runs for v in run] + scattered
+    every = [v for v in every if limit is None or v[1] <= limit]
+    worst = max(v[0] for v in every), max(v[1] for v in every)
+    most = area(every, worst)
+    print("| sampler |", " | ".join(f"{n} trials" for n in budgets), "| s an ask |")
+    print("|---|" + "---|" * (len(budgets) + 1))
+    for label, runs in found.items():
+        cells = []
+        for n in budgets:
+            shares = [area(run[:n], worst) / most for run in runs]
+            low, middle, high = np.quantile(shares, [0.25, 0.5, 0.75])
+            cells.append(f"{middle:.3f} ({low:.3f}–{high:.3f})")
+        print(f"| {label} | {' | '.join(cells)} | {took[label]:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
