@@ -15,7 +15,7 @@ HEADER = tuple(field.name for field in dataclasses.fields(Row))
 
 def kept(attrs: Mapping[str, Any]) -> list[Row]:
     """The rows that the last audit left in a study's attributes; none: there was no audit."""
-    return [Row(**row) for row in attrs.get("audit", {}).get("rows", [])]
+    return [Row(**row) for row in attrs.get("audit", [])]
 
 
 def markdown(rows: Sequence[Row]) -> str:

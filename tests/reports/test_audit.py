@@ -47,7 +47,7 @@ def test_section_is_escaped_and_in_the_report(tmp_path: Path) -> None:
     study = factory.create(tmp_path, candidates=3, samples=False)
     plain = pareto.write(study, tmp_path / "plain.html").read_text()
     assert 'id="audit"' not in plain
-    study.set_user_attr("audit", {"factor": 5, "rows": [vars(Row("x", "y", "z", 0.5, 0.1, 0.8, 9))]})
+    study.set_user_attr("audit", [vars(Row("x", "y", "z", 0.5, 0.1, 0.8, 9))])
     audited = pareto.write(study, tmp_path / "audited.html").read_text()
     assert 'id="audit"' in audited
     assert "0.10 to 0.80" in audited

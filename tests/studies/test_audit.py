@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from archsearch.score import Quality
+from reports import pareto
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from studies.audit import AS_IS, BASELINES, METRICS, Row, audit
@@ -88,3 +89,12 @@ def test_too_little_to_audit(settings: Make) -> None:
 def test_a_plan_that_is_not_of_the_space(settings: Make) -> None:
     with pytest.raises(InputError, match=r"plan\[0\]: is no point"):
         search(settings(plan=[{"convs": 1}]), quiet=True, scorer=QuickScorer)
+
+
+def test_the_report_shows_it(settings: Make, tmp_path: Path) -> None:
+    short = settings(trials=6)
+    search(short, quiet=True, scorer=LongScorer)
+    audit(short, quiet=True, scorer=LongScorer)
+    page = pareto.write(existing(short), tmp_path / "report.html").read_text()
+    assert 'id="audit"' in page
+    assert "of a run 5× as long" in page
