@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import itertools
 import statistics
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -220,11 +221,28 @@ class Ledger:
 
     @contextlib.contextmanager
     def beating(self, trial_id: int) -> Iterator[None]:
-        """Heartbeats while a trial is worked on, so that workers of other machines know that we live."""
-        from optuna.storages._heartbeat import get_heartbeat_thread
+        """Heartbeats while a trial is worked on, so that workers of other machines know that we live.
 
-        with get_heartbeat_thread(trial_id, self._storage):
+        Optuna's own thread is left running, and the process with it, by an interrupt that comes while it starts.
+        """
+        from optuna.storages._heartbeat import BaseHeartbeat
+
+        seconds = self._storage.get_heartbeat_interval() if isinstance(self._storage, BaseHeartbeat) else None
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(seconds):
+                self._beat(trial_id)
+
+        self._beat(trial_id)
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        try:
+            thread.start()
             yield
+        finally:
+            stop.set()
+            if thread.is_alive():
+                thread.join()
 
     def _beat(self, trial_id: int) -> None:
         from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled

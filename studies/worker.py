@@ -73,8 +73,7 @@ class Worker:
                 time.sleep(WAIT_SECONDS)
                 continue
             try:
-                with self._ledger.beating(claim.trial_id):
-                    self._work(claim)
+                self._work(claim)
             except Exhausted:
                 return "the space has no other architecture"
 
@@ -82,7 +81,8 @@ class Worker:
         import optuna
 
         try:
-            self._score(claim)
+            with self._ledger.beating(claim.trial_id):
+                self._score(claim)
             self._given_up = 0
         except optuna.exceptions.UpdateFinishedTrialError:
             # Other workers took us for dead (a machine asleep, a network away) and have this slot now.

@@ -33,6 +33,12 @@ def run_in(folder: Path, settings: StudySettings, environment: dict[str, str]) -
     search(settings, quiet=True, scorer=QuickScorer)
 
 
+def under_way(settings: StudySettings) -> int:
+    """Trials that have reached a stage: an interrupt before that may leave one to the next run."""
+    trials = [t for t in existing(settings).get_trials() if t.state.name == "RUNNING"]
+    return sum("stage" in t.user_attrs for t in trials)
+
+
 def scored(candidates: list[Candidate]) -> list[Candidate]:
     return [c for c in candidates if c.state == "scored" and c.reused_from is None]
 
@@ -255,7 +261,8 @@ def test_a_worker_that_dies_is_replaced_and_its_candidate_given_up(
     candidates = run(settings(trials=4, workers=2, sampler="random"))
     assert len(scored(candidates)) == 4
     assert (candidates[0].state, candidates[0].error) == ("failed", "its worker died (status 9)")
-    assert capfd.readouterr().err.count("another takes over") == 2
+    # Twice it is tried again; once more where the other worker saw the death before the search did.
+    assert capfd.readouterr().err.count("another takes over") in (2, 3)
 
 
 @pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
@@ -264,7 +271,7 @@ def test_an_interrupted_study_puts_its_trials_back(
 ) -> None:
     changed = settings(trials=8, workers=workers, sampler="random")
     process = start(run_in, tmp_path, changed, {"QUICK_SECONDS": "1"})
-    until(lambda: numbers(changed, "COMPLETE"))
+    until(lambda: numbers(changed, "COMPLETE") and under_way(changed) == workers)
     assert process.pid is not None
     os.kill(process.pid, number)
     process.join()
