@@ -258,11 +258,12 @@ def test_a_worker_that_dies_is_replaced_and_its_candidate_given_up(
 ) -> None:
     usual = run(settings(name="usual", trials=1))
     monkeypatch.setenv("QUICK_FAULT", f"{usual[0].architecture.id}:die")
+    monkeypatch.setattr("studies.search.CRASHES", 50)
     candidates = run(settings(trials=4, workers=2, sampler="random"))
     assert len(scored(candidates)) == 4
     assert (candidates[0].state, candidates[0].error) == ("failed", "its worker died (status 9)")
-    # Twice it is tried again; once more where the other worker saw the death before the search did.
-    assert capfd.readouterr().err.count("another takes over") in (2, 3)
+    # Two deaths that the search saw; more where the other worker, idle here, saw one first and took the slot.
+    assert capfd.readouterr().err.count("another takes over") >= 2
 
 
 @pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
