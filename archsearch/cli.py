@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from archsearch.score import Score, metric_label
+from archsearch.score import QUALITIES, Score, metric_label
 from snapgen import presets
 from snapgen.errors import InputError
 
@@ -88,6 +88,7 @@ def best(
     as_json: Json = False,
 ) -> None:
     """Name a study's best candidate and why; works on a running or killed study too."""
+    from reports.pareto import put
     from studies.settings import find
     from studies.storage import existing
     from studies.trials import best as best_of
@@ -96,7 +97,7 @@ def best(
     choice = best_of(existing(settings), objective=objective)
     candidate = choice.candidate
     if out:
-        _write(out, candidate.architecture.to_json())
+        put(out, candidate.architecture.to_json())
     if as_json:
         _print_json(
             {
@@ -229,15 +230,6 @@ def _fail(line: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(path.suffix + ".part")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    except OSError as error:
-        raise InputError(path, (error.strerror or "cannot be written").lower(), "name a writable file") from None
-
-
 def _print_json(values: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(values, indent=2, allow_nan=False))
 
@@ -276,7 +268,7 @@ def _print_score(score: Score) -> None:
     if latency := score.latency:
         spread = f"{latency.lower_quartile_ms:.3g}–{latency.upper_quartile_ms:.3g}"
         rows.append(("latency", f"{latency.median_ms:.3g} ms [{spread}], {latency.source}, {latency.device}"))
-    for name in ("validation_loss", "frechet_distance", "kernel_distance"):
+    for name in QUALITIES:
         estimate = getattr(score.quality, name, None)
         if estimate:
             label = metric_label(name, extractor)

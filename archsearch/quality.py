@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from snapgen import device as devices
 from snapgen import flow
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
+from snapgen.files import aside
 from snapgen.seeds import derive
 from snapgen.training import Average, Outcome, train
 from snapgen.unet import UNet
@@ -251,7 +251,7 @@ class Evaluator:
 
     def _write(self, run: Run, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        with _aside(folder / "curve.csv") as part, part.open("w", newline="") as file:
+        with aside(folder / "curve.csv") as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["step", "training_loss", "validation_loss"])
             writer.writerows(
@@ -260,7 +260,7 @@ class Evaluator:
         run.unet.save_pretrained(folder / "unet")
         (folder / "unet" / "protocol.json").write_text(self.resolved.model_dump_json(indent=2) + "\n")
         if run.images is not None:
-            with _aside(folder / "samples.png") as part:
+            with aside(folder / "samples.png") as part:
                 Image.fromarray(grid(run.images, *GRID).permute(1, 2, 0).numpy()).save(part, format="png")
 
 
@@ -287,11 +287,3 @@ def _silent(stage: str, fraction: float) -> None:
 def _part(tell: Progress, number: int, parts: int) -> Progress:
     """Progress of one of several equal parts."""
     return lambda stage, fraction: tell(stage, (number + fraction) / parts)
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Another path to write to, which becomes ``path`` once all is written."""
-    part = path.with_suffix(path.suffix + ".part")
-    yield part
-    part.replace(path)

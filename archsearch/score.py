@@ -15,6 +15,10 @@ INCEPTION = "inception"
 """The extractor whose Fréchet distance may be called FID: the Inception net of the original FID code."""
 
 
+QUALITIES = ("validation_loss", "frechet_distance", "kernel_distance")
+"""The metrics of `Quality`, by the names of its fields."""
+
+
 class Missing(LookupError):
     """A score was asked for a number that was never taken."""
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from archsearch.score import OBJECTIVES, Missing, Score, metric_label
+from archsearch.score import OBJECTIVES, QUALITIES, Missing, Score, metric_label
 from reports.effects import Interval
 
-QUALITIES = ("validation_loss", "frechet_distance", "kernel_distance")
 COSTS = ("latency_ms", "params", "macs", "activation_bytes")
 
 GAP = "\u00a0"

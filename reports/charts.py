@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from archsearch.score import Estimate
+from archsearch.score import QUALITIES, Estimate
 from reports import amounts
 from reports.effects import Interval
 from reports.facts import Facts, diverged, title
@@ -24,8 +24,8 @@ STRIP = 0.93
 def views(facts: Facts) -> tuple[list[str], list[str]]:
     """The numbers that may stand on the front's vertical and horizontal axis; the study's own come first."""
     named = facts.objectives
-    quality = [n for n in facts.measures if n in amounts.QUALITIES]
-    cost = [n for n in facts.measures if n not in amounts.QUALITIES]
+    quality = [n for n in facts.measures if n in QUALITIES]
+    cost = [n for n in facts.measures if n not in QUALITIES]
     if not set(named) & set(quality):
         return [named[0], *quality], [n for n in cost if n != named[0]]
     if len(named) > 1 and not set(named) & set(cost):

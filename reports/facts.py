@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from archsearch.score import Estimate, Incomparable, Quality, comparable
+from archsearch.score import QUALITIES, Estimate, Incomparable, Quality, comparable
 from reports import amounts
 from reports.effects import Factor, Interval
 from snapgen.arch import Architecture
@@ -74,7 +74,7 @@ class Facts:
     @cached_property
     def measures(self) -> tuple[str, ...]:
         """The score's numbers that were taken, objectives first."""
-        order = dict.fromkeys((*self.objectives, *amounts.QUALITIES, *amounts.COSTS))
+        order = dict.fromkeys((*self.objectives, *QUALITIES, *amounts.COSTS))
         return tuple(name for name in order if all(self.amount(c, name) for c in self.scored))
 
     @cached_property
@@ -160,7 +160,7 @@ def _compared(every: Sequence[Candidate]) -> tuple[Candidate, ...]:
     from archsearch.intervals import pooled
 
     qualities = {c.architecture.id: c.score.quality for c in every if c.score.quality and not diverged(c)}
-    for name in amounts.QUALITIES:
+    for name in QUALITIES:
         ids = [i for i, quality in qualities.items() if getattr(quality, name)]
         found = pooled([getattr(qualities[i], name) for i in ids])
         qualities |= {i: qualities[i].model_copy(update={name: e}) for i, e in zip(ids, found, strict=True)}

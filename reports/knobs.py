@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from archsearch.score import QUALITIES
 from reports import amounts
 from reports.effects import FEWEST, Effect, Effects, Interval, Knob, effects
 from reports.facts import Facts
@@ -87,7 +88,7 @@ def _tells(group: Group) -> bool:
 
 
 def _effects(facts: Facts, name: str) -> Effects | None:
-    pool = facts.trained if name in amounts.QUALITIES else facts.distinct
+    pool = facts.trained if name in QUALITIES else facts.distinct
     taken = [(c, i) for c in pool if (i := facts.amount(c, name)) and len(c.point) == len(facts.factors)]
     values = [i.value for _, i in taken]
     relative = name in amounts.COSTS and all(v > 0 for v in values)

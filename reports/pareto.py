@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapgen.errors import InputError
+from snapgen.files import aside
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -33,11 +34,9 @@ def write(study: Study, out: Path, *, source: str = "") -> Path:
 
 def put(path: Path, text: str) -> None:
     """Write a file aside and rename it, so that a reader finds the old one or the new one."""
-    part = path.with_suffix(path.suffix + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        with aside(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
-        part.unlink(missing_ok=True) if part.is_file() else None
         raise InputError(path, (error.strerror or "cannot be written").lower(), "name a writable file") from None

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from archsearch.score import QUALITIES
 from reports import amounts, words
 from reports.agreement import Agreement, agreement
 from reports.effects import Interval
@@ -54,7 +55,7 @@ def _duration(seconds: float) -> str:
 
 def agreements_of(facts: Facts) -> dict[str, Agreement]:
     """Each quality metric's agreement between seeds; empty for a protocol of one seed."""
-    names = [n for n in facts.measures if n in amounts.QUALITIES]
+    names = [n for n in facts.measures if n in QUALITIES]
     return {name: agreement([e for _, e in estimates(facts, name)]) for name in names}
 
 
@@ -159,7 +160,7 @@ def _beside(facts: Facts, name: str, base: Candidate | None) -> dict[str, str]:
     if theirs is None:
         return row
     row["base"] = amounts.spoken(theirs, name)
-    if name in amounts.QUALITIES and mine.low <= theirs.high and theirs.low <= mine.high:
+    if name in QUALITIES and mine.low <= theirs.high and theirs.low <= mine.high:
         return row | {"change": "within noise"}
     ratio = mine.value / theirs.value - 1 if theirs.value > 0 else math.nan
     if math.isfinite(ratio) and mine.value != theirs.value:
@@ -197,7 +198,7 @@ def sources(facts: Facts) -> list[tuple[str, str]]:
     seeds = len(facts.seeds)
     rows = []
     for name in facts.measures:
-        if name in amounts.QUALITIES:
+        if name in QUALITIES:
             how = f"measured here: mean of {seeds} short runs under protocol {_hash(facts)}, with 95 % interval"
             how += ", the seeds' spread pooled over the study" if seeds > 1 else ""
             rows.append((facts.label(name), how))

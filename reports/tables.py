@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from archsearch.score import QUALITIES
 from reports import words
-from reports.amounts import QUALITIES
 from reports.facts import Facts
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from snapgen.errors import InputError
+from snapgen.files import aside
 
 
 @dataclass(frozen=True)
@@ -247,9 +248,8 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(content)
-    part.replace(path)
+    with aside(path) as part:
+        part.write_bytes(content)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

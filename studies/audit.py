@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from archsearch.score import Estimate
+from archsearch.score import QUALITIES, Estimate
 from snapgen.errors import InputError
 from studies.correlation import FEWEST, spearman
 from studies.scorer import ArchsearchScorer, ScorerFactory
@@ -21,7 +21,6 @@ from studies.storage import existing
 from studies.trials import Candidate, eligible, read
 
 FACTOR = 5
-METRICS = ("validation_loss", "frechet_distance", "kernel_distance")
 BASELINES = ("params", "macs", "latency_ms")
 AS_IS = "as is"
 HELD = {"latency_ms": "at equal latency", "macs": "at equal MACs"}
@@ -113,7 +112,7 @@ def _long(settings: StudySettings, short: Sequence[Candidate], factor: int) -> S
 def table(short: Sequence[Candidate], long: Sequence[Candidate], *, factor: int) -> list[Row]:
     """Every agreement of the short scores and the baselines, of the same architectures in the same order."""
     held = {kind: [c.value(name) for c in short] for name, kind in HELD.items()}
-    metrics = [name for name in METRICS if all(_has(c, name) for c in (*short, *long))]
+    metrics = [name for name in QUALITIES if all(_has(c, name) for c in (*short, *long))]
     rows = []
     for name in metrics:
         first, second = ([_by_seed(c, name)[i] for c in short] for i in (0, -1))

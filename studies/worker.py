@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archsearch.score import OBJECTIVES, Score
+from archsearch.score import OBJECTIVES, QUALITIES, Score
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from studies.ledger import DONE, Claim, Finished, Ledger, Wait, values_of
@@ -29,7 +29,6 @@ NOTE_SECONDS = 1.0
 FAILURES = 3
 """So many candidates given up in a row, and the study stops: the fault is not the candidates'."""
 
-_QUALITY = ("validation_loss", "frechet_distance", "kernel_distance")
 _COST = ("params", "macs", "activation_bytes")
 
 
@@ -159,7 +158,7 @@ class Worker:
         return "; ".join(broken)
 
     def _with_quality(self, claim: Claim, arch: Architecture, score: Score) -> Score:
-        if not any(name in _QUALITY for name in (*self._settings.objectives, *self._limits)):
+        if not any(name in QUALITIES for name in (*self._settings.objectives, *self._limits)):
             return score
         self._ledger.note(claim.trial_id, score=score.model_dump(mode="json"))
         folder = self._settings.folder / "working" / str(claim.slot)

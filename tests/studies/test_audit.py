@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from archsearch.score import Quality
+from archsearch.score import QUALITIES, Quality
 from reports import pareto
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
-from studies.audit import AS_IS, BASELINES, METRICS, Row, audit
+from studies.audit import AS_IS, BASELINES, Row, audit
 from studies.scorer import Report
 from studies.search import search
 from studies.settings import StudySettings
@@ -43,13 +43,13 @@ def test_scores_are_set_beside_the_long_run(settings: Make) -> None:
     short = settings(trials=9)
     search(short, quiet=True, scorer=LongScorer)
     rows = audit(short, factor=5, quiet=True, scorer=LongScorer)
-    long_loss, long_distance = (f"{name} of a run 5× as long" for name in METRICS[:2])
+    long_loss, long_distance = (f"{name} of a run 5× as long" for name in QUALITIES[:2])
     assert row(rows, score="validation_loss", target=long_loss, kind=AS_IS).rho == pytest.approx(1)
     assert row(rows, score="params", target=long_distance, kind=AS_IS).rho == pytest.approx(-1), "more is worse here"
     assert row(rows, score="validation_loss", target="itself with another seed", kind=AS_IS).rho == pytest.approx(1)
     assert row(rows, score="latency_ms", target=long_loss, kind="at equal latency").rho is None
     assert {r.n for r in rows} == {9}
-    assert len(rows) == 3 * (len(METRICS) + len(METRICS) * (len(METRICS) + len(BASELINES)))
+    assert len(rows) == 3 * (len(QUALITIES) + len(QUALITIES) * (len(QUALITIES) + len(BASELINES)))
     assert existing(short).user_attrs["audit"] == [asdict(r) for r in rows]
     long = [c for c in read(existing(settings(name="quick-audit-5x", storage=short.url))) if c.state == "scored"]
     assert sorted(quick_loss(c.architecture) for c in long) == sorted(
