@@ -17,6 +17,7 @@ from archsearch.protocol import Protocol, ResolvedProtocol
 from archsearch.score import Cost, Estimate, LatencyRecord, Quality
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
+from snapgen.files import aside
 from snapgen.seeds import derive
 from spaces.space import Space
 from studies.scorer import Report
@@ -160,7 +161,8 @@ def quick_loss(arch: Architecture) -> float:
 def settings(folder: Path, **changes: Any) -> StudySettings:
     """The study, with its space in ``folder``; runs go under the current directory."""
     space = folder / "space.yaml"
-    space.write_text(SPACE)
+    with aside(space) as path:  # a search in another process may be reading it
+        path.write_text(SPACE)
     values: dict[str, Any] = {"name": "quick", "space": str(space), "trials": 8, "sampler": "tpe", "seed": 3}
     return StudySettings.model_validate({**values, "protocol": Protocol(), **changes})
 
