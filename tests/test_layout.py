@@ -26,7 +26,9 @@ def test_a_wrong_way_import_is_caught(tmp_path: Path) -> None:
     for package in PACKAGES:
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").touch()
-    (tmp_path / "archsearch" / "cli.py").write_text("import reports\n")
+    (tmp_path / "archsearch" / "cli").mkdir()
+    (tmp_path / "archsearch" / "cli" / "__init__.py").write_text("from archsearch.cli import studying\n")
+    (tmp_path / "archsearch" / "cli" / "studying.py").write_text("import reports\n")
     (tmp_path / "snapgen" / "arch.py").write_text("import studies\n")
     done = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],

@@ -1,0 +1,12 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Study = Annotated[str, typer.Argument(help="A shipped study (emoji, emoji_large, snapgen) or a YAML file.")]
+Storage = Annotated[str | None, typer.Option(help="Where the study is, if not where its YAML says: an Optuna URL.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only results and warnings.")]

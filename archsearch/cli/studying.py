@@ -1,0 +1,112 @@
+"""The commands on studies: search, report, best, audit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archsearch.cli.options import Json, Quiet, Storage, Study
+from archsearch.cli.printing import print_json, print_score
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: archsearch search emoji    The same command resumes a killed search.")
+def search(
+    study: Study,
+    trials: Annotated[int | None, typer.Option(min=1, help="Score so many candidates, whatever the YAML says.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine.")] = None,
+    storage: Storage = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study, or go on with it, and write its report."""
+    import reports.pareto
+    import studies.search
+    from studies.settings import find
+
+    settings = find(study).overridden(trials=trials, workers=workers, storage=storage)
+    done = studies.search.search(settings, quiet=quiet)
+    page = reports.pareto.write(done, settings.folder / "report.html", source=study)
+    typer.echo(f"Report: {page.resolve()}")
+
+
+@app.command(epilog="Example: archsearch report emoji --out front.html")
+def report(
+    study: Study,
+    storage: Storage = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; a CSV is put beside it.")] = None,
+) -> None:
+    """Write a study's report: one HTML file that needs no network, and a CSV beside it."""
+    import reports.pareto
+    from studies.settings import find
+    from studies.storage import existing
+
+    settings = find(study).overridden(storage=storage)
+    page = reports.pareto.write(existing(settings), out or settings.folder / "report.html", source=study)
+    typer.echo(f"Report: {page.resolve()}")
+
+
+@app.command(epilog="Example: archsearch best emoji --objective latency_ms --json")
+def best(
+    study: Study,
+    objective: Annotated[str | None, typer.Option(help="The best of one objective; default: the front's knee.")] = None,
+    storage: Storage = None,
+    out: Annotated[Path | None, typer.Option(help="Write the architecture to this JSON file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Name a study's best candidate and why; works on a running or killed study too."""
+    from reports.pareto import put
+    from studies.settings import find
+    from studies.storage import existing
+    from studies.trials import best as best_of
+
+    settings = find(study).overridden(storage=storage)
+    choice = best_of(existing(settings), objective=objective)
+    candidate = choice.candidate
+    if out:
+        put(out, candidate.architecture.to_json())
+    if as_json:
+        print_json(
+            {
+                "trial": candidate.number,
+                "architecture_id": candidate.architecture.id,
+                "reason": choice.reason,
+                "score": candidate.score.model_dump(mode="json"),
+                "architecture": candidate.architecture.model_dump(mode="json"),
+            }
+        )
+        return
+    typer.echo(f"Trial {candidate.number}, architecture {candidate.architecture.id}: {choice.reason}")
+    print_score(candidate.score)
+
+
+@app.command(epilog="Example: archsearch audit emoji --factor 5 --out audit.md    Resumes as a search does.")
+def audit(
+    study: Study,
+    factor: Annotated[int, typer.Option(min=2, help="Steps of the long run over the short one's.")] = 5,
+    candidates: Annotated[int | None, typer.Option(min=4, help="At most so many, spread over the ranking.")] = None,
+    storage: Storage = None,
+    out: Annotated[Path | None, typer.Option(help="A .md or .csv file; the other is put beside it.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a study's candidates several times as long, and say how far its scores can be trusted."""
+    from reports import pareto
+    from reports.audit import markdown, write
+    from studies.audit import audit as run
+    from studies.settings import find
+    from studies.storage import existing
+
+    settings = find(study).overridden(storage=storage)
+    rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
+    page = pareto.write(existing(settings), settings.folder / "report.html", source=study)
+    if out:
+        write(rows, out)
+    if as_json:
+        print_json({"factor": factor, "rows": [asdict(row) for row in rows]})
+    else:
+        typer.echo(markdown(rows))
+        typer.echo(f"Report: {page.resolve()}")
