@@ -7,10 +7,14 @@ convolution under torch 2.13, and it takes several times as long as the single p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +28,26 @@ BYTES = 2  # an activation's element in fp16, as phones run it
 aten = torch.ops.aten
 
 
+class Part(Cost):
+    """What a part of a net needs. Over all parts the numbers add up to the net's own, but for one.
+
+    That one is ``activation_bytes``: the peak of the net's live activations, wherever they come from, while this part
+    ran. The net's is the largest of them.
+    """
+
+    written_bytes: int = Field(ge=0)
+    """All that its operations write, in fp16: a measure of memory traffic."""
+
+
+class Count(NamedTuple):
+    """What a pass came to."""
+
+    parts: dict[Hashable, Part]
+    """By place."""
+    macs: dict[str, int]
+    """By operator: convolution, linear, attention, matmul."""
+
+
 def cost(arch: Architecture, latent_size: int, *, context_tokens: int = 77) -> Cost:
     """What one forward pass at batch 1 needs; see `module_cost`.
 
@@ -32,10 +56,14 @@ def cost(arch: Architecture, latent_size: int, *, context_tokens: int = 77) -> C
         latent_size: height and width of the latent; a multiple of ``arch.stride``.
         context_tokens: length of the context.
     """
+    return module_cost(*unbuilt(arch, latent_size, context_tokens))
+
+
+def unbuilt(arch: Architecture, latent_size: int, context_tokens: int) -> tuple[UNet, Tensor, Tensor, Tensor]:
+    """The net and its inputs at batch 1, all on the meta device: shapes without values."""
     with torch.device("meta"):
-        net = UNet(arch).eval()
         sample = torch.empty(1, arch.latent_channels, latent_size, latent_size)
-        return module_cost(net, sample, torch.empty(1), torch.empty(1, context_tokens, arch.context_width))
+        return UNet(arch).eval(), sample, torch.empty(1), torch.empty(1, context_tokens, arch.context_width)
 
 
 def module_cost(net: nn.Module, *inputs: Tensor) -> Cost:
@@ -44,52 +72,140 @@ def module_cost(net: nn.Module, *inputs: Tensor) -> Cost:
     MACs are those of convolutions, linear layers and attention. Activation memory is the peak of live operations'
     outputs in fp16, each kept until its last use, with fused attention; inputs and weights are not in it.
     """
+    whole = count(net, *inputs, places={}).parts[None]
+    return Cost(params=whole.params, macs=whole.macs, activation_bytes=whole.activation_bytes)
+
+
+def count(net: nn.Module, *inputs: Tensor, places: Mapping[nn.Module, Hashable]) -> Count:
+    """As `module_cost`, told apart by place.
+
+    Args:
+        net: the module, on the meta device.
+        inputs: what it takes, on the meta device.
+        places: of modules; what is in none of them is at None. The innermost decides.
+    """
     counter = _Counter([*net.parameters(), *net.buffers(), *inputs])
+    for parameter, place in _placed(net, places):
+        counter.tallies[place].params += parameter.numel()
     # In inference mode composite operations arrive whole: attention as one, without its matrix of scores.
-    with torch.inference_mode(), counter:
+    with torch.inference_mode(), _followed(places, counter), counter:
         net(*inputs)
-    params = sum(parameter.numel() for parameter in net.parameters())
-    return Cost(params=params, macs=counter.macs, activation_bytes=counter.peak)
+    return Count({place: Part(**asdict(tally)) for place, tally in counter.tallies.items()}, dict(counter.macs))
+
+
+def _placed(net: nn.Module, places: Mapping[nn.Module, Hashable]) -> Iterator[tuple[nn.Parameter, Hashable]]:
+    """Every parameter once, at the place of the first module that has it."""
+    seen: set[nn.Parameter] = set()
+
+    def below(module: nn.Module, place: Hashable) -> Iterator[tuple[nn.Parameter, Hashable]]:
+        place = places.get(module, place)
+        for parameter in module.parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                yield parameter, place
+        for child in module.children():
+            yield from below(child, place)
+
+    return below(net, None)
+
+
+@contextmanager
+def _followed(places: Mapping[nn.Module, Hashable], counter: _Counter) -> Iterator[None]:
+    """The counter told whenever one of the modules begins and ends."""
+    with ExitStack() as hooks:
+        for module, place in places.items():
+            hooks.callback(module.register_forward_pre_hook(lambda *_, place=place: counter.stack.append(place)).remove)
+            hooks.callback(module.register_forward_hook(lambda *_: counter.stack.pop() and None).remove)
+        yield
+
+
+@dataclass
+class _Tally:
+    """A `Part` in the making."""
+
+    params: int = 0
+    macs: int = 0
+    activation_bytes: int = 0
+    written_bytes: int = 0
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up MACs and follows the memory of operations' outputs; views cost nothing, nor what was ``there`` before."""
+    """Adds up MACs and follows the memory of operations' outputs; views cost nothing, nor what was ``there`` before.
+
+    Attributes:
+        stack: the places that the pass is in, the innermost last.
+        tallies: what each place has come to.
+        macs: by operator.
+    """
 
     def __init__(self, there: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.macs = self.peak = 0
+        self.stack: list[Hashable] = [None]
+        self.tallies: defaultdict[Hashable, _Tally] = defaultdict(_Tally)
+        self.macs: Counter[str] = Counter()
         self._handles = _handles()
         self._there = {_reference(tensor) for tensor in there}
         self._live: dict[StorageWeakRef, int] = {}
+        self._known: dict[Hashable, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is aten.scaled_dot_product_attention.default:
-            queries, _, values = args[:3]
-            result = queries.new_empty(*queries.shape[:-1], values.shape[-1])
-        else:
-            result = func(*args, **(kwargs or {}))
+        result = self._result(func, args, kwargs or {})
         outputs = [t for t in (result if isinstance(result, tuple | list) else [result]) if isinstance(t, Tensor)]
         assert func not in UNCOUNTED, f"{func} multiplies matrices and has no handle"
+        here = self.tallies[self.stack[-1]]
         if func in self._handles:
-            self.macs += int(self._handles[func](args, outputs))
-        self._remember(outputs)
+            operator, handle = self._handles[func]
+            macs = handle(args, outputs)
+            here.macs += macs
+            self.macs[operator] += macs
+        self._remember(outputs, here)
         return result
 
-    def _remember(self, outputs: Sequence[Tensor]) -> None:
+    def _result(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What the operation returns. A tensor of its own is made at once if the same was returned before.
+
+        A net repeats its layers, and the meta device takes ten times as long to work a shape out.
+        """
+        if func is aten.scaled_dot_product_attention.default:
+            queries, _, values = args[:3]
+            return queries.new_empty(*queries.shape[:-1], values.shape[-1])
+        key = func, _signature(args), _signature(kwargs.items())
+        if key in self._known:
+            size, stride, dtype = self._known[key]
+            return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+        result = func(*args, **kwargs)
+        given = {_reference(value) for value in [*args, *kwargs.values()] if isinstance(value, Tensor)}
+        if isinstance(result, Tensor) and _reference(result) not in given:
+            self._known[key] = result.shape, result.stride(), result.dtype
+        return result
+
+    def _remember(self, outputs: Sequence[Tensor], here: _Tally) -> None:
         self._live = {storage: size for storage, size in self._live.items() if not storage.expired()}  # type: ignore[no-untyped-call]
         for tensor in outputs:
-            if (reference := _reference(tensor)) not in self._there:
-                self._live.setdefault(reference, tensor.untyped_storage().nbytes() // tensor.element_size() * BYTES)
-        self.peak = max(self.peak, sum(self._live.values()))
+            reference = _reference(tensor)
+            if reference not in self._there and reference not in self._live:
+                size = tensor.untyped_storage().nbytes() // tensor.element_size() * BYTES
+                self._live[reference] = size
+                here.written_bytes += size
+        here.activation_bytes = max(here.activation_bytes, sum(self._live.values()))
+
+
+def _signature(value: Any) -> Hashable:
+    """What of an operation's arguments decides the form of its result."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return type(value), value
+    return tuple(map(_signature, value))
 
 
 def _reference(tensor: Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
-Handle = Callable[[Sequence[Any], Sequence[Tensor]], float]
+Handle = Callable[[Sequence[Any], Sequence[Tensor]], int]
 
 # What inference mode leaves of other products, should a net come to use them.
 UNCOUNTED = {
@@ -97,27 +213,27 @@ UNCOUNTED = {
 }
 
 
-def _handles() -> dict[object, Handle]:
-    """MACs of an operation from its arguments and outputs."""
+def _handles() -> dict[object, tuple[str, Handle]]:
+    """Operators' names, and their MACs from arguments and outputs."""
     from fvcore.nn import jit_handles
 
     def sizes(values: Sequence[Any]) -> list[Any]:
         return [_Sized(list(value.shape)) if isinstance(value, Tensor) else value for value in values]
 
-    def conv(args: Sequence[Any], outputs: Sequence[Tensor]) -> float:
-        return float(jit_handles.conv_flop_count(args[0].shape, args[1].shape, outputs[0].shape))
+    def conv(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:
+        return int(jit_handles.conv_flop_count(args[0].shape, args[1].shape, outputs[0].shape))
 
-    def linear(args: Sequence[Any], outputs: Sequence[Tensor]) -> float:
-        return float(jit_handles.linear_flop_jit(sizes(args), sizes(outputs)))
+    def linear(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:
+        return int(jit_handles.linear_flop_jit(sizes(args), sizes(outputs)))
 
-    def matmul(args: Sequence[Any], outputs: Sequence[Tensor]) -> float:
-        return float(jit_handles.matmul_flop_jit(sizes(args), sizes(outputs)))
+    def matmul(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:
+        return int(jit_handles.matmul_flop_jit(sizes(args), sizes(outputs)))
 
     return {
-        aten.conv2d.default: conv,
-        aten.linear.default: linear,
-        aten.matmul.default: matmul,
-        aten.scaled_dot_product_attention.default: _attention,
+        aten.conv2d.default: ("convolution", conv),
+        aten.linear.default: ("linear", linear),
+        aten.matmul.default: ("matmul", matmul),
+        aten.scaled_dot_product_attention.default: ("attention", _attention),
     }
 
 
@@ -136,7 +252,7 @@ class _Sized(NamedTuple):
         return self.shape
 
 
-def _attention(args: Sequence[Any], outputs: Sequence[Tensor]) -> float:  # noqa: ARG001 - a handle
+def _attention(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:  # noqa: ARG001 - a handle
     """softmax(QKᵀ)V of sizes (…, N, D), (…, M, D), (…, M, E): N·M·(D + E) a head; fvcore has no handle for it."""
     queries, _, values = (value.shape for value in args[:3])
-    return float(math.prod(queries[:-1]) * values[-2] * (queries[-1] + values[-1]))
+    return int(math.prod(queries[:-1]) * values[-2] * (queries[-1] + values[-1]))

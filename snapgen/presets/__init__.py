@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -23,8 +24,12 @@ def preset(name: str) -> Architecture:
         return Architecture.load(path)
 
 
-def resolve(name_or_path: str) -> Architecture:
+def resolve(name_or_path: str, *, besides: Sequence[str] = ()) -> Architecture:
     """The architecture of a preset's name, or of a JSON or YAML file.
+
+    Args:
+        name_or_path: either.
+        besides: other names that the caller takes, for the message.
 
     Raises:
         InputError: if it is neither, or the file is no architecture.
@@ -33,7 +38,6 @@ def resolve(name_or_path: str) -> Architecture:
         return preset(name_or_path)
     path = Path(name_or_path)
     if not path.suffix and not path.exists():
-        raise InputError(
-            name_or_path, "is neither a preset nor a file", f"use one of: {', '.join(NAMES)}; or name a file"
-        )
+        names = ", ".join([*NAMES, *besides])
+        raise InputError(name_or_path, "is neither a preset nor a file", f"use one of: {names}; or name a file")
     return Architecture.load(path)
