@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
@@ -76,13 +77,34 @@ def pooled(estimates: Sequence[Estimate]) -> list[Estimate]:
     table = np.array([e.by_seed for e in estimates if len(e.by_seed) == seeds])
     if seeds < 2 or len(table) < 2:
         return list(estimates)
-    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    freedom = (len(table) - 1) * (seeds - 1)
-    half = _quantile(freedom) * math.sqrt(float((rest**2).sum()) / freedom / seeds)
+    half = _half_width(table)
     return [
         e.model_copy(update={"low": e.value - half, "high": e.value + half}) if len(e.by_seed) == seeds else e
         for e in estimates
     ]
+
+
+def contrast(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
+    """A weighted sum of estimates whose weights add up to 0, such as a difference, with its interval.
+
+    All have the same seeds. What a seed does to all alike cancels; the rest is pooled over all the estimates given,
+    those of weight 0 too, as in `pooled`.
+    """
+    assert abs(sum(weights)) < 1e-9, "no contrast"
+    table = np.array([e.by_seed for e in estimates])
+    assert min(table.shape) > 1, "a contrast needs two estimates or more, each of the same two seeds or more"
+    each = np.asarray(weights) @ table
+    value = float(each.mean())
+    half = _half_width(table) * math.sqrt(sum(weight**2 for weight in weights))
+    return Estimate(value=value, low=value - half, high=value + half, by_seed=tuple(each.tolist()))
+
+
+def _half_width(table: npt.NDArray[np.float64]) -> float:
+    """Of the interval of one row's mean, from the interaction of the table's rows and its seeds, the columns."""
+    rows, seeds = table.shape
+    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    freedom = (rows - 1) * (seeds - 1)
+    return _quantile(freedom) * math.sqrt(float((rest**2).sum()) / freedom / seeds)
 
 
 def _quantile(freedom: float) -> float:

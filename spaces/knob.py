@@ -138,7 +138,7 @@ def _named_knob(name: str, choices: dict[object, object], levels: int, *, source
             problem = f"must map paths to values, not be {label(changes)}"
             raise InputError(source, problem, "write e.g. {mid.kv_heads: 1}, or {} to leave the base", place=here)
         labels.append(key)
-        settings.append(_checked_changes(changes, levels, source=source, place=here))
+        settings.append(read_changes(changes, levels, source=source, place=here))
     effects = [_effect(changes, levels) for changes in settings]
     for i, effect in enumerate(effects):
         if effect in effects[:i]:
@@ -147,7 +147,12 @@ def _named_knob(name: str, choices: dict[object, object], levels: int, *, source
     return Knob(name, tuple(labels), tuple(settings), _in_order(settings, levels))
 
 
-def _checked_changes(changes: dict[object, object], levels: int, *, source: str, place: str) -> Changes:
+def read_changes(changes: Mapping[Any, object], levels: int, *, source: str, place: str) -> dict[str, Any]:
+    """Changes as a file has them, each value checked against the field that its path sets.
+
+    Raises:
+        InputError: naming the path that is unknown or the value that is wrong.
+    """
     checked = {}
     for path, value in changes.items():
         if not isinstance(path, str):

@@ -22,7 +22,10 @@ class Scorer(Protocol):
     """Scores candidates. Making one prepares and caches all that candidates share, so that the next one is quick."""
 
     def describe(self) -> Mapping[str, Any]:
-        """``protocol`` as JSON, ``protocol_hash`` and ``machine``, which the study keeps."""
+        """``protocol`` as JSON, ``protocol_hash`` and ``machine``, which the study keeps.
+
+        Of a study that does not train, the protocol is empty and its hash None.
+        """
 
     def check(self, arch: Architecture) -> None:
         """Raise InputError if the protocol can not train such an architecture."""
@@ -42,7 +45,10 @@ ScorerFactory = Callable[[StudySettings, "Space"], Scorer]
 
 
 class ArchsearchScorer:
-    """Cost from the meta device, latency from the study's backend, quality from a short run."""
+    """Cost from the meta device, latency from the study's backend, quality from a short run.
+
+    Where the study ranks by cost and latency alone, nothing that a training needs is looked for.
+    """
 
     def __init__(self, settings: StudySettings, space: Space) -> None:
         from archsearch.latency import backend
@@ -52,7 +58,7 @@ class ArchsearchScorer:
         options = settings.latency.model_dump(include={"threads"}, exclude_none=True) | settings.latency.options
         with named_in(settings, "latency"):
             self._backend = backend(settings.latency.device, **options)
-        self._evaluator = Evaluator(settings.protocol)
+        self._evaluator = Evaluator(settings.protocol) if settings.trains else None
         for name in (*settings.objectives, *settings.limits):
             if OBJECTIVES[name].label.endswith("distance") and not settings.protocol.samples:
                 problem = f"{name} needs samples, and the protocol draws none"
@@ -62,16 +68,17 @@ class ArchsearchScorer:
         """As `Scorer`."""
         from archsearch.machine import describe_machine
 
-        resolved = self._evaluator.resolved
+        resolved = self._evaluator.resolved if self._evaluator else None
         return {
-            "protocol": resolved.model_dump(mode="json"),
-            "protocol_hash": resolved.hash,
+            "protocol": resolved.model_dump(mode="json") if resolved else {},
+            "protocol_hash": resolved.hash if resolved else None,
             "machine": describe_machine(),
         }
 
     def check(self, arch: Architecture) -> None:
         """As `Scorer`."""
-        self._evaluator.check(arch)
+        if self._evaluator:
+            self._evaluator.check(arch)
 
     def cost(self, arch: Architecture) -> Cost:
         """As `Scorer`."""
@@ -84,5 +91,6 @@ class ArchsearchScorer:
         return self._backend.measure(arch, self._space.latent_size, self._space.context_tokens)
 
     def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
-        """As `Scorer`."""
+        """As `Scorer`; only of a study that trains."""
+        assert self._evaluator is not None
         return self._evaluator.score(arch, study_seed=self._settings.seed, progress=progress, artifacts=artifacts)

@@ -57,11 +57,8 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
         InputError: if something is wrong with the settings or what they name.
         KeyboardInterrupt: once the trials under way have been put back.
     """
-    from spaces.space import Space
-
     with refused(settings.url, settings.source), _terminable(), _no_warnings():
-        with named_in(settings, "space"):
-            space = Space.load(settings.space)
+        space = settings.load_space()
         _check_plan(settings, space)
         sampler.make(settings.sampler, seed=0, source=settings.source)
         ready = scorer(settings, space)
@@ -85,6 +82,8 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
 
 
 def _check_plan(settings: StudySettings, space: Space) -> None:
+    if settings.ablation is not None and not settings.plan:
+        raise InputError(settings.source, "is an ablation", "run archsearch ablate", place="ablation")
     choices = {knob.name: range(len(knob.choices)) for knob in space.knobs}
     for i, point in enumerate(settings.plan):
         known = point.keys() == choices.keys() and all(point[name] in choices[name] for name in choices)
@@ -246,12 +245,10 @@ def work(settings: StudySettings, scorer: ScorerFactory, messages: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    from spaces.space import Space
-
     torch.set_num_threads(settings.threads)
     try:
         with refused(settings.url, settings.source), _no_warnings():
-            space = Space.load(settings.space)
+            space = settings.load_space()
             worker = Worker(
                 existing(settings),
                 settings,

@@ -7,15 +7,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from archsearch.protocol import Protocol
-from archsearch.score import OBJECTIVES
+from archsearch.score import OBJECTIVES, QUALITIES
 from snapgen import settings as reading
 from snapgen.errors import InputError
 from snapgen.settings import Settings
+from studies.rows import AblationSettings, space_of
+
+if TYPE_CHECKING:
+    from spaces.space import Space
 
 RUNS = Path("runs")
 SAMPLERS = ("gp", "tpe", "nsga2", "nsga3", "random", "qmc")
@@ -52,6 +56,8 @@ class StudySettings(Settings):
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     plan: tuple[dict[str, int], ...] = ()
     """Points to score first, knob to the index of its choice, instead of the base and the references."""
+    ablation: AblationSettings | None = None
+    """With it the study is an ablation on the space's base: its rows are all its candidates, and its budget."""
     trials: int | None = Field(default=None, ge=1)
     """Candidates to score. Infeasible and repeated ones do not count."""
     minutes: float | None = Field(default=None, gt=0)
@@ -102,7 +108,7 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> Self:
-        if self.trials is None and self.minutes is None:
+        if self.trials is None and self.minutes is None and self.ablation is None:
             raise ValueError("no budget; give trials, minutes or both")
         return self
 
@@ -110,6 +116,11 @@ class StudySettings(Settings):
     def source(self) -> str:
         """The file it was read from, for errors."""
         return self._source
+
+    @property
+    def trains(self) -> bool:
+        """Whether candidates are trained: some objective or limit is on quality."""
+        return any(name in QUALITIES for name in (*self.objectives, *self.limits))
 
     @property
     def folder(self) -> Path:
@@ -136,6 +147,18 @@ class StudySettings(Settings):
         changed = reading.parse({**self.model_dump(mode="json"), **given}, StudySettings, source=self.source)
         changed._source = self._source
         return changed
+
+    def load_space(self) -> Space:
+        """The space of its candidates: the one that it names, or its ablation's rows on that one's base.
+
+        Raises:
+            InputError: naming the file, the place and the remedy.
+        """
+        from spaces.space import Space
+
+        with named_in(self, "space"):
+            space = Space.load(self.space)
+        return space if self.ablation is None else space_of(self.ablation, space, source=self.source)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archsearch.score import OBJECTIVES, QUALITIES, Score
+from archsearch.score import OBJECTIVES, Score
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from studies.ledger import DONE, Claim, Finished, Ledger, Wait, values_of
@@ -158,7 +158,7 @@ class Worker:
         return "; ".join(broken)
 
     def _with_quality(self, claim: Claim, arch: Architecture, score: Score) -> Score:
-        if not any(name in QUALITIES for name in (*self._settings.objectives, *self._limits)):
+        if not self._settings.trains:
             return score
         self._ledger.note(claim.trial_id, score=score.model_dump(mode="json"))
         folder = self._settings.folder / "working" / str(claim.slot)

@@ -27,12 +27,11 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Score one architecture as a study would: cost, latency, and quality by the short run."""
-    from spaces.space import Space
     from studies.scorer import ArchsearchScorer
     from studies.settings import find
 
     settings = find(study)
-    space = Space.load(settings.space)
+    space = settings.load_space()
     point = space.points_of().get(architecture)
     arch = presets.resolve(architecture) if point is None else space.architecture(point)
     with bar("preparing", quiet=quiet or as_json) as tell, TemporaryDirectory() as scratch:
