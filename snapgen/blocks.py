@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snapgen.linear import Linear, Pointwise
+
 ROPE_THETA = 10_000.0
 
 Rotation = tuple[Tensor, Tensor]
@@ -29,7 +31,7 @@ def conv3x3(inside: int, outside: int, kind: Literal["plain", "separable"], *, s
     if kind == "plain":
         return nn.Conv2d(inside, outside, 3, stride, 1)
     return nn.Sequential(
-        nn.Conv2d(inside, inside, 3, stride, 1, groups=inside, bias=False), nn.Conv2d(inside, outside, 1)
+        nn.Conv2d(inside, inside, 3, stride, 1, groups=inside, bias=False), Pointwise(inside, outside)
     )
 
 
@@ -55,10 +57,10 @@ class ResidualBlock(nn.Module):
         self.time_at = time_at
         self.norm1 = nn.GroupNorm(groups, inside)
         self.conv1 = conv3x3(inside, between, conv)
-        self.time = nn.Linear(time_width, between if time_at == "expanded" else outside)
+        self.time = Linear(time_width, between if time_at == "expanded" else outside)
         self.norm2 = nn.GroupNorm(groups, between)
         self.conv2 = conv3x3(between, outside, conv)
-        self.shortcut = nn.Conv2d(inside, outside, 1) if inside != outside else nn.Identity()
+        self.shortcut = Pointwise(inside, outside) if inside != outside else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """``x`` (B, inside, H, W), ``time`` (B, time width), already through SiLU → (B, outside, H, W)."""
@@ -110,11 +112,11 @@ class Attention(nn.Module):
         self.head_width = head_width
         self.heads = width // head_width
         self.kv_heads = kv_heads or self.heads
-        self.queries = nn.Linear(width, width, bias=False)
-        self.keys_values = nn.Linear(source_width, 2 * self.kv_heads * head_width, bias=False)
+        self.queries = Linear(width, width, bias=False)
+        self.keys_values = Linear(source_width, 2 * self.kv_heads * head_width, bias=False)
         self.query_norm = nn.RMSNorm(head_width, eps=1e-6) if norm else nn.Identity()
         self.key_norm = nn.RMSNorm(head_width, eps=1e-6) if norm else nn.Identity()
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, source: Tensor, turn: Rotation | None = None) -> Tensor:
         """``x`` (B, N, C) attends to ``source`` (B, M, C′) → (B, N, C)."""
@@ -138,8 +140,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, 2 * inner)
-        self.contract = nn.Linear(inner, width)
+        self.expand = Linear(width, 2 * inner)
+        self.contract = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""
@@ -193,9 +195,9 @@ class Transformer(nn.Module):
     def __init__(self, width: int, blocks: list[TransformerBlock], *, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
-        self.proj_in = nn.Linear(width, width)
+        self.proj_in = Linear(width, width)
         self.blocks = nn.ModuleList(blocks)
-        self.proj_out = nn.Linear(width, width)
+        self.proj_out = Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
@@ -225,8 +227,8 @@ class TimeFeatures(nn.Module):
     def __init__(self, frequencies: int, width: int) -> None:
         super().__init__()
         self.frequencies = frequencies
-        self.linear1 = nn.Linear(frequencies, width)
-        self.linear2 = nn.Linear(width, width)
+        self.linear1 = Linear(frequencies, width)
+        self.linear2 = Linear(width, width)
 
     def forward(self, timestep: Tensor) -> Tensor:
         """Timesteps (B,) in [0, 1] → (B, width)."""

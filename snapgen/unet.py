@@ -14,6 +14,7 @@ from snapgen import blocks as parts
 from snapgen import seeds
 from snapgen.arch import Architecture, Blocks
 from snapgen.blocks import ResidualBlock, Rotation, Transformer, TransformerBlock, Upsampler, conv3x3
+from snapgen.linear import Pointwise
 
 
 class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -142,7 +143,7 @@ class DownStage(nn.Module):
         inside = arch.skips(level)[0]
         self.turn = Turn(arch, stage)
         widens = stage.residual_blocks == 0 and inside != stage.channels
-        self.widen = nn.Conv2d(inside, stage.channels, 1) if widens else nn.Identity()
+        self.widen = Pointwise(inside, stage.channels) if widens else nn.Identity()
         self.layers = _layers(arch, stage, stage.channels, arch.down_inputs(level))
         last = level == len(arch.down) - 1
         self.sampler = None if last else conv3x3(stage.channels, stage.channels, stage.conv, stride=2)
