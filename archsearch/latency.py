@@ -46,14 +46,30 @@ class Backend(Protocol):
 
 
 def backend(device: str = "host", **options: Any) -> Backend:
-    """The backend of a device, from a study's ``latency`` settings.
+    """The backend of a device, from a study's ``latency`` settings; ``predicted:x`` predicts the device x.
 
     Raises:
         InputError: for an unknown device or option.
     """
+    kind, _, predicted = device.partition(":")
+    if kind == "predicted" and predicted:
+        from archsearch import prediction  # built on this module
+
+        return prediction.predicted(predicted, options)
     if device not in BACKENDS:
-        raise InputError("latency", f"unknown device {device!r}", f"use one of: {', '.join(BACKENDS)}", place="device")
+        known = ", ".join([*BACKENDS, "predicted:…"])
+        raise InputError("latency", f"unknown device {device!r:.80}", f"use one of: {known}", place="device")
     return BACKENDS[device](options)
+
+
+def check_latent(arch: Architecture, latent_size: int) -> None:
+    """Raise InputError unless the architecture takes a latent of that size."""
+    if latent_size < 1 or latent_size % arch.stride:
+        raise InputError(
+            "latent",
+            f"size {latent_size} does not halve {len(arch.down) - 1} times",
+            f"use a multiple of {arch.stride}",
+        )
 
 
 class HostSettings(Settings):
@@ -79,12 +95,7 @@ class Host:
 
     def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
         """See `Backend.measure`."""
-        if latent_size < 1 or latent_size % arch.stride:
-            raise InputError(
-                "latent",
-                f"size {latent_size} does not halve {len(arch.down) - 1} times",
-                f"use a multiple of {arch.stride}",
-            )
+        check_latent(arch, latent_size)
         with tempfile.TemporaryDirectory(prefix="archsearch-") as folder, _failures(arch):
             path = Path(folder) / "unet.onnx"
             feed = _write_net(arch, latent_size, context_tokens, path)

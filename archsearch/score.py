@@ -92,6 +92,8 @@ class LatencyRecord(Settings):
     """Whether the times settled; False: the median is of what there was when the time was up."""
     placement: dict[str, str] | None = None
     """Operation to compute unit, where the runtime tells."""
+    interval_ms: tuple[float, float] | None = None
+    """Of a prediction: where the true time is held to be, nine times out of ten; its quartiles, every other time."""
 
     @field_validator("placement")
     @classmethod

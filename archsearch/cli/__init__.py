@@ -1,4 +1,4 @@
-"""The command line: ``archsearch search | report | best | audit | score | cost | space show``.
+"""The command line: ``archsearch search | report | best | audit | score | cost | latency | space show``.
 
 Heavy imports are made inside the commands, so that ``--help`` and a mistyped name answer at once.
 """
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import costing, measuring, studying
+from archsearch.cli import costing, measuring, studying, timing
 from snapgen.errors import InputError
 
 BAD_INPUT = 2
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(studying.app)
 app.add_typer(measuring.app)
 app.add_typer(costing.app)
+app.add_typer(timing.app)
 
 
 def main() -> NoReturn:

@@ -1,0 +1,185 @@
+"""Latency records with what they are of, one to a line of a file: what a prediction is learned from and held to."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from archsearch.latency import Backend
+from archsearch.operations import Operation, operations
+from archsearch.score import LatencyRecord
+from snapgen import seeds, settings
+from snapgen.arch import Architecture
+from snapgen.errors import InputError
+from snapgen.settings import Settings
+from spaces.space import Space
+
+TRIES = 100
+"""Random points for each architecture wanted, after which a space is said not to have so many."""
+
+
+AGREEMENT = 0.03
+"""Of the two lowest of several measurements, at which they are taken for undisturbed."""
+
+IDLE_PERCENT = 15
+"""Of all processors together, under which the machine counts as idle."""
+
+
+class Timed(Settings):
+    """One architecture's latency record, and the input that it was taken with."""
+
+    architecture: Architecture
+    latent_size: int
+    context_tokens: int
+    record: LatencyRecord
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What was timed: architecture id, latent size, context tokens."""
+        return self.architecture.id, self.latent_size, self.context_tokens
+
+    def operations(self) -> list[Operation]:
+        """What was timed, operation by operation."""
+        return operations(self.architecture, self.latent_size, context_tokens=self.context_tokens)
+
+
+def read(path: Path) -> list[Timed]:
+    """Every record of a JSON-lines file; a last line that a killed writer left torn is passed over.
+
+    Raises:
+        InputError: naming the file and the line that is no record.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(path, "does not exist", "make it with archsearch latency sample") from None
+    except UnicodeDecodeError:
+        raise InputError(path, "is not text (not UTF-8)", "name a file of JSON lines") from None
+    except OSError as error:
+        raise InputError(path, (error.strerror or "cannot be read").lower(), "name a readable file") from None
+    return [_parsed(line, path, number) for number, line in enumerate(_whole_lines(text), start=1) if line.strip()]
+
+
+def _whole_lines(text: str) -> list[str]:
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _parsed(line: str, path: Path, number: int) -> Timed:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InputError(path, "is not JSON", "remove or mend the line", place=f"line {number}") from None
+    return settings.parse(values, Timed, source=path, place=f"line {number}")
+
+
+def append(path: Path, timed: Timed) -> None:
+    """Add a record to a file, which is made if it is missing; a torn last line is cut off first."""
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(timed.model_dump(mode="json", exclude_defaults=True), allow_nan=False).encode() + b"\n")
+
+
+def lowest(records: Iterable[Timed]) -> list[Timed]:
+    """Of several records of one thing the one with the lowest median, in the order of their first.
+
+    What disturbs a measurement only ever adds to it.
+    """
+    best: dict[tuple[str, int, int], Timed] = {}
+    for timed in records:
+        known = best.setdefault(timed.key, timed)
+        if timed.record.median_ms < known.record.median_ms:
+            best[timed.key] = timed
+    return list(best.values())
+
+
+def drawn(space: Space, count: int, *, seed: int) -> list[Architecture]:
+    """So many different random architectures of a space, all within its limits; more begin with the same ones.
+
+    Raises:
+        InputError: if random points do not find so many.
+    """
+    from archsearch.cost import cost
+
+    rng = random.Random(seeds.derive(seed, space.digest, "timings"))
+    found: dict[str, Architecture] = {}
+    tried: set[str] = set()
+    for _ in range(count * TRIES):
+        if len(found) == count:
+            break
+        arch = space.architecture(space.sample(rng))
+        if arch.id not in tried:
+            tried.add(arch.id)
+            if space.within_limits(cost(arch, space.latent_size, context_tokens=space.context_tokens)):
+                found[arch.id] = arch
+    if len(found) < count:
+        problem = f"has {len(found)} different architectures within its limits in {count * TRIES} random points"
+        raise InputError(space.source, problem, f"ask for {len(found)} at most")
+    return list(found.values())
+
+
+def settled(medians: Sequence[float]) -> bool:
+    """Whether the two lowest of several measurements of one thing agree within `AGREEMENT`.
+
+    A neighbour on the same core slows whole measurements down, each by another factor: what was reached twice is
+    taken to be the undisturbed time.
+    """
+    two = sorted(medians)[:2]
+    return len(two) == 2 and two[1] <= two[0] * (1 + AGREEMENT)
+
+
+def wait_until_idle() -> None:
+    """Return once the machine has done next to nothing for a second."""
+    while psutil.cpu_percent(interval=1) > IDLE_PERCENT:
+        pass
+
+
+def collect(
+    backend: Backend,
+    space: Space,
+    archs: Sequence[Architecture],
+    path: Path,
+    *,
+    most: int = 8,
+    ready: Callable[[], None] = lambda: None,
+    failed: Callable[[Architecture, str], None] = lambda *_: None,
+) -> Iterator[float]:
+    """Measure architectures into a file until each is `settled`, at most so many times; what is there counts.
+
+    All are measured once before any is measured twice, so that a busy spell does not meet one alone.
+
+    Args:
+        ready: called before each measurement, which it may hold up (`wait_until_idle`).
+        failed: told an architecture that could not be timed, and why; it is not tried again.
+
+    Yields:
+        The share of the architectures that are done.
+    """
+    from archsearch.latency import LatencyFailure
+
+    medians: dict[str, list[float]] = {arch.id: [] for arch in archs}
+    for timed in read(path) if path.exists() else []:
+        if timed.key[1:] == (space.latent_size, space.context_tokens) and timed.key[0] in medians:
+            medians[timed.key[0]].append(timed.record.median_ms)
+    where = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
+    waiting = list(archs)
+    for turn in range(1, most + 1):
+        for arch in list(waiting):
+            taken = medians[arch.id]
+            try:
+                if len(taken) < turn and not settled(taken):
+                    ready()
+                    record = backend.measure(arch, space.latent_size, space.context_tokens)
+                    append(path, Timed(**where, architecture=arch, record=record))
+                    taken.append(record.median_ms)
+            except LatencyFailure as failure:
+                failed(arch, str(failure))
+                waiting.remove(arch)
+            else:
+                if settled(taken) or len(taken) >= most:
+                    waiting.remove(arch)
+            yield 1 - len(waiting) / len(archs)
