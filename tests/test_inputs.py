@@ -220,6 +220,12 @@ CASES: dict[str, Callable[[Path], Case]] = {
     # Other commands
     "report not begun": lambda f: (["report", study(f)[0][1]], "study.db"),
     "best not begun": lambda f: (["best", study(f)[0][1]], "study.db"),
+    "cost unknown architecture": lambda _: (["cost", "tiny-decodr"], "tiny-decoder"),
+    "cost a file that is missing": lambda f: (["cost", str(f / "none.json")], "none.json"),
+    "cost a bad architecture": lambda f: (["cost", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
+    "cost latent not halved": lambda _: (["cost", "snapgen-t2i", "--latent", "30"], "multiple of 4"),
+    "cost latent too large": lambda _: (["cost", "tiny-decoder", "--latent", "5000"], "--latent"),
+    "cost no tokens": lambda _: (["cost", "snapgen-t2i", "--tokens", "0"], "--tokens"),
     "score unknown architecture": lambda _: (["score", "snapgenius"], "snapgenius"),
     "score a bad architecture": lambda f: (["score", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
     "score an architecture that does not fit": lambda _: (["score", "snapgen-baseline"], "latent_channels"),

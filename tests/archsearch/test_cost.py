@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import random
 from typing import Any
 
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from archsearch.cost import cost, module_cost
+from archsearch.cost import cost, count, module_cost, unbuilt
+from benchmarks.decoders import counted
 from snapgen import presets
 from snapgen.arch import Architecture
 from snapgen.paths import changed
 from snapgen.unet import UNet
+from spaces.reading import NAMES
+from spaces.space import Space
 from tests.snapgen.nets import SD15, inputs, tiny
 
 # The ablation of arXiv 2412.09619, as our own count reproduces it: params in M, GMACs at latents of 128 and of 32.
@@ -77,12 +82,48 @@ VARIETY: dict[str, Architecture] = {
 
 @pytest.mark.parametrize("arch", VARIETY.values(), ids=VARIETY)
 def test_macs_are_half_of_torchs_flops(arch: Architecture) -> None:
-    with torch.device("meta"):
-        net = UNet(arch)
-        sample, context = torch.empty(1, arch.latent_channels, 16, 16), torch.empty(1, 5, arch.context_width)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            net(sample, torch.empty(1), context)
-    assert 2 * cost(arch, 16, context_tokens=5).macs == counter.get_total_flops()
+    assert 2 * cost(arch, 16, context_tokens=5).macs == sum(_by_torch(arch, 16, 5).values())
+
+
+def _by_torch(arch: Architecture, size: int, tokens: int) -> dict[str, int]:
+    """FLOPs of a pass, as torch counts what operations are made of: attention is its batched products."""
+    net, *inputs = unbuilt(arch, size, tokens)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(*inputs)
+    flops = {str(operator).removeprefix("aten."): n for operator, n in counter.get_flop_counts()["Global"].items()}
+    named = {
+        "convolution": flops.pop("convolution"),
+        "attention": flops.pop("bmm", 0),
+        "linear": flops.pop("mm", 0) + flops.pop("addmm", 0),
+    }
+    assert not flops, "more that torch counts"
+    return named
+
+
+def _agrees_with_torch(space: Space, seed: int) -> None:
+    """On a random architecture, operator by operator. At full size: on the meta device a large net is as cheap."""
+    arch = space.architecture(space.sample(random.Random(seed)))
+    net, *inputs = unbuilt(arch, space.latent_size, space.context_tokens)
+    ours = count(net, *inputs, places={}).macs
+    theirs = _by_torch(arch, space.latent_size, space.context_tokens)
+    assert ours.keys() <= theirs.keys()
+    for operator, flops in theirs.items():
+        assert 2 * ours.get(operator, 0) == pytest.approx(flops, rel=1e-3), f"{operator} of {arch.to_json()}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_architectures_agree_with_torch_by_operator(name: str) -> None:
+    space = Space.load(name)
+    for seed in range(5):
+        _agrees_with_torch(space, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_two_hundred_architectures_agree_with_torch_by_operator(name: str) -> None:
+    space = Space.load(name)
+    for seed in range(67):
+        _agrees_with_torch(space, seed)
 
 
 @pytest.mark.parametrize("name", ["tiny", "snapgen", "gqa"])
@@ -105,6 +146,34 @@ def _attention_macs(arch: Architecture, *, size: int, tokens: int) -> int:
         sources = n * blocks.self_attention + tokens * blocks.cross_attention
         total += blocks.transformers * blocks.transformer_depth * 2 * n * sources * channels
     return total
+
+
+class _OnMeta(TorchDispatchMode):
+    """Nothing but the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.is_meta, f"{func} makes {tuple(tensor.shape)} on {tensor.device}"
+                self.made += 1
+        return result
+
+
+def test_no_weight_is_ever_made() -> None:
+    with _OnMeta() as watched:
+        assert cost(presets.preset("snapgen-imagenet"), 32).params > 372e6
+    assert watched.made > 1000
+
+
+def test_the_tiny_decoder_has_its_published_size_beside_sd3s() -> None:
+    sd3, tiny_decoder = (counted(name, 64) for name in ("SD3", "tiny"))
+    assert tiny_decoder.params == pytest.approx(1.38e6, rel=0.01)
+    assert sd3.params > 35 * tiny_decoder.params
 
 
 def test_params_are_those_of_the_built_net() -> None:

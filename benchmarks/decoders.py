@@ -1,0 +1,171 @@
+"""SnapGen's tiny decoder beside SD3's, as diffusers builds it: size, compute, memory and time for one image.
+
+Params, MACs and activations are counted on the meta device. Memory is measured in a process for each decoder, by how
+much its peak rises over what it held before the pass; time in one process, in turns, after a pass of each that does not
+count. Float32, random weights, channels-last memory, which is the faster for both. On one thread (OMP_NUM_THREADS=1)
+times are processor time of that thread, which leaves out what a busy neighbour took; on several they are the wall
+clock's. Prints a Markdown table.
+
+    OMP_NUM_THREADS=1 python benchmarks/decoders.py [--pixels 1024] [--passes 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from archsearch.cost import Part, count
+from archsearch.machine import chip, operating_system
+from snapgen.tiny_decoder import PAPER, TinyDecoder
+
+# stable-diffusion-3-medium-diffusers, vae/config.json
+SD3 = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "act_fn": "silu",
+    "latent_channels": 16,
+    "norm_num_groups": 32,
+    "sample_size": 1024,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+FACTOR = 8
+
+
+def sd3() -> nn.Module:
+    """Latents (B, 16, h, w) → images (B, 3, 8h, 8w)."""
+    decoder: nn.Module = AutoencoderKL(**SD3).decoder
+    return decoder
+
+
+def tiny() -> nn.Module:
+    """The same."""
+    return TinyDecoder(**PAPER)
+
+
+DECODERS: dict[str, Callable[[], nn.Module]] = {"SD3": sd3, "tiny": tiny}
+
+
+class Memory(NamedTuple):
+    """Bytes resident in a process."""
+
+    before: int
+    peak: int
+
+
+def counted(name: str, pixels: int) -> Part:
+    """What a pass needs."""
+    with torch.device("meta"):
+        net, latent = DECODERS[name]().eval(), torch.empty(1, 16, pixels // FACTOR, pixels // FACTOR)
+    return count(net, latent, places={net: name}).parts[name]
+
+
+def ready(name: str, pixels: int) -> tuple[nn.Module, Tensor]:
+    """A decoder and a latent, both in channels-last memory."""
+    torch.manual_seed(0)
+    net = DECODERS[name]().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net, torch.randn(1, 16, pixels // FACTOR, pixels // FACTOR).to(memory_format=torch.channels_last)
+
+
+def memory(name: str, pixels: int) -> Memory:
+    """What this process held before a pass, and at most in it."""
+    net, latent = ready(name, pixels)
+    before = psutil.Process().memory_info().rss
+    with torch.inference_mode():
+        net(latent)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Memory(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def in_a_process_of_its_own(name: str, pixels: int) -> Memory:
+    """`memory`, where nothing was held before."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(memory, name, pixels).result()
+
+
+@torch.inference_mode()
+def timed(pixels: int, passes: int) -> dict[str, list[float]]:
+    """Seconds of passes in turns."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    decoders = {name: ready(name, pixels) for name in DECODERS}
+    taken: dict[str, list[float]] = {name: [] for name in DECODERS}
+    for i in range(passes + 1):
+        for name, (net, latent) in decoders.items():
+            began = clock()
+            net(latent)
+            seconds = clock() - began
+            print(f"{name}: pass {i}, {seconds:.2f} s", file=sys.stderr, flush=True)
+            if i:
+                taken[name].append(seconds)
+    return taken
+
+
+def table(counts: dict[str, Part], held: dict[str, Memory], taken: dict[str, list[float]], clock: str) -> str:
+    """All of it in Markdown, with how many times SD3's number is ours."""
+    memories, passes = held.items(), len(taken["tiny"])
+    spread = ", ".join(f"{name} {min(seconds):.2f} to {max(seconds):.2f}" for name, seconds in taken.items())
+    rows = [
+        ("params, M", {name: part.params / 1e6 for name, part in counts.items()}, ".3f", "counted"),
+        ("MACs, G", {name: part.macs / 1e9 for name, part in counts.items()}, ".1f", "counted"),
+        ("written, fp16 MB", {name: part.written_bytes / 1e6 for name, part in counts.items()}, ".0f", "counted"),
+        (
+            "activations, fp16 MB",
+            {name: part.activation_bytes / 1e6 for name, part in counts.items()},
+            ".0f",
+            "counted, peak",
+        ),
+        (
+            "memory above before, fp32 MB",
+            {name: (m.peak - m.before) / 1e6 for name, m in memories},
+            ".0f",
+            "measured, peak",
+        ),
+        ("memory of the process, fp32 MB", {name: m.peak / 1e6 for name, m in memories}, ".0f", "measured, peak"),
+        (
+            "time, fp32 s",
+            {name: float(np.median(seconds)) for name, seconds in taken.items()},
+            ".2f",
+            f"measured, {clock}, median of {passes}: {spread}",
+        ),
+    ]
+    lines = ["| | SD3 | tiny | SD3 over tiny | |", "|---|---|---|---|---|"]
+    for title, of, form, how in rows:
+        ratio = of["SD3"] / of["tiny"]
+        lines.append(f"| {title} | {of['SD3']:{form}} | {of['tiny']:{form}} | {ratio:.1f}× | {how} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pixels", type=int, default=1024, help="of the image, a multiple of 8")
+    parser.add_argument("--passes", type=int, default=3, help="that count, of each")
+    options = parser.parse_args()
+    if options.pixels < FACTOR or options.pixels % FACTOR or options.passes < 1:
+        parser.error(f"--pixels must be a multiple of {FACTOR}, and --passes at least 1")
+    counts = {name: counted(name, options.pixels) for name in DECODERS}
+    held = {name: in_a_process_of_its_own(name, options.pixels) for name in DECODERS}
+    taken = timed(options.pixels, options.passes)
+    threads = torch.get_num_threads()
+    print(f"{chip()}, {operating_system()}, torch {torch.__version__}, {threads} thread(s), {options.pixels} px\n")
+    print(table(counts, held, taken, "processor time" if threads == 1 else "wall clock"))
+
+
+if __name__ == "__main__":
+    main()
