@@ -113,10 +113,10 @@ def _folder(name: str) -> Path:
 
 def _encode(captions: Sequence[str], name: str, tokens: int) -> torch.Tensor:
     out = torch.zeros(len(captions), tokens, width(name), dtype=torch.float16)
-    model, tokenizer = _load(name)
-    longest = min(tokenizer.model_max_length, _positions(model.config))
-    if tokens > longest:
-        raise InputError(name, f"takes {longest} tokens, not {tokens}", f"use at most {longest}", place="tokens")
+    model, tokenizer = load(name)
+    most = longest(model, tokenizer)
+    if tokens > most:
+        raise InputError(name, f"takes {most} tokens, not {tokens}", f"use at most {most}", place="tokens")
     target = device.choose()
     model = model.to(target).eval()
     for rows, ids in _batches(captions, tokenizer, tokens):
@@ -143,12 +143,18 @@ def _batches(captions: Sequence[str], tokenizer: Any, tokens: int) -> Iterator[t
             yield [row for row, _ in some], [numbers for _, numbers in some]
 
 
-def _positions(config: Any) -> int:
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+def longest(model: Any, tokenizer: Any) -> int:
+    """Tokens that an encoder takes at most, its own start and end tokens included."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return min(int(tokenizer.model_max_length), int(positions or 1 << 30))
 
 
-def _load(name: str) -> tuple[Any, Any]:
-    """The encoder in float32, and its tokenizer."""
+def load(name: str = MINILM) -> tuple[Any, Any]:
+    """An encoder in float32 on the CPU, and its tokenizer.
+
+    Raises:
+        InputError: if there is none, or its files are missing or damaged.
+    """
     import transformers
 
     folder = _folder(name)
