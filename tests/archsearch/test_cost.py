@@ -202,6 +202,10 @@ def test_views_and_weights_are_free() -> None:
     assert _peak(nn.Sequential(nn.Flatten(), nn.Unflatten(1, (4, 9))), 1, 4, 3, 3) == 0
 
 
+def test_what_returns_its_input_is_free_each_time() -> None:
+    assert _peak(nn.Sequential(nn.SiLU(), *[nn.Dropout().eval() for _ in range(3)]), 1, 8) == 2 * 8
+
+
 class _Skip(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         kept = x.relu()
