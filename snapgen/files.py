@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from snapgen.errors import InputError
 
 
 @contextmanager
@@ -17,4 +21,27 @@ def aside(path: Path) -> Iterator[Path]:
     except BaseException:
         if part.is_file():
             part.unlink()
+        raise
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes ``path`` once all is written, and is removed if that fails.
+
+    Raises:
+        InputError: if ``path`` is there already and no empty folder, or cannot be written.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(path, "is there already", "name a new folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise InputError(path, (error.strerror or "cannot be written").lower(), "name another folder") from None
+    try:
+        yield part
+        part.chmod(0o755)
+        part.replace(path)
+    except BaseException:
+        shutil.rmtree(part)
         raise

@@ -9,7 +9,7 @@ from pathlib import Path
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 
-NAMES = ("snapgen-baseline", "snapgen-imagenet", "snapgen-t2i")
+NAMES = ("snapgen-baseline", "snapgen-imagenet", "snapgen-t2i", "sd15", "sdxl")
 
 
 def preset(name: str) -> Architecture:

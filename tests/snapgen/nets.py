@@ -7,29 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snapgen import presets
 from snapgen.arch import Architecture
 from snapgen.paths import changed
 from snapgen.seeds import derive
 from snapgen.unet import UNet
 
-SD15 = {
-    "latent_channels": 4,
-    "context_width": 768,
-    "time": {"frequencies": 320, "width": 1280},
-    "down": [
-        {"channels": 320, "transformers": 2, "head_width": 40},
-        {"channels": 640, "transformers": 2, "head_width": 80},
-        {"channels": 1280, "transformers": 2, "head_width": 160},
-        {"channels": 1280},
-    ],
-    "mid": {"transformers": 1, "head_width": 160},
-    "up": [
-        {"channels": 320, "residual_blocks": 3, "transformers": 3, "head_width": 40},
-        {"channels": 640, "residual_blocks": 3, "transformers": 3, "head_width": 80},
-        {"channels": 1280, "residual_blocks": 3, "transformers": 3, "head_width": 160},
-        {"channels": 1280, "residual_blocks": 3},
-    ],
-}
+SD15: dict[str, Any] = presets.preset("sd15").model_dump(mode="json")
 
 TINY = {
     "latent_channels": 3,
