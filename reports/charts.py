@@ -48,7 +48,7 @@ def front_chart(facts: Facts, y: str, x: str) -> Figure:
     data = [_staircase(facts, scored, y, x), *(g for g in groups if g["x"])]
     data += [_ring(facts, y, x), _strip(facts, strip, x)]
     ticks = amounts.ticks(i.value for c in (*scored, *strip) if (i := facts.amount(c, x)))
-    layout = _layout(amounts.axis(x, facts.extractor), amounts.axis(y, facts.extractor))
+    layout = layout_of(amounts.axis(x, facts.extractor), amounts.axis(y, facts.extractor))
     if ticks:
         layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     layout["yaxis"]["domain"] = [0, STRIP - 0.03] if strip else [0, 1]
@@ -213,7 +213,7 @@ def hypervolume_chart(facts: Facts) -> Figure:
         },
         "hovertemplate": "after %{x} scored: %{y:.1f} %<extra></extra>",
     }
-    layout = _layout("Candidates scored", "Dominated share")
+    layout = layout_of("Candidates scored", "Dominated share")
     layout["xaxis"]["range"] = [0.5, len(found) + 0.5]
     layout["yaxis"] |= {"ticksuffix": " %", "range": [0, 105]}
     return {"data": [data], "layout": layout}
@@ -241,11 +241,11 @@ def seeds_chart(facts: Facts, scored: Sequence[tuple[Candidate, Estimate]]) -> F
         "hoverinfo": "text",
     }
     seeds = facts.seeds
-    layout = _layout(f"seed {seeds[0]}", f"seed {seeds[1]}")
+    layout = layout_of(f"seed {seeds[0]}", f"seed {seeds[1]}")
     return {"data": [line, dots], "layout": layout}
 
 
-def _layout(x: str, y: str) -> Figure:
+def layout_of(x: str, y: str) -> Figure:
     """What all charts share: no box, few lines, the page's own type and colours."""
     axis = {
         "gridcolor": "var(--grid)",

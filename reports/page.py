@@ -22,7 +22,6 @@ def render(facts: Facts, *, source: str, beside: Path) -> str:
         beside: where artifacts are looked for if the folder that the study names is gone.
     """
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     audited = audit.kept(facts.attrs)
     agreements = summary.agreements_of(facts)
@@ -43,26 +42,50 @@ def render(facts: Facts, *, source: str, beside: Path) -> str:
         "table": listing.table(facts),
         "verdicts": summary.verdicts(facts, agreements),
         "sources": summary.sources(facts),
-        "protocol": _flat(_unnested(facts.attrs.get("protocol", {}))),
-        "machine": _flat(facts.attrs.get("machine", {})),
-        "settings": _flat({k: v for k, v in facts.attrs["settings"].items() if k != "protocol"}),
+        "protocol": flat(unnested(facts.attrs.get("protocol", {}))),
+        "machine": flat(facts.attrs.get("machine", {})),
+        "settings": flat({k: v for k, v in facts.attrs["settings"].items() if k != "protocol"}),
         "audit": Markup(audit.section(audited)) if audited else "",
-        "style": Markup(_resource("report.css")),
-        "script": Markup(_resource("report.js")),
-        "plotly": Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        "data": Markup(embedded(_data(facts, [name for name, found in agreements.items() if found.n > 1], beside))),
     }
-    return fragment("report.html", **context)
+    repeated = [name for name, found in agreements.items() if found.n > 1]
+    return whole("report.html", name=facts.name, script="report.js", data=_data(facts, repeated, beside), **context)
 
 
-def fragment(name: str, **context: object) -> str:
+def whole(template: str, *, name: str, data: Mapping[str, Any], script: str = "", **context: object) -> str:
+    """A page of a template that extends ``page.html``: one file with its style, scripts, plotly and data inside.
+
+    Args:
+        name: of the study, its heading.
+        data: what the scripts read; ``charts`` maps an element's id to its figure.
+        script: the template's own, run after ``charts.js``.
+    """
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    scripts = "\n".join(_resource(file) for file in ("charts.js", script or "plain.js"))
+    return fragment(
+        template,
+        name=name,
+        style=Markup(_resource("report.css")),
+        script=Markup(scripts),
+        plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
+        data=Markup(embedded(data)),
+        **context,
+    )
+
+
+def fragment(template: str, /, **context: object) -> str:
     """One of the templates beside this file, filled in; all text in it is escaped."""
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(_resource(name)).render(context)
+    return environment.get_template(template).render(context)
 
 
 def embedded(value: object) -> str:
@@ -98,17 +121,17 @@ def _pictures(facts: Facts, beside: Path) -> list[tuple[int, Path]]:
     return [(c.number, folder / c.artifacts["samples.png"]) for c in drawn]
 
 
-def _unnested(protocol: Mapping[str, Any]) -> dict[str, Any]:
+def unnested(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved protocol's own fields first, then the digests of what it names."""
     return {**protocol.get("protocol", {}), **{key: value for key, value in protocol.items() if key != "protocol"}}
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as rows of dotted names."""
     rows = []
     for key, value in values.items():
         if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
+            rows += flat(value, f"{prefix}{key}.")
         elif value is not None:
             rows.append((prefix + key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return rows

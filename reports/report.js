@@ -1,39 +1,18 @@
 "use strict";
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const root = document.documentElement;
-  const el = (id) => document.getElementById(id);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const { data, el } = archsearch;
   let chosen = data.best;
 
-  // Colours: figures name CSS variables; a probe says what they are under the present theme.
-  const probe = document.body.appendChild(document.createElement("span"));
-  probe.hidden = true;
-  const colour = (value) => { probe.style.color = value; return getComputedStyle(probe).color; };
-  const themed = (value) => {
-    if (typeof value === "string") return value.startsWith("var(--") ? colour(value) : value;
-    if (Array.isArray(value)) return value.map(themed);
-    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, themed(v)]));
-    return value;
-  };
-
   // Charts
-  const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
-  const touch = matchMedia("(pointer: coarse)").matches;
   function draw(id, figure) {
-    const { data: traces, layout } = themed(figure);
-    for (const trace of traces) {
-      if (trace.hoverinfo === "text") trace.hovertext = trace.customdata.map((n) => data.candidates[n].hover);
+    for (const trace of figure.data) {
+      if (trace.hoverinfo === "text" && trace.customdata) trace.hovertext = trace.customdata.map((n) => data.candidates[n].hover);
     }
-    layout.font.family = getComputedStyle(document.body).fontFamily;
-    if (touch) layout.dragmode = false; // a finger on the chart scrolls the page
-    const chart = el(id);
-    const first = !chart.data;
-    Plotly.react(chart, traces, layout, config);
-    if (!first) return;
-    chart.on("plotly_click", (event) => choose(event.points[0].customdata));
-    chart.on("plotly_hover", (event) => { if (event.points[0].customdata !== undefined) show(event.points[0].customdata); });
-    chart.on("plotly_unhover", () => show(chosen));
+    archsearch.draw(id, figure, (chart) => {
+      chart.on("plotly_click", (event) => choose(event.points[0].customdata));
+      chart.on("plotly_hover", (event) => { if (event.points[0].customdata !== undefined) show(event.points[0].customdata); });
+      chart.on("plotly_unhover", () => show(chosen));
+    });
   }
   function drawFront() {
     const y = el("axis-y").value;
@@ -142,19 +121,9 @@
   for (const radio of document.querySelectorAll("input[name=show]")) radio.addEventListener("change", filter);
   el("show-knobs").addEventListener("change", (event) => table.classList.toggle("with-knobs", event.target.checked));
 
-  // The theme: the system's, until a person chooses.
-  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
-  function retheme() {
-    el("theme").textContent = isDark() ? "Light" : "Dark";
-    el("theme").setAttribute("aria-label", `Use the ${isDark() ? "light" : "dark"} theme`);
-    drawAll();
-  }
-  el("theme").addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; retheme(); });
-  dark.addEventListener("change", retheme);
-
   for (const id of ["axis-x", "axis-y"]) el(id).addEventListener("change", drawFront);
   el("pick").addEventListener("change", (event) => choose(Number(event.target.value)));
   filter();
-  retheme();
+  archsearch.start(drawAll);
   choose(chosen);
 })();

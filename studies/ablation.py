@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from archsearch import intervals
 from archsearch.score import OBJECTIVES, QUALITIES, Estimate, LatencyRecord, Missing, Score
 from snapgen.errors import InputError
-from studies.rows import AblationSettings, Group, Planned, plan
+from studies.rows import AblationSettings, Group, Planned, Quantity, plan
 from studies.scorer import ArchsearchScorer, ScorerFactory
 from studies.search import search
 from studies.settings import StudySettings
@@ -22,7 +22,7 @@ from studies.trials import read
 if TYPE_CHECKING:
     from optuna import Study
 
-COSTS = ("params", "macs", "latency_ms")
+COSTS: tuple[Quantity, ...] = ("params", "macs", "latency_ms")
 FEWEST_SEEDS = 3
 
 Verdict = Literal["better", "worse", "cannot tell"]
@@ -61,6 +61,13 @@ class Result:
     quality: Mapping[str, Estimate] = field(default_factory=dict)
     trial: int | None = None
     error: str | None = None
+
+    def apart(self, name: Quantity) -> float | None:
+        """Our change less the published one, in percentage points; None where either is missing."""
+        published, ours = self.planned.published.get(name), self.changes.get(name)
+        if published is None or published.value is None or ours is None:
+            return None
+        return ours - published.value
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,12 @@ class Ablation:
     def metrics(self) -> tuple[str, ...]:
         """The quality numbers that some row has."""
         return tuple(name for name in QUALITIES if any(name in r.quality for r in self.results))
+
+    @property
+    def extractor(self) -> str:
+        """Whose features the distances are of; empty where nothing was trained."""
+        qualities = (r.score.quality for r in self.results if r.score)
+        return next((q.extractor for q in qualities if q), "")
 
     def result(self, name: str) -> Result:
         """The row of that name."""
@@ -185,7 +198,8 @@ def _compared(results: Sequence[Result]) -> list[Result]:
     }
     compared = []
     for r in results:
-        changes, effects = {}, {}
+        changes: dict[str, float] = {}
+        effects: dict[str, Effect] = {}
         below = by_name[r.planned.over].score if r.planned.over else None
         if r.score and below:
             changes = {n: 100 * (_value(r.score, n) / _value(below, n) - 1) for n in COSTS if _has(r.score, below, n)}

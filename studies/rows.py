@@ -60,6 +60,8 @@ class AblationSettings(Settings):
     """Leave one out: the final row with each of its choices reverted."""
     alone: bool = False
     """The base with each choice alone: with it single effects can be added up against the joint one."""
+    published_from: str | None = None
+    """Another ablation (a shipped one's name, or a file) whose published numbers stand beside rows of the same name."""
     published_source: str = ""
     """Where the published numbers are from."""
     published_protocol: str = ""

@@ -185,6 +185,15 @@ def find(name_or_path: str | Path) -> StudySettings:
     Raises:
         InputError: naming the file, the place and the remedy.
     """
+    found = _read(name_or_path)
+    if found.ablation is None or found.ablation.published_from is None:
+        return found
+    with_published = found.model_copy(update={"ablation": _with_published(found.ablation, source=found.source)})
+    with_published._source = found.source
+    return with_published
+
+
+def _read(name_or_path: str | Path) -> StudySettings:
     known = shipped()
     path = known.get(str(name_or_path), Path(name_or_path))
     if not path.suffix and not path.exists():
@@ -199,3 +208,19 @@ def find(name_or_path: str | Path) -> StudySettings:
         found = found.model_copy(update={"space": str(beside)})
     found._source = str(path)
     return found
+
+
+def _with_published(ablation: AblationSettings, *, source: str) -> AblationSettings:
+    """The ablation with another one's published numbers beside the rows that have none."""
+    other = _read(str(ablation.published_from)).ablation
+    if other is None:
+        problem = f"{ablation.published_from} is no ablation"
+        raise InputError(source, problem, "name one that is", place="ablation.published_from")
+    rows = {
+        name: row.model_copy(update={"published": other.rows[name].published})
+        if name in other.rows and not row.published
+        else row
+        for name, row in ablation.rows.items()
+    }
+    whence = {key: getattr(ablation, key) or getattr(other, key) for key in ("published_source", "published_protocol")}
+    return ablation.model_copy(update={"rows": rows, **whence})

@@ -1,4 +1,6 @@
-"""The command line: ``archsearch search | report | best | audit | score | cost | latency | space show``.
+"""The command line: ``archsearch COMMAND``.
+
+Commands: search, report, best, audit, ablate, score, cost, latency, convert, space show.
 
 Heavy imports are made inside the commands, so that ``--help`` and a mistyped name answer at once.
 """
@@ -10,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import costing, measuring, studying, timing
+from archsearch.cli import ablating, converting, costing, measuring, studying, timing
 from snapgen.errors import InputError
 
 BAD_INPUT = 2
@@ -25,9 +27,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(studying.app)
+app.add_typer(ablating.app)
 app.add_typer(measuring.app)
 app.add_typer(costing.app)
 app.add_typer(timing.app)
+app.add_typer(converting.app)
 
 
 def main() -> NoReturn:
