@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from archsearch.score import metric_label
 from reports import amounts, reproduction, tables
+from snapgen.errors import InputError
 from studies.ablation import COSTS, Ablation, Effect, Result
 from studies.rows import Group, Quantity
 
@@ -38,15 +39,19 @@ def write(ablation: Ablation, out: Path) -> Path:
     """
     from reports import ablation_page
     from reports.pareto import put
-    from snapgen.errors import InputError
 
-    if out.suffix not in SUFFIXES:
-        raise InputError(out, "is no form of the table", f"end it in {', '.join(SUFFIXES)}")
+    check_form(out)
     put(out.with_suffix(".html"), ablation_page.render(ablation))
     put(out.with_suffix(".md"), markdown(ablation))
     put(out.with_suffix(".tex"), latex(ablation))
     put(out.with_suffix(".csv"), tables.csv(frame(ablation)))
     return out
+
+
+def check_form(out: Path | None) -> None:
+    """Refuse a file whose suffix is no form of the table, before anything is measured for it."""
+    if out is not None and out.suffix not in SUFFIXES:
+        raise InputError(out, "is no form of the table", f"end it in {', '.join(SUFFIXES)}")
 
 
 def header(ablation: Ablation, group: Group) -> list[str]:

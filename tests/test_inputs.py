@@ -73,6 +73,19 @@ def storage(folder: Path, url: str, names: str) -> Case:
     return arguments, names
 
 
+def ablation(folder: Path, changes: object = None, *, final: str = "1", over: object = "0", **given: object) -> Case:
+    """An ablation of one row, with something wrong in it or beside it."""
+    row = {"title": "one", "over": over, "changes": {"qk_norm": True} if changes is None else changes}
+    rows = {"rows": {"0": {"title": "base"}, "1": row}, "final": final}
+    values = {"space": "emoji", "ablation": rows, "protocol": {"seeds": [0, 1, 2]}, **given}
+    return ["ablate", study(folder, yaml.safe_dump(values))[0][1]], "study.yaml"
+
+
+def of_weights(folder: Path, content: bytes) -> Case:
+    path = written(folder / "inception.pth", content)
+    return ablation(folder, protocol={"seeds": [0, 1, 2], "extractor": str(path)})[0], "inception.pth"
+
+
 def without(key: str, of: dict[str, object]) -> str:
     return str(yaml.safe_dump({k: v for k, v in of.items() if k != key}))
 
@@ -209,6 +222,25 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "autoencoder a file": lambda f: (protocol(f, autoencoder=str(written(f / "vae", b"x")))[0], "vae"),
     "text encoder missing": lambda f: (protocol(f, text=str(f / "bert"))[0], "bert"),
     "protocol does not fit the space": lambda f: protocol(f, resolution=20),
+    # An ablation
+    "ablation wrong row name": lambda f: (ablation(f, over="zero")[0], "'zero' is no row above it"),
+    "ablation wrong final row": lambda f: (ablation(f, final="2c")[0], "'2c' is no row above the base"),
+    "ablation unknown knob": lambda f: (ablation(f, {"all.colour": 3})[0], "ablation.rows.1.changes.all.colour"),
+    "ablation value of wrong type": lambda f: (ablation(f, {"all.ffn_ratio": "x"})[0], "changes.all.ffn_ratio"),
+    "ablation contradictory row": lambda f: (ablation(f, {"all.expansion": 2})[0], "changes.all.expansion"),
+    "ablation row that changes nothing": lambda f: (ablation(f, {"qk_norm": False})[0], "same net as row 0"),
+    "ablation row that does not fit": lambda f: (ablation(f, {"stages[1].channels": 33})[0], "ablation.rows.1"),
+    "ablation changes a list": lambda f: (ablation(f, ["qk_norm"])[0], "changes"),
+    "ablation too few seeds": lambda f: (ablation(f, protocol={"seeds": [0, 1]})[0], "protocol.seeds"),
+    "ablation unknown quality": lambda f: ([*ablation(f)[0], "--quality", "beauty"], "beauty"),
+    "ablation other form of table": lambda f: ([*ablation(f)[0], "--out", str(f / "table.pdf")], "table.pdf"),
+    "ablation no ImageNet": lambda _: (
+        ["ablate", "snapgen_ablation", "--quality", "frechet_distance"],
+        "data/imagenet",
+    ),
+    "ablation wrong weights": lambda f: of_weights(f, saved({"a": torch.ones(9)})),
+    "ablation of no rows": lambda _: (["ablate", "emoji"], "ablation"),
+    "search of an ablation": lambda f: (["search", ablation(f)[0][1]], "archsearch ablate"),
     # Storage
     "storage no URL": lambda f: storage(f, "somewhere", "somewhere"),
     "storage unknown dialect": lambda f: storage(f, "oracle9://x/y", "oracle9"),

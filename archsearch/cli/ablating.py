@@ -32,6 +32,7 @@ def ablate(
     import studies.ablation
     from studies.settings import find
 
+    reports.ablation.check_form(out)
     settings = studies.ablation.with_quality(find(study), quality)
     settings = settings.overridden(workers=workers, storage=storage)
     done = studies.ablation.found(studies.ablation.ablate(settings, quiet=quiet or as_json))
