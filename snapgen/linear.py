@@ -51,10 +51,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _is_ours(x: Tensor) -> bool:
     return (
-        x.is_cpu
+        not torch.compiler.is_compiling()
+        and x.is_cpu
         and x.dtype is torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
 
