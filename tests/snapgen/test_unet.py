@@ -1,4 +1,4 @@
-"""The U-Net: it is diffusers' where it should be, and the papers' where they differ."""
+"""The U-Net; that it is diffusers' where it should be, test_conversion shows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from snapgen import blocks, presets
@@ -231,121 +230,9 @@ def test_snapfusions_result_is_an_architecture() -> None:
     ]
 
 
-# --- agreement with diffusers ---
-
-
 def test_sd15_has_its_params() -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in UNet(SD15).parameters()) == 859_520_964
-
-
-def _reference(depth: int, linear: bool) -> tuple[UNet2DConditionModel, Architecture]:
-    """Three levels, the first without attention, as diffusers builds them and as we describe them."""
-    reference = UNet2DConditionModel(
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8, 16, 24),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, depth),
-        attention_head_dim=(1, 2, 3),  # diffusers means heads
-        cross_attention_dim=12,
-        norm_num_groups=4,
-        use_linear_projection=linear,
-    )
-    attending = {"head_width": 8, "transformer_depth": 1}
-    arch = Architecture.model_validate(
-        {
-            "latent_channels": 3,
-            "context_width": 12,
-            "norm_groups": 4,
-            "time": {"frequencies": 8, "width": 32},
-            "down": [
-                {"channels": 8},
-                {"channels": 16, "transformers": 2, **attending},
-                {"channels": 24, "transformers": 2, **attending, "transformer_depth": depth},
-            ],
-            "mid": {"transformers": 1, "head_width": 8, "transformer_depth": depth},
-            "up": [
-                {"channels": 8, "residual_blocks": 3},
-                {"channels": 16, "residual_blocks": 3, "transformers": 3, **attending},
-                {"channels": 24, "residual_blocks": 3, "transformers": 3, **attending, "transformer_depth": depth},
-            ],
-        }
-    )
-    return reference, arch
-
-
-@pytest.mark.parametrize(("depth", "linear"), [(1, False), (2, True)], ids=["sd", "sdxl"])
-def test_with_diffusers_weights_it_computes_what_diffusers_does(depth: int, linear: bool) -> None:
-    reference, arch = _reference(depth, linear)
-    net = UNet(arch).eval()
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(parameter.numel()))
-        _copy_unet(reference, net)
-        sample, timestep, context = inputs(arch, size=8)
-        expected = reference(sample, 1000 * timestep, context).sample
-        torch.testing.assert_close(
-            net(sample, timestep, context), expected, rtol=1e-4, atol=1e-4 * expected.std().item()
-        )
-
-
-def _copy(source: nn.Module | list[nn.Module], target: nn.Module) -> None:
-    sources = source if isinstance(source, list) else [source]
-    for name, parameter in target.named_parameters():
-        parameter.copy_(torch.cat([s.get_parameter(name) for s in sources]).view(parameter.shape))
-
-
-def _copy_unet(reference: Any, net: Any) -> None:
-    _copy(reference.time_embedding.linear_1, net.time.linear1)
-    _copy(reference.time_embedding.linear_2, net.time.linear2)
-    _copy(reference.conv_in, net.conv_in)
-    for theirs, ours in zip(reference.down_blocks, net.down, strict=True):
-        _copy_stage(theirs, ours)
-        if ours.sampler is not None:
-            _copy(theirs.downsamplers[0].conv, ours.sampler)
-    _copy_residual(reference.mid_block.resnets[0], net.mid.layers[0].residual)
-    _copy_transformer(reference.mid_block.attentions[0], net.mid.layers[0].transformers[0])
-    _copy_residual(reference.mid_block.resnets[1], net.mid.layers[1].residual)
-    for theirs, ours in zip(reference.up_blocks, reversed(net.up), strict=True):
-        _copy_stage(theirs, ours)
-        if ours.sampler is not None:
-            _copy(theirs.upsamplers[0].conv, ours.sampler.conv)
-    _copy(reference.conv_norm_out, net.norm_out)
-    _copy(reference.conv_out, net.conv_out)
-
-
-def _copy_stage(theirs: Any, ours: Any) -> None:
-    attentions = getattr(theirs, "attentions", [])
-    for i, layer in enumerate(ours.layers):
-        _copy_residual(theirs.resnets[i], layer.residual)
-        assert len(layer.transformers) == (1 if len(attentions) else 0)
-        for transformer in layer.transformers:
-            _copy_transformer(attentions[i], transformer)
-
-
-def _copy_residual(theirs: Any, ours: Any) -> None:
-    for their, our in (("norm1", "norm1"), ("conv1", "conv1"), ("time_emb_proj", "time"), ("norm2", "norm2")):
-        _copy(getattr(theirs, their), getattr(ours, our))
-    _copy(theirs.conv2, ours.conv2)
-    if theirs.conv_shortcut is not None:
-        _copy(theirs.conv_shortcut, ours.shortcut)
-
-
-def _copy_transformer(theirs: Any, ours: Any) -> None:
-    for name in ("norm", "proj_in", "proj_out"):
-        _copy(getattr(theirs, name), getattr(ours, name))
-    for their, our in zip(theirs.transformer_blocks, ours.blocks, strict=True):
-        for name in ("norm1", "norm2", "norm3"):
-            _copy(getattr(their, name), getattr(our, name))
-        for attention, ours_attention in ((their.attn1, our.attend_self), (their.attn2, our.attend_context)):
-            _copy(attention.to_q, ours_attention.queries)
-            _copy([attention.to_k, attention.to_v], ours_attention.keys_values)
-            _copy(attention.to_out[0], ours_attention.out)
-        _copy(their.ff.net[0].proj, our.feed_forward.expand)
-        _copy(their.ff.net[2], our.feed_forward.contract)
 
 
 # --- attention ---
