@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from archsearch.cost import Part, count, unbuilt
+from archsearch.cost import Part, count
+from archsearch.meta import unbuilt
 from snapgen import blocks, tiny_decoder, unet
 from snapgen.arch import Architecture
 from snapgen.settings import Settings

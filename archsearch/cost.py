@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -17,15 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from archsearch.meta import MetaPass, aten, storage_of, unbuilt
 from archsearch.score import Cost
 from snapgen.arch import Architecture
-from snapgen.unet import UNet
 
 BYTES = 2  # an activation's element in fp16, as phones run it
-
-aten = torch.ops.aten
 
 
 class Part(Cost):
@@ -57,13 +54,6 @@ def cost(arch: Architecture, latent_size: int, *, context_tokens: int = 77) -> C
         context_tokens: length of the context.
     """
     return module_cost(*unbuilt(arch, latent_size, context_tokens))
-
-
-def unbuilt(arch: Architecture, latent_size: int, context_tokens: int) -> tuple[UNet, Tensor, Tensor, Tensor]:
-    """The net and its inputs at batch 1, all on the meta device: shapes without values."""
-    with torch.device("meta"):
-        sample = torch.empty(1, arch.latent_channels, latent_size, latent_size)
-        return UNet(arch).eval(), sample, torch.empty(1), torch.empty(1, context_tokens, arch.context_width)
 
 
 def module_cost(net: nn.Module, *inputs: Tensor) -> Cost:
@@ -136,7 +126,7 @@ class _Tally:
     written_bytes: int = 0
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counter(MetaPass):
     """Adds up MACs and follows the memory of operations' outputs; views cost nothing, nor what was ``there`` before.
 
     Attributes:
@@ -146,21 +136,16 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, there: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.stack: list[Hashable] = [None]
         self.tallies: defaultdict[Hashable, _Tally] = defaultdict(_Tally)
         self.macs: Counter[str] = Counter()
         self._handles = _handles()
-        self._there = {_reference(tensor) for tensor in there}
+        self._there = {storage_of(tensor) for tensor in there}
         self._live: dict[StorageWeakRef, int] = {}
-        self._known: dict[Hashable, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
 
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = self._result(func, args, kwargs or {})
-        outputs = [t for t in (result if isinstance(result, tuple | list) else [result]) if isinstance(t, Tensor)]
-        assert func not in UNCOUNTED, f"{func} multiplies matrices and has no handle"
+    def see(self, func: Callable[..., Any], args: tuple[Any, ...], outputs: list[Tensor]) -> None:
+        """See `MetaPass.see`."""
         here = self.tallies[self.stack[-1]]
         if func in self._handles:
             operator, handle = self._handles[func]
@@ -168,30 +153,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             here.macs += macs
             self.macs[operator] += macs
         self._remember(outputs, here)
-        return result
-
-    def _result(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the operation returns, at once where one like it has returned a tensor of its own before.
-
-        A net repeats its layers, and two thirds of a pass were spent working out the same shapes.
-        """
-        if func is aten.scaled_dot_product_attention.default:
-            queries, _, values = args[:3]
-            return queries.new_empty(*queries.shape[:-1], values.shape[-1])
-        key = func, _signature(args), _signature(kwargs.items())
-        if key in self._known:
-            size, stride, dtype = self._known[key]
-            return torch.empty_strided(size, stride, dtype=dtype, device="meta")
-        result = func(*args, **kwargs)
-        given = {_reference(value) for value in [*args, *kwargs.values()] if isinstance(value, Tensor)}
-        if isinstance(result, Tensor) and _reference(result) not in given:
-            self._known[key] = result.shape, result.stride(), result.dtype
-        return result
 
     def _remember(self, outputs: Sequence[Tensor], here: _Tally) -> None:
         self._live = {storage: size for storage, size in self._live.items() if not storage.expired()}  # type: ignore[no-untyped-call]
         for tensor in outputs:
-            reference = _reference(tensor)
+            reference = storage_of(tensor)
             if reference not in self._there and reference not in self._live:
                 size = tensor.untyped_storage().nbytes() // tensor.element_size() * BYTES
                 self._live[reference] = size
@@ -199,25 +165,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         here.activation_bytes = max(here.activation_bytes, sum(self._live.values()))
 
 
-def _signature(value: Any) -> Hashable:
-    """What of an operation's arguments decides the form of its result."""
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        return type(value), value
-    return tuple(map(_signature, value))
-
-
-def _reference(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-
-
 Handle = Callable[[Sequence[Any], Sequence[Tensor]], int]
-
-# What inference mode leaves of other products, should a net come to use them.
-UNCOUNTED = {
-    op.default for op in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.einsum, aten.conv1d, aten.conv_transpose1d)
-}
 
 
 def _handles() -> dict[object, tuple[str, Handle]]:

@@ -8,14 +8,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from archsearch.latency import check_latent
+from archsearch.meta import MetaPass, aten, storage_of, tensors, unbuilt
 from snapgen.arch import Architecture
-from snapgen.unet import UNet
-
-aten = torch.ops.aten
 
 Kind = Literal["conv", "depthwise", "pointwise", "linear", "attention", "norm", "elementwise", "copy"]
 """What runs alike on a device; ``conv`` is a dense convolution wider than 1×1, ``copy`` moves and does not compute."""
@@ -48,12 +44,7 @@ def operations(arch: Architecture, latent_size: int, *, context_tokens: int = 77
         InputError: if the architecture does not take a latent of that size.
     """
     check_latent(arch, latent_size)
-    with torch.device("meta"):
-        net = UNet(arch).eval()
-        sample = torch.empty(batch, arch.latent_channels, latent_size, latent_size)
-        return module_operations(
-            net, sample, torch.empty(batch), torch.empty(batch, context_tokens, arch.context_width)
-        )
+    return module_operations(*unbuilt(arch, latent_size, context_tokens, batch=batch))
 
 
 def module_operations(net: nn.Module, *inputs: Tensor) -> list[Operation]:
@@ -62,44 +53,28 @@ def module_operations(net: nn.Module, *inputs: Tensor) -> list[Operation]:
     Left out: views, and what depends on no input (tables of positions), which every compiler folds into a constant.
     """
     recorder = _Recorder(inputs)
-    # In inference mode composite operations arrive whole, as in `archsearch.cost`.
     with torch.inference_mode(), recorder:
         net(*inputs)
     return recorder.operations
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(MetaPass):  # type: ignore[no-untyped-call]
     """Keeps every operation on what came from the inputs."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.operations: list[Operation] = []
-        self._computed = {_storage(tensor) for tensor in inputs}
+        self._computed = {storage_of(tensor) for tensor in inputs}
 
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is aten.scaled_dot_product_attention.default:
-            result = args[0].new_empty(*args[0].shape[:-1], args[2].shape[-1])
-        else:
-            result = func(*args, **(kwargs or {}))
-        outputs = _tensors(result)
-        read = [tensor for tensor in _tensors(args) if _storage(tensor) in self._computed]
-        if read and outputs:
-            if not {_storage(tensor) for tensor in outputs} & {_storage(tensor) for tensor in read}:
-                self.operations.append(_operation(func, args, read, outputs[0]))
-            self._computed |= {_storage(tensor) for tensor in outputs}
-        return result
-
-
-def _tensors(value: object) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, tuple | list) else []
-
-
-def _storage(tensor: Tensor) -> StorageWeakRef:
-    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+    def see(self, func: Callable[..., Any], args: tuple[Any, ...], outputs: list[Tensor]) -> None:
+        """See `MetaPass.see`."""
+        read = [tensor for tensor in tensors(args) if storage_of(tensor) in self._computed]
+        if not read or not outputs:
+            return
+        made = {storage_of(tensor) for tensor in outputs}
+        if made.isdisjoint(map(storage_of, read)):
+            self.operations.append(_operation(func, args, read, outputs[0]))
+        self._computed |= made
 
 
 _NORMS = {aten.group_norm.default, aten.layer_norm.default, aten.rms_norm.default}
@@ -115,6 +90,7 @@ _COPIES = {
 
 
 def _operation(func: object, args: Sequence[Any], read: Sequence[Tensor], output: Tensor) -> Operation:
+    assert func is not aten.matmul.default, "no net of ours multiplies activations but in attention"
     macs, scores = 0, 0
     if func is aten.conv2d.default:
         weight = args[1]
@@ -129,5 +105,5 @@ def _operation(func: object, args: Sequence[Any], read: Sequence[Tensor], output
     else:
         kind = "norm" if func in _NORMS else "copy" if func in _COPIES else "elementwise"
     moved = sum(tensor.numel() for tensor in read) + output.numel() + scores
-    weights = sum(t.numel() for t in _tensors(args) if isinstance(t, nn.Parameter))
+    weights = sum(t.numel() for t in tensors(args) if isinstance(t, nn.Parameter))
     return Operation(kind, macs, moved, weights, tuple(output.shape))

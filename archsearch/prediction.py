@@ -288,7 +288,8 @@ def fitted(records: Sequence[Timed], *, source: str | Path = "records") -> Model
     _check(records, source)
     first = records[0].record
     element_bytes = ELEMENT_BYTES.get(first.device, 2)
-    x = np.array([features(timed.operations(), element_bytes=element_bytes, cache_mb=None) for timed in records])
+    passes = [timed.operations() for timed in records]
+    x = np.array([features(steps, element_bytes=element_bytes, cache_mb=None) for steps in passes])
     times = np.array([timed.record.median_ms for timed in records])
     seen = x.any(0)
     x = x[:, seen]
@@ -304,7 +305,7 @@ def fitted(records: Sequence[Timed], *, source: str | Path = "records") -> Model
         tolerance=tolerance,
         quantiles=quantiles(left_out(evidence, prior)),
         fitted_to=tuple(timed.architecture.id for timed in records),
-        baselines={name: _line([numbers(timed)[name] for timed in records], times) for name in BASELINES},
+        baselines={name: _line([numbers(steps)[name] for steps in passes], times) for name in BASELINES},
     )
 
 
@@ -330,12 +331,9 @@ def _check(records: Sequence[Timed], source: str | Path) -> None:
 BASELINES = ("MACs", "params")
 
 
-def numbers(timed: Timed) -> dict[str, float]:
+def numbers(steps: Sequence[Operation]) -> dict[str, float]:
     """Of `BASELINES`, in millions: what a prediction must beat to be worth its name."""
-    from archsearch.cost import cost
-
-    counted = cost(timed.architecture, timed.latent_size, context_tokens=timed.context_tokens)
-    return {"MACs": counted.macs / 1e6, "params": counted.params / 1e6}
+    return {"MACs": sum(step.macs for step in steps) / 1e6, "params": sum(step.weights for step in steps) / 1e6}
 
 
 def _line(amounts: Sequence[float], times: Array) -> tuple[float, float]:

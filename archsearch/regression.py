@@ -24,7 +24,7 @@ REWEIGHTINGS = 4
 """A ratio's relative error depends on the coefficients; so many fits settle it."""
 
 TOLERANCES = tuple(0.005 * 2**step for step in range(6))
-"""Relative errors of one record that `best_tolerance` tries: 0.5 % to 16 %."""
+"""What `best_tolerance` chooses from: 0.5 % to 16 %."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +121,14 @@ def flat_prior(features: Array, times: Array) -> Prior:
 
 
 def best_tolerance(features: Array, times: Array, prior: Prior) -> float:
-    """The relative error of one record under which fits predict left-out records best, among `TOLERANCES`."""
+    """The relative error of one record, among `TOLERANCES`, under which the left-out records are likeliest.
 
-    def error(tolerance: float) -> float:
+    It is also the weight of the prior: the larger the error, the more of the coefficients is left to it.
+    """
+
+    def unlikelihood(tolerance: float) -> float:
         errors = left_out([Evidence(x, t, tolerance) for x, t in zip(features, times, strict=True)], prior)
-        return float(np.mean([e**2 for e, _ in errors]))
+        return sum(math.log(claimed) + (error / claimed) ** 2 / 2 for error, claimed in errors)
 
-    best: float = min(TOLERANCES, key=error)
+    best: float = min(TOLERANCES, key=unlikelihood)
     return best

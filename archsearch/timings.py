@@ -117,8 +117,8 @@ def drawn(space: Space, count: int, *, seed: int) -> list[Architecture]:
             if space.within_limits(cost(arch, space.latent_size, context_tokens=space.context_tokens)):
                 found[arch.id] = arch
     if len(found) < count:
-        problem = f"has {len(found)} different architectures within its limits in {count * TRIES} random points"
-        raise InputError(space.source, problem, f"ask for {len(found)} at most")
+        problem = f"{count * TRIES} random points had {len(found)} different architectures within its limits"
+        raise InputError(space.source, problem, "ask for fewer")
     return list(found.values())
 
 

@@ -93,10 +93,11 @@ def card(model: Model, records: Sequence[Timed], *, source: str = "records") -> 
         problem = f"has {len(held)} nets that the model was not fitted to"
         raise InputError(source, problem, "measure others: archsearch latency sample with another seed")
     times = np.array([timed.record.median_ms for timed in held])
-    predictions = [model.predict(timed.operations()) for timed in held]
+    passes = [timed.operations() for timed in held]
+    predictions = [model.predict(steps) for steps in passes]
     covered = [low <= time <= high for time, (_, (low, high), *_) in zip(times, predictions, strict=True)]
     rows = [_row("this model", times, [p.ms for p in predictions], coverage=float(np.mean(covered)))]
-    amounts = [numbers(timed) for timed in held]
+    amounts = [numbers(steps) for steps in passes]
     rows += [_row(f"{name} alone", times, line) for name, line in _lines(model.baselines, amounts).items()]
     interval = float(np.median([p.interval_ms[1] / p.ms for p in predictions])) - 1
     return Card(len(held), len(records) - len(held), interval, tuple(rows))

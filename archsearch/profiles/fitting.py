@@ -134,11 +134,12 @@ def _evidence(figure: Figure, tolerance: float, engine: Engine) -> Evidence:
 
 
 def _features(net: Net, engine: Engine) -> Array:
-    return features(_operations(net), element_bytes=engine.element_bytes, cache_mb=engine.cache_mb)
+    return features(operations_of(net), element_bytes=engine.element_bytes, cache_mb=engine.cache_mb)
 
 
 @cache
-def _operations(net: Net) -> list[Operation]:
+def operations_of(net: Net) -> list[Operation]:
+    """A net's, which several figures may be of, counted once."""
     return net.operations()
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from archsearch.breakdown import KINDS, Breakdown, breakdown, decoder_breakdown
-from archsearch.cost import Cost, Part, cost, count, module_cost, unbuilt
+from archsearch.cost import Cost, Part, cost, count, module_cost
+from archsearch.meta import unbuilt
 from snapgen import presets
 from snapgen.arch import Architecture
 from snapgen.blocks import Attention, FeedForward, ResidualBlock

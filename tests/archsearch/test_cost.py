@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from archsearch.cost import cost, count, module_cost, unbuilt
+from archsearch.cost import cost, count, module_cost
+from archsearch.meta import unbuilt
 from benchmarks.decoders import counted
 from snapgen import presets
 from snapgen.arch import Architecture
