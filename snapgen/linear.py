@@ -78,6 +78,16 @@ class _Product(torch.autograd.Function):
         rows = gradient.flatten(0, -2)
         return (
             product(gradient, weight.t(), None) if for_x else None,
-            product(rows.t(), x.flatten(0, -2).t(), None) if for_weight else None,
+            _for_weight(rows, x.flatten(0, -2)) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )
+
+
+def _for_weight(gradient: Tensor, x: Tensor) -> Tensor:
+    """gradientᵀ · x: (rows, outside), (rows, inside) → (outside, inside)."""
+    rows, outside = gradient.shape
+    inside = x.shape[1]
+    # oneDNN copies a transposed first factor, which can take longer than the product: let it be the lesser copy.
+    if rows * inside + inside * outside < rows * outside:
+        return product(x.t(), gradient.t(), None).t().contiguous()
+    return product(gradient.t(), x.t(), None)

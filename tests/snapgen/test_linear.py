@@ -42,15 +42,16 @@ def _gradients(layer: nn.Module, x: Tensor, direction: Tensor | None) -> list[Te
 
 @needs_onednn
 @pytest.mark.parametrize("shape", [(3, 7), (2, 5, 7), (2, 3, 4, 7)])
+@pytest.mark.parametrize("outside", [6, 30])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("summed", [True, False])
 def test_outputs_and_gradients_are_torchs(
-    shape: tuple[int, ...], bias: bool, summed: bool, through_onednn: list[int]
+    shape: tuple[int, ...], outside: int, bias: bool, summed: bool, through_onednn: list[int]
 ) -> None:
-    ours = Linear(7, 6, bias=bias)
-    theirs = nn.Linear(7, 6, bias=bias)
+    ours = Linear(7, outside, bias=bias)
+    theirs = nn.Linear(7, outside, bias=bias)
     theirs.load_state_dict(ours.state_dict())
-    x, direction = torch.randn(shape), None if summed else torch.randn(*shape[:-1], 6)
+    x, direction = torch.randn(shape), None if summed else torch.randn(*shape[:-1], outside)
     for found, wanted in zip(_gradients(ours, x, direction), _gradients(theirs, x, direction), strict=True):
         torch.testing.assert_close(found, wanted, **CLOSE)
     assert len(through_onednn) == 3
