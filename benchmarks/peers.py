@@ -4,10 +4,11 @@ All nets of a run are timed in one process, in turns, so that a change of the ma
 ratios are of times in the same turn. They share one memory for their weights, random numbers, and one for the
 optimizer's averages. A train step is forward, backward and one of AdamW (fused), on the mean square of the output.
 
-On the CPU: float32; diffusers' nets in both memory layouts, ours in its own, which is channels-last. With one thread a
-time is the processor time of that thread, which leaves out what a busy neighbour took; otherwise it is the wall
-clock's. Where there is CUDA the same nets run there after it in bfloat16, weights and averages too, channels-last, as
-they are and through ``torch.compile``. The CUDA part has not been run: it was written on a machine without.
+On the CPU: float32; diffusers' nets in both memory layouts, ours in its own, channels-last, with and without what
+`snapgen.linear` does. With one thread a time is the processor time of that thread, which leaves out what a busy
+neighbour took; otherwise it is the wall clock's. Where there is CUDA the same nets run there after it in bfloat16,
+weights and averages too, channels-last, as they are and through ``torch.compile``. The CUDA part has not been run: it
+was written on a machine without.
 
     python benchmarks/peers.py --peers dreamlite unet2d [--latent 32] [--batch 1] [--passes 7] [--what forward train]
     python benchmarks/peers.py --rows 0 1 2a 2b 3 4 5 --latent 128 --passes 3 --what forward [--backend onnxruntime]
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 from archsearch.cost import module_cost
 from archsearch.latency import Host, HostSettings
 from archsearch.machine import chip, operating_system
+from snapgen import linear
 from snapgen.arch import Architecture
 from snapgen.paths import changed
 from snapgen.presets import preset
@@ -42,6 +44,7 @@ from spaces.space import Space
 TOKENS = 77
 ALIGNED = 16  # numbers: 64 bytes of float32
 LEARNING_RATE = 1e-6
+ONEDNN = linear.PRESENT
 
 # The baseline's widths and depths in diffusers' words, and the time embedding's width as ours has it.
 SHAPE = {
@@ -113,6 +116,8 @@ class Entry:
     make: Make
     layout: torch.memory_format = torch.channels_last
     compiled: bool = False
+    onednn: bool = True
+    """Whether our linear layers may go through oneDNN (`snapgen.linear`)."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,7 @@ class Contestant:
     """A net with weights of the common storage, ready to run."""
 
     def __init__(self, entry: Entry, setting: Setting, weights: Storage, averages: Sequence[Storage]) -> None:
-        self.setting = setting
+        self.setting, self.onednn = setting, entry.onednn
         with torch.device("meta"):
             net = entry.make()
         assert not list(net.buffers()), "only parameters are lent"
@@ -237,6 +242,7 @@ def timed(entries: Sequence[Entry], setting: Setting, what: Sequence[str], passe
     times: Times = {}
     for turn in range(passes + 1):
         for name, contestant in contestants.items():
+            linear.PRESENT = contestant.onednn and ONEDNN
             found = contestant.forward_seconds() if "forward" in what else {}
             found |= contestant.train_seconds() if "train" in what else {}
             if turn:
@@ -256,21 +262,18 @@ def through_onnxruntime(archs: Mapping[str, Architecture], setting: Setting, pas
 
 
 def entries_of(makes: Mapping[str, Make], device: torch.device) -> list[Entry]:
-    """How each net runs on a device."""
+    """How each net runs on a device; the first is the one that others compare to."""
     if device.type == "cuda":
         return [
             Entry(f"{name}, {way}", make, compiled=way == "compiled")
             for way in ("eager", "compiled")
             for name, make in makes.items()
         ]
-    found = []
-    for name, make in makes.items():
-        if name.endswith("Model"):
-            found.append(Entry(f"{name}, contiguous", make, torch.contiguous_format))
-            found.append(Entry(f"{name}, channels-last", make))
-        else:
-            found.append(Entry(name, make))
-    return found
+    entries = [Entry(name, make) for name, make in makes.items()]
+    if len(peers := [entry for entry in entries if entry.name.endswith("Model")]):
+        entries += [Entry(f"{e.name}, contiguous", e.make, torch.contiguous_format) for e in peers]
+        entries += [Entry(f"{entries[0].name}, without oneDNN", entries[0].make, onednn=False)] if ONEDNN else []
+    return entries
 
 
 def show(times: Times, makes: Mapping[str, Make], setting: Setting) -> None:
