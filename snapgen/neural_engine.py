@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snapgen.coreml.package import quiet
+from snapgen.coreml.packaging import quiet
 from snapgen.errors import InputError
 
 LONGEST = 16_384

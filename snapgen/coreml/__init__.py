@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from snapgen import cache, text
 from snapgen.arch import Architecture
-from snapgen.coreml.package import Options, package
+from snapgen.coreml.packaging import Options, package
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:

@@ -110,10 +110,16 @@ def _trained(folder: Path) -> UNet:
 
 
 def _decoder(name: str) -> TinyDecoder:
+    import torch
+
     from snapgen.autoencoder import read_decoder
     from snapgen.tiny_decoder import PAPER, TinyDecoder
 
-    return TinyDecoder(**PAPER) if name == PAPER_DECODER else read_decoder(Path(name))
+    if name != PAPER_DECODER:
+        return read_decoder(Path(name))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return TinyDecoder(**PAPER)
 
 
 def _place(package: Path, out: Path) -> None:

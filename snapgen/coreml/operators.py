@@ -67,8 +67,10 @@ def register() -> None:
 
     def convert_layer_norm(context: Any, node: Any) -> None:
         x, axis, weight, bias, eps = _get_inputs(context, node, expected=5)
-        affine = {"gamma": weight, "beta": bias}
-        context.add(Builder.layer_norm(x=x, axes=[int(axis.val)], **affine, epsilon=_like(x, eps.val), name=node.name))
+        if x.dtype != weight.dtype:  # after a product with a number, which coremltools takes for float32
+            x = Builder.cast(x=x, dtype="fp16")
+        affine = {"gamma": weight, "beta": bias, "epsilon": _like(x, eps.val)}
+        context.add(Builder.layer_norm(x=x, axes=[int(axis.val)], **affine, name=node.name))
 
     for name, convert in (("group_norm", convert_group_norm), ("layer_norm", convert_layer_norm)):
         convert.__name__ = f"snapgen_{name}"

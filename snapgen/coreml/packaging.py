@@ -30,9 +30,9 @@ from snapgen.settings import Settings
 
 VERSION = 1
 """Of the conversion: raised whenever it writes another program for the same net."""
-# Both put operations on integers around a text encoder's lookup of tokens: for indices that count from the end, and to
-# pass them on in 16 bits.
-_LEFT_OUT = {"common::guard_negative_gather_indices", "common::add_int16_cast"}
+# The first two put operations on integers around a text encoder's lookup of tokens: for indices that count from the
+# end, and to pass them on in 16 bits. The third makes two transpositions of one whose result is split.
+_LEFT_OUT = {"common::guard_negative_gather_indices", "common::add_int16_cast", "common::reduce_transposes"}
 _STALE_SECONDS = 24 * 3600.0
 
 
