@@ -76,6 +76,20 @@ def _parsed(line: str, path: Path, number: int) -> Timed:
     return settings.parse(values, Timed, source=path, place=f"line {number}")
 
 
+def claim(path: Path) -> None:
+    """Make the file, if it is missing, before anything is spent on what goes there.
+
+    Raises:
+        InputError: if it can not be written.
+    """
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise InputError(
+            path, (error.strerror or "can not be written").lower(), "name a file in a folder that is there"
+        ) from None
+
+
 def append(path: Path, timed: Timed) -> None:
     """Add a record to a file, which is made if it is missing; a torn last line is cut off first."""
     with path.open("a+b") as file:
@@ -114,7 +128,9 @@ def drawn(space: Space, count: int, *, seed: int) -> list[Architecture]:
         arch = space.architecture(space.sample(rng))
         if arch.id not in tried:
             tried.add(arch.id)
-            if space.within_limits(cost(arch, space.latent_size, context_tokens=space.context_tokens)):
+            if not space.limits or space.within_limits(
+                cost(arch, space.latent_size, context_tokens=space.context_tokens)
+            ):
                 found[arch.id] = arch
     if len(found) < count:
         problem = f"{count * TRIES} random points had {len(found)} different architectures within its limits"

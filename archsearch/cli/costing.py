@@ -11,12 +11,12 @@ from archsearch.cli.options import Json
 from archsearch.cli.printing import cost_cells, print_json, print_table
 from snapgen import presets
 from snapgen.errors import InputError
+from snapgen.presets import TINY_DECODER
 
 if TYPE_CHECKING:
     from archsearch.breakdown import Breakdown
     from archsearch.cost import Part
 
-TINY_DECODER = "tiny-decoder"
 LARGEST_LATENT = 4096
 LONGEST_CONTEXT = 65536
 

@@ -51,15 +51,16 @@ def of(
     """Time one forward pass of a net, or predict it; "of" may be left out."""
     from archsearch.latency import backend
     from archsearch.prediction import Predicted
-    from archsearch.profiles.nets import DECODER, Net, architecture
+    from archsearch.profiles.nets import Net, architecture
     from snapgen.errors import InputError
+    from snapgen.presets import TINY_DECODER
 
     timer = backend(device)
     if isinstance(timer, Predicted):
         prediction = timer.model.predict(Net(name=net, latent=latent, tokens=tokens).operations())
         record, model = timer.model.record(prediction), timer.model
     else:
-        if net == DECODER:
+        if net == TINY_DECODER:
             raise InputError(net, f"can not be timed on {device}", "predict it: --device predicted:iphone-16-pro-max")
         record, prediction, model = timer.measure(architecture(net), latent, tokens), None, None
     if as_json:
@@ -90,6 +91,7 @@ def sample(
     from spaces.space import Space
 
     wanted = Space.load(space)
+    timings.claim(out)
     archs = timings.drawn(wanted, count, seed=seed)
     with bar("measuring", quiet=quiet) as tell:
         collecting = timings.collect(

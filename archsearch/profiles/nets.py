@@ -3,63 +3,63 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from archsearch.operations import Operation, module_operations, operations
 from snapgen import presets
 from snapgen.arch import Architecture
+from snapgen.paths import changed
+from snapgen.presets import TINY_DECODER
 from snapgen.settings import Settings
-
-DECODER = "tiny-decoder"
-"""The paper-size `snapgen.tiny_decoder`: no architecture, but a model predicts any module."""
-
-_FOLDER = Path(__file__).parent / "nets"
-_SHIPPED = {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
 class Net(Settings):
     """A net and the input that it is timed with."""
 
     name: str
-    """A preset, ``tiny-decoder``, a reference of a shipped space (``snapgen/row 1``), or a file of ``nets/``."""
+    """A preset, ``tiny-decoder``, a reference of a shipped space (``snapgen/row 1``), or a file."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Made to the architecture, path to value."""
     latent: int = Field(default=128, ge=1)
     tokens: int = Field(default=77, ge=1)
     batch: int = Field(default=1, ge=1)
 
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
     def operations(self) -> list[Operation]:
-        """Of one forward pass."""
-        if self.name == DECODER:
-            return decoder_operations(self.latent, batch=self.batch)
-        return operations(architecture(self.name), self.latent, context_tokens=self.tokens, batch=self.batch)
+        """Of one forward pass; the paper-size decoder's if it is ``tiny-decoder``.
+
+        Raises:
+            InputError: for an unknown name, or a latent that the net does not take.
+        """
+        if self.name == TINY_DECODER:
+            return _decoder_operations(self.latent, batch=self.batch)
+        arch = changed(architecture(self.name), self.changes)
+        return operations(arch, self.latent, context_tokens=self.tokens, batch=self.batch)
 
 
 def architecture(name: str) -> Architecture:
-    """The architecture of a name as `Net` has it, or of a JSON or YAML file.
+    """The architecture of a preset's name, a space's reference or a JSON or YAML file.
 
     Raises:
         InputError: if there is none.
     """
+    from spaces.reading import NAMES
     from spaces.space import Space
 
     space, _, reference = name.partition("/")
-    if name in _SHIPPED:
-        return Architecture.load(_SHIPPED[name])
-    if reference and not Path(name).exists() and space in _spaces():
-        points = Space.load(space).points_of()
+    if space in NAMES and reference and not Path(name).exists():
+        shipped = Space.load(space)
+        points = shipped.points_of()
         if reference in points:
-            return Space.load(space).architecture(points[reference])
-    return presets.resolve(name)
+            return shipped.architecture(points[reference])
+    return presets.resolve(name, besides=(TINY_DECODER,))
 
 
-def _spaces() -> tuple[str, ...]:
-    from spaces.reading import NAMES
-
-    return NAMES
-
-
-def decoder_operations(latent: int, *, batch: int = 1) -> list[Operation]:
-    """Of the paper-size tiny decoder on a square latent."""
+def _decoder_operations(latent: int, *, batch: int) -> list[Operation]:
     import torch
 
     from snapgen.tiny_decoder import PAPER, TinyDecoder

@@ -11,6 +11,9 @@ from snapgen.errors import InputError
 
 NAMES = ("snapgen-baseline", "snapgen-imagenet", "snapgen-t2i", "sd15", "sdxl")
 
+TINY_DECODER = "tiny-decoder"
+"""What commands call the paper-size `snapgen.tiny_decoder`, which is no architecture, beside these names."""
+
 
 def preset(name: str) -> Architecture:
     """The architecture of that name.

@@ -7,9 +7,10 @@ import pytest
 from archsearch import profiles
 from archsearch.prediction import FEATURES, Model, Residual
 from archsearch.profiles import fitting
-from archsearch.profiles.nets import DECODER, Net, architecture
+from archsearch.profiles.nets import Net, architecture
 from snapgen import presets
 from snapgen.errors import InputError
+from snapgen.presets import TINY_DECODER
 from tests.archsearch.test_cost import _row
 
 
@@ -22,7 +23,7 @@ def of(model: Model, what: str) -> Residual:
     return next(residual for residual in model.residuals if residual.what == what)
 
 
-@pytest.mark.parametrize(("name", "ms"), [("snapgen-t2i", 274), (DECODER, 119)])
+@pytest.mark.parametrize(("name", "ms"), [("snapgen-t2i", 274), (TINY_DECODER, 119)])
 def test_the_16_pro_max_takes_its_published_times(name: str, ms: float) -> None:
     found = profiles.model("iphone-16-pro-max").predict(fitting.operations_of(Net(name=name)))
     assert found.ms == pytest.approx(ms, rel=0.1)
