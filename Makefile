@@ -6,16 +6,16 @@ TORCH ?= torch==2.13.0
 STUDY ?= emoji
 BIN := $(VENV)/bin
 
-.PHONY: search test test-slow lint format browser clean
+.PHONY: search test test-slow lint format tools clean
 .DEFAULT_GOAL := search
 
 search: $(VENV)/.ready
 	$(BIN)/archsearch search $(STUDY)
 
-test: $(VENV)/.ready-dev lint browser
+test: $(VENV)/.ready-dev lint tools
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --durations 10
 
-test-slow: $(VENV)/.ready-dev browser
+test-slow: $(VENV)/.ready-dev tools
 	$(BIN)/python -m pytest -m "slow and not gpu" --durations 10
 
 lint: $(VENV)/.ready-dev
@@ -28,10 +28,13 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The report's tests drive Chromium and are skipped, saying so, without one. Continuous integration installs it.
-browser:
+# The report's tests drive Chromium, some of the studies' start a PostgreSQL server; without one they are skipped, saying
+# so. Continuous integration installs both.
+tools:
 ifdef CI
 	command -v chromium >/dev/null || (apt-get update -qq && apt-get install -y -qq chromium)
+	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || \
+		(apt-get update -qq && apt-get install -y -qq postgresql)
 endif
 
 $(VENV)/.ready: setup.cfg pyproject.toml

@@ -32,6 +32,14 @@ class LatencyFailure(RuntimeError):
     """A candidate could not be timed, for a reason of its own or the device's; a study records it and goes on."""
 
 
+class DeviceLost(RuntimeError):
+    """The device itself is gone, which says nothing of the candidate: another one, or this one later, may time it."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.remedy = remedy
+
+
 class Backend(Protocol):
     """Times architectures on one device."""
 
@@ -41,6 +49,7 @@ class Backend(Protocol):
         Raises:
             InputError: if the architecture does not take a latent of that size.
             LatencyFailure: if it cannot be built, loaded or run there, or not in time.
+            DeviceLost: if the device went away.
         """
         ...
 

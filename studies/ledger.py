@@ -12,12 +12,12 @@ import contextlib
 import datetime
 import itertools
 import statistics
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archsearch.score import OBJECTIVES, Score
+from studies.heartbeat import beat
 from studies.liveness import is_dead, me
 from studies.settings import StudySettings
 
@@ -118,8 +118,7 @@ class Ledger:
 
         template = create_trial(state=TrialState.RUNNING, user_attrs=dict(attrs))
         trial_id = self._storage.create_new_trial(self._id, template_trial=template)
-        with contextlib.suppress(NotImplementedError):
-            self._beat(trial_id)
+        beat(self._storage, trial_id)
         return trial_id, self._storage.get_trial(trial_id).number
 
     def _over(self, trials: Sequence[FrozenTrial]) -> Wait | Finished | None:
@@ -211,6 +210,10 @@ class Ledger:
         """Say that scoring failed, and how."""
         self._fail(trial_id, error=error)
 
+    def refuse(self, trial_id: int, error: str) -> None:
+        """Say that this candidate can not be scored, and that trying again is no use."""
+        self._fail(trial_id, error=error, refused=True)
+
     def _fail(self, trial_id: int, **attrs: Any) -> None:
         import optuna
         from optuna.trial import TrialState
@@ -218,38 +221,6 @@ class Ledger:
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self.note(trial_id, **attrs)
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-
-    @contextlib.contextmanager
-    def beating(self, trial_id: int) -> Iterator[None]:
-        """Heartbeats while a trial is worked on, so that workers of other machines know that we live.
-
-        Optuna's own thread is left running, and the process with it, by an interrupt that comes while it starts.
-        """
-        from optuna.storages._heartbeat import BaseHeartbeat
-
-        seconds = self._storage.get_heartbeat_interval() if isinstance(self._storage, BaseHeartbeat) else None
-        stop = threading.Event()
-
-        def beat() -> None:
-            while not stop.wait(seconds):
-                self._beat(trial_id)
-
-        self._beat(trial_id)
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        try:
-            thread.start()
-            yield
-        finally:
-            stop.set()
-            if thread.is_alive():
-                thread.join()
-
-    def _beat(self, trial_id: int) -> None:
-        from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
-
-        if is_heartbeat_enabled(self._storage):
-            assert isinstance(self._storage, BaseHeartbeat)
-            self._storage.record_heartbeat(trial_id)
 
 
 def slots_of(trials: Sequence[FrozenTrial]) -> dict[int, int]:
@@ -276,8 +247,8 @@ def open_slots(trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
 
 
 def given_up(tried: Sequence[FrozenTrial]) -> bool:
-    """Whether a slot's trials failed too often to try again."""
-    return sum("error" in t.user_attrs for t in tried) >= CRASHES
+    """Whether a slot's trials failed too often to try again, or for a reason that will not go away."""
+    return sum("error" in t.user_attrs for t in tried) >= CRASHES or any("refused" in t.user_attrs for t in tried)
 
 
 def values_of(score: Score, objectives: Sequence[str]) -> list[float]:

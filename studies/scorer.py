@@ -34,7 +34,10 @@ class Scorer(Protocol):
         """Seconds, no weights."""
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        """Exact, and free next to training."""
+        """Free next to training. Of a device elsewhere it may be a prediction as yet."""
+
+    def settled_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
+        """What stands once the candidate is trained: ``first``, or the measurement that has come meanwhile."""
 
     def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
         """Minutes to hours. Whatever is left in the folder ``artifacts`` is kept beside the trial."""
@@ -53,11 +56,13 @@ class ArchsearchScorer:
     def __init__(self, settings: StudySettings, space: Space) -> None:
         from archsearch.latency import backend
         from archsearch.quality import Evaluator
+        from studies.remote import Remote
 
         self._settings, self._space = settings, space
-        options = settings.latency.model_dump(include={"threads"}, exclude_none=True) | settings.latency.options
+        latency = settings.latency
         with named_in(settings, "latency"):
-            self._backend = backend(settings.latency.device, **options)
+            self._remote = Remote(settings, space) if latency.remote else None
+            self._backend = None if latency.remote else backend(latency.device, **latency.backend_options)
         self._evaluator = Evaluator(settings.protocol) if settings.trains else None
         for name in (*settings.objectives, *settings.limits):
             if OBJECTIVES[name].label.endswith("distance") and not settings.protocol.samples:
@@ -88,7 +93,14 @@ class ArchsearchScorer:
 
     def latency(self, arch: Architecture) -> LatencyRecord:
         """As `Scorer`."""
+        if self._remote is not None:
+            return self._remote.first(arch)
+        assert self._backend is not None
         return self._backend.measure(arch, self._space.latent_size, self._space.context_tokens)
+
+    def settled_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
+        """As `Scorer`."""
+        return first if self._remote is None else self._remote.settled(arch, first)
 
     def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
         """As `Scorer`; only of a study that trains."""

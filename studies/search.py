@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from snapgen.errors import InputError
 from studies import sampler
+from studies.interrupts import terminable
 from studies.ledger import Ledger
 from studies.progress import Display
 from studies.scorer import ArchsearchScorer, ScorerFactory
@@ -57,7 +58,7 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
         InputError: if something is wrong with the settings or what they name.
         KeyboardInterrupt: once the trials under way have been put back.
     """
-    with refused(settings.url, settings.source), _terminable(), _no_warnings():
+    with refused(settings.url, settings.source), terminable(), _no_warnings():
         space = settings.load_space()
         _check_plan(settings, space)
         sampler.make(settings.sampler, seed=0, source=settings.source)
@@ -121,23 +122,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a search as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 class _Crew:

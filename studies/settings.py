@@ -38,6 +38,27 @@ class LatencySettings(Settings):
     device: str = "host"
     threads: int | None = Field(default=1, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
+    remote: bool = False
+    """Measured by ``archsearch device`` processes on the study's storage, not by the searching process."""
+    meanwhile: str | None = None
+    """Of a remote device: the prediction (``predicted:…``) to go on with while a measurement waits; None: wait."""
+    wait: bool = True
+    """Whether a trained candidate waits for its measurement; if not, a prediction stands until there is one."""
+
+    @model_validator(mode="after")
+    def _predicts_what_is_away(self) -> Self:
+        if self.meanwhile is not None and not self.remote:
+            raise ValueError("meanwhile is for a remote device; set remote: true or remove it")
+        if self.meanwhile is not None and not self.meanwhile.startswith("predicted:"):
+            raise ValueError(f"meanwhile {self.meanwhile!r:.60} is no prediction; write predicted:DEVICE")
+        if not self.wait and self.meanwhile is None:
+            raise ValueError("wait: false needs a prediction to go on with; give meanwhile: predicted:DEVICE")
+        return self
+
+    @property
+    def backend_options(self) -> dict[str, Any]:
+        """What the backend is made with."""
+        return ({} if self.threads is None else {"threads": self.threads}) | self.options
 
 
 class StudySettings(Settings):

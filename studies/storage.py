@@ -169,7 +169,7 @@ def existing(settings: StudySettings) -> Study:
 
     storage = open_storage(settings.url, source=settings.source, create=False)
     try:
-        with refused(settings.url), _quiet():
+        with refused(settings.url), quietly():
             return optuna.load_study(study_name=settings.name, storage=storage)
     except KeyError:
         others = ", ".join(optuna.get_all_study_names(storage)) or "none"
@@ -204,7 +204,7 @@ def begun(settings: StudySettings, attrs: Mapping[str, Any]) -> Study:
     import optuna
 
     storage = open_storage(settings.url, source=settings.source)
-    with refused(settings.url), _quiet():
+    with refused(settings.url), quietly():
         study = optuna.create_study(
             study_name=settings.name,
             storage=storage,
@@ -232,9 +232,10 @@ def check_same(settings: StudySettings, attrs: Mapping[str, Any], known: Mapping
         raise InputError(settings.source, problem, remedy, place=place)
 
     given = settings.model_dump(mode="json")
+    begun_with = StudySettings.model_validate(known["settings"]).model_dump(mode="json")
     for field in FIXED:
-        if given[field] != known["settings"].get(field):
-            refuse(field, f"was {_short(known['settings'].get(field))} when {settings.name} began")
+        if given[field] != begun_with[field]:
+            refuse(field, f"was {_short(begun_with[field])} when {settings.name} began")
     if attrs["space"]["digest"] != known["space"]["digest"]:
         key = next(k for k in attrs["space"] if k != "digest" and attrs["space"][k] != known["space"].get(k))
         refuse(f"space.{key}", f"the space has changed since {settings.name} began")
@@ -263,7 +264,8 @@ def artifact_store(study: Study) -> FileSystemArtifactStore:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """Without Optuna's own lines."""
     import optuna
 
     level = optuna.logging.get_verbosity()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from archsearch.score import OBJECTIVES, Cost, Missing, Score, comparable, metric_label
+from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Missing, Score, comparable, metric_label
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from studies.ledger import seconds, slots_of
+from studies.remote import measured
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -81,7 +82,16 @@ def read(study: Study, *, artifacts: bool = True) -> list[Candidate]:
     for t in trials:
         by_slot.setdefault(slots[t.number], []).append(t)
     found = (_of_slot(study if artifacts else None, slot, by_slot[slot]) for slot in sorted(by_slot))
-    return [candidate for candidate in found if candidate is not None]
+    known = measured(study)
+    return [_with_measured(candidate, known) for candidate in found if candidate is not None]
+
+
+def _with_measured(candidate: Candidate, known: Mapping[str, LatencyRecord]) -> Candidate:
+    """A prediction that stood while the device was busy makes way for the measurement."""
+    record, latency = known.get(candidate.architecture.id), candidate.score.latency
+    if record is None or latency is None or latency.source == "measured":
+        return candidate
+    return replace(candidate, score=candidate.score.model_copy(update={"latency": record}))
 
 
 def _of_slot(study: Study | None, slot: int, tried: Sequence[FrozenTrial]) -> Candidate | None:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from archsearch.latency import LatencyFailure
 from archsearch.score import OBJECTIVES, Score
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
+from studies.heartbeat import beating
 from studies.ledger import DONE, Claim, Finished, Ledger, Wait, values_of
 from studies.proposal import Exhausted, Proposal, Proposer
 from studies.scorer import Scorer
@@ -28,6 +30,9 @@ NOTE_SECONDS = 1.0
 
 FAILURES = 3
 """So many candidates given up in a row, and the study stops: the fault is not the candidates'."""
+
+REFUSALS = 12
+"""Likewise where the last one could not be run on the device: a space may hold whole regions of those."""
 
 _COST = ("params", "macs", "activation_bytes")
 
@@ -80,7 +85,7 @@ class Worker:
         import optuna
 
         try:
-            with self._ledger.beating(claim.trial_id):
+            with beating(self._study._storage, claim.trial_id):
                 self._score(claim)
             self._given_up = 0
         except optuna.exceptions.UpdateFinishedTrialError:
@@ -89,17 +94,28 @@ class Worker:
         except (KeyboardInterrupt, SystemExit, InputError, Exhausted):
             self._ledger.withdraw(claim.trial_id)
             raise
+        except LatencyFailure as error:
+            self._refused(claim, error)
         except Exception as error:
             self._crashed(claim, error)
 
+    def _refused(self, claim: Claim, error: LatencyFailure) -> None:
+        """The device can not run this candidate, and would not the next time: it is given up, and the study goes on."""
+        self._ledger.refuse(claim.trial_id, _told(error))
+        self._tell(f"trial {claim.number} given up: {error}")
+        self._count_given_up(error, at_most=REFUSALS)
+
     def _crashed(self, claim: Claim, error: Exception) -> None:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        self._ledger.crash(claim.trial_id, text)
+        self._ledger.crash(claim.trial_id, _told(error))
         again = claim.slot in _open(self._ledger)
-        self._tell(f"trial {claim.number} failed: {text}; " + ("it is tried again" if again else "given up"))
-        self._given_up += not again
-        if self._given_up >= FAILURES:
-            problem = f"{FAILURES} candidates in a row failed, the last with {text}"
+        self._tell(f"trial {claim.number} failed: {_told(error)}; " + ("it is tried again" if again else "given up"))
+        if not again:
+            self._count_given_up(error, at_most=FAILURES)
+
+    def _count_given_up(self, error: Exception, *, at_most: int) -> None:
+        self._given_up += 1
+        if self._given_up >= at_most:
+            problem = f"{self._given_up} candidates in a row failed, the last with {_told(error)}"
             raise InputError(self._settings.source, problem, "mend that; the same command goes on")
 
     def _score(self, claim: Claim) -> None:
@@ -120,10 +136,15 @@ class Worker:
         if self._outside(claim, score, _COST):
             return
         self._stage(claim, "latency")
-        score = score.model_copy(update={"latency": self._scorer.latency(arch)})
-        if self._outside(claim, score, ("latency_ms",)):
+        first = self._scorer.latency(arch)
+        score = score.model_copy(update={"latency": first})
+        if self._outside(claim, score, ("latency_ms",), final=first.source == "measured"):
             return
-        self._finish(claim, self._with_quality(claim, arch, score))
+        score = self._with_quality(claim, arch, score)
+        self._stage(claim, "latency", 1.0)
+        score = score.model_copy(update={"latency": self._scorer.settled_latency(arch, first)})
+        if not self._outside(claim, score, ("latency_ms",)):
+            self._finish(claim, score)
 
     def _published(self, claim: Claim) -> Proposal:
         """A proposal that no other worker has under way: say which it is, then look who else said so."""
@@ -136,26 +157,27 @@ class Worker:
                 return proposal
             attempt += 1
 
-    def _outside(self, claim: Claim, score: Score, names: tuple[str, ...]) -> bool:
-        """Tell the constraints on those numbers; if one is broken, the trial is over."""
-        broken = self._constrain(claim, score, names)
+    def _outside(self, claim: Claim, score: Score, names: tuple[str, ...], *, final: bool = True) -> bool:
+        """Tell the constraints on those numbers, or on those that are not final none; if one is broken, it is over."""
+        broken = self._broken(score, names)
+        if final or broken:
+            self._constrain(claim, score, names)
         if not broken:
             return False
         self._ledger.note(claim.trial_id, score=score.model_dump(mode="json"), infeasible=broken)
         self._ledger.prune(claim.trial_id)
         return True
 
-    def _constrain(self, claim: Claim, score: Score, names: tuple[str, ...]) -> str:
+    def _constrain(self, claim: Claim, score: Score, names: tuple[str, ...]) -> None:
         """Constraints are relative, so that those on params and on milliseconds weigh alike."""
-        broken = []
         for name in names:
-            if name not in self._limits:
-                continue
-            value, most = OBJECTIVES[name].getter(score), self._limits[name]
-            self._ledger.constrain(claim.trial_id, name, value / most - 1)
-            if value > most:
-                broken.append(f"{name} {value:.4g}, limit {most:.4g}")
-        return "; ".join(broken)
+            if name in self._limits:
+                self._ledger.constrain(claim.trial_id, name, OBJECTIVES[name].getter(score) / self._limits[name] - 1)
+
+    def _broken(self, score: Score, names: tuple[str, ...]) -> str:
+        values = {name: OBJECTIVES[name].getter(score) for name in names if name in self._limits}
+        over = {name: value for name, value in values.items() if value > self._limits[name]}
+        return "; ".join(f"{name} {value:.4g}, limit {self._limits[name]:.4g}" for name, value in over.items())
 
     def _with_quality(self, claim: Claim, arch: Architecture, score: Score) -> Score:
         if not self._settings.trains:
@@ -212,6 +234,10 @@ def limits(settings: StudySettings, space: Space) -> dict[str, float]:
     """Most of each number that a candidate may have: the space's and the study's, whichever is less."""
     both = [*space.limits.items(), *settings.limits.items()]
     return {name: min(most for n, most in both if n == name) for name, _ in both}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _open(ledger: Ledger) -> dict[int, Any]:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import ablating, converting, costing, measuring, studying, timing
+from archsearch.cli import ablating, converting, costing, measuring, serving, studying, timing
 from snapgen.errors import InputError
 
 BAD_INPUT = 2
@@ -31,6 +31,7 @@ app.add_typer(ablating.app)
 app.add_typer(measuring.app)
 app.add_typer(costing.app)
 app.add_typer(timing.app)
+app.add_typer(serving.app)
 app.add_typer(converting.app)
 
 

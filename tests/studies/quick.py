@@ -102,6 +102,9 @@ class QuickScorer:
             steady=True,
         )
 
+    def settled_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:  # noqa: ARG002
+        return first
+
     def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
         self._misbehave(arch)
         for seed in (0, 1):

@@ -114,3 +114,13 @@ def test_a_study_gives_its_measured_records(settings: Callable[..., Any]) -> Non
 def test_a_study_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="neither a shipped study nor a file"):
         records_of("nowhere")
+
+
+def test_a_study_runs_on_a_predicted_phone(settings: Callable[..., Any]) -> None:
+    latency = {"device": "predicted:iphone-16-pro-max"}
+    done = read(search(settings(objectives=("latency_ms", "params"), latency=latency, trials=2), quiet=True))
+    found = [c.score.latency for c in done if c.state == "scored" and c.score.latency]
+    assert len(found) == 2
+    assert all(record.source == "predicted" and record.interval_ms for record in found)
+    with pytest.raises(InputError, match="no measured latency"):
+        records_of("quick")
