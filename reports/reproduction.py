@@ -107,6 +107,11 @@ def sources(ablation: Ablation) -> list[tuple[str, str]]:
             (
                 "latency",
                 f"{one.source} on {one.device}: {one.chip}{threads}, {one.runtime}; median and quartiles"
+                + (
+                    "; all rows in turn until two medians agree, the lower counts"
+                    if "latencies" in ablation.attrs
+                    else ""
+                )
                 + (f"; {unsteady} of {len(records)} did not settle in the time given" if unsteady else ""),
             )
         )

@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from archsearch import intervals
+from archsearch import intervals, timings
 from archsearch.score import OBJECTIVES, QUALITIES, Estimate, LatencyRecord, Missing, Score
+from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from studies.rows import AblationSettings, Group, Planned, Quantity, plan
-from studies.scorer import ArchsearchScorer, ScorerFactory
+from studies.scorer import ArchsearchScorer, Scorer, ScorerFactory
 from studies.search import search
 from studies.settings import StudySettings
 from studies.trials import read
@@ -140,7 +141,32 @@ def ablate(
     if settings.trains and len(seeds) < FEWEST_SEEDS:
         problem = f"{len(seeds)} seeds can not tell a row from its neighbour"
         raise InputError(settings.source, problem, f"give {FEWEST_SEEDS} or more", place="protocol.seeds")
-    return search(_planned(settings), quiet=quiet, scorer=scorer)
+    study = search(_planned(settings), quiet=quiet, scorer=scorer)
+    if settings.ablation.turns:
+        study.set_user_attr("latencies", _in_turns(settings, scorer))
+    return study
+
+
+def _in_turns(settings: StudySettings, scorer: ScorerFactory) -> dict[str, Any]:
+    """The lowest of several latency records of every row, by architecture id; a file of the run holds them all."""
+    assert settings.ablation is not None
+    space = settings.load_space()
+    timing = settings.with_changes({"objectives": ["latency_ms"], "limits": {}})
+    archs = [space.architecture(point) for point in space.references.values()]
+    path = settings.folder / "timings.jsonl"
+    for _ in timings.collect(_Scored(scorer(timing, space)), space, archs, path, most=settings.ablation.turns):
+        pass
+    return {timed.architecture.id: timed.record.model_dump(mode="json") for timed in timings.lowest(timings.read(path))}
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A scorer's latency as a backend."""
+
+    scorer: Scorer
+
+    def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:  # noqa: ARG002
+        return self.scorer.latency(arch)
 
 
 def with_quality(settings: StudySettings, metric: str | None) -> StudySettings:
@@ -173,8 +199,6 @@ def found(study: Study) -> Ablation:
     settings = StudySettings.model_validate(study.user_attrs["settings"])
     if settings.ablation is None:
         raise InputError(study.study_name, "is no ablation", "run archsearch report")
-    from snapgen.arch import Architecture
-
     base = Architecture.model_validate(study.user_attrs["space"]["base"])
     rows = plan(settings.ablation, base, source=study.study_name)
     candidates = {c.architecture.id: c for c in read(study, artifacts=False)}
@@ -185,9 +209,14 @@ def found(study: Study) -> Ablation:
             error = candidate.error or candidate.state if candidate else "not begun"
             results.append(Result(row, error=error))
         else:
-            results.append(Result(row, candidate.score, trial=candidate.number))
+            results.append(Result(row, _timed(candidate.score, study, row.architecture.id), trial=candidate.number))
     results = _compared(results)
     return Ablation(study.study_name, settings, dict(study.user_attrs), tuple(results), tuple(_sums(settings, results)))
+
+
+def _timed(score: Score, study: Study, arch_id: str) -> Score:
+    record = study.user_attrs.get("latencies", {}).get(arch_id)
+    return score.model_copy(update={"latency": LatencyRecord.model_validate(record)}) if record else score
 
 
 def _compared(results: Sequence[Result]) -> list[Result]:

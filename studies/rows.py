@@ -60,6 +60,9 @@ class AblationSettings(Settings):
     """Leave one out: the final row with each of its choices reverted."""
     alone: bool = False
     """The base with each choice alone: with it single effects can be added up against the joint one."""
+    turns: int = Field(default=0, ge=0)
+    """At most so many more measurements of every row's latency, all rows in turn, until the two lowest agree: nets of a
+    millisecond are easily disturbed by what else the machine does. 0: the one that its score has."""
     published_from: str | None = None
     """Another ablation (a shipped one's name, or a file) whose published numbers stand beside rows of the same name."""
     published_source: str = ""

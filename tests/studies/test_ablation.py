@@ -16,7 +16,7 @@ from studies.ablation import Ablation, ablate, found, verdict, with_quality
 from studies.search import search
 from studies.settings import StudySettings
 from studies.storage import existing
-from tests.studies.quick import QuickScorer, quick_cost, quick_loss
+from tests.studies.quick import QuickScorer, quick_cost, quick_latency, quick_loss
 from tests.studies.test_rows import LADDER
 
 Make = Callable[..., StudySettings]
@@ -112,6 +112,36 @@ def test_a_shared_seed_is_no_part_of_a_difference(settings: Make) -> None:
     assert (effect.difference.value, effect.verdict) == (pytest.approx(0.2), "worse")
     assert effect.difference.high - effect.difference.low < 1e-6
     assert done.result("1").effects["validation_loss"].difference.value == pytest.approx(0)
+
+
+class Disturbed(QuickScorer):
+    """Every other measurement is slower."""
+
+    taken = 0
+
+    def latency(self, arch: Architecture) -> Any:
+        Disturbed.taken += 1
+        record = super().latency(arch)
+        if Disturbed.taken % 2:
+            return record
+        return record.model_copy(
+            update={"median_ms": 1.7 * record.median_ms, "upper_quartile_ms": 2 * record.median_ms}
+        )
+
+
+def test_rows_are_timed_in_turns_until_two_measurements_agree(settings: Make) -> None:
+    chosen = ablation(settings, objectives=["latency_ms"])
+    assert chosen.ablation is not None
+    disturbed = found(ablate(chosen, quiet=True, scorer=Disturbed))
+    turns = chosen.with_changes({"ablation": {**chosen.ablation.model_dump(mode="json"), "turns": 6}, "name": "turns"})
+    done = found(ablate(turns, quiet=True, scorer=Disturbed))
+
+    def ms(found: Ablation) -> list[float]:
+        return [r.score.latency.median_ms for r in found.results if r.score and r.score.latency]
+
+    undisturbed = [quick_latency(r.planned.architecture) for r in done.results]
+    assert ms(done) == undisturbed
+    assert ms(disturbed) != undisturbed
 
 
 def test_it_goes_on_where_it_was_killed(settings: Make, start: Any, tmp_path: Path) -> None:
