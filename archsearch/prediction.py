@@ -6,7 +6,6 @@ fitted to records of the device (`fitted`) or to figures published of it (`archs
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -28,6 +27,9 @@ from snapgen.settings import Settings
 
 COVERAGE = 0.9
 """Of the interval that a prediction carries."""
+
+WIDEST = 1000.0
+"""The interval's ends are at most so many times apart from the prediction, which then says nothing."""
 
 FEWEST = 10
 """Records under which no model is fitted: its interval would be the largest error, whatever the coverage."""
@@ -159,8 +161,8 @@ class Model(Settings):
         lines = (f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
         return '{\n  "version": 1,\n' + ",\n".join(lines) + "\n}\n"
 
-    @functools.cached_property
-    def fit(self) -> Fit:
+    @property
+    def regression(self) -> Fit:
         """Its coefficients as the regression has them."""
         return Fit(np.array(list(self.coefficients.values())), np.array(self.covariance))
 
@@ -178,12 +180,16 @@ class Model(Settings):
             problem = f"knows nothing of {unseen[0]}: no net that it was fitted to had any"
             raise InputError(f"predicted:{self.device}", problem, "fit it to records of such nets too")
         x = np.array([found[name] for name in self.coefficients])
-        parts = x * self.fit.coefficients
+        regression = self.regression
+        parts = x * regression.coefficients
         ms = float(parts.sum())
-        deviation = self.fit.deviation(Evidence(x, ms, self.tolerance))
+        if ms <= 0:
+            problem = "gives every operation of this net no time"
+            raise InputError(f"predicted:{self.device}", problem, "fit it to records of such nets too")
+        deviation = regression.deviation(Evidence(x, ms, self.tolerance))
 
         def within(quantile: float) -> tuple[float, float]:
-            factor = math.exp(quantile * deviation)
+            factor = math.exp(min(quantile * deviation, math.log(WIDEST)))
             return ms / factor, ms * factor
 
         shares: dict[str, float] = {}

@@ -107,6 +107,8 @@ class LatencyRecord(Settings):
                 f"the quartiles {self.lower_quartile_ms:g} and {self.upper_quartile_ms:g} ms do not hold "
                 f"the median {self.median_ms:g} ms; correct them"
             )
+        if self.interval_ms and not self.interval_ms[0] <= self.median_ms <= self.interval_ms[1]:
+            raise ValueError(f"the interval {self.interval_ms} ms does not hold {self.median_ms:g} ms; correct it")
         return self
 
     @property

@@ -90,6 +90,19 @@ def test_the_interval_is_wider_far_from_the_records(model: Model) -> None:
     assert width(512) > 1.2 * width(48)
 
 
+def test_the_interval_stays_finite_where_nothing_is_known(model: Model) -> None:
+    huge = Operation("copy", 0, 10**15, 0, (1, 8, 8, 8))
+    found = model.predict([Operation("conv", 10**6, 10**4, 10**3, (1, 8, 8, 8)), huge])
+    assert found.interval_ms[1] / found.ms <= 1000.001
+    assert model.record(found).interval_ms == found.interval_ms
+
+
+def test_a_net_that_would_take_no_time_is_refused(model: Model) -> None:
+    idle = model.model_copy(update={"coefficients": dict.fromkeys(model.coefficients, 0.0)})
+    with pytest.raises(InputError, match="no time"):
+        idle.predict([Operation("conv", 10**6, 10**4, 10**3, (1, 8, 8, 8))])
+
+
 def test_the_shares_are_the_whole(model: Model, nets: Any) -> None:
     found = model.predict(nets[0][1])
     assert sum(found.shares.values()) == pytest.approx(found.ms)
