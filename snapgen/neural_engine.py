@@ -42,6 +42,7 @@ TAKEN: Mapping[str, str] = {
     **dict.fromkeys(("silu", "gelu", "sigmoid", "tanh"), "[catalog] activations; gelu: [whisperkit]"),
     **dict.fromkeys(("layer_norm", "instance_norm", "batch_norm"), "[catalog] norms; layer, batch: [whisperkit]"),
     **dict.fromkeys(("reshape", "expand_dims", "squeeze", "concat", "split", "transpose"), "[catalog] structural"),
+    **dict.fromkeys(("reduce_mean", "reduce_sum", "reduce_max", "sqrt", "rsqrt", "abs"), "[catalog] reductions"),
     "slice_by_index": "[catalog]: folds into its reader where its bounds are constant",
     "upsample_nearest_neighbor": "[catalog]: native from the A14",
     "matmul": "[catalog]",

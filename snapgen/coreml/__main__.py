@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import rich.progress
 import typer
@@ -119,7 +119,7 @@ def _decoder(name: str) -> TinyDecoder:
         return read_decoder(Path(name))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return TinyDecoder(**PAPER)
+        return cast("TinyDecoder", TinyDecoder(**PAPER))
 
 
 def _place(package: Path, out: Path) -> None:
