@@ -167,7 +167,19 @@ def _host(options: Mapping[str, Any]) -> Host:
     return Host(settings.parse(dict(options), HostSettings, source="latency"))
 
 
-BACKENDS: Mapping[str, Callable[[Mapping[str, Any]], Backend]] = {"host": _host}
+def _coreml(options: Mapping[str, Any]) -> Backend:
+    from archsearch import coreml  # built on this module
+
+    return coreml.on_mac(options)
+
+
+def _iphone(options: Mapping[str, Any]) -> Backend:
+    from archsearch import coreml
+
+    return coreml.on_phone(options)
+
+
+BACKENDS: Mapping[str, Callable[[Mapping[str, Any]], Backend]] = {"host": _host, "coreml": _coreml, "iphone": _iphone}
 """Device to what makes its backend of a study's options."""
 
 

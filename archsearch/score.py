@@ -91,7 +91,13 @@ class LatencyRecord(Settings):
     steady: bool
     """Whether the times settled; False: the median is of what there was when the time was up."""
     placement: dict[str, str] | None = None
-    """Operation to compute unit, where the runtime tells."""
+    """Operator to compute units, with the number of its operations on each, where the runtime tells."""
+    neural_engine_share: float | None = Field(default=None, ge=0, le=1)
+    """Of the time that the runtime's plan estimates: on the Neural Engine."""
+    neural_engine_operations: float | None = Field(default=None, ge=0, le=1)
+    """Of the number of operations: on the Neural Engine."""
+    thermal_state: str | None = None
+    """Once measured, where the system tells."""
     interval_ms: tuple[float, float] | None = None
     """Of a prediction: where the true time is held to be, nine times out of ten; its quartiles, every other time."""
 

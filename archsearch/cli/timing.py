@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from archsearch.cli.printing import bar, print_json, print_table
 if TYPE_CHECKING:
     from typer._click.core import Context
 
+    from archsearch.placement import Placed
     from archsearch.prediction import Model, Prediction
     from archsearch.score import LatencyRecord
 
@@ -37,7 +39,12 @@ latency_app = typer.Typer(
 )
 app.add_typer(latency_app, name="latency")
 
-Device = Annotated[str, typer.Option(help="host, or predicted: and a profile's name or a fitted JSON file.")]
+COSTLIEST = 30
+"""Operations that are printed; the JSON has all of them."""
+
+Device = Annotated[
+    str, typer.Option(help="host, coreml, iphone, or predicted: and a profile's name or a fitted JSON file.")
+]
 
 
 @latency_app.command(epilog="Example: archsearch latency tiny-decoder --device predicted:iphone-16-pro-max")
@@ -50,28 +57,36 @@ def of(
 ) -> None:
     """Time one forward pass of a net, or predict it; "of" may be left out."""
     from archsearch.latency import backend
+    from archsearch.placement import Detailing
     from archsearch.prediction import Predicted
     from archsearch.profiles.nets import Net, architecture
     from snapgen.errors import InputError
     from snapgen.presets import TINY_DECODER
 
     timer = backend(device)
+    operations: tuple[Placed, ...] = ()
     if isinstance(timer, Predicted):
         prediction = timer.model.predict(Net(name=net, latent=latent, tokens=tokens).operations())
         record, model = timer.model.record(prediction), timer.model
     else:
         if net == TINY_DECODER:
             raise InputError(net, f"can not be timed on {device}", "predict it: --device predicted:iphone-16-pro-max")
-        record, prediction, model = timer.measure(architecture(net), latent, tokens), None, None
+        prediction, model = None, None
+        if isinstance(timer, Detailing):
+            record, operations = timer.detailed(architecture(net), latent, tokens)
+        else:
+            record = timer.measure(architecture(net), latent, tokens)
     if as_json:
         shares = {"share_ms": prediction.shares} if prediction else {}
         published = {"published": [r.model_dump() for r in model.residuals]} if model and model.residuals else {}
-        print_json({**record.model_dump(mode="json"), **shares, **published})
+        placed = {"operations": [op.estimate(record.median_ms) for op in operations]} if operations else {}
+        print_json({**record.model_dump(mode="json"), **shares, **published, **placed})
         return
     _print_record(net, record)
     if prediction and model:
         _print_shares(prediction)
         _print_residuals(model)
+    _print_operations(record, operations)
 
 
 @latency_app.command(epilog="Example: archsearch latency sample emoji --count 25 --out records.jsonl    Resumes.")
@@ -178,6 +193,19 @@ def _print_record(net: str, record: LatencyRecord) -> None:
         steady = "" if record.steady else ", not steady"
         load = f"loaded in {record.load_ms:.0f} ms"
         typer.echo(f"{net}: {record.median_ms:.4g} ms, {quartiles}, {record.runs} runs{steady}, {load}; {what}")
+    if record.neural_engine_operations is not None:
+        share = record.neural_engine_share
+        of_cost = "" if share is None else f"{share:.0%} of the estimated time, "
+        typer.echo(f"On the Neural Engine: {of_cost}{record.neural_engine_operations:.0%} of the operations")
+
+
+def _print_operations(record: LatencyRecord, operations: Sequence[Placed]) -> None:
+    if not operations:
+        return
+    costly = sorted(operations, key=lambda op: -op.weight)
+    rows = [(op.name, op.operator, op.unit, f"{op.weight * record.median_ms:.3g}") for op in costly[:COSTLIEST]]
+    typer.echo(f"\nThe costliest of {len(operations)} operations (Core ML's estimate, not a measurement)")
+    print_table("", ("", "operator", "on", "ms"), rows)
 
 
 def _print_shares(prediction: Prediction) -> None:
