@@ -134,11 +134,22 @@ def convert(
         raise InputError(source, first.problem, remedy, place=first.field)
     left_out = [f"{difference.field}: {difference.problem}" for difference in description.differences]
     reader = _Weights(description.architecture, theirs, weights, source)
-    if partial:
+    constant = torch.zeros(())
+    if theirs.config["addition_embed_type"] in ("text_time", "time"):
+        constant, sizes = _added(theirs.config, weights, source, time_ids)
+        left_out.append(f"addition_embed_type: folded in for pooled text 0 and the sizes {sizes}")
+    # On meta: no memory and no time for weights that are replaced at once.
+    with torch.device("cpu" if partial else "meta"):
         net = UNet(description.architecture)
-    else:
-        with torch.device("meta"):  # no memory and no time for weights that are replaced at once
-            net = UNet(description.architecture)
+    new = _fill(net, reader, constant, progress)
+    assert partial or not (new or reader.unused())
+    return Conversion(net.eval(), (*left_out, *_loose(theirs.config)), tuple(reader.unused()), new)
+
+
+def _fill(
+    net: UNet, reader: _Weights, added: Tensor, progress: Callable[[float], None] | None = None
+) -> tuple[str, ...]:
+    """Puts their weights into a net, the added embedding's constant with them; names those that it has not."""
     converted: dict[str, Tensor] = {}
     shapes = {name: parameter.shape for name, parameter in net.named_parameters()}
     for i, (name, shape) in enumerate(shapes.items()):
@@ -147,17 +158,12 @@ def convert(
             converted[name] = tensor
         if progress:
             progress((i + 1) / len(shapes))
-    if theirs.config["addition_embed_type"] in ("text_time", "time"):
-        constant, sizes = _added(theirs.config, weights, source, time_ids)
-        converted["time.linear2.bias"] += constant
-        left_out.append(f"addition_embed_type: folded in for pooled text 0 and the sizes {sizes}")
-    net.load_state_dict(converted, assign=True, strict=not partial)
-    return Conversion(
-        net=net.to(memory_format=torch.channels_last).eval(),
-        left_out=(*left_out, *_loose(theirs.config)),
-        unused=tuple(reader.unused()),
-        new=tuple(name for name in shapes if name not in converted),
-    )
+    converted["time.linear2.bias"] += added
+    net.load_state_dict(converted, assign=True, strict=False)
+    new = tuple(name for name in shapes if name not in converted)
+    converted.clear()  # or its convolutions stay beside their channels-last copies
+    net.to(memory_format=torch.channels_last)
+    return new
 
 
 def _skeleton(config: Mapping[str, Any], source: str) -> Any:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Example: archsearch convert stable-diffusion-v1-5/unet --out sd15")
+@app.command(epilog="Example: archsearch convert stable-diffusion-v1-5/stable-diffusion-v1-5 --out sd15")
 def convert(
     source: Annotated[str, typer.Argument(help="A folder of diffusers' save_pretrained, or OWNER/NAME on the hub.")],
     out: Annotated[Path, typer.Option(help="The folder to write: our U-Net's save_pretrained, in float32.")],

@@ -1,4 +1,4 @@
-"""Every row of the ablation and both final designs train: small ones in fp32, bf16 and compiled, the finals as they are.
+"""Every row of the ablation and both final designs train: small ones in fp32, in bf16 and compiled, the finals whole.
 
 The compiled ones go through torch.compile's own tracing of the forward and the backward pass ("aot_eager"); that the
 graphs become fast code is Inductor's work. Its C++ takes over a minute a row here, so it is the slow tests'.
