@@ -17,9 +17,12 @@ _COUNTED: Mapping[Quantity, str] = {"params": "params", "macs": "MACs"}
 def sentences(ablation: Ablation) -> list[str]:
     """What was reproduced and what was not; a sentence for each kind of number."""
     told = [_unfinished(ablation)] if any(r.score is None for r in ablation.results) else []
-    told += [line for name in _COUNTED if (line := _counted(ablation, name))]
-    told += [line for line in (_latency(ablation), _quality(ablation)) if line]
-    return told
+    counted = [_counted(ablation, name) for name in _COUNTED]
+    of_another_size = ablation.ablation.published_from is not None
+    others = [_latency(ablation), _quality(ablation)]
+    # What the study is about comes first: counts where they are to be reproduced, else quality.
+    told += [*reversed(others), *counted] if of_another_size else [*counted, *others]
+    return [line for line in told if line]
 
 
 def _unfinished(ablation: Ablation) -> str:

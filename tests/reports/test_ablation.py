@@ -178,7 +178,8 @@ def test_another_size_is_no_reproduction(made: Made) -> None:
         update={"ablation": other.ablation.model_copy(update={"published_from": "snapgen_ablation"})}
     )
     told = reproduction.sentences(Ablation(other.name, settings, other.attrs, other.results, other.sums))
-    assert told[0].startswith("The published nets have another size")
+    assert told[0].startswith("Quality is")
+    assert told[2].startswith("The published nets have another size")
 
 
 def test_a_row_that_is_missing_is_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
