@@ -39,6 +39,8 @@ BUILD_SECONDS = 900.0
 START_SECONDS = 3.0
 """For an app that a locked phone refuses to start to be seen to have ended."""
 WATCH_SECONDS = 1.0
+POLL_SECONDS = 0.5
+"""Between coremltools' questions to the phone."""
 WITHOUT_MAC = "run archsearch device on a Mac for the study's storage, or use predicted:iphone-15-pro"
 RECONNECT = "connect the phone by cable, unlock it, let it trust this Mac, then run the same command again"
 
@@ -121,7 +123,7 @@ class Phone:
     def __init__(self, wanted: str | None, signing: Signing) -> None:
         self._wanted, self._signing = wanted, signing
         self.found = find(wanted)
-        self.model = _marketing_name(self.found.identifier) or self.found.name
+        self.model = marketing_name(self.found.identifier) or self.found.name
         self._folder = tempfile.TemporaryDirectory(prefix="archsearch-phone-")
         self._session: tuple[Device, Loop] | None = None
 
@@ -246,18 +248,25 @@ def find(wanted: str | None) -> Device:
 def patient(seconds: float) -> Iterator[None]:
     """Let a call to the phone take so long.
 
-    coremltools asks twenty times for an answer, every half second, which a large net's first load outlasts; it has no
+    coremltools asks twenty times for an answer, which a large net's first load outlasts; it has no
     setting for it. `Loop.call` sees sooner if the phone is gone.
     """
     from coremltools.models.ml_program.experimental import remote_device
 
     own = remote_device._DeviceCtlRemoteService
-    attempts = max(20, round(seconds / 0.5))
+    attempts = max(20, round(seconds / POLL_SECONDS))
     remote_device._DeviceCtlRemoteService = functools.partial(own, max_attempts=attempts)
     try:
         yield
     finally:
         remote_device._DeviceCtlRemoteService = own
+
+
+def forget(model: Any) -> None:
+    """Keep coremltools from calling, whenever Python drops a net, a phone that is gone."""
+    service = getattr(model, "_remote_service", None)
+    if service is not None:
+        service._state = service.State.Unloaded
 
 
 @contextlib.contextmanager
@@ -295,7 +304,7 @@ def _find_tools() -> None:
         os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{Path(found.stdout.strip()).parent}"
 
 
-def _marketing_name(identifier: str) -> str | None:
+def marketing_name(identifier: str) -> str | None:
     """``iPhone 15 Pro (iPhone16,1)``, which coremltools does not keep."""
     with tempfile.TemporaryDirectory(prefix="archsearch-") as folder:
         path = Path(folder) / "devices.json"

@@ -144,8 +144,10 @@ class CoreML:
                 operations = placed(call(model.retrieve_compute_plan()))
             return _Run(_seconds(model.load_duration_in_nano_seconds) * 1e3, timing, operations)
         finally:
-            with contextlib.suppress(Exception):  # the device may be gone
+            try:
                 loop.call(model.unload(), 10, alive=alive)
+            except Exception:  # the device may be gone
+                apple.forget(model)
             model.cleanup()
 
     def _record(self, found: _Run) -> LatencyRecord:

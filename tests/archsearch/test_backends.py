@@ -1,0 +1,95 @@
+"""What holds of every backend: the contract that a study, a device and a report rely on."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archsearch import latency
+from archsearch.latency import Backend
+from archsearch.score import LatencyRecord
+from archsearch.steady import Rule
+from snapgen.errors import InputError
+from tests.archsearch import apple_standin as standin
+from tests.snapgen.nets import tiny
+
+SMALL = tiny()
+LARGE = tiny({"stages[1].channels": 64})
+LATENT, TOKENS = 8, 3
+BRIEF: Mapping[str, Any] = {"rule": Rule(block_seconds=0.002, seconds=0.5).model_dump()}
+
+TIMED = ("host", "predicted:iphone-15-pro")
+"""Whose times are of the net itself."""
+STOOD_IN = ("coreml", "iphone")
+REAL = tuple(pytest.param(f"real {name}", marks=pytest.mark.mac) for name in STOOD_IN)
+
+
+@pytest.fixture(params=(*TIMED, *STOOD_IN, *REAL))
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The name of a device that can be used here."""
+    name: str = request.param
+    if name.startswith("real "):
+        name = name.removeprefix("real ")
+        if platform.system() != "Darwin":
+            pytest.skip(f"{name} needs a Mac")
+        try:
+            latency.backend(name)
+        except InputError as error:
+            pytest.skip(str(error))
+    elif name in STOOD_IN:
+        standin.no_conversion(monkeypatch, tmp_path)
+        standin.on_a_mac(monkeypatch)
+        standin.with_a_phone(monkeypatch)
+    return name
+
+
+@pytest.fixture
+def backend(device: str) -> Backend:
+    return latency.backend(device, **({} if device.startswith("predicted:") else BRIEF))
+
+
+def test_a_record_is_whole(device: str, backend: Backend) -> None:
+    record = backend.measure(SMALL, LATENT, TOKENS)
+    assert 0 < record.lower_quartile_ms <= record.median_ms <= record.upper_quartile_ms
+    assert record.device == device.removeprefix("predicted:")
+    assert all((record.chip, record.os, record.compute_units, record.runtime))
+    assert record.load_ms >= 0
+    if device.startswith("predicted:"):
+        assert (record.source, record.runs) == ("predicted", 0)
+        assert record.interval_ms is not None
+        assert record.interval_ms[0] < record.median_ms < record.interval_ms[1]
+    else:
+        assert record.source == "measured"
+        assert record.runs >= 3
+        assert record.interval_ms is None
+
+
+def test_a_record_survives_its_storage(backend: Backend) -> None:
+    record = backend.measure(SMALL, LATENT, TOKENS)
+    assert LatencyRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_candidates_share_their_conditions(backend: Backend) -> None:
+    small, large = (backend.measure(arch, LATENT, TOKENS) for arch in (SMALL, LARGE))
+    assert small.conditions == large.conditions
+
+
+@pytest.mark.parametrize("device", TIMED, indirect=True)
+def test_a_larger_net_is_slower(backend: Backend) -> None:
+    small, large = (backend.measure(arch, LATENT, TOKENS).median_ms for arch in (SMALL, LARGE))
+    assert small < large
+
+
+@pytest.mark.parametrize("size", [0, -2, 7])
+def test_a_latent_of_the_wrong_size_is_the_users_mistake(size: int, backend: Backend) -> None:
+    with pytest.raises(InputError, match="use a multiple of 2"):
+        backend.measure(SMALL, size, TOKENS)
+
+
+def test_an_unknown_option_is_the_users_mistake(device: str) -> None:
+    with pytest.raises(InputError, match="unknown key"):
+        latency.backend(device, colour="red")
