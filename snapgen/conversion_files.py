@@ -91,7 +91,7 @@ def _fetched(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[*files, *(f"unet/{file}" for file in files)]))
     except Exception as error:  # the hub's client raises kinds of its own, and those of its HTTP library
-        problem = f"is no folder here and could not be fetched from the hub ({_first_line(error)})"
+        problem = f"is no folder here and could not be fetched from the hub ({first_line(error)})"
         raise InputError(name, problem, "check the name and the network, or name a folder") from None
 
 
@@ -115,7 +115,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(settings.read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(path, f"is no JSON ({_first_line(error)})", RESTORE) from None
+        raise InputError(path, f"is no JSON ({first_line(error)})", RESTORE) from None
     if not isinstance(value, dict):
         raise InputError(path, "holds no JSON object", RESTORE)
     return value
@@ -128,9 +128,10 @@ def _length(path: Path) -> int:
 def _unreadable(file: Path, error: Exception) -> InputError:
     if not file.exists():
         return InputError(file, "does not exist", RESTORE)
-    return InputError(file, f"cannot be read ({_first_line(error)})", RESTORE)
+    return InputError(file, f"cannot be read ({first_line(error)})", RESTORE)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in one line that is not long; its kind if it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0][:120] if lines else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,8 +71,9 @@ def _params(conversion: Conversion) -> int:
 
 def _sizes(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(size) for size in text.split(","))
+        sizes = tuple(float(size) for size in text.split(","))
     except ValueError:
-        raise InputError(
-            "--time-ids", f"{text!r} is no list of numbers", "write e.g. 1024,1024,0,0,1024,1024"
-        ) from None
+        sizes = ()
+    if not sizes or not all(map(math.isfinite, sizes)):
+        raise InputError("--time-ids", f"{text!r} is no list of numbers", "write e.g. 1024,1024,0,0,1024,1024")
+    return sizes
