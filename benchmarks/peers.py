@@ -287,9 +287,13 @@ def show(times: Times, makes: Mapping[str, Make], setting: Setting) -> None:
         first = next(iter(of))
         print(f"\n| {what} | ms | quartiles | {first} over it | quartiles |\n|---|---|---|---|---|")
         for name, seconds in of.items():
-            low, middle, high = np.percentile(np.array(seconds) * 1e3, [25, 50, 75])
-            below, ratio, above = np.percentile(np.array(of[first]) / seconds, [25, 50, 75])
-            print(f"| {name} | {middle:.1f} | {low:.1f}–{high:.1f} | {ratio:.3f} | {below:.3f}–{above:.3f} |")
+            milliseconds, ratios = np.array(seconds) * 1e3, np.array(of[first]) / seconds
+            print(f"| {name} | {_spread(milliseconds, '.1f')} | {_spread(ratios, '.3f')} |")
+
+
+def _spread(values: np.ndarray, form: str) -> str:
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return f"{middle:{form}} | {low:{form}}–{high:{form}}" if len(values) > 1 else f"{middle:{form}} | one turn"
 
 
 def main() -> None:
