@@ -7,6 +7,7 @@ been run on a Mac or a phone yet; it is tested against stand-ins of coremltools'
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import contextlib
 import functools
@@ -124,8 +125,9 @@ class Phone:
         self._wanted, self._signing = wanted, signing
         self.found = find(wanted)
         self.model = marketing_name(self.found.identifier) or self.found.name
-        self._folder = tempfile.TemporaryDirectory(prefix="archsearch-phone-")
+        self._folder = Path(tempfile.mkdtemp(prefix="archsearch-phone-"))
         self._session: tuple[Device, Loop] | None = None
+        atexit.register(self.close)
 
     def connect(self) -> tuple[Device, Loop]:
         """The phone with the app running on it, and the loop that talks to it.
@@ -146,7 +148,7 @@ class Phone:
         except Exception as error:
             loop.stop()
             # A build that failed may have left an app, which coremltools would take for a good one.
-            shutil.rmtree(self._folder.name, ignore_errors=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
             problem = f"the app for measuring could not be put on {device.name}: {reason(error)}"
             raise DeviceLost(
                 problem, "unlock the phone, see Xcode's settings for the team's account, and try again"
@@ -161,15 +163,16 @@ class Phone:
     async def _prepared(self, device: Device) -> Device:
         from coremltools.models.ml_program.experimental.remote_device import AppSigningCredentials
 
-        folder = Path(self._folder.name)
-        folder.mkdir(exist_ok=True)
+        self._folder.mkdir(exist_ok=True)
         credentials = AppSigningCredentials(
             development_team=self._signing.team,
             provisioning_profile_uuid=self._signing.profile,
             bundle_identifier=self._signing.bundle_id,
         )
         # In one folder, so that a second connection does not build it again.
-        prepared: Device = await device.prepare_for_model_debugging(credentials=credentials, working_directory=folder)
+        prepared: Device = await device.prepare_for_model_debugging(
+            credentials=credentials, working_directory=self._folder
+        )
         return prepared
 
     def alive(self) -> bool:
@@ -192,6 +195,11 @@ class Phone:
             with contextlib.suppress(Exception):  # it may have ended itself
                 device.session.stop()
             loop.stop()
+
+    def close(self) -> None:
+        """End the app, and remove all files of it here."""
+        self.disconnect()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def tidy(self) -> None:
         """Remove what passed between the phone and this Mac."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archsearch.latency import LatencyFailure
+from archsearch.latency import DeviceLost, LatencyFailure
 from archsearch.score import OBJECTIVES, Score
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
@@ -94,6 +94,10 @@ class Worker:
         except (KeyboardInterrupt, SystemExit, InputError, Exhausted):
             self._ledger.withdraw(claim.trial_id)
             raise
+        except DeviceLost as error:
+            self._ledger.withdraw(claim.trial_id)
+            problem = f"{error}; trial {claim.number} waits for it"
+            raise InputError(self._settings.source, problem, error.remedy, place="latency") from None
         except LatencyFailure as error:
             self._refused(claim, error)
         except Exception as error:

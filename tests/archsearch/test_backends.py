@@ -18,7 +18,7 @@ from tests.archsearch import apple_standin as standin
 from tests.snapgen.nets import tiny
 
 SMALL = tiny()
-LARGE = tiny({"stages[1].channels": 64})
+LARGE = tiny({"stages[1].channels": 128})
 LATENT, TOKENS = 8, 3
 BRIEF: Mapping[str, Any] = {"rule": Rule(block_seconds=0.002, seconds=0.5).model_dump()}
 
@@ -52,36 +52,53 @@ def backend(device: str) -> Backend:
     return latency.backend(device, **({} if device.startswith("predicted:") else BRIEF))
 
 
-def test_a_record_is_whole(device: str, backend: Backend) -> None:
-    record = backend.measure(SMALL, LATENT, TOKENS)
-    assert 0 < record.lower_quartile_ms <= record.median_ms <= record.upper_quartile_ms
-    assert record.device == device.removeprefix("predicted:")
-    assert all((record.chip, record.os, record.compute_units, record.runtime))
-    assert record.load_ms >= 0
-    if device.startswith("predicted:"):
-        assert (record.source, record.runs) == ("predicted", 0)
-        assert record.interval_ms is not None
-        assert record.interval_ms[0] < record.median_ms < record.interval_ms[1]
-    else:
-        assert record.source == "measured"
-        assert record.runs >= 3
-        assert record.interval_ms is None
+Records = tuple[LatencyRecord, LatencyRecord]
+_MEASURED: dict[str, Records] = {}
 
 
-def test_a_record_survives_its_storage(backend: Backend) -> None:
-    record = backend.measure(SMALL, LATENT, TOKENS)
-    assert LatencyRecord.model_validate_json(record.model_dump_json()) == record
+@pytest.fixture
+def records(request: pytest.FixtureRequest, backend: Backend) -> Records:
+    """Of a small and a larger net, measured once for all tests."""
+    name = request.node.callspec.params["device"]
+    if name not in _MEASURED:
+        _MEASURED[name] = (backend.measure(SMALL, LATENT, TOKENS), backend.measure(LARGE, LATENT, TOKENS))
+    return _MEASURED[name]
 
 
-def test_candidates_share_their_conditions(backend: Backend) -> None:
-    small, large = (backend.measure(arch, LATENT, TOKENS) for arch in (SMALL, LARGE))
+def test_a_record_is_whole(device: str, records: Records) -> None:
+    for record in records:
+        assert 0 < record.lower_quartile_ms <= record.median_ms <= record.upper_quartile_ms
+        assert record.device == device.removeprefix("predicted:")
+        assert all((record.chip, record.os, record.compute_units, record.runtime))
+        assert record.load_ms >= 0
+
+
+def test_its_source_is_said(device: str, records: Records) -> None:
+    for record in records:
+        if device.startswith("predicted:"):
+            assert (record.source, record.runs) == ("predicted", 0)
+            assert record.interval_ms is not None
+            assert record.interval_ms[0] < record.median_ms < record.interval_ms[1]
+        else:
+            assert record.source == "measured"
+            assert record.runs >= 3
+            assert record.interval_ms is None
+
+
+def test_a_record_survives_its_storage(records: Records) -> None:
+    for record in records:
+        assert LatencyRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_candidates_share_their_conditions(records: Records) -> None:
+    small, large = records
     assert small.conditions == large.conditions
 
 
 @pytest.mark.parametrize("device", TIMED, indirect=True)
-def test_a_larger_net_is_slower(backend: Backend) -> None:
-    small, large = (backend.measure(arch, LATENT, TOKENS).median_ms for arch in (SMALL, LARGE))
-    assert small < large
+def test_a_larger_net_is_slower(records: Records) -> None:
+    small, large = records
+    assert small.median_ms < large.median_ms
 
 
 @pytest.mark.parametrize("size", [0, -2, 7])

@@ -254,7 +254,7 @@ def test_a_connection_that_fails_is_made_again(bench: Bench, monkeypatch: pytest
         measured("iphone")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_phone_that_is_unplugged_is_lost(bench: Bench) -> None:
     bench.faults = [{"Prediction": "unplug"}]
     backend = latency.backend("iphone")
@@ -273,6 +273,14 @@ def test_what_takes_too_long_is_tried_again_over_a_new_connection(bench: Bench) 
     with pytest.raises(LatencyFailure, match=r"not done after 0\.3 s, twice"):
         measured("iphone", timeout=0.3)
     assert len(bench.connections) == 2
+
+
+def test_at_the_end_the_app_is_stopped_and_its_files_are_removed(bench: Bench) -> None:
+    measured("iphone")
+    ((_, folder),) = bench.connections
+    apple.phone(None, apple.Signing("TEAM123456", None, None)).close()
+    assert not bench.apps[0].is_alive()
+    assert not folder.exists()
 
 
 def test_coremltools_patience_is_ours_within_and_its_own_after() -> None:

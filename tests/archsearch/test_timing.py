@@ -15,6 +15,7 @@ from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from snapgen.paths import changed
 from spaces.space import Space
+from tests.archsearch import apple_standin as standin
 from tests.archsearch.test_timings import Clock, record
 from tests.snapgen.nets import tiny
 from tests.studies.quick import SPACE
@@ -82,6 +83,25 @@ def test_the_host_measures(run: Any, net: Path) -> None:
     assert "measured, host" in shown
     assert "quartiles" in shown
     assert "loaded in" in shown
+
+
+def test_core_ml_shows_where_operations_are_and_what_they_may_take(
+    run: Any, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin.no_conversion(monkeypatch, tmp_path)
+    standin.on_a_mac(monkeypatch)
+    on_a_mac = (net, "--device", "coreml", "--latent", 4)
+    shown = run(*on_a_mac)
+    assert "measured, coreml" in shown
+    assert "On the Neural Engine: 90% of the estimated time, 67% of the operations" in shown
+    assert "The costliest of 3 operations (Core ML's estimate, not a measurement)" in shown
+    operations = json.loads(run(*on_a_mac, "--json"))["operations"]
+    assert operations[2] == {
+        "name": "c",
+        "operator": "ios18.gather",
+        "unit": "CPU",
+        "estimated_ms": pytest.approx(2),
+    }
 
 
 def test_records_are_sampled_fitted_and_validated(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from archsearch.latency import DeviceLost
+from archsearch.score import LatencyRecord
+from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from studies import ledger, proposal
 from studies.search import search
@@ -206,6 +209,21 @@ def test_a_users_mistake_met_on_the_way_ends_the_study(
         run(settings(workers=workers))
     monkeypatch.delenv("QUICK_FAULT")
     assert len(scored(run(settings(trials=3)))) == 3
+
+
+class Unplugged(QuickScorer):
+    """Its device went away."""
+
+    def latency(self, arch: Architecture) -> LatencyRecord:  # noqa: ARG002
+        raise DeviceLost("Desk phone was disconnected", "connect it")
+
+
+def test_a_lost_device_ends_the_search_and_blames_no_candidate(settings: Make) -> None:
+    with pytest.raises(InputError, match=r"latency: Desk phone was disconnected; trial 0 waits for it; connect it"):
+        search(settings(trials=2), quiet=True, scorer=Unplugged)
+    candidates = run(settings(trials=2))
+    assert len(scored(candidates)) == 2
+    assert not [c for c in candidates if c.state != "scored"]
 
 
 def test_an_unknown_option_of_a_sampler(settings: Make) -> None:
