@@ -57,8 +57,9 @@ class LatencySettings(Settings):
 
     @property
     def backend_options(self) -> dict[str, Any]:
-        """What the backend is made with."""
-        return ({} if self.threads is None else {"threads": self.threads}) | self.options
+        """What the backend is made with; Core ML's have no threads to set."""
+        threaded = self.threads is not None and self.device not in ("coreml", "iphone")
+        return ({"threads": self.threads} if threaded else {}) | self.options
 
 
 class StudySettings(Settings):

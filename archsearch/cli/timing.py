@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,10 +73,11 @@ def of(
         if net == TINY_DECODER:
             raise InputError(net, f"can not be timed on {device}", "predict it: --device predicted:iphone-16-pro-max")
         prediction, model = None, None
-        if isinstance(timer, Detailing):
-            record, operations = timer.detailed(architecture(net), latent, tokens)
-        else:
-            record = timer.measure(architecture(net), latent, tokens)
+        with _told_in_a_line(device):
+            if isinstance(timer, Detailing):
+                record, operations = timer.detailed(architecture(net), latent, tokens)
+            else:
+                record = timer.measure(architecture(net), latent, tokens)
     if as_json:
         shares = {"share_ms": prediction.shares} if prediction else {}
         published = {"published": [r.model_dump() for r in model.residuals]} if model and model.residuals else {}
@@ -108,7 +110,7 @@ def sample(
     wanted = Space.load(space)
     timings.claim(out)
     archs = timings.drawn(wanted, count, seed=seed)
-    with bar("measuring", quiet=quiet) as tell:
+    with bar("measuring", quiet=quiet) as tell, _told_in_a_line(device):
         collecting = timings.collect(
             backend(device),
             wanted,
@@ -181,6 +183,20 @@ def validate(
     left = f" ({found.known} it was fitted to left out)" if found.known else ""
     print_table(f"{found.nets} nets{left}", header, cells)
     typer.echo(f"The interval is meant to hold {COVERAGE:.0%}; its upper end is {found.interval:+.0%}, in the median.")
+
+
+@contextmanager
+def _told_in_a_line(device: str) -> Iterator[None]:
+    """A net that can not be timed, or a device that went away, as the user's mistake; both say what is the matter."""
+    from archsearch.latency import DeviceLost, LatencyFailure
+    from snapgen.errors import InputError
+
+    try:
+        yield
+    except DeviceLost as error:
+        raise InputError(device, str(error), error.remedy) from None
+    except LatencyFailure as error:
+        raise InputError(device, str(error), "change the net or its settings, or predict it") from None
 
 
 def _print_record(net: str, record: LatencyRecord) -> None:

@@ -14,6 +14,7 @@ from archsearch.latency import Backend
 from archsearch.score import LatencyRecord
 from archsearch.steady import Rule
 from snapgen.errors import InputError
+from studies.settings import LatencySettings
 from tests.archsearch import apple_standin as standin
 from tests.snapgen.nets import tiny
 
@@ -105,6 +106,10 @@ def test_a_larger_net_is_slower(records: Records) -> None:
 def test_a_latent_of_the_wrong_size_is_the_users_mistake(size: int, backend: Backend) -> None:
     with pytest.raises(InputError, match="use a multiple of 2"):
         backend.measure(SMALL, size, TOKENS)
+
+
+def test_a_study_that_names_only_the_device_can_use_it(device: str) -> None:
+    latency.backend(device, **LatencySettings(device=device).backend_options)
 
 
 def test_an_unknown_option_is_the_users_mistake(device: str) -> None:

@@ -104,6 +104,20 @@ def test_core_ml_shows_where_operations_are_and_what_they_may_take(
     }
 
 
+def test_what_can_not_be_timed_and_a_lost_device_are_one_line(
+    run: Any, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin.no_conversion(monkeypatch, tmp_path)
+    mac = standin.on_a_mac(monkeypatch)
+    bench = standin.with_a_phone(monkeypatch)
+    mac.value = float("nan")
+    bench.faults = [{"Load": "unplug"}]
+    for device, named in (("coreml", "output with random weights is not finite"), ("iphone", "was disconnected")):
+        said = run(net, "--device", device, "--latent", 4, status=2)
+        assert named in said
+        assert said.count("\n") == 1
+
+
 def test_records_are_sampled_fitted_and_validated(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way, on a device whose time is the params."""
 
