@@ -145,12 +145,13 @@ def mutated(arch: Architecture, changes: dict[str, Any]) -> Architecture:
         return arch
 
 
+@pytest.mark.parametrize("examples", [60, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
-def test_random_architectures_run_save_and_have_ids_of_their_own(name: str) -> None:
+def test_random_architectures_run_save_and_have_ids_of_their_own(name: str, examples: int) -> None:
     nets: dict[str, Fingerprint] = {}
     ids: dict[Fingerprint, str] = {}
 
-    @settings(EXAMPLES, max_examples=300)
+    @settings(EXAMPLES, max_examples=examples)
     @given(members(SPACES[name]), st.none() | st.sampled_from(MUTATIONS))
     def check(arch: Architecture, mutation: dict[str, Any] | None) -> None:
         net = filled(shrunken(arch))

@@ -288,7 +288,7 @@ def test_a_worker_that_dies_is_replaced_and_its_candidate_given_up(
 def test_an_interrupted_study_puts_its_trials_back(
     settings: Make, start: Start, tmp_path: Path, workers: int, number: signal.Signals
 ) -> None:
-    changed = settings(trials=8, workers=workers, sampler="random")
+    changed = settings(trials=60, workers=workers, sampler="random")  # so many that it can not be over before we look
     process = start(run_in, tmp_path, changed, {"QUICK_SECONDS": "1"})
     until(lambda: numbers(changed, "COMPLETE") and under_way(changed) == workers)
     assert process.pid is not None
@@ -298,9 +298,10 @@ def test_an_interrupted_study_puts_its_trials_back(
     assert numbers(changed, "RUNNING") == []
     withdrawn = [t for t in existing(changed).get_trials() if t.user_attrs.get("withdrawn")]
     assert 1 <= len(withdrawn) <= workers
-    candidates = run(settings(trials=8, workers=1, sampler="random"))
-    assert len(scored(candidates)) == 8
-    assert [c.slot for c in candidates] == list(range(8))
+    done = len(numbers(changed, "COMPLETE")) + 3
+    candidates = run(settings(trials=done, workers=1, sampler="random"))
+    assert len(scored(candidates)) == done
+    assert [c.slot for c in candidates] == list(range(done))
 
 
 def test_workers_do_not_outlive_a_killed_search(settings: Make, start: Start, tmp_path: Path) -> None:
