@@ -143,7 +143,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, mistake: str) -> None
     ("base", "place", "problem"),
     [
         ("latent: 8", "base", "required"),
-        ("latent: 8\nbase: sdxxl", "base", "'sdxxl' is no preset, and no file beside this one; name one of snapgen-base"),
+        ("latent: 8\nbase: sdxxl", "base", "'sdxxl' is no preset, and no file beside this one; name one of"),
         ("latent: 8\nbase: 3", "base", "not 3"),
         ("latent: 8\nbase: {down: []}", "base.down", "at least 1"),
         ("latent: 8\nbase: {down: [{channels: 33}], up: [{channels: 33}]}", "base", "33 channels, not a multiple"),
