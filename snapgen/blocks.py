@@ -30,9 +30,7 @@ def conv3x3(inside: int, outside: int, kind: Literal["plain", "separable"], *, s
     """
     if kind == "plain":
         return nn.Conv2d(inside, outside, 3, stride, 1)
-    return nn.Sequential(
-        nn.Conv2d(inside, inside, 3, stride, 1, groups=inside, bias=False), Pointwise(inside, outside)
-    )
+    return nn.Sequential(nn.Conv2d(inside, inside, 3, stride, 1, groups=inside, bias=False), Pointwise(inside, outside))
 
 
 class ResidualBlock(nn.Module):
