@@ -43,10 +43,14 @@ FEATURES = (
     *(f"{kind} calls" for kind in KINDS),
     *(f"{kind} GMACs" for kind in COMPUTING),
     *(f"{kind} MB" for kind in KINDS),
+    "attention heads",
     "spilled conv GMACs",
     "weights MB",
 )
-"""What a net's time is the sum of: dispatches, arithmetic and memory traffic, a kind of operation at a time."""
+"""What a net's time is the sum of: dispatches, arithmetic and memory traffic, a kind of operation at a time.
+
+Attention's heads are those of its keys: each is a pair of matrix products of its own, however small.
+"""
 
 
 def features(steps: Sequence[Operation], *, element_bytes: int, cache_mb: float | None) -> Array:
@@ -65,6 +69,8 @@ def features(steps: Sequence[Operation], *, element_bytes: int, cache_mb: float 
         found["weights MB"] += step.weights * element_bytes / 1e6
         if step.macs:
             found[f"{step.kind} GMACs"] += step.macs / 1e9
+        if step.kind == "attention":
+            found["attention heads"] += math.prod(step.shape[:-2])
         if step.kind == "conv" and cache_mb is not None:
             spilled = max(0.0, 1 - cache_mb / (megabytes / step.shape[0]))
             found["spilled conv GMACs"] += spilled * step.macs / 1e9

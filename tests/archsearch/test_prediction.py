@@ -62,6 +62,16 @@ def test_a_convolution_spills_what_the_cache_does_not_hold_of_one_image(batch: i
     assert found["spilled conv GMACs"] == spilled
 
 
+def test_attention_counts_the_heads_of_its_keys() -> None:
+    def heads(kv_heads: int | None) -> float:
+        arch = tiny({"all.kv_heads": kv_heads, "all.cross_attention": False, "mid.transformers": 0})
+        steps = prediction.operations(arch, 8, context_tokens=5)
+        return float(features(steps, element_bytes=2, cache_mb=None)[FEATURES.index("attention heads")])
+
+    attentions = 3  # one transformer on the way down, two on the way up, of four heads each
+    assert (heads(1), heads(2), heads(None)) == (attentions, 2 * attentions, 4 * attentions)
+
+
 def test_it_predicts_nets_that_it_has_not_seen(model: Model, nets: Any) -> None:
     errors = [
         model.predict(steps).ms / on_device((arch, steps), noise=0).record.median_ms - 1 for arch, steps in nets[24:]
