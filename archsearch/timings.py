@@ -22,6 +22,7 @@ TRIES = 100
 """Random points for each architecture wanted, after which a space is said not to have so many."""
 
 
+FEWEST = 3
 AGREEMENT = 0.03
 """Of the two lowest of several measurements, at which they are taken for undisturbed."""
 
@@ -139,13 +140,13 @@ def drawn(space: Space, count: int, *, seed: int) -> list[Architecture]:
 
 
 def settled(medians: Sequence[float]) -> bool:
-    """Whether the two lowest of several measurements of one thing agree within `AGREEMENT`.
+    """Whether there are `FEWEST` measurements of one thing at least, and the two lowest agree within `AGREEMENT`.
 
-    A neighbour on the same core slows whole measurements down, each by another factor: what was reached twice is
-    taken to be the undisturbed time.
+    A neighbour on the same core slows whole measurements down, mostly each by another factor: what was reached twice,
+    and not undercut by a third, is taken to be the undisturbed time.
     """
-    two = sorted(medians)[:2]
-    return len(two) == 2 and two[1] <= two[0] * (1 + AGREEMENT)
+    ordered = sorted(medians)
+    return len(ordered) >= FEWEST and ordered[1] <= ordered[0] * (1 + AGREEMENT)
 
 
 def wait_until_idle() -> None:

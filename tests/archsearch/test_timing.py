@@ -134,9 +134,9 @@ def test_records_are_sampled_fitted_and_validated(run: Any, tmp_path: Path, monk
     monkeypatch.setattr(latency, "backend", lambda *_, **__: clock)
     first, other, model = (tmp_path / name for name in ("first.jsonl", "other.jsonl", "model.json"))
     said = run("sample", space, "--count", 10, "--out", first, "--quiet")
-    assert "20 records of 10 of the 10 architectures" in said
+    assert "30 records of 10 of the 10 architectures" in said
     run("sample", space, "--count", 10, "--out", first, "--quiet")
-    assert len(clock.asked) == 20, "what is there is not measured again"
+    assert len(clock.asked) == 30, "what is there is not measured again"
     assert "fitted to 10 nets" in run("fit", first, "--out", model)
     assert len(Model.load(model).fitted_to) == 10
     run("sample", space, "--count", 5, "--seed", 1, "--out", other, "--quiet")
@@ -151,8 +151,8 @@ def test_what_cannot_be_timed_is_said_and_the_rest_goes_on(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = timings.drawn(Space.load("emoji"), 2, seed=0)[0]
-    monkeypatch.setattr(latency, "backend", lambda *_, **__: Clock([1, 1], fails=bad.id))
-    assert "2 records of 1 of the 2" in run("sample", "emoji", "--count", 2, "--out", tmp_path / "r.jsonl", "--quiet")
+    monkeypatch.setattr(latency, "backend", lambda *_, **__: Clock([1, 1, 1], fails=bad.id))
+    assert "3 records of 1 of the 2" in run("sample", "emoji", "--count", 2, "--out", tmp_path / "r.jsonl", "--quiet")
 
 
 def test_a_profiles_fit_prints_every_residual(run: Any, tmp_path: Path) -> None:
