@@ -33,6 +33,7 @@ def run(settings: StudySettings) -> list[Candidate]:
 def run_in(folder: Path, settings: StudySettings, environment: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born ignoring it
     search(settings, quiet=True, scorer=QuickScorer)
 
 
