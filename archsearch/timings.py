@@ -22,7 +22,6 @@ TRIES = 100
 """Random points for each architecture wanted, after which a space is said not to have so many."""
 
 
-FEWEST = 3
 AGREEMENT = 0.03
 """Of the two lowest of several measurements, at which they are taken for undisturbed."""
 
@@ -139,14 +138,14 @@ def drawn(space: Space, count: int, *, seed: int) -> list[Architecture]:
     return list(found.values())
 
 
-def settled(medians: Sequence[float]) -> bool:
-    """Whether there are `FEWEST` measurements of one thing at least, and the two lowest agree within `AGREEMENT`.
+def settled(medians: Sequence[float], least: int = 3) -> bool:
+    """Whether there are so many measurements of one thing at least, and the two lowest agree within `AGREEMENT`.
 
     A neighbour on the same core slows whole measurements down, mostly each by another factor: what was reached twice,
-    and not undercut by a third, is taken to be the undisturbed time.
+    and not undercut by any other, is taken to be the undisturbed time.
     """
     ordered = sorted(medians)
-    return len(ordered) >= FEWEST and ordered[1] <= ordered[0] * (1 + AGREEMENT)
+    return len(ordered) >= max(least, 2) and ordered[1] <= ordered[0] * (1 + AGREEMENT)
 
 
 def wait_until_idle() -> None:
@@ -161,6 +160,7 @@ def collect(
     archs: Sequence[Architecture],
     path: Path,
     *,
+    least: int = 3,
     most: int = 8,
     ready: Callable[[], None] = lambda: None,
     failed: Callable[[Architecture, str], None] = lambda *_: None,
@@ -184,11 +184,11 @@ def collect(
             medians[timed.key[0]].append(timed.record.median_ms)
     where = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
     waiting = list(archs)
-    for turn in range(1, most + 1):
+    for turn in range(1, max(most, least) + 1):
         for arch in list(waiting):
             taken = medians[arch.id]
             try:
-                if len(taken) < turn and not settled(taken):
+                if len(taken) < turn and not settled(taken, least):
                     ready()
                     record = backend.measure(arch, space.latent_size, space.context_tokens)
                     append(path, Timed(**where, architecture=arch, record=record))
@@ -197,6 +197,6 @@ def collect(
                 failed(arch, str(failure))
                 waiting.remove(arch)
             else:
-                if settled(taken) or len(taken) >= most:
+                if settled(taken, least) or len(taken) >= max(most, least):
                     waiting.remove(arch)
             yield 1 - len(waiting) / len(archs)

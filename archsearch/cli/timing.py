@@ -97,7 +97,8 @@ def sample(
     out: Annotated[Path, typer.Option(help="The file of JSON lines; what it has is not measured again.")],
     count: Annotated[int, typer.Option(min=1, help="So many random architectures, within the space's limits.")] = 25,
     seed: Annotated[int, typer.Option(min=0, help="Which ones: 25 of a seed are the first of its 40.")] = 0,
-    most: Annotated[int, typer.Option(min=1, help="Measure one again until two agree, at most so often.")] = 8,
+    least: Annotated[int, typer.Option(min=2, help="Measure each so often at least; more on a busy machine.")] = 3,
+    most: Annotated[int, typer.Option(min=2, help="And until its two lowest agree, but at most so often.")] = 8,
     device: Device = "host",
     when_idle: Annotated[bool, typer.Option(help="Before each, wait until this machine is idle.")] = False,
     quiet: Quiet = False,
@@ -116,6 +117,7 @@ def sample(
             wanted,
             archs,
             out,
+            least=least,
             most=most,
             ready=timings.wait_until_idle if when_idle else lambda: None,
             failed=lambda _, why: typer.echo(why, err=True),
@@ -149,13 +151,15 @@ def fit(
     if profile is None:
         assert records is not None
         model = fitted(records_of(records), source=records)
-        typer.echo(f"{model.device}, {model.chip}: fitted to {len(model.fitted_to)} nets")
     else:
         model = fit_profile(profile)
+    if out:
+        put(out, model.to_json())
+    if model.fitted_to:
+        typer.echo(f"{model.device}, {model.chip}: fitted to {len(model.fitted_to)} nets")
     _print_coefficients(model)
     _print_residuals(model)
     if out:
-        put(out, model.to_json())
         typer.echo(f"Model: {out}; use it as --device predicted:{out}")
 
 

@@ -124,3 +124,19 @@ def test_a_study_runs_on_a_predicted_phone(settings: Callable[..., Any]) -> None
     assert all(record.source == "predicted" and record.interval_ms for record in found)
     with pytest.raises(InputError, match="no measured latency"):
         records_of("quick")
+
+
+@pytest.mark.slow
+def test_the_published_records_give_the_published_card() -> None:
+    """65 passes on the meta device; the records were measured, so nothing here depends on this machine's speed."""
+    folder = Path(__file__).parents[2] / "reports" / "results"
+    model = fitted(records_of(str(folder / "latency_fit.jsonl")))
+    found = card(model, records_of(str(folder / "latency_held.jsonl")))
+    ours, macs, params = found.rows
+    assert (found.nets, found.known) == (40, 0)
+    assert ours.spearman is not None
+    assert ours.spearman.rho >= 0.98
+    assert ours.within_10 >= 0.9
+    assert ours.coverage is not None
+    assert ours.coverage >= 0.9
+    assert max(macs.within_10, params.within_10) < 0.5
