@@ -29,6 +29,9 @@ FEWEST_SEEDS = 3
 Verdict = Literal["better", "worse", "cannot tell"]
 SumVerdict = Literal["adds up", "more than the sum", "less than the sum", "cannot tell"]
 
+Pool = Mapping[str, Estimate]
+"""A quality number of every trained architecture, once each, by id."""
+
 
 @dataclass(frozen=True)
 class Effect:
@@ -196,10 +199,11 @@ def found(study: Study) -> Ablation:
     Raises:
         InputError: if the study is no ablation.
     """
-    settings = StudySettings.model_validate(study.user_attrs["settings"])
+    attrs = study.user_attrs
+    settings = StudySettings.model_validate(attrs["settings"])
     if settings.ablation is None:
         raise InputError(study.study_name, "is no ablation", "run archsearch report")
-    base = Architecture.model_validate(study.user_attrs["space"]["base"])
+    base = Architecture.model_validate(attrs["space"]["base"])
     rows = plan(settings.ablation, base, source=study.study_name)
     candidates = {c.architecture.id: c for c in read(study, artifacts=False)}
     results = []
@@ -209,19 +213,20 @@ def found(study: Study) -> Ablation:
             error = candidate.error or candidate.state if candidate else "not begun"
             results.append(Result(row, error=error))
         else:
-            results.append(Result(row, _timed(candidate.score, study, row.architecture.id), trial=candidate.number))
-    results = _compared(results)
-    return Ablation(study.study_name, settings, dict(study.user_attrs), tuple(results), tuple(_sums(settings, results)))
+            record = attrs.get("latencies", {}).get(row.architecture.id)
+            results.append(Result(row, _timed(candidate.score, record), trial=candidate.number))
+    pools = {name: _pool(results, name) for name in QUALITIES}
+    results = _compared(results, pools)
+    return Ablation(study.study_name, settings, attrs, tuple(results), tuple(_sums(settings.ablation, results, pools)))
 
 
-def _timed(score: Score, study: Study, arch_id: str) -> Score:
-    record = study.user_attrs.get("latencies", {}).get(arch_id)
+def _timed(score: Score, record: Mapping[str, Any] | None) -> Score:
+    """The score with the latency that was measured in turns, where it was."""
     return score.model_copy(update={"latency": LatencyRecord.model_validate(record)}) if record else score
 
 
-def _compared(results: Sequence[Result]) -> list[Result]:
+def _compared(results: Sequence[Result], pools: Mapping[str, Pool]) -> list[Result]:
     by_name = {r.planned.name: r for r in results}
-    pools = {name: _pool(results, name) for name in QUALITIES}
     quality = {
         name: dict(zip(pool, intervals.pooled(list(pool.values())), strict=True)) for name, pool in pools.items()
     }
@@ -240,8 +245,7 @@ def _compared(results: Sequence[Result]) -> list[Result]:
     return compared
 
 
-def _pool(results: Sequence[Result], name: str) -> dict[str, Estimate]:
-    """A quality number of every trained architecture, once each, by id."""
+def _pool(results: Sequence[Result], name: str) -> Pool:
     pool: dict[str, Estimate] = {}
     for r in results:
         quality = r.score.quality if r.score else None
@@ -251,7 +255,7 @@ def _pool(results: Sequence[Result], name: str) -> dict[str, Estimate]:
     return pool
 
 
-def _effect(pool: Mapping[str, Estimate], row: str, over: str) -> Effect:
+def _effect(pool: Pool, row: str, over: str) -> Effect:
     if row == over:
         zero = Estimate(value=0, low=0, high=0)
         return Effect(zero, "cannot tell")
@@ -267,18 +271,16 @@ def verdict(difference: Estimate) -> Verdict:
     return "worse" if difference.low > 0 else "cannot tell"
 
 
-def _sums(settings: StudySettings, results: Sequence[Result]) -> list[Sum]:
-    assert settings.ablation is not None
+def _sums(settings: AblationSettings, results: Sequence[Result], pools: Mapping[str, Pool]) -> list[Sum]:
     by_name = {r.planned.name: r for r in results}
-    base, final = by_name[settings.ablation.base], by_name[settings.ablation.final]
+    base, final = by_name[settings.base], by_name[settings.final]
     sums = []
     for group in ("alone", "without"):
         singles = [r for r in results if r.planned.group == group]
         if not singles or any(r.score is None for r in (base, final, *singles)):
             continue
         sums += [_sum_of_cost(n, group, base, final, singles) for n in COSTS if _all_have([base, final, *singles], n)]
-        for name in QUALITIES:
-            pool = _pool(results, name)
+        for name, pool in pools.items():
             if pool.keys() >= {r.planned.architecture.id for r in (base, final, *singles)}:
                 sums.append(_sum_of_quality(name, group, base, final, singles, pool))
     return sums
@@ -294,9 +296,7 @@ def _sum_of_cost(name: str, group: Group, base: Result, final: Result, singles: 
     return Sum(name, group, single, joint, None, "adds up" if abs(joint - single) <= 1 else told)
 
 
-def _sum_of_quality(
-    name: str, group: Group, base: Result, final: Result, singles: Sequence[Result], pool: Mapping[str, Estimate]
-) -> Sum:
+def _sum_of_quality(name: str, group: Group, base: Result, final: Result, singles: Sequence[Result], pool: Pool) -> Sum:
     """The contrast (final − base) − Σ single effects, each of them row − base, or final − row."""
     joint = dict.fromkeys(pool, 0.0)
     joint[final.planned.architecture.id] += 1
