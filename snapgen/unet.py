@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     config_name = "config.json"
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True  # each `Layer` by itself
 
     def __init__(self, arch: Architecture | Mapping[str, Any]) -> None:
         super().__init__()
@@ -61,6 +61,10 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Returns:
             (B, C, H, W).
         """
+        return self.head(self.trunk(sample, timestep, context))
+
+    def trunk(self, sample: Tensor, timestep: Tensor | float, context: Tensor | None = None) -> Tensor:
+        """What the last up stage makes of the same arguments: (B, channels of ``up[0]``, H, W)."""
         self._check(sample, context)
         time = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
         time = self.time(time.expand(len(sample)))
@@ -72,7 +76,11 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         x = self.mid(x, time, context)
         for level in reversed(range(len(self.up))):
             x = self.up[level](x, skips[level], time, context)
-        return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]
+        return x  # type: ignore[no-any-return]
+
+    def head(self, features: Tensor) -> Tensor:
+        """The velocity in the trunk's features: (B, channels of ``up[0]``, H, W) → (B, C, H, W)."""
+        return self.conv_out(F.silu(self.norm_out(features)))  # type: ignore[no-any-return]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -118,7 +126,10 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 class Layer(nn.Module):
-    """At most one residual block, then transformers."""
+    """At most one residual block, then transformers; with gradient checkpointing only its inputs are kept."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]  # both set by diffusers' `enable_gradient_checkpointing`
 
     def __init__(self, residual: ResidualBlock | None, transformers: list[Transformer]) -> None:
         super().__init__()
@@ -127,6 +138,11 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
         """(B, inside, H, W) → (B, outside, H, W)."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(self._run, x, time, context, turn)
+        return self._run(x, time, context, turn)
+
+    def _run(self, x: Tensor, time: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
         if self.residual is not None:
             x = self.residual(x, time)
         for transformer in self.transformers:

@@ -160,6 +160,35 @@ def test_presets_build_without_memory(name: str) -> None:
     assert all(p.is_meta for p in net.parameters())
 
 
+# --- training ---
+
+
+def test_trunk_and_head_are_the_net(arch: Architecture) -> None:
+    net = stirred(arch)
+    with torch.no_grad():
+        features = net.trunk(*inputs(arch))
+        assert features.shape == (2, arch.up[0].channels, 4, 4)
+        assert torch.equal(net.head(features), net(*inputs(arch)))
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(arch: Architecture) -> None:
+    net = stirred(arch).train()
+    gradients, kept = [], []
+    for switch in (net.disable_gradient_checkpointing, net.enable_gradient_checkpointing):
+        switch()
+        net.zero_grad()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x
+        ):
+            loss = net(*inputs(arch)).square().mean()
+        loss.backward()
+        gradients.append([p.grad for p in net.parameters()])
+        kept.append(sum(sizes))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert kept[1] < kept[0] / 2
+
+
 # --- where things stand ---
 
 
