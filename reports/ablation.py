@@ -208,9 +208,7 @@ def plain_row(ablation: Ablation, r: Result) -> dict[str, Any]:
     row: dict[str, Any] = {"row": r.planned.name, "title": r.planned.title, "group": r.planned.group}
     row |= {"over": r.planned.over, "architecture_id": r.planned.architecture.id, "trial": r.trial, "error": r.error}
     row |= r.score.cost.model_dump() if r.score else {}
-    if r.score and r.score.latency:
-        fields = r.score.latency.model_dump(exclude={"placement"})
-        row |= {key if key.endswith("_ms") else f"latency_{key}": value for key, value in fields.items()}
+    row |= tables.latency_columns(r.score.latency) if r.score and r.score.latency else {}
     for name in COSTS:
         row[f"{name}_change_percent"] = r.changes.get(name)
         published = r.planned.published.get(name)
@@ -219,19 +217,12 @@ def plain_row(ablation: Ablation, r: Result) -> dict[str, Any]:
     fid = r.planned.published.get("frechet_distance")
     row["published_fid"] = fid.value if fid else None
     for metric in ablation.metrics:
-        row |= _plain_quality(metric, r)
+        estimate, effect = r.quality.get(metric), r.effects.get(metric)
+        row |= tables.quality_columns(metric, estimate) if estimate else {}
+        row |= _plain_effect(metric, effect) if effect else {}
     if r.score and r.score.quality:
         row |= r.score.quality.model_dump(include={"extractor", "protocol_hash"})
     return row
-
-
-def _plain_quality(metric: str, r: Result) -> dict[str, Any]:
-    estimate, effect = r.quality.get(metric), r.effects.get(metric)
-    row: dict[str, Any] = {}
-    if estimate:
-        row |= {metric: estimate.value, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
-        row |= {f"{metric}_seed_{i}": value for i, value in enumerate(estimate.by_seed)}
-    return row | (_plain_effect(metric, effect) if effect else {})
 
 
 def _plain_effect(metric: str, effect: Effect) -> dict[str, Any]:

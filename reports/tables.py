@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from archsearch.score import QUALITIES
+from archsearch.score import QUALITIES, Estimate, LatencyRecord
 from reports import words
 from reports.facts import Facts
 
@@ -56,14 +56,22 @@ def _row(facts: Facts, candidate: Candidate) -> dict[str, Any]:
     }
     row |= {f"knob {knob}": choice for knob, choice in facts.choices(candidate).items()}
     row |= cost.model_dump() if cost.params else {}
-    if latency:
-        fields = latency.model_dump(exclude={"placement"})
-        row |= {key if key.endswith("_ms") else f"latency_{key}": value for key, value in fields.items()}
+    row |= latency_columns(latency) if latency else {}
     if quality:
         for name in QUALITIES:
             estimate = getattr(quality, name)
-            if estimate:
-                row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-                row |= {f"{name}_seed_{i}": value for i, value in enumerate(estimate.by_seed)}
+            row |= quality_columns(name, estimate) if estimate else {}
         row |= quality.model_dump(include={"extractor", "protocol_hash", "training_seconds", "diverged"})
     return row
+
+
+def latency_columns(record: LatencyRecord) -> dict[str, Any]:
+    """A latency record by the names of its columns."""
+    fields = record.model_dump(exclude={"placement"})
+    return {key if key.endswith("_ms") else f"latency_{key}": value for key, value in fields.items()}
+
+
+def quality_columns(name: str, estimate: Estimate) -> dict[str, Any]:
+    """A quality number, its interval and its seeds by the names of their columns."""
+    row = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return row | {f"{name}_seed_{i}": value for i, value in enumerate(estimate.by_seed)}
