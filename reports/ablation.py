@@ -78,8 +78,8 @@ def _line(ablation: Ablation, r: Result) -> list[str]:
             cells += [_said(r, name), _apart(r, name)]
     for metric in ablation.metrics:
         estimate, effect = r.quality.get(metric), r.effects.get(metric)
-        cells += [_interval(estimate) if estimate else r.error or NONE]
-        cells += [_interval(effect.difference, signed=True), effect.verdict] if effect else [NONE, NONE]
+        cells += [amounts.bracketed(estimate) if estimate else r.error or NONE]
+        cells += [amounts.change(effect.difference, relative=False), effect.verdict] if effect else [NONE, NONE]
     fid = _published(ablation, r.planned.group, "frechet_distance")
     return cells + ([_said(r, "frechet_distance")] if fid else [])
 
@@ -92,12 +92,8 @@ def _amount(r: Result, name: Quantity) -> str:
     if r.score is None:
         return r.error or NONE
     if name == "latency_ms":
-        latency = r.score.latency
-        if latency is None:
-            return NONE
-        low, median, high = latency.lower_quartile_ms, latency.median_ms, latency.upper_quartile_ms
-        noise = (high - low) / 2
-        return f"{amounts.number(median, noise)} [{amounts.number(low, noise)}, {amounts.number(high, noise)}]"
+        latency = amounts.amount(r.score, name)
+        return amounts.bracketed(latency) if latency else NONE
     scale, _ = _UNITS[name]
     return f"{getattr(r.score.cost, name) / scale:.4g}"
 
@@ -126,13 +122,6 @@ def _apart(r: Result, name: Quantity) -> str:
     return NONE if points is None else _signed(points, 1)
 
 
-def _interval(estimate: Any, *, signed: bool = False) -> str:
-    noise = (estimate.high - estimate.low) / 2
-    low, high = (amounts.number(end, noise) for end in (estimate.low, estimate.high))
-    sign = "+" if signed and estimate.value > 0 else ""
-    return f"{sign}{amounts.number(estimate.value, noise)} [{low}, {high}]"
-
-
 def sum_lines(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     """Single effects against the joint one: header and rows."""
     shown = ["number", "single effects of", "added up", "together", "together less added up", "the gains"]
@@ -140,7 +129,7 @@ def sum_lines(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     for s in ablation.sums:
         relative = s.excess is None
         single, joint = (_percent(v) if relative else f"{v:+.4f}".replace("-", "−") for v in (s.single, s.joint))
-        excess = _interval(s.excess, signed=True) if s.excess else f"{_signed(s.joint - s.single, 1)} points"
+        excess = amounts.change(s.excess, relative=False) if s.excess else f"{_signed(s.joint - s.single, 1)} points"
         label = _NAMES.get(s.name) or metric_label(s.name, ablation.extractor)
         rows.append([label, s.group, single, joint, excess, s.verdict])
     return shown, rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from archsearch.score import OBJECTIVES, QUALITIES, Missing, Score, metric_label
+from archsearch.score import OBJECTIVES, QUALITIES, Estimate, Missing, Score, metric_label
 from reports.effects import Interval
 
 COSTS = ("latency_ms", "params", "macs", "activation_bytes")
@@ -70,20 +70,23 @@ def number(value: float, noise: float = 0.0) -> str:
 
 def spoken(interval: Interval, name: str, *, ends: bool = False) -> str:
     """``12.3 ms``, ``0.512 [0.500, 0.525]``."""
-    noise = (interval.high - interval.low) / 2
-    text = number(interval.value, noise)
-    text += f"{GAP}{unit(name)}" if unit(name) else ""
+    suffix = f"{GAP}{unit(name)}" if unit(name) else ""
     if ends and interval.high > interval.low:
-        text += f" [{number(interval.low, noise)}, {number(interval.high, noise)}]"
-    return text
+        return bracketed(interval, suffix=suffix)
+    return number(interval.value, (interval.high - interval.low) / 2) + suffix
 
 
-def change(interval: Interval, *, relative: bool) -> str:
+def change(interval: Interval | Estimate, *, relative: bool) -> str:
     """An effect with its interval: ``+12 % [8, 16]``, ``−0.021 [−0.030, −0.012]``."""
-    scale, sign = (100, f"{GAP}%") if relative else (1, "")
+    sign = "+" if interval.value > 0 else ""
+    return sign + (bracketed(interval, scale=100, suffix=f"{GAP}%") if relative else bracketed(interval))
+
+
+def bracketed(interval: Interval | Estimate, *, scale: float = 1, suffix: str = "") -> str:
+    """A number, times ``scale``, with its ends, all with as many digits as they allow: ``0.512 [0.500, 0.525]``."""
     noise = scale * (interval.high - interval.low) / 2
     value, low, high = (number(scale * end, noise) for end in (interval.value, interval.low, interval.high))
-    return f"{'+' if interval.value > 0 else ''}{value}{sign} [{low}, {high}]"
+    return f"{value}{suffix} [{low}, {high}]"
 
 
 def percent(share: float) -> str:
