@@ -37,24 +37,32 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            updates = self._momentum(params, group["momentum"])
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            # Set where gradients are watched (torch's own name): 1 if any is not finite, and nothing may change.
+            bad: Tensor | None = getattr(self, "found_inf", None)
+            taken: Tensor | float = 1.0 if bad is None else 1 - bad
+            updates = self._momentum(params, group["momentum"], bad)
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"] * taken)
             for (_, longer), members in _by_shape(updates).items():
                 steps = orthogonal(torch.stack([_wide(updates[i]) for i in members])) * -(
-                    group["lr"] * 0.2 * longer**0.5
+                    group["lr"] * 0.2 * longer**0.5 * taken
                 )
                 for index, step in zip(members, steps, strict=True):
                     matrix = _as_matrix(params[index], params[index])
                     matrix.add_(step if matrix.shape == step.shape else step.mT)
 
-    def _momentum(self, params: list[Tensor], momentum: float) -> list[Tensor]:
+    def _momentum(self, params: list[Tensor], momentum: float, bad: Tensor | None) -> list[Tensor]:
         """Each parameter's Nesterov momentum, as a matrix."""
         gradients = [_as_matrix(p.grad, p) for p in params if p.grad is not None]
+        if bad is not None:
+            gradients = [gradient.where(bad == 0, 0) for gradient in gradients]
         for param, gradient in zip(params, gradients, strict=True):
             if not self.state[param]:
                 self.state[param]["momentum"] = torch.zeros_like(gradient)
         buffers = [self.state[param]["momentum"] for param in params]
-        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        if bad is None:
+            torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        else:
+            torch._foreach_lerp_(buffers, gradients, [(1 - bad) * (1 - momentum)] * len(buffers))
         return list(torch._foreach_lerp(gradients, buffers, momentum))
 
 

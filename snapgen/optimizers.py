@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from snapgen.muon import Muon
 
+FUSED = ("cpu", "cuda")
+"""Devices on which torch's AdamW is one kernel."""
 SMALLEST_SIDE = 16
 """A narrower matrix (the latent's side of the first and last convolutions, depthwise kernels) is AdamW's."""
 
@@ -44,21 +47,56 @@ class Optimizers:
                 [group for group in groups if group["params"]],
                 lr=learning_rate,
                 betas=(0.9, beta2),
-                fused=self._params[0].device.type in ("cpu", "cuda"),
+                fused=self._params[0].device.type in FUSED,
             )
         ]
         if inner:
             self._all.append(Muon(inner, lr=learning_rate, weight_decay=weight_decay))
 
-    def step(self, rate: float) -> None:
-        """One step at ``rate`` times the peak learning rate, along the clipped gradients, which are then dropped."""
-        torch.nn.utils.clip_grad_norm_(self._params, self._clip)
-        for optimizer in self._all:
+    def step(self, rate: float, *, skip_bad: bool = False) -> Tensor:
+        """One step at ``rate`` times the peak learning rate, along the clipped gradients, which are then dropped.
+
+        Args:
+            skip_bad: change nothing where the gradient is not finite. Only MPS is waited for.
+
+        Returns:
+            The gradient's norm before it was clipped, 0-dim, on the device.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self._params, self._clip)
+        fused = norm.device.type in FUSED
+        for optimizer in self._all if fused or not skip_bad or norm.isfinite() else ():
+            if skip_bad and fused:
+                # What torch's own scaler of gradients tells a fused optimizer; Muon understands it, too.
+                optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             for group in optimizer.param_groups:
                 group["lr"] = self._peak * rate
             optimizer.step()
         for param in self._params:
             param.grad = None
+        return norm
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on beside weights and settings, by name."""
+        return {
+            f"{number}.{param}.{name}": tensor
+            for number, optimizer in enumerate(self._all)
+            for param, state in optimizer.state_dict()["state"].items()
+            for name, tensor in state.items()
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        for number, optimizer in enumerate(self._all):
+            params = [param for group in optimizer.param_groups for param in group["params"]]
+            found: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in state.items():
+                which, param, name = key.split(".", 2)
+                if int(which) == number:
+                    like = params[int(param)]
+                    # Fused optimizers go through memory in the parameter's order, which files do not keep.
+                    same = torch.empty_like(like) if tensor.shape == like.shape else torch.empty_like(tensor)
+                    found.setdefault(int(param), {})[name] = same.copy_(tensor)
+            optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _is_inner_matrix(param: Tensor) -> bool:

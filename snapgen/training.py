@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -26,10 +26,9 @@ HOPELESS = 4.0
 """A run whose recent loss is this many times its first one has diverged."""
 
 
-class TrainingSettings(Settings):
-    """How a U-Net is trained; every field changes the outcome."""
+class Optimisation(Settings):
+    """How gradients become weights."""
 
-    steps: int = Field(default=240, ge=1)
     batch: int = Field(default=32, ge=1)
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon: Muon (arXiv 2502.16982) for the matrices inside the net, AdamW for everything else."""
@@ -45,13 +44,19 @@ class TrainingSettings(Settings):
     """From the peak, held (constant), or down to zero at the last step."""
     ema: float = Field(default=0.05, ge=0, le=0.25)
     """Width of the weights' average relative to the run (EDM2's σ_rel, arXiv 2312.02696, section 3); 0: no average."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast; weights, averages and losses stay in float32."""
+
+
+class TrainingSettings(Optimisation):
+    """How a U-Net is trained in a short run; every field changes the outcome."""
+
+    steps: int = Field(default=240, ge=1)
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """How often a caption is replaced by the null context, for classifier-free guidance."""
     prediction: flow.Prediction = "preconditioned"
     shift: float = Field(default=1, gt=0)
     """Resolution shift of the timesteps."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast; weights, averages and losses stay in float32."""
 
 
 class Examples(Protocol):
@@ -136,14 +141,7 @@ def train(
     """
     device = next(unet.parameters()).device
     unet.train().requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizers = Optimizers(
-        unet,
-        kind=settings.optimizer,
-        learning_rate=settings.learning_rate,
-        beta2=settings.beta2,
-        weight_decay=settings.weight_decay,
-        clip=settings.clip,
-    )
+    optimizers = optimizers_of(unet, settings)
     average = Average(unet, settings.ema)
     outcome = Outcome(average={})
     pending = torch.zeros(report_every, device=device)
@@ -151,7 +149,7 @@ def train(
     started, reporting = time.perf_counter(), 0.0
     for step in range(1, settings.steps + 1):
         pending[(step - 1) % report_every] = _backward(unet, next(batches), settings)
-        optimizers.step(rate(step, settings))
+        optimizers.step(rate(step, settings, settings.steps))
         average.update(step)
         if step % report_every and step < settings.steps:
             continue
@@ -171,12 +169,24 @@ def train(
     return outcome
 
 
-def rate(step: int, settings: TrainingSettings) -> float:
+def optimizers_of(net: nn.Module, settings: Optimisation) -> Optimizers:
+    """The optimizers of a net's parameters that require gradients."""
+    return Optimizers(
+        net,
+        kind=settings.optimizer,
+        learning_rate=settings.learning_rate,
+        beta2=settings.beta2,
+        weight_decay=settings.weight_decay,
+        clip=settings.clip,
+    )
+
+
+def rate(step: int, settings: Optimisation, steps: int) -> float:
     """The learning rate of a step (1 to ``steps``) over its peak."""
-    rising = round(settings.warmup * settings.steps)
+    rising = round(settings.warmup * steps)
     if step <= rising:
         return step / (rising + 1)
-    done = (step - 1 - rising) / max(1, settings.steps - rising)
+    done = (step - 1 - rising) / max(1, steps - rising)
     if settings.schedule == "cosine":
         return (1 + math.cos(math.pi * done)) / 2
     return 1.0 if settings.schedule == "constant" else 1 - done
@@ -209,6 +219,13 @@ class Average:
             name: (next(kept) if tensor.is_floating_point() else tensor).detach().clone()
             for name, tensor in _state(self._module).items()
         }
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        names = [name for name, tensor in _state(self._module).items() if tensor.is_floating_point()]
+        for kept, name in zip(self._kept, names, strict=True):
+            kept.copy_(state[name])
 
 
 def gamma(width: float) -> float:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from snapgen import muon
 from snapgen.optimizers import Optimizers
-from snapgen.training import Average, LatentExamples, TrainingSettings, gamma, rate, train
+from snapgen.training import Average, LatentExamples, TrainingSettings, gamma, optimizers_of, rate, train
 
 
 class Net(nn.Module):
@@ -79,14 +79,14 @@ def test_a_run_that_diverges_stops_and_says_so(examples: LatentExamples) -> None
 
 def test_rate_rises_and_falls_to_zero() -> None:
     settings = TrainingSettings(steps=100, warmup=0.1, schedule="linear")
-    rates = [rate(step, settings) for step in range(1, 101)]
+    rates = [rate(step, settings, 100) for step in range(1, 101)]
     assert max(rates) == rates[10] == 1
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.02
-    assert rate(100, settings.model_copy(update={"schedule": "constant"})) == 1
-    assert 0 < rate(100, settings.model_copy(update={"schedule": "cosine"})) < 0.01
-    assert rate(1, settings.model_copy(update={"warmup": 0.0})) == 1
+    assert rate(100, settings.model_copy(update={"schedule": "constant"}), 100) == 1
+    assert 0 < rate(100, settings.model_copy(update={"schedule": "cosine"}), 100) < 0.01
+    assert rate(1, settings.model_copy(update={"warmup": 0.0}), 100) == 1
 
 
 def test_average_has_the_width_it_promises() -> None:
@@ -189,3 +189,51 @@ def test_wide_matrices_are_made_orthogonal_in_their_gram_matrix_alike() -> None:
     torch.testing.assert_close(muon._in_gram(wide), muon._in_place(wide), rtol=1e-4, atol=1e-5)
     singular = torch.linalg.svdvals(muon.orthogonal(wide))
     assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.3
+
+
+def backward(net: Net, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    x, t = torch.randn(8, 2, 4, 4, generator=generator), torch.rand(8, generator=generator)
+    net(x, t, torch.randn(8, 3, 4, generator=generator)).square().mean().backward()
+
+
+def stirred_net() -> Net:
+    net = Net().to(memory_format=torch.channels_last)
+    torch.nn.init.normal_(net.leave.weight, generator=torch.Generator().manual_seed(1))
+    return net
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_optimizers_go_on_from_their_state_to_the_bit(optimizer: str) -> None:
+    settings = SHORT.model_copy(update={"optimizer": optimizer})
+    whole, first, second = stirred_net(), stirred_net(), stirred_net()
+    unbroken, before = optimizers_of(whole, settings), optimizers_of(first, settings)
+    for step in range(6):
+        for net, optimizers in [(whole, unbroken)] + ([(first, before)] if step < 3 else []):
+            backward(net, step)
+            optimizers.step(1)
+    second.load_state_dict({name: tensor.contiguous().clone() for name, tensor in first.state_dict().items()})
+    after = optimizers_of(second, settings)
+    after.load({name: tensor.contiguous().clone() for name, tensor in before.state().items()})
+    for step in range(3, 6):
+        backward(second, step)
+        after.step(1)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_bad_gradient_changes_nothing(optimizer: str) -> None:
+    net = stirred_net()
+    optimizers = optimizers_of(net, SHORT.model_copy(update={"optimizer": optimizer}))
+    backward(net, 0)
+    assert optimizers.step(1, skip_bad=True).isfinite()
+    weights, state = ([t.clone() for t in ts] for ts in (net.parameters(), optimizers.state().values()))
+    backward(net, 1)
+    assert net.middle.weight.grad is not None
+    net.middle.weight.grad[0, 0, 0, 0] = float("nan")
+    assert not optimizers.step(1, skip_bad=True).isfinite()
+    assert all(map(torch.equal, weights, net.parameters()))
+    assert all(map(torch.equal, state, optimizers.state().values()))
+    backward(net, 1)
+    optimizers.step(1, skip_bad=True)
+    assert not torch.equal(weights[0], net.enter.weight)
