@@ -133,22 +133,29 @@ def sample(
 ) -> Tensor:
     """Euler's method from noise to data, with classifier-free guidance: (B, C, H, W) → (B, C, H, W).
 
-    The steps are even in t before the shift. v = v_∅ + guidance·(v_c − v_∅), ∅ being a context of zeros; guidance 1
-    costs one evaluation a step, any other two, as one batch.
+    The steps are even in t before the shift; a step costs what `guided_velocity` does.
     """
     times = shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
-    guided = guidance != 1 and context is not None
-    both = torch.cat([context, torch.zeros_like(context)]) if guided and context is not None else context
     x = noise
     for now, then in itertools.pairwise(times):
-        doubled = torch.cat([x, x]) if guided else x
-        t = torch.full((len(doubled),), now, device=x.device, dtype=x.dtype)
-        velocity = velocity_of(net, doubled, t, both, prediction)
-        if guided:
-            conditional, unconditional = velocity.chunk(2)
-            velocity = torch.lerp(unconditional, conditional, guidance)
-        x = x + (then - now) * velocity
+        t = torch.full((len(x),), now, device=x.device, dtype=x.dtype)
+        x = x + (then - now) * guided_velocity(net, x, t, context, guidance, prediction)
     return x
+
+
+def guided_velocity(
+    net: Net, x: Tensor, t: Tensor, context: Tensor | None, guidance: float, prediction: Prediction
+) -> Tensor:
+    """v_∅ + guidance·(v_c − v_∅), ∅ being a context of zeros; guidance 1 costs one evaluation, any other a double batch.
+
+    Without a context the guidance decides nothing.
+    """
+    if guidance == 1 or context is None:
+        return velocity_of(net, x, t, context, prediction)
+    both = torch.cat([context, torch.zeros_like(context)])
+    velocity = velocity_of(net, torch.cat([x, x]), torch.cat([t, t]), both, prediction)
+    conditional, unconditional = velocity.chunk(2)
+    return torch.lerp(unconditional, conditional, guidance)
 
 
 def null_loss(data: Tensor) -> float:
