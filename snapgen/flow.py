@@ -146,7 +146,7 @@ def sample(
 def guided_velocity(
     net: Net, x: Tensor, t: Tensor, context: Tensor | None, guidance: float, prediction: Prediction
 ) -> Tensor:
-    """v_∅ + guidance·(v_c − v_∅), ∅ being a context of zeros; guidance 1 costs one evaluation, any other a double batch.
+    """v_∅ + guidance·(v_c − v_∅), ∅ being a context of zeros; guidance 1 costs one evaluation, others a double batch.
 
     Without a context the guidance decides nothing.
     """
