@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archsearch.score import OBJECTIVES, Score
+from studies.endings import end
 from studies.heartbeat import beat
 from studies.liveness import is_dead, me
 from studies.settings import StudySettings
@@ -102,7 +103,7 @@ class Ledger:
         trial_id, number = self._create(attrs)
         trials = self.trials()
         if past and self.current(trials)[slots_of(trials)[number]].number != number:
-            self._fail(trial_id, lost=True)
+            end(self._storage, trial_id, "FAIL", lost=True)
             return self.claim()
         if self._over([t for t in trials if t.number < number]):
             # Another worker took the last place between our look and our claim.
@@ -158,7 +159,7 @@ class Ledger:
         elif t.user_attrs.get("infeasible"):
             self.prune(t._trial_id)
         else:
-            self._fail(t._trial_id)
+            end(self._storage, t._trial_id, "FAIL")
 
     # Writing
 
@@ -204,23 +205,15 @@ class Ledger:
 
     def withdraw(self, trial_id: int) -> None:
         """Give a slot back; it is open again, and this does not count as a failure."""
-        self._fail(trial_id, withdrawn=True)
+        end(self._storage, trial_id, "FAIL", withdrawn=True)
 
     def crash(self, trial_id: int, error: str) -> None:
         """Say that scoring failed, and how."""
-        self._fail(trial_id, error=error)
+        end(self._storage, trial_id, "FAIL", error=error)
 
     def refuse(self, trial_id: int, error: str) -> None:
         """Say that this candidate can not be scored, and that trying again is no use."""
-        self._fail(trial_id, error=error, refused=True)
-
-    def _fail(self, trial_id: int, **attrs: Any) -> None:
-        import optuna
-        from optuna.trial import TrialState
-
-        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self.note(trial_id, **attrs)
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        end(self._storage, trial_id, "FAIL", error=error, refused=True)
 
 
 def slots_of(trials: Sequence[FrozenTrial]) -> dict[int, int]:
@@ -263,8 +256,8 @@ def is_scored(t: FrozenTrial) -> bool:
 
 def seconds(t: FrozenTrial) -> float:
     """How long a trial took, or has taken so far."""
-    end = t.datetime_complete or datetime.datetime.now()
-    return (end - t.datetime_start).total_seconds() if t.datetime_start else 0.0
+    until = t.datetime_complete or datetime.datetime.now()
+    return (until - t.datetime_start).total_seconds() if t.datetime_start else 0.0
 
 
 def spent_seconds(trials: Sequence[FrozenTrial]) -> float:
@@ -274,7 +267,7 @@ def spent_seconds(trials: Sequence[FrozenTrial]) -> float:
         (t.datetime_start, t.datetime_complete or now) for t in trials if t.state.name != "FAIL" and t.datetime_start
     )
     total, until = 0.0, datetime.datetime.min
-    for start, end in busy:
-        total += max(0.0, (end - max(start, until)).total_seconds())
-        until = max(until, end)
+    for start, stop in busy:
+        total += max(0.0, (stop - max(start, until)).total_seconds())
+        until = max(until, stop)
     return total

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.latency import LatencyFailure
 from archsearch.score import LatencyRecord
 from snapgen.arch import Architecture
+from studies.endings import end
 from studies.heartbeat import beat
 from studies.liveness import is_dead, me
 from studies.storage import quietly
@@ -132,7 +133,7 @@ class Measurements:
                 self._storage.set_trial_user_attr(t._trial_id, "worker", me())
                 if self._counts(t):
                     return Claimed(t._trial_id, t.number, Architecture.model_validate(t.user_attrs["architecture"]))
-                self._fail(t._trial_id, duplicate=True)
+                end(self._storage, t._trial_id, "FAIL", duplicate=True)
         return None
 
     def _counts(self, claimed: FrozenTrial) -> bool:
@@ -141,36 +142,17 @@ class Measurements:
 
     def tell(self, claimed: Claimed, record: LatencyRecord) -> bool:
         """Keep a measurement; False if others took us for dead and it is theirs now."""
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
-        try:
-            self._storage.set_trial_user_attr(claimed.trial_id, "record", record.model_dump(mode="json"))
-            self._storage.set_trial_state_values(claimed.trial_id, TrialState.COMPLETE, [record.median_ms])
-        except UpdateFinishedTrialError:
-            return False
-        return True
+        told = record.model_dump(mode="json")
+        return end(self._storage, claimed.trial_id, "COMPLETE", [record.median_ms], record=told)
 
     def refuse(self, claimed: Claimed, reason: str) -> None:
         """Say that this architecture can not be measured here, whoever tries."""
-        self._fail(claimed.trial_id, refused=reason)
+        end(self._storage, claimed.trial_id, "FAIL", refused=reason)
 
     def give_back(self, claimed: Claimed) -> None:
         """Let another device make it: this one was stopped or lost, which says nothing of the architecture."""
-        if self._fail(claimed.trial_id, given_back=True):
+        if end(self._storage, claimed.trial_id, "FAIL", given_back=True):
             self._enqueue(claimed.architecture.id, claimed.architecture.model_dump(mode="json"))
-
-    def _fail(self, trial_id: int, **attrs: Any) -> bool:
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
-        try:
-            for key, value in attrs.items():
-                self._storage.set_trial_user_attr(trial_id, key, value)
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        except UpdateFinishedTrialError:
-            return False
-        return True
 
     # The dead
 
@@ -183,7 +165,7 @@ class Measurements:
         running = [t for t in self.trials() if t.state.name == "RUNNING"]
         stale = set(self._storage._get_stale_trial_ids(self._study._study_id))
         dead = [t for t in running if t._trial_id in stale or is_dead(t.user_attrs.get("worker", {}))]
-        buried = [t.number for t in dead if self._fail(t._trial_id, died=True)]
+        buried = [t.number for t in dead if end(self._storage, t._trial_id, "FAIL", died=True)]
         by_arch: dict[str, list[FrozenTrial]] = {}
         for t in self.trials():
             by_arch.setdefault(t.user_attrs["architecture_id"], []).append(t)
