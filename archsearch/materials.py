@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,13 +15,12 @@ from archsearch.features import Extractor
 from archsearch.protocol import SPLITS, Protocol, ResolvedProtocol, resolve
 from snapgen import autoencoder, text
 from snapgen.autoencoder import Autoencoder
-from snapgen.cache import JSON, cached
+from snapgen.cache import cached
 from snapgen.data import Images
-from snapgen.errors import InputError
+from snapgen.latents import BATCH, latents
 from snapgen.seeds import derive
 from snapgen.training import LatentExamples
 
-BATCH = 128
 FIXED = 0
 """The seed of everything that all candidates of all studies share: prompts, sampling noise, validation pairs."""
 
@@ -81,24 +80,11 @@ def prepare(protocol: Protocol, device: torch.device) -> Materials:
 def _examples(
     images: Images, protocol: Protocol, resolved: ResolvedProtocol, coder: Autoencoder, device: torch.device
 ) -> LatentExamples:
-    key: dict[str, JSON] = {
-        "images": images.digest,
-        "autoencoder": resolved.autoencoder_digest,
-        "resolution": protocol.resolution,
-    }
-    latents = cached("latents", key, lambda: {"latents": _encode(images, coder, device)})["latents"]
-    contexts, rows = text.encode_distinct(images.captions, name=protocol.text, tokens=protocol.context_tokens)
-    examples = LatentExamples(latents, contexts, rows)
+    found = latents(images, coder, digest=resolved.autoencoder_digest, device=device)
+    captions, rows = text.distinct(images.captions)
+    contexts = text.embed(captions, name=protocol.text, tokens=protocol.context_tokens).tokens
+    examples = LatentExamples(cast(Tensor, found), cast(Tensor, contexts), rows)
     return examples.to(device) if _fits(examples, device) else examples
-
-
-def _encode(images: Images, coder: Autoencoder, device: torch.device) -> Tensor:
-    """(N, 3, H, W) uint8 → latents, half precision."""
-    try:
-        found = [coder.encode(batch.to(device) / 127.5 - 1).half().cpu() for batch in images.batches(BATCH)]
-    except ValueError as error:
-        raise InputError("protocol", str(error), "change resolution or autoencoder", place="resolution") from None
-    return torch.cat(found)
 
 
 def _fits(examples: LatentExamples, device: torch.device) -> bool:

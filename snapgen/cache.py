@@ -43,8 +43,9 @@ def cached(
         compute: gives the tensors; called only when no whole file is there.
 
     Returns:
-        The tensors, on the CPU. A file that was cut short is computed again. Where nothing can be written (a full
-        disk, a read-only home) the tensors are returned all the same, with a warning.
+        The tensors, on the CPU and memory-mapped: a file larger than memory is read where it is used. One that was cut
+        short is computed again. Where nothing can be written (a full disk, a read-only home) the tensors are returned
+        all the same, in memory, with a warning.
 
     Raises:
         InputError: if ``$ARCHSEARCH_CACHE`` names something that is not a folder.
@@ -58,9 +59,10 @@ def cached(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
     try:
         _write(path, tensors, text)
+        return _read(path, text) or tensors
     except (OSError, SafetensorError) as error:
         _warn_once(str(folder()), str(error))
-    return tensors
+        return tensors
 
 
 def _read(path: Path, text: str) -> dict[str, torch.Tensor] | None:

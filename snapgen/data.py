@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import logging
 import os
 import re
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
 from snapgen import cache
 from snapgen.decoding import FORMATS, decode
 from snapgen.errors import InputError
+from snapgen.progress import Progress
 from snapgen.sources import Folder, Sample, Shards, Split
 
 EMOJI = Path(__file__).parent / "emoji"
@@ -31,7 +31,6 @@ _SHARDS = (".tar", ".tar.gz", ".tgz")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MOST_SHARDS = 1_000_000
 _SPLIT_FOLDERS = {"train", "val", "validation", "test"}
-_SECONDS_BETWEEN_LINES = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -68,19 +67,22 @@ class Images:
         """All images, uint8 ``(N, 3, resolution, resolution)``; a set too large for memory is for `batches`."""
         return self._held if self._held is not None else torch.cat(list(self.batches(256)))
 
-    def batches(self, size: int) -> Iterator[torch.Tensor]:
+    def batches(self, size: int, *, start: int = 0) -> Iterator[torch.Tensor]:
         """The images in order, uint8 ``(≤ size, 3, resolution, resolution)`` each, one per caption in all.
+
+        Args:
+            start: images before this one are left out, and not decoded.
 
         Raises:
             InputError: if a file was changed after the set was opened.
         """
         if self._held is not None:
-            yield from torch.split(self._held, size)
+            yield from torch.split(self._held[start:], size)
             return
         whole = (s for s, readable in zip(self._source.samples(), self._readable.tolist(), strict=False) if readable)
         batch: list[torch.Tensor] = []
-        count = 0
-        for _, pixels in _decoded(whole, self.resolution):
+        count = start
+        for _, pixels in _decoded(itertools.islice(whole, start, None), self.resolution):
             if pixels is None:
                 break
             batch.append(pixels)
@@ -148,7 +150,9 @@ def _read(source: Folder | Shards, resolution: int, name: str, split: Split) -> 
     captions: list[str] = []
     readable: list[bool] = []
     held: list[torch.Tensor] | None = []
-    for caption, pixels in _decoded(_told(source.samples(), name, source.count), resolution):
+    progress = Progress(name, "checked", "images", source.count)
+    for caption, pixels in _decoded(source.samples(), resolution):
+        progress.add()
         readable.append(pixels is not None)
         if pixels is None:
             continue
@@ -176,21 +180,6 @@ def _decoded(samples: Iterable[Sample], resolution: int) -> Iterator[tuple[str, 
                 yield caption, future.result()
         for caption, future in waiting:
             yield caption, future.result()
-
-
-T = TypeVar("T")
-
-
-def _told(items: Iterable[T], name: str, total: int | None) -> Iterator[T]:
-    """The items, with a line in the log now and then: how many, and the time left where the total is known."""
-    begun = last = time.monotonic()
-    for number, item in enumerate(items):
-        now = time.monotonic()
-        if number and now - last > _SECONDS_BETWEEN_LINES:
-            last = now
-            left = f", {(now - begun) * (total - number) / number:.0f} s left" if total else ""
-            _log.info("%s: checked %s images%s", name, f"{number:,} of {total:,}" if total else f"{number:,}", left)
-        yield item
 
 
 def _find(source: str, split: Split, resolution: int) -> Folder | Shards:

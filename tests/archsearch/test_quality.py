@@ -205,7 +205,7 @@ def test_what_was_prepared_is_not_computed_again(
     def refuse(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(materials, "_encode", refuse)
+    monkeypatch.setattr(type(first.decoder), "encode", refuse)
     monkeypatch.setattr(materials, "reference", refuse)
     again = materials.prepare(protocol, torch.device("cpu"))
     assert torch.equal(first.validation, again.validation)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from snapgen import data, sources
+from snapgen import data, progress, sources
 from snapgen.data import Images, open_images
 from snapgen.decoding import decode
 from snapgen.errors import InputError
@@ -238,7 +238,10 @@ def test_large_sets_stream_and_stay_in_step(tmp_path: Path, monkeypatch: pytest.
         assert sum(map(len, batches)) == len(train) == len(train.captions)
         for caption, pixels in zip(train.captions, torch.cat(batches), strict=True):
             assert torch.equal(pixels, decode(picture(int(caption)), 8))  # type: ignore[arg-type]
+    later = torch.cat(list(train.batches(8, start=5)))
+    assert torch.equal(later, train.pixels[5:])
     (tmp_path / f"{train.captions[20]}.png").write_bytes(b"gone bad")
+    assert torch.equal(torch.cat(list(train.batches(8, start=21))), later[16:])
     with pytest.raises(InputError, match="changed while"):
         list(train.batches(8))
 
@@ -432,7 +435,7 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
 def test_long_checks_tell_how_far_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(data, "_SECONDS_BETWEEN_LINES", -1.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     with caplog.at_level(logging.INFO):
         both(classes(tmp_path / "set", 5, names=("a", "b", "c", "d", "e", "f")))
     assert "checked 9 of" in caplog.text
