@@ -1,4 +1,4 @@
-"""A diffusers U-Net's configuration and weights, from a folder or the hub: safetensors, in one file or in shards."""
+"""A diffusers net's configuration and weights, from a folder or the hub: safetensors, in one file or in shards."""
 
 from __future__ import annotations
 
@@ -62,9 +62,18 @@ def read(folder: Path) -> tuple[dict[str, Any], StoredWeights]:
     Raises:
         InputError: if anything is missing or damaged.
     """
-    if (folder / "unet" / "config.json").is_file():
-        folder /= "unet"
-    return _read_json(folder / "config.json"), StoredWeights(_files(folder))
+    return read_part(folder, "unet")[1:]
+
+
+def read_part(folder: Path, part: str) -> tuple[Path, dict[str, Any], StoredWeights]:
+    """A net's folder, configuration and weights; of a pipeline's folder its ``part`` is taken.
+
+    Raises:
+        InputError: if anything is missing or damaged.
+    """
+    if (folder / part / "config.json").is_file():
+        folder /= part
+    return folder, _read_json(folder / "config.json"), StoredWeights(_files(folder))
 
 
 def find(name_or_path: str | Path) -> Path:

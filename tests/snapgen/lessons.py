@@ -1,0 +1,61 @@
+"""A small student, its teacher and batches for the tests of training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from snapgen import flow, teacher
+from snapgen.conditioning import Condition
+from snapgen.feed import Batch, Draws
+from snapgen.seeds import derive
+from snapgen.teacher import Teacher
+from snapgen.unet import UNet
+from tests.snapgen.nets import stirred, tiny
+
+SHAPE = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 8}
+
+
+def new_teacher(*, prediction: flow.Prediction = "velocity") -> Teacher:
+    """For `nets.tiny`'s latents up to 8×8; captions 10 wide, pooled 5."""
+    return teacher.built(
+        SHAPE,
+        latent_channels=3,
+        context_width=10,
+        pooled_width=5,
+        sample_size=8,
+        seed=0,
+        prediction=prediction,
+    )
+
+
+@torch.no_grad()
+def frozen_teacher(*, prediction: flow.Prediction = "velocity") -> Teacher:
+    """With every weight random, from its name, so that no branch is silent."""
+    found = new_teacher(prediction=prediction)
+    for name, weight in found.named_parameters():
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(derive(0, name)))
+        weight.copy_(0.2 * noise + (1 if "norm_" in name and weight.ndim == 1 else 0))
+    return found.eval().requires_grad_(False)
+
+
+def student() -> UNet:
+    return stirred(tiny()).train()
+
+
+def batch(*, count: int = 2, size: int = 4, step: int = 1, t: list[float] | None = None) -> Batch:
+    """A fixed batch that fits student and teacher."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(count, *shape, generator=generator)
+
+    generator = torch.Generator().manual_seed(derive(3, step))
+    return Batch(
+        latents=normal(3, size, size),
+        noise=normal(3, size, size),
+        t=torch.tensor(t) if t else torch.linspace(0.2, 0.8, count),
+        context=normal(3, 12),
+        pooled=None,
+        teacher=Condition(normal(4, 10), normal(5)),
+        draws=Draws(seed=7, step=step, rows=range(count)),
+    )
