@@ -73,7 +73,12 @@ def losses(
 ) -> Tensor:
     """Squared error of the velocity, mean over each image's elements: (B,) float32."""
     velocity = velocity_of(net, interpolate(data, noise, t), t, context, prediction)
-    return (velocity - (noise - data)).float().square().flatten(1).mean(1)
+    return squared_errors(velocity, noise - data)
+
+
+def squared_errors(said: Tensor, wanted: Tensor) -> Tensor:
+    """Squared difference, mean over each image's elements: (B, C, H, W), (B, C, H, W) → (B,) float32."""
+    return (said - wanted).float().square().flatten(1).mean(1)
 
 
 def image_noise(indices: Sequence[int], shape: Sequence[int], *, seed: int, name: str = "noise") -> Tensor:
