@@ -1,0 +1,84 @@
+"""A diffusers AutoencoderKL's decoder for Core ML: without its blocks' divisions by 1, which stop coremltools."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import Attention as Source
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+
+from snapgen.coreml.layers import pointwise, substitute
+
+
+class KLDecoder(nn.Module):
+    """Latents as `snapgen.autoencoder` gives them (1, C, H, W) → (1, 3, H · factor, W · factor).
+
+    Takes over the autoencoder, whose layers it replaces.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        channels = vae.config.latent_channels
+        self.unscale = nn.Conv2d(channels, channels, 1, groups=channels)
+        nn.init.constant_(self.unscale.weight, 1 / vae.config.scaling_factor)
+        nn.init.constant_(cast(Tensor, self.unscale.bias), vae.config.shift_factor or 0)
+        self.unscale.to(vae.dtype)
+        self.before = vae.post_quant_conv or nn.Identity()
+        self.decoder = vae.decoder
+        _replace(self.decoder)
+        substitute(self)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return cast(Tensor, self.decoder(self.before(self.unscale(latents))))
+
+
+class Residual(nn.Module):
+    """A ResnetBlock2D without a timestep."""
+
+    def __init__(self, source: ResnetBlock2D) -> None:
+        super().__init__()
+        assert source.output_scale_factor == 1, source.output_scale_factor
+        assert source.upsample is source.downsample is None
+        self.norm1, self.conv1 = source.norm1, source.conv1
+        self.norm2, self.conv2 = source.norm2, source.conv2
+        self.shortcut = source.conv_shortcut or nn.Identity()
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """(B, inside, H, W) → (B, outside, H, W)."""
+        hidden = self.conv1(F.silu(self.norm1(x)))
+        return cast(Tensor, self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden))))
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, with its norm and its residual."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.heads = source.heads
+        self.norm = source.group_norm
+        self.q, self.k, self.v, self.out = (
+            pointwise(layer.weight, layer.bias) for layer in (source.to_q, source.to_k, source.to_v, source.to_out[0])
+        )
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """(B, C, H, W) → (B, C, H, W)."""
+        hidden = self.norm(x)
+        q, k, v = (
+            layer(hidden).unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)
+            for layer in (self.q, self.k, self.v)
+        )
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
+        return cast(Tensor, x + self.out(seen.reshape(x.shape)))
+
+
+def _replace(root: nn.Module) -> None:
+    for name, module in list(root.named_children()):
+        if isinstance(module, ResnetBlock2D):
+            setattr(root, name, Residual(module))
+        elif isinstance(module, Source):
+            setattr(root, name, Attention(module))
+        else:
+            _replace(module)
