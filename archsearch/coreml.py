@@ -17,7 +17,7 @@ from pydantic import Field
 
 from archsearch import apple, machine
 from archsearch.apple import Ended, Loop, Phone, Signing
-from archsearch.latency import DeviceLost, LatencyFailure, check_latent, sample_inputs
+from archsearch.latency import DeviceLost, LatencyFailure, sample_inputs
 from archsearch.placement import Detailed, Placed, by_operator, placed, shares
 from archsearch.score import LatencyRecord
 from archsearch.steady import Rule, Timing, settle
@@ -100,7 +100,7 @@ class CoreML:
         Raises:
             InputError, LatencyFailure, DeviceLost: as `measure`.
         """
-        check_latent(arch, latent_size)
+        arch.check_latent(latent_size)
         try:
             package = coreml.convert_unet(
                 arch, latent_size, context_tokens=context_tokens, options=self.options.weights

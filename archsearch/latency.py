@@ -71,16 +71,6 @@ def backend(device: str = "host", **options: Any) -> Backend:
     return BACKENDS[device](options)
 
 
-def check_latent(arch: Architecture, latent_size: int) -> None:
-    """Raise InputError unless the architecture takes a latent of that size."""
-    if latent_size < 1 or latent_size % arch.stride:
-        raise InputError(
-            "latent",
-            f"size {latent_size} does not halve {len(arch.down) - 1} times",
-            f"use a multiple of {arch.stride}",
-        )
-
-
 class HostSettings(Settings):
     """How the host is timed."""
 
@@ -104,7 +94,7 @@ class Host:
 
     def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
         """See `Backend.measure`."""
-        check_latent(arch, latent_size)
+        arch.check_latent(latent_size)
         with tempfile.TemporaryDirectory(prefix="archsearch-") as folder, _failures(arch):
             path = Path(folder) / "unet.onnx"
             feed = _write_net(arch, latent_size, context_tokens, path)

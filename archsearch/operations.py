@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from archsearch.latency import check_latent
 from archsearch.meta import MetaPass, aten, storage_of, tensors, unbuilt
 from snapgen.arch import Architecture
 
@@ -43,7 +42,7 @@ def operations(arch: Architecture, latent_size: int, *, context_tokens: int = 77
     Raises:
         InputError: if the architecture does not take a latent of that size.
     """
-    check_latent(arch, latent_size)
+    arch.check_latent(latent_size)
     return module_operations(*unbuilt(arch, latent_size, context_tokens, batch=batch))
 
 

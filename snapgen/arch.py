@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from snapgen import settings
+from snapgen.errors import InputError
 from snapgen.settings import Settings
 
 ID_DIGITS = 12
@@ -207,6 +208,21 @@ class Architecture(Settings):
     def stride(self) -> int:
         """The latent's height and width must be multiples of this."""
         return int(2 ** (len(self.down) - 1))
+
+    def check_latent(self, size: int, *, source: str | Path = "latent", place: str = "") -> None:
+        """Refuse a latent whose height and width the net does not take.
+
+        Args:
+            size: height and width.
+            source: what holds the size, for the message.
+            place: where in the source.
+
+        Raises:
+            InputError: naming the source, the place and the remedy.
+        """
+        if size < 1 or size % self.stride:
+            problem = f"size {size} does not halve {len(self.down) - 1} times"
+            raise InputError(source, problem, f"use a multiple of {self.stride}", place=place)
 
     def canonical(self) -> Architecture:
         """The same net, described with every knob that changes nothing at its default."""

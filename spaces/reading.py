@@ -90,9 +90,7 @@ def _base(file: SpaceFile, path: Path) -> Architecture:
             problem = f"{file.base!r} is no preset, and no file beside this one"
             raise InputError(path, problem, f"name one of {', '.join(presets.NAMES)}, or a file", place="base")
         base = Architecture.load(beside)
-    if file.latent % base.stride:
-        problem = f"{file.latent} cannot be halved {len(base.down) - 1} times"
-        raise InputError(path, problem, f"use a multiple of {base.stride}", place="latent")
+    base.check_latent(file.latent, source=path, place="latent")
     return base
 
 

@@ -10,7 +10,6 @@ import typer
 from archsearch.cli.options import Json
 from archsearch.cli.printing import cost_cells, print_json, print_table
 from snapgen import presets
-from snapgen.errors import InputError
 from snapgen.presets import TINY_DECODER
 
 if TYPE_CHECKING:
@@ -58,9 +57,7 @@ def _counted(name: str, latent: int, tokens: int) -> tuple[Breakdown, dict[str, 
     if name == TINY_DECODER:
         return decoder_breakdown(PAPER, latent), {"latent": latent, "image": latent * 2 ** (len(PAPER["widths"]) - 1)}
     arch = presets.resolve(name, besides=(TINY_DECODER,))
-    if latent % arch.stride:
-        halvings = f"{latent} does not halve {len(arch.down) - 1} times, as {name} needs"
-        raise InputError("--latent", halvings, f"use a multiple of {arch.stride}")
+    arch.check_latent(latent, source="--latent")
     about: dict[str, str | int] = {"architecture_id": arch.id, "latent": latent, "context_tokens": tokens}
     return breakdown(arch, latent, context_tokens=tokens), about
 

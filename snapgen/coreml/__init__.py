@@ -52,9 +52,7 @@ def convert_unet(
     from snapgen.coreml.layers import Velocity
 
     arch = net if isinstance(net, Architecture) else net.arch
-    if latent_size < 1 or latent_size % arch.stride:
-        problem = f"size {latent_size} does not halve {len(arch.down) - 1} times"
-        raise InputError("latent", problem, f"use a multiple of {arch.stride}")
+    arch.check_latent(latent_size)
     if context_tokens < 1:
         raise InputError("tokens", f"{context_tokens} is no length of a context", "use 1 or more")
     inputs = {

@@ -147,7 +147,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, mistake: str) -> None
         ("latent: 8\nbase: 3", "base", "not 3"),
         ("latent: 8\nbase: {down: []}", "base.down", "at least 1"),
         ("latent: 8\nbase: {down: [{channels: 33}], up: [{channels: 33}]}", "base", "33 channels, not a multiple"),
-        ("latent: 6\nbase: snapgen-baseline", "latent", "6 cannot be halved 2 times; use a multiple of 4"),
+        ("latent: 6\nbase: snapgen-baseline", "latent", "size 6 does not halve 2 times; use a multiple of 4"),
         ("latent: true\nbase: snapgen-baseline", "latent", "valid integer"),
         ("base: snapgen-baseline", "latent", "required"),
         ("latent: 8\nbase: bad.json", "", "is empty"),
