@@ -57,7 +57,7 @@ class Widths(NamedTuple):
     """Channels of the pooled embedding, 0 if there is none."""
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where one encoder's embeddings lie in the context and in the pooled embedding."""
 
     tokens: slice
@@ -74,7 +74,7 @@ class Captions:
         encoders: how many encoders there are.
     """
 
-    def __init__(self, tables: Sequence[text.Embeddings], row: Tensor, places: Sequence[_Place]) -> None:
+    def __init__(self, tables: Sequence[text.Embeddings], row: Tensor, places: Sequence[Place]) -> None:
         self._tables, self._row, self._places = tables, row, places
         self.context_width, self.tokens, self.pooled_width = _extent(places)
         self.encoders = len(places)
@@ -143,7 +143,7 @@ def encode(
             found = text.run(model, tokenizer, different, tokens=e.tokens, layer=e.layer)
             tables.append(text.Embeddings(Rows([found["tokens"]]), Rows([found["pooled"]])))
     shapes = [(table.tokens.shape[2], table.pooled.shape[1]) for table in tables]
-    return Captions(tables, row, _places(encoders, shapes))
+    return Captions(tables, row, layout(encoders, shapes))
 
 
 def widths(encoders: Sequence[EncoderSettings]) -> Widths:
@@ -153,14 +153,22 @@ def widths(encoders: Sequence[EncoderSettings]) -> Widths:
         InputError: if there is no such encoder, or encoders joined on channels differ in tokens.
     """
     shapes = [(text.width(e.encoder), text.pooled_width(e.encoder)) for e in encoders]
-    return _extent(_places(encoders, shapes))
+    return _extent(layout(encoders, shapes))
 
 
-def _places(encoders: Sequence[EncoderSettings], shapes: Sequence[tuple[int, int]]) -> list[_Place]:
-    """Where each encoder's embeddings go; ``shapes`` has the channels of each one's tokens and pooled embedding."""
+def layout(encoders: Sequence[EncoderSettings], shapes: Sequence[tuple[int, int]]) -> list[Place]:
+    """Where each encoder's embeddings go.
+
+    Args:
+        encoders: at least one.
+        shapes: the channels of each one's tokens and of its pooled embedding.
+
+    Raises:
+        InputError: if encoders joined on channels differ in tokens.
+    """
     if not encoders:
         raise InputError("encoders", "is empty", f"name at least one, e.g. {text.MINILM}")
-    found: list[_Place] = []
+    found: list[Place] = []
     for number, (encoder, (width, pooled_width)) in enumerate(zip(encoders, shapes, strict=True)):
         _, tokens, pooled = _extent(found)
         span, first = slice(tokens, tokens + encoder.tokens), 0
@@ -168,7 +176,7 @@ def _places(encoders: Sequence[EncoderSettings], shapes: Sequence[tuple[int, int
             _check_join(encoders, number)
             span, first = found[-1].tokens, found[-1].channels.stop
         own = pooled_width if encoder.pooled else 0
-        found.append(_Place(span, slice(first, first + width), slice(pooled, pooled + own)))
+        found.append(Place(span, slice(first, first + width), slice(pooled, pooled + own)))
     return found
 
 
@@ -181,7 +189,7 @@ def _check_join(encoders: Sequence[EncoderSettings], number: int) -> None:
         raise InputError("encoders", problem, "give both the same number of tokens", place=f"[{number}].tokens")
 
 
-def _extent(places: Sequence[_Place]) -> Widths:
+def _extent(places: Sequence[Place]) -> Widths:
     def end(name: Literal["tokens", "channels", "pooled"]) -> int:
         return max((getattr(place, name).stop for place in places), default=0)
 
