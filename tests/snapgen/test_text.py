@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from snapgen import text
+from snapgen import rows, text
 from snapgen.errors import InputError
-
-WORDS = ["<unk>", "<s>", "</s>", "a", "red", "fox", "on", "the", "moon"]
+from tests.snapgen.encoders import WORDS, bert, clip, gemma2, llama, projected_clip, t5, whole_clip
 
 
 @pytest.fixture(autouse=True)
@@ -25,65 +24,6 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-def save(folder: Path, model: Any) -> Path:
-    """A tiny encoder with a tokenizer of whole words between a start and an end token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
-    model.save_pretrained(folder)
-    tokens = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-    tokens.save_pretrained(folder)
-    return folder
-
-
-def bert(folder: Path) -> Path:
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return save(folder, BertModel(BertConfig(vocab_size=9, max_position_embeddings=32, **sizes)))
-
-
-def clip(folder: Path) -> Path:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return save(
-        folder, CLIPTextModel(CLIPTextConfig(vocab_size=9, max_position_embeddings=12, eos_token_id=2, **sizes))
-    )
-
-
-def whole_clip(folder: Path) -> Path:
-    """Text and image encoder in one checkpoint, as CLIP is published."""
-    from transformers import CLIPConfig, CLIPModel
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    text_config = {"vocab_size": 9, "max_position_embeddings": 12, "eos_token_id": 2, **sizes}
-    vision = {"image_size": 8, "patch_size": 4, **sizes}
-    return save(folder, CLIPModel(CLIPConfig(text_config=text_config, vision_config=vision, projection_dim=8)))
-
-
-def t5(folder: Path) -> Path:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    torch.manual_seed(0)
-    sizes = {"d_model": 20, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    return save(folder, T5ForConditionalGeneration(T5Config(vocab_size=9, decoder_start_token_id=0, **sizes)))
-
-
-def llama(folder: Path) -> Path:
-    from transformers import LlamaConfig, LlamaModel
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    return save(folder, LlamaModel(LlamaConfig(vocab_size=9, max_position_embeddings=32, **sizes)))
 
 
 def test_minilm_embeds_alike_what_is_alike() -> None:
@@ -107,7 +47,7 @@ def test_long_captions_are_cut_and_keep_their_end(tmp_path: Path) -> None:
     assert torch.equal(short, text.encode(["the fox"], name=name, tokens=4)[0])
 
 
-@pytest.mark.parametrize("make", [bert, clip, whole_clip, t5, llama])
+@pytest.mark.parametrize("make", [bert, clip, projected_clip, whole_clip, t5, llama, gemma2])
 def test_any_encoder_folder(make: Any, tmp_path: Path) -> None:
     name = str(make(tmp_path / "encoder"))
     embeddings = text.encode(["a red fox", "moon", "", "moon"], name=name, tokens=8)
@@ -119,10 +59,99 @@ def test_any_encoder_folder(make: Any, tmp_path: Path) -> None:
 
 def test_a_captions_embedding_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     name = str(bert(tmp_path / "bert"))
-    captions = [" ".join(WORDS[3 + (i + j) % 6] for j in range(1 + i % 5)) for i in range(90)]
+    captions = [" ".join(WORDS[2 + (i + j) % 6] for j in range(1 + i % 5)) for i in range(90)]
     together = text.encode(captions, name=name)
     alone = torch.cat([text.encode([caption], name=name) for caption in captions[:8]])
     assert torch.allclose(together[:8].float(), alone.float(), atol=2e-3)
+
+
+@pytest.mark.parametrize("make", [bert, clip, gemma2])
+def test_the_layer_is_the_encoders_own(make: Any, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    name = str(make(tmp_path / "encoder"))
+    model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    with torch.no_grad():
+        own = model(**tokenizer("a red fox", return_tensors="pt"), output_hidden_states=True)
+    last, penultimate = (
+        text.embed(["a red fox"], name=name, tokens=8, layer=layer).tokens.whole()[0, :5].float()
+        for layer in ("last", "penultimate")
+    )
+    torch.testing.assert_close(last, own.last_hidden_state[0], rtol=0, atol=2e-3)
+    torch.testing.assert_close(penultimate, own.hidden_states[1][0], rtol=0, atol=2e-3)
+    assert not torch.allclose(last, penultimate, atol=4e-3)
+
+
+@pytest.mark.parametrize("make", [projected_clip, whole_clip])
+def test_clips_pooled_embedding_is_projected(make: Any, tmp_path: Path) -> None:
+    """The end token, behind the last norm, through the projection; whichever layer the tokens are of."""
+    name = str(make(tmp_path / "clip"))
+    own = text.load(name)[0]
+    ids = torch.tensor([[1, 2, 3, 4, 8]])
+    with torch.no_grad():
+        states = own(input_ids=ids, output_hidden_states=True)
+        expected = own.text_projection(states.last_hidden_state[0, 4])
+    assert text.pooled_width(name) == 8
+    for layer in ("last", "penultimate"):
+        pooled = text.embed(["", "a red fox"], name=name, tokens=8, layer=layer).pooled.whole()
+        assert pooled.shape == (2, 8)
+        assert not pooled[0].any()
+        torch.testing.assert_close(pooled[1].float(), expected, rtol=0, atol=2e-3)
+
+
+def test_the_projection_is_read_not_made_up(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    name = str(whole_clip(tmp_path / "clip"))
+    weights = load_file(tmp_path / "clip" / "model.safetensors")
+    assert torch.equal(text.load(name)[0].text_projection.weight, weights["text_projection.weight"])
+
+
+@pytest.mark.parametrize("make", [bert, clip, gemma2])
+def test_other_pooled_embeddings_are_the_mean_over_the_captions_tokens(make: Any, tmp_path: Path) -> None:
+    name = str(make(tmp_path / "encoder"))
+    found = text.embed(["", "a red fox", "moon"], name=name, tokens=8)
+    tokens, pooled = found.tokens.whole().float(), found.pooled.whole().float()
+    assert pooled.shape == (3, text.pooled_width(name)) == (3, text.width(name))
+    means = tokens.sum(1) / torch.tensor([1.0, 5.0, 3.0])[:, None]
+    torch.testing.assert_close(pooled, means, rtol=0, atol=2e-3)
+
+
+def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
+    name = str(bert(tmp_path / "bert"))
+    model, tokenizer = text.load(name)
+    with torch.no_grad():
+        model.encoder.layer[-1].output.LayerNorm.bias.fill_(1e5)
+    with pytest.raises(InputError, match="half precision"):
+        text.run(model, tokenizer, ["fox"], tokens=8)
+    found = text.run(model, tokenizer, ["fox"], tokens=8, layer="penultimate")
+    assert torch.equal(found["tokens"], text.embed(["fox"], name=name, tokens=8, layer="penultimate").tokens.whole())
+
+
+def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = str(bert(tmp_path / "bert"))
+    captions, _ = text.distinct([" ".join(WORDS[2 + (i // 6**j) % 6] for j in range(3)) for i in range(30)])
+    whole = text.embed(captions, name=name).tokens.whole()
+    monkeypatch.setattr(rows, "LARGEST_ROWS", 8)
+    run, seen = text.run, []
+
+    def counted(*given: Any, **others: Any) -> Any:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(len(given[2]))
+        return run(*given, **others)
+
+    monkeypatch.setattr(text, "run", counted)
+    with pytest.raises(KeyboardInterrupt):
+        text.embed(captions, name=name)
+    seen[:] = [0]
+    with pytest.raises(KeyboardInterrupt):
+        text.embed(captions, name=name)
+    seen[:] = [0]
+    found = text.embed(captions, name=name).tokens
+    assert seen == [0, 6]
+    assert found.shape == (30, 16, 16)
+    assert torch.allclose(found.whole().float(), whole.float(), atol=2e-3)
 
 
 def test_distinct_captions_are_stored_once(tmp_path: Path) -> None:
