@@ -37,9 +37,9 @@ def shifted(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def logit_normal(quantile: Tensor) -> Tensor:
-    """Timesteps at quantiles of the logit-normal(0, 1) distribution."""
-    return torch.sigmoid(torch.special.ndtri(quantile))
+def logit_normal(quantile: Tensor, mean: float = 0, std: float = 1) -> Tensor:
+    """Timesteps at quantiles of a logit-normal distribution."""
+    return torch.sigmoid(mean + std * torch.special.ndtri(quantile))
 
 
 def stratified(count: int, generator: torch.Generator) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from snapgen import flow, teacher
 from snapgen.conditioning import Condition
@@ -59,3 +62,11 @@ def batch(*, count: int = 2, size: int = 4, step: int = 1, t: list[float] | None
         teacher=Condition(normal(4, 10), normal(5)),
         draws=Draws(seed=7, step=step, rows=range(count)),
     )
+
+
+class NoReading(TorchDispatchMode):
+    """Within it, reading a number off a tensor, for which a GPU would be waited for, is an error."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function is not torch.ops.aten._local_scalar_dense.default, "a number was read"
+        return function(*args, **(kwargs or {}))
