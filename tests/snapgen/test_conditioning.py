@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from snapgen import conditioning, rows, text
+from snapgen import conditioning, presets, rows, text
 from snapgen.conditioning import Captions, EncoderSettings, Widths
 from snapgen.errors import InputError
 from tests.snapgen.encoders import bert, gemma2, projected_clip
@@ -162,6 +163,24 @@ def test_widths_need_no_weights(encoders: list[EncoderSettings], tmp_path: Path)
     assert conditioning.widths(bare[:2]) == Widths(context=20, tokens=6, pooled=22)
     assert conditioning.widths(bare[2:]) == Widths(context=28, tokens=9, pooled=0)
     assert conditioning.widths([EncoderSettings(pooled=True)]) == Widths(context=384, tokens=16, pooled=384)
+
+
+def test_the_three_encoders_of_the_paper_make_its_context(tmp_path: Path) -> None:
+    """2304 channels (arXiv 2412.09619: 379 M parameters), from the sizes that the encoders state."""
+    clip = {"model_type": "clip_text_model", "architectures": ["CLIPTextModelWithProjection"]}
+    said = [
+        {**clip, "hidden_size": 768, "projection_dim": 768},
+        {**clip, "hidden_size": 1280, "projection_dim": 1280},
+        {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "hidden_size": 2304},
+    ]
+    encoders = []
+    for number, config in enumerate(said):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "config.json").write_text(json.dumps(config))
+        join = "channels" if number == 1 else "tokens"
+        encoders.append(EncoderSettings(encoder=str(tmp_path / str(number)), tokens=77, join=join, pooled=number < 2))
+    assert conditioning.widths(encoders) == Widths(context=2304, tokens=154, pooled=2048)
+    assert presets.preset("snapgen-t2i").context_width == 2304
 
 
 def test_lists_that_cannot_be_merged_are_refused_in_one_line(encoders: list[EncoderSettings]) -> None:

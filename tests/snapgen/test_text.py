@@ -195,6 +195,22 @@ def test_the_digest_follows_the_weights(tmp_path: Path) -> None:
     assert len(text.digest()) == 16
 
 
+def test_a_pipelines_encoder_has_its_tokenizer_beside_it(tmp_path: Path) -> None:
+    whole = clip(tmp_path / "whole")
+    encoder, tokenizer = tmp_path / "pipeline" / "text_encoder_2", tmp_path / "pipeline" / "tokenizer_2"
+    shutil.copytree(whole, encoder)
+    shutil.copytree(whole, tokenizer, ignore=shutil.ignore_patterns("model*", "config.json"))
+    for file in encoder.glob("token*"):
+        file.unlink()
+    assert torch.equal(
+        text.encode(["fox"], name=str(encoder), tokens=8), text.encode(["fox"], name=str(whole), tokens=8)
+    )
+    assert text.digest(str(encoder)) == text.digest(str(whole))
+    shutil.rmtree(tokenizer)
+    with pytest.raises(InputError, match="holds no tokenizer"):
+        text.load(str(encoder))
+
+
 def no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
