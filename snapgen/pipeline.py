@@ -150,8 +150,17 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
     @property
     def autoencoder(self) -> Autoencoder:
         """The autoencoder, with the decoder that is used."""
-        base = KLAutoencoder(self.vae) if isinstance(self.vae, AutoencoderKL) else self.vae
-        return cast(Autoencoder, base if self.decoder is None else WithDecoder(base, self.decoder))
+        return self._base if self.decoder is None else WithDecoder(self._base, self.decoder)
+
+    @property
+    def _base(self) -> Autoencoder:
+        return cast(Autoencoder, KLAutoencoder(self.vae) if isinstance(self.vae, AutoencoderKL) else self.vae)
+
+    @property
+    def text_encoders(self) -> list[tuple[Any, Any]]:
+        """The text encoders, each with its tokenizer."""
+        names = zip(TEXT_ENCODERS, TOKENIZERS, self.config.encoders, strict=False)
+        return [(getattr(self, name), getattr(self, tokenizer)) for name, tokenizer, _ in names]
 
     @property
     def encoders(self) -> list[EncoderSettings]:
@@ -167,18 +176,14 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         return cast(int, self.autoencoder.factor * self.unet.arch.stride)
 
     def _check(self) -> None:
-        arch, vae = self.unet.arch, KLAutoencoder(self.vae) if isinstance(self.vae, AutoencoderKL) else self.vae
+        arch, vae = self.unet.arch, self._base
         if arch.latent_channels != vae.latent_channels:
             problem = f"has {vae.latent_channels} latent channels; its net has {arch.latent_channels}"
             raise InputError("pipeline", problem, "use the autoencoder of the training", place="vae")
-        decoder = self.decoder
-        if decoder is not None and (decoder.factor, decoder.config.latent_channels) != (
-            vae.factor,
-            vae.latent_channels,
-        ):
-            raise InputError(
-                "pipeline", "is of other latents than vae's", "use the one trained on them", place="decoder"
-            )
+        latents, decoder = (vae.factor, vae.latent_channels), self.decoder
+        if decoder is not None and (decoder.factor, decoder.config.latent_channels) != latents:
+            problem = "is of other latents than vae's"
+            raise InputError("pipeline", problem, "use the one trained on them", place="decoder")
         count = len(self.config.encoders)
         for names in (TEXT_ENCODERS, TOKENIZERS):
             if [getattr(self, name) is not None for name in names] != [i < count for i in range(len(names))]:
@@ -195,10 +200,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Contexts of prompts as in training: (len(prompts), N, context width); None where there is no text encoder."""
         if not self.encoders:
             return None
-        pairs = [
-            (getattr(self, name), getattr(self, token)) for name, token in zip(TEXT_ENCODERS, TOKENIZERS, strict=True)
-        ]
-        captions = conditioning.encode(prompts, self.encoders, loaded=pairs[: len(self.encoders)])
+        captions = conditioning.encode(prompts, self.encoders, loaded=self.text_encoders)
         return captions.condition(torch.arange(len(prompts))).context
 
     @torch.no_grad()
@@ -300,11 +302,16 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise InputError("generator", f"are {len(generator)} for {count} images", "give one, or one an image")
         return cast(Tensor, randn_tensor((count, *shape), generator=generator, device=self._execution_device))
 
+    def schedule(self, steps: int, device: torch.device | None = None) -> Tensor:
+        """The scheduler's σ from 1 to 0, which it is set to: (steps + 1,). They are t, even before the shift."""
+        self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1].tolist(), device=device)
+        return cast(Tensor, self.scheduler.sigmas)
+
     def _sample(self, noise: Tensor, context: Tensor | None, steps: int, guidance: float, bar: Any) -> Tensor:
-        """`snapgen.flow.sample` by the scheduler: its σ is t, even before its shift, and its timesteps are 1000·t."""
+        """`snapgen.flow.sample` by the scheduler, whose timesteps are 1000·t."""
         scheduler, dtype = self.scheduler, self.unet.dtype
         x = noise.to(self._execution_device, torch.float32)
-        scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1].tolist(), device=x.device)
+        self.schedule(steps, x.device)
 
         def net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
             some = None if context is None else context.to(dtype)

@@ -1,6 +1,6 @@
 """The command line: ``archsearch COMMAND``.
 
-Commands: search, report, best, audit, ablate, score, cost, latency, convert, space show.
+Commands: search, report, best, audit, ablate, score, cost, latency, convert, generate, export, space show.
 
 Heavy imports are made inside the commands, so that ``--help`` and a mistyped name answer at once.
 """
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import ablating, converting, costing, measuring, serving, studying, timing
+from archsearch.cli import ablating, converting, costing, measuring, serving, studying, timing, using
 from snapgen.errors import InputError
 
 BAD_INPUT = 2
@@ -33,6 +33,7 @@ app.add_typer(costing.app)
 app.add_typer(timing.app)
 app.add_typer(serving.app)
 app.add_typer(converting.app)
+app.add_typer(using.app)
 
 
 def main() -> NoReturn:

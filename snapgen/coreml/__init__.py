@@ -16,6 +16,7 @@ from snapgen.coreml.packaging import Options, package
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
     from torch import nn
 
     from snapgen.tiny_decoder import TinyDecoder
@@ -75,14 +76,23 @@ def convert_unet(
     return package("unet", key, build, inputs, "velocity", options or Options())
 
 
-def convert_decoder(decoder: TinyDecoder, latent_size: int, *, options: Options | None = None) -> Path:
-    """A tiny decoder as a package: ``latents`` (1, C, H, W) → ``image`` (1, 3, H · factor, W · factor), float16.
+def convert_decoder(decoder: TinyDecoder | AutoencoderKL, latent_size: int, *, options: Options | None = None) -> Path:
+    """A decoder as a package: ``latents`` (1, C, H, W) → ``image`` (1, 3, H · factor, W · factor), float16.
+
+    Args:
+        decoder: a tiny decoder, or a diffusers AutoencoderKL, of which it is the decoder, taking latents as
+            `snapgen.autoencoder` gives them. Its attention sees every position of the latent at once: at 128 × 128
+            this is no net for a phone.
+        latent_size: height and width of the latent.
+        options: how weights are stored.
 
     Raises:
         InputError: as `convert_unet`.
     """
     import torch
+    from diffusers import AutoencoderKL
 
+    from snapgen.coreml.kl_decoder import KLDecoder
     from snapgen.coreml.layers import substitute
 
     if latent_size < 1:
@@ -91,6 +101,8 @@ def convert_decoder(decoder: TinyDecoder, latent_size: int, *, options: Options 
 
     def build() -> nn.Module:
         own = _half(decoder)
+        if isinstance(own, AutoencoderKL):
+            return KLDecoder(own)
         substitute(own)
         return own
 
@@ -102,7 +114,9 @@ def convert_decoder(decoder: TinyDecoder, latent_size: int, *, options: Options 
     return package("decoder", key, build, inputs, "image", options or Options())
 
 
-def convert_text(name: str = text.MINILM, tokens: int = 16, *, options: Options | None = None) -> Path:
+def convert_text(
+    name: str = text.MINILM, tokens: int = 16, *, layer: text.Layer = "last", options: Options | None = None
+) -> Path:
     """A text encoder as a package; see `snapgen.coreml.text_encoder`.
 
     Its lookup of tokens runs on the CPU (`snapgen.neural_engine.REFUSED`): one operation, at the very start.
@@ -110,6 +124,7 @@ def convert_text(name: str = text.MINILM, tokens: int = 16, *, options: Options 
     Args:
         name: ``minilm``, or the folder of a Hugging Face text encoder, as `snapgen.text.encode` takes it.
         tokens: length of its input.
+        layer: which hidden states it gives, as `snapgen.text.embed` takes it.
         options: how weights are stored.
 
     Raises:
@@ -123,8 +138,8 @@ def convert_text(name: str = text.MINILM, tokens: int = 16, *, options: Options 
         "input_ids": torch.zeros(1, tokens, dtype=torch.int32),
         "mask": torch.ones(1, tokens, dtype=torch.float16),
     }
-    key: dict[str, cache.JSON] = {"encoder": text.digest(name), "tokens": tokens}
-    build = lambda: TextEncoder(name, tokens).half()  # noqa: E731 - as short as its use
+    key: dict[str, cache.JSON] = {"encoder": text.digest(name), "tokens": tokens, "layer": layer}
+    build = lambda: TextEncoder(name, tokens, layer).half()  # noqa: E731 - as short as its use
     return package("text", key, build, inputs, "embeddings", options or Options())
 
 

@@ -30,14 +30,16 @@ class TextEncoder(nn.Module):
     Args:
         name: as `snapgen.text.encode` takes it.
         tokens: length of its input.
+        layer: which hidden states it gives, as `snapgen.text.embed` takes it.
 
     Raises:
         InputError: if there is no such encoder, it takes fewer tokens, or it gives something else with a mask than
             without padding.
     """
 
-    def __init__(self, name: str, tokens: int) -> None:
+    def __init__(self, name: str, tokens: int, layer: text.Layer = "last") -> None:
         super().__init__()
+        self.layer = layer
         _register()
         self.model, tokenizer = text.load(name)
         longest = text.longest(self.model, tokenizer)
@@ -46,7 +48,7 @@ class TextEncoder(nn.Module):
         self.model.eval().requires_grad_(False)
         ids = tokenizer([_CAPTION], truncation=True, max_length=tokens, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
-            expected = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            expected = self._hidden(ids, torch.ones_like(ids))
         see = torch.zeros(1, 1, tokens, tokens)
         self.register_buffer("see", see)
         self.see: Tensor
@@ -60,8 +62,12 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """(1, N) and (1, N) → (1, N, width)."""
         seen = self.see + (1 - mask[:, None, None]) * HIDDEN
-        hidden = self.model(input_ids=input_ids, attention_mask=seen).last_hidden_state
-        return cast(Tensor, hidden * mask[..., None])
+        return self._hidden(input_ids, seen) * mask[..., None]
+
+    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        before = self.layer == "penultimate"
+        found = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=before)
+        return cast(Tensor, found.hidden_states[-2] if before else found.last_hidden_state)
 
     def _prepare(self) -> None:
         self.model.set_attn_implementation(ATTENTION)
