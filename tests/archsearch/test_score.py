@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from archsearch import score as scores
-from archsearch.score import OBJECTIVES, Cost, Estimate, Incomparable, LatencyRecord, Missing, Quality, Score
+from archsearch.score import OBJECTIVES, Cost, Estimate, Incomparable, Missing, Quality, Score
 from snapgen.errors import InputError
+from tests.records import latency_record
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
@@ -27,27 +28,8 @@ def quality(**changes: Any) -> Quality:
     return Quality(**(values | changes))
 
 
-def latency(**changes: Any) -> LatencyRecord:
-    values: dict[str, Any] = {
-        "median_ms": 2.0,
-        "lower_quartile_ms": 1.9,
-        "upper_quartile_ms": 2.2,
-        "runs": 100,
-        "source": "measured",
-        "device": "host",
-        "compute_units": "CPU",
-        "chip": "a chip",
-        "os": "Linux",
-        "threads": 1,
-        "load_ms": 30.0,
-        "runtime": "onnxruntime 1.0",
-        "steady": True,
-    }
-    return LatencyRecord(**(values | changes))
-
-
 def whole() -> Score:
-    return Score(cost=Cost(params=10, macs=20, activation_bytes=30), latency=latency(), quality=quality())
+    return Score(cost=Cost(params=10, macs=20, activation_bytes=30), latency=latency_record(), quality=quality())
 
 
 def test_score_survives_json() -> None:
@@ -74,8 +56,8 @@ def test_no_number_is_infinite_or_missing(bad: float) -> None:
         lambda: Estimate(value=0, low=0, high=bad),
         lambda: Estimate(value=0, low=0, high=1, by_seed=(0.0, bad)),
         lambda: quality(training_seconds=bad),
-        lambda: latency(median_ms=bad),
-        lambda: latency(load_ms=bad),
+        lambda: latency_record(median_ms=bad),
+        lambda: latency_record(load_ms=bad),
         lambda: Cost(params=bad, macs=0, activation_bytes=0),
     ):
         with pytest.raises(ValidationError):
@@ -98,7 +80,7 @@ def test_impossible_records_are_refused() -> None:
         {"speed": 3},
     ):
         with pytest.raises(ValidationError):
-            latency(**changes)
+            latency_record(**changes)
 
 
 def test_objectives_read_the_score() -> None:
@@ -147,6 +129,6 @@ def test_numbers_of_two_protocols_are_not_compared() -> None:
 
 
 def test_latencies_of_two_machines_have_different_conditions() -> None:
-    assert latency().conditions == latency(median_ms=2.1).conditions
-    assert latency().conditions != latency(chip="another").conditions
-    assert latency().conditions != latency(threads=2).conditions
+    assert latency_record().conditions == latency_record(2.1).conditions
+    assert latency_record().conditions != latency_record(chip="another").conditions
+    assert latency_record().conditions != latency_record(threads=2).conditions

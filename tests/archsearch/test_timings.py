@@ -16,30 +16,12 @@ from archsearch.timings import Timed
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from spaces.space import Space
+from tests.records import latency_record
 from tests.snapgen.nets import tiny
 
 
-def record(ms: float, **changes: object) -> LatencyRecord:
-    values: dict[str, object] = {
-        "median_ms": ms,
-        "lower_quartile_ms": ms,
-        "upper_quartile_ms": ms,
-        "runs": 9,
-        "source": "measured",
-        "device": "host",
-        "compute_units": "CPU",
-        "chip": "a chip",
-        "os": "an OS",
-        "threads": 1,
-        "load_ms": 3,
-        "runtime": "a runtime",
-        "steady": True,
-    }
-    return LatencyRecord.model_validate(values | changes)
-
-
 def timed(ms: float = 1.0, arch: Architecture | None = None) -> Timed:
-    return Timed(architecture=arch or tiny(), latent_size=8, context_tokens=5, record=record(ms))
+    return Timed(architecture=arch or tiny(), latent_size=8, context_tokens=5, record=latency_record(ms))
 
 
 class Clock:
@@ -52,7 +34,7 @@ class Clock:
         self.asked.append(arch.id)
         if arch.id == self.fails:
             raise LatencyFailure("it does not run")
-        return record(next(self.times))
+        return latency_record(next(self.times))
 
 
 @pytest.fixture(scope="module")

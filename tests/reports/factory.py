@@ -11,9 +11,10 @@ import numpy as np
 import optuna
 from PIL import Image, ImageDraw
 
-from archsearch.score import OBJECTIVES, Cost, Estimate, LatencyRecord, Quality, Score
+from archsearch.score import OBJECTIVES, Cost, Estimate, Quality, Score
 from snapgen.arch import Architecture
 from spaces.space import Space
+from tests.records import latency_record
 
 PROTOCOL: dict[str, Any] = {
     "protocol": {"data": "emoji", "resolution": 32, "steps": 300, "batch": 64, "seeds": [0, 1], "extractor": "e"},
@@ -128,21 +129,8 @@ def made_up(arch: Architecture, rng: random.Random) -> Score:
     """A score that follows from the architecture as real ones do, with noise; too slow ones are not trained."""
     params, macs = counted(arch)
     milliseconds = 0.4 + 1.2 * macs / 1e6 * rng.uniform(0.97, 1.03)
-    latency = LatencyRecord(
-        median_ms=milliseconds,
-        lower_quartile_ms=milliseconds * 0.98,
-        upper_quartile_ms=milliseconds * 1.04,
-        runs=120,
-        source="measured",
-        device="host",
-        compute_units="cpu",
-        chip="Xeon",
-        os="Linux",
-        threads=1,
-        load_ms=84.0,
-        runtime="onnxruntime 1.25",
-        steady=True,
-    )
+    quartiles = {"lower_quartile_ms": milliseconds * 0.98, "upper_quartile_ms": milliseconds * 1.04}
+    latency = latency_record(milliseconds, **quartiles, runs=120, chip="Xeon", runtime="onnxruntime 1.25")
     cost = Cost(params=int(params), macs=int(macs), activation_bytes=int(9e4 + 0.01 * macs))
     if milliseconds > INFEASIBLE_MS:
         return Score(cost=cost, latency=latency)

@@ -23,6 +23,7 @@ from spaces.space import Space
 from studies.scorer import Report
 from studies.search import search
 from studies.settings import StudySettings
+from tests.records import latency_record
 
 SPACE = """
 latent: 8
@@ -85,22 +86,7 @@ class QuickScorer:
 
     def latency(self, arch: Architecture) -> LatencyRecord:
         time.sleep(self.seconds / 10)
-        ms = quick_latency(arch)
-        return LatencyRecord(
-            median_ms=ms,
-            lower_quartile_ms=0.9 * ms,
-            upper_quartile_ms=1.1 * ms,
-            runs=9,
-            source="measured",
-            device="quick",
-            compute_units="CPU",
-            chip="quick",
-            os="quick",
-            threads=1,
-            load_ms=1,
-            runtime="quick",
-            steady=True,
-        )
+        return quick_record(arch)
 
     def settled_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:  # noqa: ARG002
         return first
@@ -153,6 +139,11 @@ def quick_cost(arch: Architecture) -> Cost:
 def quick_latency(arch: Architecture) -> float:
     cost = quick_cost(arch)
     return 0.2 + cost.macs / 1e6 + 0.3 * sum(b.self_attention * b.transformers for _, b, _ in arch.sites())
+
+
+def quick_record(arch: Architecture) -> LatencyRecord:
+    ms = quick_latency(arch)
+    return latency_record(ms, lower_quartile_ms=0.9 * ms, upper_quartile_ms=1.1 * ms, device="quick")
 
 
 def quick_loss(arch: Architecture) -> float:

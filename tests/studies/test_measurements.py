@@ -18,7 +18,7 @@ from studies.device import serve
 from studies.liveness import me
 from studies.measurements import DEATHS, Measurements, Order, orders
 from studies.storage import open_storage
-from tests.studies.quick import QuickScorer, quick_latency
+from tests.studies.quick import quick_latency, quick_record
 
 ORDER = Order("quick", 8, 16, {"threads": 1})
 
@@ -49,14 +49,6 @@ def ask(url: str, request: pytest.FixtureRequest) -> Callable[[], Measurements]:
 Ask = Callable[[], Measurements]
 
 
-def record(arch: Architecture) -> LatencyRecord:
-    return QuickScorer.latency(_Silent(), arch)  # type: ignore[arg-type]
-
-
-class _Silent:
-    seconds = 0.0
-
-
 class Backend:
     """Measures at once, or fails as it is told."""
 
@@ -68,7 +60,7 @@ class Backend:
         if self.error is not None:
             raise self.error
         self.measured.append(arch.id)
-        return record(arch)
+        return quick_record(arch)
 
 
 def test_asked_twice_it_is_measured_once(ask: Ask, archs: list[Architecture]) -> None:
@@ -80,11 +72,11 @@ def test_asked_twice_it_is_measured_once(ask: Ask, archs: list[Architecture]) ->
     assert claimed is not None
     assert claimed.architecture == archs[0]
     assert one.claim() is None
-    assert other.tell(claimed, record(archs[0]))
+    assert other.tell(claimed, quick_record(archs[0]))
     one.request(archs[0])
     assert one.claim() is None
-    assert one.answer(archs[0]) == record(archs[0])
-    assert one.records() == {archs[0].id: record(archs[0])}
+    assert one.answer(archs[0]) == quick_record(archs[0])
+    assert one.records() == {archs[0].id: quick_record(archs[0])}
 
 
 def test_the_first_asked_is_the_first_claimed(ask: Ask, archs: list[Architecture]) -> None:
@@ -103,7 +95,7 @@ def test_of_two_requests_at_once_one_counts(ask: Ask, archs: list[Architecture])
     assert claimed is not None
     assert claimed.number == 0
     assert ask().claim() is None  # both others are dropped
-    assert queue.tell(claimed, record(archs[0]))
+    assert queue.tell(claimed, quick_record(archs[0]))
     assert [t.state.name for t in queue.trials()] == ["COMPLETE", "FAIL", "FAIL"]
 
 
@@ -165,7 +157,7 @@ def test_whoever_was_taken_for_dead_tells_nothing(
     monkeypatch.setattr("studies.measurements.is_dead", lambda _: True)
     assert other.bury() == [claimed.number]
     monkeypatch.undo()
-    assert not queue.tell(claimed, record(archs[0]))
+    assert not queue.tell(claimed, quick_record(archs[0]))
     assert queue.answer(archs[0]) is None
     assert other.claim() is not None
 
@@ -222,7 +214,7 @@ def test_a_device_serves_all_that_waits(
     backend = Backend()
     made, lines = serve_with(url, backend, monkeypatch)
     assert (made, backend.measured) == (3, [arch.id for arch in archs])
-    assert [queue.answer(arch) for arch in archs] == [record(arch) for arch in archs]
+    assert [queue.answer(arch) for arch in archs] == [quick_record(arch) for arch in archs]
     assert lines[1] == f"measurement 0 ({archs[0].id}): {quick_latency(archs[0]):.4g} ms"
 
 

@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import pytest
 
-from archsearch.score import Cost, Estimate, Incomparable, LatencyRecord, Quality, Score
+from archsearch.score import Cost, Estimate, Incomparable, Quality, Score
 from snapgen.arch import Architecture, Stage
 from snapgen.errors import InputError
 from studies.search import search
 from studies.settings import StudySettings
 from studies.storage import begun
 from studies.trials import Candidate, best, eligible, front, knee, read
+from tests.records import latency_record
 from tests.studies.quick import QuickScorer
 
 NAMES = ("validation_loss", "latency_ms")
@@ -25,21 +26,6 @@ def candidate(slot: int, loss: float, ms: float, **changes: object) -> Candidate
         protocol_hash=str(changes.pop("protocol_hash", "p")),
         training_seconds=1,
     )
-    latency = LatencyRecord(
-        median_ms=ms,
-        lower_quartile_ms=ms,
-        upper_quartile_ms=ms,
-        runs=3,
-        source="measured",
-        device="host",
-        compute_units="CPU",
-        chip="c",
-        os="o",
-        threads=1,
-        load_ms=0,
-        runtime="r",
-        steady=True,
-    )
     width = 32 * int(changes.pop("width", slot + 1))  # type: ignore[call-overload]
     stage = (Stage(channels=width),)
     values = {
@@ -48,7 +34,9 @@ def candidate(slot: int, loss: float, ms: float, **changes: object) -> Candidate
         "name": None,
         "point": {"k": slot},
         "architecture": Architecture(down=stage, up=stage),
-        "score": Score(cost=Cost(params=10 * slot, macs=1, activation_bytes=1), latency=latency, quality=quality),
+        "score": Score(
+            cost=Cost(params=10 * slot, macs=1, activation_bytes=1), latency=latency_record(ms), quality=quality
+        ),
         "state": "scored",
         "infeasible": None,
         "artifacts": {},
