@@ -31,7 +31,8 @@ class Remote:
 
         self._settings = settings.latency
         self._space = space
-        self._queue = Measurements(open_storage(settings.url, source=settings.source), order(settings.latency, space))
+        asked = order(settings.latency, space.latent_size, space.context_tokens)
+        self._queue = Measurements(open_storage(settings.url, source=settings.source), asked)
         self._limit = settings.limits.get("latency_ms", math.inf)
         self._meanwhile: Backend | None = None
         if settings.latency.meanwhile is not None:
@@ -71,9 +72,9 @@ class Remote:
         return record
 
 
-def order(latency: LatencySettings, space: Space) -> Order:
+def order(latency: LatencySettings, latent_size: int, context_tokens: int) -> Order:
     """What a study asks of its remote device."""
-    return Order(latency.device, space.latent_size, space.context_tokens, latency.backend_options)
+    return Order(latency.device, latent_size, context_tokens, latency.backend_options)
 
 
 def measured(study: Study) -> dict[str, LatencyRecord]:
@@ -83,6 +84,5 @@ def measured(study: Study) -> dict[str, LatencyRecord]:
         return {}
     from studies.settings import LatencySettings
 
-    latency = LatencySettings.model_validate(settings)
-    asked = Order(latency.device, space["latent_size"], space["context_tokens"], latency.backend_options)
+    asked = order(LatencySettings.model_validate(settings), space["latent_size"], space["context_tokens"])
     return Measurements(study._storage, asked).records()  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from studies.search import search
 from studies.settings import LatencySettings, StudySettings
 from studies.storage import existing, open_storage
 from studies.trials import read
-from tests.studies.quick import QuickScorer, quick_latency
+from tests.studies.quick import QuickScorer, quick_latency, quick_record
 from tests.studies.test_search import numbers, scored, until
 
 Make = Callable[..., StudySettings]
@@ -61,11 +61,7 @@ class Quick:
                 file.write(arch.id + "\n")
         if arch.rope:
             raise LatencyFailure("RoPE does not compile here")
-        return QuickScorer.latency(_Idle(), arch)  # type: ignore[arg-type]
-
-
-class _Idle:
-    seconds = 0.0
+        return quick_record(arch)
 
 
 class Guess:
@@ -75,9 +71,9 @@ class Guess:
         self.ms = ms
 
     def measure(self, arch: Architecture, *_: int) -> LatencyRecord:
-        record = QuickScorer.latency(_Idle(), arch)  # type: ignore[arg-type]
         ends = {"median_ms": self.ms, "lower_quartile_ms": self.ms, "upper_quartile_ms": self.ms}
-        return record.model_copy(update={**ends, "source": "predicted", "interval_ms": (0.5 * self.ms, 2 * self.ms)})
+        told = {**ends, "source": "predicted", "interval_ms": (0.5 * self.ms, 2 * self.ms)}
+        return quick_record(arch).model_copy(update=told)
 
 
 @pytest.fixture
@@ -138,7 +134,8 @@ def guessed(settings: StudySettings, ms: float) -> Remote:
 
 
 def queue_of(settings: StudySettings) -> Measurements:
-    return Measurements(open_storage(settings.url), order(settings.latency, settings.load_space()))
+    space = settings.load_space()
+    return Measurements(open_storage(settings.url), order(settings.latency, space.latent_size, space.context_tokens))
 
 
 def measure_one(settings: StudySettings) -> None:
