@@ -27,25 +27,26 @@ def save(folder: Path, model: Any) -> Path:
     return folder
 
 
-def bert(folder: Path) -> Path:
+def bert(folder: Path, layers: int = 1) -> Path:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    return save(folder, BertModel(BertConfig(vocab_size=9, max_position_embeddings=32, hidden_size=16, **SIZES)))
+    sizes = {**SIZES, "hidden_size": 16, "num_hidden_layers": layers}
+    return save(folder, BertModel(BertConfig(vocab_size=9, max_position_embeddings=32, **sizes)))
 
 
-def clip_config(hidden: int = 24, projection: int = 8) -> Any:
+def clip_config(hidden: int = 24, projection: int = 8, layers: int = 2) -> Any:
     from transformers import CLIPTextConfig
 
-    sizes = {**SIZES, "hidden_size": hidden, "projection_dim": projection}
+    sizes = {**SIZES, "hidden_size": hidden, "projection_dim": projection, "num_hidden_layers": layers}
     return CLIPTextConfig(vocab_size=9, max_position_embeddings=12, bos_token_id=1, eos_token_id=8, **sizes)
 
 
-def clip(folder: Path) -> Path:
+def clip(folder: Path, layers: int = 1) -> Path:
     from transformers import CLIPTextModel
 
     torch.manual_seed(0)
-    return save(folder, CLIPTextModel(clip_config()))
+    return save(folder, CLIPTextModel(clip_config(layers=layers)))
 
 
 def projected_clip(folder: Path, hidden: int = 24, projection: int = 8, seed: int = 0) -> Path:
@@ -81,11 +82,11 @@ def llama(folder: Path) -> Path:
     return save(folder, LlamaModel(LlamaConfig(vocab_size=9, max_position_embeddings=32, hidden_size=16, **SIZES)))
 
 
-def gemma2(folder: Path, hidden: int = 28) -> Path:
+def gemma2(folder: Path, hidden: int = 28, layers: int = 2) -> Path:
     """As Gemma2 is published: with the head that predicts words."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
-    sizes = {**SIZES, "hidden_size": hidden, "num_key_value_heads": 1, "head_dim": 8}
+    sizes = {**SIZES, "hidden_size": hidden, "num_hidden_layers": layers, "num_key_value_heads": 1, "head_dim": 8}
     numbers = {"bos_token_id": 1, "eos_token_id": 8, "pad_token_id": 0}
     return save(folder, Gemma2ForCausalLM(Gemma2Config(vocab_size=9, max_position_embeddings=32, **sizes, **numbers)))

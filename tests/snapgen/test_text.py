@@ -69,7 +69,7 @@ def test_a_captions_embedding_does_not_depend_on_its_neighbours(tmp_path: Path) 
 def test_the_layer_is_the_encoders_own(make: Any, tmp_path: Path) -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    name = str(make(tmp_path / "encoder"))
+    name = str(make(tmp_path / "encoder", layers=2))
     model, tokenizer = AutoModel.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     with torch.no_grad():
         own = model(**tokenizer("a red fox", return_tensors="pt"), output_hidden_states=True)
