@@ -75,7 +75,7 @@ def _fill(
     options: Options | None,
     progress: Callable[[float, str], None] | None,
 ) -> dict[str, Any]:
-    described = _described(pipeline, latent)
+    described = describe(pipeline, latent)
     encoders = described["text_encoders"]
     tokens = described["context"]["shape"][1]
     conversions: dict[str, Callable[[], Path]] = {
@@ -121,8 +121,8 @@ def _text(folder: Path, described: dict[str, Any], options: Options | None) -> P
         return coreml.convert_text(scratch, described["tokens"], layer=described["layer"], options=options)
 
 
-def _described(pipeline: SnapGenPipeline, latent: int) -> dict[str, Any]:
-    """What ``pipeline.json`` says."""
+def describe(pipeline: SnapGenPipeline, latent: int) -> dict[str, Any]:
+    """What ``pipeline.json`` says of a pipeline and a size of its latent."""
     arch, config = pipeline.unet.arch, pipeline.config
     sample, side = [1, arch.latent_channels, latent, latent], latent * pipeline.autoencoder.factor
     encoders, context = _conditioning(pipeline)

@@ -6,12 +6,24 @@ Written from the documentation of the operations (apple.github.io/coremltools), 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def load(package: Path) -> Any:
+    """A converted model as its files hold it."""
+    from coremltools.converters.mil.frontend.milproto import load as proto
+    from coremltools.models.utils import load_spec
+
+    spec = load_spec(str(package))
+    weights = package / "Data" / "com.apple.CoreML" / "weights"
+    return SimpleNamespace(_mil_program=proto.load(spec, spec.specificationVersion, str(weights)))
 
 
 def run(model: Any, feed: Mapping[str, Tensor]) -> list[Tensor]:

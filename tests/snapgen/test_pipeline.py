@@ -62,11 +62,13 @@ def encoders(folder: Path) -> list[EncoderSettings]:
     return [first, second, EncoderSettings(encoder=first.encoder, tokens=5)]
 
 
-def made(folder: Path, coder: Autoencoder | None = None, **changes: Any) -> SnapGenPipeline:
+def made(
+    folder: Path, coder: Autoencoder | None = None, texts: list[EncoderSettings] | None = None, **changes: Any
+) -> SnapGenPipeline:
     """A pipeline of random weights: two text encoders in three places, 16 pixels a side."""
     net = stirred(tiny({**FITTING, "context_width": 40}))
     facts: dict[str, Any] = {"prediction": "preconditioned", "steps": 2, "resolution": 16, **changes}
-    pipeline = SnapGenPipeline.assembled(net, coder or autoencoder.load("emoji"), encoders(folder), **facts)
+    pipeline = SnapGenPipeline.assembled(net, coder or autoencoder.load("emoji"), texts or encoders(folder), **facts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
