@@ -7,7 +7,7 @@ and small heads on its tokens tell them apart; the teacher's gradient leads the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,10 @@ class StudentTurn(FlowTurn):
         logged = {"adversarial": adversarial, "balance": balance, **means(lesson.parts)}
         return {"loss": rest + self._weight * reached, **logged}
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the student alone: a compiled graph lets no gradient be taken halfway through the turn."""
+        self.student.compile(*args, **kwargs)
+
     def made(self, batch: Batch) -> Tensor:
         """x̂₀ of the batch that was taken last, without its graph."""
         assert self._made is not None
@@ -179,6 +183,9 @@ class CriticTurn(nn.Module):
     def __init__(self, critic: Critic, student: StudentTurn, *, r1: float) -> None:
         super().__init__()
         self.critic, self._student, self._r1 = critic, (student,), r1
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles nothing: R1 is differentiated twice, which compiled graphs are not."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, the mean answers to ``real`` and ``fake`` ones, and ``r1`` before its weight."""

@@ -278,6 +278,20 @@ def test_blocks_that_the_teacher_has_not_are_told(block: int) -> None:
         Critic(frozen_teacher(), Adversarial(blocks=(0, block)))
 
 
+@pytest.mark.slow
+def test_compiled_turns_give_the_same() -> None:
+    plain, compiled = turns(), turns()
+    for one, other in zip(plain, compiled, strict=True):
+        other.compile(backend="aot_eager")
+        wanted, found = one(taken()), other(taken())
+        wanted["loss"].backward()
+        found["loss"].backward()
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value)
+        for mine, its in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(its.grad, mine.grad, rtol=1e-3, atol=1e-6)
+
+
 # --- together ---
 
 

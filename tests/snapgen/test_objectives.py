@@ -191,3 +191,18 @@ def test_no_number_leaves_the_device() -> None:
         taught()(batch())["loss"].backward()
         with pytest.raises(AssertionError, match="a number was read"):
             torch.ones(()).item()
+
+
+@pytest.mark.slow
+def test_a_compiled_turn_gives_the_same() -> None:
+    """Step after step: the hooks that observe the teacher are another set every time."""
+    plain, compiled = taught(), taught()
+    compiled.compile(backend="aot_eager")
+    for step in (1, 2):
+        wanted, found = plain(batch(step=step)), compiled(batch(step=step))
+        wanted["loss"].backward()
+        found["loss"].backward()
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value)
+    for mine, its in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(its.grad, mine.grad, rtol=1e-3, atol=1e-5)
