@@ -164,6 +164,14 @@ class Teacher(nn.Module):
                 problem = f"takes a {name} {own} wide, its text encoders give {given or 'none'}"
                 raise InputError(self.source, problem, "give the teacher the text encoders it was trained with")
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Computes each block's activations again on the way back, to its weights or only to a sample."""
+        self.net.enable_gradient_checkpointing()
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keeps them again."""
+        self.net.disable_gradient_checkpointing()
+
     def save_pretrained(self, folder: Path) -> None:
         """Writes the net as diffusers does, and what it predicts beside it."""
         self.net.save_pretrained(folder)

@@ -99,6 +99,18 @@ def test_observing_passes_gradients_to_the_sample_and_none_to_the_weights() -> N
     assert all(weight.grad is None for weight in own.parameters())
 
 
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    own = frozen_teacher()
+    x, t, condition = given()
+    x.requires_grad_()
+    found = []
+    for switch in (own.disable_gradient_checkpointing, own.enable_gradient_checkpointing):
+        switch()
+        assert own.net.is_gradient_checkpointing == bool(found)
+        found.append(torch.autograd.grad(own.observe(x, t, condition, [0, 1])[1][1].square().sum(), x)[0])
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_guidance_leads_away_from_zeros() -> None:
     own = frozen_teacher()
     x, t, condition = given()
