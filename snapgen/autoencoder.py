@@ -99,7 +99,7 @@ class ConvAutoencoder(Autoencoder, ModelMixin, ConfigMixin):  # type: ignore[mis
     """A small convolutional encoder with a `TinyDecoder`.
 
     Latents are normalised per channel by stored statistics to mean 0 and standard deviation 1 over the training
-    images; the decoder takes them normalised. Training: `snapgen.autoencoder_training`.
+    images; the decoder takes them normalised. Training: `snapgen.decoder_training`.
 
     Args:
         latent_channels: channels of the latents.

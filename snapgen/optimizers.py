@@ -78,25 +78,38 @@ class Optimizers:
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on beside weights and settings, by name."""
         return {
-            f"{number}.{param}.{name}": tensor
+            f"{number}.{key}": tensor
             for number, optimizer in enumerate(self._all)
-            for param, state in optimizer.state_dict()["state"].items()
-            for name, tensor in state.items()
+            for key, tensor in state_of(optimizer).items()
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
         for number, optimizer in enumerate(self._all):
-            params = [param for group in optimizer.param_groups for param in group["params"]]
-            found: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in state.items():
-                which, param, name = key.split(".", 2)
-                if int(which) == number:
-                    like = params[int(param)]
-                    # Fused optimizers go through memory in the parameter's order, which files do not keep.
-                    same = torch.empty_like(like) if tensor.shape == like.shape else torch.empty_like(tensor)
-                    found.setdefault(int(param), {})[name] = same.copy_(tensor)
-            optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
+            mine = f"{number}."
+            load_state(optimizer, {k.removeprefix(mine): t for k, t in state.items() if k.startswith(mine)})
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state by parameter and name, without its settings."""
+    return {
+        f"{param}.{name}": tensor
+        for param, state in optimizer.state_dict()["state"].items()
+        for name, tensor in state.items()
+    }
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Let an optimizer with the same parameters and settings go on from what `state_of` gave."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        param, name = key.split(".", 1)
+        like = params[int(param)]
+        # Fused optimizers go through memory in the parameter's order, which files do not keep.
+        same = torch.empty_like(like) if tensor.shape == like.shape else torch.empty_like(tensor)
+        found.setdefault(int(param), {})[name] = same.copy_(tensor)
+    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _is_inner_matrix(param: Tensor) -> bool:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from snapgen import autoencoder
 from snapgen.autoencoder import SHIPPED, Autoencoder, ConvAutoencoder, KLAutoencoder, Pixels, WithDecoder
-from snapgen.autoencoder_training import Training, initial, tiny_decoder_for, train
 from snapgen.data import open_images
+from snapgen.decoder_training import DecoderTraining, Training, initial, tiny_decoder_for
 from snapgen.errors import InputError
 from snapgen.reconstruction import as_float, psnr
 
@@ -117,7 +117,7 @@ def test_training_lowers_the_loss(few: dict[int, Tensor]) -> None:
             first_and_last.append(losses["l1"] + losses["mse"] + losses["perceptual"])
 
     quick = QUICK.model_copy(update={"steps": 30, "adversarial_share": 0.1, "resolutions": (32,)})
-    train(initial(0, **SMALL), few, quick, progress=note)
+    DecoderTraining(initial(0, **SMALL), few, quick).complete(note)
     assert sum(first_and_last[2:]) < 0.8 * sum(first_and_last[:2])
 
 
@@ -125,7 +125,7 @@ def test_training_repeats_from_its_seed(few: dict[int, Tensor]) -> None:
     def weights(seed: int) -> dict[str, Tensor]:
         state = torch.get_rng_state()
         model = initial(seed, **SMALL)
-        train(model, few, QUICK.model_copy(update={"seed": seed}))
+        DecoderTraining(model, few, QUICK.model_copy(update={"seed": seed})).complete()
         assert torch.equal(state, torch.get_rng_state()), "the global random state is left alone"
         return dict(model.state_dict())
 
@@ -137,7 +137,7 @@ def test_training_repeats_from_its_seed(few: dict[int, Tensor]) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_statistics_are_those_of_the_encoder(few: dict[int, Tensor], share: float) -> None:
     model = initial(0, **SMALL)
-    train(model, few, QUICK.model_copy(update={"adversarial_share": share}))
+    DecoderTraining(model, few, QUICK.model_copy(update={"adversarial_share": share})).complete()
     with torch.no_grad():
         latents = torch.cat([model.encode(as_float(few[side])).transpose(0, 1).flatten(1) for side in (32, 64)], 1)
     assert torch.allclose(latents.mean(1), torch.zeros(4), atol=1e-4)
@@ -147,7 +147,7 @@ def test_statistics_are_those_of_the_encoder(few: dict[int, Tensor], share: floa
 def test_decoder_stage_leaves_the_encoder(few: dict[int, Tensor]) -> None:
     model = initial(0, **SMALL)
     encoder, decoder = ({k: v.clone() for k, v in part.state_dict().items()} for part in (model.encoder, model.decoder))
-    train(model, few, QUICK.model_copy(update={"adversarial_share": 1.0}))
+    DecoderTraining(model, few, QUICK.model_copy(update={"adversarial_share": 1.0})).complete()
     assert all(torch.equal(encoder[name], weight) for name, weight in model.encoder.state_dict().items())
     assert not all(torch.equal(decoder[name], weight) for name, weight in model.decoder.state_dict().items())
 
@@ -158,7 +158,7 @@ def test_tiny_decoder_learns_another_encoders_latents(few: dict[int, Tensor], kl
     decoder = tiny_decoder_for(given, seed=0)
     count = sum(parameter.numel() for parameter in decoder.parameters())
     assert abs(count / 1.38e6 - 1) < 0.02
-    train(decoder, few, QUICK.model_copy(update={"batch": 2}), encoder=given)
+    DecoderTraining(decoder, few, QUICK.model_copy(update={"batch": 2}), given).complete()
     assert all(torch.equal(before[name], weight) for name, weight in given.state_dict().items())
     pair = WithDecoder(given, decoder)
     assert pair.decode(pair.encode(as_float(few[32][:1]))).shape == (1, 3, 32, 32)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from snapgen import autoencoder
+from snapgen import autoencoder, autoencoder_training
 from snapgen.autoencoder import ConvAutoencoder, WithDecoder, read_decoder
-from snapgen.autoencoder_training import main
+from snapgen.autoencoder_training import CHECKPOINT, main
 from snapgen.errors import InputError
 from snapgen.perceptual import PerceptualLoss
 from snapgen.reconstruction import psnr
@@ -57,6 +57,51 @@ def test_command_trains_a_decoder_for_an_encoder(folder: Path, tmp_path: Path) -
     assert pair.decode(pair.encode(images)).shape == images.shape
     with pytest.raises(InputError, match="describes TinyDecoder"):
         autoencoder.load(tmp_path / "out")
+
+
+@pytest.fixture
+def interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The output folder of a training of four steps, stopped after the third with a checkpoint of the second."""
+    told: list[int] = []
+
+    def stop(step: int, *_: object) -> None:
+        told.append(step)
+        if step == 2:  # the checkpoint was written before
+            monkeypatch.setattr(autoencoder_training, "SECONDS_BETWEEN", 1e9)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(autoencoder_training, "SECONDS_BETWEEN", 0.0)
+        patched.setattr(autoencoder_training, "_say", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main(tmp_path / "out", steps=4, data=str(folder), resolutions="16")
+    assert told == [1, 2, 3]
+    return tmp_path / "out"
+
+
+def test_same_command_goes_on_to_the_same_weights(
+    folder: Path, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(tmp_path / "unbroken", steps=4, data=str(folder), resolutions="16", quiet=True)
+    assert [file.name for file in interrupted.iterdir()] == [CHECKPOINT]
+    main(interrupted, steps=4, data=str(folder), resolutions="16")
+    assert "from step 2 on" in capsys.readouterr().out
+    name = "diffusion_pytorch_model.safetensors"
+    assert (interrupted / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+    assert not (interrupted / CHECKPOINT).exists()
+
+
+def test_another_command_leaves_a_checkpoint_alone(folder: Path, interrupted: Path) -> None:
+    before = (interrupted / CHECKPOINT).read_bytes()
+    with pytest.raises(InputError, match="is of a training with another --seed"):
+        main(interrupted, steps=4, data=str(folder), resolutions="16", seed=1)
+    with pytest.raises(InputError, match="another --steps"):
+        main(interrupted, steps=5, data=str(folder), resolutions="16")
+    assert (interrupted / CHECKPOINT).read_bytes() == before
+    (interrupted / CHECKPOINT).write_bytes(before[: len(before) // 2])
+    with pytest.raises(InputError, match="is damaged"):
+        main(interrupted, steps=4, data=str(folder), resolutions="16")
 
 
 @pytest.mark.parametrize("sides", ["", "32;64", "8", "32,-64", "²"])
