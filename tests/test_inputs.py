@@ -55,6 +55,14 @@ def space(folder: Path, text: str | None = None, **changes: object) -> Case:
     return ["space", "show", str(path)], "space.yaml"
 
 
+def generate(folder: Path, index: bytes | None = None) -> Case:
+    """A run whose pipeline has this index, or is not there yet."""
+    (folder / "run" / "pipeline").mkdir(parents=True)
+    if index is not None:
+        (folder / "run" / "pipeline" / "model_index.json").write_bytes(index)
+    return ["generate", str(folder / "run"), "a fox", "--out", str(folder / "fox.png")], "run"
+
+
 def data(folder: Path, name: str) -> Case:
     arguments, _ = protocol(folder, data=str(folder / name))
     return arguments, name
@@ -261,6 +269,23 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "score unknown architecture": lambda _: (["score", "snapgenius"], "snapgenius"),
     "score a bad architecture": lambda f: (["score", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
     "score an architecture that does not fit": lambda _: (["score", "snapgen-baseline"], "latent_channels"),
+    # Trained runs
+    "generate no run": lambda f: (["generate", str(f / "none"), "a fox", "--out", "a.png"], "none"),
+    "generate an unfinished run": lambda f: (generate(f)[0], "model_index.json"),
+    "generate no prompt": lambda f: (["generate", str(f), "--out", "a.png"], "prompts"),
+    "generate a damaged run": lambda f: generate(f, b"{"),
+    "generate a run of other classes": lambda f: generate(f, b'{"_class_name": "X", "unet": ["y", "Z"]}'),
+    "generate no image's name": lambda f: ([*generate(f)[0][:3], "--out", "a.pdf"], "a.pdf"),
+    "generate into a file": lambda f: ([*generate(f)[0][:3], "--out", str(written(f / "x", b"") / "a.png")], "x"),
+    "generate no size": lambda f: ([*generate(f)[0], "--size", "big"], "big"),
+    "generate no steps": lambda f: ([*generate(f)[0], "--steps", "0"], "--steps"),
+    "export no run": lambda f: (["export", str(f / "none"), "--to", "coreml"], "none"),
+    "export to something else": lambda f: (["export", str(f), "--to", "onnx"], "onnx"),
+    "export a damaged run": lambda f: (["export", generate(f, b"{")[0][1], "--to", "coreml"], "run"),
+    "export both weights": lambda f: (
+        ["export", generate(f)[0][1], "--to", "coreml", "--int8", "--palette-bits", "4"],
+        "palette",
+    ),
     "unknown command": lambda _: (["serach"], "serach"),
     "unknown option": lambda _: (["search", "emoji", "--fast"], "--fast"),
     "option of wrong type": lambda _: (["search", "emoji", "--trials", "x"], "--trials"),
