@@ -62,7 +62,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """``x`` (B, inside, H, W), ``time`` (B, time width), already through SiLU → (B, outside, H, W)."""
-        shift = self.time(time)[:, :, None, None]
+        return self.shifted(x, self.time(time)[:, :, None, None])
+
+    def shifted(self, x: Tensor, shift: Tensor) -> Tensor:
+        """As `forward`, of the timestep's projection (B, width where it is added, 1, 1)."""
         hidden = self.conv1(F.silu(self.norm1(x)))
         if self.time_at == "expanded":
             hidden = hidden + shift

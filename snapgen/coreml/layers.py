@@ -139,24 +139,13 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, source: parts.ResidualBlock) -> None:
         super().__init__()
-        self.time_at = source.time_at
-        self.norm1, self.conv1 = source.norm1, source.conv1
         self.time = pointwise(source.time.weight, source.time.bias)
-        self.norm2, self.conv2 = source.norm2, source.conv2
-        self.shortcut = source.shortcut
-        substitute(self)
+        self.block = source
+        substitute(source)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, inside, H, W), (B, time width, 1, 1) → (B, outside, H, W)."""
-        shift = self.time(time)
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        if self.time_at == "expanded":
-            hidden = hidden + shift
-        hidden = self.conv2(F.silu(self.norm2(hidden)))
-        if self.time_at == "output":
-            hidden = hidden + shift
-        out: Tensor = self.shortcut(x) + hidden
-        return out
+        return self.block.shifted(x, self.time(time))
 
 
 class ChannelNorm(nn.Module):
