@@ -189,15 +189,18 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
     Raises:
         InputError: if files are missing or damaged, or do not fit each other.
     """
-    if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise InputError(folder, problem, "name the folder of an SD3 transformer")
-    folder, config, weights = conversion_files.read_part(folder, "transformer")
-    net = _empty(folder / "config.json", config)
-    _fill(net, weights, folder, dtype)
-    said = folder / BESIDE
-    meaning = settings.load(said, _Meaning) if said.exists() else _Meaning()
-    return Teacher(net, meaning.prediction, source=folder).eval().requires_grad_(False)
+    found, weights = _opened(folder)
+    _fill(found.net, weights, Path(found.source), dtype)
+    return found.eval().requires_grad_(False)
+
+
+def shape_of(folder: Path) -> Teacher:
+    """A folder's teacher without its weights, on the meta device: for its widths and for `Teacher.check`.
+
+    Raises:
+        InputError: if files are missing or damaged.
+    """
+    return _opened(folder)[0]
 
 
 def built(
@@ -239,6 +242,18 @@ def built(
         net = SD3Transformer2DModel(**values)
     _initialise(net, seed)
     return Teacher(net, prediction, source=source)
+
+
+def _opened(folder: Path) -> tuple[Teacher, Mapping[str, Tensor]]:
+    """An empty teacher, and its weights still to be read."""
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise InputError(folder, problem, "name the folder of an SD3 transformer")
+    folder, config, weights = conversion_files.read_part(folder, "transformer")
+    net = _empty(folder / "config.json", config)
+    said = folder / BESIDE
+    meaning = settings.load(said, _Meaning) if said.exists() else _Meaning()
+    return Teacher(net, meaning.prediction, source=folder), weights
 
 
 def _keeping(kept: dict[int, Tensor], index: int) -> Callable[..., None]:
@@ -290,7 +305,7 @@ def _initialise(net: SD3Transformer2DModel, seed: int) -> None:
     Xavier-uniform matrices, each from the seed and its name; zero biases; zero where a norm is modulated.
     """
     for name, module in net.named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d):
+        if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.is_meta:
             continue
         if module.bias is not None:
             module.bias.zero_()

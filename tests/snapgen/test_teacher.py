@@ -177,6 +177,14 @@ def test_saved_and_loaded_it_is_frozen_and_says_the_same(saved: Path) -> None:
     assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.bfloat16}
 
 
+def test_its_shape_needs_no_memory(saved: Path) -> None:
+    with torch.device("meta"):
+        new = new_teacher()
+    for own in (teacher.shape_of(saved), new):
+        own.check(**FITS)
+        assert all(weight.is_meta for weight in own.parameters())
+
+
 def test_diffusers_own_folder_in_shards_in_a_pipeline_teaches_velocities(tmp_path: Path) -> None:
     net = frozen_teacher().net
     net.save_pretrained(tmp_path / "transformer", max_shard_size="20KB")
@@ -255,6 +263,13 @@ def test_a_damaged_folder_is_told_in_one_line(
         teacher.load(folder)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_truncated_weights_are_found_before_they_are_read(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "copy")
+    os.truncate(tmp_path / "copy" / WEIGHTS, 20_000)
+    with pytest.raises(InputError, match="cannot be read"):
+        teacher.shape_of(tmp_path / "copy")
 
 
 def test_values_that_are_not_finite_are_told(tmp_path: Path) -> None:
