@@ -21,6 +21,7 @@ from typing import Annotated, Any, cast
 import rich.progress
 import torch
 import typer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from snapgen import autoencoder, checkpoint
@@ -71,6 +72,8 @@ def main(
     """
     torch.set_num_threads(1)
     training = Training(resolutions=_sides(resolutions), seed=seed)
+    if out.exists() and not out.is_dir():
+        raise InputError(out, "is a file", "name a folder")
     given = load(encoder) if encoder else None
     opened = {side: open_images(data, split="train", resolution=side) for side in sorted(set(training.resolutions))}
     asked: dict[str, JSON] = {
@@ -152,12 +155,16 @@ class _Kept:
 @contextmanager
 def _aside(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` whose files take their places in it at the end."""
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        yield Path(folder)
-        for file in sorted(Path(folder).iterdir()):
-            file.chmod(0o644)
-            file.replace(out / file.name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+            yield Path(folder)
+            for file in sorted(Path(folder).iterdir()):
+                file.chmod(0o644)
+                file.replace(out / file.name)
+    except (OSError, SafetensorError) as error:
+        problem = getattr(error, "strerror", None) or str(error)
+        raise InputError(out, f"cannot be written ({problem})", "make room and give the same command again") from None
 
 
 def _card(trained: Autoencoder, training: Training, quality: Mapping[int, Psnr], command: str, minutes: float) -> str:

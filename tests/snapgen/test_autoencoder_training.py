@@ -111,6 +111,12 @@ def test_sides_that_are_none_are_named(sides: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_file_for_a_folder_is_named_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(InputError, match="out: is a file; name a folder"):
+        main(tmp_path / "out", steps=1)
+
+
 def test_perceptual_loss_orders_by_likeness() -> None:
     random = torch.Generator().manual_seed(0)
     loss, state = PerceptualLoss(), torch.get_rng_state()
