@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import diffusers
 import torch
 import transformers
 
+from snapgen import settings, text
 from snapgen.errors import InputError
-from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline import TEXT_ENCODERS, TOKENIZERS, SnapGenPipeline
 
 INDEX = "model_index.json"
 RUNS = Path("runs")
@@ -30,12 +32,13 @@ def load(run: str | Path) -> SnapGenPipeline:
     """
     folder = find(run)
     with _quiet():
+        texts = _read_texts(folder)
         try:
-            pipeline = SnapGenPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            pipeline = SnapGenPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, **texts)
         except InputError as error:
             raise InputError(folder / INDEX, error.problem, error.remedy, place=error.place) from None
         except Exception as error:  # diffusers, transformers, safetensors and torch each raise kinds of their own
-            problem = f"cannot be loaded ({' '.join(str(error).split())[:160] or type(error).__name__})"
+            problem = f"cannot be loaded ({' '.join(str(error).split())[:240] or type(error).__name__})"
             raise InputError(folder, problem, "save it again by its training") from None
     for name, component in pipeline.components.items():
         tensors = component.state_dict() if isinstance(component, torch.nn.Module) else {}
@@ -54,11 +57,40 @@ def find(run: str | Path) -> Path:
     """
     folder = next((path for path in (Path(run), RUNS / run) if path.is_dir()), None)
     if folder is None:
-        raise InputError(run or "RUN", "is no folder, nor the name of one under runs/", "name a run that was trained")
+        raise InputError(run, "is no folder, nor the name of one under runs/", "name a run that was trained")
     for path in (folder, folder / "pipeline"):
         if (path / INDEX).is_file():
             return path
     raise InputError(folder, f"holds no pipeline/{INDEX}", "let its training finish: the same command resumes")
+
+
+def _read_texts(folder: Path) -> dict[str, Any]:
+    """The text encoders and tokenizers by their components' names.
+
+    Of these diffusers would make what is missing anew: weights at random, and a tokenizer that knows no word.
+    """
+    components: dict[str, Any] = {}
+    index = settings.read_mapping(folder / INDEX)
+    for name, tokenizer in zip(TEXT_ENCODERS, TOKENIZERS, strict=True):
+        if index.get(name) in (None, [None, None]):
+            continue
+        with joined(folder / name, folder / tokenizer) as whole:
+            try:
+                components[name], components[tokenizer] = text.load(str(whole))
+            except InputError as error:
+                raise InputError(folder / name, error.problem, "save it again by its training") from None
+    return components
+
+
+@contextlib.contextmanager
+def joined(*folders: Path) -> Iterator[Path]:
+    """A folder with links to all files of several: a text encoder beside its tokenizer, as `snapgen.text` takes it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in (file for folder in folders if folder.is_dir() for file in folder.iterdir()):
+            link = Path(scratch) / file.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(file.resolve())
+        yield Path(scratch)
 
 
 @contextlib.contextmanager

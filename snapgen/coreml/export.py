@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from snapgen.coreml.packaging import Options
 from snapgen.errors import InputError
 from snapgen.files import folder_aside
 from snapgen.pipeline import TEXT_ENCODERS, TOKENIZERS, SnapGenPipeline
-from snapgen.pipeline_files import load
+from snapgen.pipeline_files import joined, load
 
 DESCRIPTION = "pipeline.json"
 VELOCITY = {
@@ -112,13 +111,8 @@ def _decoder(pipeline: SnapGenPipeline) -> Any:
 
 def _text(folder: Path, described: dict[str, Any], options: Options | None) -> Path:
     """The package of a text encoder, whose weights and tokenizer lie in two folders of the pipeline's."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in (described["tokenizer"], Path(described["package"]).stem):
-            for file in (folder / name).resolve().iterdir():
-                link = Path(scratch) / file.name
-                link.unlink(missing_ok=True)
-                link.symlink_to(file)
-        return coreml.convert_text(scratch, described["tokens"], layer=described["layer"], options=options)
+    with joined(folder / Path(described["package"]).stem, folder / described["tokenizer"]) as whole:
+        return coreml.convert_text(str(whole), described["tokens"], layer=described["layer"], options=options)
 
 
 def describe(pipeline: SnapGenPipeline, latent: int) -> dict[str, Any]:

@@ -216,6 +216,12 @@ def without_a_weight(file: Path) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
+def without_a_word(file: Path) -> None:
+    weights = load_file(file)
+    del weights["embeddings.word_embeddings.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 def not_a_number(file: Path) -> None:
     weights = load_file(file)
     weights["conv_in.bias"][0] = float("nan")
@@ -230,8 +236,11 @@ def cut(file: Path) -> None:
     ("damage", "file", "message"),
     [
         (cut, "unet/diffusion_pytorch_model.safetensors", "pipeline: cannot be loaded"),
-        (cut, "text_encoder_2/model.safetensors", "pipeline: cannot be loaded"),
-        (cut, "model_index.json", "pipeline: cannot be loaded"),
+        (cut, "text_encoder_2/model.safetensors", "text_encoder_2: cannot be loaded"),
+        (without_a_word, "text_encoder/model.safetensors", "text_encoder: lacks embeddings.word_embeddings.weight"),
+        (Path.unlink, "text_encoder/config.json", "text_encoder: is no folder with a text encoder"),
+        (Path.unlink, "tokenizer_3/tokenizer.json", "text_encoder_3: holds no tokenizer"),
+        (cut, "model_index.json", "model_index.json: line [0-9]+, column [0-9]+: not valid"),
         (Path.unlink, "vae/diffusion_pytorch_model.safetensors", "pipeline: cannot be loaded"),
         (Path.unlink, "unet/config.json", "pipeline: cannot be loaded"),
         (without_a_weight, "unet/diffusion_pytorch_model.safetensors", "unet: conv_in.bias: is missing"),
