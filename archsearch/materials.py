@@ -62,7 +62,7 @@ def prepare(protocol: Protocol, device: torch.device) -> Materials:
     train, held_out = (_examples(images[split], protocol, resolved, coder, device) for split in SPLITS)
     pairs = torch.arange(protocol.validation_pairs) * len(held_out) // protocol.validation_pairs
     validation, validation_context = held_out.batch(pairs)
-    prompts = _prompts(images["val"].captions, protocol.samples)
+    prompts = fixed_prompts(images["val"].captions, protocol.samples)
     extractor = extractors.load(protocol.extractor).to(device) if protocol.samples else None
     return Materials(
         resolved=resolved,
@@ -73,7 +73,15 @@ def prepare(protocol: Protocol, device: torch.device) -> Materials:
         prompt_context=text.encode(prompts, name=protocol.text, tokens=protocol.context_tokens).float().to(device),
         decoder=coder,
         extractor=extractor,
-        reference=None if extractor is None else _reference(images["train"], extractor, resolved, device),
+        reference=None
+        if extractor is None
+        else reference_of(
+            images["train"],
+            extractor,
+            digest=resolved.extractor_digest,
+            feature_resolution=protocol.feature_resolution,
+            device=device,
+        ),
     )
 
 
@@ -84,35 +92,42 @@ def _examples(
     captions, rows = text.distinct(images.captions)
     contexts = text.embed(captions, name=protocol.text, tokens=protocol.context_tokens).tokens
     examples = LatentExamples(cast(Tensor, found), cast(Tensor, contexts), rows)
-    return examples.to(device) if _fits(examples, device) else examples
+    return examples.to(device) if fits(examples.latents.nbytes + examples.contexts.nbytes, device) else examples
 
 
-def _fits(examples: LatentExamples, device: torch.device) -> bool:
-    """Whether the set may live on the device whole: a quarter of its free memory, or any size where it lies already."""
+def fits(size: int, device: torch.device) -> bool:
+    """Whether so many bytes may live on the device: a quarter of its free memory, or any size where they lie now."""
     if device.type != "cuda":
         return device.type == "cpu"
     free, _ = torch.cuda.mem_get_info(device)
-    return (examples.latents.nbytes + examples.contexts.nbytes) * 4 < free
+    return size * 4 < free
 
 
-def _prompts(captions: list[str], count: int) -> list[str]:
+def fixed_prompts(captions: list[str], count: int) -> list[str]:
     """So many captions in a fixed shuffled order; again from the start, with other noise, where there are too few."""
     distinct = sorted(set(captions))
     order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(derive(FIXED, "prompts"))).tolist()
     return [distinct[order[i % len(order)]] for i in range(count)]
 
 
-def _reference(images: Images, extractor: Extractor, resolved: ResolvedProtocol, device: torch.device) -> Reference:
-    protocol = resolved.protocol
+def reference_of(
+    images: Images, extractor: Extractor, *, digest: str, feature_resolution: int, device: torch.device
+) -> Reference:
+    """The reference of real images, kept in the cache.
+
+    Args:
+        digest: the extractor's.
+        feature_resolution: side in pixels that images are brought to before it.
+    """
     key: dict[str, Any] = {
         "images": images.digest,
-        "extractor": resolved.extractor_digest,
-        "resolution": protocol.resolution,
-        "feature_resolution": protocol.feature_resolution,
+        "extractor": digest,
+        "resolution": images.resolution,
+        "feature_resolution": feature_resolution,
     }
 
     def rows() -> Iterator[Tensor]:
         for batch in images.batches(BATCH):
-            yield extractor(batch.to(device), resolution=protocol.feature_resolution)
+            yield extractor(batch.to(device), resolution=feature_resolution)
 
     return Reference.of_tensors(cached("reference", key, lambda: reference(rows(), len(images)).tensors()))

@@ -21,6 +21,7 @@ from snapgen import flow
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from snapgen.files import aside
+from snapgen.reconstruction import as_bytes
 from snapgen.seeds import derive
 from snapgen.training import Average, Outcome, train
 from snapgen.unet import UNet
@@ -232,8 +233,7 @@ class Evaluator:
                 prediction=self.protocol.prediction,
                 shift=self.protocol.shift,
             )
-        images = self._materials.decoder.decode(latents.float())
-        return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return as_bytes(self._materials.decoder.decode(latents.float()))
 
     def _quality(self, runs: list[Run]) -> Quality:
         diverged = any(run.outcome.diverged for run in runs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from pydantic import Field
@@ -64,6 +64,20 @@ class Training(Settings):
     adversarial_share: float = Field(default=0.25, ge=0, le=1)
     """The last share of the steps, in which the encoder is frozen and the discriminator plays."""
     seed: int = 0
+
+
+class OfLatents(Protocol):
+    """Anything that knows what its latents are like: an autoencoder, or a plan of one."""
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a side of the image for one of the latent."""
+        ...
+
+    @property
+    def latent_channels(self) -> int:
+        """Of the latents."""
+        ...
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -269,7 +283,7 @@ def initial(seed: int, **config: Any) -> ConvAutoencoder:
         return cast(ConvAutoencoder, ConvAutoencoder(**config))
 
 
-def tiny_decoder_for(encoder: Autoencoder, *, seed: int, **config: Any) -> TinyDecoder:
+def tiny_decoder_for(encoder: OfLatents, *, seed: int, **config: Any) -> TinyDecoder:
     """An untrained decoder for an encoder's latents.
 
     Args:

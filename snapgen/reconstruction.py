@@ -19,6 +19,11 @@ def as_float(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
+def as_bytes(images: Tensor) -> Tensor:
+    """[-1, 1] → uint8."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 @dataclass(frozen=True)
 class Psnr:
     """Mean over images of the peak signal-to-noise ratio in dB, with its 95 % bootstrap interval."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from spaces.space import Space
 
 RUNS = Path("runs")
+RECIPES = "train_"
+"""How the names of recipes begin (`studies.recipe`), which lie beside the studies."""
 SAMPLERS = ("gp", "tpe", "nsga2", "nsga3", "random", "qmc")
 
 
@@ -196,7 +198,8 @@ def named_in(settings: StudySettings, place: str) -> Iterator[None]:
 def shipped() -> dict[str, Path]:
     """The studies that come with archsearch, by name."""
     folder = Path(str(resources.files("studies")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    recipes = set(folder.glob(f"{RECIPES}*.yaml"))
+    return {path.stem: path for path in sorted(set(folder.glob("*.yaml")) - recipes)}
 
 
 def find(name_or_path: str | Path) -> StudySettings:

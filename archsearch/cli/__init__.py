@@ -1,6 +1,7 @@
 """The command line: ``archsearch COMMAND``.
 
-Commands: search, report, best, audit, ablate, score, cost, latency, convert, generate, export, space show.
+Commands: search, report, best, audit, ablate, score, cost, latency, convert, train, generate, export, space
+show.
 
 Heavy imports are made inside the commands, so that ``--help`` and a mistyped name answer at once.
 """
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import ablating, converting, costing, measuring, serving, studying, timing, using
+from archsearch.cli import ablating, converting, costing, measuring, serving, studying, timing, training, using
 from snapgen.errors import InputError
 
 BAD_INPUT = 2
@@ -33,6 +34,7 @@ app.add_typer(costing.app)
 app.add_typer(timing.app)
 app.add_typer(serving.app)
 app.add_typer(converting.app)
+app.add_typer(training.app)
 app.add_typer(using.app)
 
 

@@ -1,4 +1,4 @@
-"""Architectures with a name: the published designs, as data beside this file."""
+"""Architectures with a name, as data beside this file: the published designs, and one for the embedded emoji."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 
-NAMES = ("snapgen-baseline", "snapgen-imagenet", "snapgen-t2i", "sd15", "sdxl")
+NAMES = ("snapgen-baseline", "snapgen-imagenet", "snapgen-t2i", "snapgen-emoji", "sd15", "sdxl")
 
 TINY_DECODER = "tiny-decoder"
 """What commands call the paper-size `snapgen.tiny_decoder`, which is no architecture, beside these names."""

@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(InputError, match="No space left on device.*the same command goes on"):
+    with pytest.raises(InputError, match=r"No space left on device.*the same command goes on"):
         checkpoint.save(path, parts(), {"step": 2})
     assert checkpoint.facts(path) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,143 @@
+"""What a training is made of: stages, each with its data's size, its optimizer, its losses."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from snapgen.decoder_training import Training
+from snapgen.settings import Settings
+from snapgen.training import Optimisation
+
+SHIFT_AT_1024 = 3.0
+"""SD3's shift of the timesteps for 1024 px (arXiv 2403.03206, section 5.3.2)."""
+
+
+class Distillation(Settings):
+    """What the student learns from a teacher (SnapGen, section 3.3)."""
+
+    output: bool = True
+    """The teacher's velocity."""
+    features: bool = True
+    """The teacher's last features, through a projector."""
+    scaling: Literal["timestep", "none"] = "timestep"
+    """timestep: SnapGen's S(task, teacher); none: losses are added up with the weights below."""
+    output_weight: float = Field(default=1, ge=0)
+    feature_weight: float = Field(default=1, ge=0)
+    """Both for scaling none; our choice."""
+    guidance: float = Field(default=1, ge=0, le=100)
+    """Of the teacher's velocity; 1: none."""
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> Self:
+        if not (self.output or self.features):
+            raise ValueError("output and features are both off; turn one on, or remove distillation")
+        return self
+
+
+class Adversarial(Settings):
+    """The discriminator of step distillation (LADD, arXiv 2403.12015); its own values are our choice."""
+
+    weight: float = Field(default=1, ge=0)
+    """Of the student's adversarial loss, beside the others'."""
+    r1: float = Field(default=0.1, ge=0)
+    """Of the penalty on the heads' gradient at real images' tokens."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    blocks: tuple[int, ...] | None = None
+    """The teacher's blocks whose tokens are judged; None: four, evenly spread, the last among them."""
+    noise: tuple[float, float] = (1, 1)
+    """Mean and standard deviation of the logit-normal timesteps at which images are judged (LADD, section 3)."""
+
+    @field_validator("noise")
+    @classmethod
+    def _spreads(cls, noise: tuple[float, float]) -> tuple[float, float]:
+        if noise[1] <= 0:
+            raise ValueError("the standard deviation must be above 0; LADD's are 1, 1")
+        return noise
+
+
+class _Named(Settings):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
+    """Of the stage's folder, and in the logs."""
+
+
+class Stage(_Named, Optimisation):
+    """What stages of a net on latents share."""
+
+    resolution: int = Field(ge=8, le=4096)
+    """Of the images, in pixels."""
+    images: int = Field(ge=1)
+    """Images seen, with repetitions."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts of a process's share of the batch, one after another, whose gradients are added up."""
+    shift: float | Literal["resolution"] = 1
+    """Of the timesteps towards noise. resolution: SD3's 3 at 1024 px, 1 at 256 px, between them its power."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Images between evaluations; None: one at the end."""
+    on_bad: Literal["skip", "halt"] = "halt"
+    """When a gradient is not finite, its step is not taken; then go on, or stop."""
+    compile: bool = False
+    """torch.compile, on CUDA."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch {self.batch}; use a divisor")
+        if self.shift != "resolution" and not self.shift > 0:
+            raise ValueError(f"shift can not be {self.shift}; use a number above 0, or 'resolution'")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return math.ceil(self.images / self.batch)
+
+    @property
+    def timestep_shift(self) -> float:
+        """`shift` as a number; between 256 and 1024 px our choice is the power law through SD3's two points."""
+        if self.shift == "resolution":
+            return float(SHIFT_AT_1024 ** (math.log(self.resolution / 256) / math.log(4)))
+        return self.shift
+
+
+class FlowStage(Stage):
+    """Flow-matching training, alone or beside a teacher."""
+
+    kind: Literal["flow"] = "flow"
+    net: Literal["student", "teacher"] = "student"
+    distillation: Distillation | None = None
+
+    @model_validator(mode="after")
+    def _teaches_the_student(self) -> Self:
+        if self.net == "teacher" and self.distillation is not None:
+            raise ValueError("a teacher has no teacher; remove distillation, or train the student")
+        return self
+
+
+class StepStage(Stage):
+    """Distillation to a few steps, by a discriminator on the teacher's tokens and by the teacher's velocity."""
+
+    kind: Literal["steps"] = "steps"
+    student_steps: int = Field(default=4, ge=1, le=64)
+    """Of the sampler that the student is made for."""
+    adversarial: Adversarial | None = Adversarial()
+    """None: no discriminator."""
+    distillation: Distillation | None = Distillation(features=False)
+
+
+class DecoderStage(_Named):
+    """Training of a tiny decoder for the autoencoder's frozen encoder (SnapGen, section 3.2)."""
+
+    kind: Literal["decoder"] = "decoder"
+    training: Training = Training()
+    decoder: dict[str, Any] = Field(default_factory=dict)
+    """Of `snapgen.tiny_decoder.TinyDecoder`, beside latent_channels; empty: the paper's."""
+    held: int = Field(default=20_000, ge=2)
+    """Images that are held in memory, decoded, to be drawn from: the first ones, a fair sample of the set."""
+
+
+AnyStage = Annotated[FlowStage | StepStage | DecoderStage, Field(discriminator="kind")]

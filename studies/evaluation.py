@@ -1,0 +1,150 @@
+"""How good the net of a training is: the search's own numbers, retrieval, and a grid of samples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from archsearch import distance, features, intervals
+from archsearch.distance import Reference
+from archsearch.features import Extractor
+from archsearch.materials import FIXED, fixed_prompts, reference_of
+from archsearch.quality import grid
+from archsearch.retrieval import Retriever
+from archsearch.score import Estimate
+from snapgen import conditioning, flow
+from snapgen.conditioning import Condition
+from snapgen.reconstruction import as_bytes
+from snapgen.teacher import Teacher
+from snapgen.unet import UNet
+from studies.material import Material
+
+BATCH = 32
+"""Images drawn at once."""
+GRID = (4, 8)
+"""Rows and columns of a sample grid."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How images are drawn."""
+
+    steps: int
+    guidance: float
+    shift: float
+
+
+class Judge:
+    """Judges nets of one recipe at one resolution, always by the same pairs, captions and noise.
+
+    The distances' reference are the training images; captions are those of held-out concepts, as in a search.
+    """
+
+    def __init__(self, material: Material, resolution: int) -> None:
+        self.material, self.resolution = material, resolution
+        self.settings = material.recipe.evaluation
+        self._held = material.encoded("val", resolution)
+
+    def pair_losses(self, net: UNet | Teacher, *, shift: float) -> Tensor:
+        """The loss of each of the fixed pairs: (pairs,) float64."""
+        pairs = torch.arange(self.settings.pairs) * len(self._held.latents) // self.settings.pairs
+        captions = self._held.teacher if isinstance(net, Teacher) else self._held.student
+        condition = captions.condition(pairs)
+
+        def told(x: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
+            assert rows is not None
+            return _said(net, x, t, _on(condition, rows, x.device))
+
+        net.eval()
+        return flow.validation_losses(
+            told,
+            self._held.latents[pairs].float().to(self.material.device),
+            torch.arange(len(pairs)),
+            seed=FIXED,
+            prediction=net.prediction if isinstance(net, Teacher) else self.material.recipe.prediction,
+            shift=shift,
+        )
+
+    def measure(self, unet: UNet, sampler: Sampler) -> dict[str, Estimate]:
+        """Every number of a net at the end of a stage, each with an interval for other samples and captions."""
+        found = {"validation_loss": intervals.of_pairs([self.pair_losses(unet, shift=sampler.shift)])}
+        if self.settings.samples:
+            images = self.samples(unet, sampler)
+            drawn = self._extractor(images, resolution=self.settings.feature_resolution)
+            found["frechet_distance"] = intervals.of_distances([distance.frechet(drawn, self._reference)])
+            found["kernel_distance"] = intervals.of_distances([distance.kernel(drawn, self._reference)])
+            if self.settings.retrieval:
+                retrieval = self._retriever.score(images, self.prompts)
+                found |= {"retrieval_r1": retrieval.r1, "retrieval_r10": retrieval.r10, "retrieval_mrr": retrieval.mrr}
+        return found
+
+    @property
+    def prompts(self) -> list[str]:
+        """Held-out captions, one a sample, in a fixed order."""
+        return fixed_prompts(self._held.images.captions, self.settings.samples)
+
+    def samples(self, unet: UNet, sampler: Sampler) -> Tensor:
+        """An image of each of `prompts`: (samples, 3, H, W) uint8 on the CPU."""
+        return self.draw(unet, self.prompts, sampler)
+
+    def sheet(self, unet: UNet, sampler: Sampler) -> Tensor:
+        """A grid of the recipe's own prompts: (3, H, W) uint8."""
+        rows, columns = GRID
+        named = list(self.settings.prompts)
+        prompts = named or fixed_prompts(self._held.images.captions, rows * columns)
+        return grid(self.draw(unet, prompts, sampler), -(-len(prompts) // columns), columns)
+
+    @torch.no_grad()
+    def draw(self, unet: UNet, prompts: Sequence[str], sampler: Sampler) -> Tensor:
+        """Images of prompts, each from its index's noise: (len(prompts), 3, H, W) uint8 on the CPU."""
+        unet.eval()
+        coder, device = self.material.autoencoder, self.material.device
+        contexts = conditioning.encode(prompts, self.material.recipe.text)
+        shape = tuple(self._held.latents.shape[1:])
+        images = []
+        for start in range(0, len(prompts), BATCH):
+            indices = range(start, min(start + BATCH, len(prompts)))
+            latents = flow.sample(
+                unet,
+                flow.image_noise(indices, shape, seed=FIXED, name="sample").to(device),
+                contexts.condition(torch.tensor(indices)).context.to(device),
+                steps=sampler.steps,
+                guidance=sampler.guidance,
+                prediction=self.material.recipe.prediction,
+                shift=sampler.shift,
+            )
+            images.append(as_bytes(coder.decode(latents)).cpu())
+        return torch.cat(images)
+
+    @functools.cached_property
+    def _extractor(self) -> Extractor:
+        return features.load(self.settings.extractor).to(self.material.device)
+
+    @functools.cached_property
+    def _reference(self) -> Reference:
+        return reference_of(
+            self.material.images("train", self.resolution),
+            self._extractor,
+            digest=features.digest(self.settings.extractor),
+            feature_resolution=self.settings.feature_resolution,
+            device=self.material.device,
+        )
+
+    @functools.cached_property
+    def _retriever(self) -> Retriever:
+        return Retriever.fitted(self.material.images("train", self.resolution), device=self.material.device)
+
+
+def _said(net: UNet | Teacher, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    output: Tensor = net(x, t, *condition) if isinstance(net, Teacher) else net(x, t, condition.context)
+    return output
+
+
+def _on(condition: Condition, rows: Tensor, device: torch.device) -> Condition:
+    context, pooled = (None if x is None else x[rows.to(x.device)].to(device) for x in condition)
+    assert context is not None
+    return Condition(context, pooled)

@@ -1,0 +1,208 @@
+"""A training's recipe: a YAML of an architecture, its data, its teacher, and stages one after another."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from snapgen import flow, presets
+from snapgen import settings as reading
+from snapgen.arch import Architecture
+from snapgen.conditioning import EncoderSettings
+from snapgen.errors import InputError
+from snapgen.settings import Settings
+from snapgen.stages import AnyStage, DecoderStage, FlowStage, StepStage
+from snapgen.teacher import TeacherShape
+from studies.settings import RECIPES, RUNS
+
+
+class TeacherSettings(Settings):
+    """The net that teaches: an SD3 transformer by path, or a small one that a stage of the recipe trains."""
+
+    path: str | None = None
+    """Folder of a diffusers SD3Transformer2DModel, or of a pipeline that has one."""
+    shape: TeacherShape | None = None
+    """Of one that is built and trained here."""
+    text: tuple[EncoderSettings, ...] | None = None
+    """Its own text encoders; None: the student's."""
+    bfloat16: bool = False
+    """Of its weights where it teaches."""
+
+    @model_validator(mode="after")
+    def _is_one_of_two(self) -> Self:
+        if (self.path is None) == (self.shape is None):
+            raise ValueError("a teacher is a path or a shape; give one of the two")
+        return self
+
+
+class EvaluationSettings(Settings):
+    """How a stage's net is judged, at its end and, without distances, on the way."""
+
+    pairs: int = Field(default=512, ge=2)
+    """Fixed (image, t, noise) triples behind the validation loss."""
+    steps: int = Field(default=28, ge=1, le=1000)
+    """Of the sampler; a stage of few steps has its own."""
+    guidance: float = Field(default=3, ge=0, le=100)
+    """Of the sampler; 1 after step distillation."""
+    samples: int = Field(default=256, ge=0)
+    """Images drawn for the distances and for retrieval; 0: none."""
+    extractor: str = "efficientnet-lite0"
+    feature_resolution: int = Field(default=64, ge=32, le=1024)
+    retrieval: bool = True
+    """Whether it is measured how often images call for their own captions (`archsearch.retrieval`)."""
+    prompts: tuple[str, ...] = ()
+    """Of the sample grids; empty: held-out captions."""
+
+    @field_validator("samples")
+    @classmethod
+    def _enough_samples(cls, samples: int) -> int:
+        if 0 < samples < 8:
+            raise ValueError("a distance needs at least 8 samples; write 0 for no distances")
+        return samples
+
+
+class Expected(Settings):
+    """What files that are not on every machine must turn out to be: a plan can be made without them."""
+
+    factor: int = Field(ge=1)
+    """Of the autoencoder: pixels along a side for one of the latent."""
+    latent_channels: int = Field(ge=1)
+    context: tuple[int, int]
+    """Tokens and width of the student's context."""
+    teacher_context: tuple[int, int] | None = None
+    pooled: int = Field(default=0, ge=0)
+    """Width of the teacher's pooled embedding."""
+    teacher: TeacherShape | None = None
+    """Of a teacher by path."""
+
+
+class Recipe(Settings):
+    """One training, as its YAML has it."""
+
+    name: str
+    arch: str
+    """A preset, a JSON or YAML file, STUDY:best or STUDY:TRIAL."""
+    weights: str | None = None
+    """Folder of a U-Net to begin with (`archsearch convert`, an earlier run's stage); None: weights from the seed."""
+    prediction: flow.Prediction = "velocity"
+    data: str = "emoji"
+    autoencoder: str = "emoji"
+    text: tuple[EncoderSettings, ...] = (EncoderSettings(),)
+    teacher: TeacherSettings | None = None
+    expected: Expected | None = None
+    evaluation: EvaluationSettings = EvaluationSettings()
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    checkpoint_minutes: float = Field(default=5, ge=0)
+    """Between checkpoints; 0: at every report."""
+    stages: tuple[AnyStage, ...] = Field(min_length=1)
+
+    _source: str = PrivateAttr(default="recipe")
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+            raise ValueError(f"{name!r:.60} does not do for a folder; use letters, digits, '-', '_' and '.'")
+        return name
+
+    @model_validator(mode="after")
+    def _stages_follow_from_each_other(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        for place, name in enumerate(names):
+            if name in names[:place]:
+                raise ValueError(f"two stages are called {name}; rename one")
+        has_teacher = self.teacher is not None and self.teacher.path is not None
+        for stage in self.stages:
+            if isinstance(stage, FlowStage) and stage.net == "teacher":
+                if self.teacher is None or self.teacher.shape is None:
+                    raise ValueError(f"stage {stage.name} trains a teacher without a shape; give teacher.shape")
+                has_teacher = True
+            elif learns_from_teacher(stage) and not has_teacher:
+                raise ValueError(
+                    f"stage {stage.name} needs a teacher; give teacher.path, or train one (net: teacher) before it"
+                )
+        return self
+
+    @property
+    def source(self) -> str:
+        """The file it was read from, for errors."""
+        return self._source
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, under the current directory."""
+        return RUNS / self.name
+
+    @property
+    def teacher_text(self) -> tuple[EncoderSettings, ...]:
+        """The teacher's text encoders."""
+        return self.text if self.teacher is None or self.teacher.text is None else self.teacher.text
+
+    def changed(self, values: dict[str, Any]) -> Recipe:
+        """This recipe with some fields changed, and checked again."""
+        found = reading.parse({**self.model_dump(mode="json"), **values}, Recipe, source=self.source)
+        found._source = self._source
+        return found
+
+
+def learns_from_teacher(stage: AnyStage) -> bool:
+    """Whether a stage has a use for the teacher."""
+    if isinstance(stage, StepStage):
+        return stage.distillation is not None or stage.adversarial is not None
+    return isinstance(stage, FlowStage) and stage.distillation is not None
+
+
+def is_of_student(stage: AnyStage) -> bool:
+    """Whether a stage trains the student."""
+    return not isinstance(stage, DecoderStage) and not (isinstance(stage, FlowStage) and stage.net == "teacher")
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with archsearch, by name."""
+    folder = Path(str(resources.files("studies")))
+    return {path.stem: path for path in sorted(folder.glob(f"{RECIPES}*.yaml"))}
+
+
+def find(name_or_path: str | Path) -> Recipe:
+    """A shipped recipe by its name, or one's own by its path.
+
+    Raises:
+        InputError: naming the file, the place and the remedy.
+    """
+    known = shipped()
+    path = known.get(str(name_or_path), Path(name_or_path))
+    if not path.suffix and not path.exists():
+        names = ", ".join(known)
+        raise InputError(name_or_path, "is neither a shipped recipe nor a file", f"use {names} or a YAML file")
+    values = reading.read_mapping(path)
+    values.setdefault("name", path.stem)
+    found = reading.parse(values, Recipe, source=path)
+    found._source = str(path)
+    return found
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of a preset, a file, ``STUDY:best`` or ``STUDY:TRIAL``.
+
+    Raises:
+        InputError: if it is none of these, or the study has no such trial.
+    """
+    study_name, colon, which = name.rpartition(":")
+    if not colon or Path(name).exists():
+        return presets.resolve(name, besides=("STUDY:best", "STUDY:TRIAL"))
+    from studies.settings import find as find_study
+    from studies.storage import existing
+    from studies.trials import best, read
+
+    study = existing(find_study(study_name))
+    if which == "best":
+        return best(study).candidate.architecture
+    candidates = {str(c.number): c for c in read(study, artifacts=False)}
+    if which not in candidates:
+        some = ", ".join(list(candidates)[:5])
+        raise InputError(name, f"has no trial {which}", f"use best, or one of its trials: {some}, …")
+    return candidates[which].architecture

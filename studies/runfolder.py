@@ -1,0 +1,144 @@
+"""The folder of a run: what is in it, and whether it is of the recipe at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from snapgen import checkpoint, conversion_files, settings
+from snapgen.arch import Architecture
+from snapgen.errors import InputError
+from snapgen.files import aside
+from snapgen.stages import AnyStage
+from snapgen.unet import UNet
+from studies.recipe import Recipe
+
+MAY_CHANGE = ("checkpoint_minutes", "evaluation")
+"""Fields of a recipe that change no weights."""
+MAY_CHANGE_IN_STAGE = ("on_bad", "evaluate_every", "compile", "gradient_checkpointing", "accumulate")
+"""Fields of a stage likewise, but for rounding."""
+
+
+class RunFolder:
+    """Where a recipe's run lies.
+
+    Args:
+        arch: the student's.
+    """
+
+    def __init__(self, recipe: Recipe, arch: Architecture) -> None:
+        self.recipe, self.arch = recipe, arch
+        self.path = recipe.folder
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.pipeline = self.path / "pipeline"
+
+    def result(self, number: int) -> Path:
+        """What a stage leaves when it is done."""
+        return self.path / "stages" / self.label(number)
+
+    def label(self, number: int) -> str:
+        """A stage's place and name."""
+        return f"{number + 1:02d}-{self.recipe.stages[number].name}"
+
+    def before(self, number: int, kind: Callable[[AnyStage], bool]) -> Path | None:
+        """The result of the last stage of a kind before one."""
+        stages = self.recipe.stages[:number]
+        found = next((i for i in reversed(range(number)) if kind(stages[i])), None)
+        return None if found is None else self.result(found)
+
+    def prepared(self) -> Path:
+        """The folder itself, made if it was not there.
+
+        Raises:
+            InputError: if it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = (error.strerror or "cannot be written").lower()
+            raise InputError(self.path, problem, "train in another folder, or with another --name") from None
+        return self.path
+
+    def begin(self) -> None:
+        """Note what is trained, or check that it is what was begun.
+
+        Raises:
+            InputError: naming the first field that differs, in a stage that was begun or in what all stages share.
+        """
+        notes = {
+            "recipe.json": self.recipe.model_dump(mode="json"),
+            "architecture.json": self.arch.model_dump(mode="json"),
+        }
+        kept = {name: self.path / name for name in notes}
+        if kept["recipe.json"].exists():
+            before = settings.load(kept["recipe.json"], Recipe)
+            self._compare(before)
+            if kept["architecture.json"].exists():
+                known = Architecture.load(kept["architecture.json"])
+                if known.id != self.arch.id:
+                    problem = f"was begun with architecture {known.id}, not {self.arch.id}"
+                    raise InputError(self.path, problem, "give the first, or another --name")
+        for name, values in notes.items():
+            with aside(kept[name]) as part:
+                part.write_text(json.dumps(values, indent=2) + "\n")
+
+    def _compare(self, before: Recipe) -> None:
+        ours, theirs = (recipe.model_dump(mode="json") for recipe in (self.recipe, before))
+        for field in ours:
+            if field not in (*MAY_CHANGE, "stages", "name") and ours[field] != theirs[field]:
+                self._refuse(field, theirs[field], ours[field])
+        begun = sum(self.path.joinpath("stages", f"{i + 1:02d}-{s.name}").is_dir() for i, s in enumerate(before.stages))
+        begun += self.checkpoint.exists()
+        for i, (mine, other) in enumerate(zip(ours["stages"], theirs["stages"][:begun], strict=False)):
+            for field in sorted({*mine, *other}):
+                if field not in MAY_CHANGE_IN_STAGE and mine.get(field) != other.get(field):
+                    self._refuse(f"stages[{i}].{field}", other.get(field), mine.get(field))
+        if len(ours["stages"]) < begun:
+            self._refuse("stages", f"{len(theirs['stages'])} stages", f"{len(ours['stages'])}")
+
+    def _refuse(self, place: str, before: object, now: object) -> None:
+        problem = f"this run was begun with {_short(before)}, not {_short(now)}"
+        raise InputError(
+            self.recipe.source, problem, f"restore it, or give another --name than {self.path.name}", place=place
+        )
+
+    def read_checkpoint(self, number: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
+        """The checkpoint, if there is one of this stage."""
+        if not self.checkpoint.exists():
+            return {}, None
+        parts, facts = checkpoint.load(self.checkpoint)
+        return (parts, facts) if facts.get("stage") == self.recipe.stages[number].name else ({}, None)
+
+
+def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
+    """A U-Net from its folder, checked against an architecture; None without a folder.
+
+    Raises:
+        InputError: if it is missing, damaged, or of another architecture.
+    """
+    if folder is None:
+        return None
+    path = Path(folder)
+    config = settings.read_mapping(path / "config.json")
+    try:
+        own = Architecture.model_validate(config["arch"])
+    except (KeyError, ValueError):
+        raise InputError(path / "config.json", "describes no U-Net of ours", "name a U-Net's folder") from None
+    if own.id != arch.id:
+        problem = f"is of architecture {own.id}, not {arch.id}"
+        raise InputError(path, problem, "give both the same, or leave weights out")
+    try:
+        unet: UNet = UNet.from_pretrained(path, use_safetensors=True, local_files_only=True)
+    except Exception as error:  # diffusers and safetensors raise kinds of their own for a damaged file
+        problem = f"cannot be read ({conversion_files.first_line(error)})"
+        raise InputError(path, problem, "restore it, or remove its folder to train the stage again") from None
+    return unet
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"

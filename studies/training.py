@@ -1,0 +1,331 @@
+"""Runs a recipe: stage after stage, each from the weights of the one before; killed at any moment, it goes on.
+
+A run's folder holds ``recipe.json`` and ``architecture.json``, a folder of results for every stage that is done, the
+checkpoint of the one that is not, logs, sample grids, and the pipeline of the last student.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import filelock
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from snapgen import adversary, checkpoint, files, seeds, teacher
+from snapgen import device as devices
+from snapgen.arch import Architecture
+from snapgen.autoencoder import WithDecoder, read_decoder
+from snapgen.cache import JSON
+from snapgen.errors import InputError
+from snapgen.feed import Feed, student_times, training_times
+from snapgen.loop import Loop, Report
+from snapgen.objectives import FlowTurn
+from snapgen.pipeline import SnapGenPipeline
+from snapgen.stages import AnyStage, DecoderStage, FlowStage, StepStage
+from snapgen.teacher import Teacher
+from snapgen.training import Average, Optimisation
+from snapgen.unet import UNet
+from studies import runfolder
+from studies.evaluation import Judge, Sampler
+from studies.interrupts import terminable
+from studies.material import Material
+from studies.recipe import Recipe, is_of_student, learns_from_teacher
+from studies.runfolder import RunFolder
+from studies.shapes import check, new_teacher, shapes
+from studies.trainlog import TrainLog
+
+Tell = Callable[[str], None]
+
+
+def train(recipe: Recipe, arch: Architecture, *, tell: Tell, until: str | None = None) -> Path:
+    """Train a recipe to its end, or go on with it.
+
+    Args:
+        arch: the student's.
+        tell: takes a line of progress.
+        until: the stage to stop after; None: the last.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        InputError: if something that the recipe names cannot be had or does not fit, if the run was begun with another
+            recipe, if it is being trained by another process, or if a gradient was not finite and the recipe says halt.
+    """
+    accelerator = Accelerator(cpu=devices.choose().type == "cpu")
+    run = Training(recipe, arch, accelerator, tell if accelerator.is_main_process else lambda _: None)
+    with terminable(), run.alone():
+        run.run(until)
+    return recipe.folder
+
+
+class Training:
+    """One run of a recipe."""
+
+    def __init__(self, recipe: Recipe, arch: Architecture, accelerator: Accelerator, tell: Tell) -> None:
+        self.recipe, self.arch, self.accelerator, self.tell = recipe, arch, accelerator, tell
+        self.device: torch.device = accelerator.device
+        self.material = Material(recipe, self.device)
+        self.folder = RunFolder(recipe, arch)
+        self.shapes = shapes(recipe)
+        self._judges: dict[int, Judge] = {}
+        self._saved = time.monotonic()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """As the only process that trains this run, beside those that were launched with it."""
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        lock = filelock.FileLock(self.folder.prepared() / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            problem = "is being trained by another process"
+            raise InputError(self.folder.path, problem, "wait for it, or name another run (--name)") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def run(self, until: str | None = None) -> None:
+        """Every stage that is not done."""
+        check(self.recipe, self.arch, self.shapes, processes=self.accelerator.num_processes)
+        if self.accelerator.is_main_process:
+            self.folder.begin()
+        self.accelerator.wait_for_everyone()
+        for number, stage in enumerate(self.recipe.stages):
+            if not self.folder.result(number).is_dir():
+                self._take(number, stage)
+                self.accelerator.wait_for_everyone()
+            if stage.name == until:
+                break
+
+    def _take(self, number: int, stage: AnyStage) -> None:
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(TrainLog(self.folder, number, stage, self.tell, main=self._main))
+            if isinstance(stage, DecoderStage):
+                from studies.decoder import train_decoder
+
+                if self._main:
+                    train_decoder(self, number, stage, log)
+            else:
+                self._train(number, stage, log)
+        if self._main and not (isinstance(stage, FlowStage) and stage.net == "teacher"):
+            self._assemble(number)
+
+    @property
+    def _main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def _train(self, number: int, stage: FlowStage | StepStage, log: TrainLog) -> None:
+        net = self._net(number, stage)
+        loop = self._loop(number, stage, net)
+        self._resume(number, loop, log)
+        every = None if stage.evaluate_every is None else max(1, stage.evaluate_every // stage.batch)
+
+        def due(step: int) -> bool:
+            return step == stage.steps or (every is not None and step % every == 0)
+
+        def pause() -> None:
+            if self._main and loop.step < stage.steps:
+                self._save(number, loop)
+                with averaged(net, loop.average):
+                    self._look(stage, net, log, loop.step)
+            self.accelerator.wait_for_everyone()
+
+        def report(told: Report) -> None:
+            log.report(told)
+            if self._main and time.monotonic() - self._saved >= 60 * self.recipe.checkpoint_minutes:
+                self._save(number, loop)
+
+        self._saved = time.monotonic()
+        loop.run(report=report, due=due, pause=pause)
+        if self._main:
+            net.load_state_dict(loop.average.state())
+            self._finish(number, stage, net, log)
+
+    def _finish(self, number: int, stage: FlowStage | StepStage, net: UNet | Teacher, log: TrainLog) -> None:
+        """The stage's last evaluation and its result; the checkpoint is of no more use then."""
+        if not all(bool(tensor.isfinite().all()) for tensor in net.state_dict().values()):
+            remedy = "lower learning_rate and train the stage again"
+            raise InputError(f"stage {stage.name}", "ends with weights that are not finite", remedy)
+        self._look(stage, net, log, stage.steps)
+        with files.folder_aside(self.folder.result(number)) as folder:
+            net.save_pretrained(folder)
+        self.folder.checkpoint.unlink(missing_ok=True)
+
+    def _look(self, stage: FlowStage | StepStage, net: UNet | Teacher, log: TrainLog, step: int) -> None:
+        """Evaluate the averaged weights: in full at the stage's end."""
+        judge = self._judges.setdefault(stage.resolution, Judge(self.material, stage.resolution))
+        sampler = self.sampler(stage)
+        if isinstance(net, Teacher) or step < stage.steps:
+            log.validated(step, judge.pair_losses(net, shift=sampler.shift))
+        else:
+            log.measured(step, judge.measure(net, sampler), sampler)
+        if isinstance(net, UNet):
+            log.grid(step, judge.sheet(net, sampler))
+
+    def sampler(self, stage: FlowStage | StepStage) -> Sampler:
+        """How a stage's net is sampled from."""
+        evaluation = self.recipe.evaluation
+        few = isinstance(stage, StepStage)
+        return Sampler(
+            steps=stage.student_steps if isinstance(stage, StepStage) else evaluation.steps,
+            guidance=1 if few else evaluation.guidance,
+            shift=stage.timestep_shift,
+        )
+
+    def _loop(self, number: int, stage: FlowStage | StepStage, net: UNet | Teacher) -> Loop:
+        seed = seeds.derive(self.recipe.seed, "stage", stage.name)
+        teaches = self._teacher(number) if learns_from_teacher(stage) else None
+        turns, settings = self._turns(stage, net, teaches, seed)
+        for turn in turns.values():
+            turn.to(self.device)
+        with self.accelerator.main_process_first():
+            data = self.material.encoded("train", stage.resolution)
+        is_teacher = isinstance(net, Teacher)
+        text = self.recipe.teacher_text if is_teacher else self.recipe.text
+        shift = stage.timestep_shift
+        feed = Feed(
+            data.latents,
+            data.teacher if is_teacher else data.student,
+            teacher=data.teacher if teaches is not None else None,
+            dropout=[encoder.dropout for encoder in text],
+            batch=stage.batch,
+            times=student_times(stage.student_steps, shift) if isinstance(stage, StepStage) else training_times(shift),
+            seed=seed,
+            device=self.device,
+        )
+        return Loop(stage, net, turns, feed, accelerator=self.accelerator, settings=settings)
+
+    def _turns(
+        self, stage: FlowStage | StepStage, net: UNet | Teacher, teaches: Teacher | None, seed: int
+    ) -> tuple[Mapping[str, nn.Module], Mapping[str, Optimisation]]:
+        if isinstance(stage, StepStage) and stage.adversarial is not None:
+            assert isinstance(net, UNet)
+            assert teaches is not None
+            turns = adversary.turns(
+                net,
+                prediction=self.recipe.prediction,
+                adversarial=stage.adversarial,
+                distillation=stage.distillation,
+                teacher=teaches,
+                seed=seed,
+            )
+            critic = {"learning_rate": stage.adversarial.learning_rate, "optimizer": "adamw"}
+            return turns, {"critic": stage.model_copy(update=critic)}
+        prediction = net.prediction if isinstance(net, Teacher) else self.recipe.prediction
+        turn = FlowTurn(net, prediction=prediction, distillation=stage.distillation, teacher=teaches, seed=seed)
+        return {"student": turn}, {}
+
+    def _net(self, number: int, stage: FlowStage | StepStage) -> UNet | Teacher:
+        """The net to train, with the weights that it begins with."""
+        if isinstance(stage, FlowStage) and stage.net == "teacher":
+            before = self.folder.before(number, lambda s: isinstance(s, FlowStage) and s.net == "teacher")
+            net: UNet | Teacher = teacher.load(before) if before else self._new_teacher()
+        else:
+            before = self.folder.before(number, is_of_student)
+            net = runfolder.read_unet(before or self.recipe.weights, self.arch) or self._new_student()
+        if stage.gradient_checkpointing:
+            net.enable_gradient_checkpointing()
+        net.requires_grad_(True).to(self.device)
+        return net
+
+    def _new_student(self) -> UNet:
+        unet = UNet(self.arch)
+        unet.initialise(seeds.derive(self.recipe.seed, "weights"))
+        return unet
+
+    def _new_teacher(self) -> Teacher:
+        given = self.shapes
+        return new_teacher(self.recipe, given.factor, given.latent_channels, given.teacher_context)
+
+    def _teacher(self, number: int) -> Teacher:
+        """The frozen teacher of a stage, once on the device."""
+        settings = self.recipe.teacher
+        assert settings is not None
+        trained = self.folder.before(number, lambda s: isinstance(s, FlowStage) and s.net == "teacher")
+        dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
+        found = teacher.load(trained or Path(str(settings.path)), dtype=dtype)
+        return found.to(self.device)
+
+    def _resume(self, number: int, loop: Loop, log: TrainLog) -> None:
+        """Go on from the checkpoint, if it is of this stage."""
+        parts, facts = self.folder.read_checkpoint(number)
+        if facts is not None:
+            loop.load(parts, facts["step"])
+        log.begin(loop.step)
+
+    def _save(self, number: int, loop: Loop) -> None:
+        self.save(number, loop.state(), loop.step)
+
+    def save(self, number: int, parts: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+        """Write the checkpoint of a stage."""
+        facts: dict[str, JSON] = {"stage": self.recipe.stages[number].name, "step": step}
+        checkpoint.save(self.folder.checkpoint, parts, facts)
+        self._saved = time.monotonic()
+
+    def _assemble(self, number: int) -> None:
+        """The pipeline of the last student, with the trained decoder if there is one."""
+        done = list(enumerate(self.recipe.stages[: number + 1]))
+        last = next(((i, s) for i, s in reversed(done) if is_of_student(s)), None)
+        if last is None:
+            return
+        index, stage = last
+        assert isinstance(stage, FlowStage | StepStage)
+        unet = runfolder.read_unet(self.folder.result(index), self.arch)
+        assert unet is not None
+        coder = self.material.autoencoder
+        decoders = [i for i, s in done if isinstance(s, DecoderStage)]
+        if decoders:
+            coder = WithDecoder(coder, read_decoder(self.folder.result(decoders[-1])))
+        if coder.factor == 1:
+            self.tell("no pipeline is written: its latents are pixels")
+            return
+        sampler = self.sampler(stage)
+        pipeline = SnapGenPipeline.assembled(
+            unet.to("cpu"),
+            coder.to("cpu"),
+            self.recipe.text,
+            prediction=self.recipe.prediction,
+            shift=sampler.shift,
+            steps=sampler.steps,
+            guidance=sampler.guidance,
+            resolution=stage.resolution,
+        )
+        replace(self.folder.pipeline, pipeline.save_pretrained)
+        self.material.autoencoder.to(self.device)
+
+
+@contextlib.contextmanager
+def averaged(net: nn.Module, average: Average) -> Iterator[None]:
+    """The net with its averaged weights, and then with its own again."""
+    own = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+    net.load_state_dict(average.state())
+    try:
+        yield
+    finally:
+        net.load_state_dict(own)
+
+
+def replace(folder: Path, write: Callable[[Path], object]) -> None:
+    """Write a folder aside and put it in the place of the one that is there."""
+    old = folder.with_name(f".{folder.name}.old")
+    new = folder.with_name(f".{folder.name}.new")
+    for left in (old, new):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        write(new)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        raise InputError(folder, f"cannot be written ({error.strerror})", "make room and run again") from None
+    shutil.rmtree(old, ignore_errors=True)
