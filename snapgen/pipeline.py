@@ -121,7 +121,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         guidance: float = 1,
         resolution: int | None = None,
     ) -> SnapGenPipeline:
-        """A pipeline of what a training holds; the text encoders are loaded by their names.
+        """A pipeline of what a training holds; the text encoders are loaded by their names, if the net takes a context.
 
         Raises:
             InputError: as the class, or if a text encoder cannot be loaded.
@@ -129,6 +129,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         decoder = autoencoder.decoder if isinstance(autoencoder, WithDecoder) else None
         base = autoencoder.encoder if isinstance(autoencoder, WithDecoder) else autoencoder
         vae = base.net if isinstance(base, KLAutoencoder) else base if isinstance(base, ConvAutoencoder) else None
+        encoders = encoders if unet.needs_context else ()
         if len(encoders) > len(TEXT_ENCODERS):
             raise InputError("pipeline", f"has {len(encoders)} text encoders", f"use at most {len(TEXT_ENCODERS)}")
         components: dict[str, Any] = {}

@@ -76,7 +76,7 @@ def _fill(
 ) -> dict[str, Any]:
     described = describe(pipeline, latent)
     encoders = described["text_encoders"]
-    tokens = described["context"]["shape"][1]
+    tokens = described["context"]["shape"][1] if encoders else 1
     conversions: dict[str, Callable[[], Path]] = {
         described["unet"]["package"]: partial(
             coreml.convert_unet, pipeline.unet, latent, context_tokens=tokens, options=options
@@ -122,7 +122,7 @@ def describe(pipeline: SnapGenPipeline, latent: int) -> dict[str, Any]:
     encoders, context = _conditioning(pipeline)
     half = arch.time.frequencies // 2
     inputs = {"sample": sample, "time_features": [1, arch.time.frequencies]}
-    if arch.has_cross_attention:
+    if context is not None:
         inputs["context"] = context["shape"]
     return {
         "format": 1,
@@ -153,14 +153,16 @@ def describe(pipeline: SnapGenPipeline, latent: int) -> dict[str, Any]:
     }
 
 
-def _conditioning(pipeline: SnapGenPipeline) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What is to be known of each text encoder, and of the context that they make."""
+def _conditioning(pipeline: SnapGenPipeline) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """What is to be known of each text encoder, and of the context that they make for a net that takes one."""
+    if not pipeline.unet.needs_context:
+        return [], None
     settings = pipeline.encoders
     shapes = []
     for each, (model, tokenizer) in zip(settings, pipeline.text_encoders, strict=True):
         found = text.run(model, tokenizer, [""], tokens=each.tokens)
         shapes.append((found["tokens"].shape[2], found["pooled"].shape[1]))
-    places = conditioning.layout(settings, shapes) if settings else []
+    places = conditioning.layout(settings, shapes)
     encoders: list[dict[str, Any]] = [
         {
             "package": f"{name}.mlpackage",
@@ -179,5 +181,5 @@ def _conditioning(pipeline: SnapGenPipeline) -> tuple[list[dict[str, Any]], dict
             TEXT_ENCODERS, TOKENIZERS, settings, places, shapes, strict=False
         )
     ]
-    tokens, width = (max((each["place"][key][1] for each in encoders), default=1) for key in ("tokens", "channels"))
+    tokens, width = (max(each["place"][key][1] for each in encoders) for key in ("tokens", "channels"))
     return encoders, {"shape": [1, tokens, width], "elsewhere": "zeros", "empty prompt": "all zeros"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from snapgen import autoencoder, conditioning, flow
 from snapgen.autoencoder import Autoencoder, KLAutoencoder, WithDecoder
 from snapgen.conditioning import EncoderSettings
+from snapgen.coreml.export import describe
 from snapgen.errors import InputError
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.pipeline_files import find, load
@@ -128,7 +130,8 @@ def test_a_fresh_process_loads_it_with_nothing_of_ours_but_the_class(tmp_path: P
         "assert not [name for name in sys.modules if name.split('.')[0] == 'archsearch']\n"
         f"pipeline({PROMPTS[0]!r}, num_inference_steps=4, seed=3).images[0].save({str(tmp_path / 'it.png')!r})\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=alone)
     (expected,) = one(PROMPTS[0], num_inference_steps=4, seed=3).images
     assert np.array_equal(np.asarray(Image.open(tmp_path / "it.png")), np.asarray(expected))
 
@@ -196,6 +199,23 @@ def test_components_that_do_not_fit_are_told(changes: dict[str, Any], message: s
     facts = {"encoders": pipeline.config.encoders, "prediction": "velocity", **pipeline.components, **changes}
     with pytest.raises(InputError, match=message):
         SnapGenPipeline(**facts)
+
+
+def test_a_net_without_cross_attention_takes_prompts_and_reads_none(tmp_path: Path) -> None:
+    net = stirred(tiny({**FITTING, "all.cross_attention": False}))
+    one = SnapGenPipeline.assembled(net, autoencoder.load(), encoders(tmp_path), prediction="velocity", resolution=16)
+    assert one.text_encoder is None
+    one.set_progress_bar_config(disable=True)
+    one.save_pretrained(tmp_path / "pipeline")
+    again = load(tmp_path / "pipeline")
+    found, expected = (each(PROMPTS[:2], output_type="pt", num_inference_steps=2).images for each in (again, one))
+    assert torch.equal(found, expected)
+    told = describe(one, 4)
+    assert (told["context"], told["text_encoders"], list(told["unet"]["inputs"])) == (
+        None,
+        [],
+        ["sample", "time_features"],
+    )
 
 
 def test_pixels_are_no_latents(tmp_path: Path) -> None:
