@@ -145,6 +145,7 @@ def new_teacher(recipe: Recipe, factor: int, channels: int, widths: Widths, *, s
         pooled_width=widths.pooled,
         sample_size=largest // factor,
         seed=seeds.derive(recipe.seed, "teacher weights"),
+        prediction=recipe.prediction,
         source=recipe.source,
     )
 

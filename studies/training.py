@@ -7,6 +7,7 @@ checkpoint of the one that is not, logs, sample grids, and the pipeline of the l
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -170,7 +171,10 @@ class Training:
         else:
             log.measured(step, judge.measure(net, sampler), sampler)
         if isinstance(net, UNet):
-            log.grid(step, judge.sheet(net, sampler))
+            log.grid(step, judge.sheet(net, sampler), sampler)
+            if isinstance(stage, StepStage):
+                twice = dataclasses.replace(sampler, steps=2 * sampler.steps)
+                log.grid(step, judge.sheet(net, twice), twice)
 
     def sampler(self, stage: FlowStage | StepStage) -> Sampler:
         """How a stage's net is sampled from."""

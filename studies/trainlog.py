@@ -133,13 +133,13 @@ class TrainLog:
         shown = ", ".join(f"{name} {n.value:.4g} [{n.low:.4g}, {n.high:.4g}]" for name, n in numbers.items())
         self._tell(f"{self._label}: step {step:,}: {shown}")
 
-    def grid(self, step: int, sheet: Tensor) -> None:
+    def grid(self, step: int, sheet: Tensor, sampler: Sampler) -> None:
         """A grid of samples, (3, H, W) uint8."""
-        path = self._folder.path / "samples" / f"{self._label}-{step:07d}.png"
+        path = self._folder.path / "samples" / f"{self._label}-{step:07d}-{sampler.steps}-steps.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside(path) as part:
             Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(part, format="png")
-        self._board.add_image("samples", sheet, step)
+        self._board.add_image(f"samples, {sampler.steps} steps", sheet, step)
 
     def _write(self, rows: list[list[str]]) -> None:
         with aside(self._csv) as part, part.open("w", newline="") as file:
