@@ -19,9 +19,11 @@ from archsearch.score import Estimate
 from snapgen import conditioning, flow
 from snapgen.conditioning import Condition
 from snapgen.reconstruction import as_bytes
+from snapgen.stages import FlowStage, StepStage
 from snapgen.teacher import Teacher
 from snapgen.unet import UNet
 from studies.material import Material
+from studies.recipe import Recipe
 
 BATCH = 32
 """Images drawn at once."""
@@ -36,6 +38,16 @@ class Sampler:
     steps: int
     guidance: float
     shift: float
+
+
+def sampler_of(recipe: Recipe, stage: FlowStage | StepStage) -> Sampler:
+    """How the net that a stage leaves is sampled from: a few-step net without guidance, which it was taught with."""
+    few = isinstance(stage, StepStage)
+    return Sampler(
+        steps=stage.student_steps if isinstance(stage, StepStage) else recipe.evaluation.steps,
+        guidance=1 if few else recipe.evaluation.guidance,
+        shift=stage.timestep_shift,
+    )
 
 
 class Judge:

@@ -71,13 +71,14 @@ class Expected(Settings):
     factor: int = Field(ge=1)
     """Of the autoencoder: pixels along a side for one of the latent."""
     latent_channels: int = Field(ge=1)
-    context: tuple[int, int]
-    """Tokens and width of the student's context."""
-    teacher_context: tuple[int, int] | None = None
-    pooled: int = Field(default=0, ge=0)
-    """Width of the teacher's pooled embedding."""
+    encoders: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """Channels of a text encoder's tokens and of its pooled embedding, by its name or folder."""
     teacher: TeacherShape | None = None
-    """Of a teacher by path."""
+    """Of teachers by path."""
+    images: int | None = Field(default=None, ge=1)
+    """For training. Unlike the others, this and ``captions`` are estimates that nothing is held to."""
+    captions: int | None = Field(default=None, ge=1)
+    """Of these images that differ from each other; None: each image has its own."""
 
 
 class Recipe(Settings):
@@ -121,7 +122,7 @@ class Recipe(Settings):
                 if self.teacher is None or self.teacher.shape is None:
                     raise ValueError(f"stage {stage.name} trains a teacher without a shape; give teacher.shape")
                 has_teacher = True
-            elif learns_from_teacher(stage) and not has_teacher:
+            elif learns_from_teacher(stage) and not (has_teacher or (self.teacher and own_teacher(stage))):
                 raise ValueError(
                     f"stage {stage.name} needs a teacher; give teacher.path, or train one (net: teacher) before it"
                 )
@@ -154,6 +155,11 @@ def learns_from_teacher(stage: AnyStage) -> bool:
     if isinstance(stage, StepStage):
         return stage.distillation is not None or stage.adversarial is not None
     return isinstance(stage, FlowStage) and stage.distillation is not None
+
+
+def own_teacher(stage: AnyStage) -> str | None:
+    """The folder of a stage's own teacher, if it has one and a use for it."""
+    return None if isinstance(stage, DecoderStage) or not learns_from_teacher(stage) else stage.teacher
 
 
 def is_of_student(stage: AnyStage) -> bool:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from spaces.space import Space
 
 RUNS = Path("runs")
-RECIPES = "train_"
-"""How the names of recipes begin (`studies.recipe`), which lie beside the studies."""
+RECIPES, COMPARISONS = "train_", "compare_"
+"""How the names of recipes and of their comparisons begin, which lie beside the studies."""
 SAMPLERS = ("gp", "tpe", "nsga2", "nsga3", "random", "qmc")
 
 
@@ -198,8 +198,8 @@ def named_in(settings: StudySettings, place: str) -> Iterator[None]:
 def shipped() -> dict[str, Path]:
     """The studies that come with archsearch, by name."""
     folder = Path(str(resources.files("studies")))
-    recipes = set(folder.glob(f"{RECIPES}*.yaml"))
-    return {path.stem: path for path in sorted(set(folder.glob("*.yaml")) - recipes)}
+    paths = sorted(folder.glob("*.yaml"))
+    return {path.stem: path for path in paths if not path.stem.startswith((RECIPES, COMPARISONS))}
 
 
 def find(name_or_path: str | Path) -> StudySettings:

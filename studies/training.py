@@ -33,7 +33,7 @@ from snapgen.teacher import Teacher
 from snapgen.training import Average, Optimisation
 from snapgen.unet import UNet
 from studies import runfolder
-from studies.evaluation import Judge, Sampler
+from studies.evaluation import Judge, sampler_of
 from studies.interrupts import terminable
 from studies.material import Material
 from studies.recipe import Recipe, is_of_student, learns_from_teacher
@@ -165,7 +165,7 @@ class Training:
     def _look(self, stage: FlowStage | StepStage, net: UNet | Teacher, log: TrainLog, step: int) -> None:
         """Evaluate the averaged weights: in full at the stage's end."""
         judge = self._judges.setdefault(stage.resolution, Judge(self.material, stage.resolution))
-        sampler = self.sampler(stage)
+        sampler = sampler_of(self.recipe, stage)
         if isinstance(net, Teacher) or step < stage.steps:
             log.validated(step, judge.pair_losses(net, shift=sampler.shift))
         else:
@@ -175,16 +175,6 @@ class Training:
             if isinstance(stage, StepStage):
                 twice = dataclasses.replace(sampler, steps=2 * sampler.steps)
                 log.grid(step, judge.sheet(net, twice), twice)
-
-    def sampler(self, stage: FlowStage | StepStage) -> Sampler:
-        """How a stage's net is sampled from."""
-        evaluation = self.recipe.evaluation
-        few = isinstance(stage, StepStage)
-        return Sampler(
-            steps=stage.student_steps if isinstance(stage, StepStage) else evaluation.steps,
-            guidance=1 if few else evaluation.guidance,
-            shift=stage.timestep_shift,
-        )
 
     def _loop(self, number: int, stage: FlowStage | StepStage, net: UNet | Teacher) -> Loop:
         seed = seeds.derive(self.recipe.seed, "stage", stage.name)
@@ -293,7 +283,7 @@ class Training:
         if coder.factor == 1:
             self.tell("no pipeline is written: its latents are pixels")
             return
-        sampler = self.sampler(stage)
+        sampler = sampler_of(self.recipe, stage)
         pipeline = SnapGenPipeline.assembled(
             unet.to("cpu"),
             coder.to("cpu"),

@@ -1,6 +1,6 @@
 """The command line: ``archsearch COMMAND``.
 
-Commands: search, report, best, audit, ablate, score, cost, latency, convert, train, generate, export, space
+Commands: search, report, best, audit, ablate, score, cost, latency, convert, train, compare, generate, export, space
 show.
 
 Heavy imports are made inside the commands, so that ``--help`` and a mistyped name answer at once.

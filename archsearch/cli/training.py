@@ -1,9 +1,10 @@
-"""The command that trains: train."""
+"""The commands that train: train, compare."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -49,6 +50,27 @@ def train(
         logging.getLogger("snapgen").setLevel(logging.INFO)
     folder = training.train(found, net, tell=(lambda _: None) if quiet else typer.echo, until=until)
     typer.echo(f"Run: {folder.resolve()}")
+
+
+@app.command(epilog="Example: archsearch compare compare_distillation --out distillation.md    Resumes.")
+def compare(
+    comparison: Annotated[str, typer.Argument(help="A shipped comparison (compare_distillation, …) or a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="A .md file; a .csv is put beside it.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train variants of a recipe over the same seeds, and say what each choice is worth."""
+    import reports.comparison
+    from reports.pareto import put
+    from studies.comparison import compare as run
+    from studies.comparison import find
+
+    found = find(comparison)
+    results = run(found, tell=(lambda _: None) if quiet else lambda line: typer.echo(line, err=True))
+    page = reports.comparison.markdown(found, results)
+    if out:
+        put(out.with_suffix(".md"), page)
+        put(out.with_suffix(".csv"), reports.comparison.frame(found, results).to_csv(index=False))
+    typer.echo(page)
 
 
 def _plan(recipe: Recipe, net: Architecture, *, as_json: bool) -> None:
