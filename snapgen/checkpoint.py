@@ -68,7 +68,7 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, dict[str, Tensor]], d
     try:
         with safe_open(path, framework="pt") as file:
             found: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
-            for key in file.keys() if tensors else ():  # noqa: SIM118 - not a dict
+            for key in file.keys() if tensors else ():
                 part, _, name = key.partition("/")
                 parts.setdefault(part, {})[name] = file.get_tensor(key).clone()
     except (OSError, SafetensorError, KeyError, ValueError) as error:

@@ -7,23 +7,25 @@ batch that one process would have taken whole, with the same order, timesteps, n
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snapgen import flow
+from snapgen.conditioning import Captions, Condition
+from snapgen.rows import Rows
 from snapgen.seeds import derive
-
-if TYPE_CHECKING:
-    from snapgen.conditioning import Captions, Condition
-    from snapgen.rows import Rows
 
 BLOCK = 16
 """Images whose noise is drawn together; a part that begins within a block draws all of it and drops what is not its."""
+
+AHEAD = 2
+"""Parts that are gathered before they are asked for, on CUDA."""
 
 Times = Callable[[int, torch.Generator], Tensor]
 """(images of a step, generator) → their timesteps (B,) in (0, 1], on the CPU."""
@@ -41,24 +43,27 @@ class Draws:
 
     def noise(self, name: str, like: Tensor) -> Tensor:
         """Unit Gaussian noise for these images: (len(rows), *like.shape[1:]), on the device of ``like``."""
-        first, last = self.rows.start // BLOCK, (self.rows.stop - 1) // BLOCK
-        blocks = [self._block(name, block, like) for block in range(first, last + 1)]
-        start = self.rows.start - first * BLOCK
-        return torch.cat(blocks)[start : start + len(self.rows)]
 
-    def _block(self, name: str, block: int, like: Tensor) -> Tensor:
-        generator = torch.Generator(like.device).manual_seed(derive(self.seed, name, self.step, block))
-        return torch.randn(BLOCK, *like.shape[1:], generator=generator, device=like.device)
+        def draw(seed: int) -> Tensor:
+            generator = torch.Generator(like.device).manual_seed(seed)
+            return torch.randn(BLOCK, *like.shape[1:], generator=generator, device=like.device)
+
+        return self._drawn(name, draw)
 
     def quantiles(self, name: str, device: torch.device) -> Tensor:
         """Uniform numbers in (0, 1), one an image, stratified over each block: (len(rows),)."""
+
+        def draw(seed: int) -> Tensor:
+            return flow.stratified(BLOCK, torch.Generator().manual_seed(seed))
+
+        return self._drawn(name, draw).to(device, non_blocking=True)
+
+    def _drawn(self, name: str, draw: Callable[[int], Tensor]) -> Tensor:
+        """Of the blocks that ``draw`` gives, each from a seed, these images' rows."""
         first, last = self.rows.start // BLOCK, (self.rows.stop - 1) // BLOCK
-        drawn = [
-            flow.stratified(BLOCK, torch.Generator().manual_seed(derive(self.seed, name, self.step, block)))
-            for block in range(first, last + 1)
-        ]
+        blocks = [draw(derive(self.seed, name, self.step, block)) for block in range(first, last + 1)]
         start = self.rows.start - first * BLOCK
-        return torch.cat(drawn)[start : start + len(self.rows)].to(device, non_blocking=True)
+        return torch.cat(blocks)[start : start + len(self.rows)]
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,25 @@ class Batch:
     """The teacher's, of the same captions; dropped only where every encoder of the student's is."""
     draws: Draws
     """For whatever else an objective draws."""
+
+
+class Part(NamedTuple):
+    """One of the equal parts of a step's batch."""
+
+    step: int
+    """From 1."""
+    number: int = 0
+    parts: int = 1
+
+
+class _Gathered(NamedTuple):
+    """What a batch is made of, where the data lie or in pinned memory."""
+
+    draws: Draws
+    latents: Tensor
+    t: Tensor
+    student: Condition
+    teacher: Condition | None
 
 
 class Feed:
@@ -111,48 +135,89 @@ class Feed:
         self._dropout = torch.tensor(list(dropout))
         self._size, self._times, self._seed, self._device = batch, times, seed, device
 
-    def batch(self, step: int, part: int = 0, parts: int = 1) -> Batch:
-        """One of a step's equal parts; steps count from 1."""
-        assert self._size % parts == 0, "parts divide the batch"
-        each = self._size // parts
-        rows = range(part * each, (part + 1) * each)
+    def batch(self, part: Part) -> Batch:
+        """One part of a step."""
+        return self._moved(self._gathered(part))
+
+    def batches(self, parts: Iterable[Part]) -> Generator[Batch, None, None]:
+        """As `batch`, one after the other.
+
+        On CUDA a thread gathers the next ones in pinned memory, from where they are copied while the device computes.
+        """
+        if self._device.type != "cuda":
+            yield from map(self.batch, parts)
+            return
+        # A thread has a current device of its own; without one it would take the first.
+        device = torch.cuda.current_device()
+        with ThreadPoolExecutor(1, "feed", initializer=torch.cuda.set_device, initargs=(device,)) as thread:
+            yield from map(self._moved, _ahead(thread, self._gathered, parts))
+
+    def _gathered(self, part: Part) -> _Gathered:
+        assert self._size % part.parts == 0, "parts divide the batch"
+        each = self._size // part.parts
+        rows = range(part.number * each, (part.number + 1) * each)
         mine = slice(rows.start, rows.stop)
-        indices = self._indices(step)[mine]
-        generator = torch.Generator().manual_seed(derive(self._seed, "draws", step))
+        indices = self._indices(part.step)[mine]
+        generator = torch.Generator().manual_seed(derive(self._seed, "draws", part.step))
         t = self._times(self._size, generator)[mine]
         kept = (torch.rand(self._size, len(self._dropout), generator=generator) >= self._dropout)[mine]
-        latents = self._latents[indices].to(self._device, non_blocking=True).float()
-        context, pooled = (self._to(x) for x in self._captions.condition(indices, kept))
-        draws = Draws(self._seed, step, rows)
-        return Batch(
-            latents=latents,
-            noise=draws.noise("noise", latents),
-            t=t.to(self._device, non_blocking=True),
-            context=context,
-            pooled=pooled,
-            teacher=self._of_teacher(indices, kept.any(1)),
-            draws=draws,
+        teacher = None
+        if self._teacher is not None:
+            told = kept.any(1, keepdim=True).expand(-1, self._teacher.encoders)
+            teacher = self._pinned(self._teacher.condition(indices, told))
+        return _Gathered(
+            draws=Draws(self._seed, part.step, rows),
+            latents=self._pin(self._latents[indices]),
+            t=self._pin(t),
+            student=self._pinned(self._captions.condition(indices, kept)),
+            teacher=teacher,
         )
 
-    def _of_teacher(self, indices: Tensor, kept: Tensor) -> Condition | None:
-        if self._teacher is None:
-            return None
-        condition = self._teacher.condition(indices, kept[:, None].expand(-1, self._teacher.encoders))
-        context = self._to(condition.context)
-        assert context is not None
-        return condition._replace(context=context, pooled=self._to(condition.pooled))
+    def _moved(self, given: _Gathered) -> Batch:
+        latents = self._move(given.latents).float()
+        student, teacher = given.student, given.teacher
+        return Batch(
+            latents=latents,
+            noise=given.draws.noise("noise", latents),
+            t=self._move(given.t),
+            context=self._move(student.context),
+            pooled=None if student.pooled is None else self._move(student.pooled),
+            teacher=None if teacher is None else _each(teacher, self._move),
+            draws=given.draws,
+        )
 
-    def _to(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(self._device, non_blocking=True).float()
+    def _pin(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self._device.type == "cuda" and tensor.device.type == "cpu" else tensor
+
+    def _pinned(self, condition: Condition) -> Condition:
+        return _each(condition, self._pin)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
 
     def _indices(self, step: int) -> Tensor:
         """Images of a step: epoch after epoch, each in an order of its own; a step may reach into the next epoch."""
         count = len(self._latents)
         start, stop = (step - 1) * self._size, step * self._size
-        epochs = range(start // count, math.ceil(stop / count))
+        epochs = range(start // count, -(-stop // count))
         orders = torch.cat([_order(count, derive(self._seed, "order", epoch)) for epoch in epochs])
         first = epochs.start * count
         return orders[start - first : stop - first]
+
+
+def _each(condition: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
+    return Condition(change(condition.context), None if condition.pooled is None else change(condition.pooled))
+
+
+def _ahead(thread: ThreadPoolExecutor, work: Callable[[Part], _Gathered], parts: Iterable[Part]) -> Iterator[_Gathered]:
+    """What a thread makes of the parts, in order; `AHEAD` of them are always under way."""
+    pending: deque[Future[_Gathered]] = deque()
+    for part in parts:
+        pending.append(thread.submit(work, part))
+        if len(pending) > AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 @functools.lru_cache(maxsize=4)
@@ -166,11 +231,10 @@ def training_times(shift: float) -> Times:
 
 
 def student_times(steps: int, shift: float) -> Times:
-    """The timesteps that a sampler of so many even steps visits, in equal shares: 1, …, 1/steps, moved by a shift."""
+    """The timesteps that `flow.sample` visits in so many steps, in equal shares: 1, …, 1/steps, moved by a shift."""
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
-        quantile = flow.stratified(count, generator)
-        even = (quantile * steps).floor().clamp(max=steps - 1).add(1) / steps
-        return flow.shifted(even, shift)
+        visited = flow.shifted(torch.arange(1, steps + 1, dtype=torch.float64) / steps, shift).float()
+        return visited[(flow.stratified(count, generator) * steps).long()]
 
     return draw

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,16 @@ from torch import Tensor, nn
 
 from snapgen import checkpoint
 from snapgen.errors import InputError
-from snapgen.feed import Batch, Feed
-from snapgen.optimizers import Optimizers
+from snapgen.feed import Batch, Feed, Part
 from snapgen.stages import Stage
 from snapgen.training import Average, Optimisation, optimizers_of, rate
 
 REPORTS = 200
 """Reports of a stage, at least; a step each if it has fewer."""
+LONGEST = 100
+"""Steps between reports, at most."""
+HOPELESS = 20
+"""Steps one after another that could not be taken, at which a stage that skips them halts nevertheless."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,9 @@ class Report:
     steps: int
     images: int
     losses: dict[str, float]
-    """Means over the steps, of what the turns give and of the gradients' norms."""
+    """Means over the steps that were taken, of what the turns give and of the gradients' norms."""
     bad: list[int]
-    """Steps that were not taken, for a gradient that is not finite."""
+    """Steps in which a turn was not taken, for a gradient that is not finite."""
     rate: float
     """Of learning, over its peak."""
     images_per_second: float
@@ -69,17 +72,17 @@ class Loop:
         self.stage, self.net, self.turns, self._feed = stage, net, turns, feed
         self._accelerator = accelerator
         self._settings = {name: (settings or {}).get(name, stage) for name in turns}
-        self.optimizers: dict[str, Optimizers] = {
-            name: optimizers_of(turn, self._settings[name]) for name, turn in turns.items()
-        }
-        if stage.compile and accelerator.device.type == "cuda":
-            for turn in turns.values():
+        for turn in turns.values():
+            turn.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if stage.compile and accelerator.device.type == "cuda":
                 turn.compile()
         self._wrapped = {name: accelerator.prepare_model(turn) for name, turn in turns.items()}
+        self.optimizers = {name: optimizers_of(turn, self._settings[name]) for name, turn in turns.items()}
         self.average = Average(net, stage.ema)
         self.step = 0
-        self.report_every = max(1, stage.steps // REPORTS)
+        self.report_every = min(max(1, stage.steps // REPORTS), LONGEST)
         self._names: list[str] = []
+        self._last_taken = 0
 
     def run(self, *, report: Callable[[Report], None], due: Callable[[int], bool], pause: Callable[[], None]) -> None:
         """Take the steps that are left.
@@ -90,85 +93,104 @@ class Loop:
             pause: called then, after the report: for evaluations and checkpoints.
 
         Raises:
-            InputError: if a gradient was not finite and the stage says to halt, or no step could be taken at all.
+            InputError: if a gradient was not finite and the stage says to halt, or none was for many steps.
         """
+        steps = range(self.step + 1, self.stage.steps + 1)
         pending: list[Tensor] = []
-        began = time.perf_counter()
-        for step in range(self.step + 1, self.stage.steps + 1):
-            pending.append(self._take(step))
-            self.step = step
-            stops = due(step)
-            if not stops and step % self.report_every and step < self.stage.steps:
-                continue
-            table = self._accelerator.reduce(torch.stack(pending), reduction="mean").cpu()
-            told = self._report(table, time.perf_counter() - began)
-            self._stop_if_bad(told)
-            report(told)
-            pending = []
-            if stops:
-                pause()
+        with contextlib.closing(self._feed.batches(part for step in steps for part in self._parts(step))) as batches:
+            self._begin()
             began = time.perf_counter()
+            for step in steps:
+                pending.append(self._take(step, batches))
+                self.step = step
+                stops = due(step)
+                if not stops and step % self.report_every and step < self.stage.steps:
+                    continue
+                table = self._accelerator.reduce(torch.stack(pending), reduction="mean").cpu()
+                told = self._report(table, time.perf_counter() - began)
+                self._stop_if_bad(told)
+                report(told)
+                pending = []
+                if stops:
+                    pause()
+                    self._begin()
+                began = time.perf_counter()
 
-    def _take(self, step: int) -> Tensor:
-        """One step: what every turn gives, then the norms of their gradients; (numbers,) on the device."""
-        for turn in self.turns.values():
+    def _begin(self) -> None:
+        for turn in self._wrapped.values():
             turn.train()
-        processes, parts = self._accelerator.num_processes, self.stage.accumulate
-        totals: Tensor | None = None
+
+    def _parts(self, step: int) -> list[Part]:
+        """This process's share of a step."""
+        processes, mine = self._accelerator.num_processes, self._accelerator.process_index
+        count = self.stage.accumulate
+        return [Part(step, part * processes + mine, count * processes) for part in range(count)]
+
+    def _take(self, step: int, batches: Iterator[Batch]) -> Tensor:
+        """One step: what every turn gives, then the norms of their gradients; (numbers,) on the device."""
+        parts = self.stage.accumulate
+        sums: list[Tensor] = []
         for part in range(parts):
-            mine = part * processes + self._accelerator.process_index
-            batch = self._feed.batch(step, mine, parts * processes)
-            given: dict[str, Tensor] = {}
+            batch, given = next(batches), dict[str, Tensor]()
             for name, turn in self._wrapped.items():
-                given |= {f"{name} {key}": value for key, value in self._backward(turn, batch, part, parts).items()}
+                found = self._backward(turn, batch, parts, last=part == parts - 1)
+                given |= {f"{name} {key}": value for key, value in found.items()}
             self._names = list(given)
-            numbers = torch.stack(list(given.values()))
-            totals = numbers if totals is None else totals + numbers
-        assert totals is not None
+            sums.append(torch.stack(list(given.values())))
         norms = [
             optimizers.step(rate(step, self._settings[name], self.stage.steps), skip_bad=True)
             for name, optimizers in self.optimizers.items()
         ]
         self.average.update(step)
-        return torch.cat([totals / parts, torch.stack(norms).float()])
+        return torch.cat([torch.stack(sums).mean(0), torch.stack(norms).float()])
 
-    def _backward(self, turn: nn.Module, batch: Batch, part: int, parts: int) -> dict[str, Tensor]:
-        last = part == parts - 1
-        device = self._accelerator.device.type
+    def _backward(self, turn: nn.Module, batch: Batch, parts: int, *, last: bool) -> dict[str, Tensor]:
+        """Adds a part's gradients, which processes share with each other after the last."""
         with contextlib.nullcontext() if last else self._accelerator.no_sync(turn):
-            with torch.autocast(device, torch.bfloat16, enabled=self.stage.precision == "bfloat16"):
-                given: dict[str, Tensor] = turn(batch)
+            given = self._given(turn, batch)
             torch.autograd.backward(given["loss"] / parts)
         return {key: value.detach().float() for key, value in given.items()}
+
+    def _given(self, turn: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        device = self._accelerator.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.stage.precision == "bfloat16"):
+            given: dict[str, Tensor] = turn(batch)
+        return given
 
     def _report(self, table: Tensor, seconds: float) -> Report:
         """``table`` (steps since the last report, numbers)."""
         names = [*self._names, *(f"{name} gradient" for name in self.turns)]
-        good = table.isfinite().all(1)
-        means = table[good].double().mean(0).tolist() if bool(good.any()) else [float("nan")] * len(names)
-        first = self.step - len(table) + 1
+        fine = table[:, -len(self.turns) :].isfinite().all(1)
+        means = table[fine].double().mean(0).tolist()  # NaN if none was taken
+        steps = range(self.step - len(table) + 1, self.step + 1)
+        taken = [step for step, good in zip(steps, fine.tolist(), strict=True) if good]
+        self._last_taken = taken[-1] if taken else self._last_taken
         return Report(
             step=self.step,
             steps=self.stage.steps,
             images=self.step * self.stage.batch,
             losses=dict(zip(names, means, strict=True)),
-            bad=[first + row for row, fine in enumerate(good.tolist()) if not fine],
+            bad=sorted({*steps} - {*taken}),
             rate=rate(self.step, self.stage, self.stage.steps),
             images_per_second=len(table) * self.stage.batch / max(seconds, 1e-9),
         )
 
     def _stop_if_bad(self, report: Report) -> None:
-        hopeless = len(report.bad) == min(self.report_every, self.step) and len(report.bad) > 1
+        lost = report.step - self._last_taken
+        hopeless = lost >= min(HOPELESS, self.stage.steps)
         if not report.bad or (self.stage.on_bad == "skip" and not hopeless):
             return
-        place = f"step {report.bad[0]}, image {(report.bad[0] - 1) * self.stage.batch:,}"
-        problem = f"a gradient is not finite{self._where(report.bad[0])}"
-        remedy = "lower learning_rate or clip, or set on_bad: skip; the last checkpoint is whole"
-        raise InputError(f"stage {self.stage.name}", problem, remedy, place=place)
+        step = report.bad[0]
+        problem, remedy = "a gradient is not finite", "begin anew with a lower learning_rate"
+        if hopeless:
+            problem += f" for {lost} steps on end"
+        elif self.stage.on_bad == "halt":
+            remedy = f"set on_bad: skip to go on from the last checkpoint, or {remedy}"
+        place = f"step {step}, image {(step - 1) * self.stage.batch + 1:,}"
+        raise InputError(f"stage {self.stage.name}", f"{problem}; {self._where(step)}", remedy, place=place)
 
-    @torch.no_grad()
     def _where(self, step: int) -> str:
-        """The first module whose output is not finite when the step is taken again; nothing if it is by now."""
+        """The first module whose output is not finite when this process's share of a step is taken again."""
         found: list[str] = []
 
         def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -178,17 +200,21 @@ class Loop:
 
             return hook
 
-        batch = self._feed.batch(step, self._accelerator.process_index, self._accelerator.num_processes)
-        if not bool(batch.latents.isfinite().all()):
-            return "; its latents are not"
-        handles = [module.register_forward_hook(look(name)) for name, module in self.net.named_modules() if name]
+        named = [(name, module) for turn in self.turns.values() for name, module in turn.named_modules() if name]
+        handles = [module.register_forward_hook(look(name)) for name, module in named]
         try:
-            with contextlib.suppress(RuntimeError), torch.enable_grad():
-                next(iter(self.turns.values()))(batch)
+            for part in self._parts(step):
+                batch = self._feed.batch(part)
+                if not bool(batch.latents.isfinite().all()):
+                    return "its latents are not"
+                for turn in self.turns.values():
+                    self._given(turn, batch)
+                if found:
+                    return f"the first output that is not is that of {found[0]}"
         finally:
             for handle in handles:
                 handle.remove()
-        return f", first in {found[0]}" if found else ""
+        return "taken again, all outputs are"
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything that the next step depends on; `snapgen.checkpoint.save` takes it."""
@@ -203,4 +229,4 @@ class Loop:
             self.optimizers[name].load(parts[f"optimizer.{name}"])
         self.average.load(parts["average"])
         checkpoint.set_random_state(parts["random"])
-        self.step = step
+        self.step = self._last_taken = step
