@@ -283,6 +283,11 @@ def show(times: Times, makes: Mapping[str, Make], setting: Setting) -> None:
         with torch.device("meta"):
             cost = module_cost(make().eval(), *setting.inputs(torch.device("meta")))
         print(f"| {name} | {cost.params / 1e6:.1f} | {cost.macs / 1e9:.1f} |")
+    compare(times)
+
+
+def compare(times: Times) -> None:
+    """Markdown tables of times and of how the first net's compare, turn by turn."""
     for what, of in times.items():
         first = next(iter(of))
         print(f"\n| {what} | ms | quartiles | {first} over it | quartiles |\n|---|---|---|---|---|")
