@@ -191,6 +191,17 @@ def test_wide_matrices_are_made_orthogonal_in_their_gram_matrix_alike() -> None:
     assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.3
 
 
+@pytest.mark.parametrize("shape", [(5, 96, 96), (7, 24, 64)])
+def test_matrices_iterated_in_parts_are_those_iterated_together(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]
+) -> None:
+    """To the last bit: how many matrices share a batch is a matter of speed."""
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    together = muon.orthogonal(matrices)
+    monkeypatch.setattr(muon, "TOGETHER", 2 * shape[1] ** 2)
+    assert torch.equal(muon.orthogonal(matrices), together)
+
+
 def backward(net: Net, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     x, t = torch.randn(8, 2, 4, 4, generator=generator), torch.rand(8, generator=generator)
