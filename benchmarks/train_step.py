@@ -370,7 +370,7 @@ def looped(setting: Setting, turns: int) -> Times:
 
     def pause() -> None:
         seconds = setting.now() - began[0]
-        bare = statistics.median(contestant.step()["train step"] for _ in range(LOOP_STEPS))
+        bare = statistics.mean(contestant.step()["train step"] for _ in range(LOOP_STEPS))
         fed = setting.now()
         for number in range(LOOP_STEPS):
             contestant.feed.batch(Part(number + 1))

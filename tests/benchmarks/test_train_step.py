@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from benchmarks import train_step
+from benchmarks.train_step import SIZES, Contestant, Entry, Setting, Size
+from snapgen.conditioning import Widths
+from snapgen.loop import Loop
+from snapgen.stages import FlowStage
+from snapgen.unet import UNet
+from tests.snapgen.nets import tiny
+
+TINY = Size(
+    (Entry("ours", partial(UNet, tiny())),),
+    channels=3,
+    captions=Widths(12, 4, 0),
+    teacher={"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8, "pos_embed_max_size": 4},
+    teaching=Widths(12, 4, 6),
+)
+STAGE = FlowStage(name="timed", resolution=32, images=12, batch=4, schedule="constant", warmup=0, optimizer="adamw")
+SETTING = Setting(TINY, torch.device("cpu"), 1, 8, STAGE)
+
+
+def test_a_share_of_the_peak_by_hand() -> None:
+    # 2 images of 5 GMACs: 60 GFLOPs forward and backward, in half a second.
+    assert train_step.utilisation(5_000_000_000, 2, 0.5, 1e12) == pytest.approx(0.12)
+
+
+def test_the_share_of_a_made_up_peak_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    train_step.show_utilisation(SETTING, [8], [2], 1e9, steps=1)
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
+    latent, batch, seconds = int(cells[0]), int(cells[1]), float(cells[5]) / 1e3
+    count, _ = train_step.macs(TINY.entries[0], SETTING)
+    assert (latent, batch, cells[2]) == (8, 2, "eager")
+    assert float(cells[7].rstrip("%")) / 100 == pytest.approx(6 * count * 2 / seconds / 1e9, rel=0.1, abs=1e-3)
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(Contestant):
+        def __init__(self, entry: Entry, setting: Setting) -> None:
+            if setting.stage.batch > 2:
+                raise torch.OutOfMemoryError
+            super().__init__(entry, setting)
+
+    monkeypatch.setattr(train_step, "Contestant", Small)
+    assert train_step._fitting(TINY.entries[0], SETTING, 8, steps=1)[1] == 2
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_twin_is_diffusers_net(size: str) -> None:
+    twin, theirs = (
+        train_step.macs(SIZES[size].entries[number], Setting(SIZES[size], torch.device("cpu"), 1, 8))
+        for number in (1, 2)
+    )
+    assert twin == theirs
+
+
+def test_the_bare_step_is_the_loops() -> None:
+    bare, looped = Contestant(TINY.entries[0], SETTING), Contestant(TINY.entries[0], SETTING)
+    loop = Loop(STAGE, looped.net, {"flow": looped.turn}, looped.feed, accelerator=Accelerator(cpu=True))
+    loop.run(report=lambda _: None, due=lambda _: False, pause=lambda: None)
+    for step in range(1, 4):
+        bare.step(bare.feed.batch(train_step.Part(step)))
+    for one, other in zip(bare.net.parameters(), looped.net.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for name, tensor in bare.average.state().items():
+        assert torch.equal(tensor, loop.average.state()[name]), name
+
+
+def test_a_teachers_share_is_within_the_step() -> None:
+    entry = replace(TINY.entries[0], distilled=True)
+    seconds = Contestant(entry, SETTING).step()
+    assert 0 < seconds["teacher, of forward and backward"] < seconds["forward and backward"] < seconds["train step"]
