@@ -146,13 +146,18 @@ def encode(
     return Captions(tables, row, layout(encoders, shapes))
 
 
-def widths(encoders: Sequence[EncoderSettings]) -> Widths:
-    """The shape of the conditions that a list of encoders gives, from their configurations alone.
+def widths(encoders: Sequence[EncoderSettings], shapes: Sequence[tuple[int, int]] | None = None) -> Widths:
+    """The shape of the conditions that a list of encoders gives.
+
+    Args:
+        encoders: at least one.
+        shapes: as `layout` takes them; None: from the encoders' configurations.
 
     Raises:
         InputError: if there is no such encoder, or encoders joined on channels differ in tokens.
     """
-    shapes = [(text.width(e.encoder), text.pooled_width(e.encoder)) for e in encoders]
+    if shapes is None:
+        shapes = [(text.width(e.encoder), text.pooled_width(e.encoder)) for e in encoders]
     return _extent(layout(encoders, shapes))
 
 

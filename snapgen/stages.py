@@ -45,7 +45,7 @@ class Adversarial(Settings):
     r1: float = Field(default=0.1, ge=0)
     """Of the penalty on the heads' gradient at real images' tokens."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    blocks: tuple[int, ...] | None = None
+    blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
     """The teacher's blocks whose tokens are judged; None: four, evenly spread, the last among them."""
     noise: tuple[float, float] = (1, 1)
     """Mean and standard deviation of the logit-normal timesteps at which images are judged (LADD, section 3)."""
@@ -76,6 +76,8 @@ class Stage(_Named, Optimisation):
     """Of the timesteps towards noise. resolution: SD3's 3 at 1024 px, 1 at 256 px, between them its power."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Images between evaluations; None: one at the end."""
+    teacher: str | None = None
+    """Folder of a teacher for this stage alone, of the same text encoders; None: the recipe's."""
     on_bad: Literal["skip", "halt"] = "halt"
     """When a gradient is not finite, its step is not taken; then go on, or stop."""
     compile: bool = False

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 
-from snapgen import autoencoder, conditioning, seeds, teacher
+from snapgen import autoencoder, conditioning, seeds, teacher, text
 from snapgen.arch import Architecture
 from snapgen.conditioning import Widths
 from snapgen.decoder_training import tiny_decoder_for
 from snapgen.errors import InputError
-from snapgen.stages import DecoderStage, FlowStage, Stage
-from snapgen.teacher import Teacher
-from studies.recipe import Recipe, learns_from_teacher
+from snapgen.stages import AnyStage, DecoderStage, FlowStage, Stage, StepStage
+from snapgen.teacher import Teacher, TeacherShape
+from snapgen.unet import UNet
+from studies.objective import turns
+from studies.recipe import Expected, Recipe, learns_from_teacher, own_teacher
 
 T = TypeVar("T")
 
@@ -27,13 +29,20 @@ class Shapes:
 
     factor: int
     latent_channels: int
+    encoders: dict[str, tuple[int, int]]
+    """Channels of each text encoder's tokens and of its pooled embedding."""
     context: Widths
     """Of the student."""
     teacher_context: Widths
-    teacher: Teacher | None
-    """On the meta device; None: the recipe has none."""
+    teachers: dict[str | None, Teacher]
+    """Stages' own, by their folders, and the recipe's, at None; on the meta device."""
     missing: list[str] = field(default_factory=list)
     """What is not on this machine, and was taken as the recipe expects it."""
+
+    def teacher(self, stage: AnyStage) -> Teacher | None:
+        """The one that a stage trains or learns from."""
+        trains = isinstance(stage, FlowStage) and stage.net == "teacher"
+        return self.teachers[own_teacher(stage)] if trains or learns_from_teacher(stage) else None
 
 
 def shapes(recipe: Recipe, *, without_files: bool = False) -> Shapes:
@@ -45,60 +54,113 @@ def shapes(recipe: Recipe, *, without_files: bool = False) -> Shapes:
     Raises:
         InputError: if something is missing that nothing is expected of, or it is not as expected.
     """
-    expected, missing = recipe.expected, list[str]()
+    reader = _Reader(recipe, without_files)
+    factor, channels = reader.coder()
+    names = dict.fromkeys(e.encoder for e in (*recipe.text, *recipe.teacher_text))
+    encoders = {name: reader.encoder(name) for name in names}
 
-    def read(found: Callable[[], T], otherwise: Callable[[], T | None]) -> T:
+    def widths(of: tuple[conditioning.EncoderSettings, ...]) -> Widths:
+        return conditioning.widths(of, [encoders[e.encoder] for e in of])
+
+    context, teacher_context = widths(recipe.text), widths(recipe.teacher_text)
+    teachers: dict[str | None, Teacher] = {}
+    if recipe.teacher is not None:
+        for own in dict.fromkeys([None, *map(own_teacher, recipe.stages)]):
+            path = own or recipe.teacher.path
+            if path is not None:
+                teachers[own] = reader.teacher(path, factor, channels, teacher_context)
+            elif recipe.teacher.shape is not None:
+                teachers[own] = imagined(recipe, recipe.teacher.shape, factor, channels, teacher_context)
+    return Shapes(factor, channels, encoders, context, teacher_context, teachers, reader.missing)
+
+
+class _Reader:
+    """Reads what files say, or takes what the recipe expects where they are missing."""
+
+    def __init__(self, recipe: Recipe, without_files: bool) -> None:
+        self.recipe, self.missing = recipe, list[str]()
+        self.guesses: Expected | None = recipe.expected if without_files else None
+
+    def coder(self) -> tuple[int, int]:
+        """Factor and latent channels of the autoencoder."""
+        expected = self.recipe.expected
+
+        def found() -> tuple[int, int]:
+            coder = autoencoder.load(self.recipe.autoencoder)
+            return coder.factor, coder.latent_channels
+
+        given = self._read(found, (self.guesses.factor, self.guesses.latent_channels) if self.guesses else None)
+        if expected is not None:
+            self._hold("factor", given[0], expected.factor)
+            self._hold("latent_channels", given[1], expected.latent_channels)
+        return given
+
+    def encoder(self, name: str) -> tuple[int, int]:
+        """Channels of a text encoder's tokens and of its pooled embedding."""
+        guess = self.guesses.encoders.get(name) if self.guesses else None
+        given = self._read(lambda: (text.width(name), text.pooled_width(name)), guess)
+        if self.recipe.expected is not None:
+            self._hold(f"encoders.{name}", given, self.recipe.expected.encoders.get(name, given))
+        return given
+
+    def teacher(self, path: str, factor: int, channels: int, widths: Widths) -> Teacher:
+        """A teacher by its folder."""
+        shape = self.guesses.teacher if self.guesses else None
+        guess = None if shape is None else imagined(self.recipe, shape, factor, channels, widths)
+        return self._read(lambda: teacher.shape_of(Path(path)), guess)
+
+    def _read(self, found: Callable[[], T], guess: T | None) -> T:
         try:
             return found()
         except InputError as error:
-            instead = otherwise() if without_files else None
-            if instead is None:
+            if guess is None:
                 raise
-            missing.append(error.source)
-            return instead
+            self.missing.append(error.source)
+            return guess
 
-    def coder() -> tuple[int, int]:
-        found = autoencoder.load(recipe.autoencoder)
-        return found.factor, found.latent_channels
+    def _hold(self, name: str, given: object, expected: object) -> None:
+        if given != expected:
+            problem = f"is {expected}; the files give {given}"
+            remedy = "name the files that the recipe was written for, or change what it expects"
+            raise InputError(self.recipe.source, problem, remedy, place=f"expected.{name}")
 
-    def guessed_coder() -> tuple[int, int] | None:
-        return (expected.factor, expected.latent_channels) if expected else None
 
-    def guessed_widths(of_teacher: bool) -> Widths | None:
-        if expected is None:
-            return None
-        tokens, width = (expected.teacher_context if of_teacher else None) or expected.context
-        return Widths(context=width, tokens=tokens, pooled=expected.pooled if of_teacher else 0)
+def imagined(recipe: Recipe, shape: TeacherShape, factor: int, channels: int, widths: Widths) -> Teacher:
+    """A teacher of a shape on the meta device.
 
-    factor, channels = read(coder, guessed_coder)
-    context = read(lambda: conditioning.widths(recipe.text), lambda: guessed_widths(False))
-    teacher_context = read(lambda: conditioning.widths(recipe.teacher_text), lambda: guessed_widths(True))
-    if expected is not None:
-        values = {
-            "factor": (factor, expected.factor),
-            "latent_channels": (channels, expected.latent_channels),
-            "context": ((context.tokens, context.context), expected.context),
-        }
-        for name, (ours, theirs) in values.items():
-            if ours != theirs:
-                remedy = "name the files that the recipe was written for, or change what it expects"
-                raise InputError(recipe.source, f"is {theirs}; the files give {ours}", remedy, place=f"expected.{name}")
+    Raises:
+        InputError: if there can be no such net.
+    """
+    with torch.device("meta"):
+        return new_teacher(recipe, shape, factor, channels, widths)
 
-    def teaches(*, guess: bool) -> Teacher | None:
-        return _teacher(recipe, factor, channels, teacher_context, guess=guess)
 
-    found = read(lambda: teaches(guess=False), lambda: teaches(guess=True))
-    return Shapes(factor, channels, context, teacher_context, found, missing)
+def new_teacher(recipe: Recipe, shape: TeacherShape, factor: int, channels: int, widths: Widths) -> Teacher:
+    """A teacher of a shape, untrained, large enough for every stage.
+
+    Raises:
+        InputError: if there can be no such net.
+    """
+    largest = max(stage.resolution for stage in recipe.stages if isinstance(stage, Stage))
+    return teacher.built(
+        shape.model_dump(),
+        latent_channels=channels,
+        context_width=widths.context,
+        pooled_width=widths.pooled,
+        sample_size=largest // factor,
+        seed=seeds.derive(recipe.seed, "teacher weights"),
+        source=recipe.source,
+    )
 
 
 def check(recipe: Recipe, arch: Architecture, given: Shapes, *, processes: int = 1) -> None:
-    """Whether architecture, autoencoder, text encoders, teacher and stages fit together.
+    """Whether architecture, autoencoder, text encoders, teachers and stages fit together.
 
     Raises:
         InputError: naming the recipe and the place.
     """
 
-    def refuse(place: str, problem: str, remedy: str) -> None:
+    def refuse(place: str, problem: str, remedy: str) -> NoReturn:
         raise InputError(recipe.source, problem, remedy, place=place)
 
     if arch.latent_channels != given.latent_channels:
@@ -110,7 +172,14 @@ def check(recipe: Recipe, arch: Architecture, given: Shapes, *, processes: int =
     for number, stage in enumerate(recipe.stages):
         place = f"stages[{number}]"
         if isinstance(stage, DecoderStage):
-            tiny_decoder_for(given, seed=0, **stage.decoder)
+            try:
+                tiny_decoder_for(given, seed=0, **stage.decoder)
+            except InputError as error:
+                refuse(f"{place}.{error.place or 'decoder'}", error.problem, error.remedy)
+            for side in stage.training.resolutions:
+                if side % given.factor:
+                    problem = f"{side} px do not fit the autoencoder"
+                    refuse(f"{place}.training.resolutions", problem, f"use multiples of {given.factor}")
             continue
         size, rest = divmod(stage.resolution, given.factor)
         if rest or size % arch.stride:
@@ -119,44 +188,32 @@ def check(recipe: Recipe, arch: Architecture, given: Shapes, *, processes: int =
         if stage.batch % (stage.accumulate * processes):
             problem = f"batch {stage.batch} does not fall into {processes} × {stage.accumulate} equal parts"
             refuse(f"{place}.batch", problem, "use a multiple, or another accumulate")
-        if learns_from_teacher(stage) or (isinstance(stage, FlowStage) and stage.net == "teacher"):
-            assert given.teacher is not None
-            given.teacher.check(
+        teaches = given.teacher(stage)
+        if teaches is not None:
+            teaches.check(
                 latent_channels=given.latent_channels,
                 latent_size=size,
                 context_width=given.teacher_context.context,
                 pooled_width=given.teacher_context.pooled,
             )
+            trained_params(recipe, arch, stage, teaches)
 
 
-def new_teacher(recipe: Recipe, factor: int, channels: int, widths: Widths, *, shape: Any = None) -> Teacher:
-    """The recipe's own teacher, untrained; large enough for every stage.
+def trained_params(
+    recipe: Recipe, arch: Architecture, stage: FlowStage | StepStage, teacher_or_none: Teacher | None
+) -> int:
+    """Parameters that a stage trains: its net's, a projector's, a discriminator's heads'.
 
     Raises:
-        InputError: if there can be no such net.
+        InputError: if the teacher has no such blocks as the discriminator is to look at.
     """
-    assert recipe.teacher is not None
-    shape = shape or recipe.teacher.shape
-    largest = max(stage.resolution for stage in recipe.stages if isinstance(stage, Stage))
-    return teacher.built(
-        shape.model_dump(),
-        latent_channels=channels,
-        context_width=widths.context,
-        pooled_width=widths.pooled,
-        sample_size=largest // factor,
-        seed=seeds.derive(recipe.seed, "teacher weights"),
-        prediction=recipe.prediction,
-        source=recipe.source,
-    )
-
-
-def _teacher(recipe: Recipe, factor: int, channels: int, widths: Widths, *, guess: bool) -> Teacher | None:
-    if recipe.teacher is None:
-        return None
-    if recipe.teacher.path is not None and not guess:
-        return teacher.shape_of(Path(recipe.teacher.path))
-    shape = recipe.expected.teacher if guess and recipe.expected else recipe.teacher.shape
-    if shape is None:
-        return None
+    is_teacher = isinstance(stage, FlowStage) and stage.net == "teacher"
+    teaches = None if is_teacher else teacher_or_none
     with torch.device("meta"):
-        return new_teacher(recipe, factor, channels, widths, shape=shape)
+        net = teacher_or_none if is_teacher else UNet(arch)
+        assert net is not None
+        net.requires_grad_(True)
+        if teaches is not None:
+            teaches.requires_grad_(False)
+        trained, _ = turns(recipe, stage, net, teaches, seed=0)
+    return sum(weight.numel() for turn in trained.values() for weight in turn.parameters() if weight.requires_grad)

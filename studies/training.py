@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from snapgen import adversary, checkpoint, files, seeds, teacher
+from snapgen import checkpoint, files, seeds, teacher
 from snapgen import device as devices
 from snapgen.arch import Architecture
 from snapgen.autoencoder import WithDecoder, read_decoder
@@ -26,16 +26,16 @@ from snapgen.cache import JSON
 from snapgen.errors import InputError
 from snapgen.feed import Feed, student_times, training_times
 from snapgen.loop import Loop, Report
-from snapgen.objectives import FlowTurn
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.stages import AnyStage, DecoderStage, FlowStage, StepStage
 from snapgen.teacher import Teacher
-from snapgen.training import Average, Optimisation
+from snapgen.training import Average
 from snapgen.unet import UNet
 from studies import runfolder
 from studies.evaluation import Judge, sampler_of
 from studies.interrupts import terminable
 from studies.material import Material
+from studies.objective import turns
 from studies.recipe import Recipe, is_of_student, learns_from_teacher
 from studies.runfolder import RunFolder
 from studies.shapes import check, new_teacher, shapes
@@ -59,7 +59,8 @@ def train(recipe: Recipe, arch: Architecture, *, tell: Tell, until: str | None =
         InputError: if something that the recipe names cannot be had or does not fit, if the run was begun with another
             recipe, if it is being trained by another process, or if a gradient was not finite and the recipe says halt.
     """
-    accelerator = Accelerator(cpu=devices.choose().type == "cpu")
+    # The recipe decides on the precision, not how processes are launched.
+    accelerator = Accelerator(cpu=devices.choose().type == "cpu", mixed_precision="no")
     run = Training(recipe, arch, accelerator, tell if accelerator.is_main_process else lambda _: None)
     with terminable(), run.alone():
         run.run(until)
@@ -178,9 +179,9 @@ class Training:
 
     def _loop(self, number: int, stage: FlowStage | StepStage, net: UNet | Teacher) -> Loop:
         seed = seeds.derive(self.recipe.seed, "stage", stage.name)
-        teaches = self._teacher(number) if learns_from_teacher(stage) else None
-        turns, settings = self._turns(stage, net, teaches, seed)
-        for turn in turns.values():
+        teaches = self._teacher(number, stage) if learns_from_teacher(stage) else None
+        found, settings = turns(self.recipe, stage, net, teaches, seed=seed)
+        for turn in found.values():
             turn.to(self.device)
         with self.accelerator.main_process_first():
             data = self.material.encoded("train", stage.resolution)
@@ -197,27 +198,7 @@ class Training:
             seed=seed,
             device=self.device,
         )
-        return Loop(stage, net, turns, feed, accelerator=self.accelerator, settings=settings)
-
-    def _turns(
-        self, stage: FlowStage | StepStage, net: UNet | Teacher, teaches: Teacher | None, seed: int
-    ) -> tuple[Mapping[str, nn.Module], Mapping[str, Optimisation]]:
-        if isinstance(stage, StepStage) and stage.adversarial is not None:
-            assert isinstance(net, UNet)
-            assert teaches is not None
-            turns = adversary.turns(
-                net,
-                prediction=self.recipe.prediction,
-                adversarial=stage.adversarial,
-                distillation=stage.distillation,
-                teacher=teaches,
-                seed=seed,
-            )
-            critic = {"learning_rate": stage.adversarial.learning_rate, "optimizer": "adamw"}
-            return turns, {"critic": stage.model_copy(update=critic)}
-        prediction = net.prediction if isinstance(net, Teacher) else self.recipe.prediction
-        turn = FlowTurn(net, prediction=prediction, distillation=stage.distillation, teacher=teaches, seed=seed)
-        return {"student": turn}, {}
+        return Loop(stage, net, found, feed, accelerator=self.accelerator, settings=settings)
 
     def _net(self, number: int, stage: FlowStage | StepStage) -> UNet | Teacher:
         """The net to train, with the weights that it begins with."""
@@ -238,16 +219,20 @@ class Training:
         return unet
 
     def _new_teacher(self) -> Teacher:
-        given = self.shapes
-        return new_teacher(self.recipe, given.factor, given.latent_channels, given.teacher_context)
+        given, settings = self.shapes, self.recipe.teacher
+        assert settings is not None
+        assert settings.shape is not None
+        return new_teacher(self.recipe, settings.shape, given.factor, given.latent_channels, given.teacher_context)
 
-    def _teacher(self, number: int) -> Teacher:
+    def _teacher(self, number: int, stage: FlowStage | StepStage) -> Teacher:
         """The frozen teacher of a stage, once on the device."""
         settings = self.recipe.teacher
         assert settings is not None
         trained = self.folder.before(number, lambda s: isinstance(s, FlowStage) and s.net == "teacher")
-        dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
-        found = teacher.load(trained or Path(str(settings.path)), dtype=dtype)
+        path = stage.teacher or trained or settings.path
+        found = teacher.load(Path(str(path)), dtype=torch.bfloat16 if settings.bfloat16 else torch.float32)
+        if stage.gradient_checkpointing:  # the discriminator's gradient runs through it
+            found.enable_gradient_checkpointing()
         return found.to(self.device)
 
     def _resume(self, number: int, loop: Loop, log: TrainLog) -> None:

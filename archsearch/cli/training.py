@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +17,7 @@ from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from snapgen.arch import Architecture
+    from studies.plan import Plan, StagePlan
     from studies.recipe import Recipe
 
 app = typer.Typer()
@@ -74,52 +77,89 @@ def compare(
 
 
 def _plan(recipe: Recipe, net: Architecture, *, as_json: bool) -> None:
-    from snapgen.data import open_images
     from studies.plan import plan
     from studies.shapes import shapes
 
     given = shapes(recipe, without_files=True)
-    missing = list(given.missing)
-    try:
-        sides = [stage.resolution for stage in recipe.stages if hasattr(stage, "resolution")]
-        examples = len(open_images(recipe.data, split="train", resolution=min(sides))) if sides else None
-    except InputError as error:
-        examples = None
-        missing.append(error.source)
-    stages = plan(recipe, net, given, examples=examples, timed=True)
-    total = {"images": sum(s.images for s in stages), "steps": sum(s.steps for s in stages)}
-    seconds = sum(s.seconds or 0 for s in stages)
+    examples, captions, missing = _counted(recipe)
+    missing = [*given.missing, *missing]
+    found = plan(recipe, net, given, examples=examples, captions=captions, timed=True)
     if as_json:
-        listed = [asdict(stage) for stage in stages]
-        print_json({"architecture_id": net.id, "stages": listed, **total, "seconds": seconds, "missing": missing})
+        total = {"images": found.images, "steps": found.steps, "macs": found.macs}
+        print_json({"architecture_id": net.id, **asdict(found), **total, "missing": missing})
         return
-    rows = [
-        (
-            stage.name,
-            stage.does,
-            f"{stage.params / 1e6:.2f} M",
-            f"{stage.images:,}",
-            f"{stage.steps:,}",
-            "?" if stage.epochs is None else f"{stage.epochs:.1f}",
-            f"{stage.memory / 1e9:.1f} GB",
-            _time(stage.seconds or 0),
-        )
-        for stage in stages
+    _print_plan(f"{recipe.name}: architecture {net.id}", found)
+    if missing:
+        typer.echo(f"Not on this machine, planned as the recipe expects it: {', '.join(dict.fromkeys(missing))}")
+
+
+def _counted(recipe: Recipe) -> tuple[int | None, int | None, list[str]]:
+    """Training images and different captions; as the recipe expects them where the data are not here, and what then is
+    missing.
+    """
+    from snapgen.data import open_images
+    from snapgen.stages import Stage
+    from snapgen.text import distinct
+
+    sides = [stage.resolution for stage in recipe.stages if isinstance(stage, Stage)]
+    try:
+        images = open_images(recipe.data, split="train", resolution=min(sides, default=32))
+    except InputError as error:
+        if recipe.expected is None:
+            raise
+        return recipe.expected.images, recipe.expected.captions, [error.source]
+    return len(images), len(distinct(images.captions)[0]), []
+
+
+def _print_plan(title: str, found: Plan) -> None:
+    """A column a stage; their numbers multiply and add up."""
+    for stage in found.stages:
+        typer.echo(f"{stage.name}: {stage.does}")
+    typer.echo()
+    lines: list[tuple[str, Callable[[StagePlan], str], str]] = [
+        ("net", lambda s: _count(s.net_params), ""),
+        ("trained", lambda s: _count(s.params), ""),
+        ("teacher", lambda s: _count(s.teacher_params) if s.teacher_params else "", ""),
+        ("batch", lambda s: f"{s.batch:,}", ""),
+        ("steps", lambda s: f"{s.steps:,}", f"{found.steps:,}"),
+        ("images", lambda s: _count(s.images), _count(found.images)),
+        ("epochs", lambda s: "?" if s.epochs is None else f"{s.epochs:.3g}", ""),
+        ("MACs", lambda s: f"{s.macs:.2e}", f"{found.macs:.2e}"),
+        ("time", lambda s: _time(found.seconds(s.macs)), _time(found.seconds(found.macs))),
+        ("memory", lambda s: f"{_count(s.memory)}B", ""),
+        ("+ an image", lambda s: f"{_count(s.image_memory)}B", ""),
+        ("at a time", lambda s: f"{s.at_a_time:,}", ""),
     ]
-    rows.append(("total", "", "", f"{total['images']:,}", f"{total['steps']:,}", "", "", _time(seconds)))
-    header = ("stage", "what", "trained", "images", "steps", "epochs", "memory", "time")
-    print_table(f"{recipe.name}: architecture {net.id}", header, rows)
+    rows = [(name, *map(of, found.stages), total) for name, of, total in lines]
+    print_table(title, ("", *(stage.name for stage in found.stages), "total"), rows)
+    typer.echo()
+    images = "an unknown number of" if found.examples is None else f"{found.examples:,}"
+    caches = ", ".join(f"{name} {_count(size)}B" for name, size in found.disk.items())
+    typer.echo(f"Data: {images} training images. Kept on disk for them: {caches or 'unknown'}.")
+    rate = "unknown" if found.macs_per_second is None else f"{_count(found.macs_per_second)}MAC/s"
     typer.echo(
-        "Time: predicted from multiplications at the rate of a few passes of the student in float32 on this machine's "
-        "CPU, one process; data, evaluation and what a pass costs at another size or precision are not in it, so take "
-        "it for a factor of two. Memory: predicted, without what libraries hold."
+        "net, trained, teacher: parameters; trained are also a projector's and a discriminator's heads.\n"
+        f"time: predicted from MACs alone, at the rate ({rate}) of a pass of the student in float32 on this machine's "
+        "CPU, one process. Encoding, evaluation and checkpoints are not in it, and other resolutions and the teacher "
+        "run at other rates: an order of magnitude.\n"
+        "memory: predicted, of a process: weights, gradients, moments and averages, then for each of the images it "
+        "takes at a time. With N processes each takes an N-th of the batch; accumulate takes that in parts."
     )
-    for source in missing:
-        typer.echo(f"Not on this machine, planned as the recipe expects it: {source}")
+
+
+def _count(number: float) -> str:
+    """With three digits and k, M, G, T, P."""
+    for unit in ("", "k", "M", "G", "T"):
+        if number < 999.5:
+            return f"{number:.4g} {unit}" if unit == "M" else f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} P"
 
 
 def _time(seconds: float) -> str:
-    hours = seconds / 3600
-    if hours < 1 / 12:
-        return f"{seconds:.0f} s"
-    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:,.0f} h" if hours < 200 else f"{hours / 24:,.0f} days"
+    if math.isnan(seconds):
+        return "?"
+    for size, unit, most in ((1, "s", 300), (60, "min", 120), (3600, "h", 100), (86400, "days", 1000)):
+        if seconds < size * most:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / (365 * 86400):,.0f} years"
