@@ -17,7 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snapgen import settings
+from snapgen import conversion_files, hub, settings
 from snapgen.errors import InputError
 from snapgen.tiny_decoder import SeparableConv, ThinBlock, TinyDecoder, check_levels
 
@@ -273,11 +273,10 @@ def digest(name_or_path: str | Path = "emoji") -> str:
 
 
 def _folder(name_or_path: str | Path) -> Path:
-    folder = SHIPPED.get(str(name_or_path), Path(name_or_path))
-    if not folder.is_dir():
-        names = ", ".join([*SHIPPED, PIXELS])
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise InputError(folder, problem, f"name an autoencoder's folder or one of: {names}")
+    names = ", ".join([*SHIPPED, PIXELS])
+    remedy = f"name an autoencoder's folder, OWNER/NAME on the hub, or one of: {names}"
+    files = [*conversion_files.WEIGHTS, *(f"vae/{file}" for file in conversion_files.WEIGHTS)]
+    folder = hub.folder(SHIPPED.get(str(name_or_path), name_or_path), files, remedy=remedy)
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 
 

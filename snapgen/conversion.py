@@ -31,7 +31,7 @@ from torch.nn import functional
 from snapgen import conversion_files
 from snapgen.arch import Architecture
 from snapgen.conversion_config import describe
-from snapgen.errors import InputError
+from snapgen.errors import InputError, first_line
 from snapgen.unet import UNet
 
 CLASSES = {"UNet2DConditionModel": UNet2DConditionModel, "DreamLiteUNetModel": DreamLiteUNetModel}
@@ -176,7 +176,7 @@ def _skeleton(config: Mapping[str, Any], source: str) -> Any:
         with torch.device("meta"):
             return CLASSES[kind].from_config(dict(config))
     except Exception as error:  # diffusers checks little: whatever its blocks stumble over comes through
-        problem = f"is no configuration of a {kind} ({conversion_files.first_line(error)})"
+        problem = f"is no configuration of a {kind} ({first_line(error)})"
         raise InputError(source, problem, "restore its config.json") from None
 
 

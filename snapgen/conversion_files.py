@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from snapgen import settings
-from snapgen.errors import InputError
+from snapgen import hub, settings
+from snapgen.errors import InputError, first_line
 
 NAME = "diffusion_pytorch_model"
 RESTORE = "restore it from where it came"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS = ("config.json", f"{NAME}.safetensors", f"{NAME}.safetensors.index.json", f"{NAME}-*-of-*.safetensors")
+"""The files of a net, as diffusers writes them."""
 
 
 class StoredWeights(Mapping[str, Tensor]):
@@ -82,26 +82,8 @@ def find(name_or_path: str | Path) -> Path:
     Raises:
         InputError: if there is neither.
     """
-    path = Path(name_or_path)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise InputError(path, "is a file, not a folder", "name the folder that holds config.json and the weights")
-    if isinstance(name_or_path, Path) or not HUB_NAME.fullmatch(name_or_path):
-        raise InputError(path, "does not exist", "name a diffusers U-Net's folder, or OWNER/NAME on the hub")
-    return _fetched(name_or_path)
-
-
-def _fetched(name: str) -> Path:
-    """A snapshot of the U-Net's files alone, whether the repository is a U-Net's or a pipeline's."""
-    from huggingface_hub import snapshot_download
-
-    files = ("config.json", f"{NAME}.safetensors", f"{NAME}.safetensors.index.json", f"{NAME}-*-of-*.safetensors")
-    try:
-        return Path(snapshot_download(name, allow_patterns=[*files, *(f"unet/{file}" for file in files)]))
-    except Exception as error:  # the hub's client raises kinds of its own, and those of its HTTP library
-        problem = f"is no folder here and could not be fetched from the hub ({first_line(error)})"
-        raise InputError(name, problem, "check the name and the network, or name a folder") from None
+    files = [*WEIGHTS, *(f"unet/{file}" for file in WEIGHTS)]
+    return hub.folder(name_or_path, files, remedy="name a diffusers U-Net's folder, or OWNER/NAME on the hub")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -138,9 +120,3 @@ def _unreadable(file: Path, error: Exception) -> InputError:
     if not file.exists():
         return InputError(file, "does not exist", RESTORE)
     return InputError(file, f"cannot be read ({first_line(error)})", RESTORE)
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line that is not long; its kind if it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:120] if lines else type(error).__name__

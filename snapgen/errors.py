@@ -27,3 +27,9 @@ class InputError(ValueError):
 
 def _rebuild(source: str, problem: str, remedy: str, place: str) -> InputError:
     return InputError(source, problem, remedy, place=place)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line that is not long; its kind if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

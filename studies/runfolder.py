@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor
 
-from snapgen import checkpoint, conversion_files, settings
+from snapgen import checkpoint, settings
 from snapgen.arch import Architecture
-from snapgen.errors import InputError
+from snapgen.errors import InputError, first_line
 from snapgen.files import aside
+from snapgen.pipeline_files import quiet
 from snapgen.stages import AnyStage
 from snapgen.unet import UNet
 from studies.recipe import Recipe
 
+MADE_OF = "stages.txt"
+"""In the pipeline's folder: which stages' results it holds."""
 MAY_CHANGE = ("checkpoint_minutes", "evaluation")
 """Fields of a recipe that change no weights."""
 MAY_CHANGE_IN_STAGE = ("on_bad", "evaluate_every", "compile", "gradient_checkpointing", "accumulate")
@@ -92,7 +98,10 @@ class RunFolder:
             if field not in (*MAY_CHANGE, "stages", "name") and ours[field] != theirs[field]:
                 self._refuse(field, theirs[field], ours[field])
         begun = sum(self.path.joinpath("stages", f"{i + 1:02d}-{s.name}").is_dir() for i, s in enumerate(before.stages))
-        begun += self.checkpoint.exists()
+        if self.checkpoint.exists():
+            begun += (
+                begun < len(before.stages) and checkpoint.facts(self.checkpoint)["stage"] == before.stages[begun].name
+            )
         for i, (mine, other) in enumerate(zip(ours["stages"], theirs["stages"][:begun], strict=False)):
             for field in sorted({*mine, *other}):
                 if field not in MAY_CHANGE_IN_STAGE and mine.get(field) != other.get(field):
@@ -105,6 +114,46 @@ class RunFolder:
         raise InputError(
             self.recipe.source, problem, f"restore it, or give another --name than {self.path.name}", place=place
         )
+
+    def pipeline_made_of(self) -> str | None:
+        """The stages whose results the pipeline holds; None if there is no whole one."""
+        note = self.pipeline / MADE_OF
+        return note.read_text().strip() if note.is_file() else None
+
+    def write_pipeline(self, write: Callable[[Path], object], made_of: str) -> None:
+        """Write the pipeline aside and put it in the place of the one that is there.
+
+        Raises:
+            InputError: if it cannot be written; the one that was there is left as it is.
+        """
+        old, new = (self.path / f".{self.pipeline.name}.{age}" for age in ("old", "new"))
+        for left in (old, new):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            write(new)
+            (new / MADE_OF).write_text(made_of + "\n")
+            if self.pipeline.exists():
+                self.pipeline.rename(old)
+            new.rename(self.pipeline)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(new, ignore_errors=True)
+            raise InputError(
+                self.pipeline, f"cannot be written ({first_line(error)})", "make room; run again"
+            ) from None
+        shutil.rmtree(old, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def fitting_checkpoint(self) -> Iterator[None]:
+        """Where a checkpoint is loaded that may be whole and yet another training's.
+
+        Raises:
+            InputError: then.
+        """
+        try:
+            yield
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            problem = f"does not fit its stage ({first_line(error)})"
+            raise InputError(self.checkpoint, problem, "remove it to begin the stage again") from None
 
     def read_checkpoint(self, number: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
         """The checkpoint, if there is one of this stage."""
@@ -123,6 +172,22 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     if folder is None:
         return None
     path = Path(folder)
+    check_unet(path, arch)
+    try:
+        with quiet():
+            unet: UNet = UNet.from_pretrained(path, use_safetensors=True, local_files_only=True)
+    except Exception as error:  # diffusers and safetensors raise kinds of their own for a damaged file
+        problem = f"cannot be read ({first_line(error)})"
+        raise InputError(path, problem, "restore it, or remove its folder to train the stage again") from None
+    return unet
+
+
+def check_unet(path: Path, arch: Architecture) -> None:
+    """Whether a folder holds a U-Net of an architecture, by its configuration.
+
+    Raises:
+        InputError: if it is missing, damaged, or of another architecture.
+    """
     config = settings.read_mapping(path / "config.json")
     try:
         own = Architecture.model_validate(config["arch"])
@@ -131,12 +196,6 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     if own.id != arch.id:
         problem = f"is of architecture {own.id}, not {arch.id}"
         raise InputError(path, problem, "give both the same, or leave weights out")
-    try:
-        unet: UNet = UNet.from_pretrained(path, use_safetensors=True, local_files_only=True)
-    except Exception as error:  # diffusers and safetensors raise kinds of their own for a damaged file
-        problem = f"cannot be read ({conversion_files.first_line(error)})"
-        raise InputError(path, problem, "restore it, or remove its folder to train the stage again") from None
-    return unet
 
 
 def _short(value: object) -> str:

@@ -272,7 +272,9 @@ def test_damaged_folder_is_named(tmp_path: Path, damage: Callable[[Path], object
 
 @pytest.mark.parametrize("use", [autoencoder.load, autoencoder.digest])
 def test_what_is_not_there_is_named(use: Callable[[Path | str], object], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not exist; name an autoencoder's folder or one of: emoji, none"):
+    with pytest.raises(
+        InputError, match="does not exist; name an autoencoder's folder, OWNER/NAME on the hub, or one of: emoji, none"
+    ):
         use("emojis")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="a file, not a folder"):

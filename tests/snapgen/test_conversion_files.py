@@ -54,7 +54,7 @@ def test_a_hub_name_is_fetched_the_unet_alone(monkeypatch: pytest.MonkeyPatch, t
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     with pytest.raises(InputError, match=r"could not be fetched from the hub \(no network\);"):
-        from_diffusers("someone/a-pipeline")
+        from_diffusers("someone/another-pipeline")
 
 
 @pytest.fixture(scope="module")

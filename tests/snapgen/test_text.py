@@ -275,11 +275,31 @@ def test_a_folder_that_is_no_encoder_is_refused_in_one_line(spoil: Any, tmp_path
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["", "MiniLM", "/no/such/folder", "openai/clip-vit-large-patch14", "a" * 5000, "a\0b"])
+@pytest.mark.parametrize("name", ["", "MiniLM", "/no/such/folder", "a" * 5000, "a\0b"])
 def test_names_that_are_no_folders_are_refused(name: str) -> None:
     for ask in (text.width, text.digest):
-        with pytest.raises(InputError, match=r"config\.json"):
+        with pytest.raises(InputError, match=r"does not exist; name a text encoder's folder, OWNER/NAME on the hub"):
             ask(name)
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no folder with a text encoder's config\.json"):
+        text.width(str(tmp_path))
+
+
+def test_a_name_on_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = clip(tmp_path / "clip")
+    asked: list[str] = []
+
+    def fetched(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append(name)
+        assert not [pattern for pattern in allow_patterns if pattern.endswith((".bin", ".msgpack", ".h5"))]
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    assert text.width("someone/clip") == text.width(str(folder))
+    assert text.digest("someone/clip") == text.digest(str(folder))
+    assert asked == ["someone/clip"]
 
 
 def test_more_tokens_than_the_encoder_has_positions(tmp_path: Path) -> None:
