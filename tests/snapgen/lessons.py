@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snapgen import flow, teacher
-from snapgen.conditioning import Condition
-from snapgen.feed import Batch, Draws
+from snapgen.conditioning import Captions, Condition, Place
+from snapgen.feed import Batch, Draws, Feed, Times, training_times
+from snapgen.rows import Rows
 from snapgen.seeds import derive
 from snapgen.teacher import Teacher
+from snapgen.text import Embeddings
 from snapgen.unet import UNet
 from tests.snapgen.nets import stirred, tiny
 
@@ -62,6 +64,50 @@ def batch(*, count: int = 2, size: int = 4, step: int = 1, t: list[float] | None
         teacher=Condition(normal(4, 10), normal(5)),
         draws=Draws(seed=7, step=step, rows=range(count)),
     )
+
+
+IMAGES = 24
+"""Of `feed`."""
+
+
+def feed(
+    *,
+    batch: int = 8,
+    times: Times | None = None,
+    bad_image: int | None = None,
+    bad_caption: int | None = None,
+    device: torch.device | None = None,
+) -> Feed:
+    """Batches that fit student and teacher.
+
+    Args:
+        bad_image, bad_caption: the one of `IMAGES` that is not finite.
+    """
+    generator = torch.Generator().manual_seed(11)
+    latents, caption = (
+        torch.randn(IMAGES, 3, 4, 4, generator=generator),
+        torch.randn(IMAGES, 3, 12, generator=generator),
+    )
+    if bad_image is not None:
+        latents[bad_image, 0, 0, 0] = float("nan")
+    if bad_caption is not None:
+        caption[bad_caption, 0, 0] = float("inf")
+    own, pooled = torch.randn(IMAGES, 4, 10, generator=generator), torch.randn(IMAGES, 5, generator=generator)
+    return Feed(
+        Rows([latents]),
+        _captions(caption, torch.zeros(IMAGES, 0)),
+        teacher=_captions(own, pooled),
+        dropout=[0.1],
+        batch=batch,
+        times=times or training_times(1),
+        seed=1,
+        device=device or torch.device("cpu"),
+    )
+
+
+def _captions(tokens: Tensor, pooled: Tensor) -> Captions:
+    place = Place(slice(0, tokens.shape[1]), slice(0, tokens.shape[2]), slice(0, pooled.shape[1]))
+    return Captions([Embeddings(Rows([tokens]), Rows([pooled]))], torch.arange(IMAGES), [place])
 
 
 class NoReading(TorchDispatchMode):

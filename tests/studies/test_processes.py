@@ -1,0 +1,92 @@
+"""Training in two processes. On the CPU they are launched as on GPUs: ``accelerate launch --cpu`` starts but one."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.snapgen.nets import TINY
+
+TEACHER = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 2}
+STAGES = [
+    {"kind": "flow", "name": "teacher", "net": "teacher"},
+    {"kind": "flow", "name": "base", "accumulate": 2, "evaluate_every": 16},
+    {"kind": "flow", "name": "distil", "distillation": {}, "optimizer": "adamw", "learning_rate": 1e-3},
+    {"kind": "steps", "name": "steps", "accumulate": 2, "optimizer": "adamw", "learning_rate": 1e-3},
+]
+DECODER = {
+    "kind": "decoder",
+    "name": "decoder",
+    "held": 64,
+    "decoder": {"widths": [8, 8, 8], "blocks": [1, 1, 1], "mid_blocks": 1, "norm_groups": 4},
+    "training": {"steps": 2, "batch": 4},
+}
+VARYING = ("images/s", "seconds", "student balance")
+"""Columns that are not to be equal: times, and a ratio of norms of a part."""
+
+
+def written(folder: Path, name: str, *, batch: int = 8) -> Path:
+    """A recipe of every kind of stage, a few steps each, and its student."""
+    stages = [{"resolution": 32, "images": 4 * batch, "batch": batch, **stage} for stage in STAGES]
+    arch = folder / "arch.yaml"
+    arch.write_text(yaml.safe_dump({**TINY, "latent_channels": 4, "context_width": 384}))
+    recipe = folder / f"{name}.yaml"
+    values = {
+        "arch": str(arch),
+        "prediction": "preconditioned",
+        "data": "emoji",
+        "text": [{"encoder": "minilm", "tokens": 4, "pooled": True}],
+        "teacher": {"shape": TEACHER},
+        "evaluation": {"pairs": 4, "samples": 0, "steps": 1, "prompts": ["a red apple"]},
+        "stages": [*stages, DECODER],
+    }
+    recipe.write_text(yaml.safe_dump(values))
+    return recipe
+
+
+def train(recipe: Path, *, processes: int) -> subprocess.CompletedProcess[str]:
+    options = ["--multi_gpu", f"--num_processes={processes}", "--main_process_port=0"]
+    launch = ["-m", "accelerate.commands.launch", *options] if processes > 1 else []
+    command = [sys.executable, *launch, "-m", "archsearch", "train", str(recipe)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=recipe.parent, env=environment, capture_output=True, text=True, check=False)
+
+
+def numbers(log: Path) -> list[dict[str, float]]:
+    with log.open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{name: value for name, value in row.items() if name not in VARYING} for row in rows]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    for name, processes in [("one", 1), ("two", 2)]:
+        done = train(written(tmp_path, name), processes=processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("01-teacher: begins") == 1
+    one, two = (tmp_path / "runs" / name for name in ("one", "two"))
+    logs = sorted(path.name for path in (one / "logs").glob("*.csv"))
+    assert [log.split("-", 1)[1] for log in logs] == [f"{s['name']}.csv" for s in (*STAGES, DECODER)]
+    for log in logs:
+        alone, shared = numbers(one / "logs" / log), numbers(two / "logs" / log)
+        assert len(alone) == len(shared) >= 1
+        for mine, its in zip(shared, alone, strict=True):
+            assert mine == pytest.approx(its, rel=2e-3, abs=1e-4), log
+    assert (two / "pipeline" / "model_index.json").exists()
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_fall_into_equal_parts_is_one_line(tmp_path: Path) -> None:
+    done = train(written(tmp_path, "odd", batch=6), processes=2)
+    assert done.returncode != 0
+    told = [line for line in done.stderr.splitlines() if line.startswith("archsearch:")]
+    wanted = "stages[1].batch: batch 6 does not fall into 2 × 2 equal parts; use a multiple, or another accumulate"
+    assert len(told) == 1
+    assert wanted in told[0]
+    assert "archsearch" not in done.stderr.replace(told[0], "").split("Traceback")[0]
