@@ -31,7 +31,7 @@ def load(run: str | Path) -> SnapGenPipeline:
         InputError: if there is no such run, it has no pipeline yet, or its files are damaged.
     """
     folder = find(run)
-    with _quiet():
+    with quiet():
         texts = _read_texts(folder)
         try:
             pipeline = SnapGenPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, **texts)
@@ -94,7 +94,7 @@ def joined(*folders: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without diffusers' and transformers' bars and remarks."""
     logs = [diffusers.utils.logging, transformers.utils.logging]
     levels = [log.get_verbosity() for log in logs]

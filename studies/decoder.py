@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from archsearch.score import Estimate
-from snapgen import files, reconstruction
+from snapgen import reconstruction
 from snapgen.autoencoder import Autoencoder, WithDecoder
 from snapgen.data import Images
 from snapgen.decoder_training import DecoderTraining, tiny_decoder_for
@@ -37,7 +37,8 @@ def train_decoder(run: Training, number: int, stage: DecoderStage, log: TrainLog
     training = DecoderTraining(decoder, pixels, settings, coder)
     parts, facts = run.folder.read_checkpoint(number)
     if facts is not None:
-        training.load(parts, facts)
+        with run.folder.fitting_checkpoint():
+            training.load(parts, facts)
     log.begin(training.done)
     pending: list[dict[str, Tensor]] = []
     every, began, saved = max(1, settings.steps // REPORTS), time.monotonic(), time.monotonic()
@@ -56,9 +57,7 @@ def train_decoder(run: Training, number: int, stage: DecoderStage, log: TrainLog
     largest = max(settings.resolutions)
     numbers = psnrs({"encoder's own": coder, "psnr": WithDecoder(coder, decoder)}, run.material.images("val", largest))
     log.measured(settings.steps, numbers, Sampler(steps=0, guidance=1, shift=1))
-    with files.folder_aside(run.folder.result(number)) as folder:
-        decoder.to("cpu").save_pretrained(folder)
-    run.folder.checkpoint.unlink(missing_ok=True)
+    run.folder.finish(number, decoder.to("cpu").save_pretrained)
 
 
 def psnrs(coders: dict[str, Autoencoder], images: Images) -> dict[str, Estimate]:

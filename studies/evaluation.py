@@ -61,6 +61,18 @@ class Judge:
         self.settings = material.recipe.evaluation
         self._held = material.encoded("val", resolution)
 
+    def ready(self, *, samples: bool) -> None:
+        """Load what will be needed, so that what is missing is missed before anything is trained.
+
+        Args:
+            samples: whether samples will be judged, or only losses taken.
+
+        Raises:
+            InputError: if something cannot be had.
+        """
+        if samples and self.settings.samples:
+            _ = self._extractor, self._reference, self._retriever if self.settings.retrieval else None
+
     def pair_losses(self, net: UNet | Teacher, *, shift: float) -> Tensor:
         """The loss of each of the fixed pairs: (pairs,) float64."""
         pairs = torch.arange(self.settings.pairs) * len(self._held.latents) // self.settings.pairs

@@ -15,7 +15,7 @@ from torch import Tensor
 from snapgen import checkpoint, settings
 from snapgen.arch import Architecture
 from snapgen.errors import InputError, first_line
-from snapgen.files import aside
+from snapgen.files import aside, folder_aside
 from snapgen.pipeline_files import quiet
 from snapgen.stages import AnyStage
 from snapgen.unet import UNet
@@ -99,9 +99,7 @@ class RunFolder:
                 self._refuse(field, theirs[field], ours[field])
         begun = sum(self.path.joinpath("stages", f"{i + 1:02d}-{s.name}").is_dir() for i, s in enumerate(before.stages))
         if self.checkpoint.exists():
-            begun += (
-                begun < len(before.stages) and checkpoint.facts(self.checkpoint)["stage"] == before.stages[begun].name
-            )
+            begun += checkpoint.facts(self.checkpoint)["stage"] in [stage.name for stage in before.stages[begun:]]
         for i, (mine, other) in enumerate(zip(ours["stages"], theirs["stages"][:begun], strict=False)):
             for field in sorted({*mine, *other}):
                 if field not in MAY_CHANGE_IN_STAGE and mine.get(field) != other.get(field):
@@ -129,18 +127,37 @@ class RunFolder:
         old, new = (self.path / f".{self.pipeline.name}.{age}" for age in ("old", "new"))
         for left in (old, new):
             shutil.rmtree(left, ignore_errors=True)
-        try:
+        with self._told(self.pipeline), quiet():
             write(new)
             (new / MADE_OF).write_text(made_of + "\n")
             if self.pipeline.exists():
                 self.pipeline.rename(old)
             new.rename(self.pipeline)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(new, ignore_errors=True)
-            raise InputError(
-                self.pipeline, f"cannot be written ({first_line(error)})", "make room; run again"
-            ) from None
         shutil.rmtree(old, ignore_errors=True)
+
+    def finish(self, number: int, write: Callable[[Path], object]) -> None:
+        """Write a stage's result, whole or not at all; its checkpoint is of no more use then.
+
+        Raises:
+            InputError: if it cannot be written; the checkpoint is left.
+        """
+        result = self.result(number)
+        for left in result.parent.glob(f".{result.name}-*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        (self.pipeline / MADE_OF).unlink(missing_ok=True)  # a pipeline of an earlier result is to be made again
+        with self._told(result), quiet(), folder_aside(result) as folder:
+            write(folder)
+        self.checkpoint.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _told(self, path: Path) -> Iterator[None]:
+        """A folder that cannot be written is told in one line; nothing half-written is left."""
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(path.with_name(f".{path.name}.new"), ignore_errors=True)
+            problem = f"cannot be written ({first_line(error)})"
+            raise InputError(path, problem, "make room; the same command goes on from the last checkpoint") from None
 
     @contextlib.contextmanager
     def fitting_checkpoint(self) -> Iterator[None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from snapgen import checkpoint, files, seeds, teacher
+from snapgen import autoencoder as coders
+from snapgen import checkpoint, seeds, teacher
 from snapgen import device as devices
 from snapgen.arch import Architecture
 from snapgen.autoencoder import WithDecoder, read_decoder
@@ -27,6 +27,7 @@ from snapgen.errors import InputError
 from snapgen.feed import Feed, student_times, training_times
 from snapgen.loop import Loop, Report
 from snapgen.pipeline import SnapGenPipeline
+from snapgen.pipeline_files import quiet
 from snapgen.stages import AnyStage, DecoderStage, FlowStage, StepStage
 from snapgen.teacher import Teacher
 from snapgen.training import Average
@@ -99,6 +100,8 @@ class Training:
     def run(self, until: str | None = None) -> None:
         """Every stage that is not done."""
         check(self.recipe, self.arch, self.shapes, processes=self.accelerator.num_processes)
+        if self.recipe.weights is not None:
+            runfolder.check_unet(Path(self.recipe.weights), self.arch)
         if self.accelerator.is_main_process:
             self.folder.begin()
         self.accelerator.wait_for_everyone()
@@ -106,7 +109,10 @@ class Training:
             if not self.folder.result(number).is_dir():
                 self._take(number, stage)
                 self.accelerator.wait_for_everyone()
-            if stage.name == until:
+            last = number + 1 == len(self.recipe.stages) or stage.name == until
+            if self._main and (last or not self.folder.result(number + 1).is_dir()):
+                self._assemble(number)
+            if last:
                 break
 
     def _take(self, number: int, stage: AnyStage) -> None:
@@ -119,8 +125,6 @@ class Training:
                     train_decoder(self, number, stage, log)
             else:
                 self._train(number, stage, log)
-        if self._main and not (isinstance(stage, FlowStage) and stage.net == "teacher"):
-            self._assemble(number)
 
     @property
     def _main(self) -> bool:
@@ -129,6 +133,8 @@ class Training:
     def _train(self, number: int, stage: FlowStage | StepStage, log: TrainLog) -> None:
         net = self._net(number, stage)
         loop = self._loop(number, stage, net)
+        if self._main:
+            self._judge(stage.resolution).ready(samples=isinstance(net, UNet))
         self._resume(number, loop, log)
         every = None if stage.evaluate_every is None else max(1, stage.evaluate_every // stage.batch)
 
@@ -137,9 +143,9 @@ class Training:
 
         def pause() -> None:
             if self._main and loop.step < stage.steps:
-                self._save(number, loop)
                 with averaged(net, loop.average):
                     self._look(stage, net, log, loop.step)
+                self._save(number, loop)  # after it: a run killed in between looks again
             self.accelerator.wait_for_everyone()
 
         def report(told: Report) -> None:
@@ -159,13 +165,16 @@ class Training:
             remedy = "lower learning_rate and train the stage again"
             raise InputError(f"stage {stage.name}", "ends with weights that are not finite", remedy)
         self._look(stage, net, log, stage.steps)
-        with files.folder_aside(self.folder.result(number)) as folder:
-            net.save_pretrained(folder)
-        self.folder.checkpoint.unlink(missing_ok=True)
+        self.folder.finish(number, net.save_pretrained)
+
+    def _judge(self, resolution: int) -> Judge:
+        if resolution not in self._judges:
+            self._judges[resolution] = Judge(self.material, resolution)
+        return self._judges[resolution]
 
     def _look(self, stage: FlowStage | StepStage, net: UNet | Teacher, log: TrainLog, step: int) -> None:
         """Evaluate the averaged weights: in full at the stage's end."""
-        judge = self._judges.setdefault(stage.resolution, Judge(self.material, stage.resolution))
+        judge = self._judge(stage.resolution)
         sampler = sampler_of(self.recipe, stage)
         if isinstance(net, Teacher) or step < stage.steps:
             log.validated(step, judge.pair_losses(net, shift=sampler.shift))
@@ -239,7 +248,8 @@ class Training:
         """Go on from the checkpoint, if it is of this stage."""
         parts, facts = self.folder.read_checkpoint(number)
         if facts is not None:
-            loop.load(parts, facts["step"])
+            with self.folder.fitting_checkpoint():
+                loop.load(parts, int(facts["step"]))
         log.begin(loop.step)
 
     def _save(self, number: int, loop: Loop) -> None:
@@ -252,35 +262,40 @@ class Training:
         self._saved = time.monotonic()
 
     def _assemble(self, number: int) -> None:
-        """The pipeline of the last student, with the trained decoder if there is one."""
+        """The pipeline of the last student up to a stage, with the trained decoder if there is one.
+
+        Nothing is done where it lies there already: a run may have been killed between a stage's result and this.
+        """
         done = list(enumerate(self.recipe.stages[: number + 1]))
-        last = next(((i, s) for i, s in reversed(done) if is_of_student(s)), None)
-        if last is None:
+        students = [(i, s) for i, s in done if not isinstance(s, DecoderStage) and is_of_student(s)]
+        if not students:
             return
-        index, stage = last
-        assert isinstance(stage, FlowStage | StepStage)
+        index, stage = students[-1]
+        decoders = [i for i, s in done if isinstance(s, DecoderStage)][-1:]
+        made_of = ", ".join(self.folder.label(i) for i in (index, *decoders))
+        if self.folder.pipeline_made_of() == made_of:
+            return
         unet = runfolder.read_unet(self.folder.result(index), self.arch)
         assert unet is not None
-        coder = self.material.autoencoder
-        decoders = [i for i, s in done if isinstance(s, DecoderStage)]
+        coder = coders.load(self.recipe.autoencoder)
         if decoders:
-            coder = WithDecoder(coder, read_decoder(self.folder.result(decoders[-1])))
+            coder = WithDecoder(coder, read_decoder(self.folder.result(decoders[0])))
         if coder.factor == 1:
             self.tell("no pipeline is written: its latents are pixels")
             return
         sampler = sampler_of(self.recipe, stage)
-        pipeline = SnapGenPipeline.assembled(
-            unet.to("cpu"),
-            coder.to("cpu"),
-            self.recipe.text,
-            prediction=self.recipe.prediction,
-            shift=sampler.shift,
-            steps=sampler.steps,
-            guidance=sampler.guidance,
-            resolution=stage.resolution,
-        )
-        replace(self.folder.pipeline, pipeline.save_pretrained)
-        self.material.autoencoder.to(self.device)
+        with quiet():
+            pipeline = SnapGenPipeline.assembled(
+                unet,
+                coder,
+                self.recipe.text,
+                prediction=self.recipe.prediction,
+                shift=sampler.shift,
+                steps=sampler.steps,
+                guidance=sampler.guidance,
+                resolution=stage.resolution,
+            )
+            self.folder.write_pipeline(pipeline.save_pretrained, made_of)
 
 
 @contextlib.contextmanager
@@ -292,19 +307,3 @@ def averaged(net: nn.Module, average: Average) -> Iterator[None]:
         yield
     finally:
         net.load_state_dict(own)
-
-
-def replace(folder: Path, write: Callable[[Path], object]) -> None:
-    """Write a folder aside and put it in the place of the one that is there."""
-    old = folder.with_name(f".{folder.name}.old")
-    new = folder.with_name(f".{folder.name}.new")
-    for left in (old, new):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        write(new)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    except OSError as error:
-        raise InputError(folder, f"cannot be written ({error.strerror})", "make room and run again") from None
-    shutil.rmtree(old, ignore_errors=True)

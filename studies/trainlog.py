@@ -63,8 +63,10 @@ class TrainLog:
         self._csv.parent.mkdir(parents=True, exist_ok=True)
         if self._csv.exists():
             with self._csv.open(newline="") as file:
-                kept = [row for row in csv.reader(file) if row and (row[0] == "step" or int(row[0]) <= step)]
-            self._write(kept if step else [])
+                rows = list(csv.reader(file))
+            # The last one may have been cut short.
+            kept = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= step]
+            self._write([rows[0], *kept] if step and kept else [])
         self._tell(f"{self._label}: from step {step:,}" if step else f"{self._label}: begins")
 
     def report(self, report: Report) -> None:
@@ -80,7 +82,7 @@ class TrainLog:
             return
         self._told = now
         left = (now - self._began) / max(1, report.step - self._from) * (report.steps - report.step)
-        shown = ", ".join(f"{name.split(' ', 1)[1]} {value:.4g}" for name, value in report.losses.items())
+        shown = ", ".join(f"{name.removeprefix('student ')} {value:.4g}" for name, value in report.losses.items())
         total = report.steps * report.images // max(1, report.step)
         self._tell(
             f"{self._label}: {report.images:,} of {total:,} images, {shown}, "
