@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from snapgen import checkpoint
@@ -187,10 +188,12 @@ class Loop:
         elif self.stage.on_bad == "halt":
             remedy = f"set on_bad: skip to go on from the last checkpoint, or {remedy}"
         place = f"step {step}, image {(step - 1) * self.stage.batch + 1:,}"
-        raise InputError(f"stage {self.stage.name}", f"{problem}; {self._where(step)}", remedy, place=place)
+        found = [where for where in gather_object([self._where(step)]) if where is not None]
+        problem = f"{problem}; {found[0] if found else 'taken again, all outputs are'}"
+        raise InputError(f"stage {self.stage.name}", problem, remedy, place=place)
 
-    def _where(self, step: int) -> str:
-        """The first module whose output is not finite when this process's share of a step is taken again."""
+    def _where(self, step: int) -> str | None:
+        """The first module whose output is not finite when this process's share of a step is taken again, if any."""
         found: list[str] = []
 
         def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -214,7 +217,7 @@ class Loop:
         finally:
             for handle in handles:
                 handle.remove()
-        return "taken again, all outputs are"
+        return None
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Everything that the next step depends on; `snapgen.checkpoint.save` takes it."""

@@ -8,6 +8,7 @@ Heavy imports are made inside the commands, so that ``--help`` and a mistyped na
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -58,5 +59,7 @@ def main() -> NoReturn:
 
 
 def _fail(line: str, status: int) -> NoReturn:
-    sys.stderr.write(f"archsearch: {' '.join(line.split())}\n")
+    # Processes that were launched together on a machine find the same; one of them says it.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write(f"archsearch: {' '.join(line.split())}\n")
     sys.exit(status)
