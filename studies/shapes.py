@@ -41,8 +41,7 @@ class Shapes:
 
     def teacher(self, stage: AnyStage) -> Teacher | None:
         """The one that a stage trains or learns from."""
-        trains = isinstance(stage, FlowStage) and stage.net == "teacher"
-        return self.teachers[own_teacher(stage)] if trains or learns_from_teacher(stage) else None
+        return self.teachers[own_teacher(stage)] if _uses_teacher(stage) else None
 
 
 def shapes(recipe: Recipe, *, without_files: bool = False) -> Shapes:
@@ -65,13 +64,17 @@ def shapes(recipe: Recipe, *, without_files: bool = False) -> Shapes:
     context, teacher_context = widths(recipe.text), widths(recipe.teacher_text)
     teachers: dict[str | None, Teacher] = {}
     if recipe.teacher is not None:
-        for own in dict.fromkeys([None, *map(own_teacher, recipe.stages)]):
+        for own in dict.fromkeys(own_teacher(stage) for stage in recipe.stages if _uses_teacher(stage)):
             path = own or recipe.teacher.path
             if path is not None:
                 teachers[own] = reader.teacher(path, factor, channels, teacher_context)
             elif recipe.teacher.shape is not None:
                 teachers[own] = imagined(recipe, recipe.teacher.shape, factor, channels, teacher_context)
     return Shapes(factor, channels, encoders, context, teacher_context, teachers, reader.missing)
+
+
+def _uses_teacher(stage: AnyStage) -> bool:
+    return learns_from_teacher(stage) or (isinstance(stage, FlowStage) and stage.net == "teacher")
 
 
 class _Reader:
