@@ -162,6 +162,11 @@ def own_teacher(stage: AnyStage) -> str | None:
     return None if isinstance(stage, DecoderStage) or not learns_from_teacher(stage) else stage.teacher
 
 
+def sides_of(stage: AnyStage) -> tuple[int, ...]:
+    """The resolutions of a stage's images, in pixels."""
+    return stage.training.resolutions if isinstance(stage, DecoderStage) else (stage.resolution,)
+
+
 def is_of_student(stage: AnyStage) -> bool:
     """Whether a stage trains the student."""
     return not isinstance(stage, DecoderStage) and not (isinstance(stage, FlowStage) and stage.net == "teacher")

@@ -37,7 +37,7 @@ from studies.evaluation import Judge, sampler_of
 from studies.interrupts import terminable
 from studies.material import Material
 from studies.objective import turns
-from studies.recipe import Recipe, is_of_student, learns_from_teacher
+from studies.recipe import Recipe, is_of_student, learns_from_teacher, sides_of
 from studies.runfolder import RunFolder
 from studies.shapes import check, new_teacher, shapes
 from studies.trainlog import TrainLog
@@ -63,6 +63,7 @@ def train(recipe: Recipe, arch: Architecture, *, tell: Tell, until: str | None =
     # The recipe decides on the precision, not how processes are launched.
     accelerator = Accelerator(cpu=devices.choose().type == "cpu", mixed_precision="no")
     run = Training(recipe, arch, accelerator, tell if accelerator.is_main_process else lambda _: None)
+    run.check()
     with terminable(), run.alone():
         run.run(until)
     return recipe.folder
@@ -97,11 +98,21 @@ class Training:
         finally:
             lock.release()
 
-    def run(self, until: str | None = None) -> None:
-        """Every stage that is not done."""
+    def check(self) -> None:
+        """Whether everything is there and fits, before anything is written.
+
+        Raises:
+            InputError: if not.
+        """
         check(self.recipe, self.arch, self.shapes, processes=self.accelerator.num_processes)
         if self.recipe.weights is not None:
             runfolder.check_unet(Path(self.recipe.weights), self.arch)
+        sides = [side for stage in self.recipe.stages for side in sides_of(stage)]
+        with self.accelerator.main_process_first():
+            self.material.images("train", max(sides))
+
+    def run(self, until: str | None = None) -> None:
+        """Every stage that is not done."""
         if self.accelerator.is_main_process:
             self.folder.begin()
         self.accelerator.wait_for_everyone()

@@ -152,6 +152,15 @@ def half_database(folder: Path) -> Path:
     return path
 
 
+BASE = {"kind": "flow", "name": "base", "resolution": 32, "images": 8, "batch": 4}
+
+
+def train(folder: Path, names: str = "recipe.yaml", **changes: object) -> Case:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"arch": "snapgen-emoji", "stages": [BASE], **changes}))
+    return ["train", str(path)], names
+
+
 CASES: dict[str, Callable[[Path], Case]] = {
     # A study's file
     "study missing": lambda f: (["search", str(f / "none.yaml")], "none.yaml"),
@@ -286,6 +295,21 @@ CASES: dict[str, Callable[[Path], Case]] = {
         ["export", generate(f)[0][1], "--to", "coreml", "--int8", "--palette-bits", "4"],
         "palette",
     ),
+    # A training
+    "train no recipe": lambda f: (["train", str(f / "none.yaml")], "none.yaml"),
+    "train no stages": lambda f: train(f, stages=[]),
+    "train unknown key": lambda f: train(f, stagse=[]),
+    "train missing data": lambda f: train(f, "pictures", data=str(f / "pictures")),
+    "train missing autoencoder": lambda f: train(f, "vae", autoencoder=str(f / "vae")),
+    "train missing text encoder": lambda f: train(f, "clip", text=[{"encoder": str(f / "clip")}]),
+    "train resolution that does not fit": lambda f: train(
+        f, "stages[0].resolution", stages=[{**BASE, "resolution": 36}]
+    ),
+    "train a study of no trials": lambda f: ([*train(f)[0], "--arch", "nosuchstudy:best"], "nosuchstudy"),
+    "train bad seed": lambda f: ([*train(f)[0], "--seed", "-3"], "--seed"),
+    "train bad name": lambda f: ([*train(f)[0], "--name", "../up"], "../up"),
+    "train until no stage": lambda f: ([*train(f)[0], "--until", "end"], "--until"),
+    "plan missing data": lambda f: ([*train(f, data=str(f / "pictures"))[0], "--dry-run"], "pictures"),
     "unknown command": lambda _: (["serach"], "serach"),
     "unknown option": lambda _: (["search", "emoji", "--fast"], "--fast"),
     "option of wrong type": lambda _: (["search", "emoji", "--trials", "x"], "--trials"),
