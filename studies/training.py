@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import filelock
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from snapgen import autoencoder as coders
@@ -43,6 +45,8 @@ from studies.shapes import check, new_teacher, shapes
 from studies.trainlog import TrainLog
 
 Tell = Callable[[str], None]
+LONGEST_WAIT = datetime.timedelta(days=7)
+"""Of a process for the others."""
 
 
 def train(recipe: Recipe, arch: Architecture, *, tell: Tell, until: str | None = None) -> Path:
@@ -60,13 +64,27 @@ def train(recipe: Recipe, arch: Architecture, *, tell: Tell, until: str | None =
         InputError: if something that the recipe names cannot be had or does not fit, if the run was begun with another
             recipe, if it is being trained by another process, or if a gradient was not finite and the recipe says halt.
     """
+    # While one process evaluates or trains a decoder, the others wait.
+    patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     # The recipe decides on the precision, not how processes are launched.
-    accelerator = Accelerator(cpu=devices.choose().type == "cpu", mixed_precision="no")
+    accelerator = Accelerator(cpu=devices.choose().type == "cpu", mixed_precision="no", kwargs_handlers=[patient])
     run = Training(recipe, arch, accelerator, tell if accelerator.is_main_process else lambda _: None)
     run.check()
-    with terminable(), run.alone():
+    with terminable(), run.alone(), _writable(recipe.folder):
         run.run(until)
     return recipe.folder
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """Says of a disk that is full, wherever in the run's folder, what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remedy = "make room; the same command goes on from the last checkpoint"
+        raise InputError(folder, "cannot be written (no space left on device)", remedy) from None
 
 
 class Training:

@@ -311,3 +311,14 @@ def test_a_result_that_is_taken_away_is_trained_again_and_its_pipeline_made_agai
 def test_recipe_json_tells_what_was_trained(whole: Path) -> None:
     noted = json.loads((whole / "recipe.json").read_text())
     assert [stage["name"] for stage in noted["stages"]] == [stage["name"] for stage in STAGES]
+
+
+def test_a_disk_that_is_full_is_one_line_wherever_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("studies.trainlog.TrainLog.row", full)
+    with pytest.raises(InputError, match=r"no space left on device.*the same command goes on"):
+        training.train(*recipe(tmp_path, stages=STAGES[:1]), tell=silent)
