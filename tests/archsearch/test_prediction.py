@@ -18,7 +18,7 @@ from archsearch.timings import Timed
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from spaces.space import Space
-from tests.archsearch.test_timings import record
+from tests.records import latency_record
 from tests.snapgen.nets import tiny
 
 # A device: milliseconds for one of each feature; all others take nothing.
@@ -36,7 +36,7 @@ def on_device(net: tuple[Architecture, Sequence[Operation]], *, noise: float, se
     x = features(net[1], element_bytes=4, cache_mb=None)
     ms = sum(DEVICE.get(name, 0) * amount for name, amount in zip(FEATURES, x, strict=True))
     ms *= np.exp(noise * np.random.default_rng([seed, int(net[0].id, 16)]).standard_normal())
-    return Timed(architecture=net[0], latent_size=8, context_tokens=16, record=record(float(ms)))
+    return Timed(architecture=net[0], latent_size=8, context_tokens=16, record=latency_record(float(ms)))
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +139,14 @@ def test_the_backend_gives_a_record_that_shows_as_predicted(model: Model, nets: 
     assert found.interval_ms is not None
     low, high = found.interval_ms
     assert low < found.lower_quartile_ms < found.median_ms < found.upper_quartile_ms < high
-    assert found.conditions != record(1).conditions, "a prediction is not ranked with measurements"
+    assert found.conditions != latency_record(1).conditions, "a prediction is not ranked with measurements"
     assert type(found).model_validate_json(found.model_dump_json()) == found
 
 
 def test_records_without_an_interval_are_still_read() -> None:
-    values = record(1.5).model_dump(mode="json")
+    values = latency_record(1.5).model_dump(mode="json")
     del values["interval_ms"]
-    assert type(record(1)).model_validate(values) == record(1.5)
+    assert type(latency_record(1)).model_validate(values) == latency_record(1.5)
 
 
 def test_two_models_of_a_device_do_not_rank_together(model: Model, nets: Any) -> None:

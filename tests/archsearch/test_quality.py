@@ -217,8 +217,8 @@ def test_what_was_prepared_is_not_computed_again(
 
 def test_prompts_are_held_out_captions_in_a_fixed_order(evaluator: Evaluator) -> None:
     captions = [f"caption {i}" for i in range(5)]
-    prompts = materials._prompts(captions * 3, 12)
-    assert prompts == materials._prompts(sorted(captions), 12)
+    prompts = materials.fixed_prompts(captions * 3, 12)
+    assert prompts == materials.fixed_prompts(sorted(captions), 12)
     assert sorted(prompts[:5]) == captions
     assert prompts[:5] != captions
     assert prompts[:5] == prompts[5:10]

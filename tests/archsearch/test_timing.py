@@ -16,7 +16,8 @@ from snapgen.errors import InputError
 from snapgen.paths import changed
 from spaces.space import Space
 from tests.archsearch import apple_standin as standin
-from tests.archsearch.test_timings import Clock, record
+from tests.archsearch.test_timings import Clock
+from tests.records import latency_record
 from tests.snapgen.nets import tiny
 from tests.studies.quick import SPACE
 
@@ -126,7 +127,7 @@ def test_records_are_sampled_fitted_and_validated(run: Any, tmp_path: Path, monk
             from archsearch.operations import operations
 
             self.asked.append(arch.id)
-            return record(sum(s.weights for s in operations(arch, sizes[0], context_tokens=sizes[1])) / 1e5)
+            return latency_record(sum(s.weights for s in operations(arch, sizes[0], context_tokens=sizes[1])) / 1e5)
 
     space = tmp_path / "space.yaml"
     space.write_text(SPACE)

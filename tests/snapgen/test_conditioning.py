@@ -190,7 +190,7 @@ def test_lists_that_cannot_be_merged_are_refused_in_one_line(encoders: list[Enco
         r"\[0\]\.join": [clip_g, gemma],
         "is empty": [],
         "takes 12 tokens, not 13": [clip_l.model_copy(update={"tokens": 13})],
-        "text encoder's config.json": [clip_l, EncoderSettings(encoder="no-such-folder")],
+        "name a text encoder's folder": [clip_l, EncoderSettings(encoder="no-such-folder")],
     }
     for message, settings in wrong.items():
         with pytest.raises(InputError, match=message):

@@ -278,7 +278,7 @@ def test_random_weights_are_of_ordinary_size_and_no_two_layers_are_one() -> None
         (lambda: coreml.convert_unet(SMALL, 7), "latent: size 7 does not halve 1 times; use a multiple of 2"),
         (lambda: coreml.convert_unet(SMALL, 8, context_tokens=0), "tokens: 0 is no length"),
         (lambda: coreml.convert_decoder(decoder(), 0), "latent: size 0"),
-        (lambda: coreml.convert_text("/nowhere"), "/nowhere: is no folder with a text encoder's config.json"),
+        (lambda: coreml.convert_text("/nowhere"), "/nowhere: does not exist; name a text encoder's folder"),
     ],
 )
 def test_mistakes_are_told_in_one_line(call: Any, message: str) -> None:

@@ -17,7 +17,7 @@ from snapgen.paths import changed
 from studies.latencies import card, records_of
 from studies.search import search
 from studies.trials import read
-from tests.archsearch.test_timings import record
+from tests.records import latency_record
 from tests.snapgen.nets import tiny
 from tests.studies import quick
 
@@ -27,11 +27,11 @@ TAKES = {"conv GMACs": 30.0, "depthwise MB": 2.0, "linear GMACs": 10.0, "attenti
 
 def of(**changes: Any) -> Timed:
     arch = changed(tiny(), changes)
-    timed = Timed(architecture=arch, latent_size=16, context_tokens=5, record=record(1))
+    timed = Timed(architecture=arch, latent_size=16, context_tokens=5, record=latency_record(1))
     x = features(timed.operations(), element_bytes=4, cache_mb=None)
     ms = 0.05 + sum(TAKES.get(name, 0) * amount for name, amount in zip(FEATURES, x, strict=True))
     noise = np.random.default_rng(int(arch.id, 16)).standard_normal()
-    return timed.model_copy(update={"record": record(float(ms * np.exp(0.01 * noise)))})
+    return timed.model_copy(update={"record": latency_record(float(ms * np.exp(0.01 * noise)))})
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_the_card_counts_as_it_says(model: Model, records: list[Timed]) -> None:
 
 
 def test_records_of_another_device_are_refused(model: Model, records: list[Timed]) -> None:
-    other = [t.model_copy(update={"record": record(1, chip="another")}) for t in records]
+    other = [t.model_copy(update={"record": latency_record(1, chip="another")}) for t in records]
     with pytest.raises(InputError, match="of the chip another, the model of a chip"):
         card(model, other)
 
@@ -97,7 +97,7 @@ def test_too_few_new_nets_are_refused(model: Model, records: list[Timed]) -> Non
 
 def test_a_file_gives_the_lowest_of_each(tmp_path: Path) -> None:
     for ms in (3, 2, 4):
-        timings.append(tmp_path / "r.jsonl", of().model_copy(update={"record": record(ms)}))
+        timings.append(tmp_path / "r.jsonl", of().model_copy(update={"record": latency_record(ms)}))
     assert [timed.record.median_ms for timed in records_of(str(tmp_path / "r.jsonl"))] == [2]
 
 
