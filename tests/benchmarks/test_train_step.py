@@ -8,8 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from benchmarks import train_step
-from benchmarks.train_step import SIZES, Contestant, Entry, Setting, Size
+from benchmarks.train_step_nets import SIZES, Contestant, Entry, Setting, Size
 from snapgen.conditioning import Widths
+from snapgen.feed import Part
 from snapgen.loop import Loop
 from snapgen.stages import FlowStage
 from snapgen.unet import UNet
@@ -65,7 +66,7 @@ def test_the_bare_step_is_the_loops() -> None:
     loop = Loop(STAGE, looped.net, {"flow": looped.turn}, looped.feed, accelerator=Accelerator(cpu=True))
     loop.run(report=lambda _: None, due=lambda _: False, pause=lambda: None)
     for step in range(1, 4):
-        bare.step(bare.feed.batch(train_step.Part(step)))
+        bare.step(bare.feed.batch(Part(step)))
     for one, other in zip(bare.net.parameters(), looped.net.parameters(), strict=True):
         assert torch.equal(one, other)
     for name, tensor in bare.average.state().items():

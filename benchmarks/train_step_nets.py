@@ -1,0 +1,267 @@
+"""The nets of `benchmarks.train_step`, ours and diffusers', and a step of training with any of them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from benchmarks.peers import PLAIN, SHAPE, Make
+from snapgen import teacher
+from snapgen.conditioning import Captions, EncoderSettings, Widths, layout
+from snapgen.feed import Batch, Feed, Part, training_times
+from snapgen.objectives import FlowTurn
+from snapgen.paths import changed
+from snapgen.presets import preset
+from snapgen.rows import Rows
+from snapgen.stages import Distillation, FlowStage
+from snapgen.text import Embeddings
+from snapgen.training import Average, optimizers_of
+from snapgen.unet import UNet
+
+IMAGES = 256
+"""Of the feed; random latents and captions."""
+
+EMOJI = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": (64, 96, 128),
+    "layers_per_block": 1,
+    "transformer_layers_per_block": (1, 1, 2),
+    "attention_head_dim": (4, 6, 8),  # diffusers means heads
+    "cross_attention_dim": 384,
+    "norm_num_groups": 16,
+    "use_linear_projection": True,
+    "time_embedding_dim": 128,
+    **PLAIN,
+}
+# The baseline with the widths and depths above.
+AS_EMOJI: dict[str, Any] = {
+    "latent_channels": 4,
+    "context_width": 384,
+    "norm_groups": 16,
+    "time.frequencies": 64,
+    "time.width": 128,
+    "mid.head_width": 16,
+    "mid.transformer_depth": 2,
+    **{f"{way}[{level}].channels": width for way in ("down", "up") for level, width in enumerate((64, 96, 128))},
+    **{f"{way}[{level}].head_width": 16 for way in ("down", "up") for level in range(3)},
+    **{f"down[{level}].residual_blocks": 1 for level in range(3)},
+    **{f"up[{level}].residual_blocks": 2 for level in range(3)},
+    **{f"down[{level}].transformers": 1 for level in (1, 2)},
+    **{f"up[{level}].transformers": 2 for level in (1, 2)},
+    **{f"{way}[{level}].transformer_depth": level for way in ("down", "up") for level in (1, 2)},
+}
+SD35_LARGE = {"num_layers": 38, "num_attention_heads": 38, "attention_head_dim": 64, "pos_embed_max_size": 192}
+SMALL_TEACHER = {"num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 32, "pos_embed_max_size": 32}
+"""Of ``studies/train_emoji.yaml``."""
+
+
+class Theirs(nn.Module):
+    """diffusers' net, called as ours."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, sample: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        """The output, for ``t`` in [0, 1]."""
+        return self.net(sample, 1000 * t, context, return_dict=False)[0]  # type: ignore[no-any-return]
+
+    def enable_gradient_checkpointing(self) -> None:
+        """diffusers' own."""
+        self.net.enable_gradient_checkpointing()
+
+
+def theirs(**shape: Any) -> nn.Module:
+    """diffusers' net of a shape."""
+    return Theirs(UNet2DConditionModel(**shape))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A net and how it is trained."""
+
+    name: str
+    make: Make
+    layout: torch.memory_format = torch.channels_last
+    checkpointed: bool = False
+    distilled: bool = False
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Size:
+    """Nets that are comparable, and what they are trained on."""
+
+    entries: tuple[Entry, ...]
+    """Ours first."""
+    channels: int
+    """Of the latents."""
+    captions: Widths
+    teacher: dict[str, int]
+    teaching: Widths
+    """The teacher's captions."""
+
+
+def _entries(name: str, ours: Make, twin: Make, shape: dict[str, Any]) -> tuple[Entry, ...]:
+    peer = partial(theirs, **shape)
+    return (
+        Entry(f"ours, {name}", ours),
+        Entry("ours, in UNet2D's shape", twin),
+        Entry("UNet2DConditionModel", peer),
+        Entry("UNet2DConditionModel, contiguous", peer, torch.contiguous_format),
+        Entry(f"ours, {name}, checkpointed", ours, checkpointed=True),
+        Entry("UNet2DConditionModel, checkpointed", peer, checkpointed=True),
+        Entry(f"ours, {name}, distilled", ours, distilled=True),
+    )
+
+
+SIZES = {
+    "embedded": Size(
+        _entries(
+            "snapgen-emoji",
+            partial(UNet, preset("snapgen-emoji")),
+            partial(UNet, changed(preset("snapgen-baseline"), AS_EMOJI)),
+            EMOJI,
+        ),
+        channels=4,
+        captions=Widths(384, 16, 384),
+        teacher=SMALL_TEACHER,
+        teaching=Widths(384, 16, 384),
+    ),
+    "full": Size(
+        _entries(
+            "snapgen-t2i",
+            partial(UNet, preset("snapgen-t2i")),
+            partial(UNet, changed(preset("snapgen-baseline"), {"context_width": 2304})),
+            {**SHAPE, **PLAIN, "cross_attention_dim": 2304},
+        ),
+        channels=16,
+        captions=Widths(2304, 154, 0),
+        teacher=SD35_LARGE,
+        teaching=Widths(4096, 154, 2048),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how all nets of a table are trained."""
+
+    size: Size
+    device: torch.device
+    threads: int
+    latent: int
+    stage: FlowStage = field(default_factory=lambda: FlowStage(name="timed", resolution=32, images=1))
+
+    def now(self) -> float:
+        """Seconds, once the device has done all it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.thread_time() if self.device.type == "cpu" and self.threads == 1 else time.perf_counter()
+
+    def feed(self, *, taught: bool) -> Feed:
+        """Random latents and captions."""
+        noise = torch.Generator().manual_seed(0)
+        shape = (IMAGES, self.size.channels, self.latent, self.latent)
+        return Feed(
+            Rows([torch.randn(shape, generator=noise).half()]),
+            captions_of(self.size.captions, noise),
+            teacher=captions_of(self.size.teaching, noise) if taught else None,
+            dropout=[0.1],
+            batch=self.stage.batch,
+            times=training_times(1),
+            seed=0,
+            device=self.device,
+        )
+
+
+def captions_of(shape: Widths, noise: torch.Generator) -> Captions:
+    """Random embeddings of such a shape, one a latent."""
+    tokens, pooled = (IMAGES, shape.tokens, shape.context), (IMAGES, max(1, shape.pooled))
+    table = Embeddings(*(Rows([torch.randn(size, generator=noise).half()]) for size in (tokens, pooled)))
+    encoder = EncoderSettings(tokens=shape.tokens, pooled=shape.pooled > 0)
+    return Captions([table], torch.arange(IMAGES), layout([encoder], [(shape.context, pooled[1])]))
+
+
+class Contestant:
+    """A net with random weights and what trains it."""
+
+    def __init__(self, entry: Entry, setting: Setting) -> None:
+        self.setting = setting
+        with torch.device("meta"):
+            net = entry.make()
+        self.net = filled(net, setting.device).to(memory_format=entry.layout).train()  # type: ignore[call-overload]
+        if entry.checkpointed:
+            self.net.enable_gradient_checkpointing()
+        self.teacher = self._teacher() if entry.distilled else None
+        self.teacher_seconds = 0.0
+        distillation = Distillation() if entry.distilled else None
+        self.turn = FlowTurn(self.net, prediction="velocity", distillation=distillation, teacher=self.teacher)
+        self.turn.to(setting.device)
+        self.feed = setting.feed(taught=entry.distilled)
+        self.batch = self.feed.batch(Part(1))
+        self.optimizers = optimizers_of(self.turn, setting.stage)
+        self.average = Average(self.net, setting.stage.ema)
+        self.steps = 0
+        if entry.compiled:
+            self.turn.compile()
+
+    def _teacher(self) -> teacher.Teacher:
+        size = self.setting.size
+        with torch.device("meta"):
+            made = teacher.built(
+                size.teacher,
+                latent_channels=size.channels,
+                context_width=size.teaching.context,
+                pooled_width=size.teaching.pooled,
+                sample_size=self.setting.latent,
+                seed=0,
+            )
+        made = made.bfloat16() if self.setting.device.type == "cuda" else made
+        made = filled(made, self.setting.device).eval().requires_grad_(False)
+        began: list[float] = []
+        made.register_forward_pre_hook(lambda *_: began.append(self.setting.now()))
+        made.register_forward_hook(lambda *_: self._taught(self.setting.now() - began.pop()))
+        return made
+
+    def _taught(self, seconds: float) -> None:
+        self.teacher_seconds += seconds
+
+    def step(self, batch: Batch | None = None) -> dict[str, float]:
+        """Seconds of one step and of its parts."""
+        stage, now = self.setting.stage, self.setting.now
+        self.steps += 1
+        self.teacher_seconds = 0.0
+        times = [now()]
+        with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=stage.precision == "bfloat16"):
+            loss = self.turn(self.batch if batch is None else batch)["loss"]
+        torch.autograd.backward(loss)
+        times.append(now())
+        self.optimizers.step(1.0, skip_bad=True)
+        times.append(now())
+        self.average.update(self.steps)
+        times.append(now())
+        parts = ("forward and backward", "clip and optimizer", "average")
+        found = {name: after - before for name, before, after in zip(parts, times, times[1:], strict=False)}
+        taught = {"teacher, of forward and backward": self.teacher_seconds} if self.teacher else {}
+        return {"train step": times[-1] - times[0], **found, **taught}
+
+
+@torch.no_grad()
+def filled(net: nn.Module, device: torch.device) -> nn.Module:
+    """A net of the meta device on a real one: matrices small and random, scales one, biases zero."""
+    net.to_empty(device=device)
+    noise = torch.Generator(device).manual_seed(0)
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        if tensor.ndim > 1:
+            tensor.normal_(0, 0.02, generator=noise)
+        else:
+            tensor.fill_(float(name.endswith("weight")))
+    return net
