@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from snapgen.settings import Settings
 from snapgen.training import TrainingSettings
@@ -19,6 +19,16 @@ REVISION = 1
 
 
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
+
+
+def _enough(samples: int) -> int:
+    if 0 < samples < 8:
+        raise ValueError("a distance needs at least 8 samples; write 0 for no distances")
+    return samples
+
+
+Samples = Annotated[int, Field(ge=0), AfterValidator(_enough)]
+"""Images drawn for the distances; 0: none."""
 
 
 class Protocol(TrainingSettings):
@@ -37,7 +47,7 @@ class Protocol(TrainingSettings):
     """Euler steps."""
     guidance: float = Field(default=2, ge=0, le=100)
     """Classifier-free guidance scale; 1: none."""
-    samples: int = Field(default=256, ge=0)
+    samples: Samples = 256
     """Images drawn for the distances; 0: no distances."""
     extractor: str = "efficientnet-lite0"
     """Of the distances' features: a name, or the path of the FID Inception weights."""
@@ -47,13 +57,6 @@ class Protocol(TrainingSettings):
     """Fixed (image, t, noise) triples behind the validation loss."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=64)] = (0, 1)
     """Of the training runs, each a candidate's whole score; the score is their mean."""
-
-    @field_validator("samples")
-    @classmethod
-    def _enough_samples(cls, samples: int) -> int:
-        if 0 < samples < 8:
-            raise ValueError("a distance needs at least 8 samples; write 0 for no distances")
-        return samples
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Self:

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,7 +24,8 @@ from studies.interrupts import terminable
 from studies.material import Material
 from studies.recipe import Recipe, architecture, is_of_student
 from studies.runfolder import RunFolder, read_unet
-from studies.settings import COMPARISONS, RUNS
+from studies.settings import RUNS
+from studies.shipped import read
 from studies.training import train
 from studies.trainlog import read_evaluations
 
@@ -104,14 +104,7 @@ def find(name_or_path: str | Path) -> Comparison:
     Raises:
         InputError: naming the file, the place and the remedy.
     """
-    folder = Path(str(resources.files("studies")))
-    known = {path.stem: path for path in sorted(folder.glob(f"{COMPARISONS}*.yaml"))}
-    path = known.get(str(name_or_path), Path(name_or_path))
-    if not path.suffix and not path.exists():
-        names = ", ".join(known)
-        raise InputError(name_or_path, "is neither a shipped comparison nor a file", f"use {names} or a YAML file")
-    values = reading.read_mapping(path)
-    values.setdefault("name", path.stem)
+    path, values = read(name_or_path, "comparison")
     found = reading.parse(values, Comparison, source=path)
     found._source = str(path)
     return found

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
+from archsearch.protocol import Samples
 from snapgen import flow, presets
 from snapgen import settings as reading
 from snapgen.arch import Architecture
@@ -17,7 +16,8 @@ from snapgen.errors import InputError
 from snapgen.settings import Settings
 from snapgen.stages import AnyStage, DecoderStage, FlowStage, StepStage
 from snapgen.teacher import TeacherShape
-from studies.settings import RECIPES, RUNS
+from studies.settings import RUNS
+from studies.shipped import FolderName, read
 
 
 class TeacherSettings(Settings):
@@ -48,7 +48,7 @@ class EvaluationSettings(Settings):
     """Of the sampler; a stage of few steps has its own."""
     guidance: float = Field(default=3, ge=0, le=100)
     """Of the sampler; 1 after step distillation."""
-    samples: int = Field(default=256, ge=0)
+    samples: Samples = 256
     """Images drawn for the distances and for retrieval; 0: none."""
     extractor: str = "efficientnet-lite0"
     feature_resolution: int = Field(default=64, ge=32, le=1024)
@@ -56,13 +56,6 @@ class EvaluationSettings(Settings):
     """Whether it is measured how often images call for their own captions (`archsearch.retrieval`)."""
     prompts: tuple[str, ...] = ()
     """Of the sample grids; empty: held-out captions."""
-
-    @field_validator("samples")
-    @classmethod
-    def _enough_samples(cls, samples: int) -> int:
-        if 0 < samples < 8:
-            raise ValueError("a distance needs at least 8 samples; write 0 for no distances")
-        return samples
 
 
 class Expected(Settings):
@@ -84,7 +77,7 @@ class Expected(Settings):
 class Recipe(Settings):
     """One training, as its YAML has it."""
 
-    name: str
+    name: FolderName
     arch: str
     """A preset, a JSON or YAML file, STUDY:best or STUDY:TRIAL."""
     weights: str | None = None
@@ -102,13 +95,6 @@ class Recipe(Settings):
     stages: tuple[AnyStage, ...] = Field(min_length=1)
 
     _source: str = PrivateAttr(default="recipe")
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_folder_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
-            raise ValueError(f"{name!r:.60} does not do for a folder; use letters, digits, '-', '_' and '.'")
-        return name
 
     @model_validator(mode="after")
     def _stages_follow_from_each_other(self) -> Self:
@@ -172,25 +158,13 @@ def is_of_student(stage: AnyStage) -> bool:
     return not isinstance(stage, DecoderStage) and not (isinstance(stage, FlowStage) and stage.net == "teacher")
 
 
-def shipped() -> dict[str, Path]:
-    """The recipes that come with archsearch, by name."""
-    folder = Path(str(resources.files("studies")))
-    return {path.stem: path for path in sorted(folder.glob(f"{RECIPES}*.yaml"))}
-
-
 def find(name_or_path: str | Path) -> Recipe:
     """A shipped recipe by its name, or one's own by its path.
 
     Raises:
         InputError: naming the file, the place and the remedy.
     """
-    known = shipped()
-    path = known.get(str(name_or_path), Path(name_or_path))
-    if not path.suffix and not path.exists():
-        names = ", ".join(known)
-        raise InputError(name_or_path, "is neither a shipped recipe nor a file", f"use {names} or a YAML file")
-    values = reading.read_mapping(path)
-    values.setdefault("name", path.stem)
+    path, values = read(name_or_path, "recipe")
     found = reading.parse(values, Recipe, source=path)
     found._source = str(path)
     return found

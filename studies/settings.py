@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -17,13 +15,12 @@ from snapgen import settings as reading
 from snapgen.errors import InputError
 from snapgen.settings import Settings
 from studies.rows import AblationSettings, space_of
+from studies.shipped import FolderName, read
 
 if TYPE_CHECKING:
     from spaces.space import Space
 
 RUNS = Path("runs")
-RECIPES, COMPARISONS = "train_", "compare_"
-"""How the names of recipes and of their comparisons begin, which lie beside the studies."""
 SAMPLERS = ("gp", "tpe", "nsga2", "nsga3", "random", "qmc")
 
 
@@ -71,7 +68,7 @@ class StudySettings(Settings):
     budget, the number of workers and where artifacts go may change between runs (`studies.storage`).
     """
 
-    name: str
+    name: FolderName
     space: str
     objectives: tuple[str, ...] = Field(default=("validation_loss", "latency_ms"), min_length=1)
     limits: dict[str, float] = Field(default_factory=dict)
@@ -97,13 +94,6 @@ class StudySettings(Settings):
     protocol: Protocol = Protocol()
 
     _source: str = PrivateAttr(default="study")
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_folder_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
-            raise ValueError(f"{name!r:.60} does not do for a folder; use letters, digits, '-', '_' and '.'")
-        return name
 
     @field_validator("objectives")
     @classmethod
@@ -195,13 +185,6 @@ def named_in(settings: StudySettings, place: str) -> Iterator[None]:
         raise InputError(settings.source, what, error.remedy, place=place) from None
 
 
-def shipped() -> dict[str, Path]:
-    """The studies that come with archsearch, by name."""
-    folder = Path(str(resources.files("studies")))
-    paths = sorted(folder.glob("*.yaml"))
-    return {path.stem: path for path in paths if not path.stem.startswith((RECIPES, COMPARISONS))}
-
-
 def find(name_or_path: str | Path) -> StudySettings:
     """A shipped study by its name, or one's own by its path.
 
@@ -219,14 +202,7 @@ def find(name_or_path: str | Path) -> StudySettings:
 
 
 def _read(name_or_path: str | Path) -> StudySettings:
-    known = shipped()
-    path = known.get(str(name_or_path), Path(name_or_path))
-    if not path.suffix and not path.exists():
-        raise InputError(
-            name_or_path, "is neither a shipped study nor a file", f"use {', '.join(known)} or a YAML file"
-        )
-    values = reading.read_mapping(path)
-    values.setdefault("name", path.stem)
+    path, values = read(name_or_path, "study")
     found = reading.parse(values, StudySettings, source=path)
     beside = path.parent / found.space
     if Path(found.space).suffix and beside.exists():

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from archsearch.protocol import ResolvedProtocol
 from snapgen.errors import InputError
-from studies.settings import StudySettings, find, shipped
+from studies.settings import StudySettings, find
+from studies.shipped import shipped
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -180,7 +181,9 @@ def existing(settings: StudySettings) -> Study:
 def open_study(where: StudySettings | str) -> Study:
     """`existing`, from settings, a shipped study's name, a YAML file, or the name of a run under ``runs/``."""
     if isinstance(where, str):
-        run = StudySettings(name=where, space="", trials=1) if where not in shipped() and _is_run(where) else None
+        run = (
+            StudySettings(name=where, space="", trials=1) if where not in shipped("study") and _is_run(where) else None
+        )
         where = run or find(where)
     return existing(where)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from snapgen.errors import InputError
-from studies.settings import StudySettings, find, shipped
+from studies.settings import StudySettings, find
+from studies.shipped import shipped
 
 GOOD = "space: emoji\ntrials: 3\n"
 
@@ -26,7 +27,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert settings.artifact_folder == Path("runs/mine/artifacts")
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", sorted(shipped("study")))
 def test_shipped_studies_read(name: str) -> None:
     assert find(name).name == name
 
