@@ -9,7 +9,7 @@ from pathlib import Path
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 
-NAMES = ("snapgen-baseline", "snapgen-imagenet", "snapgen-t2i", "snapgen-emoji", "sd15", "sdxl")
+NAMES = ("snapgen-baseline", "snapgen-imagenet", "snapgen-t2i", "snapgen-emoji", "sd15", "sdxl", "snapfusion")
 
 TINY_DECODER = "tiny-decoder"
 """What commands call the paper-size `snapgen.tiny_decoder`, which is no architecture, beside these names."""
