@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from snapgen import settings
 from snapgen.errors import InputError
 from snapgen.settings import Settings
 
 ID_DIGITS = 12
+MOST = 64
+"""Blocks of a kind in a stage."""
+
+Count = Annotated[int, Field(ge=0, le=MOST)]
+
+
+def _are_pairs(layers: object) -> TypeGuard[Sequence[Sequence[int]]]:
+    """Whether they can be counted; what else may be wrong with them, their field's check says."""
+    if not isinstance(layers, list | tuple):
+        return False
+    return all(isinstance(x, list | tuple) and len(x) == 2 and all(isinstance(n, int) for n in x) for x in layers)
 
 
 class Blocks(Settings):
@@ -30,8 +42,12 @@ class Blocks(Settings):
     the residual blocks, later ones first; without residual blocks a stage is its transformers alone.
     """
 
-    residual_blocks: int = Field(default=2, ge=0, le=64)
-    transformers: int = Field(default=0, ge=0, le=64)
+    residual_blocks: int = Field(default=2, ge=0, le=MOST)
+    transformers: int = Field(default=0, ge=0, le=MOST)
+    layers: tuple[tuple[Count, Count], ...] | None = Field(default=None, min_length=1, max_length=MOST)
+    """Residual blocks and transformers of each layer, where they are not dealt as said above; the two counts are then
+    their sums, whatever is given for them. Even without a block a layer keeps its skip, and the 1×1 convolution that
+    its width may need: so any block of a net can be left out and the others stay what they are."""
     transformer_depth: int = Field(default=1, ge=0, le=64)
     self_attention: bool = True
     cross_attention: bool = True
@@ -43,6 +59,42 @@ class Blocks(Settings):
     conv: Literal["plain", "separable"] = "plain"
     expansion: float = Field(default=1, ge=1, le=8)
     """Intermediate width between the two separable convs, over max(in, out); 1: no expansion, the output's width."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_layers(cls, data: object) -> object:
+        layers = data.get("layers") if isinstance(data, dict) else None
+        if not _are_pairs(layers):
+            return data
+        residuals, transformers = (sum(layer[i] for layer in layers) for i in (0, 1))
+        return {**data, "residual_blocks": residuals, "transformers": transformers}  # type: ignore[dict-item]
+
+    @model_serializer(mode="wrap")
+    def _leave_out_absent_layers(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if values.get("layers") is None:
+            values.pop("layers", None)
+        return values
+
+    @property
+    def places(self) -> int:
+        """Layers with a place for residual blocks; none where a stage is its transformers alone."""
+        return len(self.layers) if self.layers is not None else self.residual_blocks
+
+    def dealt(self, *, ends_plain: bool = False) -> tuple[tuple[int, int], ...]:
+        """Residual blocks and transformers of each layer.
+
+        With ``ends_plain``, the middle's way, no transformer follows the last of several residual blocks.
+        """
+        transformers = self.transformers if self.has_transformers else 0
+        if self.layers is not None:
+            return tuple((residuals, count if transformers else 0) for residuals, count in self.layers)
+        if not self.residual_blocks:
+            return ((0, 1),) * transformers
+        count = self.residual_blocks
+        takers = count - 1 if ends_plain and count > 1 else count
+        shares = [(i + 1) * transformers // takers - i * transformers // takers for i in range(takers)]
+        return tuple((1, share) for share in [*shares, *[0] * (count - takers)])
 
     def expanded(self, inside: int, outside: int) -> int:
         """Width between the two convs of a residual block from ``inside`` to ``outside`` channels.
@@ -72,9 +124,20 @@ class Blocks(Settings):
         """Whether any transformer block is built."""
         return self.transformers > 0 and self.transformer_depth > 0
 
-    def canonical(self, channels: int, *, sampler: bool) -> Self:
-        """These blocks with every knob that changes nothing at its default."""
+    def canonical(self, channels: int, *, sampler: bool, ends_plain: bool = False, skips: bool = False) -> Self:
+        """These blocks with every knob that changes nothing at its default.
+
+        Args:
+            sampler: whether the stage has one.
+            ends_plain: as `dealt`.
+            skips: whether layers take skips, so that one without a block is not nothing.
+        """
         changes: dict[str, Any] = {}
+        if self.layers is not None:
+            layers = self.dealt(ends_plain=ends_plain)
+            as_usual = self.model_copy(update={"layers": None}).dealt(ends_plain=ends_plain)
+            usual = layers == as_usual and (self.residual_blocks > 0 or not skips)
+            changes["layers"] = None if usual else layers
         if not self.has_transformers:
             changes |= _defaults("transformers", "transformer_depth", "self_attention", "cross_attention", "ffn_ratio")
         if not self.attends:
@@ -125,7 +188,7 @@ class Architecture(Settings):
         for place, blocks, channels in self.sites():
             self._check(place, blocks, channels)
         for level, stage in enumerate(self.up):
-            if stage.residual_blocks == 0:
+            if stage.places == 0:
                 raise ValueError(f"up[{level}] has no residual block to take the skips; give it at least one")
             self._check_expansion(
                 f"down[{level}]", self.down[level], self.down[level].channels, self.down_inputs(level)
@@ -139,7 +202,7 @@ class Architecture(Settings):
             raise ValueError(
                 f"{place} has {channels} channels, not a multiple of norm_groups; use multiples of {self.norm_groups}"
             )
-        if isinstance(blocks, Stage) and blocks.residual_blocks == 0 and not blocks.has_transformers:
+        if isinstance(blocks, Stage) and blocks.places == 0 and not blocks.has_transformers:
             raise ValueError(f"{place} has no blocks; give it a residual block or a transformer")
         if blocks.has_transformers:
             blocks.ffn_width(channels)
@@ -183,19 +246,19 @@ class Architecture(Settings):
     def skips(self, level: int) -> list[int]:
         """Widths of a level's skips, oldest first: its input, then every layer's output on the way down."""
         stage = self.down[level]
-        layers = stage.residual_blocks or stage.transformers
+        layers = stage.places or stage.transformers
         return [self.down[max(level - 1, 0)].channels, *[stage.channels] * layers]
 
     def down_inputs(self, level: int) -> list[int]:
-        """Input widths of the residual blocks of ``down[level]``."""
+        """Input widths of ``down[level]``'s places for residual blocks."""
         stage = self.down[level]
-        return [self.skips(level)[0], *[stage.channels] * stage.residual_blocks][: stage.residual_blocks]
+        return [self.skips(level)[0], *[stage.channels] * stage.places][: stage.places]
 
     def up_inputs(self, level: int) -> list[int]:
-        """Input widths of the residual blocks of ``up[level]``, skips joined on: newest first, while there are any."""
+        """Likewise of ``up[level]``, skips joined on: newest first, while there are any."""
         stage = self.up[level]
         below = self.down[-1].channels if level == len(self.up) - 1 else self.up[level + 1].channels
-        widths = [below, *[stage.channels] * (stage.residual_blocks - 1)]
+        widths = [below, *[stage.channels] * (stage.places - 1)]
         skips = [*reversed(self.skips(level)), *[0] * len(widths)]
         return [width + skip for width, skip in zip(widths, skips, strict=False)]
 
@@ -228,8 +291,8 @@ class Architecture(Settings):
         """The same net, described with every knob that changes nothing at its default."""
         last = len(self.down) - 1
         down = tuple(s.canonical(s.channels, sampler=i < last) for i, s in enumerate(self.down))
-        up = tuple(s.canonical(s.channels, sampler=i > 0) for i, s in enumerate(self.up))
-        mid = self.mid.canonical(self.down[-1].channels, sampler=False)
+        up = tuple(s.canonical(s.channels, sampler=i > 0, skips=True) for i, s in enumerate(self.up))
+        mid = self.mid.canonical(self.down[-1].channels, sampler=False, ends_plain=True)
         blocks = (*down, mid, *up)
         changes: dict[str, Any] = {"down": down, "mid": mid, "up": up}
         if not any(b.attends for b in blocks):

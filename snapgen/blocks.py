@@ -40,6 +40,11 @@ class ResidualBlock(nn.Module):
     width. The paper's sizes need the latter, by our count; where it is added there is our choice.
     """
 
+    runs = True
+    """Whether it is more than its shortcut; `snapgen.subnets` turns blocks off."""
+    dropped = False
+    """Whether it is left out of this training step; evaluation knows nothing of it."""
+
     def __init__(
         self,
         inside: int,
@@ -66,6 +71,8 @@ class ResidualBlock(nn.Module):
 
     def shifted(self, x: Tensor, shift: Tensor) -> Tensor:
         """As `forward`, of the timestep's projection (B, width where it is added, 1, 1)."""
+        if not self.runs or (self.dropped and self.training):
+            return self.shortcut(x)  # type: ignore[no-any-return]
         hidden = self.conv1(F.silu(self.norm1(x)))
         if self.time_at == "expanded":
             hidden = hidden + shift
@@ -193,6 +200,10 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Norm, projection, transformer blocks over the grid's tokens, projection, residual add."""
 
+    runs = True
+    dropped = False
+    """Both as of a residual block."""
+
     def __init__(self, width: int, blocks: list[TransformerBlock], *, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
@@ -202,6 +213,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
+        if not self.runs or (self.dropped and self.training):
+            return x
         height, width = x.shape[2:]
         tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
         for block in self.blocks:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snapgen import flow
+from snapgen import flow, subnets
 from snapgen.distillation import Projector, scaled
 from snapgen.feed import Batch
+from snapgen.process import Prediction, of
 from snapgen.teacher import Teacher
 from snapgen.unet import UNet
 
@@ -28,7 +29,7 @@ class Lesson(NamedTuple):
     sample: Tensor
     """x_t: (B, C, H, W)."""
     velocity: Tensor
-    """The student's: (B, C, H, W)."""
+    """The student's, or what else its process has it say: (B, C, H, W)."""
     loss: Tensor
     """(B,)."""
     parts: dict[str, Tensor]
@@ -36,16 +37,17 @@ class Lesson(NamedTuple):
 
 
 class FlowTurn(nn.Module):
-    """The student learns rectified flow from the data, and from a teacher if there is one.
+    """The student learns to undo noise from the data, and from a teacher if there is one.
 
     The total is S(task, output) + S(task, features), S being `snapgen.distillation.scaled` (SnapGen, section 4);
     without scaling the losses are weighted and added.
 
     Args:
         student: the net that is trained; a `Teacher` can be one, but not be distilled into.
-        prediction: what its output stands for.
+        prediction: what its output stands for, and so the process (`snapgen.process`); of rectified flow with a teacher.
         distillation: how it is taught; needs ``teacher``.
         teacher: frozen. Neither copied nor moved: it must be on the batches' device.
+        block_dropout: how often each of the student's blocks is left out for a step.
         seed: of the projector's weights.
     """
 
@@ -53,16 +55,17 @@ class FlowTurn(nn.Module):
         self,
         student: UNet | Teacher,
         *,
-        prediction: flow.Prediction,
+        prediction: Prediction,
         distillation: Distillation | None = None,
         teacher: Teacher | None = None,
+        block_dropout: float = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         assert (distillation is None) == (teacher is None), "distillation and its teacher come together"
         assert teacher is None or not any(weight.requires_grad for weight in teacher.parameters())
-        self.student, self.prediction, self.distillation = student, prediction, distillation
-        self._teacher = (teacher,)
+        self.student, self.process, self.distillation = student, of(prediction), distillation
+        self._teacher, self._block_dropout = (teacher,), block_dropout
         self.projector: Projector | None = None
         if distillation is not None and distillation.features:
             assert teacher is not None
@@ -71,14 +74,17 @@ class FlowTurn(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, and of what it is made: ``task``, ``output``, ``features``."""
+        if self._block_dropout:
+            assert isinstance(self.student, UNet)
+            subnets.drop(self.student, self._block_dropout, seed=batch.draws.seed, step=batch.draws.step)
         lesson = self.lesson(batch)
         return {"loss": lesson.loss.mean(), **means(lesson.parts)}
 
     def lesson(self, batch: Batch) -> Lesson:
         """The student's pass through a batch, and how well it did."""
-        x = flow.interpolate(batch.latents, batch.noise, batch.t)
+        x = self.process.noised(batch.latents, batch.noise, batch.t)
         velocity, features = self._said(x, batch)
-        task = flow.squared_errors(velocity, batch.noise - batch.latents)
+        task = flow.squared_errors(velocity, self.process.target(batch.latents, batch.noise, batch.t))
         taught = self._taught(x, batch, velocity, features)
         return Lesson(x, velocity, self._total(task, taught, batch.t), {"task": task, **taught})
 
@@ -94,7 +100,7 @@ class FlowTurn(nn.Module):
             features.append(student.trunk(x, t, context))
             return student.head(features[0])
 
-        return flow.velocity_of(net, x, batch.t, batch.context, self.prediction), features
+        return self.process.said(net, x, batch.t, batch.context), features
 
     def _taught(self, x: Tensor, batch: Batch, velocity: Tensor, features: list[Tensor]) -> dict[str, Tensor]:
         """How far the student is from its teacher: (B,) each."""

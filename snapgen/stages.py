@@ -112,11 +112,18 @@ class FlowStage(Stage):
     kind: Literal["flow"] = "flow"
     net: Literal["student", "teacher"] = "student"
     distillation: Distillation | None = None
+    block_dropout: float = Field(default=0, ge=0, lt=1)
+    """Robust training: how often each block is left out for a step (arXiv 2306.00980, section 3.1, which says no
+    number), so that sub-networks can be told apart by what they lose (`snapgen.subnets`)."""
 
     @model_validator(mode="after")
     def _teaches_the_student(self) -> Self:
         if self.net == "teacher" and self.distillation is not None:
             raise ValueError("a teacher has no teacher; remove distillation, or train the student")
+        if self.net == "teacher" and self.block_dropout:
+            raise ValueError("a teacher's blocks always run; remove block_dropout, or train the student")
+        if self.block_dropout and self.compile:
+            raise ValueError("block_dropout makes another net of every step; turn compile off")
         return self
 
 
@@ -131,6 +138,38 @@ class StepStage(Stage):
     distillation: Distillation | None = Distillation(features=False)
 
 
+class HalvingStage(Stage):
+    """Distillation of two DDIM steps into one (SnapFusion, arXiv 2306.00980, section 4); see `snapgen.halving`."""
+
+    kind: Literal["halving"] = "halving"
+    teacher: str = "before"
+    """Folder of a U-Net that predicts what the student does, under the same text encoders; before: the student itself,
+    as it stands where the stage begins."""
+    teacher_steps: int = Field(default=32, ge=2, le=1000)
+    """Of the sampler that the teacher is made for; the student's are half as many."""
+    probability: float = Field(default=0.1, ge=0, le=1)
+    """Of a step being CFG-aware; 0: vanilla."""
+    guidance: tuple[float, float] = (2, 14)
+    """Smallest and largest w of the CFG-aware steps."""
+    original: float = Field(default=0.2, ge=0)
+    """γ, of the loss without a teacher, once that is scaled to the distillation's."""
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.teacher_steps % 2:
+            problem = f"teacher_steps {self.teacher_steps} is odd; two of them become one, so use an even number"
+            raise ValueError(problem)
+        low, high = self.guidance
+        if not 0 <= low <= high:
+            raise ValueError(f"guidance is from {low:g} to {high:g}; the paper's is [2, 14]")
+        return self
+
+    @property
+    def student_steps(self) -> int:
+        """Of the sampler that the student is made for."""
+        return self.teacher_steps // 2
+
+
 class DecoderStage(_Named):
     """Training of a tiny decoder for the autoencoder's frozen encoder (SnapGen, section 3.2)."""
 
@@ -142,4 +181,6 @@ class DecoderStage(_Named):
     """Images that are held in memory, decoded, to be drawn from: the first ones, a fair sample of the set."""
 
 
-AnyStage = Annotated[FlowStage | StepStage | DecoderStage, Field(discriminator="kind")]
+NetStage = FlowStage | StepStage | HalvingStage
+"""A stage of a net on latents."""
+AnyStage = Annotated[FlowStage | StepStage | HalvingStage | DecoderStage, Field(discriminator="kind")]

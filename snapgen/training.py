@@ -17,10 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from snapgen import flow
+from snapgen import flow, subnets
 from snapgen.optimizers import Optimizers
 from snapgen.seeds import derive
 from snapgen.settings import Settings
+from snapgen.unet import UNet
 
 HOPELESS = 4.0
 """A run whose recent loss is this many times its first one has diverged."""
@@ -121,11 +122,12 @@ Report = Callable[[int, list[float], "Average"], None]
 
 
 def train(
-    unet: nn.Module,
+    unet: UNet,
     examples: Examples,
     settings: TrainingSettings,
     *,
     seed: int,
+    block_dropout: float = 0,
     report: Report | None = None,
     report_every: int = 50,
 ) -> Outcome:
@@ -133,14 +135,15 @@ def train(
 
     Args:
         unet: called as `flow.Net`; trained in place.
-        seed: of the order of the examples, the timesteps, the noise and the caption dropout. Not of the weights.
+        seed: of the order of the examples, the timesteps, the noise and what is dropped. Not of the weights.
+        block_dropout: how often each block is left out for a step (`snapgen.subnets`); 0: never.
         report: called every ``report_every`` steps and after the last one; the only times the device is waited for.
 
     Returns:
         The averaged weights and every step's loss. A run that diverges stops at the next report.
     """
     device = next(unet.parameters()).device
-    unet.train().requires_grad_(True).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet.train().requires_grad_(True).to(memory_format=torch.channels_last)
     optimizers = optimizers_of(unet, settings)
     average = Average(unet, settings.ema)
     outcome = Outcome(average={})
@@ -148,6 +151,8 @@ def train(
     batches = _batches(examples, settings, seed=seed, device=device)
     started, reporting = time.perf_counter(), 0.0
     for step in range(1, settings.steps + 1):
+        if block_dropout:
+            subnets.drop(unet, block_dropout, seed=seed, step=step)
         pending[(step - 1) % report_every] = _backward(unet, next(batches), settings)
         optimizers.step(rate(step, settings, settings.steps))
         average.update(step)

@@ -126,14 +126,18 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 class Layer(nn.Module):
-    """At most one residual block, then transformers; with gradient checkpointing only its inputs are kept."""
+    """Residual blocks, mostly one, then transformers; with gradient checkpointing only its inputs are kept."""
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]  # both set by diffusers' `enable_gradient_checkpointing`
 
-    def __init__(self, residual: ResidualBlock | None, transformers: list[Transformer]) -> None:
+    def __init__(
+        self, inside: int, outside: int, residuals: list[ResidualBlock], transformers: list[Transformer]
+    ) -> None:
         super().__init__()
-        self.residual = residual
+        self.shortcut = Pointwise(inside, outside) if not residuals and inside != outside else None
+        self.residual = residuals[0] if residuals else None
+        self.copies = nn.ModuleList(residuals[1:])
         self.transformers = nn.ModuleList(transformers)
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
@@ -143,8 +147,12 @@ class Layer(nn.Module):
         return self._run(x, time, context, turn)
 
     def _run(self, x: Tensor, time: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
+        if self.shortcut is not None:
+            x = self.shortcut(x)
         if self.residual is not None:
             x = self.residual(x, time)
+        for residual in self.copies:
+            x = residual(x, time)
         for transformer in self.transformers:
             x = transformer(x, context, turn)
         return x
@@ -158,7 +166,7 @@ class DownStage(nn.Module):
         stage = arch.down[level]
         inside = arch.skips(level)[0]
         self.turn = Turn(arch, stage)
-        widens = stage.residual_blocks == 0 and inside != stage.channels
+        widens = stage.places == 0 and inside != stage.channels
         self.widen = Pointwise(inside, stage.channels) if widens else nn.Identity()
         self.layers = _layers(arch, stage, stage.channels, arch.down_inputs(level))
         last = level == len(arch.down) - 1
@@ -182,7 +190,7 @@ class Middle(nn.Module):
         super().__init__()
         channels = arch.down[-1].channels
         self.turn = Turn(arch, arch.mid)
-        self.layers = _layers(arch, arch.mid, channels, [channels] * arch.mid.residual_blocks, ends_plain=True)
+        self.layers = _layers(arch, arch.mid, channels, [channels] * arch.mid.places, ends_plain=True)
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
@@ -229,25 +237,17 @@ class Turn(nn.Module):
 def _layers(
     arch: Architecture, blocks: Blocks, channels: int, inputs: list[int], *, ends_plain: bool = False
 ) -> nn.ModuleList:
-    """Residual blocks of these input widths with their shares of transformers; without any, the transformers alone."""
-    transformers = blocks.transformers if blocks.has_transformers else 0
-    if not inputs:
-        return nn.ModuleList(Layer(None, [_transformer(arch, blocks, channels)]) for _ in range(transformers))
-    shares = dealt(transformers, len(inputs), ends_plain=ends_plain)
+    """The layers of a stage or of the middle; ``inputs``: widths at its places for residual blocks."""
+    dealt = blocks.dealt(ends_plain=ends_plain)
     return nn.ModuleList(
-        Layer(_residual(arch, blocks, inside, channels), [_transformer(arch, blocks, channels) for _ in range(share)])
-        for inside, share in zip(inputs, shares, strict=True)
+        Layer(
+            inside,
+            channels,
+            [_residual(arch, blocks, inside if first == 0 else channels, channels) for first in range(residuals)],
+            [_transformer(arch, blocks, channels) for _ in range(transformers)],
+        )
+        for inside, (residuals, transformers) in zip(inputs or [channels] * len(dealt), dealt, strict=True)
     )
-
-
-def dealt(transformers: int, layers: int, *, ends_plain: bool = False) -> list[int]:
-    """How many transformers follow each residual block: dealt evenly, the later blocks first.
-
-    With ``ends_plain`` none follows the last of several (the middle's transformers stand between residual blocks).
-    """
-    if ends_plain and layers > 1:
-        return [*dealt(transformers, layers - 1), 0]
-    return [(i + 1) * transformers // layers - i * transformers // layers for i in range(layers)]
 
 
 def _residual(arch: Architecture, blocks: Blocks, inside: int, outside: int) -> ResidualBlock:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import filelock
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from snapgen import autoencoder as coders
@@ -66,8 +66,12 @@ def train(recipe: Recipe, arch: Architecture, *, tell: Tell, until: str | None =
     """
     # While one process evaluates or trains a decoder, the others wait.
     patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    drops = any(isinstance(stage, FlowStage) and stage.block_dropout for stage in recipe.stages)
+    shared = DistributedDataParallelKwargs(find_unused_parameters=drops)  # a block that is left out has no gradient
     # The recipe decides on the precision, not how processes are launched.
-    accelerator = Accelerator(cpu=devices.choose().type == "cpu", mixed_precision="no", kwargs_handlers=[patient])
+    accelerator = Accelerator(
+        cpu=devices.choose().type == "cpu", mixed_precision="no", kwargs_handlers=[patient, shared]
+    )
     run = Training(recipe, arch, accelerator, tell if accelerator.is_main_process else lambda _: None)
     run.check()
     with terminable(), run.alone(), _writable(recipe.folder):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from snapgen import blocks, presets
-from snapgen.arch import Architecture
+from snapgen.arch import Architecture, Blocks
 from snapgen.blocks import Attention
 from snapgen.paths import changed
-from snapgen.unet import Layer, UNet, dealt
+from snapgen.unet import Layer, UNet
 from tests.snapgen.nets import SD15, inputs, stirred, tiny
 
 SNAPGEN: dict[str, Any] = {  # the paper's choices, small
@@ -197,7 +197,8 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(arch: Archite
     [(2, 2, [1, 1]), (1, 2, [0, 1]), (6, 2, [3, 3]), (3, 2, [1, 2]), (0, 3, [0, 0, 0]), (4, 3, [1, 1, 2])],
 )
 def test_transformers_are_dealt_evenly_later_blocks_first(transformers: int, layers: int, shares: list[int]) -> None:
-    assert dealt(transformers, layers) == shares
+    dealt = Blocks(residual_blocks=layers, transformers=transformers).dealt()
+    assert [count for _, count in dealt] == shares
 
 
 @pytest.mark.parametrize(
