@@ -23,7 +23,7 @@ from snapgen.errors import InputError
 from snapgen.files import aside
 from snapgen.reconstruction import as_bytes
 from snapgen.seeds import derive
-from snapgen.training import Average, Outcome, train
+from snapgen.training import Average, Outcome, TrainingSettings, train
 from snapgen.unet import UNet
 
 Progress = Callable[[str, float], None]
@@ -43,6 +43,10 @@ GRID = (6, 8)
 """Rows and columns of samples.png, where there are so many samples."""
 GAP = 2
 """Pixels between them."""
+
+
+def _silent(stage: str, fraction: float) -> None:
+    pass
 
 
 @dataclass
@@ -141,19 +145,39 @@ class Evaluator:
         for number, seed in enumerate(self.protocol.seeds):
             run = self._run(arch, seed, derive(study_seed, "run", seed), _part(tell, number, len(self.protocol.seeds)))
             if artifacts is not None and number == 0:
-                self._write(run, artifacts)
+                self.write(run, artifacts)
             run.images = None
             runs.append(run)
             if run.outcome.diverged:
                 break
-        return self._quality(runs)
+        return self.quality(runs)
 
     def _run(self, arch: Architecture, seed: int, derived: int, tell: Progress) -> Run:
         unet = self.net(arch)
         unet.initialise(derive(derived, "weights"))
-        judge = self.net(arch)
+        return self.run(unet, self.protocol, number=seed, seed=derived, tell=tell)
+
+    def run(
+        self,
+        unet: UNet,
+        training: TrainingSettings,
+        *,
+        number: int,
+        seed: int,
+        block_dropout: float = 0,
+        tell: Progress = _silent,
+    ) -> Run:
+        """Train a net on the protocol's data from where it stands, and measure it with its averaged weights.
+
+        Args:
+            unet: on the evaluator's device; trained in place.
+            training: the protocol itself, or other settings for its data.
+            number: what the run is called in progress.
+            seed: as `snapgen.training.train`, as is ``block_dropout``.
+        """
+        judge = self.net(unet.arch)
         curve: list[tuple[int, float, float | None]] = []
-        steps = self.protocol.steps
+        steps = training.steps
         every = max(1, steps // REPORTS)
 
         def report(step: int, losses: list[float], average: Average) -> None:
@@ -163,9 +187,17 @@ class Evaluator:
                 judge.load_state_dict(average.state())
                 validation = float(self._pair_losses(judge).mean())
             curve.append((step, sum(losses) / len(losses), validation))
-            tell(f"training seed {seed}", TRAINING_SHARE * step / steps)
+            tell(f"training seed {number}", TRAINING_SHARE * step / steps)
 
-        outcome = train(unet, self._materials.training, self.protocol, seed=derived, report=report, report_every=every)
+        outcome = train(
+            unet,
+            self._materials.training,
+            training,
+            seed=seed,
+            block_dropout=block_dropout,
+            report=report,
+            report_every=every,
+        )
         judge.load_state_dict(outcome.average)
         outcome.average = {}
         pair_losses = self._pair_losses(judge)
@@ -174,8 +206,8 @@ class Evaluator:
             curve[-1] = (*curve[-1][:2], float(pair_losses.mean()))
         run = Run(outcome, judge, curve, pair_losses)
         if not outcome.diverged:
-            self._sample(run, seed, tell)
-        tell(f"seed {seed} done", 1.0)
+            self._sample(run, number, tell)
+        tell(f"seed {number} done", 1.0)
         return run
 
     def net(self, arch: Architecture) -> UNet:
@@ -235,7 +267,8 @@ class Evaluator:
             )
         return as_bytes(self._materials.decoder.decode(latents.float()))
 
-    def _quality(self, runs: list[Run]) -> Quality:
+    def quality(self, runs: Sequence[Run]) -> Quality:
+        """What runs of one candidate, a seed each, come to."""
         diverged = any(run.outcome.diverged for run in runs)
         sampled = self._materials.extractor is not None
         worst = Estimate(value=WORST, low=WORST, high=WORST)
@@ -249,7 +282,8 @@ class Evaluator:
             diverged=diverged,
         )
 
-    def _write(self, run: Run, folder: Path) -> None:
+    def write(self, run: Run, folder: Path) -> None:
+        """Leave a run's samples, curve and weights in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         with aside(folder / "curve.csv") as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
@@ -278,10 +312,6 @@ def grid(images: Tensor, rows: int, columns: int) -> Tensor:
 
 def _estimate(measured: Sequence[Measured | None]) -> Estimate:
     return intervals.of_distances([one for one in measured if one is not None])
-
-
-def _silent(stage: str, fraction: float) -> None:
-    pass
 
 
 def _part(tell: Progress, number: int, parts: int) -> Progress:
