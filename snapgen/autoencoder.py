@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from snapgen import conversion_files, hub, settings
 from snapgen.errors import InputError
+from snapgen.pruned_decoder import PrunedAutoencoderKL
 from snapgen.tiny_decoder import SeparableConv, ThinBlock, TinyDecoder, check_levels
 
 SHIPPED = {"emoji": Path(__file__).parent / "weights" / "emoji-autoencoder"}
@@ -222,7 +223,8 @@ def load(name_or_path: str | Path = "emoji") -> Autoencoder:
 
     Args:
         name_or_path: ``emoji`` (shipped), ``none`` (pixels), a folder written by `ConvAutoencoder.save_pretrained`,
-            or a folder of a diffusers AutoencoderKL (or of a pipeline, whose ``vae`` is taken).
+            or a folder of a diffusers AutoencoderKL or a `PrunedAutoencoderKL` (or of a pipeline, whose ``vae`` is
+            taken).
 
     Raises:
         InputError: if there is no such autoencoder, or its files are missing, damaged or of another kind.
@@ -230,7 +232,7 @@ def load(name_or_path: str | Path = "emoji") -> Autoencoder:
     if name_or_path == PIXELS:
         return Pixels()
     folder = _folder(name_or_path)
-    kinds = {"ConvAutoencoder": ConvAutoencoder, "AutoencoderKL": AutoencoderKL}
+    kinds = {kind.__name__: kind for kind in (ConvAutoencoder, AutoencoderKL, PrunedAutoencoderKL)}
     kind = _config(folder).get("_class_name")
     if kind not in kinds:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from snapgen.seeds import derive
@@ -109,6 +109,32 @@ def check_equal(actual: Tensor, expected: Tensor) -> None:
     assert scale > 0.01
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * scale)
 
+
+def small_kl(**changes: Any) -> AutoencoderKL:
+    """A tiny AutoencoderKL, which halves the side once."""
+    torch.manual_seed(0)
+    shape = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "scaling_factor": 1.5,
+        "shift_factor": 0.06,
+    }
+    return AutoencoderKL(**{**shape, **changes}).eval()
+
+
+SD_KL: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 512,
+}
+"""Stable Diffusion's autoencoder, full size."""
 
 FULL: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},

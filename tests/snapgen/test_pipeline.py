@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +23,7 @@ from snapgen.errors import InputError
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.pipeline_files import find, load
 from snapgen.tiny_decoder import TinyDecoder
+from tests.snapgen.diffusers_nets import small_kl
 from tests.snapgen.nets import stirred, tiny
 from tests.snapgen.test_text import bert, clip
 
@@ -37,18 +38,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kl() -> KLAutoencoder:
     """A tiny AutoencoderKL, which halves the side once."""
-    torch.manual_seed(0)
-    return KLAutoencoder(
-        AutoencoderKL(
-            block_out_channels=(8, 16),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            scaling_factor=1.5,
-            shift_factor=0.06,
-        ).eval()
-    )
+    return KLAutoencoder(small_kl())
 
 
 def with_decoder() -> WithDecoder:
