@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor
+from torch import Tensor, nn
 
 from snapgen.errors import InputError
 
@@ -113,7 +113,10 @@ def _check(vae: AutoencoderKL, source: str) -> None:
 
 
 def _decoder(config: Mapping[str, Any], channels: Sequence[int]) -> Decoder:
-    return Decoder(
+    """With a convolution in each shortcut where the whole decoder's width changes: diffusers makes none between widths
+    that rounding made equal.
+    """
+    decoder = Decoder(
         in_channels=config["latent_channels"],
         out_channels=config["out_channels"],
         up_block_types=config["up_block_types"],
@@ -123,6 +126,12 @@ def _decoder(config: Mapping[str, Any], channels: Sequence[int]) -> Decoder:
         act_fn=config["act_fn"],
         mid_block_add_attention=config["mid_block_add_attention"],
     )
+    whole = list(reversed(config["block_out_channels"]))
+    for stage, before, width in zip(decoder.up_blocks[1:], whole, whole[1:], strict=False):
+        block = stage.resnets[0]
+        if before != width and block.conv_shortcut is None:
+            block.conv_shortcut = nn.Conv2d(block.in_channels, block.out_channels, 1)
+    return decoder
 
 
 class _Ends(NamedTuple):

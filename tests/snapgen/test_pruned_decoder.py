@@ -143,8 +143,16 @@ def test_what_is_saved_is_read_as_an_autoencoder(tmp_path: Path) -> None:
     whole, loaded = KLAutoencoder(vae), autoencoder.load(tmp_path)
     torch.testing.assert_close(whole.encode(pixels), loaded.encode(pixels))
     assert autoencoder.digest(tmp_path)
-    twice = pruned(small, 0.5)
+
+
+@torch.no_grad()
+def test_a_shortcut_stays_between_widths_that_became_equal(tmp_path: Path) -> None:
+    twice = pruned(pruned(stirred_kl(), 0.5), 0.5)
     assert twice.config.decoder_channels == (4, 4)
+    assert twice.decoder.up_blocks[1].resnets[0].conv_shortcut is not None
+    twice.save_pretrained(tmp_path)
+    again = PrunedAutoencoderKL.from_pretrained(tmp_path)
+    torch.testing.assert_close(image(again, LATENTS), image(twice, LATENTS))
 
 
 @torch.no_grad()
