@@ -18,6 +18,7 @@ from snapgen.feed import Batch, Feed, Part, training_times
 from snapgen.objectives import FlowTurn
 from snapgen.paths import changed
 from snapgen.presets import preset
+from snapgen.process import RectifiedFlow
 from snapgen.rows import Rows
 from snapgen.stages import Distillation, FlowStage
 from snapgen.text import Embeddings
@@ -176,7 +177,7 @@ class Setting:
             teacher=captions_of(self.size.teaching, noise) if taught else None,
             dropout=[0.1],
             batch=self.stage.batch,
-            times=training_times(1),
+            times=training_times(RectifiedFlow()),
             seed=0,
             device=self.device,
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from snapgen import flow
 from snapgen.conditioning import Captions, Condition
+from snapgen.process import Process
 from snapgen.rows import Rows
 from snapgen.seeds import derive
 
@@ -57,6 +58,10 @@ class Draws:
             return flow.stratified(BLOCK, torch.Generator().manual_seed(seed))
 
         return self._drawn(name, draw).to(device, non_blocking=True)
+
+    def chance(self, name: str) -> float:
+        """A uniform number in [0, 1) of the whole step: the same for all its images."""
+        return (derive(self.seed, name, self.step) >> 10) / (1 << 53)
 
     def _drawn(self, name: str, draw: Callable[[int], Tensor]) -> Tensor:
         """Of the blocks that ``draw`` gives, each from a seed, these images' rows."""
@@ -225,16 +230,20 @@ def _order(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def training_times(shift: float) -> Times:
-    """Logit-normal timesteps, stratified over the step, moved by a shift (SD3, section 3.1 and 5.3.2)."""
-    return lambda count, generator: flow.shifted(flow.logit_normal(flow.stratified(count, generator)), shift)
+def training_times(process: Process) -> Times:
+    """A process's timesteps of training, stratified over the step."""
+    return lambda count, generator: process.times(flow.stratified(count, generator))
 
 
 def student_times(steps: int, shift: float) -> Times:
     """The timesteps that `flow.sample` visits in so many steps, in equal shares: 1, …, 1/steps, moved by a shift."""
+    return shares(flow.shifted(torch.arange(1, steps + 1, dtype=torch.float64) / steps, shift).float())
+
+
+def shares(visited: Tensor) -> Times:
+    """Some timesteps in equal shares."""
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
-        visited = flow.shifted(torch.arange(1, steps + 1, dtype=torch.float64) / steps, shift).float()
-        return visited[(flow.stratified(count, generator) * steps).long()]
+        return visited[(flow.stratified(count, generator) * len(visited)).long()]
 
     return draw

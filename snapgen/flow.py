@@ -115,13 +115,30 @@ def validation_losses(
     Equal for equal ``seed`` whatever the batch; the validation loss is its mean. ``data`` (N, C, H, W) and ``context``
     (N, tokens, width) hold the pairs' images in order, on the net's device.
     """
-    times = validation_times(len(data), seed=seed, shift=shift).to(data.device)
-    found = []
+
+    def loss(data: Tensor, noise: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        return losses(net, data, noise, t, context, prediction=prediction)
+
+    times = validation_times(len(data), seed=seed, shift=shift)
+    return over_pairs(loss, data, context, times, seed=seed, batch=batch)
+
+
+def over_pairs(
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    data: Tensor,
+    context: Tensor | None,
+    times: Tensor,
+    *,
+    seed: int,
+    batch: int = 128,
+) -> Tensor:
+    """Losses of (data, noise, t, context), (B,) each, over pairs with noise of their own: (N,) float64 on the CPU."""
+    times, found = times.to(data.device), []
     for start in range(0, len(data), batch):
         rows = slice(start, min(start + batch, len(data)))
         noise = image_noise(range(rows.start, rows.stop), data.shape[1:], seed=seed, name="validation noise")
         some = None if context is None else context[rows]
-        found.append(losses(net, data[rows], noise.to(data.device), times[rows], some, prediction=prediction))
+        found.append(loss(data[rows], noise.to(data.device), times[rows], some))
     return torch.cat(found).double().cpu()
 
 

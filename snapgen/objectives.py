@@ -44,7 +44,7 @@ class FlowTurn(nn.Module):
 
     Args:
         student: the net that is trained; a `Teacher` can be one, but not be distilled into.
-        prediction: what its output stands for, and so the process (`snapgen.process`); of rectified flow with a teacher.
+        prediction: what its output stands for, and so the process (`snapgen.process`); with a teacher rectified flow.
         distillation: how it is taught; needs ``teacher``.
         teacher: frozen. Neither copied nor moved: it must be on the batches' device.
         block_dropout: how often each of the student's blocks is left out for a step.

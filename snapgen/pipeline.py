@@ -13,9 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput
+from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
@@ -24,6 +23,8 @@ from snapgen import conditioning, flow, text
 from snapgen.autoencoder import Autoencoder, ConvAutoencoder, KLAutoencoder, WithDecoder
 from snapgen.conditioning import EncoderSettings
 from snapgen.errors import InputError
+from snapgen.process import PREDICTIONS, Prediction, Process, Scheduler
+from snapgen.process import of as process_of
 from snapgen.tiny_decoder import TinyDecoder
 from snapgen.unet import UNet
 
@@ -37,19 +38,20 @@ BATCH = 16
 
 
 class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Draws images for prompts, as `snapgen.flow.sample` does with the net's contexts of the training.
+    """Draws images for prompts, as the training's process samples (`snapgen.process`), with the training's contexts.
 
     Everything beside the components is configuration, in ``model_index.json``. Whoever trains makes one by `assembled`.
 
     Args:
         unet: the net.
         vae: the autoencoder of its latents.
-        scheduler: Euler's method on the flow; its ``shift`` is the resolution shift of the timesteps.
+        scheduler: takes the steps: of rectified flow Euler's method, whose ``shift`` is the timesteps' resolution
+            shift, of diffusion DDIM's.
         decoder: decodes in the autoencoder's place.
         text_encoder, text_encoder_2, …: of transformers, in the order in which they are merged.
         tokenizer, tokenizer_2, …: theirs.
         encoders: how each of them encodes, as mappings of `EncoderSettings`' fields.
-        prediction: what the net's output stands for; see `snapgen.flow.velocity_of`.
+        prediction: what the net's output stands for, and so the process.
         steps: of a call that names none; a few-step net's own number.
         guidance: likewise; 1 for a few-step net.
         resolution: pixels of a side, likewise; None: a call names them.
@@ -65,7 +67,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         unet: UNet,
         vae: ConvAutoencoder | AutoencoderKL,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        scheduler: Scheduler,
         decoder: TinyDecoder | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
@@ -76,7 +78,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         text_encoder_4: Any = None,
         tokenizer_4: Any = None,
         encoders: Sequence[Mapping[str, Any]] = (),
-        prediction: flow.Prediction = "velocity",
+        prediction: Prediction = "velocity",
         steps: int = 28,
         guidance: float = 1,
         resolution: int | None = None,
@@ -115,7 +117,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         autoencoder: Autoencoder,
         encoders: Sequence[EncoderSettings] = (),
         *,
-        prediction: flow.Prediction,
+        prediction: Prediction,
         shift: float = 1,
         steps: int = 28,
         guidance: float = 1,
@@ -138,7 +140,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         return cls(
             unet,
             vae,
-            FlowMatchEulerDiscreteScheduler(shift=shift),
+            process_of(prediction, shift=shift).scheduler(),
             decoder,
             **components,
             encoders=[settings.model_dump(include=ENCODING) for settings in encoders],
@@ -192,8 +194,8 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
                 raise InputError("pipeline", problem, "give these, and no others", place="encoders")
         if arch.has_cross_attention and not count:
             raise InputError("pipeline", "has no text encoder; its net has cross-attention", "give the training's")
-        if self.config.prediction not in flow.PREDICTIONS:
-            choices = ", ".join(flow.PREDICTIONS)
+        if self.config.prediction not in PREDICTIONS:
+            choices = ", ".join(PREDICTIONS)
             raise InputError("pipeline", f"is {self.config.prediction!r}", f"use one of: {choices}", place="prediction")
 
     @torch.no_grad()
@@ -228,7 +230,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
             prompt: one or several; an empty one is the null caption.
             context: contexts (B, N, context width) in place of prompts.
             num_images_per_prompt: images that follow each other.
-            num_inference_steps: of Euler's method; without it the configuration's.
+            num_inference_steps: of the sampler; without it the configuration's.
             guidance_scale: of classifier-free guidance, likewise; 1 costs one evaluation of the net a step, others two.
             height, width: in pixels, likewise; multiples of `stride`.
             seed: of the noise where there is neither ``generator`` nor ``latents``: an image's depends on its index.
@@ -303,16 +305,16 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise InputError("generator", f"are {len(generator)} for {count} images", "give one, or one an image")
         return cast(Tensor, randn_tensor((count, *shape), generator=generator, device=self._execution_device))
 
-    def schedule(self, steps: int, device: torch.device | None = None) -> Tensor:
-        """The scheduler's σ from 1 to 0, which it is set to: (steps + 1,). They are t, even before the shift."""
-        self.scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1].tolist(), device=device)
-        return cast(Tensor, self.scheduler.sigmas)
+    @property
+    def process(self) -> Process:
+        """What the net was trained on."""
+        return process_of(self.config.prediction)
 
     def _sample(self, noise: Tensor, context: Tensor | None, steps: int, guidance: float, bar: Any) -> Tensor:
-        """`snapgen.flow.sample` by the scheduler, whose timesteps are 1000·t."""
+        """As the process samples, by the scheduler, whose timesteps are 1000·t."""
         scheduler, dtype = self.scheduler, self.unet.dtype
         x = noise.to(self._execution_device, torch.float32)
-        self.schedule(steps, x.device)
+        self.process.set_steps(scheduler, steps, x.device)
 
         def net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
             some = None if context is None else context.to(dtype)
@@ -320,8 +322,8 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         for timestep in scheduler.timesteps:
             t = (timestep / scheduler.config.num_train_timesteps).expand(len(x))
-            velocity = flow.guided_velocity(net, x, t, context, guidance, self.config.prediction)
-            x = scheduler.step(velocity, timestep, x, return_dict=False)[0]
+            said = self.process.guided(net, x, t, context, guidance)
+            x = scheduler.step(said, timestep, x, return_dict=False)[0]
             bar.update()
         return x
 

@@ -18,7 +18,7 @@ from snapgen import settings as reading
 from snapgen.errors import InputError
 from snapgen.files import aside
 from snapgen.settings import Settings
-from snapgen.stages import FlowStage, StepStage
+from snapgen.stages import NetStage
 from studies.evaluation import Judge, sampler_of
 from studies.interrupts import terminable
 from studies.material import Material
@@ -153,7 +153,7 @@ def _numbers(comparison: Comparison, variant: str, seed: int, tell: Callable[[st
 def _judged(variant: Variant, recipe: Recipe, seed: int, tell: Callable[[str], None]) -> dict[str, Estimate]:
     arch = architecture(recipe.arch)
     number, stage = [(i, stage) for i, stage in enumerate(recipe.stages) if is_of_student(stage)][-1]
-    assert isinstance(stage, FlowStage | StepStage)
+    assert isinstance(stage, NetStage)
     own = sampler_of(recipe, stage)
     change = variant.sampler.model_dump(exclude_none=True)
     folder = RunFolder(recipe, arch).result(number)

@@ -16,10 +16,11 @@ from archsearch.materials import FIXED, fixed_prompts, reference_of
 from archsearch.quality import grid
 from archsearch.retrieval import Retriever
 from archsearch.score import Estimate
-from snapgen import conditioning, flow
+from snapgen import conditioning, flow, process
 from snapgen.conditioning import Condition
+from snapgen.process import Process
 from snapgen.reconstruction import as_bytes
-from snapgen.stages import FlowStage, StepStage
+from snapgen.stages import HalvingStage, NetStage, StepStage
 from snapgen.teacher import Teacher
 from snapgen.unet import UNet
 from studies.material import Material
@@ -40,12 +41,11 @@ class Sampler:
     shift: float
 
 
-def sampler_of(recipe: Recipe, stage: FlowStage | StepStage) -> Sampler:
-    """How the net that a stage leaves is sampled from: a few-step net without guidance, which it was taught with."""
-    few = isinstance(stage, StepStage)
+def sampler_of(recipe: Recipe, stage: NetStage) -> Sampler:
+    """How the net that a stage leaves is sampled from: one that was taught by guided steps without guidance."""
     return Sampler(
-        steps=stage.student_steps if isinstance(stage, StepStage) else recipe.evaluation.steps,
-        guidance=1 if few else recipe.evaluation.guidance,
+        steps=stage.student_steps if isinstance(stage, StepStage | HalvingStage) else recipe.evaluation.steps,
+        guidance=1 if isinstance(stage, StepStage) else recipe.evaluation.guidance,
         shift=stage.timestep_shift,
     )
 
@@ -84,14 +84,16 @@ class Judge:
             return _said(net, x, t, _on(condition, rows, x.device))
 
         net.eval()
-        return flow.validation_losses(
+        return self._process(net, shift).validation_losses(
             told,
             self._held.latents[pairs].float().to(self.material.device),
             torch.arange(len(pairs)),
             seed=FIXED,
-            prediction=net.prediction if isinstance(net, Teacher) else self.material.recipe.prediction,
-            shift=shift,
         )
+
+    def _process(self, net: UNet | Teacher, shift: float) -> Process:
+        prediction = net.prediction if isinstance(net, Teacher) else self.material.recipe.prediction
+        return process.of(prediction, shift=shift)
 
     def measure(self, unet: UNet, sampler: Sampler) -> dict[str, Estimate]:
         """Every number of a net at the end of a stage, each with an interval for other samples and captions."""
@@ -132,14 +134,12 @@ class Judge:
         images = []
         for start in range(0, len(prompts), BATCH):
             indices = range(start, min(start + BATCH, len(prompts)))
-            latents = flow.sample(
+            latents = self._process(unet, sampler.shift).sample(
                 unet,
                 flow.image_noise(indices, shape, seed=FIXED, name="sample").to(device),
                 contexts.condition(torch.tensor(indices)).context.to(device),
                 steps=sampler.steps,
                 guidance=sampler.guidance,
-                prediction=self.material.recipe.prediction,
-                shift=sampler.shift,
             )
             images.append(as_bytes(coder.decode(latents)).cpu())
         return torch.cat(images)

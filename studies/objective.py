@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import nn
 
-from snapgen import adversary, diffusion
+from snapgen import adversary, diffusion, flow
 from snapgen.halving import HalvingTurn
 from snapgen.objectives import FlowTurn
 from snapgen.stages import FlowStage, HalvingStage, NetStage, StepStage
@@ -33,15 +33,15 @@ def turns(
     if isinstance(stage, HalvingStage):
         assert isinstance(net, UNet)
         assert isinstance(teaches, UNet)
-        prediction = cast(diffusion.Prediction, recipe.prediction)
-        return {"student": HalvingTurn(net, teacher=teaches, stage=stage, prediction=prediction)}, {}
+        both = cast(diffusion.Prediction, recipe.prediction)
+        return {"student": HalvingTurn(net, teacher=teaches, stage=stage, prediction=both)}, {}
     assert not isinstance(teaches, UNet)
     if isinstance(stage, StepStage) and stage.adversarial is not None:
         assert isinstance(net, UNet)
         assert teaches is not None
         found = adversary.turns(
             net,
-            prediction=recipe.prediction,
+            prediction=cast(flow.Prediction, recipe.prediction),
             adversarial=stage.adversarial,
             distillation=stage.distillation,
             teacher=teaches,

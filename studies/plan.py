@@ -16,10 +16,10 @@ from archsearch.meta import unbuilt
 from snapgen import flow
 from snapgen.arch import Architecture
 from snapgen.decoder_training import tiny_decoder_for
-from snapgen.stages import AnyStage, DecoderStage, FlowStage, Stage, StepStage
+from snapgen.stages import AnyStage, DecoderStage, FlowStage, HalvingStage, NetStage, Stage, StepStage
 from snapgen.teacher import Teacher
 from snapgen.unet import Layer, UNet
-from studies.recipe import Recipe
+from studies.recipe import BEFORE, Recipe
 from studies.shapes import Shapes, check, trained_params
 
 BACKWARD = 2
@@ -129,25 +129,27 @@ class _Planner:
     def __init__(self, recipe: Recipe, arch: Architecture, shapes: Shapes, examples: int | None) -> None:
         self.recipe, self.arch, self.shapes, self.examples = recipe, arch, shapes, examples
         self._half = recipe.teacher is not None and recipe.teacher.bfloat16
-        self._passes: dict[tuple[str | None, int], _Pass] = {}
+        self._passes: dict[tuple[str, int], _Pass] = {}
 
     def stage(self, stage: AnyStage) -> StagePlan:
         return self._decoder(stage) if isinstance(stage, DecoderStage) else self._net(stage)
 
-    def _net(self, stage: FlowStage | StepStage) -> StagePlan:
-        teacher, size = self.shapes.teacher(stage), stage.resolution // self.shapes.factor
+    def _net(self, stage: NetStage) -> StagePlan:
+        teacher: Teacher | UNet | None = self.shapes.unet(stage, self.arch) or self.shapes.teacher(stage)
+        size = stage.resolution // self.shapes.factor
         trains_teacher = isinstance(stage, FlowStage) and stage.net == "teacher"
         trained = self._pass(teacher if trains_teacher else None, size)
         params = trained_params(self.recipe, self.arch, stage, teacher)
-        macs = (1 + BACKWARD + stage.gradient_checkpointing) * trained.cost.macs
+        macs = round(_student_passes(stage) * (1 + BACKWARD + stage.gradient_checkpointing) * trained.cost.macs)
         number = HALF if stage.precision == "bfloat16" else FLOAT
         image_memory = trained.for_gradient(number, checkpointing=stage.gradient_checkpointing)
         memory, teacher_params = FLOAT * (4 * params + bool(stage.ema) * trained.cost.params), 0
         if teacher is not None and not trains_teacher:
-            lesson, number = self._pass(teacher, size), HALF if self._half else FLOAT
+            half = self._half and isinstance(teacher, Teacher)
+            lesson, number = self._pass(teacher, size), HALF if half else FLOAT
             teacher_params = lesson.cost.params
             memory += number * teacher_params
-            macs += _teacher_passes(stage) * lesson.cost.macs
+            macs += round(_teacher_passes(stage) * lesson.cost.macs)
             judges = isinstance(stage, StepStage) and stage.adversarial is not None
             seen = lesson.for_gradient(number, checkpointing=stage.gradient_checkpointing) if judges else 0
             image_memory += max(seen, number * lesson.cost.activation_bytes // HALF)
@@ -192,16 +194,17 @@ class _Planner:
             at_a_time=training.batch,
         )
 
-    def _pass(self, teacher: Teacher | None, size: int) -> _Pass:
+    def _pass(self, teacher: Teacher | UNet | None, size: int) -> _Pass:
         """Of one image through a teacher, or through the student; nets of one shape are passed once."""
-        key = None if teacher is None else str(sorted(teacher.net.config.items(), key=str)), size
+        net = teacher if isinstance(teacher, Teacher) else self.arch if teacher is None else teacher.arch
+        key = net.id if isinstance(net, Architecture) else str(sorted(net.net.config.items(), key=str)), size
         if key not in self._passes:
-            self._passes[key] = self._passed(teacher, size)
+            self._passes[key] = self._passed(net, size)
         return self._passes[key]
 
-    def _passed(self, teacher: Teacher | None, size: int) -> _Pass:
-        if teacher is None:
-            net, *inputs = unbuilt(self.arch, size, self.shapes.context.tokens)
+    def _passed(self, teacher: Teacher | Architecture, size: int) -> _Pass:
+        if isinstance(teacher, Architecture):
+            net, *inputs = unbuilt(teacher, size, self.shapes.context.tokens)
             return _passed(net, Layer, *inputs)
         widths = self.shapes.teacher_context
         with torch.device("meta"):
@@ -233,11 +236,19 @@ def _passed(net: nn.Module, layer: type[nn.Module], *inputs: Tensor) -> _Pass:
     return _Pass(total, kept, max((p.written_bytes for place, p in parts.items() if place is not None), default=0))
 
 
-def _teacher_passes(stage: FlowStage | StepStage) -> int:
+def _student_passes(stage: NetStage) -> float:
+    """Passes of the net that is trained, forward and back, for each image: two where it is guided."""
+    return 1 + stage.probability if isinstance(stage, HalvingStage) else 1
+
+
+def _teacher_passes(stage: NetStage) -> float:
     """Forward passes of the teacher for each image.
 
     Distilled: one, two with guidance. Judged: one of the student's image and one back to it, then one of each kind.
+    Halving: two steps, each twice with guidance.
     """
+    if isinstance(stage, HalvingStage):
+        return 2 * (1 + stage.probability)
     distilled = 0 if stage.distillation is None else 1 if stage.distillation.guidance == 1 else 2
     judged = 4 if isinstance(stage, StepStage) and stage.adversarial is not None else 0
     return distilled + judged
@@ -279,7 +290,10 @@ def _macs_per_second(recipe: Recipe, arch: Architecture, shapes: Shapes) -> floa
     return float(images * macs / statistics.median(times[1:] or times))
 
 
-def _does(stage: FlowStage | StepStage) -> str:
+def _does(stage: NetStage) -> str:
+    if isinstance(stage, HalvingStage):
+        by = "" if stage.teacher == BEFORE else f", taught by {stage.teacher}"
+        return f"from {stage.teacher_steps} to {stage.student_steps} steps{by}"
     taught = [name for name in ("output", "features") if stage.distillation and getattr(stage.distillation, name)]
     distils = f"distils {' and '.join(taught)}" if taught else ""
     if isinstance(stage, StepStage):

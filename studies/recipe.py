@@ -8,16 +8,19 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from archsearch.protocol import Samples
-from snapgen import flow, presets
+from snapgen import diffusion, presets, process
 from snapgen import settings as reading
 from snapgen.arch import Architecture
 from snapgen.conditioning import EncoderSettings
 from snapgen.errors import InputError
 from snapgen.settings import Settings
-from snapgen.stages import AnyStage, DecoderStage, FlowStage, StepStage
+from snapgen.stages import AnyStage, DecoderStage, FlowStage, HalvingStage, Stage, StepStage
 from snapgen.teacher import TeacherShape
 from studies.settings import RUNS
 from studies.shipped import FolderName, read
+
+BEFORE = "before"
+"""A halving stage's teacher: its own net, as it stands where the stage begins."""
 
 
 class TeacherSettings(Settings):
@@ -68,6 +71,8 @@ class Expected(Settings):
     """Channels of a text encoder's tokens and of its pooled embedding, by its name or folder."""
     teacher: TeacherShape | None = None
     """Of teachers by path."""
+    unets: dict[str, str] = Field(default_factory=dict)
+    """Architectures (presets or files) of the U-Nets that teach a halving stage, by their folders."""
     images: int | None = Field(default=None, ge=1)
     """For training. Unlike the others, this and ``captions`` are estimates that nothing is held to."""
     captions: int | None = Field(default=None, ge=1)
@@ -82,7 +87,9 @@ class Recipe(Settings):
     """A preset, a JSON or YAML file, STUDY:best or STUDY:TRIAL."""
     weights: str | None = None
     """Folder of a U-Net to begin with (`archsearch convert`, an earlier run's stage); None: weights from the seed."""
-    prediction: flow.Prediction = "velocity"
+    prediction: process.Prediction = "velocity"
+    """What the student's output stands for: velocity, data or preconditioned, of rectified flow; v or noise, of the
+    diffusion process of Stable Diffusion 1.5."""
     data: str = "emoji"
     autoencoder: str = "emoji"
     text: tuple[EncoderSettings, ...] = (EncoderSettings(),)
@@ -112,6 +119,22 @@ class Recipe(Settings):
                 raise ValueError(
                     f"stage {stage.name} needs a teacher; give teacher.path, or train one (net: teacher) before it"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_are_of_the_process(self) -> Self:
+        is_diffusion = self.prediction in diffusion.PREDICTIONS
+        for number, stage in enumerate(self.stages):
+            if isinstance(stage, HalvingStage) and not is_diffusion:
+                raise ValueError(f"stage {stage.name} halves DDIM's steps; set prediction to v or noise")
+            has_before = self.weights is not None or any(map(is_of_student, self.stages[:number]))
+            if isinstance(stage, HalvingStage) and stage.teacher == BEFORE and not has_before:
+                raise ValueError(f"stage {stage.name} has no net before it; give weights, or its teacher's folder")
+            if is_diffusion and learns_from_teacher(stage):
+                problem = f"stage {stage.name} learns from a teacher of rectified flow, not of {self.prediction}"
+                raise ValueError(f"{problem}; use kind: halving, or another prediction")
+            if is_diffusion and is_of_student(stage) and isinstance(stage, Stage) and stage.shift != 1:
+                raise ValueError(f"stage {stage.name}: shift is rectified flow's, SD's schedule is fixed; leave it out")
         return self
 
     @property
@@ -146,6 +169,11 @@ def learns_from_teacher(stage: AnyStage) -> bool:
 def own_teacher(stage: AnyStage) -> str | None:
     """The folder of a stage's own teacher, if it has one and a use for it."""
     return None if isinstance(stage, DecoderStage) or not learns_from_teacher(stage) else stage.teacher
+
+
+def net_teacher(stage: AnyStage) -> str | None:
+    """The folder of the U-Net that teaches a stage; None: it has none, or its own net."""
+    return stage.teacher if isinstance(stage, HalvingStage) and stage.teacher != BEFORE else None
 
 
 def sides_of(stage: AnyStage) -> tuple[int, ...]:

@@ -17,12 +17,15 @@ from snapgen.arch import Architecture
 from snapgen.errors import InputError, first_line
 from snapgen.files import aside, folder_aside
 from snapgen.pipeline_files import quiet
+from snapgen.process import Prediction
 from snapgen.stages import AnyStage
 from snapgen.unet import UNet
 from studies.recipe import Recipe
 
 MADE_OF = "stages.txt"
 """In the pipeline's folder: which stages' results it holds."""
+MEANING = "prediction.json"
+"""In a U-Net's folder: what it predicts."""
 MAY_CHANGE = ("checkpoint_minutes", "evaluation")
 """Fields of a recipe that change no weights."""
 MAY_CHANGE_IN_STAGE = ("on_bad", "evaluate_every", "compile", "gradient_checkpointing", "accumulate")
@@ -199,17 +202,48 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     return unet
 
 
+def write_unet(unet: UNet, prediction: Prediction, folder: Path) -> None:
+    """Write a U-Net and, beside it, what it predicts."""
+    unet.save_pretrained(folder)
+    (folder / MEANING).write_text(json.dumps({"prediction": prediction}) + "\n")
+
+
+def check_prediction(path: Path, prediction: Prediction) -> None:
+    """Whether the U-Net in a folder predicts what is wanted, by the note beside it.
+
+    Raises:
+        InputError: if it predicts something else, or nothing says what.
+    """
+    note = path / MEANING
+    if not note.is_file():
+        remedy = f'if it is what it was trained for, write {{"prediction": "{prediction}"}} there'
+        raise InputError(note, "is missing, so nothing says what the U-Net predicts", remedy)
+    own = settings.read_mapping(note).get("prediction")
+    if own != prediction:
+        problem = f"predicts {own!r:.30}, and is to teach a net that predicts {prediction!r}"
+        raise InputError(path, problem, "name a teacher that was trained for the same prediction")
+
+
+def unet_arch(path: Path) -> Architecture:
+    """The architecture of the U-Net in a folder.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    config = settings.read_mapping(path / "config.json")
+    try:
+        return Architecture.model_validate(config["arch"])
+    except (KeyError, ValueError):
+        raise InputError(path / "config.json", "describes no U-Net of ours", "name a U-Net's folder") from None
+
+
 def check_unet(path: Path, arch: Architecture) -> None:
     """Whether a folder holds a U-Net of an architecture, by its configuration.
 
     Raises:
         InputError: if it is missing, damaged, or of another architecture.
     """
-    config = settings.read_mapping(path / "config.json")
-    try:
-        own = Architecture.model_validate(config["arch"])
-    except (KeyError, ValueError):
-        raise InputError(path / "config.json", "describes no U-Net of ours", "name a U-Net's folder") from None
+    own = unet_arch(path)
     if own.id != arch.id:
         problem = f"is of architecture {own.id}, not {arch.id}"
         raise InputError(path, problem, "give both the same, or leave weights out")

@@ -14,11 +14,12 @@ from snapgen.arch import Architecture
 from snapgen.conditioning import Widths
 from snapgen.decoder_training import tiny_decoder_for
 from snapgen.errors import InputError
-from snapgen.stages import AnyStage, DecoderStage, FlowStage, Stage, StepStage
+from snapgen.stages import AnyStage, DecoderStage, FlowStage, HalvingStage, NetStage, Stage
 from snapgen.teacher import Teacher, TeacherShape
 from snapgen.unet import UNet
 from studies.objective import turns
-from studies.recipe import Expected, Recipe, learns_from_teacher, own_teacher
+from studies.recipe import Expected, Recipe, architecture, learns_from_teacher, net_teacher, own_teacher
+from studies.runfolder import check_prediction, unet_arch
 
 T = TypeVar("T")
 
@@ -36,12 +37,24 @@ class Shapes:
     teacher_context: Widths
     teachers: dict[str | None, Teacher]
     """Stages' own, by their folders, and the recipe's, at None; on the meta device."""
+    unets: dict[str, Architecture] = field(default_factory=dict)
+    """U-Nets that teach, by their folders."""
     missing: list[str] = field(default_factory=list)
     """What is not on this machine, and was taken as the recipe expects it."""
 
     def teacher(self, stage: AnyStage) -> Teacher | None:
         """The one that a stage trains or learns from."""
         return self.teachers[own_teacher(stage)] if _uses_teacher(stage) else None
+
+    def unet(self, stage: AnyStage, arch: Architecture) -> UNet | None:
+        """The U-Net that teaches a stage, frozen, on the meta device; ``arch`` is the student's."""
+        if not isinstance(stage, HalvingStage):
+            return None
+        folder = net_teacher(stage)
+        with torch.device("meta"):
+            unet = UNet(arch if folder is None else self.unets[folder])
+        unet.requires_grad_(False)
+        return unet
 
 
 def shapes(recipe: Recipe, *, without_files: bool = False) -> Shapes:
@@ -70,7 +83,9 @@ def shapes(recipe: Recipe, *, without_files: bool = False) -> Shapes:
                 teachers[own] = reader.teacher(path, factor, channels, teacher_context)
             elif recipe.teacher.shape is not None:
                 teachers[own] = imagined(recipe, recipe.teacher.shape, factor, channels, teacher_context)
-    return Shapes(factor, channels, encoders, context, teacher_context, teachers, reader.missing)
+    folders = dict.fromkeys(folder for stage in recipe.stages if (folder := net_teacher(stage)) is not None)
+    unets = {folder: reader.unet(folder) for folder in folders}
+    return Shapes(factor, channels, encoders, context, teacher_context, teachers, unets, reader.missing)
 
 
 def _uses_teacher(stage: AnyStage) -> bool:
@@ -111,6 +126,20 @@ class _Reader:
         shape = self.guesses.teacher if self.guesses else None
         guess = None if shape is None else imagined(self.recipe, shape, factor, channels, widths)
         return self._read(lambda: teacher.shape_of(Path(path)), guess)
+
+    def unet(self, path: str) -> Architecture:
+        """The architecture of a U-Net that teaches, by its folder."""
+        named = self.guesses.unets.get(path) if self.guesses else None
+
+        def found() -> Architecture:
+            if not Path(path).is_dir():
+                remedy = "name the folder of a U-Net of ours, as a run's stage or archsearch convert leaves it"
+                raise InputError(path, "is no folder", remedy)
+            own = unet_arch(Path(path))
+            check_prediction(Path(path), self.recipe.prediction)
+            return own
+
+        return self._read(found, None if named is None else architecture(named))
 
     def _read(self, found: Callable[[], T], guess: T | None) -> T:
         try:
@@ -191,6 +220,9 @@ def check(recipe: Recipe, arch: Architecture, given: Shapes, *, processes: int =
         if stage.batch % (stage.accumulate * processes):
             problem = f"batch {stage.batch} does not fall into {processes} × {stage.accumulate} equal parts"
             refuse(f"{place}.batch", problem, "use a multiple, or another accumulate")
+        folder = net_teacher(stage)
+        if folder is not None:
+            _check_unet(folder, given.unets[folder], given, size)
         teaches = given.teacher(stage)
         if teaches is not None:
             teaches.check(
@@ -202,9 +234,20 @@ def check(recipe: Recipe, arch: Architecture, given: Shapes, *, processes: int =
             trained_params(recipe, arch, stage, teaches)
 
 
-def trained_params(
-    recipe: Recipe, arch: Architecture, stage: FlowStage | StepStage, teacher_or_none: Teacher | None
-) -> int:
+def _check_unet(folder: str, arch: Architecture, given: Shapes, size: int) -> None:
+    """Whether a U-Net can teach on a stage's latents and captions."""
+    if arch.latent_channels != given.latent_channels:
+        problem = f"has {arch.latent_channels} latent channels; the autoencoder gives {given.latent_channels}"
+        raise InputError(folder, problem, "name a teacher for the same autoencoder")
+    if arch.has_cross_attention and arch.context_width != given.context.context:
+        problem = f"takes a context {arch.context_width} wide; the text encoders give {given.context.context}"
+        raise InputError(folder, problem, "name a teacher of the student's text encoders")
+    if size % arch.stride:
+        problem = f"takes latents whose sides {arch.stride} divides, the stage's have {size}"
+        raise InputError(folder, problem, "change the resolution")
+
+
+def trained_params(recipe: Recipe, arch: Architecture, stage: NetStage, teacher_or_none: Teacher | UNet | None) -> int:
     """Parameters that a stage trains: its net's, a projector's, a discriminator's heads'.
 
     Raises:

@@ -20,17 +20,17 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from torch import Tensor, nn
 
 from snapgen import autoencoder as coders
-from snapgen import checkpoint, seeds, teacher
+from snapgen import checkpoint, diffusion, process, seeds, teacher
 from snapgen import device as devices
 from snapgen.arch import Architecture
 from snapgen.autoencoder import WithDecoder, read_decoder
 from snapgen.cache import JSON
 from snapgen.errors import InputError
-from snapgen.feed import Feed, student_times, training_times
+from snapgen.feed import Feed, Times, shares, student_times, training_times
 from snapgen.loop import Loop, Report
 from snapgen.pipeline import SnapGenPipeline
 from snapgen.pipeline_files import quiet
-from snapgen.stages import AnyStage, DecoderStage, FlowStage, StepStage
+from snapgen.stages import AnyStage, DecoderStage, FlowStage, HalvingStage, NetStage, StepStage
 from snapgen.teacher import Teacher
 from snapgen.training import Average
 from snapgen.unet import UNet
@@ -39,7 +39,7 @@ from studies.evaluation import Judge, sampler_of
 from studies.interrupts import terminable
 from studies.material import Material
 from studies.objective import turns
-from studies.recipe import Recipe, is_of_student, learns_from_teacher, sides_of
+from studies.recipe import Recipe, is_of_student, learns_from_teacher, net_teacher, sides_of
 from studies.runfolder import RunFolder
 from studies.shapes import check, new_teacher, shapes
 from studies.trainlog import TrainLog
@@ -163,7 +163,7 @@ class Training:
     def _main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
-    def _train(self, number: int, stage: FlowStage | StepStage, log: TrainLog) -> None:
+    def _train(self, number: int, stage: NetStage, log: TrainLog) -> None:
         net = self._net(number, stage)
         loop = self._loop(number, stage, net)
         if self._main:
@@ -192,20 +192,23 @@ class Training:
             net.load_state_dict(loop.average.state())
             self._finish(number, stage, net, log)
 
-    def _finish(self, number: int, stage: FlowStage | StepStage, net: UNet | Teacher, log: TrainLog) -> None:
+    def _finish(self, number: int, stage: NetStage, net: UNet | Teacher, log: TrainLog) -> None:
         """The stage's last evaluation and its result; the checkpoint is of no more use then."""
         if not all(bool(tensor.isfinite().all()) for tensor in net.state_dict().values()):
             remedy = "lower learning_rate and train the stage again"
             raise InputError(f"stage {stage.name}", "ends with weights that are not finite", remedy)
         self._look(stage, net, log, stage.steps)
-        self.folder.finish(number, net.save_pretrained)
+        self.folder.finish(number, net.save_pretrained if isinstance(net, Teacher) else self._writer(net))
+
+    def _writer(self, net: UNet) -> Callable[[Path], None]:
+        return lambda folder: runfolder.write_unet(net, self.recipe.prediction, folder)
 
     def _judge(self, resolution: int) -> Judge:
         if resolution not in self._judges:
             self._judges[resolution] = Judge(self.material, resolution)
         return self._judges[resolution]
 
-    def _look(self, stage: FlowStage | StepStage, net: UNet | Teacher, log: TrainLog, step: int) -> None:
+    def _look(self, stage: NetStage, net: UNet | Teacher, log: TrainLog, step: int) -> None:
         """Evaluate the averaged weights: in full at the stage's end."""
         judge = self._judge(stage.resolution)
         sampler = sampler_of(self.recipe, stage)
@@ -219,9 +222,9 @@ class Training:
                 twice = dataclasses.replace(sampler, steps=2 * sampler.steps)
                 log.grid(step, judge.sheet(net, twice), twice)
 
-    def _loop(self, number: int, stage: FlowStage | StepStage, net: UNet | Teacher) -> Loop:
+    def _loop(self, number: int, stage: NetStage, net: UNet | Teacher) -> Loop:
         seed = seeds.derive(self.recipe.seed, "stage", stage.name)
-        teaches = self._teacher(number, stage) if learns_from_teacher(stage) else None
+        teaches = self._teacher(number, stage)
         found, settings = turns(self.recipe, stage, net, teaches, seed=seed)
         for turn in found.values():
             turn.to(self.device)
@@ -229,31 +232,41 @@ class Training:
             data = self.material.encoded("train", stage.resolution)
         is_teacher = isinstance(net, Teacher)
         text = self.recipe.teacher_text if is_teacher else self.recipe.text
-        shift = stage.timestep_shift
         feed = Feed(
             data.latents,
             data.teacher if is_teacher else data.student,
-            teacher=data.teacher if teaches is not None else None,
+            teacher=data.teacher if isinstance(teaches, Teacher) else None,
             dropout=[encoder.dropout for encoder in text],
             batch=stage.batch,
-            times=student_times(stage.student_steps, shift) if isinstance(stage, StepStage) else training_times(shift),
+            times=self._times(stage, net),
             seed=seed,
             device=self.device,
         )
         return Loop(stage, net, found, feed, accelerator=self.accelerator, settings=settings)
 
-    def _net(self, number: int, stage: FlowStage | StepStage) -> UNet | Teacher:
+    def _times(self, stage: NetStage, net: UNet | Teacher) -> Times:
+        if isinstance(stage, HalvingStage):
+            return shares(diffusion.visited(stage.student_steps)[:-1])
+        if isinstance(stage, StepStage):
+            return student_times(stage.student_steps, stage.timestep_shift)
+        prediction = net.prediction if isinstance(net, Teacher) else self.recipe.prediction
+        return training_times(process.of(prediction, shift=stage.timestep_shift))
+
+    def _net(self, number: int, stage: NetStage) -> UNet | Teacher:
         """The net to train, with the weights that it begins with."""
         if isinstance(stage, FlowStage) and stage.net == "teacher":
             before = self.folder.before(number, lambda s: isinstance(s, FlowStage) and s.net == "teacher")
             net: UNet | Teacher = teacher.load(before) if before else self._new_teacher()
         else:
-            before = self.folder.before(number, is_of_student)
-            net = runfolder.read_unet(before or self.recipe.weights, self.arch) or self._new_student()
+            net = self._before(number) or self._new_student()
         if stage.gradient_checkpointing:
             net.enable_gradient_checkpointing()
         net.requires_grad_(True).to(self.device)
         return net
+
+    def _before(self, number: int) -> UNet | None:
+        """The student as a stage finds it, if it is not new."""
+        return runfolder.read_unet(self.folder.before(number, is_of_student) or self.recipe.weights, self.arch)
 
     def _new_student(self) -> UNet:
         unet = UNet(self.arch)
@@ -266,8 +279,18 @@ class Training:
         assert settings.shape is not None
         return new_teacher(self.recipe, settings.shape, given.factor, given.latent_channels, given.teacher_context)
 
-    def _teacher(self, number: int, stage: FlowStage | StepStage) -> Teacher:
-        """The frozen teacher of a stage, once on the device."""
+    def _teacher(self, number: int, stage: NetStage) -> Teacher | UNet | None:
+        """The frozen teacher of a stage, if it has one, once on the device."""
+        if isinstance(stage, HalvingStage):
+            folder = net_teacher(stage)
+            arch = self.arch if folder is None else self.shapes.unets[folder]
+            unet = self._before(number) if folder is None else runfolder.read_unet(folder, arch)
+            assert unet is not None, "a recipe says what stands before"
+            unet.eval().requires_grad_(False).to(self.device)
+            return unet
+        return self._flow_teacher(number, stage) if learns_from_teacher(stage) else None
+
+    def _flow_teacher(self, number: int, stage: FlowStage | StepStage) -> Teacher:
         settings = self.recipe.teacher
         assert settings is not None
         trained = self.folder.before(number, lambda s: isinstance(s, FlowStage) and s.net == "teacher")

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL
 
-from snapgen import conditioning, coreml, flow, text
+from snapgen import conditioning, coreml, text
 from snapgen.coreml.packaging import Options
 from snapgen.errors import InputError
 from snapgen.files import folder_aside
@@ -23,12 +23,6 @@ from snapgen.pipeline import TEXT_ENCODERS, TOKENIZERS, SnapGenPipeline
 from snapgen.pipeline_files import joined, load
 
 DESCRIPTION = "pipeline.json"
-VELOCITY = {
-    "velocity": "v = unet(x, t)",
-    "data": f"v = (x - unet(x, t)) / max(t, {flow.SMALLEST_T})",
-    "preconditioned": "s = 1 / sqrt(t^2 + (1 - t)^2); v = (2 t - 1) s^2 x + s unet(s x, t)",
-}
-"""`snapgen.flow.velocity_of`, for a reader of the JSON."""
 
 
 def write(
@@ -142,13 +136,9 @@ def describe(pipeline: SnapGenPipeline, latent: int) -> dict[str, Any]:
         },
         "sampler": {
             "start": "x is unit Gaussian noise of the sample's shape",
-            "each step": "t = sigmas[i]; x = x + (sigmas[i + 1] - sigmas[i]) v",
-            "velocity": VELOCITY[config.prediction],
             "guidance": config.guidance,
-            "guided velocity": "v = v(zeros) + guidance (v(context) - v(zeros)); with guidance 1 v(context) alone",
             "prediction": config.prediction,
-            "shift": pipeline.scheduler.config.shift,
-            "sigmas": pipeline.schedule(config.steps).tolist(),
+            **pipeline.process.described(pipeline.scheduler, config.steps),
         },
     }
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snapgen import flow, teacher
 from snapgen.conditioning import Captions, Condition, Place
 from snapgen.feed import Batch, Draws, Feed, Times, training_times
+from snapgen.process import RectifiedFlow
 from snapgen.rows import Rows
 from snapgen.seeds import derive
 from snapgen.teacher import Teacher
@@ -99,7 +100,7 @@ def feed(
         teacher=_captions(own, pooled),
         dropout=[0.1],
         batch=batch,
-        times=times or training_times(1),
+        times=times or training_times(RectifiedFlow()),
         seed=1,
         device=device or torch.device("cpu"),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from snapgen import coreml, flow, neural_engine
+from snapgen import coreml, flow, neural_engine, process
 from snapgen.coreml import export
 from snapgen.errors import InputError
 from snapgen.pipeline import SnapGenPipeline
@@ -93,7 +93,7 @@ def test_each_text_encoder_is_told_its_place(tmp_path: Path) -> None:
 
 
 def test_every_prediction_is_told() -> None:
-    assert tuple(export.VELOCITY) == flow.PREDICTIONS
+    assert tuple(process.VELOCITY) == flow.PREDICTIONS
 
 
 def test_an_autoencoders_own_decoder_converts() -> None:

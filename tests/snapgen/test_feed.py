@@ -10,12 +10,13 @@ from torch import Tensor
 from snapgen import feed, flow
 from snapgen.conditioning import Captions, Place
 from snapgen.feed import Batch, Draws, Feed, Part, student_times, training_times
+from snapgen.process import RectifiedFlow
 from snapgen.rows import Rows
 from snapgen.text import Embeddings
 
 CPU = torch.device("cpu")
 IMAGES = 40
-UNSHIFTED = training_times(1)
+UNSHIFTED = training_times(RectifiedFlow())
 
 
 def captions(*, encoders: int, seed: int) -> Captions:
@@ -167,7 +168,7 @@ def test_quantiles_are_stratified_over_each_block() -> None:
 
 
 def test_a_shift_moves_timesteps_towards_noise() -> None:
-    plain, moved = (new_feed(times=training_times(shift)).batch(Part(1)).t for shift in (1, 3))
+    plain, moved = (new_feed(times=training_times(RectifiedFlow(shift=shift))).batch(Part(1)).t for shift in (1, 3))
     torch.testing.assert_close(moved, 3 * plain / (1 + 2 * plain))
 
 

@@ -177,7 +177,7 @@ def test_what_cannot_be_drawn_is_told(asked: dict[str, Any], message: str, pipel
         ({"vae": None}, "pipeline: has no autoencoder"),
         ({"encoders": [{}]}, "pipeline: encoders: describes 1, but"),
         ({"tokenizer_3": None}, "pipeline: encoders: describes 3, but"),
-        ({"prediction": "noise"}, "pipeline: prediction: is 'noise'"),
+        ({"prediction": "image"}, "pipeline: prediction: is 'image'"),
         (
             {"decoder": TinyDecoder(latent_channels=4, widths=(32,), blocks=(1,))},
             "pipeline: decoder: is of other latents",

@@ -14,6 +14,7 @@ from snapgen import conditioning
 from snapgen.conditioning import Captions, EncoderSettings
 from snapgen.feed import Feed, student_times, training_times
 from snapgen.loop import Loop, Report
+from snapgen.process import RectifiedFlow
 from snapgen.rows import Rows
 from snapgen.stages import FlowStage, StepStage
 from snapgen.teacher import Teacher, built
@@ -78,7 +79,9 @@ def new_loop(name: str, stage_name: str) -> Loop:
         teacher=told,
         dropout=[encoder.dropout for encoder in recipe.text],
         batch=2,
-        times=student_times(stage.student_steps, shift) if isinstance(stage, StepStage) else training_times(shift),
+        times=student_times(stage.student_steps, shift)
+        if isinstance(stage, StepStage)
+        else training_times(RectifiedFlow(shift=shift)),
         seed=0,
         device=torch.device("cpu"),
     )
