@@ -24,18 +24,17 @@ import typer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from snapgen import autoencoder, checkpoint
+from snapgen import autoencoder
 from snapgen.autoencoder import Autoencoder, ConvAutoencoder, WithDecoder, load, read_decoder
 from snapgen.cache import JSON
+from snapgen.checkpoint import Kept, Progress
 from snapgen.data import open_images
-from snapgen.decoder_training import DecoderTraining, Pixels, Progress, Training, initial, tiny_decoder_for
+from snapgen.decoder_training import DecoderTraining, Pixels, Training, initial, tiny_decoder_for
 from snapgen.errors import InputError
 from snapgen.reconstruction import Psnr, psnr
 from snapgen.tiny_decoder import TinyDecoder
 
 CHECKPOINT = "checkpoint.safetensors"
-SECONDS_BETWEEN = 30.0
-"""Between checkpoints."""
 
 
 def steps_for(
@@ -86,7 +85,7 @@ def main(
         "settings": training.model_dump(mode="json"),
         "torch": torch.__version__,
     }
-    kept = _Kept(out / CHECKPOINT, asked)
+    kept = Kept(out / CHECKPOINT, asked)
     images = {side: each.pixels for side, each in opened.items()}
     model = tiny_decoder_for(given, seed=seed) if given else initial(seed)
     fitting = kept.steps or steps or steps_for(minutes, model, images, training, encoder=given)
@@ -107,49 +106,6 @@ def main(
         (folder / "README.md").write_text(_card(trained, training, quality, command, kept.seconds / 60))
     kept.path.unlink(missing_ok=True)
     typer.echo(f"{out}: " + "; ".join(f"{side} px {value}" for side, value in quality.items()))
-
-
-class _Kept:
-    """The checkpoint of a training that was asked for in these words."""
-
-    def __init__(self, path: Path, asked: Mapping[str, JSON]) -> None:
-        """Reads what the checkpoint says of its training, if there is one.
-
-        Raises:
-            InputError: if it is damaged, or of a training that was asked for in other words.
-        """
-        self.path, self._asked = path, asked
-        facts = checkpoint.facts(path) if path.is_file() else {}
-        self.steps: int | None = facts.get("steps")
-        """Of the training in all; None: there is no checkpoint."""
-        self.seconds: float = facts.get("seconds", 0.0)
-        """Processor time of the training so far."""
-        other = next((key for key in asked if facts and facts["asked"].get(key) != asked[key]), None)
-        if other:
-            problem = f"is of a training with another {other}"
-            raise InputError(path, problem, "give the options of that one, name another --out, or remove the file")
-
-    def restore(self, run: DecoderTraining) -> None:
-        """Let a training go on from the checkpoint, if there is one."""
-        if self.steps is not None:
-            run.load(*checkpoint.load(self.path))
-
-    def keeping(self, run: DecoderTraining, progress: Progress | None) -> Progress:
-        """The same progress, which also writes the checkpoint now and then."""
-        spent, written = time.process_time(), time.monotonic()
-
-        def keep(step: int, steps: int, losses: Mapping[str, Tensor]) -> None:
-            nonlocal spent, written
-            self.seconds, spent = self.seconds + time.process_time() - spent, time.process_time()
-            if time.monotonic() - written >= SECONDS_BETWEEN:
-                parts, facts = run.state()
-                told: dict[str, JSON] = {"asked": self._asked, "steps": steps, "seconds": self.seconds}
-                checkpoint.save(self.path, parts, {**facts, **told})
-                written = time.monotonic()
-            if progress:
-                progress(step, steps, losses)
-
-        return keep
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,12 @@ from torch import Tensor
 from snapgen.cache import JSON
 from snapgen.errors import InputError
 from snapgen.files import aside
+
+SECONDS_BETWEEN = 30.0
+"""Between checkpoints of a command."""
+
+Progress = Callable[[int, int, Mapping[str, Tensor]], None]
+"""Told the step, the steps in all and the losses of the step; to read one is to wait for the device."""
 
 
 def save(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, JSON]) -> None:
@@ -90,3 +97,58 @@ def set_random_state(states: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+class Resumable(Protocol):
+    """A training that goes on where another one of the same arguments was."""
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, JSON]]:
+        """Parts and facts, as `save` takes them."""
+        ...
+
+    def load(self, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
+        """Go on from these."""
+        ...
+
+
+class Kept:
+    """The checkpoint of a command's training, which was asked for in these words."""
+
+    def __init__(self, path: Path, asked: Mapping[str, JSON]) -> None:
+        """Reads what the checkpoint says of its training, if there is one.
+
+        Raises:
+            InputError: if it is damaged, or of a training that was asked for in other words.
+        """
+        self.path, self._asked = path, asked
+        found = facts(path) if path.is_file() else {}
+        self.steps: int | None = found.get("steps")
+        """Of the training in all; None: there is no checkpoint."""
+        self.seconds: float = found.get("seconds", 0.0)
+        """Processor time of the training so far."""
+        other = next((key for key in asked if found and found.get("asked", {}).get(key) != asked[key]), None)
+        if other:
+            problem = f"is of a training with another {other}"
+            raise InputError(path, problem, "give the options of that one, name another --out, or remove the file")
+
+    def restore(self, run: Resumable) -> None:
+        """Let a training go on from the checkpoint, if there is one."""
+        if self.steps is not None:
+            run.load(*load(self.path))
+
+    def keeping(self, run: Resumable, progress: Progress | None) -> Progress:
+        """The same progress, which also writes the checkpoint now and then."""
+        spent, written = time.process_time(), time.monotonic()
+
+        def keep(step: int, steps: int, losses: Mapping[str, Tensor]) -> None:
+            nonlocal spent, written
+            self.seconds, spent = self.seconds + time.process_time() - spent, time.process_time()
+            if time.monotonic() - written >= SECONDS_BETWEEN:
+                parts, found = run.state()
+                told: dict[str, JSON] = {"asked": self._asked, "steps": steps, "seconds": self.seconds}
+                save(self.path, parts, {**found, **told})
+                written = time.monotonic()
+            if progress:
+                progress(step, steps, losses)
+
+        return keep

@@ -7,7 +7,7 @@ patches. An encoder that is given is frozen from the start, and what is trained 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional
 from snapgen import optimizers, seeds
 from snapgen.autoencoder import Autoencoder, ConvAutoencoder
 from snapgen.cache import JSON
+from snapgen.checkpoint import Progress
 from snapgen.errors import InputError
 from snapgen.optimizers import Optimizers
 from snapgen.perceptual import PerceptualLoss
@@ -28,8 +29,6 @@ from snapgen.training import Average
 
 Pixels = Mapping[int, Tensor]
 """Images by resolution: uint8 (N, 3, resolution, resolution)."""
-Progress = Callable[[int, int, Mapping[str, Tensor]], None]
-"""Told the step, the steps in all and the losses of the step; to read one is to wait for the device."""
 
 MEASURED = 800
 """Images of each resolution that the latents' statistics are taken from; 800 hold 51,200 latent positions at 32 px."""
@@ -200,7 +199,7 @@ class DecoderTraining:
         if self.done >= self.frozen_from and self.training.adversarial:
             losses["adversarial"] = -self.training.adversarial * self.discriminator(decoded).mean()
         torch.autograd.backward(sum(losses.values(), torch.zeros(())))
-        self.optimizer.step(_schedule(self.done, self.training))
+        self.optimizer.step(schedule(self.done, steps=self.training.steps, warmup=self.training.warmup))
         self.average.update(self.done + 1 - self.averaged_from)
         if "adversarial" in losses:
             losses["discriminator"] = self._discriminate(decoded.detach(), target)
@@ -268,11 +267,11 @@ class DecoderTraining:
                 yield as_float(batch).to(self.device)
 
 
-def _schedule(step: int, training: Training) -> float:
-    """Linear warm-up, then a cosine to a hundredth."""
-    if step < training.warmup:
-        return (step + 1) / training.warmup
-    done = (step - training.warmup) / max(1, training.steps - training.warmup)
+def schedule(step: int, *, steps: int, warmup: int) -> float:
+    """The share of the learning rate of a step, from 0: linear warm-up, then a cosine to a hundredth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from snapgen import seeds
 from snapgen.autoencoder import Autoencoder
 
+Decode = Callable[[Tensor], Tensor]
+"""Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
 BATCH = 16
 """Images that go through at once outside training: on a CPU larger batches leave its caches and are slower."""
 
@@ -40,16 +43,29 @@ class Psnr:
 @torch.no_grad()
 def psnr(autoencoder: Autoencoder, pixels: Tensor, *, seed: int = 0, resamples: int = 1000) -> Psnr:
     """How well images (N, 3, H, W), uint8, come back, as uint8 again."""
-    by_image = torch.cat([_psnr_by_image(autoencoder, batch) for batch in torch.split(pixels, BATCH)])
+
+    def again(pixels: Tensor) -> Tensor:
+        return autoencoder.decode(autoencoder.encode(as_float(pixels)))
+
+    return _mean((_ratios(again(batch), batch) for batch in torch.split(pixels, BATCH)), seed, resamples)
+
+
+@torch.no_grad()
+def agreement(decode: Decode, reference: Decode, latents: Tensor, *, seed: int = 0, resamples: int = 1000) -> Psnr:
+    """How well a decoder's images of latents (N, C, h, w) agree with another's, both as uint8."""
+    batches = torch.split(latents, BATCH)
+    return _mean((_ratios(decode(batch), as_bytes(reference(batch))) for batch in batches), seed, resamples)
+
+
+def _mean(found: Iterable[Tensor], seed: int, resamples: int) -> Psnr:
+    by_image = torch.cat([ratios.cpu() for ratios in found])
     random = torch.Generator().manual_seed(seeds.derive(seed, "psnr"))
     drawn = torch.randint(len(by_image), (resamples, len(by_image)), generator=random)
     low, high = by_image[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Psnr(by_image.mean().item(), low, high, len(by_image))
 
 
-def _psnr_by_image(autoencoder: Autoencoder, pixels: Tensor) -> Tensor:
-    decoded = autoencoder.decode(autoencoder.encode(as_float(pixels)))
-    again = ((decoded + 1) * 127.5).round()
+def _ratios(decoded: Tensor, pixels: Tensor) -> Tensor:
     # Half a grey level is the least error told apart: a flat image comes back exactly, and its ratio would be infinite.
-    error = (again - pixels).double().square().flatten(1).mean(1).clamp(min=0.25)
+    error = (as_bytes(decoded).double() - pixels).square().flatten(1).mean(1).clamp(min=0.25)
     return 10 * torch.log10(255**2 / error)

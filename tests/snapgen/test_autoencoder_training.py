@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from snapgen import autoencoder, autoencoder_training
+from snapgen import autoencoder, autoencoder_training, checkpoint
 from snapgen.autoencoder import ConvAutoencoder, WithDecoder, read_decoder
 from snapgen.autoencoder_training import CHECKPOINT, main
 from snapgen.errors import InputError
@@ -67,12 +67,12 @@ def interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def stop(step: int, *_: object) -> None:
         told.append(step)
         if step == 2:  # the checkpoint was written before
-            monkeypatch.setattr(autoencoder_training, "SECONDS_BETWEEN", 1e9)
+            monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 1e9)
         if step == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(autoencoder_training, "SECONDS_BETWEEN", 0.0)
+        patched.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
         patched.setattr(autoencoder_training, "_say", stop)
         with pytest.raises(KeyboardInterrupt):
             main(tmp_path / "out", steps=4, data=str(folder), resolutions="16")
