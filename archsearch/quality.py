@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,7 +186,7 @@ class Evaluator:
             validation = None
             if due:
                 judge.load_state_dict(average.state())
-                validation = float(self._pair_losses(judge).mean())
+                validation = float(self.pair_losses(judge).mean())
             curve.append((step, sum(losses) / len(losses), validation))
             tell(f"training seed {number}", TRAINING_SHARE * step / steps)
 
@@ -200,12 +201,18 @@ class Evaluator:
         )
         judge.load_state_dict(outcome.average)
         outcome.average = {}
-        pair_losses = self._pair_losses(judge)
-        outcome.diverged |= not bool(pair_losses.isfinite().all())
+        run = self.measured(judge, number=number, tell=tell)
+        outcome.diverged |= run.outcome.diverged
         if curve and not outcome.diverged:
-            curve[-1] = (*curve[-1][:2], float(pair_losses.mean()))
-        run = Run(outcome, judge, curve, pair_losses)
-        if not outcome.diverged:
+            curve[-1] = (*curve[-1][:2], float(run.pair_losses.mean()))
+        return dataclasses.replace(run, outcome=outcome, curve=curve)
+
+    def measured(self, unet: UNet, *, number: int, tell: Progress = _silent) -> Run:
+        """What is measured of a run, of a net that is not trained."""
+        pair_losses = self.pair_losses(unet)
+        finite = all(bool(tensor.isfinite().all()) for tensor in [pair_losses, *unet.state_dict().values()])
+        run = Run(Outcome(average={}, diverged=not finite), unet, [], pair_losses)
+        if finite:
             self._sample(run, number, tell)
         tell(f"seed {number} done", 1.0)
         return run
@@ -220,7 +227,8 @@ class Evaluator:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.protocol.precision == "bfloat16")
 
-    def _pair_losses(self, unet: UNet) -> Tensor:
+    def pair_losses(self, unet: UNet) -> Tensor:
+        """The loss of each of the protocol's fixed pairs: (pairs,) float64."""
         unet.eval()
         with self._autocast():
             return flow.validation_losses(
@@ -232,28 +240,59 @@ class Evaluator:
                 shift=self.protocol.shift,
             )
 
-    @torch.no_grad()
     def _sample(self, run: Run, seed: int, tell: Progress) -> None:
         """Draws the samples, and measures how far they are from the reference."""
-        extractor, real = self._materials.extractor, self._materials.reference
-        if extractor is None or real is None:
+        if self._materials.extractor is None:
             return
-        images, features = [], []
-        for start in range(0, self.protocol.samples, SAMPLING_BATCH):
-            images.append(self.draw(run.unet, range(start, min(start + SAMPLING_BATCH, self.protocol.samples))))
-            features.append(extractor(images[-1], resolution=self.protocol.feature_resolution))
-            done = (start + len(images[-1])) / self.protocol.samples
-            tell(f"sampling seed {seed}", TRAINING_SHARE + (1 - TRAINING_SHARE) * done)
-        run.images = torch.cat(images).cpu()
-        found = torch.cat(features)
-        if not found.isfinite().all():
+
+        def drawn(_: str, fraction: float) -> None:
+            tell(f"sampling seed {seed}", TRAINING_SHARE + (1 - TRAINING_SHARE) * fraction)
+
+        try:
+            run.images = self.samples(run.unet, self.protocol.samples, drawn)
+            run.frechet, run.kernel = self.distances(run.images)
+        except FloatingPointError:
             run.outcome.diverged = True
-            return
-        run.frechet, run.kernel = distance.frechet(found, real), distance.kernel(found, real)
+
+    @property
+    def prompts(self) -> list[str]:
+        """Captions of held-out concepts, one a sample."""
+        return self._materials.prompts
+
+    def samples(self, unet: UNet, count: int, progress: Progress | None = None) -> Tensor:
+        """The first so many of the protocol's samples: (count, 3, H, W) uint8 on the CPU.
+
+        Raises:
+            FloatingPointError: as `draw`.
+        """
+        images = []
+        for start in range(0, count, SAMPLING_BATCH):
+            images.append(self.draw(unet, range(start, min(start + SAMPLING_BATCH, count))).cpu())
+            if progress is not None:
+                progress("sampling", (start + len(images[-1])) / count)
+        return torch.cat(images)
+
+    def distances(self, images: Tensor) -> tuple[Measured, Measured]:
+        """Fréchet and kernel distance of samples to the reference, under a protocol that draws samples.
+
+        Raises:
+            FloatingPointError: if their features are not finite.
+        """
+        extractor, real = self._materials.extractor, self._materials.reference
+        assert extractor is not None, "a protocol without samples"
+        assert real is not None
+        found = extractor(images.to(self.device), resolution=self.protocol.feature_resolution)
+        if not found.isfinite().all():
+            raise FloatingPointError("features")
+        return distance.frechet(found, real), distance.kernel(found, real)
 
     @torch.no_grad()
     def draw(self, unet: UNet, indices: Sequence[int]) -> Tensor:
-        """The samples of so many indices of the protocol's prompts: (len(indices), 3, H, W) uint8."""
+        """The samples of so many indices of the protocol's prompts: (len(indices), 3, H, W) uint8.
+
+        Raises:
+            FloatingPointError: if the net gives latents that are not finite; as bytes they would look like images.
+        """
         noise = flow.image_noise(indices, self._materials.latent_shape, seed=FIXED, name="sample").to(self.device)
         with self._autocast():
             latents = flow.sample(
@@ -265,6 +304,8 @@ class Evaluator:
                 prediction=self.protocol.prediction,
                 shift=self.protocol.shift,
             )
+        if not latents.isfinite().all():
+            raise FloatingPointError("latents")
         return as_bytes(self._materials.decoder.decode(latents.float()))
 
     def quality(self, runs: Sequence[Run]) -> Quality:

