@@ -13,6 +13,7 @@ _HEADLINES = (
     "levels",
     "residual blocks",
     "transformers",
+    "layers",
     "self-attention",
     "cross-attention",
     "convs",
@@ -53,6 +54,7 @@ def aspects(arch: Architecture) -> dict[str, str]:
         "levels": _levels(arch),
         "residual blocks": f"residual blocks {_counts(arch, lambda blocks: str(blocks.residual_blocks))}",
         "transformers": f"transformers {_counts(arch, _transformers)}" if deep else "no transformers",
+        "layers": _layers(arch),
         "self-attention": _attention("self-attention", arch, deep, lambda blocks: blocks.self_attention),
         "cross-attention": _attention("cross-attention", arch, deep, lambda blocks: blocks.cross_attention),
         "convs": _convs(arch),
@@ -99,6 +101,14 @@ def _joined(counts: Iterable[str]) -> str:
 def _transformers(blocks: Blocks) -> str:
     deep = f"×{blocks.transformer_depth}" if blocks.transformer_depth > 1 else ""
     return f"{blocks.transformers}{deep}" if blocks.has_transformers else "0"
+
+
+def _layers(arch: Architecture) -> str:
+    """Residual blocks and transformers of each layer, where they are not dealt evenly."""
+    sites = _sites(arch)
+    uneven = {place: ", ".join(f"{a}+{b}" for a, b in blocks.layers) for place, blocks in sites if blocks.layers}
+    phrases = [f"layers of {dealt} {_where(arch, {place}, sites)}" for place, dealt in uneven.items()]
+    return "; ".join(phrases)
 
 
 def _convs(arch: Architecture) -> str:

@@ -173,6 +173,8 @@ def _field_of(path: str, levels: int, *, source: str, place: str) -> FieldInfo:
     except ValueError as error:
         problem, _, remedy = str(error).partition("; ")
         raise InputError(source, problem, remedy or "correct it", place=place) from None
+    if "layers" in way:
+        return Blocks.model_fields[paths.COUNTS[int(name)]]
     if name in _GIVEN:
         raise InputError(source, f"{name} is the data's, not a choice", "set it in the base", place=place)
     homes: dict[str, type[Settings]] = {"down": Stage, "up": Stage, "mid": Blocks, "time": TimeEmbedding}

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from snapgen import presets, seeds, settings
-from snapgen.arch import Architecture
+from snapgen import paths, presets, seeds, settings
+from snapgen.arch import MOST, Architecture
 from snapgen.errors import InputError
 from snapgen.settings import Settings
 from spaces.knob import Knob, label, read_knob
@@ -35,13 +35,21 @@ _Count = Annotated[int, Field(strict=True, ge=1, le=65536)]
 _Most = Annotated[float, BeforeValidator(_not_bool), Field(gt=0)]  # not strict: YAML reads 2.5e6 as text
 
 
+class BlockKnobs(Settings):
+    """A knob for the number of blocks of a kind in each layer of the base that has any."""
+
+    copies: Annotated[int, Field(strict=True, ge=0, le=MOST)] = 1
+    """Blocks that a layer may have beyond the base's."""
+
+
 class SpaceFile(Settings):
     """The form of a space's file; what the keys mean is in spaces/README.md."""
 
     base: Any
     latent: _Count
     context_tokens: _Count = 77
-    knobs: dict[str, Any] = Field(min_length=1)
+    knobs: dict[str, Any] | None = Field(default=None, min_length=1)
+    blocks: BlockKnobs | None = None
     limits: Mapping[Literal["params", "macs", "activation_bytes"], _Most] = Field(default={})
     references: dict[str, dict[str, Any]] = Field(default={})
 
@@ -56,9 +64,18 @@ def read(name_or_path: str | Path) -> Space:
     file = settings.load(path, SpaceFile)
     source = str(path)
     base = _base(file, path)
-    knobs = tuple(read_knob(name, choices, len(base.down), source=source) for name, choices in file.knobs.items())
+    if file.knobs is None and file.blocks is None:
+        raise InputError(path, "is required where no blocks may vary", "give knobs, blocks or both", place="knobs")
+    written = dict(file.knobs or {})
+    if file.blocks is not None:
+        base, counted = _with_blocks(base, file.blocks.copies)
+        for name in written.keys() & counted.keys():
+            raise InputError(source, "is a knob of blocks already", "remove it", place=f"knobs.{name}")
+        written = counted | written
+    knobs = tuple(read_knob(name, choices, len(base.down), source=source) for name, choices in written.items())
     limits = {str(name): most for name, most in file.limits.items()}
     space = Space(path.stem, source, base, knobs, file.latent, file.context_tokens, limits, {})
+    _check_layers(space)
     _check_apart(space)
     _check_base(space)
     _check_choices(space)
@@ -94,15 +111,51 @@ def _base(file: SpaceFile, path: Path) -> Architecture:
     return base
 
 
+def _with_blocks(base: Architecture, copies: int) -> tuple[Architecture, dict[str, list[int]]]:
+    """The base with its layers written out, and a knob for each count of blocks: from none to so many more."""
+    from snapgen import subnets  # torch is slow to come, and few spaces need it
+
+    base = subnets.explicit(base)
+    counts = {
+        f"{site}.layers[{i}].{kind}": count
+        for site, given, _ in base.sites()
+        for i, layer in enumerate(given.layers or ())
+        for kind, count in zip(paths.COUNTS, layer, strict=True)
+    }
+    return base, {name: [*range(count + copies + 1)] for name, count in counts.items() if count}
+
+
+def _check_layers(space: Space) -> None:
+    """A knob may name a layer only where the base has it."""
+    for knob in space.knobs:
+        for choice, changes in enumerate(knob.settings):
+            for path in changes:
+                try:
+                    paths.check(space.base, path)
+                except ValueError as error:
+                    problem, remedy = _reason(error)
+                    raise InputError(space.source, problem, remedy, place=knob.place(choice)) from None
+
+
 def _check_apart(space: Space) -> None:
     """No two knobs may set the same field: the later would win in silence, and the other mean nothing."""
     owners: dict[tuple[str | int, ...], tuple[Knob, str]] = {}
     for knob in space.knobs:
         for field, path in knob.fields(len(space.base.down)).items():
-            other, other_path = owners.setdefault(field, (knob, path))
+            others = (known for rival, known in owners.items() if known[0] is not knob and _same(field, rival))
+            other, other_path = next(others, (knob, path))
             if other is not knob:
                 problem = f"{path} sets a field that {other_path} of the knob {other.name!r} sets too"
                 raise InputError(space.source, problem, "leave it to one of them", place=f"knobs.{knob.name}")
+            owners[field] = knob, path
+
+
+def _same(one: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:
+    """Whether two fields are one, or one is a layer's count and the other its site's layers or their sum."""
+    for layer, whole in ((one, other), (other, one)):
+        if "layers" in layer[:-1] and whole in ((*layer[:-3], "layers"), (*layer[:-3], paths.COUNTS[int(layer[-1])])):
+            return True
+    return one == other
 
 
 def _check_base(space: Space) -> None:

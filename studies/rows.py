@@ -223,8 +223,8 @@ def _check_effect(row: Planned, own: Mapping[str, Any], over: Architecture, sour
     """A change of what the row's net does not have contradicts the row: an expansion where no conv is separable."""
     place = f"ablation.rows.{row.name}.changes"
     for path in own:
-        fields = paths.targets(path, len(over.down))
-        if all(_at(row.architecture, field) != _at(row.architecture.canonical(), field) for field in fields):
+        fields = [field for field in paths.targets(path, len(over.down)) if "layers" not in field]
+        if fields and all(_at(row.architecture, field) != _at(row.architecture.canonical(), field) for field in fields):
             problem, remedy = "changes nothing in this row's net", "remove it, or change what it depends on"
             raise InputError(source, problem, remedy, place=f"{place}.{path}")
     if row.architecture.id == over.id:

@@ -66,6 +66,7 @@ def test_one_line_for_snapgens_choices() -> None:
         ({"up[1].channels": 128}, "3 levels 32-64-96 down, 32-128-96 up"),
         ({"down[1].transformer_depth": 4}, "transformers 1-1×4-1 down"),
         ({"all.transformers": 0}, "no transformers"),
+        ({"up[1].layers": [[1, 0], [0, 2]]}, "layers of 1+0, 0+2 on the way up at level 2"),
         ({"stages[0].transformers": 0}, "cross-attention everywhere"),
     ],
 )
@@ -112,6 +113,8 @@ WHOLE: dict[str, list[Any]] = {
     "down[2].channels": [96, 128],
     "up[0].channels": [32, 64],
     "down[1].residual_blocks": [0, 1],
+    "up[1].layers": [None, [[1, 0], [0, 1]], [[0, 1], [1, 0]], [[1, 1]]],
+    "mid.layers": [None, [[1, 1], [1, 0]], [[2, 1], [0, 0]]],
 }
 PLACES = ["mid", "down[0]", "down[1]", "down[2]", "up[0]", "up[1]", "up[2]", "stages[0:2]", "all"]
 

@@ -88,6 +88,40 @@ MISTAKES = {
         "put names with brackets in quotes",
     ),
     "key twice": ("knobs: {qk_norm: [true, false], qk_norm: [true, false]}", "line", "twice"),
+    # blocks
+    "layers not written out": (
+        "knobs:\n  down[0].layers[1].transformers: [0, 1]",
+        "knobs.down[0].layers[1].transformers[0]",
+        "the layers of down[0] are not written out; give it layers, or name down[0].transformers",
+    ),
+    "no such layer": (
+        "blocks: {}\nknobs:\n  mid.layers[2].residual_blocks: [0, 1]",
+        "knobs.mid.layers[2].residual_blocks[0]",
+        "mid has no layer 2; use indices from 0 to 1",
+    ),
+    "field of a layer": (
+        "blocks: {}\nknobs:\n  mid.layers[0].conv: [plain]",
+        "knobs.mid.layers[0].conv",
+        "unknown field 'conv' of a layer; use one of: residual_blocks, transformers",
+    ),
+    "too many blocks": ("blocks: {copies: 64}", "knobs.down[0].layers[0].residual_blocks[65]", "equal to 64"),
+    "count below 0": ("blocks: {copies: -1}", "blocks.copies", "greater than or equal to 0"),
+    "count a flag": ("blocks: {copies: true}", "blocks.copies", "valid integer"),
+    "a knob of blocks by hand": (
+        "blocks: {}\nknobs:\n  mid.layers[0].residual_blocks: [0, 1]",
+        "knobs.mid.layers[0].residual_blocks",
+        "is a knob of blocks already",
+    ),
+    "a layer and its stage": (
+        "blocks: {}\nknobs:\n  down.residual_blocks: [1, 2]",
+        "knobs.down.residual_blocks",
+        "down.residual_blocks sets a field that down[0].layers[0].residual_blocks of the knob",
+    ),
+    "a layer and all layers": (
+        "blocks: {}\nknobs: {x: {a: {}, b: {mid.layers: null}}}",
+        "knobs.x",
+        "mid.layers sets a field that mid.layers[0].residual_blocks of the knob",
+    ),
     # the rest
     "unknown key": ("knobs: {qk_norm: [false, true]}\nlimit: {params: 1}", "limit", "unknown key; remove it or use"),
     "unknown limit": ("knobs: {qk_norm: [false, true]}\nlimits: {flops: 1}", "limits.flops", "'params', 'macs'"),
@@ -170,7 +204,7 @@ def test_files_that_are_no_space(tmp_path: Path) -> None:
         refusal(path)
     refusal(tmp_path / "missing.yaml")
     refusal(tmp_path)
-    with pytest.raises(InputError, match="emojy: is no shipped space; use emoji, emoji-large, snapgen"):
+    with pytest.raises(InputError, match="emojy: is no shipped space; use emoji, emoji-blocks, emoji-large, snapgen"):
         Space.load("emojy")
 
 

@@ -9,10 +9,15 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from archsearch.cost import cost
+from snapgen import subnets
 from snapgen.errors import InputError
 from spaces.reading import NAMES
 from spaces.space import Space
+from spaces.summary import _params
 from tests.spaces.test_reading import BASE, GOOD
 
 # Three heads at 48 channels are not to be shared by two; 32 and 64 channels have an even number.
@@ -142,3 +147,27 @@ def test_a_choice_that_fits_only_with_another_is_kept(tmp_path: Path) -> None:
     space = written(tmp_path, f"{BASE}\nknobs:\n  stages[1].kv_heads: [2, null]\n  stages[1].channels: [48, 64]\n")
     assert not space.valid({**space.base_point, "stages[1].kv_heads": 0})
     assert space.valid({"stages[1].kv_heads": 0, "stages[1].channels": 1})
+
+
+def test_blocks_become_knobs(tmp_path: Path) -> None:
+    space = written(tmp_path, f"{BASE}\nblocks: {{copies: 2}}\nknobs: {{qk_norm: [false, true]}}\n")
+    assert space.base.id == written(tmp_path, GOOD).base.id
+    counted = [knob for knob in space.knobs if "layers" in knob.name]
+    assert [knob.name for knob in counted[:2]] == [f"down[0].layers[{i}].residual_blocks" for i in range(2)]
+    assert len(counted) == len(subnets.blocks(space.base)), "each layer has at most one of a kind here"
+    assert all(knob.ordered and knob.choices == ("0", "1", "2", "3") for knob in counted)
+    assert all(space.base_point[knob.name] == 1 for knob in counted)
+    fewer = written(tmp_path, f"{BASE}\nblocks: {{copies: 0}}\n")
+    assert [knob.choices for knob in fewer.knobs] == [("0", "1")] * len(counted)
+
+
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=20, deadline=None)
+def test_any_choice_of_blocks_is_a_net(rng: random.Random) -> None:
+    space = Space.load("emoji-blocks")
+    point = {knob.name: rng.randrange(len(knob.choices)) for knob in space.knobs}
+    assert space.valid(point)
+    arch = space.architecture(point)
+    assert len(subnets.blocks(arch)) == sum(point.values())
+    assert _params(arch) == cost(arch, space.latent_size, context_tokens=space.context_tokens).params
+    assert space.architecture(space.base_point).id == space.base.id
