@@ -1,7 +1,7 @@
 """The command line: ``archsearch COMMAND``.
 
-Commands: search, report, best, audit, ablate, score, cost, latency, convert, train, compare, generate, export, space
-show.
+Commands: search, report, best, audit, ablate, score, cost, latency, convert, train, compare, generate, export,
+prune-decoder, space show.
 
 Heavy imports are made inside the commands, so that ``--help`` and a mistyped name answer at once.
 """
@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import ablating, converting, costing, measuring, serving, studying, timing, training, using
+from archsearch.cli import ablating, converting, costing, measuring, pruning, serving, studying, timing, training, using
 from snapgen.errors import InputError
 
 BAD_INPUT = 2
@@ -37,6 +37,7 @@ app.add_typer(serving.app)
 app.add_typer(converting.app)
 app.add_typer(training.app)
 app.add_typer(using.app)
+app.add_typer(pruning.app)
 
 
 def main() -> NoReturn:
