@@ -14,6 +14,7 @@ from torch import Tensor
 
 from archsearch import distance, intervals
 from archsearch.distance import Measured
+from archsearch.inheritance import Supernet
 from archsearch.materials import FIXED, Materials, prepare
 from archsearch.protocol import Protocol, ResolvedProtocol
 from archsearch.score import Estimate, Quality
@@ -82,6 +83,10 @@ class Evaluator:
         self.protocol = protocol
         self.device = device or devices.choose()
         self._materials: Materials = prepare(protocol, self.device)
+        self._supernet = None
+        if protocol.inherit is not None:
+            self._supernet = Supernet(protocol.inherit, prediction=protocol.prediction)
+            self._supernet.unet.to(self.device)
 
     @property
     def resolved(self) -> ResolvedProtocol:
@@ -112,7 +117,8 @@ class Evaluator:
         """Refuse an architecture that this protocol cannot train.
 
         Raises:
-            InputError: if its latent channels, context width or stride do not fit.
+            InputError: if its latent channels, context width or stride do not fit, or it is none of the nets that take
+                the weights of the trained one (`Protocol.inherit`).
         """
         source = f"architecture {arch.id}"
         if arch.latent_channels != self.latent_channels:
@@ -124,6 +130,8 @@ class Evaluator:
         if self.latent_size % arch.stride:
             problem = f"has {len(arch.down)} stages, which a latent of {self.latent_size} cannot be halved for"
             raise InputError(source, problem, "remove stages or raise the resolution", place="down")
+        if self._supernet is not None:
+            self._supernet.check(arch)
 
     def score(
         self, arch: Architecture, *, study_seed: int, progress: Progress | None = None, artifacts: Path | None = None
@@ -154,9 +162,16 @@ class Evaluator:
         return self.quality(runs)
 
     def _run(self, arch: Architecture, seed: int, derived: int, tell: Progress) -> Run:
-        unet = self.net(arch)
-        unet.initialise(derive(derived, "weights"))
+        unet = self._begun(arch, derive(derived, "weights"))
         return self.run(unet, self.protocol, number=seed, seed=derived, tell=tell)
+
+    def _begun(self, arch: Architecture, seed: int) -> UNet:
+        """The net to train, with the weights that it begins with."""
+        if self._supernet is not None:
+            return self._supernet.net(arch, seed=seed)
+        unet = self.net(arch)
+        unet.initialise(seed)
+        return unet
 
     def run(
         self,

@@ -10,18 +10,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from snapgen import flow, subnets
+from snapgen import flow
 from snapgen.optimizers import Optimizers
 from snapgen.seeds import derive
 from snapgen.settings import Settings
-from snapgen.unet import UNet
+
+if TYPE_CHECKING:
+    from snapgen.unet import UNet
 
 HOPELESS = 4.0
 """A run whose recent loss is this many times its first one has diverged."""
@@ -152,6 +154,8 @@ def train(
     started, reporting = time.perf_counter(), 0.0
     for step in range(1, settings.steps + 1):
         if block_dropout:
+            from snapgen import subnets  # which brings diffusers along, and settings are read without it
+
             subnets.drop(unet, block_dropout, seed=seed, step=step)
         pending[(step - 1) % report_every] = _backward(unet, next(batches), settings)
         optimizers.step(rate(step, settings, settings.steps))

@@ -1,11 +1,13 @@
-"""What an evolving study keeps of each of its rounds: the action, the quality it led to, and each block's worth."""
+"""How a study evolves a network block by block, and what it keeps of each round (arXiv 2306.00980, section 3.1)."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from archsearch.block_table import TableSettings
 from archsearch.score import Estimate
 from snapgen.settings import Settings
 from snapgen.subnets import Kind
@@ -16,7 +18,49 @@ Phase = Literal["robust", "evolve", "final"]
 ATTRIBUTE = "evolution"
 """User attribute of a trial that is a round."""
 
-Positive = Annotated[float, Field(gt=0)]
+
+class EvolveSettings(Settings):
+    """How a network is evolved. The paper gives no number of these: they are our choice.
+
+    The study's protocol says how the first network is trained, and how every one is judged.
+    """
+
+    target_ms: float = Field(gt=0)
+    """Latency to meet on the study's device."""
+    tolerance: float = Field(default=0.05, gt=0, lt=1)
+    """Share of the target that a network may be off and yet be at it."""
+    weights: str | None = None
+    """Folder of a U-Net to begin with, of the space's base, trained with block dropout; None: it is trained here."""
+    block_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """How often each block is left out for a step, in all training but the last."""
+    round_steps: int = Field(ge=1)
+    """Trained after every action."""
+    final_steps: int = Field(default=0, ge=0)
+    """Trained at the end, all blocks running; 0: no such round."""
+    round_rate: float = Field(default=0.3, gt=0, le=1)
+    """Of the protocol's learning rate, for all training but the first."""
+    group: int = Field(default=3, ge=1)
+    """Blocks removed, or copied, by one action at most."""
+    metric: str = "validation_loss"
+    """By which blocks are valued (`studies.gauge`); clip_score:FOLDER is the paper's."""
+    samples: int | None = Field(default=None, ge=8)
+    """Images drawn for each value, where the metric needs them; None: the protocol's."""
+    table: TableSettings = TableSettings()
+    """How each block's latency is found."""
+    gain: float = Field(default=0.01, ge=0, lt=1)
+    """Share by which a network at the target must beat the ones before it, or the search ends."""
+    rounds: int = Field(default=30, ge=1)
+    """At most, the last one aside."""
+
+    @property
+    def most_ms(self) -> float:
+        """The latency up to which a network is at the target."""
+        return self.target_ms * (1 + self.tolerance)
+
+    @property
+    def least_ms(self) -> float:
+        """The latency from which a network is at the target."""
+        return self.target_ms * (1 - self.tolerance)
 
 
 class Worth(Settings):
@@ -31,13 +75,13 @@ class Worth(Settings):
     index: int
     loss: Estimate
     """Quality without the block less quality with it; above 0: it is of use (the metric is better when smaller)."""
-    ms: Positive
+    ms: float
     """What it costs, by the table of blocks."""
 
     @property
     def value(self) -> float:
-        """Quality lost per millisecond saved, were it removed."""
-        return self.loss.value / self.ms
+        """Quality lost per millisecond saved, were it removed; infinite where removing it saves nothing."""
+        return self.loss.value / self.ms if self.ms > 0 else math.inf
 
 
 class Round(Settings):
@@ -63,3 +107,16 @@ class Round(Settings):
     """Of every removable block, in the order of the forward pass; empty in the final round."""
     next: str
     """What is done next and why, in words."""
+
+    @property
+    def action(self) -> str:
+        """What led here, in words."""
+        parts = [
+            f"{verb} {', '.join(names)}"
+            for verb, names in (("removed", self.removed), ("copied", self.copied))
+            if names
+        ]
+        return "; ".join(parts) or {
+            "robust": "trained with block dropout",
+            "final": "trained on, all blocks running",
+        }.get(self.phase, "trained on")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from archsearch.score import OBJECTIVES, Missing, Score
 from snapgen.arch import Architecture
@@ -32,7 +32,7 @@ REUSED_IN_A_ROW = 5
 
 
 class Exhausted(Exception):
-    """The space has no other architecture, as far as could be seen."""
+    """There is no other architecture to propose; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,26 @@ class Proposal:
     same_as: FrozenTrial | None = None
 
 
+class Proposes(Protocol):
+    """What a worker asks for a slot's candidate."""
+
+    @property
+    def choices(self) -> Mapping[str, Any]:
+        """Optuna's distribution of each knob."""
+
+    def propose(self, claim: Claim, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:
+        """See `Proposer.propose`."""
+
+
+ProposerFactory = Callable[[StudySettings, "Space"], Proposes]
+
+
 class Proposer:
     """Turns slots into proposals. What it proposes depends on the trials, the slot and the settings alone."""
 
     def __init__(self, settings: StudySettings, space: Space) -> None:
         self._settings, self._space = settings, space
-        self.choices = distributions(space)
+        self.choices: Mapping[str, Any] = distributions(space)
         named = space.points_of()
         self.first = [(_name(named, point), point) for point in settings.plan] or list(named.items())
         """The points of the first slots, by name where they have one: the plan, or the base and the references."""
@@ -117,7 +131,7 @@ class Proposer:
             arch = self._space.architecture(point)
             if arch.id not in known:
                 return Proposal(*self._asked(point, arch, past, slot))
-        raise Exhausted
+        raise Exhausted("the space has no other architecture")
 
     def _asked(
         self, point: dict[str, int], arch: Architecture, past: Sequence[Past], slot: int

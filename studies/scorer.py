@@ -14,6 +14,9 @@ from studies.settings import StudySettings, named_in
 if TYPE_CHECKING:
     from spaces.space import Space
 
+NOTES = "notes.json"
+"""What `Scorer.quality` leaves for the trial itself."""
+
 Report = Callable[[str, float], None]
 """Told the stage and which fraction of it is done."""
 
@@ -40,7 +43,10 @@ class Scorer(Protocol):
         """What stands once the candidate is trained: ``first``, or the measurement that has come meanwhile."""
 
     def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
-        """Minutes to hours. Whatever is left in the folder ``artifacts`` is kept beside the trial."""
+        """Minutes to hours. Whatever is left in the folder ``artifacts`` is kept beside the trial.
+
+        `NOTES` there, a JSON mapping, becomes attributes of the trial.
+        """
 
 
 ScorerFactory = Callable[[StudySettings, "Space"], Scorer]

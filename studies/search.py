@@ -21,6 +21,7 @@ from studies import sampler
 from studies.interrupts import terminable
 from studies.ledger import Ledger
 from studies.progress import Display
+from studies.proposal import Proposer, ProposerFactory
 from studies.scorer import ArchsearchScorer, ScorerFactory
 from studies.settings import StudySettings, named_in
 from studies.storage import artifact_store, begun, existing, refused
@@ -40,7 +41,13 @@ PATIENCE_SECONDS = 20
 """For workers to put their trial back after Ctrl-C."""
 
 
-def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactory = ArchsearchScorer) -> Study:
+def search(
+    settings: StudySettings,
+    *,
+    quiet: bool = False,
+    scorer: ScorerFactory = ArchsearchScorer,
+    proposer: ProposerFactory = Proposer,
+) -> Study:
     """Run a study to the end of its budget, from wherever it is.
 
     The same call goes on with a study that was killed, and any number of processes, on any number of machines, may run
@@ -50,6 +57,7 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
     Args:
         quiet: show warnings only.
         scorer: makes what scores the candidates; a function or class of a module.
+        proposer: makes what proposes them, in a study of one worker.
 
     Returns:
         The study, as Optuna has it.
@@ -60,7 +68,7 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
     """
     with refused(settings.url, settings.source), terminable(), _no_warnings():
         space = settings.load_space()
-        _check_plan(settings, space)
+        _check_plan(settings, space, proposer)
         sampler.make(settings.sampler, seed=0, source=settings.source)
         ready = scorer(settings, space)
         with named_in(settings, "space"):
@@ -71,7 +79,8 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
             display.line(f"{settings.name}: {space.size():,} points, in {settings.url}", warning=False)
             if settings.workers == 1:
                 with _threads(settings.threads):
-                    worker = Worker(study, settings, space, ready, tell=display.line, tick=display.tick)
+                    asked = proposer(settings, space)
+                    worker = Worker(study, settings, space, ready, asked, tell=display.line, tick=display.tick)
                     reason = worker.run()
             else:
                 del ready
@@ -82,9 +91,11 @@ def search(settings: StudySettings, *, quiet: bool = False, scorer: ScorerFactor
     return study
 
 
-def _check_plan(settings: StudySettings, space: Space) -> None:
+def _check_plan(settings: StudySettings, space: Space, proposer: ProposerFactory) -> None:
     if settings.ablation is not None and not settings.plan:
         raise InputError(settings.source, "is an ablation", "run archsearch ablate", place="ablation")
+    if settings.evolve is not None and proposer is Proposer:
+        raise InputError(settings.source, "evolves a network", "run archsearch evolve", place="evolve")
     choices = {knob.name: range(len(knob.choices)) for knob in space.knobs}
     for i, point in enumerate(settings.plan):
         known = point.keys() == choices.keys() and all(point[name] in choices[name] for name in choices)
@@ -238,6 +249,7 @@ def work(settings: StudySettings, scorer: ScorerFactory, messages: Any) -> None:
                 settings,
                 space,
                 scorer(settings, space),
+                Proposer(settings, space),
                 tell=lambda text: messages.put(("line", text)),
             )
             messages.put(("finished", worker.run()))

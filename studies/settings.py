@@ -14,6 +14,7 @@ from archsearch.score import OBJECTIVES, QUALITIES
 from snapgen import settings as reading
 from snapgen.errors import InputError
 from snapgen.settings import Settings
+from studies.evolution import EvolveSettings
 from studies.rows import AblationSettings, space_of
 from studies.shipped import FolderName, read
 
@@ -61,6 +62,15 @@ class LatencySettings(Settings):
         return ({"threads": self.threads} if threaded else {}) | self.options
 
 
+class ElasticSettings(Settings):
+    """What stands beside the scores of candidates that inherit their weights when they are audited."""
+
+    supernet_images: int = Field(ge=1)
+    """That the net whose weights are inherited was trained on: each candidate answers for its share of them."""
+    scratch_steps: int = Field(ge=1)
+    """Of a short run from new weights; the long run, from new weights, is the audit's factor times as long."""
+
+
 class StudySettings(Settings):
     """One study, as its YAML has it.
 
@@ -79,6 +89,10 @@ class StudySettings(Settings):
     """Points to score first, knob to the index of its choice, instead of the base and the references."""
     ablation: AblationSettings | None = None
     """With it the study is an ablation on the space's base: its rows are all its candidates, and its budget."""
+    evolve: EvolveSettings | None = None
+    """With it the study is a network that evolves in the space, block by block; its rounds are its trials."""
+    elastic: ElasticSettings | None = None
+    """For the audit of a study whose protocol has candidates inherit their weights (`Protocol.inherit`)."""
     trials: int | None = Field(default=None, ge=1)
     """Candidates to score. Infeasible and repeated ones do not count."""
     minutes: float | None = Field(default=None, gt=0)
@@ -122,8 +136,14 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> Self:
-        if self.trials is None and self.minutes is None and self.ablation is None:
+        if self.trials is None and self.minutes is None and self.ablation is None and self.evolve is None:
             raise ValueError("no budget; give trials, minutes or both")
+        return self
+
+    @model_validator(mode="after")
+    def _is_elastic_by_inheritance(self) -> Self:
+        if self.elastic is not None and self.protocol.inherit is None:
+            raise ValueError("elastic is for candidates that inherit weights; give protocol.inherit or remove it")
         return self
 
     @property

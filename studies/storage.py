@@ -27,7 +27,7 @@ GRACE_SECONDS = 120
 BUSY_SECONDS = 60
 """How long one process waits for another to finish writing to the same SQLite file."""
 
-FIXED = ("objectives", "limits", "sampler", "seed", "latency", "plan")
+FIXED = ("objectives", "limits", "sampler", "seed", "latency", "plan", "evolve")
 """Settings that a study keeps from its first run to its last; its space and its protocol besides."""
 
 _SQLITE = "sqlite:///"

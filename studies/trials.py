@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
+FINAL = "final"
+"""The name of the last round of an evolving study."""
+
 State = Literal["scored", "infeasible", "failed", "running"]
 
 
@@ -139,10 +142,10 @@ def objectives(study: Study) -> tuple[str, ...]:
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The scored, feasible candidates, each architecture once."""
+    """The scored, feasible candidates, each architecture once; where it evolved, as it was in the end."""
     seen: set[str] = set()
     kept = []
-    for c in sorted(candidates, key=lambda c: (c.reused_from is not None, c.slot)):
+    for c in sorted(candidates, key=lambda c: (c.reused_from is not None, c.name != FINAL, c.slot)):
         if c.state == "scored" and c.feasible and c.architecture.id not in seen:
             seen.add(c.architecture.id)
             kept.append(c)
@@ -182,7 +185,7 @@ class Choice:
 
 
 def best(study: Study, *, objective: str | None = None) -> Choice:
-    """The candidate to take: the front's knee, or the best of one number.
+    """The candidate to take: the front's knee, the last round of an evolving study, or the best of one number.
 
     Works while a study runs and after it was killed.
 
@@ -197,6 +200,9 @@ def best(study: Study, *, objective: str | None = None) -> Choice:
         raise InputError(study.study_name, problem, "run archsearch search, or wait for its first trial")
     if objective is not None:
         return _least(able, objective, study.study_name)
+    final = next((c for c in able if c.name == FINAL), None)
+    if final is not None:
+        return Choice(final, "the network that evolving ended with", front(able, names))
     return knee(front(able, names), names)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from studies.heartbeat import beating
 from studies.ledger import DONE, Claim, Finished, Ledger, Wait, values_of
-from studies.proposal import Exhausted, Proposal, Proposer
-from studies.scorer import Scorer
+from studies.proposal import Exhausted, Proposal, Proposes
+from studies.scorer import NOTES, Scorer
 from studies.settings import StudySettings
 from studies.storage import artifact_store
 
@@ -51,13 +52,14 @@ class Worker:
         settings: StudySettings,
         space: Space,
         scorer: Scorer,
+        proposer: Proposes,
         *,
         tell: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._study, self._settings, self._scorer = study, settings, scorer
         self._ledger = Ledger(study, settings)
-        self._proposer = Proposer(settings, space)
+        self._proposer = proposer
         self._tell, self._tick = tell, tick
         self._given_up = 0
         self._limits = limits(settings, space)
@@ -78,8 +80,8 @@ class Worker:
                 continue
             try:
                 self._work(claim)
-            except Exhausted:
-                return "the space has no other architecture"
+            except Exhausted as error:
+                return str(error)
 
     def _work(self, claim: Claim) -> None:
         import optuna
@@ -193,6 +195,10 @@ class Worker:
         try:
             progress = Throttled(lambda stage, fraction: self._stage(claim, stage, fraction))
             quality = self._scorer.quality(arch, progress=progress, artifacts=folder)
+            notes = folder / NOTES
+            if notes.exists():
+                self._ledger.note(claim.trial_id, **json.loads(notes.read_text()))
+                notes.unlink()
             (folder / "architecture.json").write_text(arch.to_json())
             self._upload(claim, folder)
         finally:

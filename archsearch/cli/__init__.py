@@ -1,6 +1,6 @@
 """The command line: ``archsearch COMMAND``.
 
-Commands: search, report, best, audit, ablate, score, cost, latency, convert, train, compare, generate, export,
+Commands: search, report, best, audit, ablate, evolve, score, cost, latency, convert, train, compare, generate, export,
 prune-decoder, space show.
 
 Heavy imports are made inside the commands, so that ``--help`` and a mistyped name answer at once.
@@ -14,7 +14,20 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import ablating, converting, costing, measuring, pruning, serving, studying, timing, training, using
+from archsearch.cli import (
+    ablating,
+    converting,
+    costing,
+    evolving,
+    measuring,
+    pruning,
+    serving,
+    studying,
+    tabling,
+    timing,
+    training,
+    using,
+)
 from snapgen.errors import InputError
 
 BAD_INPUT = 2
@@ -30,8 +43,10 @@ app = typer.Typer(
 )
 app.add_typer(studying.app)
 app.add_typer(ablating.app)
+app.add_typer(evolving.app)
 app.add_typer(measuring.app)
 app.add_typer(costing.app)
+timing.latency_app.add_typer(tabling.app)
 app.add_typer(timing.app)
 app.add_typer(serving.app)
 app.add_typer(converting.app)

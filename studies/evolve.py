@@ -1,0 +1,364 @@
+"""Evolve a network: worth of each block, action, training on, round after round, until the target is met.
+
+The rounds are an ordinary study's trials, so it resumes and reports as any study does; a round's network begins with
+the weights of the round that it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archsearch.score import LatencyRecord, Quality, Score
+from snapgen import subnets
+from snapgen.arch import Architecture
+from snapgen.errors import InputError, first_line
+from snapgen.files import aside
+from snapgen.seeds import derive
+from snapgen.unet import UNet
+from studies.decision import Action, Costs, Past, decide
+from studies.evolution import ATTRIBUTE, EvolveSettings, Round, Worth
+from studies.gauge import difference, estimate, gauge
+from studies.proposal import Exhausted, Proposal
+from studies.sampler import distributions
+from studies.scorer import NOTES, ArchsearchScorer, Report
+from studies.search import search
+from studies.settings import StudySettings, named_in
+from studies.storage import existing
+from studies.trials import FINAL, read
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+    from archsearch.block_table import BlockTable
+    from archsearch.latency import Backend
+    from archsearch.quality import Run
+    from spaces.space import Space
+    from studies.ledger import Claim
+
+TABLE = "block_table.json"
+"""In the run's folder: every measurement behind the table of blocks, so that filling it goes on where it was."""
+
+
+def evolve(settings: StudySettings, *, quiet: bool = False) -> Study:
+    """Evolve a network to its target, or go on with it.
+
+    Raises:
+        InputError: if the study does not say how, if no network of the space can meet the target, or as
+            `studies.search.search`.
+    """
+    how = evolution_of(settings)
+    if settings.trials is None:
+        settings = settings.with_changes({"trials": how.rounds + 2})
+    return search(settings, quiet=quiet, scorer=Evolver, proposer=NextRound)
+
+
+def evolution_of(settings: StudySettings) -> EvolveSettings:
+    """How a study evolves.
+
+    Raises:
+        InputError: if it does not, or cannot.
+    """
+    if settings.evolve is None:
+        remedy = "add evolve, or run archsearch search"
+        raise InputError(settings.source, "does not say how to evolve a network", remedy)
+    if settings.workers != 1:
+        raise InputError(settings.source, "each round needs the one before it", "use one worker", place="workers")
+    if settings.latency.remote:
+        remedy = "remove it; the table of blocks is measured by the process that evolves"
+        raise InputError(settings.source, "is not for an evolving study", remedy, place="latency.remote")
+    if len(settings.protocol.seeds) != 1:
+        remedy = "give one; for more, run studies of other names and seeds"
+        raise InputError(settings.source, "a network evolves from one training", remedy, place="protocol.seeds")
+    return settings.evolve
+
+
+class NextRound:
+    """Proposes each round's network: the last one's, after the action that its blocks' worths call for."""
+
+    def __init__(self, settings: StudySettings, space: Space) -> None:
+        self._settings, self._space = settings, space
+        self._how = evolution_of(settings)
+        self.choices: Mapping[str, Any] = distributions(space)
+
+    def propose(self, claim: Claim, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:  # noqa: ARG002
+        """The next round's, whatever was claimed; as `studies.proposal.Proposer.propose`.
+
+        Raises:
+            Exhausted: if there is none; with the reason.
+        """
+        past = _rounds(trials)
+        table = table_of(self._settings)
+        assert table is not None, "the study keeps it from its beginning"
+        action = decide(self._how, _costs(self._space, table), past)
+        if isinstance(action, str):
+            raise Exhausted(action)
+        if action.parent is None:
+            arch = self._space.base
+        else:
+            arch = subnets.changed(past[action.parent].architecture, action.removed, action.copied)
+        name = {"robust": "base", "final": FINAL}.get(action.phase)
+        point = {knob.name: knob.choice_of(arch) for knob in self._space.knobs}
+        found = {knob: choice for knob, choice in point.items() if choice is not None}
+        assert len(found) == len(point), "actions stay within the space"
+        return Proposal(found, self._space.architecture(found), name, {})
+
+
+class Evolver(ArchsearchScorer):
+    """Scores a round's network: trains it on from the round that it came from, and values its blocks."""
+
+    def __init__(self, settings: StudySettings, space: Space) -> None:
+
+        self._how = evolution_of(settings)
+        if not settings.trains:
+            remedy = "name one, e.g. validation_loss"
+            raise InputError(settings.source, "no objective is on quality", remedy, place="objectives")
+        super().__init__(settings, space)
+        assert self._evaluator is not None
+        with named_in(settings, "evolve.metric"):
+            samples = settings.protocol.samples if self._how.samples is None else self._how.samples
+            self._gauge = gauge(self._how.metric, self._evaluator, samples=samples)
+        if self._how.weights is not None:
+            self._given()
+        assert self._backend is not None
+        self._table = filled(settings, space, self._backend)
+        _check_target(settings, space, self._table)
+
+    def describe(self) -> Mapping[str, Any]:
+        """As `studies.scorer.Scorer`, with the table of blocks."""
+        return {**super().describe(), "block_table": self._table.model_dump(mode="json")}
+
+    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
+        """As `studies.scorer.Scorer`; leaves the round's `Round` for the trial."""
+        study = existing(self._settings)
+        past = _rounds(study.get_trials(deepcopy=False))
+        action = decide(self._how, _costs(self._space, self._table), past)
+        assert isinstance(action, Action)
+        number = len(past)
+        unet = self._begun(study, action)
+        assert unet.arch.id == arch.id, "the proposal is the action's network"
+        run = self._trained(unet, action, number, lambda stage, share: progress(stage, 0.7 * share))
+        assert self._evaluator is not None
+        quality = self._evaluator.quality([run])
+        if quality.diverged:
+            remedy = "lower protocol.learning_rate or evolve.round_rate; the same command goes on"
+            raise InputError(self._settings.source, f"round {number} diverged", remedy, place="protocol")
+        self._evaluator.write(run, artifacts)
+        found = self._round(run.unet, action, number, past, lambda share: progress("valuing blocks", 0.7 + 0.3 * share))
+        with aside(artifacts / NOTES) as part:
+            part.write_text(json.dumps({ATTRIBUTE: found.model_dump(mode="json")}))
+        return quality
+
+    def _begun(self, study: Study, action: Action) -> UNet:
+        """The round's network before it is trained on."""
+        assert self._evaluator is not None
+        if action.parent is not None:
+            parent = _weights(study, action.parent)
+            unet = subnets.carried(parent, action.removed, action.copied)
+        elif self._how.weights is not None:
+            unet = self._given()
+        else:
+            unet = UNet(self._space.base)
+            unet.initialise(derive(self._settings.seed, "weights"))
+        unet.to(self._evaluator.device)
+        return unet
+
+    def _given(self) -> UNet:
+        from studies.runfolder import read_unet
+
+        with named_in(self._settings, "evolve.weights"):
+            unet = read_unet(self._how.weights, self._space.base)
+        assert unet is not None
+        return subnets.inherited(unet, self._space.base)
+
+    def _trained(self, unet: UNet, action: Action, number: int, progress: Report) -> Run:
+        assert self._evaluator is not None
+        first, last = action.phase == "robust", action.phase == "final"
+        steps = self._steps(action)
+        if not steps:
+            return self._evaluator.measured(unet, number=number)
+        rate = self._settings.protocol.learning_rate * (1 if first else self._how.round_rate)
+        return self._evaluator.run(
+            unet,
+            self._settings.protocol.model_copy(update={"steps": steps, "learning_rate": rate}),
+            number=number,
+            seed=derive(self._settings.seed, "round", number),
+            block_dropout=0 if last else self._how.block_dropout,
+            tell=progress,
+        )
+
+    def latency(self, arch: Architecture) -> LatencyRecord:
+        """As `studies.scorer.Scorer`."""
+        record = super().latency(arch)
+        self._ms = record.median_ms
+        return record
+
+    def _round(
+        self, unet: UNet, action: Action, number: int, past: Sequence[Past], progress: Callable[[float], None]
+    ) -> Round:
+        """What is to be kept of a round: what each block of its trained network is worth, and what follows."""
+        whole = self._gauge.take(unet)
+        worths: list[Worth] = []
+        candidates = subnets.removable(unet.arch) if action.phase != "final" else ()
+        for i, block in enumerate(candidates):
+            with subnets.without(unet, {block.name}):
+                loss = difference(whole, self._gauge.take(unet))
+            worths.append(
+                Worth(block=block.name, label=block.label, **_place(block), loss=loss, ms=self._table.of(block))
+            )
+            progress((i + 1) / len(candidates))
+        macs = self.cost(unet.arch).macs * 3 * self._settings.protocol.batch * self._steps(action)
+        found = Round(
+            number=number,
+            phase=action.phase,
+            parent=action.parent,
+            removed=action.removed,
+            copied=action.copied,
+            metric=self._how.metric,
+            quality=estimate(whole),
+            predicted_ms=self._table.predict(unet.arch),
+            steps=self._steps(action),
+            training_macs=macs + (past[action.parent].round.training_macs if action.parent is not None else 0),
+            worths=tuple(worths),
+            next="",
+        )
+        after = [*past, Past(found, self._ms, unet.arch)]
+        return found.model_copy(update={"next": _words(decide(self._how, _costs(self._space, self._table), after))})
+
+    def _steps(self, action: Action) -> int:
+        if action.phase == "robust":
+            return 0 if self._how.weights is not None else self._settings.protocol.steps
+        return self._how.final_steps if action.phase == "final" else self._how.round_steps
+
+
+def filled(settings: StudySettings, space: Space, backend: Backend) -> BlockTable:
+    """The study's table of blocks: its own, or one that is measured now, from where a killed one was.
+
+    Raises:
+        InputError: if the base has no blocks, or the device is not there.
+    """
+    from archsearch.block_table import fill
+
+    known = table_of(settings)
+    if known is not None:
+        return known
+    path = settings.folder / TABLE
+    where = settings.latency.model_dump(mode="json")
+    kept = _kept(path)
+    records: dict[str, Any] = kept["records"] if kept.get("latency") == where else {}
+
+    def keep(arch: Architecture, record: LatencyRecord) -> None:
+        records.setdefault(arch.id, []).append(record.model_dump(mode="json"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside(path) as part:
+            part.write_text(json.dumps({"latency": where, "records": records}, indent=1))
+
+    with named_in(settings, "space"):
+        return fill(
+            backend,
+            space.base,
+            space.latent_size,
+            space.context_tokens,
+            evolution_of(settings).table,
+            known={key: [LatencyRecord.model_validate(one) for one in found] for key, found in records.items()},
+            keep=keep,
+        )
+
+
+def table_of(settings: StudySettings) -> BlockTable | None:
+    """The table of a study that has begun."""
+    from archsearch.block_table import BlockTable
+
+    try:
+        attrs = existing(settings).user_attrs
+    except InputError:
+        return None
+    return BlockTable.model_validate(attrs["block_table"]) if "block_table" in attrs else None
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_target(settings: StudySettings, space: Space, table: BlockTable) -> None:
+    """Whether some network of the space meets the target, by the table; said before anything is trained."""
+    how, costs = evolution_of(settings), _costs(space, table)
+    every = subnets.blocks(space.base)
+    places = {block.place: block for block in every}
+    copies = [block for place, block in places.items() for _ in range(costs.most[place] - _count(every, place))]
+    fastest = table.predict(subnets.changed(space.base, [block.name for block in every]))
+    slowest = table.predict(space.base) + sum(costs.copy_ms(block) for block in copies)
+    if not fastest <= how.most_ms or not slowest >= how.least_ms:
+        problem = (
+            f"{how.target_ms:g} ms is met by no network of the space, which go from {fastest:.3g} to {slowest:.3g} ms"
+        )
+        raise InputError(settings.source, problem, "give a target between", place="evolve.target_ms")
+
+
+def _costs(space: Space, table: BlockTable) -> Costs:
+    most: dict[subnets.Place, int] = {}
+    for block in subnets.blocks(space.base):
+        field = f"{block.site}.layers[{block.layer}].{subnets.FIELDS[block.kind]}"
+        knob = next((knob for knob in space.knobs if knob.name == field), None)
+        most[block.place] = 0 if knob is None else int(knob.choices[-1])
+    return Costs(lambda block: table.of(dataclasses.replace(block, index=block.index + 1)), most)
+
+
+def _count(every: Sequence[subnets.Block], place: subnets.Place) -> int:
+    return sum(block.place == place for block in every)
+
+
+def _rounds(trials: Sequence[FrozenTrial]) -> list[Past]:
+    """The rounds that are done, in order."""
+    done = [t for t in trials if t.state.name == "COMPLETE" and ATTRIBUTE in t.user_attrs]
+    found = []
+    for t in done:
+        latency = Score.model_validate(t.user_attrs["score"]).latency
+        assert latency is not None
+        arch = Architecture.model_validate(t.user_attrs["architecture"])
+        found.append(Past(Round.model_validate(t.user_attrs[ATTRIBUTE]), latency.median_ms, subnets.explicit(arch)))
+    return sorted(found, key=lambda past: past.round.number)
+
+
+def _weights(study: Study, number: int) -> UNet:
+    """The network that a round left.
+
+    Raises:
+        InputError: if its artifact is gone or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    candidate = next(c for c in read(study) if c.slot == number)
+    path = Path(study.user_attrs["artifacts"]) / candidate.artifacts.get("unet.safetensors", "unet.safetensors")
+    unet = UNet(subnets.explicit(candidate.architecture))
+    try:
+        unet.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        problem = f"the weights of round {number} can not be read ({first_line(error)})"
+        raise InputError(path, problem, "restore the study's artifacts, or begin it anew") from None
+    return unet
+
+
+def _words(action: Action | str) -> str:
+    """What is to come, for people."""
+    if isinstance(action, str):
+        return f"stop: {action}"
+    if action.phase == "final":
+        return f"train round {action.parent} on, all blocks running: {action.why}"
+    parts = [
+        f"{verb} {', '.join(names)}" for verb, names in (("remove", action.removed), ("copy", action.copied)) if names
+    ]
+    return f"{' and '.join(parts)}: {action.why}"
+
+
+def _place(block: subnets.Block) -> dict[str, Any]:
+    return {"site": block.site, "layer": block.layer, "kind": block.kind, "index": block.index}
