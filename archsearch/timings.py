@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -167,7 +167,7 @@ def collect(
 ) -> Iterator[float]:
     """Measure architectures into a file until each is `settled`, at most so many times; what is there counts.
 
-    All are measured once before any is measured twice, so that a busy spell does not meet one alone.
+    They take turns (`in_turns`), so that a busy spell does not meet one alone.
 
     Args:
         ready: called before each measurement, which it may hold up (`wait_until_idle`).
@@ -176,27 +176,69 @@ def collect(
     Yields:
         The share of the architectures that are done.
     """
+    records: dict[str, list[LatencyRecord]] = {arch.id: [] for arch in archs}
+    where = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
+    for timed in read(path) if path.exists() else []:
+        if timed.key[1:] == (space.latent_size, space.context_tokens) and timed.key[0] in records:
+            records[timed.key[0]].append(timed.record)
+
+    def keep(arch: Architecture, record: LatencyRecord) -> None:
+        append(path, Timed(**where, architecture=arch, record=record))
+
+    yield from in_turns(backend, archs, records, keep=keep, least=least, most=most, ready=ready, failed=failed, **where)
+
+
+def in_turns(
+    backend: Backend,
+    archs: Sequence[Architecture],
+    records: Mapping[str, list[LatencyRecord]],
+    *,
+    latent_size: int,
+    context_tokens: int,
+    keep: Callable[[Architecture, LatencyRecord], None],
+    least: int,
+    most: int,
+    ready: Callable[[], None] = lambda: None,
+    failed: Callable[[Architecture, str], None] | None = None,
+) -> Iterator[float]:
+    """Measure architectures until each is `settled`, at most so many times, all once before any is measured twice.
+
+    Predictions are the same every time, so one of each does.
+
+    Args:
+        records: what there is of each, by id; what is measured is added.
+        keep: given each record as it comes.
+        ready: as `collect`.
+        failed: as `collect`; without it the failure is raised.
+
+    Yields:
+        The share of the architectures that are done.
+    """
     from archsearch.latency import LatencyFailure
 
-    medians: dict[str, list[float]] = {arch.id: [] for arch in archs}
-    for timed in read(path) if path.exists() else []:
-        if timed.key[1:] == (space.latent_size, space.context_tokens) and timed.key[0] in medians:
-            medians[timed.key[0]].append(timed.record.median_ms)
-    where = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
+    def done(taken: Sequence[LatencyRecord]) -> bool:
+        return (
+            settled([record.median_ms for record in taken], least)
+            or len(taken) >= max(most, least)
+            or any(record.source == "predicted" for record in taken)
+        )
+
     waiting = list(archs)
     for turn in range(1, max(most, least) + 1):
         for arch in list(waiting):
-            taken = medians[arch.id]
+            taken = records[arch.id]
             try:
-                if len(taken) < turn and not settled(taken, least):
+                if len(taken) < turn and not done(taken):
                     ready()
-                    record = backend.measure(arch, space.latent_size, space.context_tokens)
-                    append(path, Timed(**where, architecture=arch, record=record))
-                    taken.append(record.median_ms)
+                    record = backend.measure(arch, latent_size, context_tokens)
+                    keep(arch, record)
+                    taken.append(record)
             except LatencyFailure as failure:
+                if failed is None:
+                    raise
                 failed(arch, str(failure))
                 waiting.remove(arch)
             else:
-                if settled(taken, least) or len(taken) >= max(most, least):
+                if done(taken):
                     waiting.remove(arch)
             yield 1 - len(waiting) / len(archs)

@@ -1,4 +1,4 @@
-"""The commands on latency: latency NET, latency sample, fit and validate."""
+"""The commands on latency: latency NET, latency sample, fit and validate; latency blocks is in `tabling`."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def of(
         if net == TINY_DECODER:
             raise InputError(net, f"can not be timed on {device}", "predict it: --device predicted:iphone-16-pro-max")
         prediction, model = None, None
-        with _told_in_a_line(device):
+        with told_in_a_line(device):
             if isinstance(timer, Detailing):
                 record, operations = timer.detailed(architecture(net), latent, tokens)
             else:
@@ -111,7 +111,7 @@ def sample(
     wanted = Space.load(space)
     timings.claim(out)
     archs = timings.drawn(wanted, count, seed=seed)
-    with bar("measuring", quiet=quiet) as tell, _told_in_a_line(device):
+    with bar("measuring", quiet=quiet) as tell, told_in_a_line(device):
         collecting = timings.collect(
             backend(device),
             wanted,
@@ -190,7 +190,7 @@ def validate(
 
 
 @contextmanager
-def _told_in_a_line(device: str) -> Iterator[None]:
+def told_in_a_line(device: str) -> Iterator[None]:
     """A net that can not be timed, or a device that went away, as the user's mistake; both say what is the matter."""
     from archsearch.latency import DeviceLost, LatencyFailure
     from snapgen.errors import InputError

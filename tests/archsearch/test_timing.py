@@ -11,6 +11,7 @@ import pytest
 
 from archsearch import cli, latency, timings
 from archsearch.prediction import Model
+from snapgen import subnets
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from snapgen.paths import changed
@@ -205,3 +206,64 @@ def test_help_names_the_commands(run: Any) -> None:
 def test_an_input_error_is_the_same_from_the_library() -> None:
     with pytest.raises(InputError, match="unknown device 'toaster'"):
         latency.backend("toaster")
+
+
+@pytest.fixture
+def blocks(run: Any, net: Path, tmp_path: Path) -> Any:
+    """The command latency blocks on the tiny net, as predicted, or by a backend put in its place."""
+    options = ("--device", "predicted:iphone-15-pro", "--latent", 8, "--tokens", 5, "--quiet")
+
+    def blocks(*more: object, status: int = 0) -> str:
+        return str(run("blocks", net, *options, "--out", tmp_path / "table.json", *more, status=status))
+
+    return blocks
+
+
+def test_blocks_shows_what_each_costs_and_how_far_to_trust_it(blocks: Any, tmp_path: Path) -> None:
+    shown = blocks("--check", 4)
+    for name in (
+        "predicted, iphone-15-pro",
+        "ResNet down[0].0",
+        "CA up[1].1",
+        "without any block",
+        "100.0%",
+        "4 random",
+    ):
+        assert name in shown
+    assert "None is off by more than 10 %" in shown
+    taken = (tmp_path / "table.jsonl").read_text()
+    found = json.loads(blocks("--check", 4, "--json"))
+    assert (tmp_path / "table.jsonl").read_text() == taken, "what is there is not measured again"
+    assert sum(found["blocks"].values()) + found["fixed_ms"] == pytest.approx(found["whole_ms"], rel=0.02)
+    assert found["checks"]["before"]["largest"] < 0.1
+    assert "| block | ms | share | a copy more, ms |\n| --- | ---: |" in blocks("--check", 0, "--markdown")
+
+
+def test_blocks_says_how_its_sums_were_corrected(blocks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Crowded(Clock):
+        def measure(self, arch: Architecture, *_: int) -> Any:
+            return latency_record((1 + len(subnets.blocks(arch))) ** 0.6)
+
+    monkeypatch.setattr(latency, "backend", lambda *_, **__: Crowded([]))
+    shown = blocks("--check", 12, "--least", 1, "--most", 1)
+    assert "corrected by a curve" in shown
+    assert "sum^" in shown
+    assert "refit, each left out" in shown
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--latent", 7], "--latent: "),
+        (["--copies", 0], "--copies"),
+        (["--check", -1], "--check"),
+        (["--check", 1000, "--seed", "x"], "--seed"),
+        (["--device", "toaster"], "toaster"),
+        (["--out", "table.yaml"], "is no .json file"),
+        (["--out", "missing/table.json"], "missing"),
+    ],
+)
+def test_a_mistake_about_blocks_is_one_line(blocks: Any, more: list[object], named: str) -> None:
+    said = blocks(*more, status=2)
+    assert named in said
+    assert said.count("\n") == 1
