@@ -57,6 +57,8 @@ class Protocol(TrainingSettings):
     """Fixed (image, t, noise) triples behind the validation loss."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=64)] = (0, 1)
     """Of the training runs, each a candidate's whole score; the score is their mean."""
+    inherit: str | None = None
+    """Folder of a trained U-Net (`archsearch.inheritance`) whose weights candidates begin with; None: new weights."""
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Self:
@@ -84,6 +86,8 @@ class ResolvedProtocol(Settings):
     text_digest: str
     extractor_digest: str
     """Empty where no samples are drawn."""
+    inherit_digest: str = ""
+    """Of the U-Net whose weights candidates begin with; empty where they begin with new ones."""
     revision: int = REVISION
 
     @property
@@ -99,12 +103,13 @@ class ResolvedProtocol(Settings):
     def first_difference(self, other: ResolvedProtocol) -> str | None:
         """The first field that tells two protocols apart, with both values; None if nothing does."""
         ours, theirs = self._identity(), other._identity()
-        for name in ours:
-            if ours[name] == theirs.get(name):
+        for name in ours | theirs:
+            one, another = ours.get(name), theirs.get(name)
+            if one == another:
                 continue
-            a, b = getattr(self.protocol, name, ours[name]), getattr(other.protocol, name, theirs.get(name))
+            a, b = getattr(self.protocol, name, one), getattr(other.protocol, name, another)
             if a == b:
-                a, b = f"{a} with digest {ours[name]}", theirs[name]
+                a, b = f"{a} with digest {one}", another
             return f"{name}: {a} against {b}"
         return None
 
@@ -113,11 +118,16 @@ class ResolvedProtocol(Settings):
         values |= {name: getattr(self, digest) for name, digest in _NAMES_FILES.items()}
         if not self.protocol.samples:
             values |= dict.fromkeys(_OF_SAMPLES)
+        if self.protocol.inherit is None:
+            del values["inherit"]  # so that the hash of every other protocol is what it was before there was this one
+        else:
+            values["inherit"] = self.inherit_digest
         return values | {"revision": self.revision}
 
 
 def resolved(protocol: Protocol) -> ResolvedProtocol:
-    """The protocol with the digests of its data, autoencoder, text encoder and extractor, all of which are opened.
+    """The protocol with the digests of all that it names, which is opened: data, autoencoder, text encoder, extractor,
+    trained U-Net.
 
     Raises:
         InputError: if one of them is missing or unreadable.
@@ -127,7 +137,7 @@ def resolved(protocol: Protocol) -> ResolvedProtocol:
 
 def resolve(protocol: Protocol) -> tuple[ResolvedProtocol, dict[Literal["train", "val"], Images]]:
     """As `resolved`, with the images of each split, which had to be opened."""
-    from archsearch import features
+    from archsearch import features, inheritance
     from snapgen import autoencoder, data, text
 
     images = {split: data.open_images(protocol.data, split=split, resolution=protocol.resolution) for split in SPLITS}
@@ -137,6 +147,7 @@ def resolve(protocol: Protocol) -> tuple[ResolvedProtocol, dict[Literal["train",
         autoencoder_digest=autoencoder.digest(protocol.autoencoder),
         text_digest=text.digest(protocol.text),
         extractor_digest=features.digest(protocol.extractor) if protocol.samples else "",
+        inherit_digest=inheritance.digest(protocol.inherit) if protocol.inherit is not None else "",
     ), images
 
 

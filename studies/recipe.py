@@ -16,6 +16,7 @@ from snapgen.errors import InputError
 from snapgen.settings import Settings
 from snapgen.stages import AnyStage, DecoderStage, FlowStage, HalvingStage, Stage, StepStage
 from snapgen.teacher import TeacherShape
+from spaces.space import BASE, Space
 from studies.settings import RUNS
 from studies.shipped import FolderName, read
 
@@ -84,7 +85,7 @@ class Recipe(Settings):
 
     name: FolderName
     arch: str
-    """A preset, a JSON or YAML file, STUDY:best or STUDY:TRIAL."""
+    """A preset, a JSON or YAML file, SPACE:base, STUDY:best or STUDY:TRIAL."""
     weights: str | None = None
     """Folder of a U-Net to begin with (`archsearch convert`, an earlier run's stage); None: weights from the seed."""
     prediction: process.Prediction = "velocity"
@@ -199,14 +200,16 @@ def find(name_or_path: str | Path) -> Recipe:
 
 
 def architecture(name: str) -> Architecture:
-    """The architecture of a preset, a file, ``STUDY:best`` or ``STUDY:TRIAL``.
+    """The architecture of a preset, a file, ``SPACE:base``, ``STUDY:best`` or ``STUDY:TRIAL``.
 
     Raises:
         InputError: if it is none of these, or the study has no such trial.
     """
     study_name, colon, which = name.rpartition(":")
     if not colon or Path(name).exists():
-        return presets.resolve(name, besides=("STUDY:best", "STUDY:TRIAL"))
+        return presets.resolve(name, besides=("SPACE:base", "STUDY:best", "STUDY:TRIAL"))
+    if which == BASE:
+        return Space.load(study_name).base
     from studies.settings import find as find_study
     from studies.storage import existing
     from studies.trials import best, read

@@ -44,7 +44,7 @@ CHANGES: dict[str, Any] = {
     "validation_pairs": 33,
     "seeds": (4, 5, 6),
 }
-NAMED = {"data", "autoencoder", "text", "extractor"}
+NAMED = {"data", "autoencoder", "text", "extractor", "inherit"}
 
 
 def test_every_field_is_covered() -> None:
@@ -77,6 +77,24 @@ def test_sampling_does_not_count_where_nothing_is_sampled() -> None:
     plain = resolved(samples=0)
     assert plain.hash == resolved(samples=0, guidance=9.0, sampler_steps=3, feature_resolution=99).hash
     assert plain.hash != resolved(samples=0, validation_pairs=99).hash
+
+
+def test_the_hashes_that_studies_have_kept_stay() -> None:
+    assert resolved().hash == "a1d270327b16d215"
+
+
+def test_inherited_weights_count_by_content() -> None:
+    plain, one = resolved(), resolved(inherit="a")
+    assert plain.hash != one.hash
+    same, other = (one.model_copy(update={"inherit_digest": digest}) for digest in ("", "w"))
+    assert one.hash == same.model_copy(update={"protocol": Protocol(inherit="elsewhere")}).hash
+    assert one.hash != other.hash
+    for a, b in ((plain, other), (other, plain)):
+        difference = a.first_difference(b) or ""
+        assert difference.startswith("inherit: ")
+        assert "None" in difference
+        assert "a" in difference.removeprefix("inherit: ").replace("against", "").replace("None", "")
+    assert one.first_difference(other) == "inherit: a with digest  against w"
 
 
 def test_revision_counts() -> None:

@@ -5,8 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
+import reports.audit
+from archsearch.cost import cost
 from archsearch.score import QUALITIES, Quality
 from reports import pareto
 from snapgen.arch import Architecture
@@ -89,6 +92,60 @@ def test_too_little_to_audit(settings: Make) -> None:
 def test_a_plan_that_is_not_of_the_space(settings: Make) -> None:
     with pytest.raises(InputError, match=r"plan\[0\]: is no point"):
         search(settings(plan=[{"convs": 1}]), quiet=True, scorer=QuickScorer)
+
+
+class ElasticScorer(QuickScorer):
+    """Inherited scores do not foretell the long run, short ones from new weights do."""
+
+    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
+        quality = super().quality(arch, progress=progress, artifacts=artifacts)
+        if self.settings.protocol.inherit is None:
+            return quality
+        worse = 10 - quality.validation_loss.value
+        other = quality.validation_loss.model_copy(update={"value": worse, "low": worse, "high": worse})
+        return quality.model_copy(update={"validation_loss": other})
+
+
+ELASTIC: dict[str, Any] = {
+    "protocol": {"inherit": "net", "steps": 10, "batch": 4},
+    "elastic": {"supernet_images": 900, "scratch_steps": 50},
+}
+
+
+def test_inherited_scores_are_set_beside_scores_from_scratch(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = settings(trials=9, **ELASTIC)
+    search(short, quiet=True, scorer=ElasticScorer)
+    monkeypatch.setenv("QUICK_LOG", str(tmp_path / "log"))
+    rows = audit(short, factor=4, candidates=6, quiet=True, scorer=ElasticScorer)
+    target = "validation_loss of a run from scratch of 200 steps"
+    assert row(rows, score="validation_loss", target=target, kind=AS_IS).rho == pytest.approx(-1)
+    assert row(rows, score="validation_loss from scratch at equal compute", target=target, kind=AS_IS).rho == 1
+    assert {r.n for r in rows} == {6}
+    assert len((tmp_path / "log").read_text().split()) == 12
+    assert audit(short, factor=4, candidates=6, quiet=True, scorer=ElasticScorer) == rows
+    assert len((tmp_path / "log").read_text().split()) == 12, "resumed, nothing is scored twice"
+    names = {s.study_name for s in optuna.get_all_study_summaries(short.url)}
+    (scratch,) = (name for name in names if "scratch" in name)
+    protocol = existing(settings(name=scratch, storage=short.url)).user_attrs["protocol"]["protocol"]
+    assert protocol["inherit"] is None
+    scored = [c for c in read(existing(short)) if c.reused_from is None]
+    space = short.load_space()
+    whole = cost(space.base, space.latent_size, context_tokens=space.context_tokens).macs
+    passes = sum(10 * 4 * 2 * c.score.cost.macs for c in scored) + 900 * whole  # two seeds
+    again = sum(protocol["steps"] * 4 * 2 * c.score.cost.macs for c in scored)
+    assert passes <= again < passes + sum(4 * 2 * c.score.cost.macs for c in scored), (
+        "a step each is what rounding adds"
+    )
+    assert "validation loss from scratch at equal compute" in reports.audit.markdown(rows)
+
+
+def test_inherited_weights_of_unknown_cost(settings: Make) -> None:
+    with pytest.raises(InputError, match="elastic: is missing, so nothing says what the inherited weights cost; give"):
+        audit(settings(protocol={"inherit": "net"}), quiet=True, scorer=QuickScorer)
+    with pytest.raises(ValueError, match=r"give protocol\.inherit or remove it"):
+        settings(elastic=ELASTIC["elastic"])
 
 
 def test_the_report_shows_it(settings: Make, tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ import pytest
 
 from snapgen import presets
 from snapgen.errors import InputError
+from snapgen.stages import FlowStage
+from spaces.space import Space
 from studies.recipe import architecture, find, learns_from_teacher, own_teacher
+from studies.settings import find as find_study
 from studies.shipped import shipped
 from tests.studies.tiny_recipe import FEW, STAGES, recipe, written
 
@@ -24,7 +27,26 @@ def refused(folder: Path, **changes: Any) -> str:
 def test_shipped_recipes_can_be_read(name: str) -> None:
     found = find(name)
     assert found.name == name
-    assert architecture(found.arch).id == presets.preset(found.arch).id
+    space, _, base = found.arch.partition(":")
+    assert architecture(found.arch).id == (Space.load(space).base if base else presets.preset(found.arch)).id
+
+
+def test_the_supernetwork_is_what_the_elastic_study_begins_with() -> None:
+    recipe, study = find("train_emoji_supernet"), find_study("emoji_elastic")
+    (stage,) = recipe.stages
+    assert study.protocol.inherit == str(recipe.folder / "stages" / f"01-{stage.name}")
+    assert architecture(recipe.arch).id == study.load_space().base.id
+    assert isinstance(stage, FlowStage)
+    assert study.elastic is not None
+    assert study.elastic.supernet_images == stage.images
+    assert (recipe.prediction, recipe.data, recipe.autoencoder) == (
+        study.protocol.prediction,
+        study.protocol.data,
+        study.protocol.autoencoder,
+    )
+    (text,) = recipe.text
+    assert (text.encoder, text.tokens) == (study.protocol.text, study.protocol.context_tokens)
+    assert stage.resolution == study.protocol.resolution
 
 
 @pytest.mark.parametrize(
