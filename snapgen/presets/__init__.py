@@ -1,4 +1,4 @@
-"""Architectures with a name, as data beside this file: the published designs, and one for the embedded emoji."""
+"""Architectures with a name, as data beside this file: the published designs, and small ones for the embedded emoji."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from pathlib import Path
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 
-NAMES = ("snapgen-baseline", "snapgen-imagenet", "snapgen-t2i", "snapgen-emoji", "sd15", "sdxl", "snapfusion")
+NAMES = (
+    "snapgen-baseline",
+    "snapgen-imagenet",
+    "snapgen-t2i",
+    "snapgen-emoji",
+    "sd15",
+    "sd15-emoji",
+    "sdxl",
+    "snapfusion",
+)
 
 TINY_DECODER = "tiny-decoder"
 """What commands call the paper-size `snapgen.tiny_decoder`, which is no architecture, beside these names."""
