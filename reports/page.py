@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from reports import amounts, audit, charts, listing, samples, summary
+from reports.evolution_section import Section
 from reports.facts import Facts, estimates, title
 from reports.knobs import knob_table
 
 
-def render(facts: Facts, *, source: str, beside: Path) -> str:
+def render(facts: Facts, *, source: str, beside: Path, evolved: Section | None = None) -> str:
     """The page as HTML: its style, its script, plotly and the data are inside.
 
     Args:
         source: how the command line names the study.
         beside: where artifacts are looked for if the folder that the study names is gone.
+        evolved: of a study whose trials are rounds.
     """
     from markupsafe import Markup
 
@@ -46,9 +48,13 @@ def render(facts: Facts, *, source: str, beside: Path) -> str:
         "machine": flat(facts.attrs.get("machine", {})),
         "settings": flat({k: v for k, v in facts.attrs["settings"].items() if k != "protocol"}),
         "audit": Markup(audit.section(audited)) if audited else "",
+        "evolution": Markup(evolved.html()) if evolved else "",
     }
     repeated = [name for name, found in agreements.items() if found.n > 1]
-    return whole("report.html", name=facts.name, script="report.js", data=_data(facts, repeated, beside), **context)
+    data = _data(facts, repeated, beside)
+    if evolved:
+        data["charts"] |= evolved.charts()
+    return whole("report.html", name=facts.name, script="report.js", data=data, **context)
 
 
 def whole(template: str, *, name: str, data: Mapping[str, Any], script: str = "", **context: object) -> str:

@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that needs no network, and a CSV beside it."""
+"""The report of a study: one HTML file that needs no network, and tables beside it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,33 @@ if TYPE_CHECKING:
     from optuna import Study
 
 
-def write(study: Study, out: Path, *, source: str = "") -> Path:
+def write(study: Study, out: Path, *, source: str = "", beside: Study | None = None) -> Path:
     """Write the report of a study, running or finished, and ``out`` with the suffix ``.csv`` beside it.
+
+    Of an evolving study there is a ``.md`` too, with its rounds.
 
     Args:
         source: how the command line names the study, for the commands that the page gives; default: its name.
+        beside: another study, which an evolving one is compared with.
 
     Returns:
         ``out``.
 
     Raises:
-        InputError: if nothing was scored yet, protocols are mixed, or the file cannot be written.
+        InputError: if nothing was scored yet, protocols are mixed, ``beside`` is given for a study that does not
+            evolve, or a file cannot be written.
     """
-    from reports import facts, page, tables
+    from reports import evolution, facts, page, tables
+    from reports.evolution_section import Section
 
     found = facts.read(study)
-    put(out, page.render(found, source=source or found.name, beside=out.parent / "artifacts"))
+    rounds = evolution.read(study, found)
+    if beside is not None and rounds is None:
+        raise InputError(found.name, "does not evolve", "name a study of archsearch evolve, or leave out --beside")
+    evolved = Section.of(rounds, facts.read(beside) if beside is not None else None) if rounds else None
+    put(out, page.render(found, source=source or found.name, beside=out.parent / "artifacts", evolved=evolved))
+    if evolved:
+        put(out.with_suffix(".md"), evolved.markdown())
     put(out.with_suffix(".csv"), tables.csv(tables.candidates(found)))
     return out
 

@@ -38,6 +38,7 @@ def report(
     study: Study,
     storage: Storage = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file; a CSV is put beside it.")] = None,
+    beside: Annotated[str | None, typer.Option(help="Another study, to compare one that evolves with.")] = None,
 ) -> None:
     """Write a study's report: one HTML file that needs no network, and a CSV beside it."""
     import reports.pareto
@@ -45,7 +46,8 @@ def report(
     from studies.storage import existing
 
     settings = find(study).overridden(storage=storage)
-    page = reports.pareto.write(existing(settings), out or settings.folder / "report.html", source=study)
+    other = existing(find(beside).overridden(storage=storage)) if beside else None
+    page = reports.pareto.write(existing(settings), out or settings.folder / "report.html", source=study, beside=other)
     typer.echo(f"Report: {page.resolve()}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ import numpy as np
 import optuna
 from PIL import Image, ImageDraw
 
-from archsearch.score import OBJECTIVES, Cost, Estimate, Quality, Score
+from archsearch.block_table import BlockTable, TableSettings, fill
+from archsearch.protocol import Protocol
+from archsearch.score import OBJECTIVES, Cost, Estimate, LatencyRecord, Quality, Score
+from snapgen import subnets
 from snapgen.arch import Architecture
 from spaces.space import Space
+from studies.evolution import ATTRIBUTE, Round, Worth
 from tests.records import latency_record
 
 PROTOCOL: dict[str, Any] = {
@@ -70,6 +75,129 @@ def create(
         grid(random.Random(slot)).save(picture)
         files = [picture] if samples and score.quality else []
         add(study, space, slot, point, score, name=called or None, files=files)
+    return study
+
+
+RESOLVED = {
+    "protocol": Protocol(steps=900, batch=64, seeds=(0,)).model_dump(mode="json"),
+    "data_digest": "6c1f3b0d2a9e4877",
+    "autoencoder_digest": "11",
+    "text_digest": "22",
+    "extractor_digest": "33",
+    "revision": 1,
+}
+TARGET_MS = 8.0
+
+
+def blocks_study(name: str, settings: Mapping[str, Any], protocol: Mapping[str, Any] = RESOLVED) -> optuna.Study:
+    """A study of the shipped space of blocks, without trials."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(study_name=name, directions=["minimize", "minimize"])
+    said = {"name": name, "space": "emoji-blocks", "objectives": list(OBJECTIVE_NAMES), "limits": {}, **settings}
+    space = Space.load("emoji-blocks").to_dict()
+    attrs = {"settings": said, "space": space, "protocol": protocol, "protocol_hash": HASH, "machine": MACHINE}
+    for key, value in attrs.items():
+        study.set_user_attr(key, value)
+    return study
+
+
+class Clock:
+    """Times a net by its MACs, roughly."""
+
+    def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:  # noqa: ARG002
+        return latency_record(milliseconds_of(arch))
+
+
+def milliseconds_of(arch: Architecture) -> float:
+    """What `Clock` takes: not quite a sum over blocks."""
+    return float(0.4 + 1.1 * (counted(arch)[1] / 1e6) ** 0.9)
+
+
+def evolved(folder: Path, *, rounds: int = 9, metric: str = "validation_loss") -> optuna.Study:
+    """A study that evolves: robust training, removals, two copies, final training; every number made up."""
+    how = {"target_ms": TARGET_MS, "round_steps": 120, "final_steps": 300, "metric": metric}
+    study = blocks_study("emoji_evolve", {"evolve": how})
+    study.set_user_attr("artifacts", str(folder / "artifacts"))
+    space = Space.load("emoji-blocks")
+    table = fill(Clock(), space.base, 8, 16, TableSettings(least=1, most=1, check=8))
+    study.set_user_attr("block_table", table.model_dump(mode="json"))
+    arch, parent, spent = space.base, None, 0.0
+    removed: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    for number in range(rounds):
+        arch = subnets.changed(arch, removed, copied)
+        last = number == rounds - 1
+        spent += 3 * counted(arch)[1] * 64 * (900 if number == 0 else 120)
+        worths = () if last else worths_of(arch, table, random.Random(number))
+        names = [w.block for w in sorted(worths, key=lambda w: w.value)]
+        copying = table.predict(arch) < TARGET_MS and not last
+        quality = made_up_quality(arch, random.Random(number))
+        found = Round(
+            number=number,
+            phase="robust" if number == 0 else "final" if last else "evolve",
+            parent=parent,
+            removed=removed,
+            copied=copied,
+            metric=metric,
+            quality=quality.validation_loss,
+            predicted_ms=table.predict(arch),
+            steps=900 if number == 0 else 120,
+            training_macs=spent,
+            worths=worths,
+            next="ended at the target" if last else "copy the most worthy" if copying else "remove the least worthy",
+        )
+        add_round(study, space, number, arch, found, quality)
+        parent = number
+        removed, copied = (), ()
+        if number < rounds - 2:
+            every = subnets.blocks(arch)
+            once = [b.name for b in subnets.removable(arch) if [o.place for o in every].count(b.place) == 1]
+            best = [name for name in reversed(names) if name in once][:2]
+            removed, copied = ((), tuple(best)) if copying else (tuple(names[:3]), ())
+    return study
+
+
+def add_round(study: optuna.Study, space: Space, slot: int, arch: Architecture, found: Round, quality: Quality) -> None:
+    """One round as a trial."""
+    ms = milliseconds_of(arch) * random.Random(slot).uniform(0.97, 1.04)
+    record = latency_record(ms, lower_quartile_ms=ms * 0.985, upper_quartile_ms=ms * 1.03)
+    params, macs = counted(arch)
+    cost = Cost(params=int(params), macs=int(macs), activation_bytes=90_000)
+    count = Counter(f"{b.site}.layers[{b.layer}].{subnets.FIELDS[b.kind]}" for b in subnets.blocks(arch))
+    point = {knob.name: count[knob.name] for knob in space.knobs}
+    score = Score(cost=cost, latency=record, quality=quality)
+    add(study, space, slot, point, score, **{ATTRIBUTE: found.model_dump(mode="json")})
+
+
+def worths_of(arch: Architecture, table: BlockTable, rng: random.Random) -> tuple[Worth, ...]:
+    """Of every block that can go; transformers at the highest resolution are worth least."""
+    found = []
+    for block in subnets.removable(arch):
+        loss = 0.02 * rng.gauss(0.5, 0.5) + (0.03 if block.kind == "residual" else 0.05 * ("[0]" not in block.site))
+        estimate_of = Estimate(value=loss, low=loss - 0.006, high=loss + 0.006)
+        place = {"site": block.site, "layer": block.layer, "kind": block.kind, "index": block.index}
+        found.append(Worth(block=block.name, label=block.label, loss=estimate_of, ms=table.of(block), **place))
+    return tuple(found)
+
+
+def made_up_quality(arch: Architecture, rng: random.Random) -> Quality:
+    """Better with more blocks, give or take."""
+    loss = 0.36 + 0.1 / (counted(arch)[0] / 1e5) + rng.gauss(0, 0.002)
+    only = Estimate(value=loss, low=loss - 0.01, high=loss + 0.01, by_seed=(loss,))
+    return Quality(validation_loss=only, extractor="e", protocol_hash=HASH, training_seconds=9.0)
+
+
+def sampled(*, candidates: int = 14, protocol: Mapping[str, Any] = RESOLVED) -> optuna.Study:
+    """A search of the same space by a sampler."""
+    study = blocks_study("emoji_blocks", {"trials": candidates, "sampler": {"name": "gp"}}, protocol)
+    space, rng = Space.load("emoji-blocks"), random.Random(5)
+    for slot in range(candidates):
+        point = dict(space.base_point) if slot == 0 else space.sample(rng)
+        arch = space.architecture(point)
+        params, macs = counted(arch)
+        cost = Cost(params=int(params), macs=int(macs), activation_bytes=90_000)
+        score = Score(cost=cost, latency=latency_record(milliseconds_of(arch)), quality=made_up_quality(arch, rng))
+        add(study, space, slot, point, score, name="base" if slot == 0 else None)
     return study
 
 
