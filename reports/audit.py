@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from archsearch.score import OBJECTIVES
-from studies.audit import Row
+from studies.audit import FROM_SCRATCH, Row
 
 HEADER = tuple(field.name for field in dataclasses.fields(Row))
 
@@ -39,7 +39,9 @@ def section(rows: Sequence[Row]) -> str:
     """The report's section, as HTML."""
     from reports import page
 
-    return page.fragment("audit.html", rows=[_told(r) for r in rows])
+    return page.fragment(
+        "audit.html", rows=[_told(r) for r in rows], elastic=any(FROM_SCRATCH in r.score for r in rows)
+    )
 
 
 def write(rows: Sequence[Row], out: Path) -> Path:

@@ -5,8 +5,8 @@ well each short score ranks them as the long run does is set beside what mere si
 again with latency or MACs held: a score that only follows compute is no better than counting.
 
 Where candidates inherit a trained net's weights, the long run is from new weights, as that of a network made for good
-is. Short runs from new weights stand beside, with the compute that inheriting costs: a candidate's steps of training on,
-and its share of the trained net's own training.
+is. Short runs from new weights stand beside, with the compute that inheriting costs: a candidate's steps of training
+on, and its share of the trained net's own.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ app = typer.Typer()
 @app.command(epilog="Example: archsearch train train_emoji --arch emoji:best    The same command resumes a killed run.")
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (train_emoji, …) or a YAML file.")],
-    arch: Annotated[str | None, typer.Option(help="A preset, a file, STUDY:best or STUDY:TRIAL.")] = None,
+    arch: Annotated[str | None, typer.Option(help="A preset, a file, SPACE:base, STUDY:best or STUDY:TRIAL.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the run, if not the recipe's: the folder runs/NAME.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random, if not the recipe's.")] = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
