@@ -36,12 +36,10 @@ from snapgen.subnets import Block, Kind, Place
 TOLERATED = 0.10
 """Relative error of a sub-network's predicted time, over which the table is corrected."""
 
-FLOOR = 0.001
-"""Of the whole net's time: what a block is said to cost at least. A fit may give it nothing, and what something is
-worth a millisecond needs a millisecond."""
-
 SUREST, VAGUEST = 0.005, 0.16
-"""Relative error of one net's time, at least and at most, whatever its records say."""
+"""Relative error of one net's measured time, at least and at most, whatever its records say."""
+EXACT = 0.001
+"""And of a predicted one."""
 
 FEWEST = 4
 """Sub-networks under which nothing is corrected by them."""
@@ -90,11 +88,11 @@ class Measured(Settings):
     def tolerance(self) -> float:
         """Relative error of `ms`: its runs' spread, or what the two lowest records are apart, if that is more.
 
-        Predictions have no such spread; what they are wrong by, they are wrong by together.
+        Predictions have no such spread; what they are wrong by, they are wrong by together (`EXACT`).
         """
         first, *others = sorted(self.records, key=lambda record: record.median_ms)
         if not first.runs:
-            return SUREST
+            return EXACT
         spread = (first.upper_quartile_ms - first.lower_quartile_ms) / first.runs**0.5
         apart = others[0].median_ms - first.median_ms if others else 0.0
         return float(np.clip(max(spread, apart) / first.median_ms, SUREST, VAGUEST))
@@ -163,6 +161,9 @@ class BlockTable(Settings):
     runtime: str
     fixed_ms: float = Field(ge=0)
     """What is left without any block."""
+    floor_ms: float = Field(gt=0)
+    """The least that a block is said to cost: the standard error of a block's cost in the fit, the median of them all.
+    A fit may give a block nothing, but cannot tell less than that from nothing."""
     costs: tuple[PlaceCost, ...] = Field(min_length=1)
     """In the order of the forward pass."""
     scale: float = Field(default=1, gt=0)
@@ -204,11 +205,6 @@ class BlockTable(Settings):
     def conditions(self) -> tuple[str, ...]:
         """As `LatencyRecord.conditions`."""
         return self.source, self.device, self.compute_units, self.chip, str(self.threads), self.runtime
-
-    @property
-    def floor_ms(self) -> float:
-        """The least that a block is said to cost, `FLOOR` of the net's time."""
-        return FLOOR * self.whole_ms
 
     @property
     def whole_ms(self) -> float:
@@ -395,19 +391,19 @@ def _solved(
     filling = [_evidence(net) for net in measured if net.use == "fill"]
     checking = [_evidence(net) for net in measured if net.use == "check"]
     prior = flat_prior(np.array([e.features for e in filling]), np.array([e.value for e in filling]))
-    coefficients, (scale, power) = fit(filling, prior).coefficients, (1.0, 1.0)
-    before = Check(errors=tuple(e.ratio(coefficients) - 1 for e in checking)) if checking else None
+    found, scale, power = fit(filling, prior), 1.0, 1.0
+    before = Check(errors=tuple(e.ratio(found.coefficients) - 1 for e in checking)) if checking else None
     tried: dict[Correction, Check] = {}
     if before and before.largest > TOLERATED and len(checking) >= FEWEST:
-        tried = {"refit": _refitted(filling, checking, prior), "curve": _curved(checking, coefficients)}
+        tried = {"refit": _refitted(filling, checking, prior), "curve": _curved(checking, found.coefficients)}
     correction = min(tried, key=lambda name: tried[name].largest, default=None)
     if correction and before and tried[correction].largest >= before.largest:
         correction = None
     if correction == "refit":
-        coefficients = fit([*filling, *checking], prior).coefficients
+        found = fit([*filling, *checking], prior)
     if correction == "curve":
-        scale, power = _curve(checking, coefficients)
-    fixed, *costs = coefficients.tolist()
+        scale, power = _curve(checking, found.coefficients)
+    fixed, *costs = found.coefficients.tolist()
     first = measured[0].records[0]
     return BlockTable(
         **first.model_dump(include={"source", "device", "compute_units", "chip", "os", "threads", "runtime"}),
@@ -416,6 +412,7 @@ def _solved(
         context_tokens=context_tokens,
         settings=settings,
         fixed_ms=fixed,
+        floor_ms=float(np.median(np.sqrt(np.diag(found.covariance)[1:]))),
         costs=tuple(
             PlaceCost(site=site, layer=layer, kind=kind, ms=ms, copy_ms=copy_ms)
             for (site, layer, kind), ms, copy_ms in zip(places, costs[::2], costs[1::2], strict=True)
