@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from pydantic import Field
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from snapgen.rows import Rows
 from snapgen.settings import Settings
 from snapgen.sources import digest_files
 
-KINDS = (SnapGenPipeline.__name__, StableDiffusionPipeline.__name__)
+KINDS = (SnapGenPipeline.__name__, "StableDiffusionPipeline")
 PART = 64
 """Latents that are kept at once: what an interruption costs at most."""
 BATCH = 8
@@ -149,7 +149,9 @@ def _draw(pipeline: DiffusionPipeline, prompts: list[str], indices: range, sampl
 
 
 def _stable_diffusion(folder: Path) -> DiffusionPipeline:
-    with pipeline_files.quiet():
+    with pipeline_files.quiet():  # to import it is to be told of image processors
+        from diffusers import StableDiffusionPipeline
+
         try:
             found = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except Exception as error:  # diffusers, transformers, safetensors and torch each raise kinds of their own
