@@ -1,4 +1,6 @@
-"""SnapGen's tiny decoder beside SD3's, as diffusers builds it: size, compute, memory and time for one image.
+"""SnapGen's tiny decoder and SD3's pruned by half, as SnapFusion does, beside SD3's: what one image takes.
+
+Size, compute, memory and time. SD3's decoder is as diffusers builds it; `snapgen.pruned_decoder` prunes it.
 
 Params, MACs and activations are counted on the meta device. Memory is measured in a process for each decoder, by how
 much its peak rises over what it held before the pass; time in one process, in turns, after a pass of each that does not
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 
 from archsearch.cost import Part, count
 from archsearch.machine import chip, operating_system
+from snapgen.pruned_decoder import HALF, pruned
 from snapgen.tiny_decoder import PAPER, TinyDecoder
 
 # stable-diffusion-3-medium-diffusers, vae/config.json
@@ -54,12 +57,18 @@ def sd3() -> nn.Module:
     return decoder
 
 
+def half() -> nn.Module:
+    """The same."""
+    decoder: nn.Module = pruned(AutoencoderKL(**SD3), HALF).decoder
+    return decoder
+
+
 def tiny() -> nn.Module:
     """The same."""
     return TinyDecoder(**PAPER)
 
 
-DECODERS: dict[str, Callable[[], nn.Module]] = {"SD3": sd3, "tiny": tiny}
+DECODERS: dict[str, Callable[[], nn.Module]] = {"SD3": sd3, "half": half, "tiny": tiny}
 
 
 class Memory(NamedTuple):
@@ -117,7 +126,7 @@ def timed(pixels: int, passes: int) -> dict[str, list[float]]:
 
 
 def table(counts: dict[str, Part], held: dict[str, Memory], taken: dict[str, list[float]], clock: str) -> str:
-    """All of it in Markdown, with how many times SD3's number is ours."""
+    """All of it in Markdown, with how many times SD3's number is each of the others."""
     memories, passes = held.items(), len(taken["tiny"])
     spread = ", ".join(f"{name} {min(seconds):.2f} to {max(seconds):.2f}" for name, seconds in taken.items())
     rows = [
@@ -144,11 +153,17 @@ def table(counts: dict[str, Part], held: dict[str, Memory], taken: dict[str, lis
             f"measured, {clock}, median of {passes}: {spread}",
         ),
     ]
-    lines = ["| | SD3 | tiny | SD3 over tiny | |", "|---|---|---|---|---|"]
+    others = [name for name in DECODERS if name != "SD3"]
+    header = ["", *DECODERS, *(f"SD3 over {name}" for name in others), ""]
+    lines = [_line(header), "|---" * len(header) + "|"]
     for title, of, form, how in rows:
-        ratio = of["SD3"] / of["tiny"]
-        lines.append(f"| {title} | {of['SD3']:{form}} | {of['tiny']:{form}} | {ratio:.1f}× | {how} |")
+        ratios = [f"{of['SD3'] / of[name]:.1f}×" for name in others]
+        lines.append(_line([title, *(f"{of[name]:{form}}" for name in DECODERS), *ratios, how]))
     return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
