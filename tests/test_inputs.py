@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import sqlite3
 import sys
@@ -16,6 +17,7 @@ import yaml
 from PIL import Image
 
 from archsearch import cli
+from snapgen.presets import preset
 from snapgen.settings import LARGEST_FILE
 
 STUDY = {"space": "emoji", "trials": 1, "protocol": {"steps": 2, "samples": 8}}
@@ -159,6 +161,16 @@ def train(folder: Path, names: str = "recipe.yaml", **changes: object) -> Case:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({"arch": "snapgen-emoji", "stages": [BASE], **changes}))
     return ["train", str(path)], names
+
+
+def halving(folder: Path, names: str = "recipe.yaml", **changes: object) -> Case:
+    """A recipe of step distillation by a teacher that predicts something else, or with what is changed."""
+    teacher = folder / "net"
+    teacher.mkdir()
+    (teacher / "config.json").write_text(json.dumps({"arch": preset("sd15-emoji").model_dump(mode="json")}))
+    (teacher / "prediction.json").write_text('{"prediction": "noise"}')
+    stage = {**BASE, "kind": "halving", "teacher": str(teacher), **changes}
+    return train(folder, names, arch="sd15-emoji", prediction="v", stages=[stage])
 
 
 CASES: dict[str, Callable[[Path], Case]] = {
@@ -306,6 +318,11 @@ CASES: dict[str, Callable[[Path], Case]] = {
         f, "stages[0].resolution", stages=[{**BASE, "resolution": 36}]
     ),
     "train a study of no trials": lambda f: ([*train(f)[0], "--arch", "nosuchstudy:best"], "nosuchstudy"),
+    "halving by a teacher of another prediction": lambda f: halving(f, "net: predicts 'noise'"),
+    "halving by a teacher that is missing": lambda f: halving(f, "gone: is no folder", teacher=str(f / "gone")),
+    "halving with a bad probability": lambda f: halving(f, "stages[0].halving.probability", probability=1.2),
+    "halving with a bad range of guidance": lambda f: halving(f, "guidance is from 9 to 2", guidance=[9, 2]),
+    "halving of odd steps": lambda f: halving(f, "teacher_steps 9 is odd", teacher_steps=9),
     "train bad seed": lambda f: ([*train(f)[0], "--seed", "-3"], "--seed"),
     "train bad name": lambda f: ([*train(f)[0], "--name", "../up"], "../up"),
     "train until no stage": lambda f: ([*train(f)[0], "--until", "end"], "--until"),
