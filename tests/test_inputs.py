@@ -51,6 +51,15 @@ def protocol(folder: Path, **changes: object) -> Case:
     return study(folder, protocol={**STUDY["protocol"], **changes})  # type: ignore[dict-item]
 
 
+def evolving(
+    folder: Path, names: str = "study.yaml", *, evolve: dict[str, object] | None = None, **changes: object
+) -> Case:
+    how = {"target_ms": 1.0, "round_steps": 2, **(evolve or {})}
+    one_seed = {"steps": 2, "samples": 8, "seeds": [0]}
+    study(folder, **{"space": "emoji-blocks", "evolve": how, "protocol": one_seed, **changes})
+    return ["evolve", str(folder / "study.yaml")], names
+
+
 def space(folder: Path, text: str | None = None, **changes: object) -> Case:
     path = folder / "space.yaml"
     path.write_text(yaml.safe_dump({**SPACE, **changes}) if text is None else text)
@@ -308,6 +317,16 @@ CASES: dict[str, Callable[[Path], Case]] = {
         "palette",
     ),
     # A training
+    # Networks that evolve
+    "evolve no such study": lambda f: (["evolve", str(f / "none.yaml")], "none.yaml"),
+    "evolve what is searched": lambda _: (["evolve", "emoji"], "emoji.yaml"),
+    "search what evolves": lambda f: (["search", evolving(f)[0][1]], "study.yaml: evolve"),
+    "evolve bad probability": lambda f: evolving(f, "evolve.block_dropout", evolve={"block_dropout": 1.5}),
+    "evolve no target": lambda f: evolving(f, "evolve.target_ms", evolve={"target_ms": None}),
+    "evolve unknown metric": lambda f: evolving(f, "evolve.metric", evolve={"metric": "beauty"}),
+    "evolve several seeds": lambda f: evolving(f, "protocol.seeds", protocol={"steps": 2, "samples": 8}),
+    "evolve missing weights": lambda f: evolving(f, "evolve.weights", evolve={"weights": str(f / "none")}),
+    "train bad block dropout": lambda f: train(f, stages=[{**BASE, "block_dropout": 1}]),
     "train no recipe": lambda f: (["train", str(f / "none.yaml")], "none.yaml"),
     "train no stages": lambda f: train(f, stages=[]),
     "train unknown key": lambda f: train(f, stagse=[]),
