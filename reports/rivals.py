@@ -124,15 +124,28 @@ def _rounds(evolution: Evolution) -> list[Entry]:
 
 
 def _candidates(facts: Facts) -> list[Entry]:
-    """Those that were trained and keep the limits, in the order of their slots; a reused one costs nothing."""
+    """Those that were trained and keep the limits, in the order of their slots; a reused one costs nothing.
+
+    Where candidates inherit a trained net's weights, its training comes first.
+    """
     trained = [c for c in facts.candidates if c.score.quality]
     images = _images(facts.attrs)
+    first = 3.0 * _inherited_images(facts.attrs) * (_base_macs(facts) or 0)
     costs = [0.0 if c.reused_from is not None else 3.0 * c.score.cost.macs * images for c in trained]
     return [
         Entry(c.name or f"trial {c.number}", c.score.quality.validation_loss, c.score.latency, spent)
-        for c, spent in zip(trained, itertools.accumulate(costs), strict=True)
+        for c, spent in zip(trained, (first + macs for macs in itertools.accumulate(costs)), strict=True)
         if c.score.quality and c.score.latency and c.feasible and not c.score.quality.diverged
     ]
+
+
+def _inherited_images(attrs: Mapping[str, Any]) -> float:
+    """That the net was trained on whose weights a search's candidates begin with."""
+    return float((attrs["settings"].get("elastic") or {}).get("supernet_images", 0))
+
+
+def _base_macs(facts: Facts) -> int | None:
+    return next((c.score.cost.macs for c in facts.distinct if c.architecture.id == facts.base.id), None)
 
 
 def _images(attrs: Mapping[str, Any]) -> float:
@@ -166,6 +179,10 @@ def _remarks(evolution: Evolution, other: Facts) -> list[str]:
     ]
     if apart:
         found.insert(1, f"Not the same: {'; '.join(apart)}.")
+    if evolution.settings.weights is not None:
+        found.append("What the network took that the evolution began with is not in its compute.")
+    if b.get("inherit") and not (_inherited_images(other.attrs) and _base_macs(other)):
+        found.append(f"What the network took whose weights {other.name} inherits is not in its compute.")
     if evolution.facts.attrs["space"] != other.attrs["space"]:
         found.insert(1, "They do not search the same space.")
     return found

@@ -192,6 +192,14 @@ def test_other_training_is_compared_and_said(found: Evolution) -> None:
     assert both.theirs[0].spent == 3 * counted * 240 * protocol["protocol"]["batch"] * 2
 
 
+def test_training_that_is_inherited_is_counted_first(found: Evolution) -> None:
+    elastic = factory.sampled(candidates=3)
+    elastic.set_user_attr("settings", elastic.user_attrs["settings"] | {"elastic": {"supernet_images": 5000}})
+    plain, both = (rivals.against(found, facts.read(s)) for s in (factory.sampled(candidates=3), elastic))
+    more = 3 * 5000 * both.other.candidates[0].score.cost.macs
+    assert [e.spent for e in both.theirs] == pytest.approx([e.spent + more for e in plain.theirs])
+
+
 def test_the_page_and_its_tables(written: Path) -> None:
     text = written.read_text()
     assert {"worth-map", "path-validation_loss"} <= data_of(text)["charts"].keys()
