@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from archsearch.block_table import TableSettings
 from archsearch.score import Estimate
@@ -25,8 +25,10 @@ class EvolveSettings(Settings):
     The study's protocol says how the first network is trained, and how every one is judged.
     """
 
-    target_ms: float = Field(gt=0)
-    """Latency to meet on the study's device."""
+    target_ms: float = Field(default=0, ge=0)
+    """Latency to meet on the study's device; 0: by ``target_share``."""
+    target_share: float | None = Field(default=None, gt=0)
+    """The target over the latency of the space's base, for studies that run on any machine."""
     tolerance: float = Field(default=0.05, gt=0, lt=1)
     """Share of the target that a network may be off and yet be at it."""
     weights: str | None = None
@@ -51,6 +53,18 @@ class EvolveSettings(Settings):
     """Share by which a network at the target must beat the ones before it, or the search ends."""
     rounds: int = Field(default=30, ge=1)
     """At most, the last one aside."""
+
+    @model_validator(mode="after")
+    def _has_one_target(self) -> Self:
+        if bool(self.target_ms) == (self.target_share is not None):
+            raise ValueError("give a target: either target_ms or target_share")
+        return self
+
+    def aimed(self, whole_ms: float) -> EvolveSettings:
+        """With the target in milliseconds, now that the base's latency is known."""
+        if self.target_share is None:
+            return self
+        return self.model_copy(update={"target_ms": self.target_share * whole_ms, "target_share": None})
 
     @property
     def most_ms(self) -> float:

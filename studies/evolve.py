@@ -52,8 +52,11 @@ def evolve(settings: StudySettings, *, quiet: bool = False) -> Study:
             `studies.search.search`.
     """
     how = evolution_of(settings)
-    if settings.trials is None:
-        settings = settings.with_changes({"trials": how.rounds + 2})
+    changes: dict[str, Any] = {} if settings.trials else {"trials": how.rounds + 2}
+    if how.target_share is not None:
+        aimed = how.aimed(_base_ms(settings))
+        changes["evolve"] = aimed.model_dump(mode="json")
+    settings = settings.with_changes(changes)
     return search(settings, quiet=quiet, scorer=Evolver, proposer=NextRound)
 
 
@@ -267,6 +270,15 @@ def filled(settings: StudySettings, space: Space, backend: Backend) -> BlockTabl
             known={key: [LatencyRecord.model_validate(one) for one in found] for key, found in records.items()},
             keep=keep,
         )
+
+
+def _base_ms(settings: StudySettings) -> float:
+    """The latency of the space's base, by the study's table."""
+    from archsearch.latency import backend
+
+    with named_in(settings, "latency"):
+        device = backend(settings.latency.device, **settings.latency.backend_options)
+    return filled(settings, settings.load_space(), device).whole_ms
 
 
 def table_of(settings: StudySettings) -> BlockTable | None:

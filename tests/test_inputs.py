@@ -322,7 +322,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "evolve what is searched": lambda _: (["evolve", "emoji"], "emoji.yaml"),
     "search what evolves": lambda f: (["search", evolving(f)[0][1]], "study.yaml: evolve"),
     "evolve bad probability": lambda f: evolving(f, "evolve.block_dropout", evolve={"block_dropout": 1.5}),
-    "evolve no target": lambda f: evolving(f, "evolve.target_ms", evolve={"target_ms": None}),
+    "evolve no target": lambda f: evolving(f, "give a target", evolve={"target_ms": 0}),
     "evolve unknown metric": lambda f: evolving(f, "evolve.metric", evolve={"metric": "beauty"}),
     "evolve several seeds": lambda f: evolving(f, "protocol.seeds", protocol={"steps": 2, "samples": 8}),
     "evolve missing weights": lambda f: evolving(f, "evolve.weights", evolve={"weights": str(f / "none")}),

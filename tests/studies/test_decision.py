@@ -168,7 +168,7 @@ def test_a_target_is_reached_by_whoever_goes_on() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"target_ms": 0}, {"block_dropout": 1}, {"block_dropout": -0.1}, {"tolerance": 0}, {"group": 0}, {"gain": 1}],
+    [{"target_ms": -1}, {"block_dropout": 1}, {"block_dropout": -0.1}, {"tolerance": 0}, {"group": 0}, {"gain": 1}],
 )
 def test_settings_are_checked(wrong: Mapping[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

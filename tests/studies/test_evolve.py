@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -170,26 +171,42 @@ def test_killed_in_any_phase_it_takes_the_same_rounds(
     done: tuple[StudySettings, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, folder = done
-    study(tmp_path)
-    rng, kills = random.Random(0), 0
     command = [sys.executable, "-m", "archsearch", "evolve", "study.yaml", "-q"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(evolving.__file__).parents[1])}
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    study(whole)
+    began = time.monotonic()
+    subprocess.run(command, cwd=whole, env=environment, check=True, stdout=subprocess.DEVNULL)
+    took = time.monotonic() - began
+    study(tmp_path)
+    rng, kills = random.Random(0), 0
     for _ in range(60):
-        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
         try:
-            process.wait(timeout=8 + 12 * rng.random())
+            process.wait(timeout=took * (0.3 + 0.9 * rng.random()))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills += 1
             continue
-        assert process.returncode == 0, process.communicate()[1].decode()
+        assert process.returncode == 0
         break
     assert kills > 1
     monkeypatch.chdir(tmp_path)
     found = rounds(find(tmp_path / "study.yaml"))
     monkeypatch.chdir(folder)
     assert found == rounds(settings)
+
+
+def test_a_target_may_be_a_share_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = find(study(tmp_path, evolve={"target_share": 0.9, "round_steps": 2, "tolerance": 0.2, "rounds": 1}))
+    for _ in range(2):  # the second time by the study's own table
+        kept = evolving.evolve(settings, quiet=True)
+        table = evolving.table_of(settings)
+        assert table is not None
+        assert kept.user_attrs["settings"]["evolve"]["target_ms"] == pytest.approx(0.9 * table.whole_ms)
 
 
 def test_it_begins_with_given_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +239,7 @@ WRONG = {
     "no such metric": ({"evolve__metric": "beauty"}, "is no metric", "evolve.metric"),
     "no CLIP": ({"evolve__metric": "clip_score:nowhere", "evolve__samples": 8}, "nowhere", "evolve.metric"),
     "no quality": ({"objectives": ["params"]}, "no objective is on quality", "objectives"),
+    "two targets": ({"evolve__target_share": 0.5}, "either target_ms or target_share", "evolve"),
     "a probability of one": ({"evolve__block_dropout": 1.0}, "less than 1", "evolve.block_dropout"),
 }
 
