@@ -14,8 +14,8 @@ from reports import amounts
 from reports.effects import Interval
 from reports.facts import Facts
 from snapgen import subnets
-from snapgen.arch import Architecture
-from snapgen.subnets import Block, Kind
+from snapgen.arch import Architecture, Kind
+from snapgen.subnets import Block
 from studies.evolution import ATTRIBUTE, EvolveSettings, Round
 from studies.trials import Candidate
 
@@ -251,9 +251,10 @@ def table_of(attrs: Mapping[str, Any]) -> BlockTable | None:
 
 def check_lines(table: BlockTable) -> list[str]:
     """How far the table's sums are from the whole networks, in sentences."""
+    fixed = table.share * table.fixed_ms
     lines = [
         f"Taken on {table.device} ({table.compute_units}, {table.source}) from {len(table.measured)} whole networks. "
-        f"The first takes {amounts.number(table.whole_ms)} ms; {amounts.number(table.fixed_ms)} ms are no block's."
+        f"The first takes {amounts.number(table.whole_ms)} ms; {amounts.number(fixed)} ms are no block's."
     ]
     if table.before:
         lines.append(f"The sum of the blocks against the whole, {_checked(table.before)}.")

@@ -24,6 +24,9 @@ ID_DIGITS = 12
 MOST = 64
 """Blocks of a kind in a stage."""
 
+Kind = Literal["residual", "transformer"]
+"""What a block is."""
+
 Count = Annotated[int, Field(ge=0, le=MOST)]
 
 

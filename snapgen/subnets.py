@@ -9,18 +9,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from snapgen import blocks as parts
 from snapgen import paths
-from snapgen.arch import Architecture
+from snapgen.arch import Architecture, Kind
 from snapgen.seeds import derive
 from snapgen.unet import UNet
 
-Kind = Literal["residual", "transformer"]
 FIELDS: Mapping[Kind, str] = {"residual": "residual_blocks", "transformer": "transformers"}
 """What a site counts blocks of a kind in."""
 SHORT: Mapping[Kind, str] = {"residual": "ResNet", "transformer": "CA"}

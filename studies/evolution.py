@@ -7,10 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from archsearch.block_table import TableSettings
 from archsearch.score import Estimate
+from archsearch.table_settings import TableSettings
+from snapgen.arch import Kind
 from snapgen.settings import Settings
-from snapgen.subnets import Kind
 
 Phase = Literal["robust", "evolve", "final"]
 """The robust training that comes first, a round of actions, the last training on."""

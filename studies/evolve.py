@@ -244,7 +244,7 @@ def filled(settings: StudySettings, space: Space, backend: Backend) -> BlockTabl
     Raises:
         InputError: if the base has no blocks, or the device is not there.
     """
-    from archsearch.block_table import fill
+    from archsearch.block_times import fill
 
     known = table_of(settings)
     if known is not None:

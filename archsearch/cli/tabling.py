@@ -40,9 +40,10 @@ def blocks(
     quiet: Quiet = False,
 ) -> None:
     """What each block of a net costs in milliseconds, and how well sums of blocks foretell sub-networks' times."""
-    from archsearch import block_table, timings
+    from archsearch import block_times, timings
     from archsearch.latency import backend
     from archsearch.profiles.nets import architecture
+    from archsearch.table_settings import TableSettings
     from reports.pareto import put
     from snapgen.errors import InputError
 
@@ -50,7 +51,7 @@ def blocks(
         raise InputError(out, "is no .json file", "name one, e.g. table.json")
     arch, timer, raw = architecture(net), backend(device), out.with_suffix(".jsonl")
     arch.check_latent(latent, source="--latent")
-    options = block_table.TableSettings(copies=copies, check=check, seed=seed, least=least, most=most)
+    options = TableSettings(copies=copies, check=check, seed=seed, least=least, most=most)
     timings.claim(raw)
     known: dict[str, list[LatencyRecord]] = defaultdict(list)
     for timed in timings.read(raw):
@@ -63,7 +64,7 @@ def blocks(
         )
 
     with bar("measuring", quiet=quiet) as tell, told_in_a_line(device):
-        table = block_table.fill(timer, arch, latent, tokens, options, known=known, keep=keep, tell=tell)
+        table = block_times.fill(timer, arch, latent, tokens, options, known=known, keep=keep, tell=tell)
     put(out, table.to_json())
     if as_json:
         print_json(_as_json(table))

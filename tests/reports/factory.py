@@ -12,9 +12,11 @@ import numpy as np
 import optuna
 from PIL import Image, ImageDraw
 
-from archsearch.block_table import BlockTable, TableSettings, fill
+from archsearch.block_table import BlockTable
+from archsearch.block_times import fill
 from archsearch.protocol import Protocol
 from archsearch.score import OBJECTIVES, Cost, Estimate, LatencyRecord, Quality, Score
+from archsearch.table_settings import TableSettings
 from snapgen import subnets
 from snapgen.arch import Architecture
 from spaces.space import Space

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from reports import evolution, facts, pareto, rivals
 from reports.evolution import Evolution
 from reports.evolution_charts import path_chart, worth_map
 from reports.evolution_section import Section
+from snapgen import subnets
 from snapgen.errors import InputError
 from tests.records import latency_record
 from tests.reports import factory
@@ -209,6 +211,18 @@ def test_the_page_and_its_tables(written: Path) -> None:
     assert "| 5 | final training | trained on |" in markdown
     assert "| All | 16 → 14 |" in markdown
     assert "| the same for both | emoji_blocks |" in markdown
+
+
+@pytest.mark.parametrize("power", [1.0, 0.7])
+def test_what_is_no_blocks_is_shown_as_the_blocks_are(study: optuna.Study, power: float) -> None:
+    """With a curve, blocks' milliseconds are shares of it; the fixed part is the rest of the whole."""
+    table = evolution.table_of(study.user_attrs)
+    assert table is not None
+    table = table.model_copy(update={"power": power, "scale": 2.0})
+    shown = re.search(r"([\d.]+) ms are no block's", evolution.check_lines(table)[0])
+    assert shown is not None
+    rest = table.predict(table.architecture) - sum(map(table.of, subnets.blocks(table.architecture)))
+    assert float(shown[1]) == pytest.approx(rest, rel=0.03)
 
 
 def test_rounds_that_have_only_begun(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,9 @@ def test_missing(name: str) -> None:
 def test_a_folder_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="directory"):
         find(tmp_path)
+
+
+def test_settings_are_read_without_what_builds_nets() -> None:
+    code = "import sys, studies.settings; print(*({'diffusers', 'transformers', 'snapgen.unet'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

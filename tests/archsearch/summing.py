@@ -1,0 +1,39 @@
+"""A device whose times are sums over a net's blocks, or whatever a test says: what tables of blocks are taken from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from archsearch.score import LatencyRecord
+from archsearch.table_settings import TableSettings
+from snapgen import subnets
+from snapgen.arch import Architecture
+from snapgen.seeds import derive
+from snapgen.subnets import Block
+from tests.records import latency_record
+from tests.snapgen.nets import tiny
+
+FIXED = 0.3
+ONCE = TableSettings(check=6, least=1, most=1)
+UNCHECKED = TableSettings(check=0, least=1)
+NET = tiny()
+
+
+def cost(block: Block) -> float:
+    """Of a block: random by its place, and another for all copies."""
+    return 0.3 + derive(0, *block.place, int(block.index > 0)) / 2**63
+
+
+def added(arch: Architecture) -> float:
+    return FIXED + sum(cost(block) for block in subnets.blocks(arch))
+
+
+class Fake:
+    """A device whose times are a function of the net."""
+
+    def __init__(self, ms: Callable[[Architecture], float] = added, **conditions: object) -> None:
+        self.ms, self.conditions, self.asked = ms, conditions, list[str]()
+
+    def measure(self, arch: Architecture, *_: int) -> LatencyRecord:
+        self.asked.append(arch.id)
+        return latency_record(self.ms(arch), **self.conditions)
