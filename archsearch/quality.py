@@ -162,10 +162,10 @@ class Evaluator:
         return self.quality(runs)
 
     def _run(self, arch: Architecture, seed: int, derived: int, tell: Progress) -> Run:
-        unet = self._begun(arch, derive(derived, "weights"))
+        unet = self.begun(arch, derive(derived, "weights"))
         return self.run(unet, self.protocol, number=seed, seed=derived, tell=tell)
 
-    def _begun(self, arch: Architecture, seed: int) -> UNet:
+    def begun(self, arch: Architecture, seed: int) -> UNet:
         """The net to train, with the weights that it begins with."""
         if self._supernet is not None:
             return self._supernet.net(arch, seed=seed)

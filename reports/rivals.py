@@ -179,7 +179,7 @@ def _remarks(evolution: Evolution, other: Facts) -> list[str]:
     ]
     if apart:
         found.insert(1, f"Not the same: {'; '.join(apart)}.")
-    if evolution.settings.weights is not None:
+    if a.get("inherit"):
         found.append("What the network took that the evolution began with is not in its compute.")
     if b.get("inherit") and not (_inherited_images(other.attrs) and _base_macs(other)):
         found.append(f"What the network took whose weights {other.name} inherits is not in its compute.")

@@ -22,7 +22,8 @@ ATTRIBUTE = "evolution"
 class EvolveSettings(Settings):
     """How a network is evolved. The paper gives no number of these: they are our choice.
 
-    The study's protocol says how the first network is trained, and how every one is judged.
+    The study's protocol says how the first network is trained, and how every one is judged; where it inherits weights,
+    the first network is the one that they were robustly trained in.
     """
 
     target_ms: float = Field(default=0, ge=0)
@@ -31,8 +32,6 @@ class EvolveSettings(Settings):
     """The target over the latency of the space's base, for studies that run on any machine."""
     tolerance: float = Field(default=0.05, gt=0, lt=1)
     """Share of the target that a network may be off and yet be at it."""
-    weights: str | None = None
-    """Folder of a U-Net to begin with, of the space's base, trained with block dropout; None: it is trained here."""
     block_dropout: float = Field(default=0.1, ge=0, lt=1)
     """How often each block is left out for a step, in all training but the last."""
     round_steps: int = Field(ge=1)

@@ -125,8 +125,6 @@ class Evolver(ArchsearchScorer):
         with named_in(settings, "evolve.metric"):
             samples = settings.protocol.samples if self._how.samples is None else self._how.samples
             self._gauge = gauge(self._how.metric, self._evaluator, samples=samples)
-        if self._how.weights is not None:
-            self._given()
         assert self._backend is not None
         self._table = filled(settings, space, self._backend)
         _check_target(settings, space, self._table)
@@ -159,24 +157,11 @@ class Evolver(ArchsearchScorer):
     def _begun(self, study: Study, action: Action) -> UNet:
         """The round's network before it is trained on."""
         assert self._evaluator is not None
-        if action.parent is not None:
-            parent = _weights(study, action.parent)
-            unet = subnets.carried(parent, action.removed, action.copied)
-        elif self._how.weights is not None:
-            unet = self._given()
-        else:
-            unet = UNet(self._space.base)
-            unet.initialise(derive(self._settings.seed, "weights"))
+        if action.parent is None:
+            return self._evaluator.begun(self._space.base, derive(self._settings.seed, "weights"))
+        unet = subnets.carried(_weights(study, action.parent), action.removed, action.copied)
         unet.to(self._evaluator.device)
         return unet
-
-    def _given(self) -> UNet:
-        from studies.runfolder import read_unet
-
-        with named_in(self._settings, "evolve.weights"):
-            unet = read_unet(self._how.weights, self._space.base)
-        assert unet is not None
-        return subnets.inherited(unet, self._space.base)
 
     def _trained(self, unet: UNet, action: Action, number: int, progress: Report) -> Run:
         assert self._evaluator is not None
@@ -234,7 +219,7 @@ class Evolver(ArchsearchScorer):
 
     def _steps(self, action: Action) -> int:
         if action.phase == "robust":
-            return 0 if self._how.weights is not None else self._settings.protocol.steps
+            return 0 if self._settings.protocol.inherit is not None else self._settings.protocol.steps
         return self._how.final_steps if action.phase == "final" else self._how.round_steps
 
 

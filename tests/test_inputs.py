@@ -325,7 +325,9 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "evolve no target": lambda f: evolving(f, "give a target", evolve={"target_ms": 0}),
     "evolve unknown metric": lambda f: evolving(f, "evolve.metric", evolve={"metric": "beauty"}),
     "evolve several seeds": lambda f: evolving(f, "protocol.seeds", protocol={"steps": 2, "samples": 8}),
-    "evolve missing weights": lambda f: evolving(f, "evolve.weights", evolve={"weights": str(f / "none")}),
+    "evolve missing weights": lambda f: evolving(
+        f, "nowhere", protocol={"steps": 2, "samples": 8, "seeds": [0], "inherit": str(f / "nowhere")}
+    ),
     "train bad block dropout": lambda f: train(f, stages=[{**BASE, "block_dropout": 1}]),
     "train no recipe": lambda f: (["train", str(f / "none.yaml")], "none.yaml"),
     "train no stages": lambda f: train(f, stages=[]),

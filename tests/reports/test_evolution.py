@@ -213,7 +213,7 @@ def test_the_page_and_its_tables(written: Path) -> None:
     assert "| the same for both | emoji_blocks |" in markdown
 
 
-@pytest.mark.parametrize("power", [1.0, 0.7])
+@pytest.mark.parametrize("power", [1.0, 0.5])
 def test_what_is_no_blocks_is_shown_as_the_blocks_are(study: optuna.Study, power: float) -> None:
     """With a curve, blocks' milliseconds are shares of it; the fixed part is the rest of the whole."""
     table = evolution.table_of(study.user_attrs)

@@ -214,7 +214,7 @@ def test_it_begins_with_given_weights(tmp_path: Path, monkeypatch: pytest.Monkey
     given = UNet(Space.load(study(tmp_path).with_name("space.yaml")).base)
     given.initialise(7)
     given.save_pretrained("given")
-    settings = find(study(tmp_path, evolve__weights="given", evolve__final_steps=0, evolve__rounds=1))
+    settings = find(study(tmp_path, protocol__inherit="given", evolve__final_steps=0, evolve__rounds=1))
     evolving.evolve(settings, quiet=True)
     first = rounds(settings)[0]
     assert (first.steps, first.training_macs) == (0, 0)
@@ -235,7 +235,7 @@ WRONG = {
     ),
     "two seeds": ({"protocol__seeds": [0, 1]}, "evolves from one training", "protocol.seeds"),
     "two workers": ({"workers": 2}, "needs the one before", "workers"),
-    "weights that are not there": ({"evolve__weights": "nowhere"}, "nowhere", "evolve.weights"),
+    "weights that are not there": ({"protocol__inherit": "nowhere"}, "nowhere", ""),
     "no such metric": ({"evolve__metric": "beauty"}, "is no metric", "evolve.metric"),
     "no CLIP": ({"evolve__metric": "clip_score:nowhere", "evolve__samples": 8}, "nowhere", "evolve.metric"),
     "no quality": ({"objectives": ["params"]}, "no objective is on quality", "objectives"),
