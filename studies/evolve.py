@@ -17,6 +17,7 @@ from snapgen import subnets
 from snapgen.arch import Architecture
 from snapgen.errors import InputError, first_line
 from snapgen.files import aside
+from snapgen.progress import Progress
 from snapgen.seeds import derive
 from snapgen.unet import UNet
 from studies.decision import Action, Costs, Past, decide
@@ -115,7 +116,6 @@ class Evolver(ArchsearchScorer):
     """Scores a round's network: trains it on from the round that it came from, and values its blocks."""
 
     def __init__(self, settings: StudySettings, space: Space) -> None:
-
         self._how = evolution_of(settings)
         if not settings.trains:
             remedy = "name one, e.g. validation_loss"
@@ -227,13 +227,16 @@ def filled(settings: StudySettings, space: Space, backend: Backend) -> BlockTabl
     """The study's table of blocks: its own, or one that is measured now, from where a killed one was.
 
     Raises:
-        InputError: if the base has no blocks, or the device is not there.
+        InputError: if the space has no knobs for blocks, or the device is not there.
     """
     from archsearch.block_times import fill
 
     known = table_of(settings)
     if known is not None:
         return known
+    if not any(_most(space).values()):
+        problem = f"{space.name} has no knob for any block"
+        raise InputError(settings.source, problem, "add blocks to it, e.g. {copies: 1}", place="space")
     path = settings.folder / TABLE
     where = settings.latency.model_dump(mode="json")
     kept = _kept(path)
@@ -245,6 +248,14 @@ def filled(settings: StudySettings, space: Space, backend: Backend) -> BlockTabl
         with aside(path) as part:
             part.write_text(json.dumps({"latency": where, "records": records}, indent=1))
 
+    progress, reached = Progress(settings.name, "timed", "% of the nets behind the table of blocks", 100), 0
+
+    def tell(share: float) -> None:
+        nonlocal reached
+        if round(100 * share) > reached:
+            progress.add(round(100 * share) - reached)
+            reached = round(100 * share)
+
     with named_in(settings, "space"):
         return fill(
             backend,
@@ -254,6 +265,7 @@ def filled(settings: StudySettings, space: Space, backend: Backend) -> BlockTabl
             evolution_of(settings).table,
             known={key: [LatencyRecord.model_validate(one) for one in found] for key, found in records.items()},
             keep=keep,
+            tell=tell,
         )
 
 
@@ -301,12 +313,17 @@ def _check_target(settings: StudySettings, space: Space, table: BlockTable) -> N
 
 
 def _costs(space: Space, table: BlockTable) -> Costs:
+    return Costs(lambda block: table.of(dataclasses.replace(block, index=block.index + 1)), _most(space))
+
+
+def _most(space: Space) -> dict[subnets.Place, int]:
+    """Blocks that may stand in each place of the base."""
     most: dict[subnets.Place, int] = {}
     for block in subnets.blocks(space.base):
         field = f"{block.site}.layers[{block.layer}].{subnets.FIELDS[block.kind]}"
         knob = next((knob for knob in space.knobs if knob.name == field), None)
         most[block.place] = 0 if knob is None else int(knob.choices[-1])
-    return Costs(lambda block: table.of(dataclasses.replace(block, index=block.index + 1)), most)
+    return most
 
 
 def _count(every: Sequence[subnets.Block], place: subnets.Place) -> int:

@@ -18,10 +18,15 @@ def evolve(
     quiet: Quiet = False,
 ) -> None:
     """Evolve a trained network to a latency: drop or copy the blocks worth least or most per ms, train on, repeat."""
+    import logging
+
     import reports.pareto
     import studies.evolve
     from studies.settings import find
 
+    if not quiet:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("snapgen").setLevel(logging.INFO)
     settings = find(study).overridden(storage=storage)
     done = studies.evolve.evolve(settings, quiet=quiet)
     page = reports.pareto.write(done, settings.folder / "report.html", source=study)
