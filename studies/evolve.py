@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archsearch.score import LatencyRecord, Quality, Score
+from archsearch.timings import in_turns
 from snapgen import subnets
 from snapgen.arch import Architecture
 from snapgen.errors import InputError, first_line
@@ -180,8 +181,21 @@ class Evolver(ArchsearchScorer):
         )
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        """As `studies.scorer.Scorer`."""
-        record = super().latency(arch)
+        """As `studies.scorer.Scorer`: the lowest of several, as in the table, as the next action hangs on it."""
+        assert self._backend is not None
+        records: dict[str, list[LatencyRecord]] = {arch.id: []}
+        for _ in in_turns(
+            self._backend,
+            [arch],
+            records,
+            latent_size=self._space.latent_size,
+            context_tokens=self._space.context_tokens,
+            keep=lambda *_: None,
+            least=2,
+            most=self._how.table.most,
+        ):
+            pass
+        record = min(records[arch.id], key=lambda record: record.median_ms)
         self._ms = record.median_ms
         return record
 

@@ -26,6 +26,7 @@ from studies.evolution import Round
 from studies.settings import StudySettings, find
 from studies.storage import existing
 from studies.trials import best, read
+from tests.records import latency_record
 
 DEVICE = "predicted:iphone-16-pro-max"
 SPACE = {
@@ -291,6 +292,21 @@ def test_the_shipped_study_is_whole() -> None:
     settings = find("emoji_evolve")
     assert settings.evolve is not None
     assert settings.load_space().name == "emoji-blocks"
+
+
+def test_a_rounds_latency_is_the_lowest_that_was_reached_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = find(study(tmp_path))
+    space = settings.load_space()
+    times = iter([2.0, 1.0, 3.0, 1.01, 0.1])
+
+    class Noisy:
+        def measure(self, *_: Any) -> Any:
+            return latency_record(next(times))
+
+    scorer = evolving.Evolver(settings, space)
+    scorer._backend = Noisy()
+    assert scorer.latency(space.base).median_ms == 1.0
 
 
 def test_the_table_of_blocks_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
