@@ -264,7 +264,7 @@ def _target(evolution: Evolution) -> tuple[list[Figure], list[Figure]]:
     line = {"type": "line", "x0": how.target_ms, "x1": how.target_ms}
     line["line"] = {"color": "var(--knee)", "width": 1, "dash": "dot"}
     note = {"x": how.target_ms, "y": 1, "xref": "x", "yref": "paper", "xanchor": "left", "yanchor": "top", "xshift": 4}
-    note |= {"text": f"target {how.target_ms:g} ms", "showarrow": False, "font": {"size": 12, "color": "var(--knee)"}}
+    note |= {"text": f"target {how.target_ms:.3g} ms", "showarrow": False, "font": {"size": 12, "color": "var(--knee)"}}
     return [band | tall, line | tall], [note]
 
 

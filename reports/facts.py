@@ -142,7 +142,7 @@ def read(study: Study) -> Facts:
     every = _compared(every)
     names = trials.objectives(study)
     front = trials.front(every, names)
-    choice = trials.knee(front, names)
+    choice = trials.recommended(trials.eligible(every), front, names)
     numbers = frozenset(c.number for c in front)
     return Facts(
         study.study_name, attrs, every, tuple(trials.eligible(every)), numbers, choice.candidate, choice.reason

@@ -200,10 +200,15 @@ def best(study: Study, *, objective: str | None = None) -> Choice:
         raise InputError(study.study_name, problem, "run archsearch search, or wait for its first trial")
     if objective is not None:
         return _least(able, objective, study.study_name)
+    return recommended(able, front(able, names), names)
+
+
+def recommended(able: Sequence[Candidate], points: Sequence[Candidate], names: Sequence[str]) -> Choice:
+    """The network that evolving ended with, where it has; else the knee of the front ``points``."""
     final = next((c for c in able if c.name == FINAL), None)
     if final is not None:
-        return Choice(final, "the network that evolving ended with", front(able, names))
-    return knee(front(able, names), names)
+        return Choice(final, "the network that evolving ended with", list(points))
+    return knee(points, names)
 
 
 def _least(able: Sequence[Candidate], objective: str, study_name: str) -> Choice:
