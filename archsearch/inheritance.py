@@ -6,12 +6,11 @@ candidate is such a sub-network and is trained on for some steps.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
-from snapgen import settings, subnets
+from snapgen import meaning, settings, subnets
 from snapgen.arch import Architecture
 from snapgen.errors import InputError, first_line
 from snapgen.sources import digest_files
@@ -19,8 +18,6 @@ from snapgen.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONFIG = "config.json"
-MEANING = "prediction.json"
-"""Beside a U-Net that `archsearch train` wrote: what it predicts."""
 
 _SHIPPED = Path(__file__).parent.parent / "snapgen" / "weights"
 _REMEDY = "give inherit the folder of a trained U-Net, e.g. runs/train_emoji_supernet/stages/01-robust"
@@ -105,14 +102,9 @@ class Supernet:
 
 
 def _check_prediction(path: Path, prediction: str) -> None:
-    try:
-        own = json.loads((path / MEANING).read_bytes()).get("prediction")
-    except FileNotFoundError:
-        return  # written by something that leaves no such note
-    except (OSError, ValueError, AttributeError):
-        raise InputError(path / MEANING, "can not be read", "restore or remove it") from None
-    if own != prediction:
-        problem = f"predicts {own!r:.30}, candidates {prediction!r}"
+    own = meaning.read(path)
+    if own not in (None, prediction):  # None: written by something that leaves no such note
+        problem = f"predicts {own!r}, candidates {prediction!r}"
         raise InputError(path, problem, "train it for the same prediction")
 
 

@@ -4,8 +4,8 @@
 cannot follow. Three things to know of such a net:
 
 - *Timesteps.* Diffusers counts 0 to 1000, we 0 to 1: the converted net at ``t`` is theirs at ``1000 · t``.
-- *What it predicts* stays what it was trained for, with its own noise schedule: SD-1.5 predicts noise, we train
-  velocities. The weights are a start for training; our sampler alone makes no image of them.
+- *What it predicts* stays what it was trained for, with its own noise schedule: SD-1.5 predicts noise on
+  `snapgen.diffusion`'s. The net itself does not say; its pipeline's scheduler may (`snapgen.conversion_scheduler`).
 - *Added conditions* (SDXL's pooled text and image size, DreamLite's image size) are not in our family. They are
   constants to the net, so constants are folded into the timestep's embedding: pooled text zero, a square image of the
   checkpoint's own size without cropping, or other sizes as asked for. The added embedding itself is left out.
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snapgen import conversion_files
+from snapgen import conversion_files, conversion_scheduler
 from snapgen.arch import Architecture
 from snapgen.conversion_config import describe
+from snapgen.conversion_scheduler import UNKNOWN, Meaning
 from snapgen.errors import InputError, first_line
 from snapgen.unet import UNet
 
@@ -83,11 +84,14 @@ class Conversion:
     """Names of the source's weights that have no place; none unless the conversion was partial."""
     new: tuple[str, ...] = ()
     """Names of the net's weights that begin anew; likewise."""
+    meaning: Meaning = UNKNOWN
+    """What the net predicts, where anything says it; of a partial one, what its source does."""
 
 
 def from_diffusers(
     source: str | Path | nn.Module,
     *,
+    prediction: str | None = None,
     time_ids: Sequence[float] | None = None,
     partial: bool = False,
     progress: Callable[[float], None] | None = None,
@@ -97,22 +101,27 @@ def from_diffusers(
     Args:
         source: a folder that ``save_pretrained`` wrote (a U-Net's or a pipeline's), a name on the Hugging Face hub, or
             the module itself.
+        prediction: what the net predicts, where a pipeline's scheduler does not say it.
         time_ids: the sizes that are folded in where the source has an added embedding: height, width, crop top, crop
             left, target height, target width, in pixels. By default a square image of the source's sample size.
         partial: take what has a place, begin the rest anew; instead of refusing a net that differs.
         progress: told the share done.
 
     Raises:
-        InputError: if there is no such net, its files are damaged, or our family cannot describe it.
+        InputError: if there is no such net, its files are damaged, our family cannot describe it, or it predicts
+            something else.
     """
     if isinstance(source, nn.Module):
         name = type(source).__name__
         config = {**getattr(source, "config", {}), "_class_name": name}
         weights: Mapping[str, Tensor] = source.state_dict()
+        meaning = conversion_scheduler.meaning(None, prediction)
     else:
-        name = str(source)
-        config, weights = conversion_files.read(conversion_files.find(source))
-    return convert(config, weights, name, time_ids=time_ids, partial=partial, progress=progress)
+        name, folder = str(source), conversion_files.find(source)
+        config, weights = conversion_files.read(folder)
+        meaning = conversion_scheduler.meaning(folder, prediction)
+    found = convert(config, weights, name, time_ids=time_ids, partial=partial, progress=progress)
+    return replace(found, meaning=meaning)
 
 
 @torch.no_grad()

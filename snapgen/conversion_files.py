@@ -15,6 +15,8 @@ from snapgen.errors import InputError, first_line
 
 NAME = "diffusion_pytorch_model"
 RESTORE = "restore it from where it came"
+SCHEDULER = "scheduler/scheduler_config.json"
+"""In a pipeline's folder: how it draws."""
 WEIGHTS = ("config.json", f"{NAME}.safetensors", f"{NAME}.safetensors.index.json", f"{NAME}-*-of-*.safetensors")
 """The files of a net, as diffusers writes them."""
 
@@ -73,7 +75,7 @@ def read_part(folder: Path, part: str) -> tuple[Path, dict[str, Any], StoredWeig
     """
     if (folder / part / "config.json").is_file():
         folder /= part
-    return folder, _read_json(folder / "config.json"), StoredWeights(_files(folder))
+    return folder, read_json(folder / "config.json"), StoredWeights(_files(folder))
 
 
 def find(name_or_path: str | Path) -> Path:
@@ -82,7 +84,7 @@ def find(name_or_path: str | Path) -> Path:
     Raises:
         InputError: if there is neither.
     """
-    files = [*WEIGHTS, *(f"unet/{file}" for file in WEIGHTS)]
+    files = [*WEIGHTS, *(f"unet/{file}" for file in WEIGHTS), SCHEDULER]
     return hub.folder(name_or_path, files, remedy="name a diffusers U-Net's folder, or OWNER/NAME on the hub")
 
 
@@ -95,14 +97,18 @@ def _files(folder: Path) -> list[Path]:
     if not found:
         remedy = "save it with safe_serialization=True, or name another folder"
         raise InputError(folder, f"holds no {NAME}.safetensors", remedy)
-    places = _read_json(found[0]).get("weight_map")
+    places = read_json(found[0]).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(found[0], "maps no weights to files", RESTORE, place="weight_map")
     return [folder / name for name in sorted(set(places.values()))]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file; as YAML, 1e-05 would be text."""
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file; as YAML, 1e-05 would be text.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
     try:
         value = json.loads(settings.read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:

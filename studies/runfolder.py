@@ -12,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from snapgen import checkpoint, settings
+from snapgen import checkpoint, meaning, settings
 from snapgen.arch import Architecture
 from snapgen.errors import InputError, first_line
 from snapgen.files import aside, folder_aside
@@ -24,8 +24,6 @@ from studies.recipe import Recipe
 
 MADE_OF = "stages.txt"
 """In the pipeline's folder: which stages' results it holds."""
-MEANING = "prediction.json"
-"""In a U-Net's folder: what it predicts."""
 MAY_CHANGE = ("checkpoint_minutes", "evaluation")
 """Fields of a recipe that change no weights."""
 MAY_CHANGE_IN_STAGE = ("on_bad", "evaluate_every", "compile", "gradient_checkpointing", "accumulate")
@@ -205,22 +203,21 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
 def write_unet(unet: UNet, prediction: Prediction, folder: Path) -> None:
     """Write a U-Net and, beside it, what it predicts."""
     unet.save_pretrained(folder)
-    (folder / MEANING).write_text(json.dumps({"prediction": prediction}) + "\n")
+    meaning.write(folder, prediction)
 
 
 def check_prediction(path: Path, prediction: Prediction) -> None:
     """Whether the U-Net in a folder predicts what is wanted, by the note beside it.
 
     Raises:
-        InputError: if it predicts something else, or nothing says what.
+        InputError: if it predicts something else, nothing says what, or the note is damaged.
     """
-    note = path / MEANING
-    if not note.is_file():
+    own = meaning.read(path)
+    if own is None:
         remedy = f'if it is what it was trained for, write {{"prediction": "{prediction}"}} there'
-        raise InputError(note, "is missing, so nothing says what the U-Net predicts", remedy)
-    own = settings.read_mapping(note).get("prediction")
+        raise InputError(path / meaning.NOTE, "is missing, so nothing says what the U-Net predicts", remedy)
     if own != prediction:
-        problem = f"predicts {own!r:.30}, and is to teach a net that predicts {prediction!r}"
+        problem = f"predicts {own!r}, and is to teach a net that predicts {prediction!r}"
         raise InputError(path, problem, "name a teacher that was trained for the same prediction")
 
 

@@ -129,6 +129,9 @@ class Training:
         check(self.recipe, self.arch, self.shapes, processes=self.accelerator.num_processes)
         if self.recipe.weights is not None:
             runfolder.check_unet(Path(self.recipe.weights), self.arch)
+            first = next(filter(is_of_student, self.recipe.stages), None)
+            if isinstance(first, HalvingStage) and net_teacher(first) is None:
+                runfolder.check_prediction(Path(self.recipe.weights), self.recipe.prediction)
         sides = [side for stage in self.recipe.stages for side in sides_of(stage)]
         with self.accelerator.main_process_first():
             self.material.images("train", max(sides))

@@ -22,6 +22,9 @@ app = typer.Typer()
 def convert(
     source: Annotated[str, typer.Argument(help="A folder of diffusers' save_pretrained, or OWNER/NAME on the hub.")],
     out: Annotated[Path, typer.Option(help="The folder to write: our U-Net's save_pretrained, in float32.")],
+    prediction: Annotated[
+        str | None, typer.Option(help="What it predicts (noise, v, velocity, …), if no scheduler beside it says so.")
+    ] = None,
     time_ids: Annotated[
         str | None, typer.Option(help="Sizes to fold in where the net takes some (SDXL), e.g. 512,512,0,0,512,512.")
     ] = None,
@@ -32,14 +35,17 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     """Turn a diffusers U-Net (SD-1.5, SDXL, DreamLite) into ours, with the same outputs."""
+    from snapgen import meaning
     from snapgen.conversion import from_diffusers
     from snapgen.files import folder_aside
 
     sizes = None if time_ids is None else _sizes(time_ids)
     with folder_aside(out) as folder:
         with bar("converting", quiet=quiet or as_json) as tell:
-            conversion = from_diffusers(source, time_ids=sizes, partial=partial, progress=tell)
+            conversion = from_diffusers(source, prediction=prediction, time_ids=sizes, partial=partial, progress=tell)
         conversion.net.save_pretrained(folder)
+        if conversion.meaning.prediction is not None:
+            meaning.write(folder, conversion.meaning.prediction)
     if as_json:
         print_json(
             {
@@ -48,6 +54,7 @@ def convert(
                 "left_out": conversion.left_out,
                 "unused": conversion.unused,
                 "new": conversion.new,
+                "prediction": conversion.meaning.prediction,
                 "folder": str(out),
             }
         )
@@ -61,7 +68,12 @@ def _print(conversion: Conversion, out: Path) -> None:
     for what, names in (("no place for", conversion.unused), ("begins anew", conversion.new)):
         if names:
             rows.append((what, f"{len(names)} weights, {names[0]} to {names[-1]}"))
+    meaning = conversion.meaning
+    if meaning.prediction is not None:
+        rows.append(("predicts", f"{meaning.prediction} ({meaning.reason})"))
     print_table("", ("", ""), rows)
+    if meaning.prediction is None:
+        typer.echo(f"Not noted what it predicts: {meaning.reason}; convert it with --prediction before it teaches.")
     typer.echo(f"U-Net: {out.resolve()}")
 
 

@@ -13,7 +13,7 @@ from archsearch import inheritance
 from archsearch.inheritance import Supernet
 from archsearch.protocol import Protocol
 from archsearch.quality import Evaluator
-from snapgen import subnets
+from snapgen import meaning, subnets
 from snapgen.arch import Architecture
 from snapgen.errors import InputError
 from snapgen.paths import changed
@@ -33,7 +33,7 @@ def trained(tmp_path: Path) -> Path:
         for weight in net.parameters():
             weight.add_(0.01 * torch.ones_like(weight))
     net.save_pretrained(tmp_path / "net")
-    (tmp_path / "net" / inheritance.MEANING).write_text(json.dumps({"prediction": "preconditioned"}))
+    (tmp_path / "net" / meaning.NOTE).write_text(json.dumps({"prediction": "preconditioned"}))
     return tmp_path / "net"
 
 
@@ -100,11 +100,11 @@ def test_weights_that_are_missing_or_not_finite(trained: Path) -> None:
 
 
 def test_a_net_that_predicts_something_else(trained: Path) -> None:
-    (trained / inheritance.MEANING).write_text('{"prediction": "velocity"}')
+    (trained / meaning.NOTE).write_text('{"prediction": "velocity"}')
     assert "predicts 'velocity', candidates 'preconditioned'" in refusal(trained)
-    (trained / inheritance.MEANING).write_text("[")
-    assert "can not be read" in refusal(trained)
-    (trained / inheritance.MEANING).unlink()
+    (trained / meaning.NOTE).write_text("[")
+    assert f"{meaning.NOTE}: line 1" in refusal(trained)
+    (trained / meaning.NOTE).unlink()
     supernet(trained)
 
 

@@ -15,12 +15,12 @@ import torch
 
 from snapgen import presets
 from snapgen.errors import InputError
+from snapgen.meaning import NOTE
 from snapgen.pipeline_files import load
 from snapgen.unet import UNet
 from studies import training
 from studies.plan import plan
 from studies.recipe import find
-from studies.runfolder import MEANING
 from studies.shapes import shapes
 from studies.trainlog import read_evaluations
 from tests.studies import tiny_recipe
@@ -90,7 +90,7 @@ def written(folder: Path, note: str | None = '{"prediction": "v"}', **arch: Any)
     unet.initialise(0)
     unet.save_pretrained(folder)
     if note is not None:
-        (folder / MEANING).write_text(note)
+        (folder / NOTE).write_text(note)
     return folder
 
 
@@ -101,7 +101,7 @@ def trained(folder: Path, teaches: Path | str, **changes: Any) -> None:
 
 def test_a_teacher_by_path_may_be_another_net(tmp_path: Path) -> None:
     trained(tmp_path, written(tmp_path / "net", mid={"residual_blocks": 3, "head_width": 8}))
-    assert (tmp_path / "runs" / "tiny" / "stages" / "01-to-2" / MEANING).read_text() == '{"prediction": "v"}\n'
+    assert (tmp_path / "runs" / "tiny" / "stages" / "01-to-2" / NOTE).read_text() == '{"prediction": "v"}\n'
 
 
 def test_a_teacher_that_does_not_do_is_told_before_training(tmp_path: Path) -> None:
@@ -116,6 +116,8 @@ def test_a_teacher_that_does_not_do_is_told_before_training(tmp_path: Path) -> N
     other = refused(written(tmp_path / "flow", '{"prediction": "velocity"}'))
     assert "predicts 'velocity', and is to teach a net that predicts 'v'" in other
     assert "prediction.json: is missing" in refused(written(tmp_path / "silent", None))
+    itself = {"stages": [TO_2], "weights": str(tmp_path / "flow")}
+    assert "predicts 'velocity'" in refused("before", **itself)
     assert "takes a context 12 wide" in refused(written(tmp_path / "narrow", context_width=12))
     (tmp_path / "flow" / "config.json").write_text("{}")
     assert "describes no U-Net of ours" in refused(tmp_path / "flow")
