@@ -136,7 +136,7 @@ def test_a_candidate_is_trained_on(trained: Path, protocol: Protocol) -> None:  
     score = elastic.score(arch, study_seed=1)
     assert score == elastic.score(arch, study_seed=1).model_copy(update={"training_seconds": score.training_seconds})
     with torch.no_grad():
-        losses = elastic.pair_losses(elastic._begun(arch, 0))
+        losses = elastic.pair_losses(elastic.begun(arch, 0))
     assert score.validation_loss.value == pytest.approx(float(losses.mean()), rel=1e-2), "hardly trained"
     assert score.validation_loss.value != pytest.approx(plain.score(arch, study_seed=1).validation_loss.value, rel=1e-3)
     with pytest.raises(InputError, match="has no block there"):

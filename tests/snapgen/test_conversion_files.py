@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from archsearch.cli import app
 from snapgen.conversion import from_diffusers
+from snapgen.conversion_files import SCHEDULER
 from snapgen.errors import InputError
 from snapgen.unet import UNet
 from tests.snapgen.diffusers_nets import OWN_DREAMLITE, SD, SMALL, THIN, assert_equal_outputs, reference
@@ -47,6 +48,7 @@ def test_a_hub_name_is_fetched_the_unet_alone(monkeypatch: pytest.MonkeyPatch, t
     assert_equal_outputs(theirs, from_diffusers("someone/a-pipeline").net)
     [(name, patterns)] = asked
     assert name == "someone/a-pipeline"
+    assert SCHEDULER in patterns
     assert not [pattern for pattern in patterns if not pattern.endswith((".json", ".safetensors"))]
 
     def unreachable(*_: Any, **__: Any) -> str:
