@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
+from archsearch.cli import app
 from snapgen import coreml, flow, neural_engine, process
 from snapgen.coreml import export
 from snapgen.errors import InputError
@@ -19,9 +25,15 @@ from tests.snapgen.test_coreml import rounded
 from tests.snapgen.test_pipeline import PROMPTS, encoders, kl, made, with_decoder
 
 
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
+def one_cache(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of these tests alone: the nets that two of them export are converted once."""
+    monkeypatch.setenv("ARCHSEARCH_CACHE", str(packages))
 
 
 class Phone:
@@ -78,6 +90,41 @@ def test_an_exported_folder_draws_what_the_pipeline_does(tmp_path: Path) -> None
     assert (found - expected).abs().max() < 0.05 * expected.std()
 
 
+def test_a_pruned_decoder_is_exported_and_drawn_with(tmp_path: Path) -> None:
+    """From one command to the next, and in a process that knows the pipeline's class alone."""
+    one = made(tmp_path, kl(), encoders(tmp_path)[:2], guidance=2)
+    for net in (one.unet, one.text_encoder, one.text_encoder_2):
+        rounded(net)
+    one.save_pretrained(tmp_path / "run" / "pipeline")
+    (tmp_path / "prompts.txt").write_text("\n".join(filter(None, PROMPTS)))
+    small, phones = tmp_path / "small", tmp_path / "coreml"
+    asked = ["--prompts", str(tmp_path / "prompts.txt"), "--images", "4", "--steps", "2", "--batch", "2", "--quiet"]
+    for command in (
+        ["prune-decoder", str(tmp_path / "run"), "--out", str(small), *asked],
+        ["export", str(small), "--to", "coreml", "--quiet"],
+    ):
+        answer = CliRunner().invoke(app, command)
+        assert answer.exit_code == 0, answer.exception
+    noise = flow.image_noise([0], (4, 8, 8), seed=0)
+    save_file({"noise": noise}, tmp_path / "noise.safetensors")
+    script = (
+        "from safetensors.torch import load_file, save_file\n"
+        "from snapgen.pipeline import SnapGenPipeline\n"
+        f"pipeline = SnapGenPipeline.from_pretrained({str(small)!r})\n"
+        "assert pipeline.vae.config.decoder_channels == (4, 8), pipeline.vae.config\n"
+        f"latents = load_file({str(tmp_path / 'noise.safetensors')!r})['noise']\n"
+        f"image = pipeline({PROMPTS[0]!r}, latents=latents, output_type='pt').images\n"
+        f"save_file({{'image': image}}, {str(tmp_path / 'image.safetensors')!r})\n"
+    )
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=alone)
+    expected = load_file(tmp_path / "image.safetensors")["image"] * 2 - 1
+    found = Phone(phones).draw(PROMPTS[0], noise).clamp(-1, 1)
+    assert (found - expected).abs().max() < 0.05 * expected.std()
+    whole = one(PROMPTS[0], latents=noise, output_type="pt").images * 2 - 1
+    assert (whole - expected).abs().max() > 0.2 * expected.std(), "the whole decoder's image"
+
+
 def test_each_text_encoder_is_told_its_place(tmp_path: Path) -> None:
     told = export.describe(made(tmp_path), 4)
     assert told["context"]["shape"] == [1, 13, 40]
@@ -130,7 +177,7 @@ def test_what_cannot_be_exported_is_told(
     monkeypatch.setattr(coreml, "convert_decoder", lambda *_, **__: pytest.fail("went on"))
     with pytest.raises(InputError, match=message):
         export.write(**{"folder": saved, "out": tmp_path / "out", **changes})
-    assert not [path for path in tmp_path.iterdir() if path.name != "cache"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_pipeline_of_no_size_is_to_be_given_one(tmp_path: Path) -> None:
