@@ -149,9 +149,8 @@ def headline(evolution: Evolution) -> str:
     if first.latency and last.latency:
         ms, target = last.latency.median_ms, evolution.settings.target_ms
         said += f" From {amounts.number(first.latency.median_ms)} to {amounts.number(ms)} ms ({last.latency.source}), "
-        said += (
-            f"{amounts.percent(abs(ms / target - 1))} {'over' if ms > target else 'under'} the target of {target:.3g} ms."
-        )
+        off = f"{amounts.percent(abs(ms / target - 1))} {'over' if ms > target else 'under'}"
+        said += f"{off} the target of {target:.3g} ms."
     was, now = first.quality(metric), last.quality(metric)
     assert was is not None
     assert now is not None
