@@ -181,9 +181,13 @@ class Evolver(ArchsearchScorer):
         )
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        """As `studies.scorer.Scorer`: the lowest of several, as in the table, as the next action hangs on it."""
+        """As `studies.scorer.Scorer`: the lowest of several, as in the table, as the next action hangs on it.
+
+        What an earlier round measured of the same network counts.
+        """
         assert self._backend is not None
-        records: dict[str, list[LatencyRecord]] = {arch.id: []}
+        before = [c for c in read(existing(self._settings), artifacts=False) if c.architecture.id == arch.id]
+        records = {arch.id: [c.score.latency for c in before if c.score.latency is not None]}
         for _ in in_turns(
             self._backend,
             [arch],
