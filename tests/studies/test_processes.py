@@ -16,7 +16,7 @@ from tests.snapgen.nets import TINY
 TEACHER = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 2}
 STAGES = [
     {"kind": "flow", "name": "teacher", "net": "teacher"},
-    {"kind": "flow", "name": "base", "accumulate": 2, "evaluate_every": 16},
+    {"kind": "flow", "name": "base", "accumulate": 2, "evaluate_every": 16, "block_dropout": 0.3},
     {"kind": "flow", "name": "distil", "distillation": {}, "optimizer": "adamw", "learning_rate": 1e-3},
     {"kind": "steps", "name": "steps", "accumulate": 2, "optimizer": "adamw", "learning_rate": 1e-3},
 ]

@@ -40,7 +40,7 @@ DECODER = {"widths": [8, 8, 8], "blocks": [1, 1, 1], "mid_blocks": 1, "norm_grou
 FEW = {"resolution": 32, "batch": 4, "images": 16}
 STAGES: list[dict[str, Any]] = [
     {"kind": "flow", "name": "teacher", "net": "teacher", "optimizer": "adamw", **FEW},
-    {"kind": "flow", "name": "base", "accumulate": 2, "evaluate_every": 8, **FEW},
+    {"kind": "flow", "name": "base", "accumulate": 2, "evaluate_every": 8, "block_dropout": 0.3, **FEW},
     {"kind": "flow", "name": "distil", "distillation": {}, **FEW},
     {"kind": "steps", "name": "steps", **FEW},
     {
