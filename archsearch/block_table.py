@@ -8,7 +8,6 @@ one there: the first residual block of a place may change the width, so its copi
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -148,7 +147,7 @@ class BlockTable(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if [cost.place for cost in self.costs] != list(counted(self.architecture)):
+        if [cost.place for cost in self.costs] != list(subnets.counted(self.architecture)):
             raise ValueError("its costs are not of its architecture's blocks; fill the table again")
         if any(len(net.counts) != len(self.costs) for net in self.measured):
             raise ValueError("a measured net has not a count for every place; fill the table again")
@@ -193,7 +192,7 @@ class BlockTable(Settings):
     @property
     def share(self) -> float:
         """What a part's milliseconds are to be taken times: 1, or what the curve makes of the whole net's."""
-        whole = self._sum(counted(self.architecture))
+        whole = self._sum(subnets.counted(self.architecture))
         return self.scale * float(whole**self.power) / whole
 
     def of(self, block: Block) -> float:
@@ -213,7 +212,7 @@ class BlockTable(Settings):
         Raises:
             InputError: if the two nets differ in more than how many blocks stand where.
         """
-        counts = counted(arch)
+        counts = subnets.counted(arch)
         if not counts.keys() <= {cost.place for cost in self.costs} or dealt(self.architecture, counts).id != arch.id:
             problem = f"{arch.id} is no sub-network of the table's net {self.architecture.id}"
             raise InputError("block table", problem, "fill one for this net")
@@ -222,11 +221,6 @@ class BlockTable(Settings):
     def _sum(self, counts: Mapping[Place, int]) -> float:
         costs = np.array([self.fixed_ms, *itertools.chain(*((cost.ms, cost.copy_ms) for cost in self.costs))])
         return float(features([counts.get(cost.place, 0) for cost in self.costs]) @ costs)
-
-
-def counted(arch: Architecture) -> dict[Place, int]:
-    """How many blocks stand in each place that has any, in the order of the forward pass."""
-    return dict(Counter(block.place for block in subnets.blocks(arch)))
 
 
 def dealt(arch: Architecture, counts: Mapping[Place, int]) -> Architecture:

@@ -27,7 +27,6 @@ from archsearch.block_table import (
     Correction,
     Measured,
     PlaceCost,
-    counted,
     dealt,
     difference,
     features,
@@ -96,13 +95,13 @@ def fill(
         most=options.most,
     ):
         tell(done)
-    places = list(counted(arch))
+    places = list(subnets.counted(arch))
     measured = [
         Measured(
             what=what,
             use=use,
             architecture_id=net.id,
-            counts=tuple(counted(net).get(place, 0) for place in places),
+            counts=tuple(subnets.counted(net).get(place, 0) for place in places),
             records=tuple(records[net.id]),
         )
         for what, use, net in plan
@@ -115,7 +114,7 @@ Planned = tuple[str, Literal["fill", "check"], Architecture]
 
 def _planned(arch: Architecture, options: TableSettings) -> Iterator[Planned]:
     """Every net to be timed: in words, what for, and itself; the whole net is the first, and none is there twice."""
-    whole = counted(arch)
+    whole = subnets.counted(arch)
     if not whole:
         raise InputError("architecture", "has no block", "give it a residual block or a transformer")
     found: list[Planned] = [("the whole net", "fill", arch), ("without any block", "fill", dealt(arch, {}))]

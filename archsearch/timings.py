@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -98,6 +99,19 @@ def append(path: Path, timed: Timed) -> None:
         file.write(json.dumps(timed.model_dump(mode="json", exclude_defaults=True), allow_nan=False).encode() + b"\n")
 
 
+def by_net(path: Path, latent_size: int, context_tokens: int) -> dict[str, list[LatencyRecord]]:
+    """A file's records of such an input, by architecture id; none where there is no file.
+
+    Raises:
+        InputError: as `read`.
+    """
+    found: dict[str, list[LatencyRecord]] = defaultdict(list)
+    for timed in read(path) if path.exists() else []:
+        if timed.key[1:] == (latent_size, context_tokens):
+            found[timed.key[0]].append(timed.record)
+    return found
+
+
 def lowest(records: Iterable[Timed]) -> list[Timed]:
     """Of several records of one thing the one with the lowest median, in the order of their first.
 
@@ -176,11 +190,9 @@ def collect(
     Yields:
         The share of the architectures that are done.
     """
-    records: dict[str, list[LatencyRecord]] = {arch.id: [] for arch in archs}
+    known = by_net(path, space.latent_size, space.context_tokens)
+    records = {arch.id: known[arch.id] for arch in archs}
     where = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
-    for timed in read(path) if path.exists() else []:
-        if timed.key[1:] == (space.latent_size, space.context_tokens) and timed.key[0] in records:
-            records[timed.key[0]].append(timed.record)
 
     def keep(arch: Architecture, record: LatencyRecord) -> None:
         append(path, Timed(**where, architecture=arch, record=record))

@@ -112,15 +112,18 @@ def _bars(intervals: Sequence[Interval], colour: str) -> Figure:
 
 def _staircase(facts: Facts, scored: Sequence[Candidate], y: str, x: str) -> Figure:
     pairs = [(a.value, b.value) for c in scored if (a := facts.amount(c, x)) and (b := facts.amount(c, y))]
-    steps = front(pairs)
+    return {"name": "front", **stairs(front(pairs), "var(--front)", opacity=0.6)}
+
+
+def stairs(steps: Sequence[tuple[float, ...]], color: str, *, opacity: float) -> Figure:
+    """A front's line, from point to point by way of what the better one of two still dominates."""
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": "front",
         "x": [p[0] for p in steps],
         "y": [p[1] for p in steps],
-        "line": {"shape": "hv", "width": 1.5, "color": "var(--front)"},
-        "opacity": 0.6,
+        "line": {"shape": "hv", "width": 1.5, "color": color},
+        "opacity": opacity,
         "hoverinfo": "skip",
     }
 

@@ -277,15 +277,7 @@ def _others(other: Facts, metric: str) -> list[Figure]:
     ]
     steps = front([(x, y) for _, x, y in points])
     return [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [p[0] for p in steps],
-            "y": [p[1] for p in steps],
-            "line": {"shape": "hv", "width": 1.5, "color": "var(--knee)"},
-            "opacity": 0.7,
-            "hoverinfo": "skip",
-        },
+        charts.stairs(steps, "var(--knee)", opacity=0.7),
         {
             "type": "scatter",
             "mode": "markers",

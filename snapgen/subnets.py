@@ -7,6 +7,7 @@ samplers, and the 1×1 convolution of a residual block's shortcut.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,11 @@ def blocks(arch: Architecture) -> tuple[Block, ...]:
         for kind, count in zip(FIELDS, counts, strict=True)
         for index in range(count)
     )
+
+
+def counted(arch: Architecture) -> dict[Place, int]:
+    """How many blocks stand in each place that has any, in the order of the forward pass."""
+    return dict(Counter(block.place for block in blocks(arch)))
 
 
 def explicit(arch: Architecture) -> Architecture:

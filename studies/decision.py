@@ -6,12 +6,11 @@ A function of the rounds so far, so that a study that was killed decides again a
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from snapgen.arch import Architecture
-from snapgen.subnets import Block, Place, blocks
+from snapgen.subnets import Block, Place, blocks, counted
 from studies.evolution import EvolveSettings, Phase, Round, Worth
 
 
@@ -127,7 +126,7 @@ def _swap(settings: EvolveSettings, costs: Costs, last: Past) -> Action | None:
 def _copyable(costs: Costs, last: Past) -> list[tuple[Worth, float]]:
     """Blocks of use whose place takes another, most valuable first, and what a copy costs."""
     every = blocks(last.architecture)
-    count = Counter(block.place for block in every)
+    count = counted(last.architecture)
     by_name = {block.name: block for block in every}
     found = [
         (worth, costs.copy_ms(by_name[worth.block]))

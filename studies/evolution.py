@@ -120,16 +120,3 @@ class Round(Settings):
     """Of every removable block, in the order of the forward pass; empty in the final round."""
     next: str
     """What is done next and why, in words."""
-
-    @property
-    def action(self) -> str:
-        """What led here, in words."""
-        parts = [
-            f"{verb} {', '.join(names)}"
-            for verb, names in (("removed", self.removed), ("copied", self.copied))
-            if names
-        ]
-        return "; ".join(parts) or {
-            "robust": "trained with block dropout",
-            "final": "trained on, all blocks running",
-        }.get(self.phase, "trained on")

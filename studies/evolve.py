@@ -319,8 +319,8 @@ def _check_target(settings: StudySettings, space: Space, table: BlockTable) -> N
     """Whether some network of the space meets the target, by the table; said before anything is trained."""
     how, costs = evolution_of(settings), _costs(space, table)
     every = subnets.blocks(space.base)
-    places = {block.place: block for block in every}
-    copies = [block for place, block in places.items() for _ in range(costs.most[place] - _count(every, place))]
+    last, count = {block.place: block for block in every}, subnets.counted(space.base)
+    copies = [block for place, block in last.items() for _ in range(costs.most[place] - count[place])]
     fastest = table.predict(subnets.changed(space.base, [block.name for block in every]))
     slowest = table.predict(space.base) + sum(costs.copy_ms(block) for block in copies)
     if not fastest <= how.most_ms or not slowest >= how.least_ms:
@@ -342,10 +342,6 @@ def _most(space: Space) -> dict[subnets.Place, int]:
         knob = next((knob for knob in space.knobs if knob.name == field), None)
         most[block.place] = 0 if knob is None else int(knob.choices[-1])
     return most
-
-
-def _count(every: Sequence[subnets.Block], place: subnets.Place) -> int:
-    return sum(block.place == place for block in every)
 
 
 def _rounds(trials: Sequence[FrozenTrial]) -> list[Past]:

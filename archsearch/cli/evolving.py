@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from archsearch.cli.options import Quiet, Storage
+from archsearch.cli.printing import show_log
 
 app = typer.Typer()
 
@@ -18,15 +19,12 @@ def evolve(
     quiet: Quiet = False,
 ) -> None:
     """Evolve a trained network to a latency: drop or copy the blocks worth least or most per ms, train on, repeat."""
-    import logging
-
     import reports.pareto
     import studies.evolve
     from studies.settings import find
 
     if not quiet:
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("snapgen").setLevel(logging.INFO)
+        show_log()
     settings = find(study).overridden(storage=storage)
     done = studies.evolve.evolve(settings, quiet=quiet)
     page = reports.pareto.write(done, settings.folder / "report.html", source=study)

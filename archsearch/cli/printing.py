@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,12 @@ class Tell(Protocol):
     """Told the share done, and of what."""
 
     def __call__(self, done: float, stage: str = ...) -> None: ...
+
+
+def show_log() -> None:
+    """Print what long preparations log of their progress (`snapgen.progress`), a line each."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("snapgen").setLevel(logging.INFO)
 
 
 @contextmanager

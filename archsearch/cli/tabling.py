@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,10 +52,7 @@ def blocks(
     arch.check_latent(latent, source="--latent")
     options = TableSettings(copies=copies, check=check, seed=seed, least=least, most=most)
     timings.claim(raw)
-    known: dict[str, list[LatencyRecord]] = defaultdict(list)
-    for timed in timings.read(raw):
-        if timed.key[1:] == (latent, tokens):
-            known[timed.key[0]].append(timed.record)
+    known = timings.by_net(raw, latent, tokens)
 
     def keep(measured: Architecture, record: LatencyRecord) -> None:
         timings.append(

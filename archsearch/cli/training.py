@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archsearch.cli.options import Json, Quiet
-from archsearch.cli.printing import print_json, print_table
+from archsearch.cli.printing import print_json, print_table, show_log
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,8 +48,7 @@ def train(
     from studies import training
 
     if not quiet:
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("snapgen").setLevel(logging.INFO)
+        show_log()
     folder = training.train(found, net, tell=(lambda _: None) if quiet else typer.echo, until=until)
     typer.echo(f"Run: {folder.resolve()}")
 
