@@ -75,7 +75,7 @@ def training_device() -> str:
     """The device that training uses, with its name where it has one."""
     import torch
 
-    from snapgen import device
+    from snapgen import devices as device
 
     chosen = device.choose()
     return f"{chosen.type} ({torch.cuda.get_device_name()})" if chosen.type == "cuda" else chosen.type

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from snapgen.settings import Settings
-from snapgen.training import TrainingSettings
-
-if TYPE_CHECKING:
-    from snapgen.data import Images
+from snapgen.config import Settings
+from snapgen.training.short_run import TrainingSettings
 
 REVISION = 1
 """Of the code that turns a protocol into numbers; raised whenever the same protocol would give other numbers."""
-
-
-SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 
 def _enough(samples: int) -> int:
@@ -58,7 +52,8 @@ class Protocol(TrainingSettings):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=64)] = (0, 1)
     """Of the training runs, each a candidate's whole score; the score is their mean."""
     inherit: str | None = None
-    """Folder of a trained U-Net (`archsearch.inheritance`) whose weights candidates begin with; None: new weights."""
+    """Folder of a trained U-Net (`archsearch.quality.supernet`) whose weights candidates begin with; None: new
+    weights."""
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Self:
@@ -73,6 +68,8 @@ _NAMES_FILES = {
     "text": "text_digest",
     "extractor": "extractor_digest",
 }
+
+
 _OF_SAMPLES = ("sampler_steps", "guidance", "extractor", "feature_resolution")
 
 
@@ -123,34 +120,3 @@ class ResolvedProtocol(Settings):
         else:
             values["inherit"] = self.inherit_digest
         return values | {"revision": self.revision}
-
-
-def resolved(protocol: Protocol) -> ResolvedProtocol:
-    """The protocol with the digests of all that it names, which is opened: data, autoencoder, text encoder, extractor,
-    trained U-Net.
-
-    Raises:
-        InputError: if one of them is missing or unreadable.
-    """
-    return resolve(protocol)[0]
-
-
-def resolve(protocol: Protocol) -> tuple[ResolvedProtocol, dict[Literal["train", "val"], Images]]:
-    """As `resolved`, with the images of each split, which had to be opened."""
-    from archsearch import features, inheritance
-    from snapgen import autoencoder, data, text
-
-    images = {split: data.open_images(protocol.data, split=split, resolution=protocol.resolution) for split in SPLITS}
-    return ResolvedProtocol(
-        protocol=protocol,
-        data_digest=joint_digest(*(split.digest for split in images.values())),
-        autoencoder_digest=autoencoder.digest(protocol.autoencoder),
-        text_digest=text.digest(protocol.text),
-        extractor_digest=features.digest(protocol.extractor) if protocol.samples else "",
-        inherit_digest=inheritance.digest(protocol.inherit) if protocol.inherit is not None else "",
-    ), images
-
-
-def joint_digest(*digests: str) -> str:
-    """One digest of several, in order; 16 hex digits."""
-    return hashlib.sha256("/".join(digests).encode()).hexdigest()[:16]

@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from archsearch.stats.estimate import Estimate
+from snapgen.config import Settings
 from snapgen.errors import InputError
-from snapgen.settings import Settings
 
 INCEPTION = "inception"
 """The extractor whose Fréchet distance may be called FID: the Inception net of the original FID code."""
@@ -25,29 +26,6 @@ class Missing(LookupError):
 
 class Incomparable(InputError):
     """Two quality numbers of different protocols were about to be compared, ranked or drawn on one axis."""
-
-
-class Estimate(Settings):
-    """A number with its 95 % interval.
-
-    An end of the interval that the arithmetic left on the wrong side of the value is moved to the value: an interval
-    from a bootstrap may exclude its own estimate.
-    """
-
-    value: float
-    low: float
-    high: float
-    by_seed: tuple[float, ...] = ()
-    """The value of each of the protocol's seeds, in their order."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _holds_its_value(cls, data: object) -> object:
-        if not isinstance(data, Mapping) or not all(_is_number(data.get(k)) for k in ("value", "low", "high")):
-            return data
-        if data["low"] > data["high"]:
-            raise ValueError(f"low {data['low']:g} is above high {data['high']:g}; swap them")
-        return {**data, "low": min(data["low"], data["value"]), "high": max(data["high"], data["value"])}
 
 
 class Quality(Settings):
@@ -210,7 +188,3 @@ def comparable(a: Quality, b: Quality, *, difference: str | None = None) -> None
         f"{a.protocol_hash} and {b.protocol_hash} are different" + (f" ({difference})" if difference else ""),
         "compare only numbers taken under the same protocol",
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

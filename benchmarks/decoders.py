@@ -1,6 +1,7 @@
 """SnapGen's tiny decoder and SD3's pruned by half, as SnapFusion does, beside SD3's: what one image takes.
 
-Size, compute, memory and time. SD3's decoder is as diffusers builds it; `snapgen.pruned_decoder` prunes it.
+Size, compute, memory and time. SD3's decoder is as diffusers builds it; `snapgen.autoencoders.pruned_decoder` prunes
+it.
 
 Params, MACs and activations are counted on the meta device. Memory is measured in a process for each decoder, by how
 much its peak rises over what it held before the pass; time in one process, in turns, after a pass of each that does not
@@ -28,10 +29,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from archsearch.cost import Part, count
+from archsearch.cost.counter import Part, count
 from archsearch.machine import chip, operating_system
-from snapgen.pruned_decoder import HALF, pruned
-from snapgen.tiny_decoder import PAPER, TinyDecoder
+from snapgen.autoencoders.pruned_decoder import HALF, pruned
+from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
 
 # stable-diffusion-3-medium-diffusers, vae/config.json
 SD3 = {

@@ -1,8 +1,8 @@
 """How the host's latency is best taken: ONNX Runtime against PyTorch, and how well it repeats next to a busy neighbour.
 
 Every way runs the same net in one process, one thread, in turns of 50 ms, so that a change of the machine's speed meets
-them all alike. Times are processor time of the thread (see `archsearch.latency.Host`); "prepare" is the wall clock's
-time from the net to the first answer, the second time, when the libraries are loaded.
+them all alike. Times are processor time of the thread (see `archsearch.latency.host.Host`); "prepare" is the wall
+clock's time from the net to the first answer, the second time, when the libraries are loaded.
 
     python benchmarks/host_latency.py compare emoji emoji-large [--seconds 20]
     python benchmarks/host_latency.py repeat emoji [--times 10] [--busy 1]
@@ -23,10 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from archsearch import latency, onnx_graph
+from archsearch import devices
+from archsearch.latency import base
+from archsearch.latency import host as latency
+from archsearch.latency import onnx_export as onnx_graph
 from archsearch.machine import chip, operating_system
-from snapgen.unet import UNet
-from spaces.space import Space
+from archsearch.spaces.loading import load_space
+from archsearch.spaces.space import Space
+from snapgen.models.unet import UNet
 
 TURN_SECONDS = 0.05
 # A neighbour as a second worker is one: convolutions and their gradients on one thread.
@@ -49,7 +53,7 @@ def drawn(space: Space) -> tuple[UNet, Inputs]:
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(torch.randn_like(weight) * weight[0].numel() ** -0.5 if weight.dim() > 1 else 0)
-    return net, latency.sample_inputs(space.base, space.latent_size, space.context_tokens)
+    return net, base.sample_inputs(space.base, space.latent_size, space.context_tokens)
 
 
 def ours(net: UNet, inputs: Inputs, folder: Path) -> Run:
@@ -133,7 +137,7 @@ def repeat(space: Space, times: int, busy: int) -> None:
     try:
         for i in range(times + 1):
             began = time.perf_counter()
-            record = latency.backend("host").measure(space.base, space.latent_size, space.context_tokens)
+            record = devices.backend("host").measure(space.base, space.latent_size, space.context_tokens)
             if i == 0:  # loads the libraries
                 continue
             seconds.append(time.perf_counter() - began)
@@ -164,7 +168,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"{chip()}, {operating_system()}, torch {torch.__version__}, 1 thread")
     for name in options.spaces:
-        space = Space.load(name)
+        space = load_space(name)
         print(f"\n{name}: {UNet(space.base).num_parameters() / 1e6:.2f} M, {space.latent_size}² latent")
         if options.what == "compare":
             with torch.inference_mode():

@@ -5,7 +5,7 @@ ratios are of times in the same turn. They share one memory for their weights, r
 optimizer's averages. A train step is forward, backward and one of AdamW (fused), on the mean square of the output.
 
 On the CPU: float32; diffusers' nets in both memory layouts, ours in its own, channels-last, with and without what
-`snapgen.linear` does. With one thread a time is the processor time of that thread, which leaves out what a busy
+`snapgen.models.onednn` does. With one thread a time is the processor time of that thread, which leaves out what a busy
 neighbour took; otherwise it is the wall clock's. Where there is CUDA the same nets run there after it in bfloat16,
 weights and averages too, channels-last, as they are and through ``torch.compile``. The CUDA part has not been run: it
 was written on a machine without.
@@ -31,15 +31,15 @@ import torch
 from diffusers import DreamLiteUNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from archsearch.cost import module_cost
-from archsearch.latency import Host, HostSettings
+from archsearch.cost.counter import module_cost
+from archsearch.latency.host import Host, HostSettings
 from archsearch.machine import chip, operating_system
-from snapgen import linear
-from snapgen.arch import Architecture
-from snapgen.paths import changed
-from snapgen.presets import preset
-from snapgen.unet import UNet
-from spaces.space import Space
+from archsearch.spaces.loading import load_space
+from snapgen.architecture.overrides import changed
+from snapgen.architecture.presets import preset
+from snapgen.architecture.schema import Architecture
+from snapgen.models import onednn as linear
+from snapgen.models.unet import UNet
 
 TOKENS = 77
 ALIGNED = 16  # numbers: 64 bytes of float32
@@ -100,7 +100,7 @@ PEERS: dict[str, dict[str, Make]] = {
 
 def rows() -> dict[str, Architecture]:
     """The ablation's rows by their names in the table."""
-    space = Space.load("snapgen")
+    space = load_space("snapgen")
     found = {"0": space.base}
     for name, point in space.points_of().items():
         if name.startswith("row "):
@@ -117,7 +117,7 @@ class Entry:
     layout: torch.memory_format = torch.channels_last
     compiled: bool = False
     onednn: bool = True
-    """Whether our linear layers may go through oneDNN (`snapgen.linear`)."""
+    """Whether our linear layers may go through oneDNN (`snapgen.models.onednn`)."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ def timed(entries: Sequence[Entry], setting: Setting, what: Sequence[str], passe
 
 
 def through_onnxruntime(archs: Mapping[str, Architecture], setting: Setting, passes: int) -> Times:
-    """The same of `archsearch.latency.Host`, whose median over several runs is one turn's time."""
+    """The same of `archsearch.latency.host.Host`, whose median over several runs is one turn's time."""
     host = Host(HostSettings(threads=setting.threads, timeout=3600))
     times: dict[str, list[float]] = {}
     for _ in range(passes):

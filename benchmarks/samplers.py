@@ -32,11 +32,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from snapgen.arch import Architecture
-from snapgen.seeds import derive
-from spaces.space import Space
-from studies.sampler import Past, distributions, suggest
-from studies.settings import SamplerSettings
+from archsearch.spaces.loading import load_space
+from archsearch.spaces.space import Space
+from archsearch.studies.config.study import SamplerSettings
+from archsearch.studies.search.samplers import Past, distributions, suggest
+from snapgen.architecture.schema import Architecture
+from snapgen.seeding import derive
 
 OBJECTIVES = ("validation_loss", "latency_ms")
 
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--space", default="emoji")
     arguments = parser.parse_args()
 
-    landscape = Landscape(Space.load(arguments.space))
+    landscape = Landscape(load_space(arguments.space))
     found: dict[str, list[list[tuple[float, float]]]] = {}
     took: dict[str, float] = {}
     for label in arguments.samplers:

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import torch
 
 from archsearch.protocol import Protocol
-from archsearch.quality import Evaluator
-from snapgen import settings
-from snapgen.arch import Architecture
-from spaces.space import Space
+from archsearch.quality.evaluator import Evaluator
+from archsearch.spaces.loading import load_space
+from snapgen import config as settings
+from snapgen.architecture.schema import Architecture
 
 # Changes to the space's base: from a tenth of a second a step to a quarter of that.
 ARCHITECTURES: dict[str, dict[str, str]] = {
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
 def architectures(names: list[str]) -> dict[str, Architecture]:
     """The fixed architectures; `snapgen` is the space's reference of that name."""
-    space = Space.load("emoji")
+    space = load_space("emoji")
     points = space.points_of()
     chosen = {}
     for name in names:

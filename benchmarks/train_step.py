@@ -1,9 +1,10 @@
 """A step of training: our nets against diffusers' `UNet2DConditionModel` of the same widths and blocks.
 
-A step is what `snapgen.loop` does with a batch: forward and backward through a turn (`snapgen.objectives`), clipping
-and the optimizer (`snapgen.optimizers`), the weights' average; every net with the same settings. Nets are timed in one
-process, in turns, a median of several steps each; ratios are of the same turn. ``--alone`` keeps one net at a time in
-memory and makes it anew every turn. With one thread on the CPU a time is that thread's processor time.
+A step is what `snapgen.training.loop` does with a batch: forward and backward through a turn
+(`snapgen.objectives.flow_matching`), clipping and the optimizer (`snapgen.optim.optimizers`), the weights' average;
+every net with the same settings. Nets are timed in one process, in turns, a median of several steps each; ratios are of
+the same turn. ``--alone`` keeps one net at a time in memory and makes it anew every turn. With one thread on the CPU a
+time is that thread's processor time.
 
 Peak memory is of a fresh process that makes a net and takes three steps: on the CPU the growth of its largest resident
 size since everything was imported (weights, gradients, averages, activations and what the allocator holds; the garbage
@@ -15,9 +16,9 @@ of importing hides up to its own size), on CUDA ``torch.cuda.max_memory_allocate
     python -m benchmarks.train_step --utilisation --size full --latent 32 128 --batch 64 8 [--peak FLOPS]
 
 ``--utilisation`` is for CUDA: the share of the device's dense bfloat16 peak that a step of the 379 M net gets (6 FLOPs
-a MAC of `archsearch.cost`: 2 forward, 4 backward), latents of 32 and 128 for 256 and 1024 px, channels-last, eager and
-compiled. Nothing here has been run on CUDA: it was written on a machine without.
-Results: ``reports/results/train_step.md``.
+a MAC of `archsearch.cost.counter`: 2 forward, 4 backward), latents of 32 and 128 for 256 and 1024 px, channels-last,
+eager and compiled. Nothing here has been run on CUDA: it was written on a machine without. Results:
+``reports/results/train_step.md``.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from archsearch.cost import module_cost
+from archsearch.cost.counter import module_cost
 from archsearch.machine import chip, operating_system
 from benchmarks.peers import Times, compare
 from benchmarks.train_step_nets import SIZES, Contestant, Entry, Setting
-from snapgen.feed import Part
-from snapgen.loop import Loop
-from snapgen.stages import FlowStage
+from snapgen.training.batches import Part
+from snapgen.training.loop import Loop
+from snapgen.training.stages import FlowStage
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOP/s of NVIDIA's SXM modules, from its data sheets."""

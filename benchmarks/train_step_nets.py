@@ -12,18 +12,19 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from benchmarks.peers import PLAIN, SHAPE, Make
-from snapgen import teacher
-from snapgen.conditioning import Captions, EncoderSettings, Widths, layout
-from snapgen.feed import Batch, Feed, Part, training_times
-from snapgen.objectives import FlowTurn
-from snapgen.paths import changed
-from snapgen.presets import preset
-from snapgen.process import RectifiedFlow
-from snapgen.rows import Rows
-from snapgen.stages import Distillation, FlowStage
-from snapgen.text import Embeddings
-from snapgen.training import Average, optimizers_of
-from snapgen.unet import UNet
+from snapgen.architecture.overrides import changed
+from snapgen.architecture.presets import preset
+from snapgen.conditioning.captions import Captions, EncoderSettings, Widths, layout
+from snapgen.conditioning.embeddings import Embeddings
+from snapgen.diffusion.process import RectifiedFlow
+from snapgen.io.chunked import Rows
+from snapgen.models.unet import UNet
+from snapgen.objectives import teacher
+from snapgen.objectives.flow_matching import FlowTurn
+from snapgen.optim.config import optimizers_of
+from snapgen.optim.ema import Average
+from snapgen.training.batches import Batch, Feed, Part, training_times
+from snapgen.training.stages import Distillation, FlowStage
 
 IMAGES = 256
 """Of the feed; random latents and captions."""
@@ -60,7 +61,7 @@ AS_EMOJI: dict[str, Any] = {
 }
 SD35_LARGE = {"num_layers": 38, "num_attention_heads": 38, "attention_head_dim": 64, "pos_embed_max_size": 192}
 SMALL_TEACHER = {"num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 32, "pos_embed_max_size": 32}
-"""Of ``studies/train_emoji.yaml``."""
+"""Of ``studies/training/emoji.yaml``."""
 
 
 class Theirs(nn.Module):

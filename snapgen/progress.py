@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
+
+import diffusers
+import transformers
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without diffusers' and transformers' bars and remarks."""
+    logs = [diffusers.utils.logging, transformers.utils.logging]
+    levels = [log.get_verbosity() for log in logs]
+    bars = [log for log in logs if log.is_progress_bar_enabled()]
+    for log in logs:
+        log.set_verbosity(logging.CRITICAL)
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.set_verbosity(level)
+        for log in bars:
+            log.enable_progress_bar()
+
 
 SECONDS_BETWEEN_LINES = 10.0
 _log = logging.getLogger(__name__)

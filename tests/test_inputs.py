@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 
 from archsearch import cli
-from snapgen.presets import preset
-from snapgen.settings import LARGEST_FILE
+from snapgen.architecture.presets import preset
+from snapgen.config import LARGEST_FILE
 
 STUDY = {"space": "emoji", "trials": 1, "protocol": {"steps": 2, "samples": 8}}
 SPACE = {
@@ -273,11 +273,11 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "ablation unknown quality": lambda f: ([*ablation(f)[0], "--quality", "beauty"], "beauty"),
     "ablation other form of table": lambda f: ([*ablation(f)[0], "--out", str(f / "table.pdf")], "table.pdf"),
     "ablation no ImageNet": lambda _: (
-        ["ablate", "snapgen_ablation", "--quality", "frechet_distance"],
+        ["ablate", "snapgen", "--quality", "frechet_distance"],
         "data/imagenet",
     ),
     "ablation wrong weights": lambda f: of_weights(f, saved({"a": torch.ones(9)})),
-    "ablation of no rows": lambda _: (["ablate", "emoji"], "ablation"),
+    "ablation of no rows": lambda _: (["ablate", "search/emoji"], "ablation"),
     "search of an ablation": lambda f: (["search", ablation(f)[0][1]], "archsearch ablate"),
     # Storage
     "storage no URL": lambda f: storage(f, "somewhere", "somewhere"),
@@ -319,7 +319,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     # A training
     # Networks that evolve
     "evolve no such study": lambda f: (["evolve", str(f / "none.yaml")], "none.yaml"),
-    "evolve what is searched": lambda _: (["evolve", "emoji"], "emoji.yaml"),
+    "evolve what is searched": lambda _: (["evolve", "search/emoji"], "emoji.yaml"),
     "search what evolves": lambda f: (["search", evolving(f)[0][1]], "study.yaml: evolve"),
     "evolve bad probability": lambda f: evolving(f, "evolve.block_dropout", evolve={"block_dropout": 1.5}),
     "evolve no target": lambda f: evolving(f, "give a target", evolve={"target_ms": 0}),

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("snapgen", "spaces", "archsearch", "studies", "reports")
+PACKAGES = ("snapgen", "archsearch")
+ROOMS = sorted(path.parent.name for path in (ROOT / "archsearch").glob("*/__init__.py"))
+MODULES = sorted(path.stem for path in (ROOT / "archsearch").glob("*.py") if path.stem != "__init__")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
@@ -20,16 +22,37 @@ def test_imports_run_one_way() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_wrong_way_import_is_caught(tmp_path: Path) -> None:
-    """The contract itself works: the same configuration over a tree with one import backwards fails."""
+WRONG = {
+    "a package imports the one above it": (
+        "snapgen/errors.py",
+        "import archsearch.spaces",
+        "snapgen is not allowed to",
+    ),
+    "a room imports the one above it": (
+        "archsearch/studies/x.py",
+        "import archsearch.reports",
+        "archsearch.studies is not",
+    ),
+    "two modules import each other": ("snapgen/errors.py", "import snapgen.files", "No cycles are allowed in snapgen"),
+    "two rooms import each other": ("snapgen/io/x.py", "import snapgen.data.y", "No cycles are allowed in snapgen"),
+}
+
+
+@pytest.mark.parametrize(("path", "line", "said"), WRONG.values(), ids=WRONG)
+def test_wrong_imports_are_caught(tmp_path: Path, path: str, line: str, said: str) -> None:
+    """The contracts themselves work: the same configuration over a tree with one import too many fails."""
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    for package in PACKAGES:
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").touch()
-    (tmp_path / "archsearch" / "cli").mkdir()
-    (tmp_path / "archsearch" / "cli" / "__init__.py").write_text("from archsearch.cli import studying\n")
-    (tmp_path / "archsearch" / "cli" / "studying.py").write_text("import reports\n")
-    (tmp_path / "snapgen" / "arch.py").write_text("import studies\n")
+    for folder in ("snapgen", "snapgen/io", "snapgen/data", *(f"archsearch/{room}" for room in ROOMS)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "__init__.py").touch()
+    for module, text in {
+        "archsearch/__init__.py": "",
+        **{f"archsearch/{name}.py": "" for name in MODULES},
+        "snapgen/files.py": "import snapgen.errors",
+        "snapgen/data/y.py": "import snapgen.io.x",
+        path: line,
+    }.items():
+        (tmp_path / module).write_text(text)
     done = subprocess.run(
         [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
         cwd=tmp_path,
@@ -38,7 +61,12 @@ def test_a_wrong_way_import_is_caught(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 1
-    assert "snapgen is not allowed to import studies" in done.stdout
+    assert said in done.stdout
+
+
+@pytest.mark.parametrize("room", sorted({path.parent for path in SOURCES}), ids=str)
+def test_rooms_hold_at_most_twelve_modules(room: Path) -> None:
+    assert len([path for path in room.glob("*.py") if path.name != "__init__.py"]) <= 12
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

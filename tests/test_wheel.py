@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+
+from archsearch.library import Kind
 
 ROOT = Path(__file__).parent.parent
 STUDY = {
@@ -24,8 +27,8 @@ STUDY = {
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the wheel installs, built from a copy so that the checkout stays clean."""
     source, out, site = (tmp_path_factory.mktemp(name) for name in ("source", "out", "site"))
-    for package in ("archsearch", "snapgen", "spaces", "studies", "reports"):
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for folder in ("archsearch", "snapgen", "spaces", "studies"):
+        shutil.copytree(ROOT / folder, source / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, source / file)
     run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)], cwd=source)
@@ -52,8 +55,44 @@ def test_the_installed_wheel_searches(site: Path, tmp_path: Path) -> None:
     assert len((report.with_suffix(".csv")).read_text().splitlines()) >= 3
 
 
+def test_the_wheel_has_two_packages_and_all_that_is_shipped(site: Path) -> None:
+    folders = {path.name for path in site.iterdir() if path.is_dir() and not path.name.endswith(".dist-info")}
+    assert folders - {"bin"} == {"archsearch", "snapgen"}
+    code = f"from archsearch.library import shipped; print(sorted((k, *shipped(k)) for k in {get_args(Kind)}))"
+    installed = run([sys.executable, "-c", code], cwd=site.parent, PYTHONPATH=str(site))
+    checkout = run([sys.executable, "-c", code], cwd=site.parent, PYTHONPATH=str(ROOT))
+    assert installed == checkout
+    assert "snapgen_t2i" in installed
+
+
+def test_a_checkout_without_links_finds_what_is_shipped(tmp_path: Path) -> None:
+    """As git makes one where symbolic links are not to be had: the links are files with a path in them."""
+    shutil.copytree(ROOT / "archsearch" / "library", tmp_path / "archsearch" / "library", symlinks=True)
+    (tmp_path / "archsearch" / "__init__.py").touch()
+    for name in ("spaces", "studies"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+        (tmp_path / "archsearch" / "library" / name).unlink()
+        (tmp_path / "archsearch" / "library" / name).write_text(f"../../{name}")
+    code = "from archsearch.library import shipped; print(shipped('space')['emoji'], shipped('training')['emoji'])"
+    said = run([sys.executable, "-c", code], cwd=tmp_path, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert said.split() == [
+        str(tmp_path / "spaces" / "emoji.yaml"),
+        str(tmp_path / "studies" / "training" / "emoji.yaml"),
+    ]
+
+
+def test_it_shares_an_environment_with_a_package_called_spaces(site: Path, tmp_path: Path) -> None:
+    """Hugging Face's own package has this name, and every demo on its Spaces imports it beside our pipeline."""
+    (tmp_path / "spaces").mkdir()
+    (tmp_path / "spaces" / "__init__.py").write_text("GPU = 'a decorator'")
+    code = "import spaces, archsearch, snapgen; from archsearch.spaces.loading import NAMES; print(spaces.GPU, *NAMES)"
+    said = run([sys.executable, "-c", code], cwd=tmp_path, PYTHONPATH=f"{site}{os.pathsep}{tmp_path}")
+    assert "a decorator" in said
+    assert "emoji" in said
+
+
 def test_the_wheel_carries_data_and_licences(site: Path) -> None:
-    assert sorted(path.name for path in (site / "snapgen" / "emoji").glob("LICENSE*"))
+    assert sorted(path.name for path in (site / "snapgen" / "data" / "emoji").glob("LICENSE*"))
     (info,) = site.glob("archsearch-*.dist-info")
     assert "Apache License" in (info / "licenses" / "LICENSE").read_text()
     assert "archsearch = archsearch.cli:main" in (info / "entry_points.txt").read_text()

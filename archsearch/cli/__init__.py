@@ -14,20 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from archsearch.cli import (
-    ablating,
-    converting,
-    costing,
-    evolving,
-    measuring,
-    pruning,
-    serving,
-    studying,
-    tabling,
-    timing,
-    training,
-    using,
-)
+from archsearch.cli import convert, inspect, latency, latency_blocks, pipeline, study, train
 from snapgen.errors import InputError
 
 BAD_INPUT = 2
@@ -41,18 +28,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(studying.app)
-app.add_typer(ablating.app)
-app.add_typer(evolving.app)
-app.add_typer(measuring.app)
-app.add_typer(costing.app)
-timing.latency_app.add_typer(tabling.app)
-app.add_typer(timing.app)
-app.add_typer(serving.app)
-app.add_typer(converting.app)
-app.add_typer(training.app)
-app.add_typer(using.app)
-app.add_typer(pruning.app)
+app.add_typer(study.app)
+app.add_typer(inspect.app)
+latency.latency_app.add_typer(latency_blocks.app)
+app.add_typer(latency.app)
+app.add_typer(convert.app)
+app.add_typer(train.app)
+app.add_typer(pipeline.app)
 
 
 def main() -> NoReturn:

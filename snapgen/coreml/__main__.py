@@ -1,8 +1,8 @@
 """Convert a U-Net, a tiny decoder or a text encoder to a Core ML package.
 
-python -m snapgen.coreml snapgen-t2i --latent 128 --out unet.mlpackage
-python -m snapgen.coreml runs/decoder --latent 128 --out decoder.mlpackage
-python -m snapgen.coreml minilm --tokens 16 --out text.mlpackage
+python -m snapgen.coreml.convert snapgen-t2i --latent 128 --out unet.mlpackage
+python -m snapgen.coreml.convert runs/decoder --latent 128 --out decoder.mlpackage
+python -m snapgen.coreml.convert minilm --tokens 16 --out text.mlpackage
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from typing import TYPE_CHECKING, Annotated, cast
 import rich.progress
 import typer
 
-from snapgen import coreml, neural_engine, presets, settings, text
-from snapgen.coreml import Options
+from snapgen import config as settings
+from snapgen.architecture import presets
+from snapgen.conditioning import text_encoder as text
+from snapgen.coreml import compatibility as neural_engine
+from snapgen.coreml import convert as coreml
+from snapgen.coreml import mil
+from snapgen.coreml.convert import Options
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
-    from snapgen.tiny_decoder import TinyDecoder
-    from snapgen.unet import UNet
+    from snapgen.autoencoders.tiny_decoder import TinyDecoder
+    from snapgen.models.unet import UNet
 
 PAPER_DECODER = "tiny-decoder"
 """The name of the tiny decoder of the published size, with random weights."""
@@ -63,7 +68,7 @@ def main(
         package = convert(name, latent, tokens, options)
         seconds = time.perf_counter() - began
         _place(package, out)
-    program = neural_engine.read(out)
+    program = mil.read(out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if not quiet:
@@ -99,7 +104,7 @@ def _class_name(folder: Path) -> str:
 
 
 def _trained(folder: Path) -> UNet:
-    from snapgen.unet import UNet
+    from snapgen.models.unet import UNet
 
     try:
         net: UNet = UNet.from_pretrained(folder, use_safetensors=True, local_files_only=True)
@@ -112,8 +117,8 @@ def _trained(folder: Path) -> UNet:
 def _decoder(name: str) -> TinyDecoder:
     import torch
 
-    from snapgen.autoencoder import read_decoder
-    from snapgen.tiny_decoder import PAPER, TinyDecoder
+    from snapgen.autoencoders.autoencoder import read_decoder
+    from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
 
     if name != PAPER_DECODER:
         return read_decoder(Path(name))

@@ -14,7 +14,7 @@ from snapgen.coreml.layers import pointwise, substitute
 
 
 class KLDecoder(nn.Module):
-    """Latents as `snapgen.autoencoder` gives them (1, C, H, W) → (1, 3, H · factor, W · factor).
+    """Latents as `snapgen.autoencoders.autoencoder` gives them (1, C, H, W) → (1, 3, H · factor, W · factor).
 
     Takes over the autoencoder, whose layers it replaces.
     """

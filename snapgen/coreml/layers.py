@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snapgen import blocks as parts
-from snapgen.blocks import Rotation
-from snapgen.coreml.operators import group_norm, layer_norm
-from snapgen.neural_engine import LONGEST
-from snapgen.unet import Turn, UNet
+from snapgen.coreml.compatibility import LONGEST
+from snapgen.coreml.custom_ops import group_norm, layer_norm
+from snapgen.models import layers as parts
+from snapgen.models.layers import Rotation
+from snapgen.models.unet import Turn, UNet
 
 # Queries and keys reach their norm times this, its epsilon times the square: the result is the same, but the epsilon
 # of 1e-6 becomes one that half precision can hold. Without it the zero keys of an empty caption might be 0 / 0.
@@ -105,7 +105,7 @@ class Tables(nn.Module):
         self.register_buffer("cosines", None if rotation is None else _channels_first(rotation[0]))
         self.register_buffer("sines", None if rotation is None else _channels_first(rotation[1]))
 
-    def forward(self, x: Tensor) -> Rotation | None:  # noqa: ARG002 - as `snapgen.unet.Turn`
+    def forward(self, x: Tensor) -> Rotation | None:  # noqa: ARG002 - as `snapgen.models.unet.Turn`
         """The tables of a stage whose size is known."""
         return None if self.cosines is None or self.sines is None else (self.cosines, self.sines)
 

@@ -1,7 +1,7 @@
 """Text encoders of transformers for Core ML: any that takes a mask of four axes, held against itself before it goes.
 
 The package takes ``input_ids`` (1, N), int32, and ``mask`` (1, N), 1 for a token and 0 behind the last, and gives
-``embeddings`` (1, N, width) with zeros behind the last token, as `snapgen.text.encode` does.
+``embeddings`` (1, N, width) with zeros behind the last token, as `snapgen.conditioning.embeddings.encode` does.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snapgen import text
-from snapgen.coreml import operators
+from snapgen.conditioning import text_encoder as text
+from snapgen.coreml import custom_ops as operators
 from snapgen.errors import InputError
 
 ATTENTION = "snapgen_coreml"
@@ -28,9 +28,9 @@ class TextEncoder(nn.Module):
     """A text encoder for captions of a fixed number of tokens, shorter ones padded.
 
     Args:
-        name: as `snapgen.text.encode` takes it.
+        name: as `snapgen.conditioning.embeddings.encode` takes it.
         tokens: length of its input.
-        layer: which hidden states it gives, as `snapgen.text.embed` takes it.
+        layer: which hidden states it gives, as `snapgen.conditioning.embeddings.embed` takes it.
 
     Raises:
         InputError: if there is no such encoder, it takes fewer tokens, or it gives something else with a mask than

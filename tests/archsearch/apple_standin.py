@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from archsearch import apple
-from snapgen import coreml
-from snapgen.coreml.packaging import quiet
+from archsearch.latency import iphone as apple
+from snapgen.coreml import convert as coreml
+from snapgen.coreml.package import quiet
 
 with quiet():
     from coremltools.models import compute_plan as plans

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from archsearch.block_latency.config import TableSettings
 from archsearch.score import LatencyRecord
-from archsearch.table_settings import TableSettings
-from snapgen import subnets
-from snapgen.arch import Architecture
-from snapgen.seeds import derive
-from snapgen.subnets import Block
+from snapgen.architecture import block_index
+from snapgen.architecture.block_index import Block
+from snapgen.architecture.schema import Architecture
+from snapgen.seeding import derive
 from tests.records import latency_record
 from tests.snapgen.nets import tiny
 
@@ -25,7 +25,7 @@ def cost(block: Block) -> float:
 
 
 def added(arch: Architecture) -> float:
-    return FIXED + sum(cost(block) for block in subnets.blocks(arch))
+    return FIXED + sum(cost(block) for block in block_index.blocks(arch))
 
 
 class Fake:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from archsearch import score as scores
-from archsearch.score import OBJECTIVES, Cost, Estimate, Incomparable, Missing, Quality, Score
+from archsearch.score import OBJECTIVES, Cost, Incomparable, Missing, Quality, Score
+from archsearch.stats.estimate import Estimate
 from snapgen.errors import InputError
 from tests.records import latency_record
 

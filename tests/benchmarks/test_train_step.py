@@ -9,11 +9,11 @@ from accelerate import Accelerator
 
 from benchmarks import train_step
 from benchmarks.train_step_nets import SIZES, Contestant, Entry, Setting, Size
-from snapgen.conditioning import Widths
-from snapgen.feed import Part
-from snapgen.loop import Loop
-from snapgen.stages import FlowStage
-from snapgen.unet import UNet
+from snapgen.conditioning.captions import Widths
+from snapgen.models.unet import UNet
+from snapgen.training.batches import Part
+from snapgen.training.loop import Loop
+from snapgen.training.stages import FlowStage
 from tests.snapgen.nets import tiny
 
 TINY = Size(

@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from snapgen.seeds import derive
-from snapgen.unet import UNet
+from snapgen.models.unet import UNet
+from snapgen.seeding import derive
 from tests.snapgen.nets import inputs
 
 SMALL: dict[str, Any] = {

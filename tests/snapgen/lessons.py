@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snapgen import flow, teacher
-from snapgen.conditioning import Captions, Condition, Place
-from snapgen.feed import Batch, Draws, Feed, Times, training_times
-from snapgen.process import RectifiedFlow
-from snapgen.rows import Rows
-from snapgen.seeds import derive
-from snapgen.teacher import Teacher
-from snapgen.text import Embeddings
-from snapgen.unet import UNet
+from snapgen.conditioning.captions import Captions, Condition, Place
+from snapgen.conditioning.embeddings import Embeddings
+from snapgen.diffusion import rectified_flow as flow
+from snapgen.diffusion.process import RectifiedFlow
+from snapgen.io.chunked import Rows
+from snapgen.models.unet import UNet
+from snapgen.objectives import teacher
+from snapgen.objectives.teacher import Teacher
+from snapgen.seeding import derive
+from snapgen.training.batches import Batch, Draws, Feed, Times, training_times
 from tests.snapgen.nets import stirred, tiny
 
 SHAPE = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 8}

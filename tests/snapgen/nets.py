@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snapgen import presets
-from snapgen.arch import Architecture
-from snapgen.paths import changed
-from snapgen.seeds import derive
-from snapgen.unet import UNet
+from snapgen.architecture import presets
+from snapgen.architecture.overrides import changed
+from snapgen.architecture.schema import Architecture
+from snapgen.models.unet import UNet
+from snapgen.seeding import derive
 
 SD15: dict[str, Any] = presets.preset("sd15").model_dump(mode="json")
 

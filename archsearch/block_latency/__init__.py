@@ -1,0 +1,1 @@
+"""Milliseconds of each block."""

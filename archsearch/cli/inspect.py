@@ -1,0 +1,149 @@
+"""Commands on one architecture or one space: cost, score, space show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from archsearch.cli.options import Json, Quiet
+from archsearch.cli.output import bar, cost_cells, print_json, print_score, print_table
+from archsearch.score import Score
+from snapgen.architecture import presets
+from snapgen.architecture.presets import TINY_DECODER
+
+if TYPE_CHECKING:
+    from archsearch.cost.breakdown import Breakdown
+    from archsearch.cost.counter import Part
+
+
+LARGEST_LATENT = 4096
+LONGEST_CONTEXT = 65536
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: archsearch cost snapgen-imagenet --latent 32 --json")
+def cost(
+    name: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file of an architecture, or tiny-decoder.")],
+    latent: Annotated[int, typer.Option(min=1, max=LARGEST_LATENT, help="Height and width of the latent.")] = 128,
+    tokens: Annotated[int, typer.Option(min=1, max=LONGEST_CONTEXT, help="Length of the context.")] = 77,
+    as_json: Json = False,
+) -> None:
+    """Count params, MACs and activation memory, by stage and by kind of block; no weights are made."""
+    found, about = _counted(name, latent, tokens)
+    if as_json:
+        print_json({"name": name, **about, **found.model_dump(mode="json")})
+        return
+    said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in about.items())
+    header = ("", "params M", "%", "MACs G", "%", "peak MB", "written MB")
+    typer.echo(f"{name}: {said}\n")
+    print_table("", header, [_row("total", found.total, found.total)])
+    for title, parts in (("By stage", found.by_stage), ("By kind of block", found.by_kind)):
+        rows = [_row(part.replace("_", " "), numbers, found.total) for part, numbers in parts.items()]
+        print_table(f"\n{title}", header, rows)
+    typer.echo(f"\nMACs by operator: {_shares(found.macs_by_operator)}")
+    typer.echo("Activations in fp16 at batch 1. peak: all that was live while the part ran; written: all it wrote.")
+
+
+def _counted(name: str, latent: int, tokens: int) -> tuple[Breakdown, dict[str, str | int]]:
+    """The breakdown, and what it was counted of.
+
+    Raises:
+        InputError: for an unknown name, a bad file, or a latent that does not fit.
+    """
+    from archsearch.cost.breakdown import breakdown, decoder_breakdown
+    from snapgen.autoencoders.tiny_decoder import PAPER
+
+    if name == TINY_DECODER:
+        return decoder_breakdown(PAPER, latent), {"latent": latent, "image": latent * 2 ** (len(PAPER["widths"]) - 1)}
+    arch = presets.resolve(name, besides=(TINY_DECODER,))
+    arch.check_latent(latent, source="--latent")
+    about: dict[str, str | int] = {"architecture_id": arch.id, "latent": latent, "context_tokens": tokens}
+    return breakdown(arch, latent, context_tokens=tokens), about
+
+
+def _row(name: str, part: Part, total: Part) -> tuple[str, ...]:
+    params, macs, peak = cost_cells(part)
+    written = f"{part.written_bytes / 1e6:.1f}"
+    return name, params, _percent(part.params, total.params), macs, _percent(part.macs, total.macs), peak, written
+
+
+def _shares(macs: Mapping[str, int]) -> str:
+    whole = sum(macs.values())
+    return ", ".join(f"{operator} {value / 1e9:.3f} G ({_percent(value, whole)} %)" for operator, value in macs.items())
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}"
+
+
+space_app = typer.Typer(help="Look at a search space before anyone spends a minute.")
+app.add_typer(space_app, name="space")
+
+
+@app.command(epilog="Example: archsearch score snapgen-like.json --study emoji --json")
+def score(
+    architecture: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file, or a reference of the space.")],
+    study: Annotated[str, typer.Option(help="The study whose space, protocol and latency device are used.")] = "emoji",
+    quality: Annotated[bool, typer.Option(help="Train it too; --no-quality: cost and latency alone.")] = True,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score one architecture as a study would: cost, latency, and quality by the short run."""
+    from archsearch.studies.config.study import find
+    from archsearch.studies.search.scorer import ArchsearchScorer
+
+    settings = find(study)
+    space = settings.load_space()
+    point = space.points_of().get(architecture)
+    arch = presets.resolve(architecture) if point is None else space.architecture(point)
+    with bar("preparing", quiet=quiet or as_json) as tell, TemporaryDirectory() as scratch:
+        scorer = ArchsearchScorer(settings, space)
+        scorer.check(arch)
+        result = Score(cost=scorer.cost(arch), latency=scorer.latency(arch))
+        if quality:
+            trained = scorer.quality(arch, progress=lambda stage, done: tell(done, stage), artifacts=Path(scratch))
+            result = result.model_copy(update={"quality": trained})
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    else:
+        print_score(result)
+
+
+@space_app.command("show", epilog="Example: archsearch space show snapgen")
+def space_show(
+    space: Annotated[str, typer.Argument(help="A shipped space (emoji, emoji-large, snapgen) or a YAML file.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print a space's knobs, its size, what its candidates cost, and whether its limits can be met."""
+    from archsearch.cost.counter import cost
+    from archsearch.spaces.loading import load_space
+    from archsearch.spaces.summary import summarise
+
+    with bar("counting costs", quiet=quiet or as_json) as tell:
+        summary = summarise(load_space(space), cost, progress=tell)
+    if as_json:
+        print_json(summary.to_dict())
+        return
+    knobs = [
+        (k.name, ", ".join(f"[{c}]" if i == k.base else c for i, c in enumerate(k.choices))) for k in summary.knobs
+    ]
+    print_table(f"Space {summary.name}: {len(knobs)} knobs, the base's choice in brackets", ("knob", "choices"), knobs)
+    about = "" if summary.distinct_is_exact else "about "
+    typer.echo(
+        f"\n{summary.size:.4g} points (10^{summary.log_size:.1f}), {about}{summary.distinct:.4g} architectures\n"
+    )
+    members = [*summary.references, summary.smallest, summary.middle, summary.largest]
+    rows = [(m.name, m.id, *cost_cells(m), "yes" if m.within_limits else "no") for m in members]
+    header = ("", "id", "params M", "MACs G", "activations MB", "within limits")
+    grid = f"{summary.latent_size}×{summary.latent_size}"
+    print_table(f"Cost at a latent of {grid}, {summary.context_tokens} context tokens", header, rows)
+    if summary.limits:
+        limits = ", ".join(f"{name} ≤ {most:g}" for name, most in summary.limits.items())
+        verdict = f"met by {summary.within_limits:.0%} of {summary.samples} random points"
+        typer.echo(f"\nLimits {limits}: {verdict if summary.can_be_met else 'met by nothing that was looked at'}")

@@ -1,0 +1,284 @@
+"""Commands on latency: latency, and device, which measures for searches elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from archsearch.cli.options import Json, Quiet
+from archsearch.cli.output import bar, print_json, print_table
+
+if TYPE_CHECKING:
+    from typer._click.core import Context
+
+    from archsearch.latency.compute_plan import Placed
+    from archsearch.predictor.model import Model, Prediction
+    from archsearch.score import LatencyRecord
+
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: archsearch device --storage postgresql+psycopg://me@db/studies --device iphone")
+def device(
+    storage: Annotated[str, typer.Option(help="Where the searches are: their Optuna URL.")],
+    device: Annotated[str, typer.Option(help="What to measure on: host, coreml or iphone.")] = "host",
+    option: Annotated[
+        list[str] | None, typer.Option(help="The device's own setting, KEY=VALUE; may be given again.")
+    ] = None,
+    idle: Annotated[
+        float | None, typer.Option(min=0, help="End after so many seconds without work; default: never.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what searches wait for (latency: remote: true), until interrupted. Several may serve one storage."""
+    import yaml
+
+    from archsearch.studies.remote.server import serve
+    from snapgen.errors import InputError
+
+    options = {}
+    for text in option or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError("--option", f"{text!r:.60} sets nothing", "write KEY=VALUE")
+        options[key] = yaml.safe_load(value)
+    tell = (lambda _: None) if quiet else (lambda line: typer.echo(line))
+    made = serve(storage, device, options, tell=tell, idle_seconds=idle)
+    typer.echo(f"{made} measurements made")
+
+
+class _NetOrCommand(TyperGroup):
+    """Whatever is none of its commands is a net: ``latency NET`` is ``latency of NET``."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["of", *args]
+        return super().parse_args(ctx, args)
+
+
+latency_app = typer.Typer(
+    cls=_NetOrCommand,
+    help="Time a net, or predict its time: latency NET --device DEVICE. Fit a prediction, and see how far to trust it.",
+    no_args_is_help=True,
+    epilog="Example: archsearch latency snapgen-t2i --device predicted:iphone-16-pro-max",
+)
+app.add_typer(latency_app, name="latency")
+
+COSTLIEST = 30
+"""Operations that are printed; the JSON has all of them."""
+
+Device = Annotated[
+    str, typer.Option(help="host, coreml, iphone, or predicted: and a profile's name or a fitted JSON file.")
+]
+
+
+@latency_app.command(epilog="Example: archsearch latency tiny-decoder --device predicted:iphone-16-pro-max")
+def of(
+    net: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file, a space's reference, or tiny-decoder.")],
+    device: Device = "host",
+    latent: Annotated[int, typer.Option(min=1, help="Height and width of the latent.")] = 128,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the context.")] = 77,
+    as_json: Json = False,
+) -> None:
+    """Time one forward pass of a net, or predict it; "of" may be left out."""
+    from archsearch.devices import backend
+    from archsearch.latency.compute_plan import Detailing
+    from archsearch.predictor.backend import Predicted
+    from archsearch.predictor.reference_nets import Net, architecture
+    from snapgen.architecture.presets import TINY_DECODER
+    from snapgen.errors import InputError
+
+    timer = backend(device)
+    operations: tuple[Placed, ...] = ()
+    if isinstance(timer, Predicted):
+        prediction = timer.model.predict(Net(name=net, latent=latent, tokens=tokens).operations())
+        record, model = timer.model.record(prediction), timer.model
+    else:
+        if net == TINY_DECODER:
+            raise InputError(net, f"can not be timed on {device}", "predict it: --device predicted:iphone-16-pro-max")
+        prediction, model = None, None
+        with told_in_a_line(device):
+            if isinstance(timer, Detailing):
+                record, operations = timer.detailed(architecture(net), latent, tokens)
+            else:
+                record = timer.measure(architecture(net), latent, tokens)
+    if as_json:
+        shares = {"share_ms": prediction.shares} if prediction else {}
+        published = {"published": [r.model_dump() for r in model.residuals]} if model and model.residuals else {}
+        placed = {"operations": [op.estimate(record.median_ms) for op in operations]} if operations else {}
+        print_json({**record.model_dump(mode="json"), **shares, **published, **placed})
+        return
+    _print_record(net, record)
+    if prediction and model:
+        _print_shares(prediction)
+        _print_residuals(model)
+    _print_operations(record, operations)
+
+
+@latency_app.command(epilog="Example: archsearch latency sample emoji --count 25 --out records.jsonl    Resumes.")
+def sample(
+    space: Annotated[str, typer.Argument(help="A shipped space (emoji, emoji-large, snapgen) or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="The file of JSON lines; what it has is not measured again.")],
+    count: Annotated[int, typer.Option(min=1, help="So many random architectures, within the space's limits.")] = 25,
+    seed: Annotated[int, typer.Option(min=0, help="Which ones: 25 of a seed are the first of its 40.")] = 0,
+    least: Annotated[int, typer.Option(min=2, help="Measure each so often at least; more on a busy machine.")] = 3,
+    most: Annotated[int, typer.Option(min=2, help="And until its two lowest agree, but at most so often.")] = 8,
+    device: Device = "host",
+    when_idle: Annotated[bool, typer.Option(help="Before each, wait until this machine is idle.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure random architectures of a space into a file, to fit or to validate a prediction."""
+    from archsearch.devices import backend
+    from archsearch.latency import records as timings
+    from archsearch.latency import repeats
+    from archsearch.spaces.loading import load_space
+
+    wanted = load_space(space)
+    timings.claim(out)
+    archs = repeats.drawn(wanted, count, seed=seed)
+    with bar("measuring", quiet=quiet) as tell, told_in_a_line(device):
+        collecting = repeats.collect(
+            backend(device),
+            wanted,
+            archs,
+            out,
+            least=least,
+            most=most,
+            ready=repeats.wait_until_idle if when_idle else lambda: None,
+            failed=lambda _, why: typer.echo(why, err=True),
+        )
+        for done in collecting:
+            tell(done)
+    ids = {arch.id for arch in archs}
+    of_ours = [timed for timed in timings.read(out) if timed.architecture.id in ids]
+    nets = len(timings.lowest(of_ours))
+    typer.echo(f"{out}: {len(of_ours)} records of {nets} of the {count} architectures")
+
+
+@latency_app.command(epilog="Example: archsearch latency fit records.jsonl --out my-phone.json")
+def fit(
+    records: Annotated[str | None, typer.Argument(help="A file of latency sample, or a study.")] = None,
+    profile: Annotated[str | None, typer.Option(help="A shipped profile, to its published figures instead.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the model to this JSON file.")] = None,
+) -> None:
+    """Fit a model of a device, to records of it or to figures published of it."""
+    from archsearch.predictor import profiles
+    from archsearch.predictor.model import fitted
+    from archsearch.predictor.profile_fitting import fit_profile
+    from archsearch.studies.experiments.latency_validation import records_of
+    from snapgen.errors import InputError
+    from snapgen.io.atomic import put
+
+    if (records is None) == (profile is None):
+        raise InputError("latency fit", "needs records or --profile", "give one of the two")
+    if profile is not None and profile not in profiles.NAMES:
+        raise InputError("--profile", f"no profile is called {profile!r:.60}", f"use {', '.join(profiles.NAMES)}")
+    if profile is None:
+        assert records is not None
+        model = fitted(records_of(records), source=records)
+    else:
+        model = fit_profile(profile)
+    if out:
+        put(out, model.to_json())
+    if model.fitted_to:
+        typer.echo(f"{model.device}, {model.chip}: fitted to {len(model.fitted_to)} nets")
+    _print_coefficients(model)
+    _print_residuals(model)
+    if out:
+        typer.echo(f"Model: {out}; use it as --device predicted:{out}")
+
+
+@latency_app.command(epilog="Example: archsearch latency validate my-phone.json other-records.jsonl")
+def validate(
+    model: Annotated[str, typer.Argument(help="A file of latency fit, or a profile's name.")],
+    records: Annotated[str, typer.Argument(help="A file of latency sample, or a study.")],
+    as_json: Json = False,
+) -> None:
+    """Hold a model to records of nets that it was not fitted to, beside MACs alone and params alone."""
+    from archsearch.predictor.backend import find
+    from archsearch.predictor.model import COVERAGE
+    from archsearch.studies.experiments.latency_validation import card, records_of
+
+    found = card(find(model.removeprefix("predicted:")), records_of(records), source=records)
+    if as_json:
+        print_json(asdict(found))
+        return
+    header = ("", "Spearman", "95 %", "Kendall", "within ±5 %", "±10 %", "in interval")
+    cells = []
+    for row in found.rows:
+        rho = row.spearman
+        ranks = (f"{rho.rho:.3f}", f"{rho.low:.3f}–{rho.high:.3f}") if rho else ("–", "–")
+        coverage = "–" if row.coverage is None else f"{row.coverage:.1%}"
+        cells.append((row.name, *ranks, f"{row.kendall:.3f}", f"{row.within_5:.1%}", f"{row.within_10:.1%}", coverage))
+    left = f" ({found.known} it was fitted to left out)" if found.known else ""
+    print_table(f"{found.nets} nets{left}", header, cells)
+    typer.echo(f"The interval is meant to hold {COVERAGE:.0%}; its upper end is {found.interval:+.0%}, in the median.")
+
+
+@contextmanager
+def told_in_a_line(device: str) -> Iterator[None]:
+    """A net that can not be timed, or a device that went away, as the user's mistake; both say what is the matter."""
+    from archsearch.latency.base import DeviceLost, LatencyFailure
+    from snapgen.errors import InputError
+
+    try:
+        yield
+    except DeviceLost as error:
+        raise InputError(device, str(error), error.remedy) from None
+    except LatencyFailure as error:
+        raise InputError(device, str(error), "change the net or its settings, or predict it") from None
+
+
+def _print_record(net: str, record: LatencyRecord) -> None:
+    what = f"{record.source}, {record.device}, {record.chip}, {record.compute_units}, {record.runtime}"
+    if record.interval_ms:
+        low, high = record.interval_ms
+        typer.echo(f"{net}: {record.median_ms:.4g} ms, 90 % interval {low:.4g}–{high:.4g} ms; {what}")
+    else:
+        quartiles = f"quartiles {record.lower_quartile_ms:.4g}–{record.upper_quartile_ms:.4g} ms"
+        steady = "" if record.steady else ", not steady"
+        load = f"loaded in {record.load_ms:.0f} ms"
+        typer.echo(f"{net}: {record.median_ms:.4g} ms, {quartiles}, {record.runs} runs{steady}, {load}; {what}")
+    if record.neural_engine_operations is not None:
+        share = record.neural_engine_share
+        of_cost = "" if share is None else f"{share:.0%} of the estimated time, "
+        typer.echo(f"On the Neural Engine: {of_cost}{record.neural_engine_operations:.0%} of the operations")
+
+
+def _print_operations(record: LatencyRecord, operations: Sequence[Placed]) -> None:
+    if not operations:
+        return
+    costly = sorted(operations, key=lambda op: -op.weight)
+    rows = [(op.name, op.operator, op.unit, f"{op.weight * record.median_ms:.3g}") for op in costly[:COSTLIEST]]
+    typer.echo(f"\nThe costliest of {len(operations)} operations (Core ML's estimate, not a measurement)")
+    print_table("", ("", "operator", "on", "ms"), rows)
+
+
+def _print_shares(prediction: Prediction) -> None:
+    shares = sorted(prediction.shares.items(), key=lambda share: -share[1])
+    rows = [(kind, f"{ms:.3g}", f"{ms / prediction.ms:.0%}") for kind, ms in shares if ms]
+    typer.echo("\nBy kind of operation (an estimate, not a measurement)")
+    print_table("", ("", "ms", "share"), rows)
+
+
+def _print_residuals(model: Model) -> None:
+    if not model.residuals:
+        return
+    rows = [
+        (r.what, r.device, f"{r.published:.4g} {r.unit}", f"{r.predicted:.4g} {r.unit}", f"{r.error:+.1%}", r.used)
+        for r in model.residuals
+    ]
+    typer.echo(f"\nThe profile {model.device} on every published figure")
+    print_table("", ("", "of", "published", "predicted", "error", "used"), rows)
+
+
+def _print_coefficients(model: Model) -> None:
+    rows = [(name, f"{ms:.4g}") for name, ms in model.coefficients.items()]
+    print_table("Milliseconds for one", ("", "ms"), rows)

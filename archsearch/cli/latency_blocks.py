@@ -1,0 +1,140 @@
+"""The command latency blocks: what each block of a net costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from archsearch.cli.latency import Device, told_in_a_line
+from archsearch.cli.options import Json, Quiet
+from archsearch.cli.output import bar, print_json, print_table
+
+if TYPE_CHECKING:
+    from archsearch.block_latency.table import BlockTable, Check
+    from archsearch.score import LatencyRecord
+    from snapgen.architecture.schema import Architecture
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: archsearch latency blocks emoji/base --latent 8 --tokens 16 --out table.json    Resumes.")
+def blocks(
+    net: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file, or a space's reference.")],
+    out: Annotated[Path, typer.Option(help="The table, .json; its raw records go beside it as they come, .jsonl.")],
+    device: Device = "host",
+    latent: Annotated[int, typer.Option(min=1, help="Height and width of the latent.")] = 128,
+    tokens: Annotated[int, typer.Option(min=1, help="Length of the context.")] = 77,
+    check: Annotated[
+        int, typer.Option(min=0, max=1000, help="So many random sub-networks that sums are held to.")
+    ] = 20,
+    copies: Annotated[int, typer.Option(min=1, max=16, help="Copies of a block that their cost is taken from.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sub-networks.")] = 0,
+    least: Annotated[int, typer.Option(min=1, max=100, help="Measure each net so often at least.")] = 3,
+    most: Annotated[int, typer.Option(min=1, max=100, help="Until its two lowest agree, but at most so often.")] = 8,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What each block of a net costs in milliseconds, and how well sums of blocks foretell sub-networks' times."""
+    from archsearch.block_latency import fitting as block_times
+    from archsearch.block_latency.config import TableSettings
+    from archsearch.devices import backend
+    from archsearch.latency import records as timings
+    from archsearch.predictor.reference_nets import architecture
+    from snapgen.errors import InputError
+    from snapgen.io.atomic import put
+
+    if out.suffix != ".json" or out.is_dir():
+        raise InputError(out, "is no .json file", "name one, e.g. table.json")
+    arch, timer, raw = architecture(net), backend(device), out.with_suffix(".jsonl")
+    arch.check_latent(latent, source="--latent")
+    options = TableSettings(copies=copies, check=check, seed=seed, least=least, most=most)
+    timings.claim(raw)
+    known = timings.by_net(raw, latent, tokens)
+
+    def keep(measured: Architecture, record: LatencyRecord) -> None:
+        timings.append(
+            raw, timings.Timed(architecture=measured, latent_size=latent, context_tokens=tokens, record=record)
+        )
+
+    with bar("measuring", quiet=quiet) as tell, told_in_a_line(device):
+        table = block_times.fill(timer, arch, latent, tokens, options, known=known, keep=keep, tell=tell)
+    put(out, table.to_json())
+    if as_json:
+        print_json(_as_json(table))
+        return
+    _print(net, table, markdown=markdown)
+    typer.echo(f"Table: {out}")
+
+
+def _print(net: str, table: BlockTable, *, markdown: bool) -> None:
+    conditions = f"{table.source}, {table.device}, {table.chip}, {table.compute_units}, {table.runtime}"
+    where = f"latent {table.latent_size}, {table.context_tokens} tokens"
+    typer.echo(f"{net}: {table.whole_ms:.4g} ms, {where}; {conditions}\n")
+    _show(("block", "ms", "share", "a copy more, ms"), _rows(table), markdown=markdown)
+    if table.before is None:
+        return
+    typer.echo(f"\nSums of blocks held to the times of {len(table.before.errors)} random sub-networks\n")
+    header = ("", "median error", "largest", "mean, signed", "within ±10 %")
+    checks = [_check_row("sums as filled, without them", table.before)]
+    checks += [_check_row(f"{name}, each left out in turn", check) for name, check in table.tried.items()]
+    _show(header, checks, markdown=markdown)
+    typer.echo(f"\n{_verdict(table)}")
+
+
+def _rows(table: BlockTable) -> list[tuple[str, ...]]:
+    from snapgen.architecture import block_index
+
+    whole = table.predict(table.architecture)
+    copy_ms = {cost.place: table.share * cost.copy_ms for cost in table.costs}
+    fixed = table.share * table.fixed_ms
+    rows = [("without any block", f"{fixed:.3g}", f"{fixed / whole:.1%}", "")]
+    for block in block_index.blocks(table.architecture):
+        ms = table.of(block)
+        less = "≤ " if ms == table.floor_ms else ""
+        copy = "" if block.index else f"{copy_ms[block.place]:.3g}"
+        rows.append((block.label, f"{less}{ms:.3g}", f"{less}{ms / whole:.1%}", copy))
+    return [*rows, ("sum", f"{whole:.3g}", "100.0%", "")]
+
+
+def _check_row(name: str, check: Check) -> tuple[str, ...]:
+    return name, f"{check.median:.1%}", f"{check.largest:.1%}", f"{check.bias:+.1%}", f"{check.within:.0%}"
+
+
+def _verdict(table: BlockTable) -> str:
+    assert table.before is not None
+    if table.before.within == 1:
+        return "None is off by more than 10 %: the costs stand as filled."
+    if table.correction is None:
+        return "Some are off by more than 10 %, and no correction does better: the costs stand as filled."
+    how = "the costs above are fitted to the sub-networks too"
+    if table.correction == "curve":
+        how = f"a net takes {table.scale:.4g} · sum^{table.power:.4g} ms, the costs above being shares of that"
+    return f"Some were off by more than 10 %: corrected by a {table.correction}, {how}."
+
+
+def _show(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, markdown: bool) -> None:
+    from archsearch.reports.rendering import tables
+
+    if markdown:
+        typer.echo(tables.markdown(header, rows), nl=False)
+    else:
+        print_table("", header, rows)
+
+
+def _as_json(table: BlockTable) -> dict[str, Any]:
+    """The table, with what is worked out of it."""
+    from snapgen.architecture import block_index
+
+    checks = [("before", table.before), *table.tried.items()]
+    figures = ("median", "largest", "bias", "within")
+    return {
+        **table.model_dump(mode="json", exclude_none=True),
+        "whole_ms": table.whole_ms,
+        "floor_ms": table.floor_ms,
+        "blocks": {block.label: table.of(block) for block in block_index.blocks(table.architecture)},
+        "checks": {n: {f: getattr(check, f) for f in figures} for n, check in checks if check},
+    }

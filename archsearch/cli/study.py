@@ -1,0 +1,172 @@
+"""Commands on a study: search, ablate, evolve, report, best, audit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archsearch.cli.options import Json, Quiet, Storage, Study
+from archsearch.cli.output import print_json, print_score, show_log
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: archsearch ablate emoji --out table.md    The same command resumes.")
+def ablate(
+    study: Annotated[str, typer.Argument(help="A shipped ablation (emoji, snapgen) or a YAML file.")],
+    quality: Annotated[
+        str | None, typer.Option(help="Train every row too and rank by this, e.g. frechet_distance.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine.")] = None,
+    storage: Storage = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the table here too: .md, .tex, .csv or .html; the others beside it.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score every row of an ablation, and write its table: ours beside the published."""
+    import archsearch.reports.ablation.report
+    import archsearch.reports.ablation.table
+    import archsearch.studies.experiments.ablation
+    import archsearch.studies.experiments.ablation_results
+    from archsearch.studies.config.study import find
+
+    archsearch.reports.ablation.report.check_form(out)
+    settings = archsearch.studies.experiments.ablation.with_quality(find(study, "ablation"), quality)
+    settings = settings.overridden(workers=workers, storage=storage)
+    done = archsearch.studies.experiments.ablation_results.found(
+        archsearch.studies.experiments.ablation.ablate(settings, quiet=quiet or as_json)
+    )
+    page = archsearch.reports.ablation.report.write(done, settings.folder / "ablation.html")
+    if out:
+        archsearch.reports.ablation.report.write(done, out)
+    if as_json:
+        print_json(archsearch.reports.ablation.report.plain(done))
+        return
+    typer.echo(archsearch.reports.ablation.table.markdown(done))
+    typer.echo(f"Report: {page.resolve()}")
+
+
+@app.command(epilog="Example: archsearch evolve emoji    The same command resumes a killed one.")
+def evolve(
+    study: Annotated[str, typer.Argument(help="A shipped study that evolves (emoji) or a YAML file.")],
+    storage: Storage = None,
+    quiet: Quiet = False,
+) -> None:
+    """Evolve a trained network to a latency: drop or copy the blocks worth least or most per ms, train on, repeat."""
+    import archsearch.reports.study_report
+    import archsearch.studies.evolution.run
+    from archsearch.studies.config.study import find
+
+    if not quiet:
+        show_log()
+    settings = find(study, "evolution").overridden(storage=storage)
+    done = archsearch.studies.evolution.run.evolve(settings, quiet=quiet)
+    page = archsearch.reports.study_report.write(done, settings.folder / "report.html", source=study)
+    typer.echo(f"Report: {page.resolve()}")
+
+
+@app.command(epilog="Example: archsearch search emoji    The same command resumes a killed search.")
+def search(
+    study: Study,
+    trials: Annotated[int | None, typer.Option(min=1, help="Score so many candidates, whatever the YAML says.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine.")] = None,
+    storage: Storage = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study, or go on with it, and write its report."""
+    import archsearch.reports.study_report
+    import archsearch.studies.search.run
+    from archsearch.studies.config.study import find
+
+    settings = find(study).overridden(trials=trials, workers=workers, storage=storage)
+    done = archsearch.studies.search.run.search(settings, quiet=quiet)
+    page = archsearch.reports.study_report.write(done, settings.folder / "report.html", source=study)
+    typer.echo(f"Report: {page.resolve()}")
+
+
+@app.command(epilog="Example: archsearch report emoji --out front.html")
+def report(
+    study: Study,
+    storage: Storage = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; a CSV is put beside it.")] = None,
+    beside: Annotated[str | None, typer.Option(help="Another study, to compare one that evolves with.")] = None,
+) -> None:
+    """Write a study's report: one HTML file that needs no network, and a CSV beside it."""
+    import archsearch.reports.study_report
+    from archsearch.studies.config.study import find
+    from archsearch.studies.storage.database import existing
+
+    settings = find(study).overridden(storage=storage)
+    other = existing(find(beside).overridden(storage=storage)) if beside else None
+    page = archsearch.reports.study_report.write(
+        existing(settings), out or settings.folder / "report.html", source=study, beside=other
+    )
+    typer.echo(f"Report: {page.resolve()}")
+
+
+@app.command(epilog="Example: archsearch best emoji --objective latency_ms --json")
+def best(
+    study: Study,
+    objective: Annotated[str | None, typer.Option(help="The best of one objective; default: the front's knee.")] = None,
+    storage: Storage = None,
+    out: Annotated[Path | None, typer.Option(help="Write the architecture to this JSON file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Name a study's best candidate and why; works on a running or killed study too."""
+    from archsearch.studies.config.study import find
+    from archsearch.studies.search.candidates import best as best_of
+    from archsearch.studies.storage.database import existing
+    from snapgen.io.atomic import put
+
+    settings = find(study).overridden(storage=storage)
+    choice = best_of(existing(settings), objective=objective)
+    candidate = choice.candidate
+    if out:
+        put(out, candidate.architecture.to_json())
+    if as_json:
+        print_json(
+            {
+                "trial": candidate.number,
+                "architecture_id": candidate.architecture.id,
+                "reason": choice.reason,
+                "score": candidate.score.model_dump(mode="json"),
+                "architecture": candidate.architecture.model_dump(mode="json"),
+            }
+        )
+        return
+    typer.echo(f"Trial {candidate.number}, architecture {candidate.architecture.id}: {choice.reason}")
+    print_score(candidate.score)
+
+
+@app.command(epilog="Example: archsearch audit emoji --factor 5 --out audit.md    Resumes as a search does.")
+def audit(
+    study: Study,
+    factor: Annotated[int, typer.Option(min=2, help="Steps of the long run over the short one's.")] = 5,
+    candidates: Annotated[int | None, typer.Option(min=4, help="At most so many, spread over the ranking.")] = None,
+    storage: Storage = None,
+    out: Annotated[Path | None, typer.Option(help="A .md or .csv file; the other is put beside it.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a study's candidates several times as long, and say how far its scores can be trusted."""
+    from archsearch.reports import study_report as pareto
+    from archsearch.reports.study.audit import markdown, write
+    from archsearch.studies.config.study import find
+    from archsearch.studies.experiments.proxy_audit import audit as run
+    from archsearch.studies.storage.database import existing
+
+    settings = find(study).overridden(storage=storage)
+    rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
+    page = pareto.write(existing(settings), settings.folder / "report.html", source=study)
+    if out:
+        write(rows, out)
+    if as_json:
+        print_json({"factor": factor, "rows": [asdict(row) for row in rows]})
+    else:
+        typer.echo(markdown(rows))
+        typer.echo(f"Report: {page.resolve()}")

@@ -1,0 +1,163 @@
+"""The commands that train: train, compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from archsearch.cli.options import Json, Quiet
+from archsearch.cli.output import print_json, print_table, show_log
+from snapgen.errors import InputError
+
+if TYPE_CHECKING:
+    from archsearch.training.dry_run import Plan, StagePlan
+    from archsearch.training.recipe import Recipe
+    from snapgen.architecture.schema import Architecture
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: archsearch train emoji --arch emoji:best    The same command resumes a killed run.")
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe (emoji, …) or a YAML file.")],
+    arch: Annotated[str | None, typer.Option(help="A preset, a file, SPACE:base, STUDY:best or STUDY:TRIAL.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run, if not the recipe's: the folder runs/NAME.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random, if not the recipe's.")] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and train nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an architecture by a recipe, from images to a pipeline; or go on with a run that was stopped."""
+    from archsearch.training.recipe import architecture, find
+
+    given = {"arch": arch, "name": name, "seed": seed}
+    found = find(recipe).changed({key: value for key, value in given.items() if value is not None})
+    net = architecture(found.arch)
+    if until is not None and until not in [stage.name for stage in found.stages]:
+        names = ", ".join(stage.name for stage in found.stages)
+        raise InputError("--until", f"{until!r} is no stage", f"use one of: {names}")
+    if dry_run:
+        _plan(found, net, as_json=as_json)
+        return
+    from archsearch.training import run as training
+
+    if not quiet:
+        show_log()
+    folder = training.train(found, net, tell=(lambda _: None) if quiet else typer.echo, until=until)
+    typer.echo(f"Run: {folder.resolve()}")
+
+
+@app.command(epilog="Example: archsearch compare distillation --out distillation.md    Resumes.")
+def compare(
+    comparison: Annotated[str, typer.Argument(help="A shipped comparison (distillation, …) or a YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="A .md file; a .csv is put beside it.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train variants of a recipe over the same seeds, and say what each choice is worth."""
+    import archsearch.reports.comparison
+    from archsearch.training.comparison import compare as run
+    from archsearch.training.comparison import find
+    from snapgen.io.atomic import put
+
+    found = find(comparison)
+    results = run(found, tell=(lambda _: None) if quiet else lambda line: typer.echo(line, err=True))
+    page = archsearch.reports.comparison.markdown(found, results)
+    if out:
+        put(out.with_suffix(".md"), page)
+        put(out.with_suffix(".csv"), archsearch.reports.comparison.frame(found, results).to_csv(index=False))
+    typer.echo(page)
+
+
+def _plan(recipe: Recipe, net: Architecture, *, as_json: bool) -> None:
+    from archsearch.training.compatibility import shapes
+    from archsearch.training.dry_run import plan
+
+    given = shapes(recipe, without_files=True)
+    examples, captions, missing = _counted(recipe)
+    missing = [*given.missing, *missing]
+    found = plan(recipe, net, given, examples=examples, captions=captions, timed=True)
+    if as_json:
+        total = {"images": found.images, "steps": found.steps, "macs": found.macs}
+        print_json({"architecture_id": net.id, **asdict(found), **total, "missing": missing})
+        return
+    _print_plan(f"{recipe.name}: architecture {net.id}", found)
+    if missing:
+        typer.echo(f"Not on this machine, planned as the recipe expects it: {', '.join(dict.fromkeys(missing))}")
+
+
+def _counted(recipe: Recipe) -> tuple[int | None, int | None, list[str]]:
+    """Training images and different captions; as the recipe expects them where the data are not here, and what then is
+    missing.
+    """
+    from snapgen.conditioning.embeddings import distinct
+    from snapgen.data.dataset import open_images
+    from snapgen.training.stages import Stage
+
+    sides = [stage.resolution for stage in recipe.stages if isinstance(stage, Stage)]
+    try:
+        images = open_images(recipe.data, split="train", resolution=min(sides, default=32))
+    except InputError as error:
+        if recipe.expected is None:
+            raise
+        return recipe.expected.images, recipe.expected.captions, [error.source]
+    return len(images), len(distinct(images.captions)[0]), []
+
+
+def _print_plan(title: str, found: Plan) -> None:
+    """A column a stage; their numbers multiply and add up."""
+    for stage in found.stages:
+        typer.echo(f"{stage.name}: {stage.does}")
+    typer.echo()
+    lines: list[tuple[str, Callable[[StagePlan], str], str]] = [
+        ("net", lambda s: _count(s.net_params), ""),
+        ("trained", lambda s: _count(s.params), ""),
+        ("teacher", lambda s: _count(s.teacher_params) if s.teacher_params else "", ""),
+        ("batch", lambda s: f"{s.batch:,}", ""),
+        ("steps", lambda s: f"{s.steps:,}", f"{found.steps:,}"),
+        ("images", lambda s: _count(s.images), _count(found.images)),
+        ("epochs", lambda s: "?" if s.epochs is None else f"{s.epochs:.3g}", ""),
+        ("MACs", lambda s: f"{s.macs:.2e}", f"{found.macs:.2e}"),
+        ("time", lambda s: _time(found.seconds(s.macs)), _time(found.seconds(found.macs))),
+        ("memory", lambda s: f"{_count(s.memory)}B", ""),
+        ("+ an image", lambda s: f"{_count(s.image_memory)}B", ""),
+        ("at a time", lambda s: f"{s.at_a_time:,}", ""),
+    ]
+    rows = [(name, *map(of, found.stages), total) for name, of, total in lines]
+    print_table(title, ("", *(stage.name for stage in found.stages), "total"), rows)
+    typer.echo()
+    images = "an unknown number of" if found.examples is None else f"{found.examples:,}"
+    caches = ", ".join(f"{name} {_count(size)}B" for name, size in found.disk.items())
+    typer.echo(f"Data: {images} training images. Kept on disk for them: {caches or 'unknown'}.")
+    rate = "unknown" if found.macs_per_second is None else f"{_count(found.macs_per_second)}MAC/s"
+    typer.echo(
+        "net, trained, teacher: parameters; trained are also a projector's and a discriminator's heads.\n"
+        f"time: predicted from MACs alone, at the rate ({rate}) of a pass of the student in float32 on this machine's "
+        "CPU, one process. Encoding, evaluation and checkpoints are not in it, and other resolutions and the teacher "
+        "run at other rates: an order of magnitude.\n"
+        "memory: predicted, of a process: weights, gradients, moments and averages, then for each of the images it "
+        "takes at a time. With N processes each takes an N-th of the batch; accumulate takes that in parts."
+    )
+
+
+def _count(number: float) -> str:
+    """With three digits and k, M, G, T, P."""
+    for unit in ("", "k", "M", "G", "T"):
+        if number < 999.5:
+            return f"{number:.4g} {unit}" if unit == "M" else f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} P"
+
+
+def _time(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "?"
+    for size, unit, most in ((1, "s", 300), (60, "min", 120), (3600, "h", 100), (86400, "days", 1000)):
+        if seconds < size * most:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / (365 * 86400):,.0f} years"

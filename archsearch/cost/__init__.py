@@ -1,0 +1,1 @@
+"""Parameters, MACs and memory on the meta device."""

@@ -1,0 +1,89 @@
+"""Spaces, studies, ablations, evolutions, recipes and comparisons that come with archsearch, found by name.
+
+People edit and read them in the folders ``spaces`` and ``studies`` at the top of a checkout, to which the links beside
+this file lead; the wheel has the files themselves in their place.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator
+
+from snapgen.config import read_mapping
+from snapgen.errors import InputError
+
+Kind = Literal["space", "search", "ablation", "evolution", "training", "comparison"]
+STUDIES: tuple[Kind, ...] = ("search", "ablation", "evolution")
+"""The kinds of study, in the order in which a name without its kind is looked for."""
+
+NOUNS: dict[Kind, str] = {
+    "space": "space",
+    "search": "study",
+    "ablation": "ablation",
+    "evolution": "evolution",
+    "training": "recipe",
+    "comparison": "comparison",
+}
+RUNS = Path("runs")
+"""Folder of all runs, under the current directory."""
+
+
+def _check_folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise ValueError(f"{name!r:.60} cannot be a folder's name; use letters, digits, '-', '_' and '.'")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_check_folder_name)]
+"""A name that a run's folder can have."""
+
+
+def shipped(kind: Kind) -> dict[str, Path]:
+    """Files of a kind that come with archsearch, by name."""
+    folder = _folder("spaces") if kind == "space" else _folder("studies") / kind
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def _folder(name: str) -> Path:
+    beside = Path(__file__).parent / name
+    # A checkout made without symbolic links has the folder only at its top.
+    return beside if beside.is_dir() else Path(__file__).parents[2] / name
+
+
+def locate(name_or_path: str | Path, kinds: tuple[Kind, ...]) -> Path:
+    """The file with that name or path: ``emoji``, ``ablation/emoji``, ``my_study.yaml``.
+
+    Args:
+        name_or_path: either.
+        kinds: where a name is looked for, in this order; a name may say its kind, which is any of these.
+
+    Raises:
+        InputError: if it is neither; the message lists the names.
+    """
+    names = {name: path for kind in reversed(kinds) for name, path in shipped(kind).items()}
+    names |= {f"{kind}/{name}": path for kind in kinds for name, path in shipped(kind).items()}
+    path = names.get(str(name_or_path), Path(name_or_path))
+    if not path.suffix and not path.exists():
+        known = ", ".join(name for name in names if "/" not in name or len(kinds) > 1)
+        noun = NOUNS[kinds[0]]
+        raise InputError(name_or_path, f"is neither a shipped {noun} nor a file", f"use {known} or a YAML file")
+    return path
+
+
+def read(name_or_path: str | Path, kinds: tuple[Kind, ...]) -> tuple[Path, dict[str, Any]]:
+    """The path of a study, recipe or comparison and its content, with a name where the file gives none.
+
+    The name is the file's own; a shipped file that is not a search is named after its kind, too, so that the runs of
+    ``search/emoji`` and of ``training/emoji`` have folders of their own.
+
+    Raises:
+        InputError: if there is none, or its content is not a mapping.
+    """
+    path = locate(name_or_path, kinds)
+    values = read_mapping(path)
+    kind = next((kind for kind in kinds if path in shipped(kind).values()), "search")
+    values.setdefault("name", path.stem if kind == "search" else f"{kind}-{path.stem}")
+    return path, values

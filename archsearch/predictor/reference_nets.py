@@ -1,0 +1,68 @@
+"""Nets by name, those of published figures among them, as the operations that a device's model predicts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from archsearch.cost.operations import Operation, module_operations, operations
+from snapgen.architecture import presets
+from snapgen.architecture.overrides import changed
+from snapgen.architecture.presets import TINY_DECODER
+from snapgen.architecture.schema import Architecture
+from snapgen.config import Settings
+
+
+class Net(Settings):
+    """A net and the input that it is timed with."""
+
+    name: str
+    """A preset, ``tiny-decoder``, a reference of a shipped space (``snapgen/row 1``), or a file."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Made to the architecture, path to value."""
+    latent: int = Field(default=128, ge=1)
+    tokens: int = Field(default=77, ge=1)
+    batch: int = Field(default=1, ge=1)
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+    def operations(self) -> list[Operation]:
+        """Of one forward pass; the paper-size decoder's if it is ``tiny-decoder``.
+
+        Raises:
+            InputError: for an unknown name, or a latent that the net does not take.
+        """
+        if self.name == TINY_DECODER:
+            return _decoder_operations(self.latent, batch=self.batch)
+        arch = changed(architecture(self.name), self.changes)
+        return operations(arch, self.latent, context_tokens=self.tokens, batch=self.batch)
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of a preset's name, a space's reference or a JSON or YAML file.
+
+    Raises:
+        InputError: if there is none.
+    """
+    from archsearch.spaces.loading import NAMES, load_space
+
+    space, _, reference = name.partition("/")
+    if space in NAMES and reference and not Path(name).exists():
+        shipped = load_space(space)
+        points = shipped.points_of()
+        if reference in points:
+            return shipped.architecture(points[reference])
+    return presets.resolve(name, besides=(TINY_DECODER,))
+
+
+def _decoder_operations(latent: int, *, batch: int) -> list[Operation]:
+    import torch
+
+    from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
+
+    with torch.device("meta"):
+        decoder = TinyDecoder(**PAPER).eval()
+        return module_operations(decoder, torch.empty(batch, PAPER["latent_channels"], latent, latent))

@@ -1,0 +1,1 @@
+"""Short-run quality of a network."""

@@ -1,0 +1,91 @@
+"""Write an ablation's table as HTML, Markdown, LaTeX, CSV or JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archsearch.reports.ablation import reproduction
+from archsearch.reports.ablation.table import latex, markdown
+from archsearch.reports.rendering import tables
+from archsearch.studies.experiments.ablation_results import COSTS, Ablation, Effect, Result
+from snapgen.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas
+
+
+SUFFIXES = (".html", ".md", ".tex", ".csv")
+
+
+def write(ablation: Ablation, out: Path) -> Path:
+    """Write the table in the form that ``out`` ends in, and in the three others beside it.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        InputError: if ``out`` has another suffix, or a file cannot be written.
+    """
+    from archsearch.reports.ablation import page as ablation_page
+    from snapgen.io.atomic import put
+
+    check_form(out)
+    put(out.with_suffix(".html"), ablation_page.render(ablation))
+    put(out.with_suffix(".md"), markdown(ablation))
+    put(out.with_suffix(".tex"), latex(ablation))
+    put(out.with_suffix(".csv"), tables.csv(frame(ablation)))
+    return out
+
+
+def check_form(out: Path | None) -> None:
+    """Refuse a file whose suffix is no form of the table, before anything is measured for it."""
+    if out is not None and out.suffix not in SUFFIXES:
+        raise InputError(out, "is no form of the table", f"end it in {', '.join(SUFFIXES)}")
+
+
+def frame(ablation: Ablation) -> pandas.DataFrame:
+    """A row for every row of the table, in plain units, with what each number is and where it comes from."""
+    import pandas
+
+    return pandas.DataFrame([plain_row(ablation, r) for r in ablation.results])
+
+
+def plain(ablation: Ablation) -> dict[str, Any]:
+    """All of it as plain data for JSON."""
+    rows = frame(ablation).astype(object)
+    return {
+        "name": ablation.name,
+        "reproduction": reproduction.sentences(ablation),
+        "sources": dict(reproduction.sources(ablation)),
+        "rows": rows.where(rows.notna(), None).to_dict("records"),
+        "sums": [{**vars(s), "excess": s.excess.model_dump(mode="json") if s.excess else None} for s in ablation.sums],
+    }
+
+
+def plain_row(ablation: Ablation, r: Result) -> dict[str, Any]:
+    """One row's numbers by the names of the CSV's columns."""
+    row: dict[str, Any] = {"row": r.planned.name, "title": r.planned.title, "group": r.planned.group}
+    row |= {"over": r.planned.over, "architecture_id": r.planned.architecture.id, "trial": r.trial, "error": r.error}
+    row |= r.score.cost.model_dump() if r.score else {}
+    row |= tables.latency_columns(r.score.latency) if r.score and r.score.latency else {}
+    for name in COSTS:
+        row[f"{name}_change_percent"] = r.changes.get(name)
+        published = r.planned.published.get(name)
+        row[f"{name}_published_percent"] = published.value if published else None
+        row[f"{name}_points_apart"] = r.apart(name)
+    fid = r.planned.published.get("frechet_distance")
+    row["published_fid"] = fid.value if fid else None
+    for metric in ablation.metrics:
+        estimate, effect = r.quality.get(metric), r.effects.get(metric)
+        row |= tables.quality_columns(metric, estimate) if estimate else {}
+        row |= _plain_effect(metric, effect) if effect else {}
+    if r.score and r.score.quality:
+        row |= r.score.quality.model_dump(include={"extractor", "protocol_hash"})
+    return row
+
+
+def _plain_effect(metric: str, effect: Effect) -> dict[str, Any]:
+    d = effect.difference
+    named = {"difference": d.value, "difference_low": d.low, "difference_high": d.high, "verdict": effect.verdict}
+    return {f"{metric}_{key}": value for key, value in named.items()}

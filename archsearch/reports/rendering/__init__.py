@@ -1,0 +1,1 @@
+"""HTML, tables, number formats; knows no study."""

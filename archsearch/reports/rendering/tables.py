@@ -1,0 +1,40 @@
+"""Tables for people and for programs: Markdown and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from archsearch.score import LatencyRecord
+from archsearch.stats.estimate import Estimate
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
+    """A Markdown table; the first ``words`` columns to the left, the others, which hold numbers, to the right."""
+    rule = ["---" if i < words else "---:" for i in range(len(header))]
+    lines = [[_cell(text) for text in row] for row in (header, *rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+
+
+def csv(frame: pandas.DataFrame) -> str:
+    """As CSV, quoted where needed, missing numbers empty."""
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+def latency_columns(record: LatencyRecord) -> dict[str, Any]:
+    """A latency record by the names of its columns."""
+    fields = record.model_dump(exclude={"placement"})
+    return {key if key.endswith("_ms") else f"latency_{key}": value for key, value in fields.items()}
+
+
+def quality_columns(name: str, estimate: Estimate) -> dict[str, Any]:
+    """A quality number, its interval and its seeds by the names of their columns."""
+    row = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return row | {f"{name}_seed_{i}": value for i, value in enumerate(estimate.by_seed)}

@@ -1,0 +1,50 @@
+"""Whether a score means anything: agreement between its seeds, and differences between candidates beside its noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from archsearch.stats.estimate import Estimate
+from archsearch.stats.rank_correlation import Correlation, spearman
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well one metric repeats.
+
+    Attributes:
+        n: candidates with two seeds or more.
+        rho: Spearman's rank correlation between the first two seeds, over the candidates; None where it cannot be
+            told (`archsearch.stats.rank_correlation.spearman`).
+        apart: share of pairs of candidates whose 95 % intervals do not overlap; None for a single candidate.
+        spread: standard deviation between candidates over the median half-width of their intervals.
+    """
+
+    n: int
+    rho: Correlation | None
+    apart: float | None
+    spread: float | None
+
+
+def agreement(estimates: Sequence[Estimate]) -> Agreement:
+    """Of one metric, over all scored candidates."""
+    pairs = [e.by_seed[:2] for e in estimates if len(e.by_seed) > 1]
+    first, second = [p[0] for p in pairs], [p[1] for p in pairs]
+    return Agreement(len(pairs), spearman(first, second), _apart(estimates), _spread(estimates))
+
+
+def _apart(estimates: Sequence[Estimate]) -> float | None:
+    pairs = [(a, b) for i, a in enumerate(estimates) for b in estimates[:i]]
+    if not pairs:
+        return None
+    return sum(a.low > b.high or b.low > a.high for a, b in pairs) / len(pairs)
+
+
+def _spread(estimates: Sequence[Estimate]) -> float | None:
+    half = float(np.median([(e.high - e.low) / 2 for e in estimates])) if estimates else 0.0
+    if len(estimates) < 2 or half == 0:
+        return None
+    return float(np.std([e.value for e in estimates], ddof=1)) / half

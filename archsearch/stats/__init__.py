@@ -1,0 +1,1 @@
+"""Estimates with intervals, rank correlation, regression, Pareto."""

@@ -1,0 +1,44 @@
+"""A number with its standard error or its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pydantic import model_validator
+
+from snapgen.config import Settings
+
+
+class Measured(NamedTuple):
+    """A distance and its standard error."""
+
+    value: float
+    error: float
+
+
+class Estimate(Settings):
+    """A number with its 95 % interval.
+
+    An end of the interval that the arithmetic left on the wrong side of the value is moved to the value: an interval
+    from a bootstrap may exclude its own estimate.
+    """
+
+    value: float
+    low: float
+    high: float
+    by_seed: tuple[float, ...] = ()
+    """The value of each of the protocol's seeds, in their order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_its_value(cls, data: object) -> object:
+        if not isinstance(data, Mapping) or not all(_is_number(data.get(k)) for k in ("value", "low", "high")):
+            return data
+        if data["low"] > data["high"]:
+            raise ValueError(f"low {data['low']:g} is above high {data['high']:g}; swap them")
+        return {**data, "low": min(data["low"], data["value"]), "high": max(data["high"], data["value"])}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

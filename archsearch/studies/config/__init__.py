@@ -1,0 +1,1 @@
+"""YAML schemas, and how the shipped files are found."""

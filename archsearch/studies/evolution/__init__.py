@@ -1,0 +1,1 @@
+"""Evolve one network block by block."""

@@ -1,0 +1,1 @@
+"""Ablation, proxy audit, validation of a latency model."""

@@ -1,0 +1,1 @@
+"""Propose, score, report one candidate after another."""

@@ -1,0 +1,1 @@
+"""Optuna storage, trial leases, the trial queue."""

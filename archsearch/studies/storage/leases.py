@@ -1,0 +1,106 @@
+"""Leases of trials: who works on one, whether that process lives, and how a trial ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+
+def end(
+    storage: BaseStorage,
+    trial_id: int,
+    state: Literal["COMPLETE", "FAIL"],
+    values: Sequence[float] | None = None,
+    /,
+    **attrs: Any,
+) -> bool:
+    """Note attributes and end a trial; False, and nothing changes, if it has ended already."""
+    from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.trial import TrialState
+
+    try:
+        for key, value in attrs.items():
+            storage.set_trial_user_attr(trial_id, key, value)
+        storage.set_trial_state_values(trial_id, TrialState[state], values)
+    except UpdateFinishedTrialError:
+        return False
+    return True
+
+
+def beat(storage: BaseStorage, trial_id: int) -> None:
+    """One heartbeat, where the storage keeps them."""
+    from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
+
+    if is_heartbeat_enabled(storage):
+        assert isinstance(storage, BaseHeartbeat)
+        storage.record_heartbeat(trial_id)
+
+
+@contextlib.contextmanager
+def beating(storage: BaseStorage, trial_id: int) -> Iterator[None]:
+    """Heartbeats for as long as the block runs.
+
+    Optuna's own thread is left running, and the process with it, by an interrupt that comes while it starts.
+    """
+    from optuna.storages._heartbeat import BaseHeartbeat
+
+    seconds = storage.get_heartbeat_interval() if isinstance(storage, BaseHeartbeat) else None
+    stop = threading.Event()
+
+    def go_on() -> None:
+        while not stop.wait(seconds):
+            beat(storage, trial_id)
+
+    beat(storage, trial_id)
+    thread = threading.Thread(target=go_on, name="heartbeat", daemon=True)
+    try:
+        thread.start()
+        yield
+    finally:
+        stop.set()
+        if thread.is_alive():
+            thread.join()
+
+
+def me() -> dict[str, Any]:
+    """This process, for a trial's `worker` attribute.
+
+    A pid alone is used again by the system; with the time it started at it is unique on a host. Containers that share
+    a host name do not share pids, so their process namespace is part of the host's name.
+    """
+    return {"host": _host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def _host() -> str:
+    namespace = Path("/proc/self/ns/pid")
+    try:
+        return f"{socket.gethostname()} {namespace.readlink()}"
+    except OSError:
+        return socket.gethostname()
+
+
+def is_dead(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker is a process of this host that has ended. Of another host's nothing is known: False."""
+    if worker.get("host") != _host():
+        return False
+    try:
+        process = psutil.Process(int(worker["pid"]))
+        # A killed child that its parent has not waited for yet is still in the table.
+        zombie = bool(process.status() == psutil.STATUS_ZOMBIE)
+        return zombie or abs(process.create_time() - float(worker["started"])) > 1
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False

@@ -1,0 +1,1 @@
+"""Train a recipe, stage by stage."""

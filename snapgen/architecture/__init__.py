@@ -1,0 +1,1 @@
+"""The description of a U-Net, overrides along paths, presets; imports no torch."""

@@ -1,0 +1,1 @@
+"""Diffusers U-Nets as ours."""

@@ -1,0 +1,164 @@
+"""The operations of a Core ML program, read from its MIL."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from snapgen.coreml.package import quiet
+from snapgen.errors import InputError
+
+
+class Tensor(NamedTuple):
+    """A value of the program; ``shape`` is () for a scalar and for what is not a tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    constant: bool
+    ints: tuple[int, ...] = ()
+    """The numbers of a small constant of integers."""
+
+
+class Operation(NamedTuple):
+    """One operation that runs, in order; constants are not among them."""
+
+    kind: str
+    name: str
+    inputs: Mapping[str, tuple[Tensor, ...]]
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds: of convolutions, linear layers, products of matrices and attention; 0 for the rest."""
+        return COUNTED[self.kind](self) if self.kind in COUNTED else 0
+
+    @property
+    def operands(self) -> Iterator[Tensor]:
+        """Inputs that are computed in a run."""
+        return (tensor for tensors in self.inputs.values() for tensor in tensors if not tensor.constant)
+
+
+class Program(NamedTuple):
+    """A package's program."""
+
+    inputs: tuple[Tensor, ...]
+    operations: tuple[Operation, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one run."""
+        return sum(operation.macs for operation in self.operations)
+
+    def counts(self) -> Counter[str]:
+        """Operations of each kind."""
+        return Counter(operation.kind for operation in self.operations)
+
+    def layouts(self) -> Counter[str]:
+        """Results of each layout: images, tokens, heads before and within attention, and whatever has fewer axes."""
+        within = {tensor.name: False for tensor in self.inputs}
+        found: Counter[str] = Counter()
+        for op in self.operations:
+            # Tokens have their width last from a transposition on, or from a linear layer, to the next transposition.
+            last = any(within[t.name] or len(t.shape) == 3 for t in op.operands) != (op.kind == "transpose")
+            last = last and op.kind != "conv"
+            for tensor in op.outputs:
+                within[tensor.name] = last and len(tensor.shape) == 4
+                found[_layout(tensor.shape, width_last=within[tensor.name])] += 1
+        return found
+
+
+def read(package: Path) -> Program:
+    """The program of an ``.mlpackage``.
+
+    Raises:
+        InputError: if it is none, or holds no ML program.
+    """
+    with quiet():
+        from coremltools.models.utils import load_spec
+
+    try:
+        spec = load_spec(str(package))
+    except Exception as error:  # coremltools and protobuf raise kinds of their own
+        text = " ".join(str(error).split())[:120]
+        raise InputError(package, f"cannot be read as a Core ML package ({text})", "name an .mlpackage") from None
+    functions = spec.mlProgram.functions
+    if "main" not in functions:
+        raise InputError(package, "holds no ML program", "convert it again")
+    main = functions["main"]
+    block = main.block_specializations[main.opset]
+    inputs = tuple(_tensor(value, constant=False) for value in main.inputs)
+    return Program(inputs, tuple(_operations(block.operations, inputs)), tuple(block.outputs))
+
+
+def _operations(block: Any, inputs: tuple[Tensor, ...]) -> Iterator[Operation]:
+    known = {tensor.name: tensor for tensor in inputs}
+    for op in block:
+        constant = op.type == "const" or op.type.startswith("constexpr_")
+        outputs = tuple(_tensor(value, constant=constant, attributes=op.attributes) for value in op.outputs)
+        known.update({tensor.name: tensor for tensor in outputs})
+        if constant:
+            continue
+        arguments = {
+            key: tuple(known[a.name] if a.name else _immediate(a.value) for a in value.arguments)
+            for key, value in op.inputs.items()
+        }
+        yield Operation(op.type, op.attributes["name"].immediateValue.tensor.strings.values[0], arguments, outputs)
+
+
+def _tensor(value: Any, *, constant: bool, attributes: Mapping[str, Any] | None = None) -> Tensor:
+    from coremltools.proto import MIL_pb2
+
+    kind = value.type.tensorType
+    shape = tuple(dimension.constant.size for dimension in kind.dimensions)
+    numbers = attributes["val"].immediateValue.tensor.ints.values if attributes and "val" in attributes else ()
+    return Tensor(value.name, MIL_pb2.DataType.Name(kind.dataType), shape, constant, tuple(numbers))
+
+
+def _immediate(value: Any) -> Tensor:
+    return Tensor("", "", (), True, tuple(value.immediateValue.tensor.ints.values))
+
+
+def _layout(shape: tuple[int, ...], *, width_last: bool) -> str:
+    if len(shape) != 4:
+        return f"{len(shape)} axes"
+    if width_last:
+        return "(1, heads, N, D)"
+    if shape[2] > 1:
+        return "(1, C, H, W)"
+    return "(1, C, 1, N)" if shape[0] == 1 else "(heads, D, 1, N)"
+
+
+def _conv(op: Operation) -> int:
+    """Each result takes a kernel's worth: (O, I / groups, height, width)."""
+    return math.prod(op.outputs[0].shape) * math.prod(op.inputs["weight"][0].shape[1:])
+
+
+def _linear(op: Operation) -> int:
+    return math.prod(op.outputs[0].shape) * op.inputs["weight"][0].shape[-1]
+
+
+def _matmul(op: Operation) -> int:
+    transposed = op.inputs.get("transpose_x")
+    assert transposed is None or transposed[0].constant
+    shape, result = op.inputs["x"][0].shape, op.outputs[0].shape
+    return math.prod(result) * (shape[-1] if shape[-2] == result[-2] else shape[-2])
+
+
+def _attention(op: Operation) -> int:
+    """softmax(QKᵀ)V of sizes (…, N, D), (…, M, D), (…, M, E): N·M·(D + E) a head."""
+    queries, values = op.inputs["query"][0].shape, op.inputs["value"][0].shape
+    return math.prod(queries[:-1]) * values[-2] * (queries[-1] + values[-1])
+
+
+COUNTED: Mapping[str, Callable[[Operation], int]] = {
+    "conv": _conv,
+    "linear": _linear,
+    "matmul": _matmul,
+    "scaled_dot_product_attention": _attention,
+}
+"""Operations that multiply and add, to their count."""

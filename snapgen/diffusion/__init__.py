@@ -1,0 +1,1 @@
+"""Noise processes, predictions, samplers."""

@@ -1,0 +1,1 @@
+"""What a stage minimises: flow matching, distillation, adversarial, progressive."""

@@ -1,0 +1,1 @@
+"""Stages, batches, the loop."""

@@ -1,0 +1,75 @@
+"""The table of blocks: what it says of blocks and sub-networks, how sure it is, and what it does not hold together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from archsearch.block_latency import table as block_table
+from archsearch.block_latency.fitting import fill
+from archsearch.block_latency.table import BlockTable, Measured
+from archsearch.score import LatencyRecord
+from snapgen.architecture import block_index
+from snapgen.architecture.block_index import Block
+from snapgen.architecture.schema import Architecture
+from snapgen.errors import InputError
+from tests.archsearch.summing import FIXED, NET, ONCE, UNCHECKED, Fake, cost
+from tests.records import latency_record
+from tests.snapgen.nets import tiny
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    table = fill(Fake(), NET, 8, 5, ONCE)
+    (tmp_path / "table.json").write_text(table.to_json())
+    assert BlockTable.load(tmp_path / "table.json") == table
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"chip": "another chip"}, "different conditions: a chip and another chip"),
+        ({"architecture": tiny({"mid.layers": [[1, 0]]})}, "not of its architecture's blocks"),
+        ({"costs": []}, "at least 1"),
+    ],
+    ids=["conditions", "architecture", "no costs"],
+)
+def test_what_does_not_belong_together_is_refused(wrong: dict[str, object], named: str) -> None:
+    table = fill(Fake(), NET, 8, 5, UNCHECKED)
+    with pytest.raises(ValueError, match=named):
+        BlockTable.model_validate(table.model_dump() | wrong)
+
+
+def measured(*records: LatencyRecord) -> Measured:
+    return Measured(what="", use="fill", architecture_id="", counts=(), records=records)
+
+
+def test_a_time_is_as_sure_as_its_records() -> None:
+    wide = latency_record(2.0, lower_quartile_ms=1.5, upper_quartile_ms=2.5, runs=25)
+    assert measured(latency_record(2)).tolerance == block_table.SUREST
+    assert measured(wide).tolerance == pytest.approx(0.1)
+    assert measured(latency_record(2.1), latency_record(2), latency_record(9)).tolerance == pytest.approx(0.05)
+    assert measured(latency_record(2), latency_record(9)).tolerance == block_table.VAGUEST
+    assert measured(wide.model_copy(update={"runs": 0})).tolerance == block_table.EXACT
+
+
+def test_a_block_of_no_cost_has_the_floors_which_grows_with_the_noise() -> None:
+    spread = {"lower_quartile_ms": 0.01, "upper_quartile_ms": 20.0, "runs": 3000}
+    free = block_index.blocks(NET)[0]
+
+    def ms(arch: Architecture) -> float:
+        return FIXED + sum(cost(b) for b in block_index.blocks(arch) if b.place != free.place)
+
+    table, rough = fill(Fake(ms), NET, 8, 5, ONCE), fill(Fake(ms, **spread), NET, 8, 5, ONCE)
+    assert table.of(free) == table.floor_ms > 0
+    assert rough.of(free) == rough.floor_ms > 3 * table.floor_ms
+
+
+def test_only_sub_networks_are_predicted() -> None:
+    table = fill(Fake(), NET, 8, 5, UNCHECKED)
+    assert (table.before, table.after) == (None, None)
+    for other in (tiny({"all.ffn_ratio": 2}), tiny({"down[0].transformers": 1})):
+        with pytest.raises(InputError, match=f"{other.id} is no sub-network of the table's net {NET.id}"):
+            table.predict(other)
+    with pytest.raises(InputError, match=r"has no place of CA down\[0\]\.0"):
+        table.of(Block("", "transformer", "down[0]", 0, 0))

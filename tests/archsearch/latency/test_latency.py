@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from archsearch import devices, machine
+from archsearch.latency import base
+from archsearch.latency import host as latency
+from archsearch.latency import onnx_export as onnx_graph
+from archsearch.latency.base import LatencyFailure
+from archsearch.latency.host import Host, HostSettings
+from archsearch.latency.steady_state import Rule
+from snapgen.architecture.schema import Architecture, Blocks, Stage, TimeEmbedding
+from snapgen.errors import InputError
+from snapgen.models.unet import UNet
+
+LATENT, TOKENS = 8, 5
+BRIEF = Rule(block_seconds=1e-6, seconds=1e-6)
+
+
+def arch(*, down: dict[str, Any] | None = None, mid: dict[str, Any] | None = None, **changes: Any) -> Architecture:
+    """Two levels; the options hold for the lower one's stages, the middle's for the middle."""
+    lower = Stage(**({"channels": 32, "residual_blocks": 1, "head_width": 8} | (down or {})))
+    first = Stage(channels=16, residual_blocks=1, head_width=8)
+    middle = Blocks(**({"residual_blocks": 1, "head_width": 8} | (mid or {})))
+    values: dict[str, Any] = {"latent_channels": 4, "context_width": 12, "norm_groups": 4}
+    values |= {"time": TimeEmbedding(frequencies=8, width=16)} | changes
+    return Architecture(down=(first, lower), mid=middle, up=(first, lower), **values)
+
+
+TINY = arch()
+
+# Between them: every kind of conv, attention and embedding.
+KINDS = {
+    "plain convs": TINY,
+    "separable": arch(down={"conv": "separable"}, mid={"conv": "separable"}),
+    "separable ×2, time at the output": arch(
+        down={"conv": "separable", "expansion": 2}, time=TimeEmbedding(frequencies=8, width=16, projection="output")
+    ),
+    "MHSA": arch(down={"transformers": 1, "cross_attention": False}, mid={"transformers": 1, "transformer_depth": 2}),
+    "MQA, QK norm, RoPE": arch(down={"transformers": 1, "kv_heads": 1}, qk_norm=True, rope=True),
+    "GQA, RoPE": arch(down={"transformers": 1, "kv_heads": 2, "cross_attention": False}, rope=True),
+    "cross-attention alone, GQA, QK norm": arch(
+        down={"transformers": 1, "kv_heads": 2, "self_attention": False}, mid={"residual_blocks": 0}, qk_norm=True
+    ),
+    "feed-forward alone": arch(
+        down={"transformers": 1, "self_attention": False, "cross_attention": False, "ffn_ratio": 1.5}
+    ),
+    "transformers alone on the way down": Architecture(
+        latent_channels=4,
+        context_width=12,
+        norm_groups=4,
+        time=TimeEmbedding(frequencies=8, width=16),
+        down=(
+            Stage(channels=16, residual_blocks=1, conv="separable"),
+            Stage(channels=32, residual_blocks=0, transformers=1, head_width=8),
+        ),
+        mid=Blocks(residual_blocks=0),
+        up=(Stage(channels=16, residual_blocks=1), Stage(channels=32, residual_blocks=2, conv="separable")),
+    ),
+}
+
+
+def with_weights(net: UNet) -> UNet:
+    """Random everywhere, also where a fresh net is zero, so that no layer's mistake is hidden."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * max(1, weight[0].numel()) ** -0.5)
+    net.eval()
+    return net
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_timed_net_computes_what_the_trained_one_does(kind: str, tmp_path: Path) -> None:
+    net = with_weights(UNet(KINDS[kind]))
+    inputs = base.sample_inputs(KINDS[kind], LATENT, TOKENS)
+    onnx_graph.export(net, inputs, tmp_path / "unet.onnx")
+    session = latency.open_session(tmp_path / "unet.onnx", threads=1)
+    (found,) = session.run(["output"], {name: tensor.numpy() for name, tensor in inputs.items()})
+    with torch.no_grad():
+        wanted = net(*inputs.values()).numpy()
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+
+
+def test_the_graph_is_whole_and_its_weights_are_the_nets(tmp_path: Path) -> None:
+    net = UNet(KINDS["MQA, QK norm, RoPE"]).eval()
+    onnx_graph.export(net, base.sample_inputs(net.arch, LATENT, TOKENS), tmp_path / "unet.onnx")
+    onnx.checker.check_model(tmp_path / "unet.onnx", full_check=True)
+    model = onnx.load(tmp_path / "unet.onnx")
+    floats = [w for w in model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT]
+    sizes = sum(int(np.prod(w.dims)) for w in floats)
+    params = sum(p.numel() for p in net.parameters())
+    assert params <= sizes <= params * 1.2, "weights once each, and a few tables"
+    kinds = {node.op_type for node in model.graph.node}
+    assert {"Attention", "RMSNormalization", "LayerNormalization", "Gelu"} <= kinds
+
+
+def test_random_weights_are_ordinary_numbers(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        net = UNet(TINY).eval()
+    net.to_empty(device="cpu")
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.fill_(float("nan"))
+    inputs = base.sample_inputs(TINY, LATENT, TOKENS)
+    onnx_graph.export(net, inputs, tmp_path / "unet.onnx", random_weights=True)
+    smallest = np.finfo(np.float32).tiny
+    for proto in onnx.load(tmp_path / "unet.onnx").graph.initializer:
+        array = onnx.numpy_helper.to_array(proto, str(tmp_path))
+        assert np.isfinite(array).all()
+        if array.dtype == np.float32 and array.any():
+            assert np.abs(array[array != 0]).min() > smallest
+    session = latency.open_session(tmp_path / "unet.onnx", threads=1)
+    (found,) = session.run(["output"], {name: tensor.numpy() for name, tensor in inputs.items()})
+    assert 0.01 < np.abs(found).mean() < 100
+
+
+def test_an_operation_without_lines_is_refused_by_name(tmp_path: Path) -> None:
+    class Sums(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.cumsum(0)
+
+    with pytest.raises(onnx_graph.Unsupported, match=r"aten\.cumsum"):
+        onnx_graph.export(Sums(), {"x": torch.zeros(3)}, tmp_path / "sums.onnx")
+
+
+def test_a_record_says_what_was_measured() -> None:
+    record = devices.backend("host", rule=BRIEF.model_dump()).measure(TINY, LATENT, TOKENS)
+    assert 0 < record.lower_quartile_ms <= record.median_ms <= record.upper_quartile_ms
+    assert record.runs >= 2
+    assert record.load_ms > 0
+    assert (record.source, record.device, record.compute_units, record.threads) == ("measured", "host", "CPU", 1)
+    assert record.chip == machine.chip()
+    assert record.os == machine.operating_system()
+    assert record.runtime.startswith("onnxruntime ")
+
+
+def test_measuring_changes_nothing_for_what_comes_after() -> None:
+    def arithmetic() -> list[float]:
+        return [*(torch.tensor([1e-40, 1.0]) * torch.rand(1, generator=torch.Generator().manual_seed(0))).tolist()]
+
+    before, state, threads = arithmetic(), torch.get_rng_state(), torch.get_num_threads()
+    Host(HostSettings(rule=BRIEF)).measure(TINY, LATENT, TOKENS)
+    assert arithmetic() == before, "denormals are not flushed to zero in training"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_threads_reach_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx_graph.export(UNet(TINY).eval(), base.sample_inputs(TINY, LATENT, TOKENS), tmp_path / "unet.onnx")
+    assert latency.open_session(tmp_path / "unet.onnx", threads=3).get_session_options().intra_op_num_threads == 3
+    asked: list[int] = []
+    original = latency.open_session
+
+    def opened(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
+        asked.append(threads)
+        return original(path, threads=threads)
+
+    monkeypatch.setattr(latency, "open_session", opened)
+    record = Host(HostSettings(threads=2, rule=BRIEF)).measure(TINY, LATENT, TOKENS)
+    assert (record.threads, asked) == (2, [2])
+
+
+def test_nothing_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Host(HostSettings(rule=BRIEF)).measure(TINY, LATENT, TOKENS)
+    with pytest.raises(LatencyFailure):
+        Host(HostSettings(rule=BRIEF, timeout=1e-6)).measure(TINY, LATENT, TOKENS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_takes_too_long_is_a_failure_that_says_so() -> None:
+    with pytest.raises(LatencyFailure, match=f"{TINY.id} could not be timed on the host: not done after 1e-06 s"):
+        Host(HostSettings(timeout=1e-6)).measure(TINY, LATENT, TOKENS)
+
+
+def test_what_the_runtime_refuses_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_graph, "export", lambda _net, _inputs, path, **_: path.write_bytes(b"not a model"))
+    with pytest.raises(LatencyFailure, match="could not be timed on the host"):
+        Host(HostSettings()).measure(TINY, LATENT, TOKENS)
+
+
+@pytest.mark.parametrize("size", [0, -2, 7])
+def test_a_latent_of_the_wrong_size_is_the_users_mistake(size: int) -> None:
+    with pytest.raises(InputError, match="use a multiple of 2"):
+        Host(HostSettings()).measure(TINY, size, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "place"),
+    [
+        ("toaster", {}, "toaster"),
+        ("host", {"thread": 2}, "thread: unknown key"),
+        ("host", {"threads": 0}, "threads"),
+        ("host", {"rule": {"seconds": -1}}, "rule.seconds"),
+        ("host", {"rule": {"precision": float("nan")}}, "rule.precision"),
+    ],
+)
+def test_wrong_settings_are_placed(device: str, options: dict[str, Any], place: str) -> None:
+    with pytest.raises(InputError, match=place):
+        devices.backend(device, **options)
+
+
+@pytest.mark.slow
+def test_the_full_size_design_is_timed() -> None:
+    from snapgen.architecture.presets import preset
+
+    record = Host(HostSettings(rule=Rule(seconds=1))).measure(preset("snapgen-imagenet"), 32, 77)
+    assert record.runs >= 2
+    assert record.median_ms > 50, "38 GMACs take no core of today's less"

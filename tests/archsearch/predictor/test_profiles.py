@@ -1,0 +1,117 @@
+"""The phones' profiles: what they say of the published figures, and that their files are what the figures make."""
+
+from __future__ import annotations
+
+import pytest
+
+from archsearch.predictor import profile_fitting as fitting
+from archsearch.predictor import profiles
+from archsearch.predictor.model import FEATURES, Model, Residual
+from archsearch.predictor.reference_nets import Net, architecture
+from snapgen.architecture import presets
+from snapgen.architecture.presets import TINY_DECODER
+from snapgen.errors import InputError
+from tests.archsearch.cost.test_counter import _row
+
+
+@pytest.fixture(scope="module")
+def fits() -> dict[str, Model]:
+    return {name: fitting.fit_profile(name) for name in profiles.NAMES}
+
+
+def of(model: Model, what: str) -> Residual:
+    return next(residual for residual in model.residuals if residual.what == what)
+
+
+@pytest.mark.parametrize(("name", "ms"), [("snapgen-t2i", 274), (TINY_DECODER, 119)])
+def test_the_16_pro_max_takes_its_published_times(name: str, ms: float) -> None:
+    found = profiles.model("iphone-16-pro-max").predict(fitting.operations_of(Net(name=name)))
+    assert found.ms == pytest.approx(ms, rel=0.1)
+    assert found.interval_ms[0] < ms < found.interval_ms[1]
+
+
+def test_the_15_pro_has_its_published_ratios() -> None:
+    """From predictions of the rows themselves, each within five points of its percentage."""
+    model = profiles.model("iphone-15-pro")
+    ms = {row: model.predict(fitting.operations_of(Net(name=row))).ms for row in _ROWS}
+    assert ms["snapgen/row 1"] / ms["snapgen-baseline"] - 1 == pytest.approx(-0.24, abs=0.05)
+    assert ms["snapgen/row 2a"] / ms["snapgen/row 1"] - 1 == pytest.approx(-0.62, abs=0.05)
+    assert ms["snapgen/row 2b"] / ms["snapgen/row 1"] == pytest.approx(1 / 2.4, abs=0.05)
+    assert ms["snapgen/row 4"] / ms["snapgen/row 3"] - 1 == pytest.approx(-0.09, abs=0.05)
+
+
+_ROWS = {
+    "snapgen-baseline": "0",
+    "snapgen/row 1": "1",
+    "snapgen/row 2a": "2a",
+    "snapgen/row 2b": "2b",
+    "snapgen/row 3": "3",
+    "snapgen/row 4": "4",
+}
+
+
+@pytest.mark.parametrize(("name", "row"), _ROWS.items())
+def test_the_rows_are_the_ablations(name: str, row: str) -> None:
+    assert architecture(name).id == _row(row).id
+
+
+def test_the_files_are_what_the_figures_make(fits: dict[str, Model]) -> None:
+    """Run ``python -m archsearch.predictor.profile_fitting`` after a change of the figures, the prior or the
+    operations."""
+    for name, model in fits.items():
+        shipped = profiles.model(name)
+        assert shipped.coefficients == pytest.approx(model.coefficients, rel=0.01, abs=1e-4)
+        assert shipped.quantiles == pytest.approx(model.quantiles, rel=0.02)
+        assert [r.what for r in shipped.residuals] == [r.what for r in model.residuals]
+
+
+def test_every_figure_is_there_whether_met_or_missed(fits: dict[str, Model]) -> None:
+    for name, model in fits.items():
+        assert len(model.residuals) == len(fitting.published())
+        for residual in model.residuals:
+            own = {"fitted": residual.device == name, "borrowed": residual.device in profiles.NAMES, "check": True}
+            assert own[residual.used]
+        assert {r.used for r in model.residuals} == {"fitted", "borrowed", "check"}
+
+
+def test_a_figure_is_shown_as_published(fits: dict[str, Model]) -> None:
+    model = fits["iphone-15-pro"]
+    assert (of(model, "U-Net step, 1024 px").published, of(model, "U-Net step, 1024 px").unit) == (274, "ms")
+    assert (of(model, "row 1 over row 2b").published, of(model, "row 1 over row 2b").unit) == (2.4, "×")
+    guided = of(model, "SDXL base, 768 px, guided")
+    assert guided.published == pytest.approx(1000 / 0.85)
+    assert guided.error == pytest.approx(guided.predicted / guided.published - 1)
+
+
+def test_the_intervals_hold_nine_of_ten_figures(fits: dict[str, Model]) -> None:
+    """Those that were only compared are the hardest: they are of other nets, and of older phones."""
+    for name, model in fits.items():
+        held = [
+            low <= figure.value <= high
+            for figure in fitting.published()
+            if figure.against is None
+            for low, high in [model.predict(fitting.operations_of(figure.net)).interval_ms]
+        ]
+        assert sum(held) >= len(held) - 1, name
+
+
+def test_the_prior_names_every_feature() -> None:
+    engine = fitting.settings.load(profiles.FOLDER / "neural-engine.yaml", fitting.Engine)
+    assert set(engine.prior) == set(FEATURES)
+
+
+def test_a_figure_is_exactly_one_number() -> None:
+    net = {"name": "snapgen-t2i"}
+    for changes in ({}, {"ms": 1, "per_second": 2}, {"ratio": 2}, {"ms": 1, "against": net}):
+        with pytest.raises(ValueError, match=r"figure|against"):
+            fitting.Figure.model_validate({"what": "x", "device": "y", "source": "z", "net": net, **changes})
+
+
+@pytest.mark.parametrize("name", ["snapgen/row 9", "nowhere/row 1", "no-net"])
+def test_a_net_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        architecture(name)
+
+
+def test_a_preset_is_itself() -> None:
+    assert architecture("snapgen-t2i") == presets.preset("snapgen-t2i")

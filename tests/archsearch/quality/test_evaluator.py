@@ -1,0 +1,248 @@
+"""The evaluator on a small folder of shapes, through the real loader, text encoder and extractor."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from archsearch.protocol import Protocol
+from archsearch.quality import evaluation_data as materials
+from archsearch.quality import evaluator as quality
+from archsearch.quality.evaluator import WORST, Evaluator
+from archsearch.score import Quality
+from snapgen.architecture.schema import Architecture, Blocks, Stage, TimeEmbedding
+from snapgen.data.pixels import grid
+from snapgen.errors import InputError
+from snapgen.models.unet import UNet
+
+STAGE = Stage(channels=8, residual_blocks=1, head_width=4)
+
+
+def tiny(*, channels: int = 3, context: int = 384, attention: bool = True, stages: int = 2) -> Architecture:
+    stage = STAGE.model_copy(update={"transformers": int(attention)})
+    return Architecture(
+        latent_channels=channels,
+        context_width=context,
+        norm_groups=4,
+        time=TimeEmbedding(frequencies=8, width=16),
+        down=(stage,) * stages,
+        mid=Blocks(residual_blocks=1, head_width=4),
+        up=(stage,) * stages,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Circles and squares in three colours, 16 px, split by the folder."""
+    root = tmp_path_factory.mktemp("shapes")
+    for split, count in (("train", 8), ("val", 2)):
+        for colour in ("red", "green", "blue"):
+            for shape in ("circle", "square"):
+                home = root / split / f"{colour}_{shape}"
+                home.mkdir(parents=True)
+                for number in range(count):
+                    image = Image.new("RGB", (16, 16), "white")
+                    draw = ImageDraw.Draw(image)
+                    box = (number % 4, number // 4, 10 + number % 4, 10 + number // 4)
+                    (draw.ellipse if shape == "circle" else draw.rectangle)(box, fill=colour)
+                    image.save(home / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def protocol(folder: Path) -> Protocol:
+    return Protocol(
+        data=str(folder),
+        resolution=8,
+        autoencoder="none",
+        steps=6,
+        batch=8,
+        sampler_steps=2,
+        samples=8,
+        feature_resolution=32,
+        validation_pairs=24,
+        seeds=(0, 1),
+    )
+
+
+@pytest.fixture(scope="module")
+def evaluator(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARCHSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return Evaluator(protocol, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def plain(protocol: Protocol) -> Evaluator:
+    """One seed, no samples."""
+    return Evaluator(protocol.model_copy(update={"samples": 0, "seeds": (0,)}), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def scored(
+    evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Quality, Path, list[tuple[str, float]]]:
+    told: list[tuple[str, float]] = []
+    home = tmp_path_factory.mktemp("artifacts")
+    found = evaluator.score(
+        tiny(), study_seed=7, progress=lambda stage, fraction: told.append((stage, fraction)), artifacts=home
+    )
+    return found, home, told
+
+
+def test_says_what_an_architecture_must_fit(evaluator: Evaluator) -> None:
+    assert evaluator.latent_channels == 3
+    assert evaluator.latent_size == 8
+    assert evaluator.context_width == 384
+    assert evaluator.context_tokens == 16
+    evaluator.check(tiny())
+    evaluator.check(tiny(context=99, attention=False).model_copy(update={"mid": Blocks(residual_blocks=1)}))
+
+
+@pytest.mark.parametrize(
+    ("arch", "place"),
+    [(tiny(channels=4), "latent_channels"), (tiny(context=768), "context_width"), (tiny(stages=5), "down")],
+)
+def test_refuses_what_does_not_fit(plain: Evaluator, arch: Architecture, place: str) -> None:
+    with pytest.raises(InputError, match=place) as caught:
+        plain.score(arch, study_seed=0)
+    assert caught.value.place == place
+
+
+def test_scores_every_seed(scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: Evaluator) -> None:
+    found = scored[0]
+    assert not found.diverged
+    assert found.protocol_hash == evaluator.resolved.hash
+    assert found.extractor == "efficientnet-lite0"
+    assert found.training_seconds > 0
+    for estimate in (found.validation_loss, found.frechet_distance, found.kernel_distance):
+        assert estimate is not None
+        assert len(estimate.by_seed) == 2
+        assert estimate.by_seed[0] != estimate.by_seed[1]
+        assert estimate.value == pytest.approx(sum(estimate.by_seed) / 2)
+        assert estimate.low < estimate.value < estimate.high
+
+
+def test_progress_never_goes_back(scored: tuple[Quality, Path, list[tuple[str, float]]]) -> None:
+    told = scored[2]
+    fractions = [fraction for _, fraction in told]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    assert {stage for stage, _ in told} >= {"training seed 0", "sampling seed 0", "training seed 1", "sampling seed 1"}
+
+
+def test_artifacts_are_the_first_seeds(
+    scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: Evaluator
+) -> None:
+    found, home, _ = scored
+    assert sorted(path.name for path in home.iterdir()) == ["curve.csv", "samples.png", "unet"]
+    with (home / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, 7))
+    assert float(rows[-1]["validation_loss"]) == found.validation_loss.by_seed[0]
+    assert any(row["validation_loss"] for row in rows[:-1])
+    unet = UNet.from_pretrained(home / "unet")
+    sheet = grid(evaluator.draw(unet, range(8)), *quality.GRID)
+    with Image.open(home / "samples.png") as image:
+        assert image.size == (sheet.shape[2], sheet.shape[1])
+        pixels = torch.tensor(image.getdata(), dtype=torch.uint8).view(image.height, image.width, 3)
+    assert (pixels.permute(2, 0, 1).int() - sheet.int()).abs().max() <= 1
+
+
+def test_a_score_repeats_to_the_bit(
+    scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: Evaluator
+) -> None:
+    again = evaluator.score(tiny().canonical(), study_seed=7)
+    assert again.model_copy(update={"training_seconds": 0.0}) == scored[0].model_copy(update={"training_seconds": 0.0})
+
+
+def test_context_width_of_a_net_without_cross_attention_means_nothing(plain: Evaluator) -> None:
+    narrow = tiny(attention=False).model_copy(update={"mid": Blocks(residual_blocks=1)})
+    wide = narrow.model_copy(update={"context_width": 99})
+    assert narrow.id == wide.id
+    first, second = (plain.score(arch, study_seed=0).validation_loss for arch in (narrow, wide.canonical()))
+    assert first == second
+
+
+def test_training_lowers_the_loss(plain: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for steps in (1, 60):
+        monkeypatch.setattr(plain, "protocol", plain.protocol.model_copy(update={"steps": steps}))
+        losses.append(plain.score(tiny(), study_seed=0).validation_loss.value)
+    assert losses[1] < 0.9 * losses[0]
+
+
+def test_divergence_is_reported_and_finite(
+    evaluator: Evaluator, protocol: Protocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wild = protocol.model_copy(update={"learning_rate": 1e15, "clip": 1e30, "warmup": 0.0, "steps": 20})
+    monkeypatch.setattr(evaluator, "protocol", wild)
+    found = evaluator.score(tiny(), study_seed=0, artifacts=tmp_path)
+    assert found.diverged
+    assert found.validation_loss.value == WORST
+    assert Quality.model_validate_json(found.model_dump_json()) == found
+
+
+def test_another_study_seed_is_another_run(plain: Evaluator) -> None:
+    first, other = (plain.score(tiny(), study_seed=seed).validation_loss.value for seed in (0, 1))
+    assert first != other
+
+
+def test_no_samples_no_distances(plain: Evaluator) -> None:
+    found = plain.score(tiny(), study_seed=0)
+    assert (found.frechet_distance, found.kernel_distance) == (None, None)
+    assert found.validation_loss.value > 0
+
+
+def test_what_was_prepared_is_not_computed_again(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
+    first = materials.prepare(protocol, torch.device("cpu"))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(type(first.decoder), "encode", refuse)
+    monkeypatch.setattr(materials, "reference", refuse)
+    again = materials.prepare(protocol, torch.device("cpu"))
+    assert torch.equal(first.validation, again.validation)
+    assert first.reference is not None
+    assert again.reference is not None
+    assert torch.equal(first.reference.covariance, again.reference.covariance)
+    assert first.resolved.hash == again.resolved.hash
+
+
+def test_prompts_are_held_out_captions_in_a_fixed_order(evaluator: Evaluator) -> None:
+    captions = [f"caption {i}" for i in range(5)]
+    prompts = materials.fixed_prompts(captions * 3, 12)
+    assert prompts == materials.fixed_prompts(sorted(captions), 12)
+    assert sorted(prompts[:5]) == captions
+    assert prompts[:5] != captions
+    assert prompts[:5] == prompts[5:10]
+    assert set(evaluator._materials.prompts) <= {
+        "red circle",
+        "green circle",
+        "blue circle",
+        "red square",
+        "green square",
+        "blue square",
+    }
+
+
+def test_a_resolution_that_the_autoencoder_cannot_halve_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match="resolution"):
+        Evaluator(Protocol(data=str(folder), resolution=9, autoencoder="emoji", samples=0), torch.device("cpu"))
+
+
+def test_grid_lays_images_in_rows() -> None:
+    images = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 2, 2)
+    sheet = grid(images, 2, 3)
+    assert sheet.shape == (3, 6, 10)
+    assert sheet[0, 4, 0] == 3
+    assert sheet[0, 0, 4] == 1
+    assert sheet[0, 2, 0] == 255

@@ -1,0 +1,134 @@
+"""The gauges on a small folder of shapes: what they show, of whole nets and of sub-networks, and their differences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from archsearch.protocol import Protocol
+from archsearch.quality import metrics as gauges
+from archsearch.quality.evaluator import WORST, Evaluator
+from archsearch.quality.metrics import Reading, difference, estimate, gauge
+from archsearch.stats.estimate import Measured
+from snapgen.errors import InputError
+from snapgen.models.subnetworks import without
+from snapgen.models.unet import UNet
+from tests.archsearch.quality.test_evaluator import folder, tiny  # noqa: F401 - folder is a fixture
+from tests.snapgen import encoders
+
+
+@pytest.fixture(scope="module")
+def evaluator(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:  # noqa: F811
+    protocol = Protocol(
+        data=str(folder),
+        resolution=8,
+        autoencoder="none",
+        sampler_steps=1,
+        guidance=1,
+        samples=8,
+        feature_resolution=32,
+        validation_pairs=12,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARCHSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Evaluator(protocol, torch.device("cpu"))
+
+
+@pytest.fixture
+def unet(evaluator: Evaluator) -> UNet:
+    net = evaluator.net(tiny())
+    net.initialise(3)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():  # no block may begin as the identity
+        for weight in net.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
+    return net
+
+
+BLOCK = "down.0.layers.0.transformers.0"
+
+
+@pytest.mark.parametrize("metric", ["validation_loss", "kernel_distance", "frechet_distance", "retrieval"])
+def test_a_reading_is_repeatable_and_sees_the_mask(metric: str, evaluator: Evaluator, unet: UNet) -> None:
+    taken = gauge(metric, evaluator, samples=8)
+    whole, again = taken.take(unet), taken.take(unet)  # of samples, too: nothing is drawn anew
+    nothing = difference(whole, again)
+    assert whole.value == again.value
+    assert nothing.value == 0
+    with without(unet, [BLOCK]):
+        masked = taken.take(unet)
+    lost = difference(whole, masked)
+    assert lost.value == pytest.approx(masked.value - whole.value)
+    assert lost.value != 0
+    assert lost.low < lost.value < lost.high
+    assert estimate(whole).value == pytest.approx(whole.value)
+
+
+def test_the_validation_loss_is_the_evaluators(evaluator: Evaluator, unet: UNet) -> None:
+    assert gauge("validation_loss", evaluator, samples=0).take(unet).value == float(evaluator.pair_losses(unet).mean())
+
+
+def test_the_distances_are_those_of_the_evaluators_samples(evaluator: Evaluator, unet: UNet) -> None:
+    found = evaluator.distances(evaluator.draw(unet, range(8)))
+    assert gauge("frechet_distance", evaluator, samples=8).take(unet).value == found[0].value
+    assert gauge("kernel_distance", evaluator, samples=8).take(unet).value == found[1].value
+
+
+def test_clip_is_taken_of_each_caption_and_negated(evaluator: Evaluator, unet: UNet, tmp_path: Path) -> None:
+    home = encoders.whole_clip(tmp_path / "clip")
+    reading = gauge(f"clip_score:{home}", evaluator, samples=8).take(unet)
+    expected = gauges.clip_score.load(str(home))(evaluator.draw(unet, range(8)), evaluator.prompts)
+    assert torch.equal(reading.found, -expected)
+    assert estimate(reading).value == pytest.approx(-float(expected.mean()))
+
+
+def test_more_samples_than_the_protocol_draws_begin_with_its_own(evaluator: Evaluator, unet: UNet) -> None:
+    few, many = (gauge("retrieval", evaluator, samples=count).take(unet) for count in (8, 10))
+    assert len(many.found) == 10
+    assert torch.allclose(many.found[:8], few.found)
+
+
+def test_items_are_compared_in_pairs() -> None:
+    base, worse = np.random.default_rng(0).normal(size=(2, 30))
+    worse = base + 0.1 + worse / 100
+    found = difference(*(Reading("retrieval", torch.tensor(one)) for one in (base, worse)))
+    low, high = stats.t.interval(0.95, 29, np.mean(worse - base), stats.sem(worse - base))
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(worse - base), low, high))
+
+
+def test_distances_are_compared_by_both_errors() -> None:
+    found = difference(Reading("kernel_distance", Measured(2, 0.3)), Reading("kernel_distance", Measured(3, 0.4)))
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1 - 1.96 * 0.5, 1 + 1.96 * 0.5), abs=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["validation_loss", "kernel_distance", "retrieval"])
+def test_a_broken_net_reads_worst(metric: str, evaluator: Evaluator, unet: UNet) -> None:
+    taken = gauge(metric, evaluator, samples=8)
+    whole = taken.take(unet)
+    with torch.no_grad():
+        next(unet.parameters()).fill_(torch.nan)
+    broken = taken.take(unet)
+    assert broken.value == WORST
+    assert difference(whole, broken).low > 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "samples", "message"),
+    [
+        ("fid", 8, "'?fid'?.*is no metric"),
+        ("", 8, "is no metric"),
+        ("clip_score", 8, "is no metric"),
+        ("retrieval", 0, "too few"),
+        ("kernel_distance", 7, "too few"),
+        ("clip_score:/nowhere", 8, "does not exist"),
+        ("clip_score:", 8, "does not exist"),
+    ],
+)
+def test_bad_gauges_are_one_line(metric: str, samples: int, message: str, evaluator: Evaluator) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        gauge(metric, evaluator, samples=samples)
+    assert "\n" not in str(caught.value)

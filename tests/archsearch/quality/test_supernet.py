@@ -1,0 +1,144 @@
+"""Candidates that begin with a trained net's weights: which they are, and each way in which they can not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from archsearch.protocol import Protocol
+from archsearch.quality import supernet as inheritance
+from archsearch.quality.evaluator import Evaluator
+from archsearch.quality.supernet import Supernet
+from snapgen.architecture import block_index
+from snapgen.architecture.overrides import changed
+from snapgen.architecture.schema import Architecture
+from snapgen.errors import InputError
+from snapgen.io import prediction_note as meaning
+from snapgen.models.unet import UNet
+from tests.archsearch.quality.test_evaluator import folder, protocol, tiny  # noqa: F401
+
+
+def base() -> Architecture:
+    return block_index.explicit(tiny())
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    net = UNet(base())
+    net.initialise(3)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(0.01 * torch.ones_like(weight))
+    net.save_pretrained(tmp_path / "net")
+    (tmp_path / "net" / meaning.NOTE).write_text(json.dumps({"prediction": "preconditioned"}))
+    return tmp_path / "net"
+
+
+def supernet(path: Path) -> Supernet:
+    return Supernet(str(path), prediction="preconditioned")
+
+
+def refusal(path: Path, arch: Architecture | None = None) -> str:
+    with pytest.raises(InputError) as raised:
+        supernet(path).check(arch or base())
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_sub_network_has_the_weights(trained: Path) -> None:
+    found = supernet(trained)
+    arch = changed(base(), {"mid.layers[0].residual_blocks": 0, "up[0].layers[0].transformers": 2})
+    found.check(arch)
+    net = found.net(arch, seed=1)
+    assert net.arch == arch
+    assert torch.equal(net.conv_in.weight, found.unet.conv_in.weight)
+    again = found.net(arch, seed=1).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in net.state_dict().items())
+    assert all(weight.requires_grad for weight in net.parameters())
+
+
+def test_the_digest_is_of_the_weights(trained: Path, tmp_path: Path) -> None:
+    first = inheritance.digest(str(trained))
+    trained.rename(tmp_path / "elsewhere")
+    assert inheritance.digest(str(tmp_path / "elsewhere")) == first
+    net = UNet(base())
+    net.initialise(4)
+    net.save_pretrained(tmp_path / "elsewhere")
+    assert inheritance.digest(str(tmp_path / "elsewhere")) != first
+
+
+def test_a_folder_that_holds_no_net(trained: Path, tmp_path: Path) -> None:
+    assert "is no folder; give inherit the folder of a trained U-Net" in refusal(tmp_path / "nowhere")
+    assert f"holds no {inheritance.CONFIG}" in refusal(tmp_path)
+    weights = trained / inheritance.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert f"{weights}: can not be read (" in refusal(trained)
+    weights.unlink()
+    assert f"holds no {inheritance.WEIGHTS}" in refusal(trained)
+
+
+def test_a_configuration_that_is_none_of_ours(trained: Path) -> None:
+    for text, problem in (("{}", "describes no U-Net of ours"), ("[", "config.json"), ('{"arch": 3}', "describes no")):
+        (trained / inheritance.CONFIG).write_text(text)
+        assert problem in refusal(trained)
+
+
+def test_weights_that_are_missing_or_not_finite(trained: Path) -> None:
+    config = trained / inheritance.CONFIG
+    values = json.loads(config.read_text())
+    more = changed(base(), {"mid.layers[0].residual_blocks": 2}).model_dump(mode="json")
+    config.write_text(json.dumps({**values, "arch": more}))
+    assert "lacks mid.layers.0.copies.0." in refusal(trained)
+    net = UNet(base())
+    with torch.no_grad():
+        net.conv_in.weight[0] = float("nan")
+    net.save_pretrained(trained)
+    assert "not finite" in refusal(trained)
+
+
+def test_a_net_that_predicts_something_else(trained: Path) -> None:
+    (trained / meaning.NOTE).write_text('{"prediction": "velocity"}')
+    assert "predicts 'velocity', candidates 'preconditioned'" in refusal(trained)
+    (trained / meaning.NOTE).write_text("[")
+    assert f"{meaning.NOTE}: line 1" in refusal(trained)
+    (trained / meaning.NOTE).unlink()
+    supernet(trained)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"down[0].channels": 16}, "down[0].channels: is 16; the net in "),
+        ({"down[1].head_width": 8}, "down[1].head_width: is 8"),
+        ({"latent_channels": 4}, "latent_channels: is 4"),
+        ({"context_width": 100}, "context_width: is 100"),
+        ({"up[1].layers": [[1, 1], [1, 0]]}, "up[1].layers: is 2"),
+        ({"mid.layers[0].transformers": 1}, "CA mid.0: the net in "),
+    ],
+)
+def test_an_architecture_that_is_no_sub_network(trained: Path, changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(trained, changed(base(), changes))
+
+
+def test_another_number_of_levels(trained: Path) -> None:
+    assert "whose weights it is to take, has none" in refusal(trained, block_index.explicit(tiny(stages=3)))
+
+
+def test_a_candidate_is_trained_on(trained: Path, protocol: Protocol) -> None:  # noqa: F811
+    given = protocol.model_copy(update={"samples": 0, "seeds": (0,), "steps": 2, "learning_rate": 1e-6})
+    plain = Evaluator(given, torch.device("cpu"))
+    elastic = Evaluator(given.model_copy(update={"inherit": str(trained)}), torch.device("cpu"))
+    assert plain.resolved.hash != elastic.resolved.hash
+    arch = changed(base(), {"mid.layers[0].residual_blocks": 0})
+    score = elastic.score(arch, study_seed=1)
+    assert score == elastic.score(arch, study_seed=1).model_copy(update={"training_seconds": score.training_seconds})
+    with torch.no_grad():
+        losses = elastic.pair_losses(elastic.begun(arch, 0))
+    assert score.validation_loss.value == pytest.approx(float(losses.mean()), rel=1e-2), "hardly trained"
+    assert score.validation_loss.value != pytest.approx(plain.score(arch, study_seed=1).validation_loss.value, rel=1e-3)
+    with pytest.raises(InputError, match="has no block there"):
+        elastic.check(changed(base(), {"mid.layers[0].transformers": 1}))

@@ -1,0 +1,198 @@
+"""The ablation table: the same rows in every form, published apart from ours, and what was reproduced in words."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archsearch.reports.ablation import page as ablation_page
+from archsearch.reports.ablation import report, reproduction, table
+from archsearch.studies.experiments.ablation import ablate
+from archsearch.studies.experiments.ablation_results import Ablation, found
+from snapgen.errors import InputError
+from tests.archsearch.studies import quick
+from tests.archsearch.studies.config.test_ablation import LADDER
+
+PUBLISHED: dict[str, Any] = {
+    "0": {"frechet_distance": {"value": 3.76}},
+    "1": {"params": {"value": -2}, "macs": {"value": -17}, "frechet_distance": {"value": 3.12}},
+    "2b": {"latency_ms": {"value": -58.3, "says": "2.4× faster"}, "frechet_distance": {"says": "restored"}},
+    "3": {"frechet_distance": {"says": "better"}},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ablation]:
+    """An ablation run with quick scores, once for each set of changes."""
+    folder = tmp_path_factory.mktemp("ablation")
+    known: dict[str, Ablation] = {}
+
+    def make(**changes: Any) -> Ablation:
+        key = json.dumps(changes, sort_keys=True)
+        if key not in known:
+            rows = {name: {**row, "published": PUBLISHED.get(name, {})} for name, row in LADDER.items()}
+            given = {"rows": rows, "final": "3", "alone": True, "published_source": "a paper & more"}
+            values = {"name": f"rows_{len(known)}", "ablation": given, "trials": None, **changes}
+            values["storage"] = f"sqlite:///{folder / 'study.db'}"
+            values["artifacts"] = str(folder / "artifacts")
+            settings = quick.settings(folder, **{"protocol": {"seeds": [0, 1, 2]}, **values})
+            known[key] = found(ablate(settings, quiet=True, scorer=quick.QuickScorer))
+        return known[key]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+Made = Callable[..., Ablation]
+
+
+def test_every_form_is_written_beside_the_others(made: Made, tmp_path: Path) -> None:
+    out = report.write(made(), tmp_path / "deep" / "table.tex")
+    assert out == tmp_path / "deep" / "table.tex"
+    assert {path.suffix for path in out.parent.iterdir()} == set(report.SUFFIXES)
+
+
+def test_another_form_is_refused(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is no form of the table; end it in \.html, \.md"):
+        report.write(made(), tmp_path / "table.pdf")
+    assert not list(tmp_path.iterdir())
+
+
+def test_markdown_has_ours_beside_the_published(made: Made) -> None:
+    text = table.markdown(made())
+    (row,) = [line for line in text.splitlines() if line.startswith("| 1 |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    header = table.header(made(), "ladder")
+    at = {name: i for i, name in reversed(list(enumerate(header)))}
+    ours = made().result("1").changes["params"]
+    assert cells[at["Δ params"]] == f"{ours:+.1f} %".replace("-", "−")
+    assert cells[at["published"]] == "−2 %"
+    assert cells[at["points apart"]] == f"{ours + 2:+.1f}".replace("-", "−").replace("+0.0", "0.0")
+    assert cells[-1] == "3.12"
+    assert "2.4× faster (−58 %)" in text
+    assert text.count("## ") == 5
+    without = [line for line in text.splitlines() if line.startswith("| 3 without 1 |")]
+    assert "published" not in table.header(made(), "without")
+    assert len(without) == 1
+
+
+def test_csv_is_read_back_with_the_exact_numbers(made: Made) -> None:
+    from archsearch.reports.rendering import tables
+
+    rows = list(csv.DictReader(io.StringIO(tables.csv(report.frame(made())))))
+    assert [row["row"] for row in rows] == [r.planned.name for r in made().results]
+    by_name = {row["row"]: row for row in rows}
+    result = made().result("2b")
+    assert float(by_name["2b"]["params_change_percent"]) == pytest.approx(result.changes["params"])
+    assert float(by_name["2b"]["latency_ms_published_percent"]) == -58.3
+    apart = result.apart("latency_ms")
+    assert float(by_name["2b"]["latency_ms_points_apart"]) == pytest.approx(apart)
+    effect = result.effects["validation_loss"]
+    assert float(by_name["2b"]["validation_loss_difference"]) == pytest.approx(effect.difference.value)
+    assert by_name["2b"]["validation_loss_verdict"] == effect.verdict
+    assert by_name["0"]["validation_loss_verdict"] == ""
+    assert by_name["0"]["latency_source"] == "measured"
+
+
+def test_latex_is_plain_and_balanced(made: Made) -> None:
+    text = table.latex(made())
+    assert text.isascii()
+    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 3
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    widths = {line.count(" & ") for line in body if line.endswith("\\\\") and " & " in line}
+    assert widths == {len(table.header(made(), g)) - 1 for g in table.GROUPS}
+    assert "a paper \\& more" in text
+    assert "?" not in text
+
+
+def test_json_is_plain(made: Made) -> None:
+    plain = report.plain(made())
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert {row["row"] for row in plain["rows"]} == {r.planned.name for r in made().results}
+    assert plain["sums"][0]["name"] == "params"
+
+
+def test_the_page_holds_the_table_and_a_chart_of_each_metric(made: Made) -> None:
+    page = ablation_page.render(made())
+    for name in made().metrics:
+        assert f'id="ladder-{name}"' in page
+    for r in made().results:
+        assert f'<th scope="row">{r.planned.name}</th>' in page
+    for line in reproduction.sentences(made()):
+        assert line.replace("&", "&amp;") in page
+
+
+def test_the_chart_has_an_arrow_for_every_row(made: Made) -> None:
+    figure = ablation_page.ladder_chart(made(), "validation_loss")
+    arrows = [a for a in figure["layout"]["annotations"] if a["showarrow"]]
+    assert len(arrows) == len(LADDER) - 1
+    for arrow, (name, row) in zip(arrows, list(LADDER.items())[1:], strict=True):
+        ours, below = made().result(name), made().result(row["over"])
+        assert ours.score is not None
+        assert below.score is not None
+        assert ours.score.latency is not None
+        assert below.score.latency is not None
+        assert (arrow["x"], arrow["ax"]) == (ours.score.latency.median_ms, below.score.latency.median_ms)
+        assert (arrow["y"], arrow["ay"]) == (
+            ours.quality["validation_loss"].value,
+            below.quality["validation_loss"].value,
+        )
+        verdict = ours.effects["validation_loss"].verdict
+        assert arrow["arrowcolor"] == {"cannot tell": "var(--dominated)"}.get(verdict, f"var(--{verdict})")
+
+
+def test_what_was_reproduced_is_said(made: Made) -> None:
+    told = reproduction.sentences(made())
+    params, macs, latency, quality = told
+    apart = made().result("1").apart("params")
+    assert apart is not None
+    assert ("1 of 1 published changes of params" in params) == (abs(apart) <= 1)
+    assert "not reproduced, in points: row 1 (+1" in macs
+    assert "another device" in latency
+    assert "1 of 1" in latency
+    assert "Quality is the validation loss of short runs, not the published FID: with 3 seeds" in quality
+    directions = {name: reproduction.direction(made(), made().result(name)) for name in LADDER}
+    assert directions == {"0": None, "1": "better", "2a": None, "2b": None, "3": "better"}
+    assert "of 2 published directions" in quality
+
+
+def test_no_training_is_said(made: Made) -> None:
+    costs = made(objectives=["latency_ms"])
+    assert reproduction.sentences(costs)[-1].startswith("Quality was not taken")
+    assert "verdict" not in table.header(costs, "ladder")
+    assert 'id="ladder-params"' in ablation_page.render(costs)
+
+
+def test_another_size_is_no_reproduction(made: Made) -> None:
+    other = made()
+    settings = other.settings.model_copy(
+        update={"ablation": other.ablation.model_copy(update={"published_from": "ablation/snapgen"})}
+    )
+    told = reproduction.sentences(Ablation(other.name, settings, other.attrs, other.results, other.sums))
+    assert told[0].startswith("Quality is")
+    assert told[2].startswith("The published nets have another size")
+
+
+def test_a_row_that_is_missing_is_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = made().settings
+    assert settings.ablation is not None
+    space = settings.load_space()
+    arch = space.architecture(space.references["2b"])
+    monkeypatch.setenv("QUICK_FAULT", f"{arch.id}:raise")
+    partial = made(seed=11)
+    assert (
+        reproduction.sentences(partial)[0]
+        == "Not finished: 2b (RuntimeError: out of memory), 3 without 3 (RuntimeError: out of memory)."
+    )
+    assert "RuntimeError: out of memory" in table.markdown(partial)
+    assert "ladder-validation_loss" in ablation_page.render(partial)

@@ -1,0 +1,28 @@
+"""An evolving study's report in headless Chromium."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from archsearch.reports import study_report as pareto
+from tests.archsearch.reports import factory
+from tests.archsearch.reports.study.test_in_browser import Visit, browser, pytestmark  # noqa: F401 - browser is a fixture
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+
+def test_its_charts_draw_and_fit(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+    study = factory.evolved(tmp_path, rounds=5)
+    url = pareto.write(study, tmp_path / "r.html", beside=factory.sampled(candidates=6)).as_uri()
+    visit = Visit(browser, url, width=900, dark=True)
+    page = visit.page
+    page.wait_for_selector("#worth-map .heatmaplayer image, #worth-map .heatmaplayer path", state="attached")
+    assert page.locator("#worth-map .heatmap-label").count() > 0 or page.locator("#worth-map text").count() > 20
+    assert page.locator("#path-validation_loss .scatterlayer .point").count() >= 5 + 6
+    titles = page.locator("#path-validation_loss .infolayer [class*=title]").all_text_contents()
+    assert {"Latency (ms, measured)", "Validation loss"} <= set(titles)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 900
+    assert visit.complaints == []
+    page.close()

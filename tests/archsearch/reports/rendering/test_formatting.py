@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from archsearch.reports.rendering import formatting as amounts
+from archsearch.spaces.loading import load_space
+from archsearch.stats.main_effects import Interval
+from snapgen.architecture.schema import Architecture
+from tests.archsearch.reports.factory import made_up
+
+
+@pytest.mark.parametrize(
+    ("value", "noise", "text"),
+    [
+        (0.512345, 0.0123, "0.512"),
+        (822.4, 31.0, "822"),
+        (0.0004, 0.01, "0.000"),
+        (-0.0004, 0.01, "0.000"),
+        (-0.0213, 0.004, "−0.0213"),
+        (12.3456, 0.0, "12.3"),
+        (1234567.0, 0.0, "1,234,567"),
+        (0.0, 0.0, "0"),
+        (5.0, 1e-9, "5.0000"),
+        (float("nan"), 0.0, "nan"),
+    ],
+)
+def test_as_many_digits_as_the_noise_allows(value: float, noise: float, text: str) -> None:
+    assert amounts.number(value, noise) == text
+
+
+def test_spoken_with_unit_and_interval() -> None:
+    gap = amounts.GAP
+    assert amounts.spoken(Interval(12.34, 12.1, 12.9), "latency_ms", ends=True) == f"12.34{gap}ms [12.10, 12.90]"
+    assert amounts.spoken(Interval(0.7, 0.7, 0.7), "params", ends=True) == f"0.700{gap}M"
+    assert amounts.change(Interval(0.124, 0.08, 0.16), relative=True) == f"+12.4{gap}% [8.0, 16.0]"
+    assert amounts.change(Interval(-0.02, -0.03, -0.01), relative=False) == "−0.020 [−0.030, −0.010]"
+
+
+def test_amounts_are_in_the_units_they_say() -> None:
+    base = load_space("emoji").base
+    score = made_up(base, random.Random(0))
+    params, macs = amounts.amount(score, "params"), amounts.amount(score, "macs")
+    assert params is not None
+    assert macs is not None
+    assert params.value == pytest.approx(score.cost.params / 1e6)
+    assert macs.value == pytest.approx(score.cost.macs / 1e6)
+    assert (amounts.axis("macs", ""), amounts.axis("validation_loss", "")) == ("MACs (M)", "Validation loss")
+
+
+def test_a_number_not_taken_is_none() -> None:
+    score = made_up(Architecture.model_validate(load_space("emoji").base.model_dump()), random.Random(0))
+    bare = score.model_copy(update={"quality": None, "latency": None})
+    assert amounts.amount(bare, "validation_loss") is None
+    assert amounts.amount(bare, "latency_ms") is None
+
+
+def test_only_inception_is_called_fid() -> None:
+    assert amounts.axis("frechet_distance", "inception") == "FID"
+    assert amounts.axis("frechet_distance", "efficientnet-lite0") == "Fréchet distance (efficientnet-lite0)"
+
+
+def test_ticks_only_where_a_logarithm_helps() -> None:
+    assert amounts.ticks([1, 4]) == []
+    assert amounts.ticks([0, 100]) == []
+    assert amounts.ticks([]) == []
+    assert {2, 5, 10} < set(amounts.ticks([2, 14]))
+    assert amounts.ticks([0.01, 90]) == sorted(amounts.ticks([0.01, 90]))

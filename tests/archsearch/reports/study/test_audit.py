@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pandas
+import pytest
+
+from archsearch.reports import study_report as pareto
+from archsearch.reports.rendering import tables
+from archsearch.reports.study import audit
+from archsearch.studies.experiments.proxy_audit import Row
+from tests.archsearch.reports import factory
+
+ROWS = [
+    Row("validation_loss", "itself with another seed", "as is", 0.93, 0.8, 0.99, 12),
+    Row("a | <b>", "validation_loss of the long run", "at equal MACs", -0.13, None, None, 12),
+    Row("macs", "frechet_distance of the long run", "at equal MACs", None, None, None, 12),
+]
+
+
+def test_markdown_escapes_bars() -> None:
+    assert audit.markdown(ROWS).splitlines() == [
+        "| score | against | kind | ρ | 95 % interval | n |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+        "| validation loss | itself with another seed | as is | 0.93 | 0.80 to 0.99 | 12 |",
+        "| a \\| <b> | validation loss of the long run | at equal MACs | −0.13 | – | 12 |",
+        "| MACs | Fréchet distance of the long run | at equal MACs | – | – | 12 |",
+    ]
+
+
+def test_csv_reads_back() -> None:
+    frame = pandas.read_csv(io.StringIO(audit.csv(ROWS)))
+    assert tuple(frame.columns) == audit.HEADER
+    assert frame["rho"].tolist()[:2] == [0.93, -0.13]
+    assert frame["rho"].isna().tolist() == [False, False, True]
+    assert frame["score"][1] == "a | <b>"
+
+
+@pytest.mark.parametrize("name", ["audit.md", "audit.csv"])
+def test_writes_both(tmp_path: Path, name: str) -> None:
+    assert audit.write(ROWS, tmp_path / name) == tmp_path / name
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["audit.csv", "audit.md"]
+    assert (tmp_path / "audit.md").read_text() == audit.markdown(ROWS)
+
+
+def test_section_is_escaped_and_in_the_report(tmp_path: Path) -> None:
+    assert "a | &lt;b&gt;" in audit.section(ROWS)
+    study = factory.create(tmp_path, candidates=3, samples=False)
+    plain = pareto.write(study, tmp_path / "plain.html").read_text()
+    assert 'id="audit"' not in plain
+    study.set_user_attr("audit", [vars(Row("x", "y", "z", 0.5, 0.1, 0.8, 9))])
+    audited = pareto.write(study, tmp_path / "audited.html").read_text()
+    assert 'id="audit"' in audited
+    assert "0.10 to 0.80" in audited
+
+
+def test_markdown_of_any_table() -> None:
+    assert tables.markdown(["a", "b"], [["x\ny", "back\\slash"]]) == (
+        "| a | b |\n| --- | ---: |\n| x y | back\\\\slash |\n"
+    )

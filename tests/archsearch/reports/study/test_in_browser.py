@@ -1,0 +1,267 @@
+"""The report as a person meets it, in headless Chromium."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from archsearch.reports import study_report as pareto
+from tests.archsearch.reports import factory
+from tests.archsearch.reports.test_study_report import HOSTILE
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH"),
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
+]
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("run")
+    study = factory.create(folder, candidates=24, names=HOSTILE)
+    return pareto.write(study, folder / "report.html").as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+class Visit:
+    """A page, and all that went wrong on it."""
+
+    def __init__(self, browser: Browser, url: str, *, width: int = 1280, dark: bool = False) -> None:
+        self.complaints: list[str] = []
+        self.page: Page = browser.new_page(
+            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
+        )
+        self.page.set_default_timeout(120_000)
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self._requested(request.url, url))
+        self.page.goto(url)
+        self.page.wait_for_selector("#panel h3")
+
+    def _requested(self, wanted: str, url: str) -> None:
+        if wanted != url and not wanted.startswith(("data:", "blob:")):
+            self.complaints.append(f"request: {wanted}")
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Browser, url: str) -> Iterator[Visit]:
+    visit = Visit(browser, url)
+    yield visit
+    visit.page.close()
+
+
+@pytest.fixture
+def visit(opened: Visit) -> Visit:
+    """The page with nothing filtered. It is opened once: reading plotly takes a browser seconds."""
+    opened.page.fill("#filter", "")
+    opened.page.check("input[name=show][value=all]")
+    return opened
+
+
+@pytest.fixture(autouse=True)
+def _no_complaints(opened: Visit) -> Iterator[None]:
+    yield
+    complaints, opened.complaints = opened.complaints, []
+    assert complaints == []
+
+
+def column(page: Page, index: int) -> list[str]:
+    found: list[str] = page.locator(f"#table tbody tr:not([hidden]) > *:nth-child({index + 1})").evaluate_all(
+        "cells => cells.map(cell => cell.dataset.value ?? cell.textContent)"
+    )
+    return found
+
+
+def test_every_chart_draws(visit: Visit) -> None:
+    page = visit.page
+    drawn = page.eval_on_selector_all(
+        ".chart",
+        """charts => charts.map(chart => [
+            chart.id,
+            chart.querySelectorAll(".main-svg").length,
+            [...chart.querySelectorAll(".scatterlayer .point, .scatterlayer .js-line")].filter(
+                mark => mark.getBoundingClientRect().width > 0).length,
+        ])""",
+    )
+    assert {name for name, _, _ in drawn} == {
+        "front-chart",
+        "hypervolume",
+        "seeds-validation_loss",
+        "seeds-frechet_distance",
+        "seeds-kernel_distance",
+    }
+    assert all(layers > 0 and marks > 5 for _, layers, marks in drawn), drawn
+    assert page.locator(".effect .dot").count() > 10
+
+
+def test_every_pair_of_axes_draws(visit: Visit) -> None:
+    page = visit.page
+    for y in page.locator("#axis-y option").evaluate_all("options => options.map(o => o.value)"):
+        for x in page.locator("#axis-x option").evaluate_all("options => options.map(o => o.value)"):
+            page.select_option("#axis-y", y)
+            page.select_option("#axis-x", x)
+            titles = page.locator("#front-chart .infolayer [class*=title]").all_text_contents()
+            wanted = [page.locator(f"#axis-{a} option:checked").text_content() for a in "xy"]
+            assert set(wanted) <= set(titles)
+            assert page.locator("#front-chart .scatterlayer .point").count() > 10
+
+
+def test_a_click_on_a_point_shows_its_samples(visit: Visit) -> None:
+    page = visit.page
+    before = page.locator("#panel h3").text_content()
+    page.locator("#front-chart").scroll_into_view_if_needed()
+    point = page.evaluate(
+        """() => {
+            const chart = document.getElementById("front-chart"), area = chart.getBoundingClientRect();
+            const trace = chart.data.find(t => t.name === "searched" && t.customdata.length > 2);
+            const {xaxis, yaxis} = chart._fullLayout;
+            return [trace.customdata[1], area.left + xaxis._offset + xaxis.d2p(trace.x[1]),
+                    area.top + yaxis._offset + yaxis.d2p(trace.y[1])];
+        }"""
+    )
+    page.mouse.move(point[1], point[2])
+    page.wait_for_selector(f"#panel[data-number='{point[0]}']")
+    page.mouse.click(point[1], point[2])
+    page.wait_for_selector(f"#table tr.chosen[data-number='{point[0]}']")
+    assert page.input_value("#pick") == str(point[0])
+    assert page.locator("#panel h3").text_content() != before
+    assert page.locator("#panel img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
+    assert "residual blocks" in (page.locator("#panel .words").text_content() or "")
+    page.mouse.move(5, 5)
+    page.wait_for_timeout(200)
+    assert page.locator("#panel").get_attribute("data-number") == str(point[0])
+
+
+def test_the_table_sorts_both_ways_with_missing_numbers_last(visit: Visit) -> None:
+    page = visit.page
+    head = page.locator("#table thead th", has_text="Validation loss")
+    for direction, backwards in (("ascending", False), ("descending", True)):
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == direction
+        values = column(page, 2)
+        numbers = [float(value) for value in values if value]
+        assert numbers == sorted(numbers, reverse=backwards)
+        assert len(numbers) > 5
+        assert values[len(numbers) :] == [""] * (len(values) - len(numbers)) != []
+    assert page.locator("#table thead th:not([aria-sort=none])").count() == 1
+
+
+def test_the_table_sorts_by_keyboard_and_by_text(visit: Visit) -> None:
+    page = visit.page
+    page.locator("#table thead th", has_text="State").locator("button").focus()
+    page.keyboard.press("Enter")
+    states = [value.strip().lower() for value in column(page, 1)]
+    assert states == sorted(states)
+    assert len(set(states)) > 2
+
+
+def test_the_table_filters(visit: Visit) -> None:
+    page = visit.page
+    page.fill("#filter", "rope: true")
+    few = page.locator("#table tbody tr:visible").count()
+    assert 0 < few < 24
+    assert page.locator("#count").text_content() == f"{few} of 24"
+    page.fill("#filter", "")
+    page.check("input[name=show][value=front]")
+    assert set(column(page, 1)) == {"on the front"}
+    page.check("#show-knobs")
+    assert page.locator("#table thead th.knob-column:visible").count() == 14
+
+
+def test_a_row_opens_its_candidate(visit: Visit) -> None:
+    page = visit.page
+    button = page.locator("#table tbody tr[data-scored=true] .open").nth(3)
+    name = button.text_content()
+    button.click()
+    assert page.locator("#panel h3").text_content() == name
+    assert page.locator("#table tr.chosen .open").text_content() == name
+
+
+def test_hostile_names_are_shown_and_do_nothing(visit: Visit) -> None:
+    page = visit.page
+    for name in HOSTILE.values():
+        page.select_option(
+            "#pick", label=next(t for t in page.locator("#pick option").all_text_contents() if name in t)
+        )
+        assert page.locator("#panel h3").text_content() == name
+    assert page.evaluate("window.owned") is None
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_both_themes_are_legible_and_reach_the_charts(browser: Browser, url: str, dark: bool) -> None:
+    visit = Visit(browser, url, dark=dark)
+    page = visit.page
+    for start in (dark, not dark):
+        assert luminance(page, "--page") < 0.2 if start else luminance(page, "--page") > 0.8
+        for text in ("--ink", "--muted", "--front", "--knee", "--better", "--worse"):
+            for ground in ("--page", "--surface"):
+                assert contrast(page, text, ground) >= 4.5, (text, ground)
+        ink = page.locator("#front-chart .xtitle").evaluate("title => getComputedStyle(title).fill")
+        assert ink == colour(page, "--muted")
+        page.click("#theme")
+    assert visit.complaints == []
+    page.close()
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_nothing_is_wider_than_the_screen(browser: Browser, url: str, width: int) -> None:
+    visit = Visit(browser, url, width=width)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert visit.page.locator("#front-chart .main-svg").first.bounding_box()["width"] <= width  # type: ignore[index]
+    assert visit.complaints == []
+    visit.page.close()
+
+
+def test_a_page_of_one_candidate_has_no_errors(browser: Browser, tmp_path: Path) -> None:
+    visit = Visit(browser, pareto.write(factory.create(tmp_path, candidates=1), tmp_path / "r.html").as_uri())
+    assert visit.page.locator("#table tbody tr").count() == 1
+    assert visit.complaints == []
+    visit.page.close()
+
+
+def colour(page: Page, name: str) -> str:
+    found: str = page.evaluate(
+        """name => {
+            const probe = document.body.appendChild(document.createElement("i"));
+            probe.style.color = `var(${name})`;
+            const colour = getComputedStyle(probe).color;
+            probe.remove();
+            return colour;
+        }""",
+        name,
+    )
+    return found
+
+
+def luminance(page: Page, name: str) -> float:
+    """Relative luminance (WCAG 2.2)."""
+    parts = [int(part) / 255 for part in colour(page, name).removeprefix("rgb(").rstrip(")").split(",")]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(page: Page, one: str, other: str) -> float:
+    light, dark = sorted((luminance(page, one), luminance(page, other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)

@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas
+import plotly.graph_objects as go
+import pytest
+
+from archsearch.reports import study_report as pareto
+from archsearch.reports.rendering import html
+from archsearch.reports.study import charts, summary
+from archsearch.reports.study import data as facts
+from archsearch.score import Incomparable, Quality, Score
+from archsearch.spaces.loading import load_space
+from archsearch.studies.search import candidates as trials
+from snapgen.errors import InputError
+from snapgen.io import atomic
+from tests.archsearch.reports import factory
+
+HOSTILE = {
+    2: "</script><script>window.owned = 1</script>",
+    3: '<img src="https://example.invalid/x.png" onerror="window.owned = 1">',
+    4: "a | \"quoted\", 'name' & more",
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    study = factory.create(folder, candidates=24, names=HOSTILE)
+    return pareto.write(study, folder / "report.html")
+
+
+def data_of(text: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def empty(name: str = "emoji") -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(study_name=name, directions=["minimize", "minimize"])
+    study.set_user_attr("settings", {"name": name, "objectives": list(factory.OBJECTIVE_NAMES)})
+    study.set_user_attr("space", load_space("emoji").to_dict())
+    return study
+
+
+def test_one_file_that_needs_nothing_else(written: Path) -> None:
+    text = written.read_text()
+    head = text[: text.index("<script>")]
+    assert "default-src 'none'" in head
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', head)
+    assert text.count("plotly.js v") == 1
+    assert written.stat().st_size < 8_000_000
+    assert sorted(p.suffix for p in written.parent.iterdir() if p.name.startswith("report")) == [".csv", ".html"]
+
+
+def test_every_figure_is_valid_plotly(written: Path) -> None:
+    data = data_of(written.read_text())
+    figures = [*data["fronts"].values(), *data["charts"].values()]
+    assert len(data["fronts"]) == 3 * 4
+    assert set(data["charts"]) == {
+        "hypervolume",
+        "seeds-validation_loss",
+        "seeds-frechet_distance",
+        "seeds-kernel_distance",
+    }
+    for figure in figures:
+        go.Figure(figure)  # raises on a property that plotly does not know
+        assert any(len(trace["x"]) for trace in figure["data"])
+
+
+def test_hostile_names_stay_text(written: Path) -> None:
+    text = written.read_text()
+    assert "<script>window.owned" not in text
+    assert "<img src=" not in text
+    assert {c["title"] for c in data_of(text)["candidates"].values()} >= set(HOSTILE.values())
+    assert all("<img" not in c["hover"] for c in data_of(text)["candidates"].values())
+
+
+def test_csv_holds_every_candidate(written: Path) -> None:
+    frame = pandas.read_csv(written.with_suffix(".csv"))
+    assert len(frame) == 24
+    assert list(frame["trial"]) == list(range(24))
+    assert frame["name"].tolist()[:5] == ["base", "snapgen", *HOSTILE.values()]
+    scored = frame[frame["state"] == "scored"]
+    assert (scored["validation_loss_low"] < scored["validation_loss"]).all()
+    assert frame.loc[frame["state"] == "infeasible", "validation_loss"].isna().all()
+    assert frame["recommended"].sum() == 1
+    assert {"knob convs", "median_ms", "latency_source", "params", "validation_loss_seed_1"} <= set(frame.columns)
+
+
+def test_front_in_the_page_is_the_studys(written: Path) -> None:
+    frame = pandas.read_csv(written.with_suffix(".csv"))
+    scored = frame[frame["state"] == "scored"]
+    for row in scored.itertuples():
+        beaten = scored[(scored["validation_loss"] < row.validation_loss) & (scored["median_ms"] < row.median_ms)]
+        assert row.front == beaten.empty
+    line = data_of(written.read_text())["fronts"]["validation_loss/latency_ms"]["data"][0]
+    assert line["x"] == sorted(scored.loc[scored["front"], "median_ms"])
+
+
+@pytest.mark.parametrize("state", ["FAIL", "PRUNED", None])
+def test_nothing_scored_is_a_clear_error(tmp_path: Path, state: str | None) -> None:
+    study, space = empty(), load_space("emoji")
+    if state:
+        score = factory.made_up(space.base, random.Random(0)).model_copy(update={"quality": None})
+        factory.add(study, space, 0, space.base_point, score if state == "PRUNED" else None, state=state, error="boom")
+    with pytest.raises(InputError, match=r"study emoji: has no scored candidate.*; run archsearch search"):
+        pareto.write(study, tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_single_candidate_makes_a_page(tmp_path: Path) -> None:
+    text = pareto.write(factory.create(tmp_path, candidates=1), tmp_path / "r.html").read_text()
+    assert "Only 1 candidate is scored" in text
+    assert "cannot be told from 1 candidate" in text
+    assert "cannot tell from fewer than 8 different candidates" in text
+
+
+def test_failed_running_and_reused_trials_are_told_apart(tmp_path: Path) -> None:
+    study, space = factory.create(tmp_path, candidates=9, samples=False), load_space("emoji")
+    base = factory.made_up(space.base, random.Random(0))
+    factory.add(study, space, 9, space.base_point, None, state="FAIL", error="CUDA out of memory <b>")
+    factory.add(study, space, 10, space.base_point, base, reused_from=0)
+    factory.add(study, space, 11, space.sample(random.Random(5)), None, state="RUNNING", stage="training seed 0")
+    text = pareto.write(study, tmp_path / "r.html").read_text()
+    tiles = {name: value for value, name in summary.tiles(facts.read(study))}
+    assert (tiles["failed"], tiles["running"], tiles["reused"]) == ("1", "1", "1")
+    assert tiles["scored"] == str(len(facts.read(study).scored))
+    assert "CUDA out of memory &lt;b&gt;" in text
+    assert "same as trial 0" in text
+    assert "has not finished" in text
+
+
+def test_protocols_are_never_mixed(tmp_path: Path) -> None:
+    study, space = factory.create(tmp_path, candidates=5, samples=False), load_space("emoji")
+    score = factory.made_up(space.base, random.Random(0))
+    assert score.quality is not None
+    other = score.quality.model_copy(update={"protocol_hash": "0" * 16, "extractor": "inception"})
+    point = space.sample(random.Random(9))
+    factory.add(study, space, 5, point, Score(cost=score.cost, latency=score.latency, quality=other))
+    with pytest.raises(Incomparable, match=r"trials 0 and 5: .*extractor: efficientnet-lite0 against inception"):
+        pareto.write(study, tmp_path / "r.html")
+
+
+@pytest.mark.parametrize(
+    "objectives",
+    [("validation_loss",), ("latency_ms", "params"), ("kernel_distance", "latency_ms", "params")],
+)
+def test_other_objectives(tmp_path: Path, objectives: tuple[str, ...]) -> None:
+    study = factory.create(tmp_path, candidates=14, objectives=objectives, samples=False)
+    data = data_of(pareto.write(study, tmp_path / "r.html").read_text())
+    first = next(iter(data["fronts"]))
+    assert first.split("/")[0] == objectives[0]
+    if len(objectives) > 1:
+        assert first.split("/")[1] == objectives[1]
+
+
+def test_one_seed_and_no_samples(tmp_path: Path) -> None:
+    def lean(quality: Quality) -> Quality:
+        loss = quality.validation_loss.model_copy(update={"by_seed": quality.validation_loss.by_seed[:1]})
+        return quality.model_copy(update={"validation_loss": loss, "frechet_distance": None, "kernel_distance": None})
+
+    study = factory.create(tmp_path, candidates=12, samples=False, adapt=lean)
+    study.set_user_attr("protocol", {"protocol": {"seeds": [0]}})
+    text = pareto.write(study, tmp_path / "r.html").read_text()
+    assert data_of(text)["samples"] == {}
+    assert list(data_of(text)["charts"]) == ["hypervolume"]
+    assert "a single seed" in text
+    assert "distance" not in " ".join(data_of(text)["fronts"])
+
+
+def test_from_a_file_as_from_memory(tmp_path: Path) -> None:
+    stored = factory.create(tmp_path, candidates=4, storage=f"sqlite:///{tmp_path / 'study.db'}")
+    ours = pareto.write(stored, tmp_path / "stored.html")
+    theirs = pareto.write(factory.create(tmp_path, candidates=4), tmp_path / "memory.html")
+    assert data_of(ours.read_text())["fronts"] == data_of(theirs.read_text())["fronts"]
+
+
+def test_broken_samples_are_left_out(tmp_path: Path) -> None:
+    study = factory.create(tmp_path, candidates=6)
+    stored = sorted((tmp_path / "artifacts").iterdir())
+    stored[0].write_bytes(stored[0].read_bytes()[:200])
+    stored[1].unlink()
+    stored[2].write_bytes(b"")
+    scored = len(facts.read(study).trained)
+    data = data_of(pareto.write(study, tmp_path / "r.html").read_text())
+    assert len(data["samples"]) == scored - 3
+
+
+def test_samples_of_a_run_that_was_moved(tmp_path: Path) -> None:
+    study = factory.create(tmp_path, candidates=3)
+    (tmp_path / "artifacts").rename(tmp_path / "moved")
+    assert data_of(pareto.write(study, tmp_path / "r.html").read_text())["samples"] == {}
+    (tmp_path / "new").mkdir()
+    (tmp_path / "moved").rename(tmp_path / "new" / "artifacts")
+    assert data_of(pareto.write(study, tmp_path / "new" / "r.html").read_text())["samples"]
+
+
+def test_samples_stay_within_their_budget(tmp_path: Path) -> None:
+    from archsearch.reports.rendering import images as samples
+
+    paths = []
+    for i in range(6):
+        paths.append((i, tmp_path / f"{i}.png"))
+        factory.grid(random.Random(i)).resize((2048, 1024)).save(paths[-1][1])
+    one = samples.data_uri(paths[0][1])
+    assert one is not None
+    assert len(one) < 200_000
+    assert list(samples.embedded(paths, budget=int(2.5 * len(one)))) == [0, 1]
+
+
+def test_unwritable_file_is_an_input_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="name a writable file"):
+        atomic.put(tmp_path / "file" / "report.html", "text")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(InputError, match="name a writable file"):
+        atomic.put(tmp_path / "folder.html", "text")
+
+
+def test_embedded_json_cannot_end_its_element() -> None:
+    value = {"a": "</script><!--", "b": "& \u2028 ×"}
+    text = html.embedded(value)
+    assert "<" not in text
+    assert json.loads(text) == value
+
+
+def test_infeasible_stand_in_the_strip_at_their_latency(tmp_path: Path) -> None:
+    found = facts.read(factory.create(tmp_path, candidates=24, samples=False))
+    traces = {t["name"]: t for t in charts.front_chart(found, "validation_loss", "latency_ms")["data"]}
+    outside = [c for c in found.candidates if c.state == "infeasible"]
+    assert len(outside) > 2
+    assert sorted(traces["infeasible"]["customdata"]) == [c.number for c in outside]
+    assert min(traces["infeasible"]["x"]) > factory.INFEASIBLE_MS
+
+
+def test_importing_the_report_is_light() -> None:
+    heavy = "{'plotly', 'pandas', 'jinja2', 'scipy'}"
+    modules = "archsearch.reports.study.page, archsearch.reports.study_report"
+    code = f"import sys, {modules}; print(*({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "plotly" not in done.stdout
+    assert "pandas" not in done.stdout
+
+
+def test_intervals_are_those_by_which_candidates_are_compared(tmp_path: Path) -> None:
+    from archsearch.stats.intervals import pooled
+
+    study = factory.create(tmp_path, candidates=10, samples=False)
+    space = load_space("emoji")
+    again = factory.made_up(space.base, random.Random(0))
+    factory.add(study, space, 10, space.base_point, again, reused_from=0)
+    found = facts.read(study)
+    raw = {c.number: c.score.quality for c in trials.read(study) if c.score.quality and c.reused_from is None}
+    wanted = dict(zip(raw, pooled([quality.validation_loss for quality in raw.values()]), strict=True))
+    assert {c.number: e for c, e in facts.estimates(found, "validation_loss")} == wanted
+    assert len({round(e.high - e.value, 9) for e in wanted.values()}) == 1
+    twin = next(c for c in found.candidates if c.number == 10)
+    assert twin.score.quality is not None
+    assert twin.score.quality.validation_loss == wanted[0]

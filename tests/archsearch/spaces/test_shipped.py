@@ -1,0 +1,212 @@
+"""Every shipped space: random architectures build, run, keep shapes, survive saving, and have the right ids.
+
+The nets are shrunken: widths are divided, while levels, blocks, heads, groups of channels and ratios stay.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from archsearch.spaces.loading import NAMES, load_space
+from archsearch.spaces.space import Space
+from snapgen.architecture import presets
+from snapgen.architecture.overrides import changed
+from snapgen.architecture.schema import Architecture
+from snapgen.models.unet import UNet
+
+SPACES = {name: load_space(name) for name in NAMES}
+HEAD_WIDTH = 4
+"""RoPE takes no less."""
+
+MUTATIONS: tuple[dict[str, Any], ...] = (
+    {"all.expansion": 1},
+    {"all.expansion": 2},
+    {"down[0].expansion": 2},
+    {"down[-1].conv": "separable"},
+    {"up[0].conv": "separable"},
+    {"mid.conv": "plain"},
+    {"all.kv_heads": 1},
+    {"down[0].kv_heads": 1},
+    {"stages[1].kv_heads": None},
+    {"stages[0].head_width": 8},
+    {"mid.head_width": 8},
+    {"up[0].ffn_ratio": 2},
+    {"stages[0].self_attention": True},
+    {"stages[0].cross_attention": False},
+    {"all.self_attention": False},
+    {"all.cross_attention": False},
+    {"all.transformers": 0},
+    {"stages[0].transformer_depth": 2},
+    {"all.transformer_depth": 0},
+    {"mid.residual_blocks": 0},
+    {"mid.transformers": 0},
+    {"down[0].residual_blocks": 0, "down[0].transformers": 1},
+    {"qk_norm": True},
+    {"qk_norm": False},
+    {"rope": True},
+    {"rope": False},
+    {"time.projection": "output"},
+    {"time.projection": "expanded"},
+    {"context_width": 12},
+)
+"""Changes of which many do nothing to some nets and something to others."""
+
+Fingerprint = tuple[tuple[tuple[str, torch.Size], ...], tuple[float, ...]]
+"""What tells two nets apart: their weights' names and shapes, and what they say with weights of the same names."""
+
+EXAMPLES = settings(
+    deadline=None, derandomize=True, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def shrunken(arch: Architecture) -> Architecture:
+    """The same structure, with heads of `HEAD_WIDTH`, all other widths divided alike, and transformers one deep."""
+    by = arch.mid.head_width // HEAD_WIDTH
+    ways = {"down": arch.down, "up": arch.up}
+    sizes = {f"{way}[{i}].channels": s.channels // by for way, stages in ways.items() for i, s in enumerate(stages)}
+    small = {"norm_groups": max(1, arch.norm_groups // by), "context_width": 8, "time.frequencies": 8, "time.width": 8}
+    shallow = {"all.transformer_depth": 1, "all.head_width": HEAD_WIDTH, "latent_channels": 2}
+    return changed(arch, {**sizes, **small, **shallow})
+
+
+def filled(arch: Architecture) -> UNet:
+    """Its net, every weight non-zero and decided by the weight's name alone."""
+    net = UNet(arch).eval()
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            steps = torch.arange(weight.numel()) * 0.7 + zlib.crc32(name.encode()) % 997
+            weight.copy_((steps.sin() / max(1, weight[0].numel()) ** 0.5 + (weight.ndim == 1)).view_as(weight))
+    return net
+
+
+def velocity(net: UNet) -> Tensor:
+    """What the net says to fixed inputs on the smallest grid that has places to tell apart everywhere."""
+    size = 2 * net.arch.stride
+    sample = (torch.arange(2 * 2 * size * size) * 1.3).sin().view(2, 2, size, size)
+    context = (torch.arange(2 * 3 * net.arch.context_width) * 0.9).sin().view(2, 3, -1)
+    output: Tensor = net(sample, torch.tensor([0.2, 0.7]), context)
+    assert output.shape == sample.shape
+    return output
+
+
+def shapes(net: UNet) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in net.state_dict().items()}
+
+
+def same_net(one: UNet, output: Tensor, other: UNet) -> bool:
+    """Whether both have the same weights in the same places and compute the same.
+
+    Nets that take contexts of different widths, but have no weight for one, do not look at it.
+    """
+    if shapes(one) != shapes(other):
+        return False
+    with torch.no_grad():
+        return one.arch.context_width != other.arch.context_width or torch.equal(output, velocity(other))
+
+
+def runs_forward_and_backward(net: UNet) -> Tensor:
+    output = velocity(net)
+    assert output.isfinite().all()
+    output.square().mean().backward()
+    silent = [name for name, weight in net.named_parameters() if weight.grad is None]
+    if not any(blocks.residual_blocks for _, blocks, _ in net.arch.sites()):
+        silent = [name for name in silent if not name.startswith("time.")]  # which residual blocks alone look at
+    assert not silent, f"nothing depends on {silent}"
+    return output.detach()
+
+
+def survives_saving(net: UNet, output: Tensor) -> None:
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        net.save_pretrained(folder)
+        again = UNet.from_pretrained(folder)
+        assert again.arch == net.arch
+        assert torch.equal(velocity(again), output)
+
+
+@st.composite
+def members(draw: st.DrawFn, space: Space) -> Architecture:
+    """A random architecture of a space."""
+    point = {knob.name: draw(st.integers(0, len(knob.choices) - 1)) for knob in space.knobs}
+    assume(space.valid(point))
+    return space.architecture(point)
+
+
+def mutated(arch: Architecture, changes: dict[str, Any]) -> Architecture:
+    """The architecture changed, or itself where the change does not fit."""
+    try:
+        return changed(arch, changes)
+    except ValueError:
+        return arch
+
+
+@pytest.mark.parametrize("examples", [60, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NAMES)
+def test_random_architectures_run_save_and_have_ids_of_their_own(name: str, examples: int) -> None:
+    nets: dict[str, Fingerprint] = {}
+    ids: dict[Fingerprint, str] = {}
+
+    @settings(EXAMPLES, max_examples=examples)
+    @given(members(SPACES[name]), st.none() | st.sampled_from(MUTATIONS))
+    def check(arch: Architecture, mutation: dict[str, Any] | None) -> None:
+        net = filled(shrunken(arch))
+        output = runs_forward_and_backward(net)
+        survives_saving(net, output)
+        seen = [(net, output)]
+        if mutation:
+            twin = filled(mutated(net.arch, mutation))
+            with torch.no_grad():
+                seen.append((twin, velocity(twin)))
+        for known, said in seen:
+            fingerprint = (tuple(shapes(known).items()), tuple(said.flatten().tolist()))
+            assert nets.setdefault(known.arch.id, fingerprint) == fingerprint, f"{mutation}: one id, two nets"
+            assert ids.setdefault(fingerprint, known.arch.id) == known.arch.id, f"{mutation}: one net, two ids"
+
+    check()
+
+
+@settings(EXAMPLES, max_examples=60)
+@given(members(SPACES["emoji"]), st.lists(st.sampled_from(MUTATIONS), max_size=3), st.sampled_from(MUTATIONS))
+def test_ids_are_equal_exactly_when_the_same_net_is_built(
+    arch: Architecture, before: list[dict[str, Any]], mutation: dict[str, Any]
+) -> None:
+    one = shrunken(arch)
+    for changes in before:
+        one = mutated(one, changes)
+    other = mutated(one, mutation)
+    assume(other != one)
+    net = filled(one)
+    with torch.no_grad():
+        alike = same_net(net, velocity(net), filled(other))
+    assert (one.id == other.id) == alike, f"{one.to_json()} and {other.to_json()}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_base_and_every_reference_are_points(name: str) -> None:
+    space = SPACES[name]
+    points = space.points_of()
+    assert space.architecture(points["base"]).id == space.base.id
+    assert ("snapfusion" if name == "emoji-blocks" else "snapgen") in points
+    assert len({space.architecture(point).id for point in points.values()}) == len(points)
+
+
+def test_the_full_size_space_holds_the_published_designs() -> None:
+    space = SPACES["snapgen"]
+    assert space.base.id == presets.preset("snapgen-baseline").id
+    final = space.architecture(space.references["snapgen"])
+    assert final.id == presets.preset("snapgen-imagenet").id
+    with torch.device("meta"):
+        sizes = {
+            name: sum(weight.numel() for weight in UNet(space.architecture(point)).parameters())
+            for name, point in space.points_of().items()
+        }
+    published = {"base": 632.6, "row 1": 622.1, "row 2a": 473.4, "row 2b": 528.4, "row 3": 462.7, "row 4": 389.3}
+    published |= {"row 5": 389.8, "row 6": 389.8, "snapgen": 372.2}
+    assert {name: round(size / 1e6, 1) for name, size in sizes.items()} == published

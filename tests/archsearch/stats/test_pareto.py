@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import optuna
+import pytest
+
+from archsearch.stats.pareto import box, front, hypervolume, shares
+
+
+def test_staircase_by_hand() -> None:
+    # Two boxes 2 × 1 and 1 × 2 below the reference that share a unit square.
+    assert hypervolume([(1, 2), (2, 1)], (3, 3)) == pytest.approx(3)
+    assert hypervolume([(1, 2), (2, 1), (2, 2), (9, 0)], (3, 3)) == pytest.approx(3)
+    assert hypervolume([(3, 1)], (3, 3)) == 0
+    assert hypervolume([], (1, 1)) == 0
+    assert hypervolume([(0.25,), (0.5,)], (1,)) == pytest.approx(0.75)
+
+
+def test_three_unit_boxes_in_space() -> None:
+    assert hypervolume([(0, 1, 1), (1, 0, 1), (1, 1, 0)], (2, 2, 2)) == pytest.approx(4)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("dimensions", [2, 3, 4])
+def test_agrees_with_optunas_history(dimensions: int) -> None:
+    rng = np.random.default_rng(dimensions)
+    points = [tuple(map(float, p)) for p in rng.random((14, dimensions))]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(directions=["minimize"] * dimensions)
+    for point in points:
+        study.add_trial(optuna.trial.create_trial(values=list(point)))
+    reference = (1.1,) * dimensions
+    theirs = optuna.visualization.plot_hypervolume_history(study, list(reference)).data[0].y
+    ours = [hypervolume(points[: i + 1], reference) for i in range(len(points))]
+    assert ours == pytest.approx(list(theirs))
+
+
+def test_front_keeps_ties_once_and_drops_the_dominated() -> None:
+    assert front([(1, 3), (2, 2), (2, 3), (1, 3), (3, 1)]) == [(1, 3), (2, 2), (3, 1)]
+
+
+def test_shares_rise_to_what_the_front_dominates() -> None:
+    found = shares([(2, 2), (1, 3), (3, 1), (3, 3)])
+    assert found == sorted(found)
+    assert 0 < found[0] < found[-1] < 1
+    assert found[-1] == found[-2]  # a dominated point adds nothing
+
+
+def test_box_of_equal_points_still_has_volume() -> None:
+    best, reference = box([(5.0, 0.0)])
+    assert all(b < r for b, r in zip(best, reference, strict=True))
+    assert shares([(5.0, 0.0)]) == pytest.approx([1.0])

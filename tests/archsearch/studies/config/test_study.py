@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from archsearch.library import STUDIES, Kind, shipped
+from archsearch.studies.config.study import StudySettings, find
+from snapgen.errors import InputError
+
+GOOD = "space: emoji\ntrials: 3\n"
+
+
+def read(tmp_path: Path, text: str | bytes) -> StudySettings:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return find(path)
+
+
+def test_defaults(tmp_path: Path) -> None:
+    settings = read(tmp_path, GOOD)
+    assert settings.name == "mine"
+    assert settings.objectives == ("validation_loss", "latency_ms")
+    assert settings.sampler.name == "gp"
+    assert settings.url == "sqlite:///runs/mine/study.db"
+    assert settings.folder == Path("runs/mine")
+    assert settings.artifact_folder == Path("runs/mine/artifacts")
+
+
+@pytest.mark.parametrize("kind", STUDIES)
+def test_shipped_studies_read(kind: Kind) -> None:
+    for name in shipped(kind):
+        assert find(name, kind).name == find(f"{kind}/{name}").name == (name if kind == "search" else f"{kind}-{name}")
+
+
+def test_a_sampler_is_a_name_or_a_mapping(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD + "sampler: tpe\n").sampler.name == "tpe"
+    nested = read(tmp_path, GOOD + "sampler: {name: nsga2, options: {population_size: 4}}\n")
+    assert nested.sampler.options == {"population_size": 4}
+
+
+def test_a_space_beside_the_study_is_found(tmp_path: Path) -> None:
+    (tmp_path / "space.yaml").write_text("")
+    assert read(tmp_path, "space: space.yaml\ntrials: 1\n").space == str(tmp_path / "space.yaml")
+
+
+def test_overridden_keeps_the_source_and_checks(tmp_path: Path) -> None:
+    settings = read(tmp_path, GOOD)
+    changed = settings.overridden(trials=7, workers=None)
+    assert (changed.trials, changed.workers, changed.source) == (7, 1, settings.source)
+    with pytest.raises(InputError, match=r"mine\.yaml: workers"):
+        settings.overridden(workers=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        ("trials: 3\n", "space", "required"),
+        ("space: emoji\n", "", "no budget; give trials, minutes or both"),
+        (GOOD + "trails: 4\n", "trails", "unknown key"),
+        (GOOD + "protocol: {stepz: 4}\n", "protocol.stepz", "unknown key"),
+        (GOOD + "latency: {gpu: 1}\n", "latency.gpu", "unknown key"),
+        (GOOD + "seed: -1\n", "seed", "greater than or equal to 0"),
+        (GOOD + "workers: two\n", "workers", "integer"),
+        (GOOD + "workers: 0\n", "workers", "greater than"),
+        ("space: emoji\ntrials: 0\n", "trials", "greater than"),
+        ("space: emoji\ntrials: 3.5\n", "trials", "integer"),
+        ("space: emoji\nminutes: .nan\n", "minutes", "finite"),
+        ("space: emoji\nminutes: -2\n", "minutes", "greater than 0"),
+        ("space: [emoji]\ntrials: 3\n", "space", "string"),
+        (GOOD + "objectives: []\n", "objectives", "at least 1"),
+        (GOOD + "objectives: [fid]\n", "objectives", "unknown objective 'fid'; use validation_loss"),
+        (GOOD + "objectives: [params, params]\n", "objectives", "twice"),
+        (GOOD + "objectives: params\n", "objectives", "tuple"),
+        (GOOD + "limits: {speed: 3}\n", "limits", "unknown limit 'speed'"),
+        (GOOD + "limits: {params: -3}\n", "limits", "above 0"),
+        (GOOD + "limits: {params: many}\n", "limits.params", "number"),
+        (GOOD + "sampler: cmaes\n", "sampler.name", "'gp', 'tpe'"),
+        (GOOD + "sampler: {name: gp, options: [1]}\n", "sampler.options", "dictionary"),
+        (GOOD + "name: ../up\n", "name", "folder"),
+        (GOOD + "name: ''\n", "name", "folder"),
+        ("space: emoji\ntrials: 3\ntrials: 4\n", "line 3", "twice"),
+        ("space: emoji\n  trials: 3\n", "line 2", "not valid YAML"),
+        ("- space\n", "", "must be a mapping"),
+        ("", "", "is empty"),
+        (b"\xff\xfe\x00", "", "not text"),
+        ("a" * (1 << 21), "", "too large"),
+    ],
+)
+def test_each_mistake_is_one_line_with_its_place(tmp_path: Path, text: str | bytes, place: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, text)
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path / 'mine.yaml'}: {place}")
+    assert words in line
+    assert "\n" not in line
+    assert "; " in line
+
+
+@pytest.mark.parametrize("name", ["no-such-study", "missing.yaml"])
+def test_missing(name: str) -> None:
+    with pytest.raises(InputError, match=r"neither a shipped study|does not exist"):
+        find(name)
+
+
+def test_a_folder_is_no_study(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="directory"):
+        find(tmp_path)
+
+
+def test_settings_are_read_without_what_builds_nets() -> None:
+    heavy = "{'diffusers', 'transformers', 'snapgen.models.unet'}"
+    code = f"import sys, archsearch.studies.config.study; print(*({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

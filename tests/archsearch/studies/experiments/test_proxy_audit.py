@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+import archsearch.reports.study.audit
+from archsearch.cost.counter import cost
+from archsearch.reports import study_report as pareto
+from archsearch.score import QUALITIES, Quality
+from archsearch.studies.config.study import StudySettings
+from archsearch.studies.experiments.proxy_audit import AS_IS, BASELINES, Row, audit
+from archsearch.studies.search.candidates import read
+from archsearch.studies.search.run import search
+from archsearch.studies.search.scorer import Report
+from archsearch.studies.storage.database import existing
+from snapgen.architecture.schema import Architecture
+from snapgen.errors import InputError
+from tests.archsearch.studies.quick import QuickScorer, quick_cost, quick_loss
+
+Make = Callable[..., StudySettings]
+
+
+class LongScorer(QuickScorer):
+    """Scores that foretell: the long run's loss is the short one's, its distance is the number of params."""
+
+    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
+        quality = super().quality(arch, progress=progress, artifacts=artifacts)
+        if self.settings.protocol.steps == StudySettings.model_fields["protocol"].default.steps:
+            return quality
+        params = float(quick_cost(arch).params)
+        other = quality.validation_loss.model_copy(update={"value": params, "low": params, "high": params})
+        return quality.model_copy(update={"frechet_distance": other})
+
+
+def row(rows: list[Row], **fields: Any) -> Row:
+    (found,) = [r for r in rows if all(getattr(r, name) == value for name, value in fields.items())]
+    return found
+
+
+def test_scores_are_set_beside_the_long_run(settings: Make) -> None:
+    short = settings(trials=9)
+    search(short, quiet=True, scorer=LongScorer)
+    rows = audit(short, factor=5, quiet=True, scorer=LongScorer)
+    long_loss, long_distance = (f"{name} of a run 5× as long" for name in QUALITIES[:2])
+    assert row(rows, score="validation_loss", target=long_loss, kind=AS_IS).rho == pytest.approx(1)
+    assert row(rows, score="params", target=long_distance, kind=AS_IS).rho == pytest.approx(-1), "more is worse here"
+    assert row(rows, score="validation_loss", target="itself with another seed", kind=AS_IS).rho == pytest.approx(1)
+    assert row(rows, score="latency_ms", target=long_loss, kind="at equal latency").rho is None
+    assert {r.n for r in rows} == {9}
+    assert len(rows) == 3 * (len(QUALITIES) + len(QUALITIES) * (len(QUALITIES) + len(BASELINES)))
+    assert existing(short).user_attrs["audit"] == [asdict(r) for r in rows]
+    long = [c for c in read(existing(settings(name="quick-audit-5x", storage=short.url))) if c.state == "scored"]
+    assert sorted(quick_loss(c.architecture) for c in long) == sorted(
+        quick_loss(c.architecture) for c in read(existing(short)) if c.reused_from is None
+    )
+
+
+def test_resumes_and_scores_nothing_twice(settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = settings(trials=6)
+    search(short, quiet=True, scorer=LongScorer)
+    monkeypatch.setenv("QUICK_LOG", str(tmp_path / "log"))
+    first = audit(short, quiet=True, scorer=LongScorer)
+    assert audit(short, quiet=True, scorer=LongScorer) == first
+    assert len((tmp_path / "log").read_text().split()) == 6
+
+
+def test_a_few_candidates_are_spread_over_the_ranking(settings: Make) -> None:
+    short = settings(trials=10)
+    search(short, quiet=True, scorer=LongScorer)
+    rows = audit(short, candidates=4, quiet=True, scorer=LongScorer)
+    assert {r.n for r in rows} == {4}
+    losses = sorted(c.value("validation_loss") for c in read(existing(short)))
+    chosen = [c.value("validation_loss") for c in read(existing(settings(name="quick-audit-5x", storage=short.url)))]
+    assert {losses[0], losses[-1]} <= set(chosen)
+
+
+def test_too_little_to_audit(settings: Make) -> None:
+    with pytest.raises(InputError, match="has not begun"):
+        audit(settings(), quiet=True, scorer=LongScorer)
+    search(settings(trials=3), quiet=True, scorer=LongScorer)
+    with pytest.raises(InputError, match="needs 4"):
+        audit(settings(), quiet=True, scorer=LongScorer)
+    with pytest.raises(InputError, match="2 or more"):
+        audit(settings(), factor=1, quiet=True, scorer=LongScorer)
+
+
+def test_a_plan_that_is_not_of_the_space(settings: Make) -> None:
+    with pytest.raises(InputError, match=r"plan\[0\]: is no point"):
+        search(settings(plan=[{"convs": 1}]), quiet=True, scorer=QuickScorer)
+
+
+class ElasticScorer(QuickScorer):
+    """Inherited scores do not foretell the long run, short ones from new weights do."""
+
+    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
+        quality = super().quality(arch, progress=progress, artifacts=artifacts)
+        if self.settings.protocol.inherit is None:
+            return quality
+        worse = 10 - quality.validation_loss.value
+        other = quality.validation_loss.model_copy(update={"value": worse, "low": worse, "high": worse})
+        return quality.model_copy(update={"validation_loss": other})
+
+
+ELASTIC: dict[str, Any] = {
+    "protocol": {"inherit": "net", "steps": 10, "batch": 4},
+    "elastic": {"supernet_images": 900, "scratch_steps": 50},
+}
+
+
+def test_inherited_scores_are_set_beside_scores_from_scratch(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = settings(trials=9, **ELASTIC)
+    search(short, quiet=True, scorer=ElasticScorer)
+    monkeypatch.setenv("QUICK_LOG", str(tmp_path / "log"))
+    rows = audit(short, factor=4, candidates=6, quiet=True, scorer=ElasticScorer)
+    target = "validation_loss of a run from scratch of 200 steps"
+    assert row(rows, score="validation_loss", target=target, kind=AS_IS).rho == pytest.approx(-1)
+    assert row(rows, score="validation_loss from scratch at equal compute", target=target, kind=AS_IS).rho == 1
+    assert {r.n for r in rows} == {6}
+    assert len((tmp_path / "log").read_text().split()) == 12
+    assert audit(short, factor=4, candidates=6, quiet=True, scorer=ElasticScorer) == rows
+    assert len((tmp_path / "log").read_text().split()) == 12, "resumed, nothing is scored twice"
+    names = {s.study_name for s in optuna.get_all_study_summaries(short.url)}
+    (scratch,) = (name for name in names if "scratch" in name)
+    protocol = existing(settings(name=scratch, storage=short.url)).user_attrs["protocol"]["protocol"]
+    assert protocol["inherit"] is None
+    scored = [c for c in read(existing(short)) if c.reused_from is None]
+    space = short.load_space()
+    whole = cost(space.base, space.latent_size, context_tokens=space.context_tokens).macs
+    passes = sum(10 * 4 * 2 * c.score.cost.macs for c in scored) + 900 * whole  # two seeds
+    again = sum(protocol["steps"] * 4 * 2 * c.score.cost.macs for c in scored)
+    assert passes <= again < passes + sum(4 * 2 * c.score.cost.macs for c in scored), (
+        "a step each is what rounding adds"
+    )
+    assert "validation loss from scratch at equal compute" in archsearch.reports.study.audit.markdown(rows)
+
+
+def test_inherited_weights_of_unknown_cost(settings: Make) -> None:
+    with pytest.raises(InputError, match="elastic: is missing, so nothing says what the inherited weights cost; give"):
+        audit(settings(protocol={"inherit": "net"}), quiet=True, scorer=QuickScorer)
+    with pytest.raises(ValueError, match=r"give protocol\.inherit or remove it"):
+        settings(elastic=ELASTIC["elastic"])
+
+
+def test_the_report_shows_it(settings: Make, tmp_path: Path) -> None:
+    short = settings(trials=6)
+    search(short, quiet=True, scorer=LongScorer)
+    audit(short, quiet=True, scorer=LongScorer)
+    page = pareto.write(existing(short), tmp_path / "report.html").read_text()
+    assert 'id="audit"' in page
+    assert "of a run 5× as long" in page

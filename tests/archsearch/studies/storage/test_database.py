@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archsearch.studies.config.study import StudySettings
+from archsearch.studies.search.run import search
+from archsearch.studies.storage import database as storage
+from snapgen.errors import InputError
+from tests.archsearch.studies.quick import SPACE, QuickScorer
+
+Make = Callable[..., StudySettings]
+
+
+def run(settings: StudySettings) -> Any:
+    return search(settings, quiet=True, scorer=QuickScorer)
+
+
+def refused(settings: StudySettings) -> str:
+    with pytest.raises(InputError) as caught:
+        run(settings)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "; " in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("study.db", "is not an Optuna URL"),
+        ("", "is not an Optuna URL"),
+        ("nosuch://host/base", "no database is called 'nosuch'"),
+        ("sqlite://", "in memory"),
+        ("sqlite:///:memory:", "in memory"),
+        ("sqlite:///folder", "is a folder"),
+        ("sqlite:///a{b}.db", "braces"),
+        ("sqlite:////proc/none/study.db", "name a file that can be written"),
+        ("mysql+nosuchdriver://host/base", "no database is called"),
+        ("oracle+cx_oracle://host/base", "is not installed"),
+        ("postgresql+psycopg://nobody@127.0.0.1:1/none", "check the URL and that the server runs"),
+    ],
+)
+def test_a_bad_url_is_one_line(settings: Make, tmp_path: Path, url: str, words: str) -> None:
+    (tmp_path / "folder").mkdir()
+    if "psycopg" in url:
+        pytest.importorskip("psycopg")
+    if url == "":
+        pytest.skip("an empty storage is the default one")
+    assert words in refused(settings(storage=url))
+
+
+def test_a_password_is_not_printed(settings: Make) -> None:
+    pytest.importorskip("psycopg")
+    assert "s3cret" not in refused(settings(storage="postgresql+psycopg://me:s3cret@127.0.0.1:1/none"))
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be taken for one" * 40, os.urandom(8192)])
+def test_a_file_that_is_no_database(settings: Make, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.db"
+    path.write_bytes(content)
+    line = refused(settings(storage=f"sqlite:///{path}"))
+    assert line.startswith(str(path))
+    assert path.read_bytes() == content
+
+
+def test_a_truncated_database(settings: Make, tmp_path: Path) -> None:
+    path = tmp_path / "cut.db"
+    run(settings(storage=f"sqlite:///{path}", trials=2))
+    path.write_bytes(path.read_bytes()[:5000])
+    for end in ("-wal", "-shm"):
+        Path(f"{path}{end}").unlink(missing_ok=True)
+    assert str(path) in refused(settings(storage=f"sqlite:///{path}", trials=3))
+
+
+def test_a_locked_database(settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.2)
+    path = tmp_path / "locked.db"
+    holder = sqlite3.connect(path)
+    holder.execute("BEGIN EXCLUSIVE")
+    assert "another program holds it" in refused(settings(storage=f"sqlite:///{path}"))
+    holder.close()
+
+
+def test_reading_makes_no_file(settings: Make, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has not begun; run archsearch search first"):
+        storage.existing(settings(name="absent"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_studys_file(settings: Make) -> None:
+    run(settings(trials=2, storage="sqlite:///one.db"))
+    with pytest.raises(InputError, match=r"no study 'other' \(it has: quick\)"):
+        storage.existing(settings(name="other", storage="sqlite:///one.db"))
+
+
+def test_a_run_is_found_by_its_name(settings: Make) -> None:
+    run(settings(trials=2))
+    assert storage.open_study("quick").study_name == "quick"
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"seed": 4}, "seed"),
+        ({"objectives": ("params", "latency_ms")}, "objectives"),
+        ({"limits": {"params": 1e9}}, "limits"),
+        ({"sampler": "random"}, "sampler"),
+        ({"latency": {"threads": 2}}, "latency"),
+        ({"protocol": {"steps": 7}}, "protocol.steps"),
+    ],
+)
+def test_going_on_with_other_settings_is_refused(settings: Make, changes: dict[str, Any], place: str) -> None:
+    run(settings(trials=2))
+    line = refused(settings(trials=3, **changes))
+    assert line.startswith(f"study: {place}: ")
+    assert "give the study a new name" in line
+
+
+def test_going_on_with_another_space_is_refused(settings: Make, tmp_path: Path) -> None:
+    run(settings(trials=2))
+    again = settings(trials=3)
+    (tmp_path / "space.yaml").write_text(SPACE.replace("[2, 3, 4]", "[2, 4]"))
+    assert refused(again).startswith("study: space.knobs: ")
+
+
+def test_budget_workers_and_artifacts_may_change(settings: Make, tmp_path: Path) -> None:
+    run(settings(trials=2))
+    study = run(settings(trials=4, workers=1, threads=2, artifacts=str(tmp_path / "elsewhere")))
+    assert len([t for t in study.get_trials() if t.state.name == "COMPLETE"]) == 4
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 8
+
+
+def test_an_artifact_folder_that_cannot_be_is_refused_at_once(settings: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "under artifacts" in refused(settings(artifacts=str(tmp_path / "file" / "folder")))
+
+
+def test_the_space_not_found(settings: Make) -> None:
+    assert "nowhere" in refused(settings(space="nowhere"))

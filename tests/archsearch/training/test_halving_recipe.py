@@ -1,0 +1,159 @@
+"""A recipe of step distillation from data to pipeline, and what is wrong with its teachers told in time."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from archsearch.training import run as training
+from archsearch.training.compatibility import shapes
+from archsearch.training.dry_run import plan
+from archsearch.training.log import read_evaluations
+from archsearch.training.recipe import find
+from snapgen.architecture import presets
+from snapgen.errors import InputError
+from snapgen.io.prediction_note import NOTE
+from snapgen.models.unet import UNet
+from snapgen.pipeline.loading import load
+from tests.archsearch.studies import tiny_recipe
+from tests.archsearch.studies.tiny_recipe import ARCH, EVALUATION, FEW, recipe, weights
+
+BASE = {"kind": "flow", "name": "base", **FEW}
+TO_2 = {"kind": "halving", "name": "to-2", "teacher_steps": 4, "probability": 0.5, **FEW}
+TO_1 = {**TO_2, "name": "to-1", "teacher_steps": 2, "probability": 0}
+CHANGES: dict[str, Any] = {"prediction": "v", "teacher": None, "stages": [BASE, TO_2, TO_1]}
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run, never broken."""
+    folder, before = tmp_path_factory.mktemp("whole"), Path.cwd()
+    tiny_recipe.train(folder, evaluation={**EVALUATION, "guidance": 2}, **CHANGES)
+    os.chdir(before)
+    return folder / "runs" / "tiny"
+
+
+def test_each_stage_halves_the_steps_and_keeps_the_guidance(whole: Path) -> None:
+    assert [path.name for path in sorted((whole / "stages").iterdir())] == ["01-base", "02-to-2", "03-to-1"]
+    told = [(e["sampler"]["steps"], e["sampler"]["guidance"]) for e in read_evaluations(whole)]
+    assert told == [(2, 2), (2, 2), (1, 2)]
+    rows = (whole / "logs" / "02-to-2.csv").read_text().splitlines()
+    assert rows[0].startswith("step,student loss,student distillation,student original,student gradient")
+    assert len({file.read_bytes() for file in (whole / "stages").rglob("*.safetensors")}) == 3
+
+
+def test_its_pipeline_draws(whole: Path) -> None:
+    pipeline = load(whole)
+    assert (pipeline.config.prediction, pipeline.config.steps, pipeline.config.guidance) == ("v", 1, 2)
+    drawn = pipeline("a dot", output_type="pt").images
+    assert drawn.shape == (1, 3, 32, 32)
+    assert drawn.isfinite().all()
+    # One step from noise alone: the data that the net guesses at the first timestep.
+    noise = torch.randn(1, 4, 8, 8)
+    net, context = pipeline.unet.eval(), pipeline.encode(["a dot"])
+    found = pipeline("a dot", latents=noise, guidance_scale=1, output_type="latent").images
+    alpha = pipeline.scheduler.alphas_cumprod[999].sqrt()
+    with torch.no_grad():
+        said = net(noise, torch.tensor([0.999]), context)
+    torch.testing.assert_close(found, alpha * noise - (1 - alpha**2).sqrt() * said, rtol=1e-4, atol=1e-4)
+
+
+def test_killed_in_a_halving_stage_it_ends_the_same(
+    start: Callable[..., BaseProcess], whole: Path, tmp_path: Path
+) -> None:
+    run = functools.partial(tiny_recipe.train, evaluation={**EVALUATION, "guidance": 2}, **CHANGES)
+    for last_write, ends in ((22, -signal.SIGKILL), (None, 0)):
+        process = start(run, tmp_path, last_write)
+        process.join()
+        assert process.exitcode == ends
+        if last_write:
+            assert (tmp_path / "runs" / "tiny" / "stages" / "01-base").is_dir()
+            assert not (tmp_path / "runs" / "tiny" / "stages" / "03-to-1").exists()
+    assert weights(tmp_path / "runs" / "tiny") == weights(whole)
+
+
+def written(folder: Path, note: str | None = '{"prediction": "v"}', **arch: Any) -> Path:
+    """A U-Net in a folder, with the note of what it predicts."""
+    unet = UNet(presets.Architecture.model_validate({**ARCH, **arch}))
+    unet.initialise(0)
+    unet.save_pretrained(folder)
+    if note is not None:
+        (folder / NOTE).write_text(note)
+    return folder
+
+
+def trained(folder: Path, teaches: Path | str, **changes: Any) -> None:
+    stages = [{**TO_2, "teacher": str(teaches)}]
+    training.train(*recipe(folder, **{**CHANGES, "stages": stages, **changes}), tell=silent)
+
+
+def test_a_teacher_by_path_may_be_another_net(tmp_path: Path) -> None:
+    trained(tmp_path, written(tmp_path / "net", mid={"residual_blocks": 3, "head_width": 8}))
+    assert (tmp_path / "runs" / "tiny" / "stages" / "01-to-2" / NOTE).read_text() == '{"prediction": "v"}\n'
+
+
+def test_a_teacher_that_does_not_do_is_told_before_training(tmp_path: Path) -> None:
+    def refused(teaches: Path | str, **changes: Any) -> str:
+        with pytest.raises(InputError) as error:
+            trained(tmp_path, teaches, **changes)
+        assert not (tmp_path / "runs").exists()
+        assert len(str(error.value).splitlines()) == 1
+        return str(error.value)
+
+    assert "nowhere: is no folder" in refused("nowhere")
+    other = refused(written(tmp_path / "flow", '{"prediction": "velocity"}'))
+    assert "predicts 'velocity', and is to teach a net that predicts 'v'" in other
+    assert "prediction.json: is missing" in refused(written(tmp_path / "silent", None))
+    itself = {"stages": [TO_2], "weights": str(tmp_path / "flow")}
+    assert "predicts 'velocity'" in refused("before", **itself)
+    assert "takes a context 12 wide" in refused(written(tmp_path / "narrow", context_width=12))
+    (tmp_path / "flow" / "config.json").write_text("{}")
+    assert "describes no U-Net of ours" in refused(tmp_path / "flow")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"prediction": "velocity"}, "stage to-2 halves DDIM's steps; set prediction to v or noise"),
+        ({"stages": [TO_2]}, "stage to-2 has no net before it; give weights"),
+        ({"stages": [{**BASE, "shift": 3}]}, "shift is rectified flow's"),
+        ({"stages": [BASE, {**TO_2, "teacher_steps": 5}]}, "teacher_steps 5 is odd"),
+        ({"stages": [BASE, {**TO_2, "guidance": [9, 1]}]}, "guidance is from 9 to 1"),
+        (
+            {"stages": [{**BASE, "distillation": {}}], "teacher": {"path": "x"}},
+            "stage base learns from a teacher of rectified flow, not of v",
+        ),
+    ],
+)
+def test_recipes_that_can_not_be_are_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as error:
+        recipe(tmp_path, **{**CHANGES, **changes})
+    assert says in str(error.value)
+
+
+def test_the_papers_recipes_can_be_planned_without_their_files() -> None:
+    """A stage of halving takes 1.1 guided and unguided passes of the student and 2.2 of the teacher, forward only."""
+    macs = {}
+    for name in ("snapfusion_teacher", "snapfusion"):
+        found = find(name)
+        arch = presets.preset(found.arch)
+        planned = plan(found, arch, shapes(found, without_files=True), examples=None, captions=None, timed=False)
+        first, last = planned.stages[0], planned.stages[-1]
+        assert last.teacher_params == 859_520_964
+        assert (first.batch, last.batch) == (2048, 2048)
+        macs[name] = first.macs // first.images // 4  # forward, twice that back, and forward again for checkpointing
+        teaches = macs["snapfusion_teacher"]
+        assert last.macs / last.images == pytest.approx(1.1 * 4 * macs[name] + 2.2 * teaches, rel=1e-6)
+        assert "from 32 to 16 steps" in planned.stages[1].does

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archsearch.library import shipped
+from archsearch.spaces.loading import load_space
+from archsearch.studies.config.study import find as find_study
+from archsearch.training.recipe import architecture, find, learns_from_teacher, own_teacher
+from snapgen.architecture import presets
+from snapgen.errors import InputError
+from snapgen.training.stages import FlowStage
+from tests.archsearch.studies.tiny_recipe import FEW, STAGES, recipe, written
+
+SHAPE = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8}
+
+
+def refused(folder: Path, **changes: Any) -> str:
+    with pytest.raises(InputError) as error:
+        find(written(folder, **changes))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(shipped("training")))
+def test_shipped_recipes_can_be_read(name: str) -> None:
+    found = find(name)
+    assert found.name == f"training-{name}"
+    space, _, base = found.arch.partition(":")
+    assert architecture(found.arch).id == (load_space(space).base if base else presets.preset(found.arch)).id
+
+
+def test_the_supernetwork_is_what_the_elastic_study_begins_with() -> None:
+    recipe, study = find("emoji_supernet"), find_study("emoji_elastic")
+    (stage,) = recipe.stages
+    assert study.protocol.inherit == str(recipe.folder / "stages" / f"01-{stage.name}")
+    assert architecture(recipe.arch).id == study.load_space().base.id
+    assert isinstance(stage, FlowStage)
+    assert study.elastic is not None
+    assert study.elastic.supernet_images == stage.images
+    assert (recipe.prediction, recipe.data, recipe.autoencoder) == (
+        study.protocol.prediction,
+        study.protocol.data,
+        study.protocol.autoencoder,
+    )
+    (text,) = recipe.text
+    assert (text.encoder, text.tokens) == (study.protocol.text, study.protocol.context_tokens)
+    assert stage.resolution == study.protocol.resolution
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"stagse": []}, "stagse: unknown key; remove it"),
+        ({"stages": []}, "stages: "),
+        ({"stages": None}, "stages: "),
+        ({"stages": [STAGES[0], STAGES[0]]}, "two stages are called teacher; rename one"),
+        ({"stages": [{"kind": "flow", "name": "a", "steps": 3, **FEW}]}, "steps: unknown key"),
+        ({"stages": [{"kind": "flow", "name": "a/b", **FEW}]}, "name: "),
+        ({"stages": [{"kind": "flaw", "name": "a", **FEW}]}, "flaw"),
+        ({"stages": [{"kind": "flow", "name": "a", **FEW, "accumulate": 3}]}, "accumulate 3 does not divide batch 4"),
+        ({"stages": [{"kind": "flow", "name": "a", **FEW, "shift": 0}]}, "shift can not be 0"),
+        ({"teacher": None}, "stage teacher trains a teacher without a shape"),
+        ({"stages": [STAGES[2]]}, "stage distil needs a teacher"),
+        ({"stages": STAGES[2:3], "teacher": None}, "stage distil needs a teacher"),
+        ({"stages": [STAGES[3]], "teacher": None}, "stage steps needs a teacher"),
+        ({"stages": [{**STAGES[3], "teacher": "x"}], "teacher": None}, "stage steps needs a teacher"),
+        ({"teacher": {"path": "x", "shape": SHAPE}}, "a teacher is a path or a shape"),
+        ({"teacher": {}}, "a teacher is a path or a shape"),
+        ({"stages": [{**STAGES[0], "distillation": {}}]}, "a teacher has no teacher"),
+        ({"seed": -1}, "seed: "),
+        ({"name": "../up"}, "cannot be a folder's name"),
+        ({"evaluation": {"samples": 3}}, "a distance needs at least 8 samples"),
+    ],
+)
+def test_bad_recipes_are_refused_by_place(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+    message = refused(tmp_path, **changes)
+    assert message.startswith(f"{tmp_path / 'recipe.yaml'}: ")
+    assert says in message
+    assert len(message.splitlines()) == 1
+
+
+def test_what_learns_from_a_teacher(tmp_path: Path) -> None:
+    found, _ = recipe(tmp_path)
+    assert [learns_from_teacher(stage) for stage in found.stages] == [False, False, True, True, False]
+
+
+def test_a_stage_may_have_a_teacher_of_its_own(tmp_path: Path) -> None:
+    found, _ = recipe(
+        tmp_path, stages=[{**STAGES[2], "teacher": "/models/turbo"}, {**STAGES[1], "teacher": "/models/x"}]
+    )
+    assert [own_teacher(stage) for stage in found.stages] == ["/models/turbo", None]
+
+
+def test_changes_are_checked(tmp_path: Path) -> None:
+    found, _ = recipe(tmp_path)
+    assert found.changed({"seed": 5}).seed == 5
+    assert found.changed({"seed": 5}).source == found.source
+    with pytest.raises(InputError, match="cannot be a folder's name"):
+        found.changed({"name": "a b"})
+
+
+def test_no_such_recipe(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"emojy: is neither a shipped recipe nor a file; use emoji, "):
+        find("emojy")
+    with pytest.raises(InputError, match="does not exist"):
+        find(tmp_path / "none.yaml")
+
+
+def test_no_such_architecture() -> None:
+    with pytest.raises(InputError, match="nothing"):
+        architecture("nothing")
+    with pytest.raises(InputError):
+        architecture("nosuchstudy:best")

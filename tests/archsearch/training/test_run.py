@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+import torch
+from PIL import Image
+
+from archsearch.training import run as training
+from archsearch.training.log import read_evaluations
+from snapgen.errors import InputError
+from tests.archsearch.studies import tiny_recipe
+from tests.archsearch.studies.tiny_recipe import EVALUATION, FEW, STAGES, recipe, weights
+
+Start = Callable[..., BaseProcess]
+NAMES = [f"{number + 1:02d}-{stage['name']}" for number, stage in enumerate(STAGES)]
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the recipe was trained to its end, never broken; with samples judged."""
+    folder = tmp_path_factory.mktemp("whole")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        judged = {**EVALUATION, "samples": 8, "feature_resolution": 32, "retrieval": False}
+        training.train(*recipe(folder, evaluation=judged), tell=silent)
+    finally:
+        os.chdir(before)
+    return folder / "runs" / "tiny"
+
+
+def test_every_stage_leaves_its_result(whole: Path) -> None:
+    assert sorted(path.name for path in (whole / "stages").iterdir()) == NAMES
+    assert not (whole / "checkpoint.safetensors").exists()
+    assert (whole / "pipeline" / "stages.txt").read_text() == "04-steps, 05-decoder\n"
+    results = [whole / "stages" / name / "diffusion_pytorch_model.safetensors" for name in NAMES]
+    assert len({file.read_bytes() for file in results}) == len(NAMES), "each stage trains"
+
+
+def test_every_stage_is_evaluated(whole: Path) -> None:
+    found = read_evaluations(whole)
+    assert [(e["stage"], e["step"]) for e in found if "validation_loss" in e["numbers"] or e["stage"] == "decoder"] == [
+        ("teacher", 4),
+        ("base", 2),
+        ("base", 4),
+        ("distil", 4),
+        ("steps", 4),
+        ("decoder", 4),
+    ]
+    last = next(e for e in found if e["stage"] == "steps")
+    assert {"validation_loss", "frechet_distance", "kernel_distance"} <= set(last["numbers"])
+    assert (last["images"], last["sampler"]["steps"], last["sampler"]["guidance"]) == (16, 4, 1)
+    for grid in (whole / "samples").glob("*.png"):
+        with Image.open(grid) as image:
+            assert image.height >= 32
+
+
+def test_a_row_for_each_step(whole: Path) -> None:
+    rows = (whole / "logs" / "02-base.csv").read_text().splitlines()
+    assert rows[0].startswith("step,student loss,student task,student gradient")
+    assert [int(row.split(",")[0]) for row in rows[1:]] == [1, 2, 3, 4]
+
+
+def test_the_same_again_does_nothing(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = whole.parents[1]
+    monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
+    told: list[str] = []
+    training.train(*recipe(folder), tell=told.append)
+    assert told == []
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")} == before
+
+
+def test_the_pipeline_draws_in_a_fresh_process(whole: Path) -> None:
+    program = (
+        "import sys; from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline\n"
+        "pipeline = SnapGenPipeline.from_pretrained(sys.argv[1], local_files_only=True)\n"
+        "image = pipeline('a red dot').images[0]\n"
+        "print(image.size, [name for name in sys.modules if name.split('.')[0] in ('archsearch', 'studies')])\n"
+    )
+    command = [sys.executable, "-c", program, str(whole / "pipeline")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "(32, 32) []"
+
+
+@pytest.mark.slow
+def test_the_run_exports_to_core_ml(whole: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "archsearch", "export", str(whole), "--to", "coreml", "--out", str(tmp_path / "x")]
+    subprocess.run(command, check=True, timeout=600)
+    assert list((tmp_path / "x").rglob("*.mlpackage"))
+
+
+def test_a_missing_pipeline_is_made_again(whole: Path, tmp_path: Path) -> None:
+    """As when a run was killed between its last stage's result and its pipeline."""
+    folder = whole.parents[1]
+    subprocess.run(["cp", "-r", str(folder), str(tmp_path / "copy")], check=True)
+    copy = tmp_path / "copy" / "runs" / "tiny"
+    before = weights(copy)
+    (copy / "pipeline").rename(copy / ".pipeline.old")
+    os.chdir(tmp_path / "copy")
+    training.train(*recipe(folder), tell=silent)
+    assert weights(copy) == before
+    assert not (copy / ".pipeline.old").exists()
+
+
+def test_terminated_and_resumed_it_ends_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a stage with a checkpoint of the step before."""
+    monkeypatch.chdir(tmp_path)
+    original = training.Loop._take
+    steps = 0
+
+    def take(self: Any, step: int, *others: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, step, *others)
+
+    monkeypatch.setattr(training.Loop, "_take", take)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(*recipe(tmp_path), tell=silent)
+    told: list[str] = []
+    training.train(*recipe(tmp_path), tell=told.append)
+    assert told[0] == "02-base: from step 2"
+    assert weights(tmp_path / "runs" / "tiny") == weights(whole)
+    rows = (tmp_path / "runs" / "tiny" / "logs" / "02-base.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["step", "1", "2", "3", "4"], "none is doubled"
+
+
+def killed_until_done(start: Start, folder: Path, kills: int, seed: int) -> int:
+    """Train, killed at random writes so often and then left alone; how often it was killed."""
+    chosen, died = random.Random(seed), 0
+    folder.mkdir(exist_ok=True)
+    while True:
+        last = chosen.randint(1, 25) if died < kills else 1 << 30
+        process = start(tiny_recipe.train, folder, last)
+        process.join(300)
+        assert process.exitcode in (0, -signal.SIGKILL)
+        if process.exitcode == 0:
+            return died
+        died += 1
+
+
+def test_killed_at_random_writes_it_ends_the_same(start: Start, whole: Path, tmp_path: Path) -> None:
+    died = killed_until_done(start, tmp_path / "run", 3, seed=1)
+    assert died == 3
+    assert weights(tmp_path / "run" / "runs" / "tiny") == weights(whole)
+
+
+@pytest.mark.slow
+def test_killed_at_20_random_writes_it_ends_the_same(start: Start, whole: Path, tmp_path: Path) -> None:
+    died, seed = 0, 0
+    while died < 20:  # a run has fewer than 20 writes of 25 in it
+        seed += 1
+        folder = tmp_path / f"run{seed}"
+        died += killed_until_done(start, folder, 20 - died, seed=seed)
+        assert weights(folder / "runs" / "tiny") == weights(whole)
+
+
+def test_only_one_process_trains_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    with (
+        filelock.FileLock(tmp_path / "runs" / "tiny" / ".lock"),
+        pytest.raises(InputError, match="another process"),
+    ):
+        training.train(*recipe(tmp_path), tell=silent)
+
+
+def test_until_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = {"kind": "flow", "name": "base", **FEW}
+    stages = [base, {**base, "name": "more"}]
+    training.train(*recipe(tmp_path, stages=stages, teacher=None), tell=silent, until="base")
+    run = tmp_path / "runs" / "tiny"
+    assert [path.name for path in (run / "stages").iterdir()] == ["01-base"]
+    assert (run / "pipeline" / "stages.txt").read_text() == "01-base\n"
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with one stage done and a checkpoint of the other."""
+    monkeypatch.chdir(tmp_path)
+    base = {"kind": "flow", "name": "base", **FEW}
+    found, arch = recipe(tmp_path, stages=[base, {**base, "name": "more"}], teacher=None)
+    original = training.Loop._take
+    with monkeypatch.context() as patch:
+
+        def take(self: Any, step: int, *others: Any) -> Any:
+            if self.stage.name == "more" and step == 3:
+                raise KeyboardInterrupt
+            return original(self, step, *others)
+
+        patch.setattr(training.Loop, "_take", take)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(found, arch, tell=silent)
+    return tmp_path / "runs" / "tiny"
+
+
+def again(folder: Path, **changes: Any) -> None:
+    base = {"kind": "flow", "name": "base", **FEW}
+    training.train(
+        *recipe(folder, **{"stages": [base, {**base, "name": "more"}], "teacher": None, **changes}), tell=silent
+    )
+
+
+def test_a_changed_recipe_is_refused(begun: Path, tmp_path: Path) -> None:
+    base = {"kind": "flow", "name": "base", **FEW}
+    before = (begun / "recipe.json").read_bytes()
+    for changes, place in (
+        ({"seed": 3}, "seed"),
+        ({"stages": [{**base, "clip": 2}, {**base, "name": "more"}]}, r"stages\[0\].clip"),
+        ({"stages": [base, {**base, "name": "more", "learning_rate": 0.1}]}, r"stages\[1\].learning_rate"),
+        ({"stages": [base]}, r"stages\[1\]|stages"),
+    ):
+        with pytest.raises(InputError, match=place):
+            again(tmp_path, **changes)
+    assert (begun / "recipe.json").read_bytes() == before
+
+
+def test_a_stage_that_was_not_begun_may_change(begun: Path, tmp_path: Path) -> None:
+    base = {"kind": "flow", "name": "base", **FEW}
+    again(tmp_path, stages=[base, {**base, "name": "more"}, {**base, "name": "third"}])
+    assert (begun / "stages" / "03-third").is_dir()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08" * 2000, None])
+def test_a_damaged_checkpoint(begun: Path, tmp_path: Path, content: bytes | None) -> None:
+    path = begun / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    kept = path.read_bytes()
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors.*remove it"):
+        again(tmp_path)
+    assert path.read_bytes() == kept
+
+
+def test_a_checkpoint_of_another_training(begun: Path, tmp_path: Path) -> None:
+    from snapgen.io import checkpoint
+
+    path = begun / "checkpoint.safetensors"
+    parts, facts = checkpoint.load(path)
+    parts["turn.student"] = {"x": torch.zeros(2)}
+    checkpoint.save(path, parts, facts)
+    with pytest.raises(InputError, match="does not fit its stage"):
+        again(tmp_path)
+
+
+def test_a_damaged_result(begun: Path, tmp_path: Path) -> None:
+    file = begun / "stages" / "01-base" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"01-base.*remove its folder"):
+        again(tmp_path)
+
+
+def test_a_full_disk_loses_nothing(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from snapgen.io import checkpoint
+
+    kept = (begun / "checkpoint.safetensors").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(InputError, match=r"cannot be written .No space left on device.*make room"):
+            again(tmp_path)
+    assert (begun / "checkpoint.safetensors").read_bytes() == kept
+    with monkeypatch.context() as patch:
+        patch.setattr(training.UNet, "save_pretrained", full)
+        with pytest.raises(InputError, match="02-more: cannot be written"):
+            again(tmp_path)
+    assert [path.name for path in (begun / "stages").iterdir()] == ["01-base"]
+    again(tmp_path)
+    assert (begun / "stages" / "02-more").is_dir()
+
+
+def test_a_gradient_that_is_not_finite_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = {"kind": "flow", "name": "base", **FEW, "optimizer": "adamw", "learning_rate": 1e30, "clip": 1e30}
+    with pytest.raises(InputError, match=r"stage base: .*not finite"):
+        training.train(*recipe(tmp_path, stages=[base], teacher=None), tell=silent)
+    assert not (tmp_path / "runs" / "tiny" / "stages").exists()
+
+
+def test_a_result_that_is_taken_away_is_trained_again_and_its_pipeline_made_again(begun: Path, tmp_path: Path) -> None:
+    again(tmp_path)
+    before = weights(begun)
+    for file in (begun / "stages" / "02-more").iterdir():
+        file.unlink()
+    (begun / "stages" / "02-more").rmdir()
+    (begun / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"old")
+    again(tmp_path)
+    assert weights(begun) == before
+
+
+def test_recipe_json_tells_what_was_trained(whole: Path) -> None:
+    noted = json.loads((whole / "recipe.json").read_text())
+    assert [stage["name"] for stage in noted["stages"]] == [stage["name"] for stage in STAGES]
+
+
+def test_a_disk_that_is_full_is_one_line_wherever_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("archsearch.training.log.TrainLog.row", full)
+    with pytest.raises(InputError, match=r"no space left on device.*the same command goes on"):
+        training.train(*recipe(tmp_path, stages=STAGES[:1]), tell=silent)

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from snapgen.architecture import presets
+from snapgen.conditioning import captions as conditioning
+from snapgen.conditioning import embeddings
+from snapgen.conditioning import text_encoder as text
+from snapgen.conditioning.captions import Captions, EncoderSettings, Widths
+from snapgen.errors import InputError
+from snapgen.io import chunked as rows
+from tests.snapgen.encoders import bert, gemma2, projected_clip
+
+CAPTIONS = ["a red fox", "moon", "", "the moon on a fox", "moon"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Stand-ins of the three encoders of arXiv 2412.09619, with widths in the same order: 8 + 12 < 28."""
+    root = tmp_path_factory.mktemp("encoders")
+    return {
+        "clip_l": str(projected_clip(root / "l", hidden=8, projection=8)),
+        "clip_g": str(projected_clip(root / "g", hidden=12, projection=14, seed=1)),
+        "gemma": str(gemma2(root / "gemma", hidden=28)),
+    }
+
+
+@pytest.fixture
+def encoders(folders: dict[str, str]) -> list[EncoderSettings]:
+    clip: dict[str, Any] = {"tokens": 6, "layer": "penultimate", "pooled": True}
+    return [
+        EncoderSettings(encoder=folders["clip_l"], **clip),
+        EncoderSettings(encoder=folders["clip_g"], join="channels", **clip),
+        EncoderSettings(encoder=folders["gemma"], tokens=9),
+    ]
+
+
+def alone(setting: EncoderSettings) -> embeddings.Embeddings:
+    different, row = embeddings.distinct(CAPTIONS)
+    found = embeddings.embed(different, name=setting.encoder, tokens=setting.tokens, layer=setting.layer)
+    return embeddings.Embeddings(found.tokens[row].float(), found.pooled[row].float())  # type: ignore[arg-type]
+
+
+def everything(captions: Captions) -> conditioning.Condition:
+    return captions.condition(torch.arange(len(captions)))
+
+
+def test_each_encoder_stands_in_its_place(encoders: list[EncoderSettings]) -> None:
+    captions = conditioning.encode(CAPTIONS, encoders)
+    context, pooled = everything(captions)
+    assert (len(captions), captions.encoders) == (5, 3)
+    assert (captions.context_width, captions.tokens, captions.pooled_width) == (28, 15, 22)
+    assert context.shape == (5, 15, 28)
+    assert context.dtype == torch.float32
+    clip_l, clip_g, gemma = map(alone, encoders)
+    assert torch.equal(context[:, :6, :8], clip_l.tokens)
+    assert torch.equal(context[:, :6, 8:20], clip_g.tokens)
+    assert not context[:, :6, 20:].any()
+    assert torch.equal(context[:, 6:], gemma.tokens)
+    assert pooled is not None
+    assert torch.equal(pooled, torch.cat([clip_l.pooled, clip_g.pooled], 1))
+    assert (context[[0, 1, 3, 4]] != 0).any(-1).sum(1).tolist() == [10, 6, 13, 6]  # 6 tokens of the longest in CLIP
+
+
+def test_the_layers_are_those_asked_for(encoders: list[EncoderSettings]) -> None:
+    model, tokenizer = text.load(encoders[0].encoder)
+    ids = tokenizer(["a red fox"], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        own = model(input_ids=ids, output_hidden_states=True)
+    context, pooled = everything(conditioning.encode(CAPTIONS, encoders))
+    assert pooled is not None
+    torch.testing.assert_close(context[0, :5, :8], own.hidden_states[-2][0], rtol=0, atol=2e-3)
+    torch.testing.assert_close(pooled[0, :8], own.text_embeds[0], rtol=0, atol=2e-3)
+
+
+def test_an_empty_caption_is_all_zeros(encoders: list[EncoderSettings]) -> None:
+    context, pooled = everything(conditioning.encode(CAPTIONS, encoders))
+    assert pooled is not None
+    assert not context[2].any()
+    assert not pooled[2].any()
+    assert all(context[i].any() and pooled[i].any() for i in (0, 1, 3, 4))
+    nothing, none = everything(conditioning.encode(["", " "], encoders))
+    assert nothing.shape == (2, 15, 28)
+    assert none is not None
+    assert not nothing.any()
+
+
+@pytest.mark.parametrize("dropped", [0, 1, 2])
+def test_an_encoder_is_dropped_on_its_own(encoders: list[EncoderSettings], dropped: int) -> None:
+    captions = conditioning.encode(CAPTIONS, encoders)
+    context, pooled = everything(captions)
+    places = [(slice(0, 6), slice(0, 8)), (slice(0, 6), slice(8, 20)), (slice(6, 15), slice(0, 28))]
+    kept = torch.ones(5, 3, dtype=torch.bool)
+    kept[[0, 3], dropped] = False
+    found, found_pooled = captions.condition(torch.arange(5), kept)
+    assert pooled is not None
+    assert found_pooled is not None
+    context[[0, 3], places[dropped][0], places[dropped][1]] = 0
+    for row in (0, 3):
+        pooled[row, [slice(0, 8), slice(8, 22), slice(0, 0)][dropped]] = 0
+    assert torch.equal(found, context)
+    assert torch.equal(found_pooled, pooled)
+
+
+def test_with_every_encoder_dropped_nothing_is_left(encoders: list[EncoderSettings]) -> None:
+    context, pooled = conditioning.encode(CAPTIONS, encoders).condition(
+        torch.arange(5), torch.zeros(5, 3, dtype=torch.bool)
+    )
+    assert pooled is not None
+    assert not context.any()
+    assert not pooled.any()
+
+
+def test_a_batch_is_the_rows_of_the_whole(encoders: list[EncoderSettings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "LARGEST_ROWS", 2)
+    captions = conditioning.encode(CAPTIONS, encoders)
+    indices = torch.tensor([4, 0, 0, 2, 3])
+    kept = torch.arange(15).view(5, 3) % 4 > 0
+    for some, of_indices in ((None, None), (kept, kept[indices])):
+        whole, batch = captions.condition(torch.arange(5), some), captions.condition(indices, of_indices)
+        assert torch.equal(batch.context, whole.context[indices])
+        assert whole.pooled is not None
+        assert batch.pooled is not None
+        assert torch.equal(batch.pooled, whole.pooled[indices])
+
+
+def test_encoders_in_memory_give_what_those_in_folders_do(encoders: list[EncoderSettings], tmp_path: Path) -> None:
+    loaded = [text.load(encoder.encoder) for encoder in encoders]
+    found = conditioning.encode(CAPTIONS, [e.model_copy(update={"encoder": "gone"}) for e in encoders], loaded=loaded)
+    assert not (tmp_path / "cache").exists()
+    for one, other in zip(everything(found), everything(conditioning.encode(CAPTIONS, encoders)), strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def test_one_encoder_as_ever(tmp_path: Path) -> None:
+    name = str(bert(tmp_path / "bert"))
+    captions = conditioning.encode(CAPTIONS, [EncoderSettings(encoder=name)])
+    context, pooled = everything(captions)
+    assert torch.equal(context, embeddings.encode(CAPTIONS, name=name).float())
+    assert (pooled, captions.pooled_width) == (None, 0)
+    moved = captions.to(torch.device("meta"))
+    assert moved.condition(torch.arange(3)).context.shape == (3, 16, 16)
+    assert captions.nbytes == 4 * (16 * 16 + 16) * 2
+
+
+def test_widths_need_no_weights(encoders: list[EncoderSettings], tmp_path: Path) -> None:
+    bare = []
+    for number, encoder in enumerate(encoders):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_bytes((Path(encoder.encoder) / "config.json").read_bytes())
+        bare.append(encoder.model_copy(update={"encoder": str(folder)}))
+    assert conditioning.widths(bare) == Widths(context=28, tokens=15, pooled=22)
+    assert conditioning.widths(bare[:2]) == Widths(context=20, tokens=6, pooled=22)
+    assert conditioning.widths(bare[2:]) == Widths(context=28, tokens=9, pooled=0)
+    assert conditioning.widths([EncoderSettings(pooled=True)]) == Widths(context=384, tokens=16, pooled=384)
+
+
+def test_the_three_encoders_of_the_paper_make_its_context(tmp_path: Path) -> None:
+    """2304 channels (arXiv 2412.09619: 379 M parameters), from the sizes that the encoders state."""
+    clip = {"model_type": "clip_text_model", "architectures": ["CLIPTextModelWithProjection"]}
+    said = [
+        {**clip, "hidden_size": 768, "projection_dim": 768},
+        {**clip, "hidden_size": 1280, "projection_dim": 1280},
+        {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "hidden_size": 2304},
+    ]
+    encoders = []
+    for number, config in enumerate(said):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "config.json").write_text(json.dumps(config))
+        join = "channels" if number == 1 else "tokens"
+        encoders.append(EncoderSettings(encoder=str(tmp_path / str(number)), tokens=77, join=join, pooled=number < 2))
+    assert conditioning.widths(encoders) == Widths(context=2304, tokens=154, pooled=2048)
+    assert presets.preset("snapgen-t2i").context_width == 2304
+
+
+def test_lists_that_cannot_be_merged_are_refused_in_one_line(encoders: list[EncoderSettings]) -> None:
+    clip_l, clip_g, gemma = encoders
+    wrong = {
+        r"\[1\]\.tokens: joins 5 tokens on channels with 6": [clip_l, clip_g.model_copy(update={"tokens": 5})],
+        r"\[0\]\.join": [clip_g, gemma],
+        "is empty": [],
+        "takes 12 tokens, not 13": [clip_l.model_copy(update={"tokens": 13})],
+        "name a text encoder's folder": [clip_l, EncoderSettings(encoder="no-such-folder")],
+    }
+    for message, settings in wrong.items():
+        with pytest.raises(InputError, match=message):
+            conditioning.encode(CAPTIONS, settings)
+    for field, value in (("tokens", 0), ("dropout", 1.5), ("layer", "first"), ("join", "sum")):
+        with pytest.raises(ValidationError, match=field):
+            EncoderSettings.model_validate({field: value})

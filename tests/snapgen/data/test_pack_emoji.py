@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from snapgen.data.dataset import open_images
+from snapgen.data.emoji import pack as pack_emoji
+from snapgen.data.emoji.pack import Drawing, Package, concept, concepts, normal, on_white, split
+from snapgen.errors import InputError
+
+
+def drawing(seed: int, kind: str) -> bytes:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((64, 64)).save(file, kind, lossless=True)
+    return file.getvalue()
+
+
+def tarball(path: Path, files: dict[str, bytes]) -> str:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+
+
+CODES = [f"1F6{i:02X}" for i in range(60)]
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three packages like the real ones: 60 emoji and a waving hand with a skin tone, by both vendors."""
+    folder = tmp_path / "npm"
+    folder.mkdir()
+    fluent = {f"package/assets/{code.lower()}.webp": drawing(i, "WEBP") for i, code in enumerate(CODES)}
+    noto = {f"package/img/google/64/{c.lower()}-fe0f.png": drawing(100 + i, "PNG") for i, c in enumerate(CODES)}
+    for home, kind, files in (("assets", "WEBP", fluent), ("img/google/64", "PNG", noto)):
+        files[f"package/{home}/1f44b-1f3fb.{kind.lower()}"] = drawing(7, kind)
+        files[f"package/{home}/1f44b.{kind.lower()}"] = drawing(8, kind)
+        files[f"package/{home}/ffff.{kind.lower()}"] = drawing(9, kind)
+    files = {"hexcode": "1F44B", "label": "waving hand", "skins": [{"hexcode": "1F44B-1F3FB", "label": "x"}]}
+    entries = [{"hexcode": f"{c}-FE0F", "label": f"thing {c}", "tags": ["t"], "group": 0} for c in CODES] + [files]
+    groups = {"groups": [{"order": 0, "message": "things"}]}
+    base = {
+        "package/en/data.json": json.dumps(entries).encode(),
+        "package/en/messages.json": json.dumps(groups).encode(),
+        "package/LICENSE": b"MIT",
+    }
+    for name, contents in (("FLUENT", fluent), ("NOTO", noto), ("CAPTIONS", base)):
+        package: Package = getattr(pack_emoji, name)
+        named = replace(package, sha512=tarball(folder / package.file, contents))
+        monkeypatch.setattr(pack_emoji, name, named)
+    patterns = {vendor: pattern for vendor, (_, pattern) in pack_emoji.DRAWINGS.items()}
+    drawings = {"fluent": (pack_emoji.FLUENT, patterns["fluent"]), "noto": (pack_emoji.NOTO, patterns["noto"])}
+    monkeypatch.setattr(pack_emoji, "DRAWINGS", drawings)
+    return folder
+
+
+def test_packing_gives_the_same_bytes_and_what_was_packed(
+    packages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
+    outs = [tmp_path / "a", tmp_path / "b"]
+    for out in outs:
+        assert pack_emoji.main(["--packages", str(packages), "--out", str(out)]) == 0
+    names = sorted(path.name for path in outs[0].iterdir())
+    assert names == ["32-train.tar.gz", "32-val.tar.gz", "64-train.tar.gz", "64-val.tar.gz", "LICENSE-emojibase"]
+    assert all((outs[0] / name).read_bytes() == (outs[1] / name).read_bytes() for name in names)
+    monkeypatch.setattr("snapgen.data.dataset.EMOJI", outs[0])
+    images = [open_images("emoji", split=part, resolution=32) for part in ("train", "val")]
+    captions = images[0].captions + images[1].captions
+    assert len(captions) == 122
+    assert set(captions) == {f"thing {code}" for code in CODES} | {"waving hand"}
+    assert f"32-train.tar.gz: {len(images[0])} images" in capsys.readouterr().out
+
+
+def test_small_pictures_are_kept_exactly(packages: Path, tmp_path: Path) -> None:
+    pack_emoji.pack(packages, tmp_path / "out")
+    with tarfile.open(tmp_path / "out" / "32-train.tar.gz") as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.mode) == (0, 0, 0o644)
+        vendor, code = next(name for name in tar.getnames() if name.endswith("webp")).removesuffix(".webp").split("-")
+        file = tar.extractfile(f"{vendor}-{code}.webp")
+        assert file is not None
+        packed = np.asarray(Image.open(file).convert("RGB"))
+    seed = CODES.index(code.upper()) + (100 if vendor == "noto" else 0)
+    original = on_white(Image.open(io.BytesIO(drawing(seed, "PNG"))))
+    assert np.array_equal(packed, np.asarray(original.resize((32, 32), Image.Resampling.LANCZOS)))
+
+
+def test_a_package_of_other_content_is_refused(packages: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = packages / pack_emoji.NOTO.file
+    path.write_bytes(gzip.compress(b"something else"))
+    assert pack_emoji.main(["--packages", str(packages), "--out", str(packages / "out")]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "is not emoji-datasource-google 16.0.0; delete it" in message
+    assert not (packages / "out").exists()
+
+
+def test_without_npm_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"npm pack @lobehub/fluent-emoji-3d@1\.1\.0"):
+        pack_emoji.fetch(pack_emoji.FLUENT, tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("hexcode", "expected"),
+    [
+        ("1F44B", "1f44b"),
+        ("0023-FE0F-20E3", "0023-20e3"),
+        ("23-20e3", "0023-20e3"),
+        ("1f3f4-e0067_e0062_e0065_e006e_e0067-e007f", "1f3f4-e0067-e0062-e0065-e006e-e0067"),
+    ],
+)
+def test_normal_hexcodes(hexcode: str, expected: str) -> None:
+    assert normal(hexcode) == expected
+
+
+def test_one_concept_whatever_tone_gender_and_direction() -> None:
+    running = ["1f3c3", "1f3c3-1f3fb", "1f3c3-200d-2640", "1f3c3-1f3ff-200d-2642-200d-27a1", "1f3c3-200d-27a1"]
+    assert {concept(code) for code in running} == {"1f3c3"}
+    assert concept("1f468-200d-1f680") == concept("1f469-1f3fe-200d-1f680") == "1f9d1-200d-1f680"
+    assert concept("1f3fb") == "1f3fb"  # the skin tone itself
+    assert concept("1f1f3-1f1f4") != concept("1f1f8-1f1ef")
+
+
+def test_emoji_that_share_a_picture_share_a_concept() -> None:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(3)]
+    near = Image.fromarray(np.asarray(pictures[0]) ^ 1)
+    codes = {"0a": pictures[0], "0b": pictures[1], "0c": near, "0d": pictures[2], "0b-200d-2640": pictures[2]}
+    found = concepts([Drawing("noto", code, image) for code, image in codes.items()])
+    assert found["0a"] == found["0c"]
+    assert found["0b"] == found["0d"] == found["0b-200d-2640"]
+    assert found["0a"] != found["0b"]
+
+
+def test_about_an_eighth_of_the_concepts_is_held_back() -> None:
+    held = sum(split(f"concept {i}") == "val" for i in range(5000)) / 5000
+    assert abs(held - pack_emoji.VALIDATION_SHARE) < 0.02
+
+
+def test_a_picture_is_squared_on_white() -> None:
+    image = Image.new("RGBA", (4, 8), (255, 0, 0, 0))
+    image.putpixel((0, 0), (0, 0, 255, 255))
+    square = on_white(image)
+    assert square.size == (8, 8)
+    assert square.getpixel((2, 0)) == (0, 0, 255)
+    assert square.getpixel((0, 0)) == square.getpixel((3, 3)) == (255, 255, 255)

@@ -1,0 +1,343 @@
+"""The U-Net; that it is diffusers' where it should be, test_conversion shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snapgen.architecture import presets
+from snapgen.architecture.overrides import changed
+from snapgen.architecture.schema import Architecture, Blocks
+from snapgen.models import layers as blocks
+from snapgen.models.layers import Attention
+from snapgen.models.unet import Layer, UNet
+from tests.snapgen.nets import SD15, inputs, stirred, tiny
+
+SNAPGEN: dict[str, Any] = {  # the paper's choices, small
+    "qk_norm": True,
+    "rope": True,
+    "time.projection": "output",
+    "all.conv": "separable",
+    "all.expansion": 2,
+    "all.ffn_ratio": 3,
+    "all.kv_heads": 1,
+    "down[0].residual_blocks": 0,
+    "down[0].transformers": 2,
+    "stages[0].self_attention": False,
+}
+
+VARIETY: dict[str, dict[str, Any]] = {
+    "tiny": {},
+    "snapgen": SNAPGEN,
+    "gqa": {"all.kv_heads": 2, "rope": True},
+    "no attention": {"all.self_attention": False, "all.cross_attention": False},
+    "no middle": {"mid.residual_blocks": 0, "mid.transformers": 0},
+    "transformers alone in the middle": {"mid.residual_blocks": 0, "mid.transformers": 2},
+    "widening without residual blocks": {"down[1].residual_blocks": 0, "down[1].transformers": 3},
+    "skips to spare": {"up[0].residual_blocks": 1, "up[1].residual_blocks": 1},
+    "blocks to spare": {"up[0].residual_blocks": 4, "up[1].residual_blocks": 5},
+    "six on two": {"up[1].transformers": 6, "up[1].residual_blocks": 2, "down[1].transformers": 0},
+}
+
+
+@pytest.fixture(params=VARIETY.values(), ids=VARIETY)
+def arch(request: pytest.FixtureRequest) -> Architecture:
+    return tiny(request.param)
+
+
+def test_velocity_has_the_samples_shape_and_every_weight_a_gradient(arch: Architecture) -> None:
+    net = stirred(arch)
+    sample, timestep, context = inputs(arch, size=6)
+    out = net(sample, timestep, context)
+    assert out.shape == sample.shape
+    out.square().mean().backward()
+    idle = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not idle
+    assert not [name for name, p in net.named_parameters() if p.grad is not None and not p.grad.abs().max() > 0]
+
+
+def test_saved_and_loaded_it_gives_identical_outputs(arch: Architecture, tmp_path: Path) -> None:
+    net = stirred(arch)
+    net.save_pretrained(tmp_path)
+    assert (tmp_path / "diffusion_pytorch_model.safetensors").is_file()
+    loaded = UNet.from_pretrained(tmp_path)
+    assert loaded.arch == arch
+    with torch.no_grad():
+        assert torch.equal(loaded(*inputs(arch)), net(*inputs(arch)))
+    assert loaded.conv_in.weight.stride() == net.conv_in.weight.stride()
+
+
+def test_the_architecture_as_json_builds_the_same_net(arch: Architecture) -> None:
+    one, other = UNet(arch), UNet(json.loads(arch.to_json()))
+    assert one.arch == other.arch
+    assert one.config == other.config
+
+
+def test_images_of_a_batch_do_not_see_each_other(arch: Architecture) -> None:
+    net = stirred(arch)
+    sample, timestep, context = inputs(arch, batch=3)
+    with torch.no_grad():
+        together = net(sample, timestep, context)
+        alone = net(sample[1:2], timestep[1:2], context[1:2])
+    torch.testing.assert_close(together[1:2], alone)
+
+
+def test_bf16(arch: Architecture) -> None:
+    net = stirred(arch).to(torch.bfloat16)
+    sample, timestep, context = inputs(arch)
+    out = net(sample.bfloat16(), timestep, context.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert out.isfinite().all()
+
+
+def test_a_new_net_predicts_zero_and_learns_at_once() -> None:
+    net = UNet(tiny(SNAPGEN))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+    batch = inputs(net.arch)
+    target = torch.randn(batch[0].shape, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for _ in range(20):
+        out = net(*batch)
+        if not losses:
+            assert out.abs().max() == 0
+        loss = (out - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_weights_come_from_the_seed_and_the_name_alone() -> None:
+    torch.manual_seed(0)
+    one = UNet(tiny())
+    state = torch.get_rng_state()
+    other = UNet(tiny({"down[0].residual_blocks": 2}))
+    assert not torch.equal(one.conv_in.weight, torch.zeros_like(one.conv_in.weight))
+    assert torch.equal(one.conv_in.weight, other.conv_in.weight)
+    other.initialise(1)
+    assert not torch.equal(one.conv_in.weight, other.conv_in.weight)
+    assert torch.equal(UNet(tiny()).conv_in.weight, one.conv_in.weight)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("timestep", [0.3, torch.tensor(0.3), torch.tensor([0.3]), torch.tensor([0.3, 0.3])])
+def test_one_timestep_serves_all(timestep: float | Tensor) -> None:
+    net = stirred(tiny())
+    sample, _, context = inputs(net.arch)
+    with torch.no_grad():
+        torch.testing.assert_close(net(sample, timestep, context), net(sample, torch.full((2,), 0.3), context))
+
+
+def test_unfit_inputs_are_refused() -> None:
+    net = UNet(tiny())
+    sample, timestep, context = inputs(net.arch)
+    for unfit, words in (
+        ((sample[:, :2], timestep, context), "2 channels"),
+        ((sample[:, :, :3], timestep, context), "multiples of 2"),
+        ((sample, timestep, None), "cross-attention"),
+        ((sample, timestep, context[..., :5]), "5 wide"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            net(*unfit)
+
+
+def test_without_cross_attention_no_context_is_needed() -> None:
+    net = stirred(tiny({"all.cross_attention": False}))
+    sample, timestep, context = inputs(net.arch)
+    with torch.no_grad():
+        assert torch.equal(net(sample, timestep), net(sample, timestep, context[..., :5]))
+
+
+@pytest.mark.parametrize("name", presets.NAMES)
+def test_presets_build_without_memory(name: str) -> None:
+    with torch.device("meta"):
+        net = UNet(presets.preset(name))
+    assert all(p.is_meta for p in net.parameters())
+
+
+# --- training ---
+
+
+def test_trunk_and_head_are_the_net(arch: Architecture) -> None:
+    net = stirred(arch)
+    with torch.no_grad():
+        features = net.trunk(*inputs(arch))
+        assert features.shape == (2, arch.up[0].channels, 4, 4)
+        assert torch.equal(net.head(features), net(*inputs(arch)))
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(arch: Architecture) -> None:
+    net = stirred(arch).train()
+    gradients, kept = [], []
+    for switch in (net.disable_gradient_checkpointing, net.enable_gradient_checkpointing):
+        switch()
+        net.zero_grad()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x
+        ):
+            loss = net(*inputs(arch)).square().mean()
+        loss.backward()
+        gradients.append([p.grad for p in net.parameters()])
+        kept.append(sum(sizes))
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    assert kept[1] < kept[0] / 2
+
+
+# --- where things stand ---
+
+
+@pytest.mark.parametrize(
+    ("transformers", "layers", "shares"),
+    [(2, 2, [1, 1]), (1, 2, [0, 1]), (6, 2, [3, 3]), (3, 2, [1, 2]), (0, 3, [0, 0, 0]), (4, 3, [1, 1, 2])],
+)
+def test_transformers_are_dealt_evenly_later_blocks_first(transformers: int, layers: int, shares: list[int]) -> None:
+    dealt = Blocks(residual_blocks=layers, transformers=transformers).dealt()
+    assert [count for _, count in dealt] == shares
+
+
+@pytest.mark.parametrize(
+    ("residual", "transformers", "order"),
+    [(2, 1, "RTR"), (3, 2, "RTRTR"), (3, 1, "RRTR"), (1, 1, "RT"), (0, 2, "TT"), (2, 0, "RR"), (0, 0, "")],
+)
+def test_the_middle(residual: int, transformers: int, order: str) -> None:
+    net = UNet(tiny({"mid.residual_blocks": residual, "mid.transformers": transformers}))
+    assert "".join(_letters(layer) for layer in net.mid.layers) == order
+
+
+def _letters(layer: nn.Module) -> str:
+    assert isinstance(layer, Layer)
+    return "R" * (layer.residual is not None) + "T" * len(layer.transformers)
+
+
+@pytest.mark.parametrize("blocks_up", [1, 2, 3, 5])
+def test_each_block_on_the_way_up_takes_the_newest_skip_left(blocks_up: int) -> None:
+    net = stirred(tiny({"up[0].residual_blocks": blocks_up, "down[0].residual_blocks": 2}))
+    skips: list[Tensor] = []
+    taken: list[Tensor] = []
+    net.conv_in.register_forward_hook(lambda *call: skips.append(call[2]))
+    for layer in net.down[0].layers:
+        layer.register_forward_hook(lambda *call: skips.append(call[2]))
+    for layer in net.up[0].layers:
+        layer.residual.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+    net(*inputs(net.arch))
+    assert len(skips) == 3
+    for i, x in enumerate(taken):
+        if i < 3:
+            assert torch.equal(x[:, -8:], skips[-1 - i])
+        else:
+            assert x.shape[1] == 8
+
+
+def test_snapfusions_result_is_an_architecture() -> None:
+    """arXiv 2306.00980: cross-attention 0/2/2, 6/3/0; residual down 2/2/1, up 2/3/3, and 4 at the lowest resolution."""
+    sd = Architecture.model_validate(SD15)
+    arch = changed(
+        sd,
+        {
+            "down[0].transformers": 0,
+            "down[2].residual_blocks": 1,
+            "up[2].transformers": 6,
+            "up[2].residual_blocks": 2,
+            "up[0].transformers": 0,
+            "down[3].residual_blocks": 1,
+            "up[3].residual_blocks": 1,
+        },
+    )
+    with torch.device("meta"):
+        net = UNet(arch)
+    assert ["".join(_letters(layer) for layer in stage.layers) for stage in net.down] == ["RR", "RTRT", "RTT", "R"]
+    assert ["".join(_letters(layer) for layer in stage.layers) for stage in net.up] == [
+        "RRR",
+        "RTRTRT",
+        "RTTTRTTT",
+        "R",
+    ]
+
+
+def test_sd15_has_its_params() -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in UNet(SD15).parameters()) == 859_520_964
+
+
+# --- attention ---
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("turned", [False, True])
+def test_shared_heads_are_multi_head_attention_with_repeated_weights(kv_heads: int, turned: bool) -> None:
+    shared = Attention(16, 12, head_width=4, kv_heads=kv_heads, norm=True)
+    full = Attention(16, 12, head_width=4, kv_heads=None, norm=True)
+    with torch.no_grad():
+        weight = shared.keys_values.weight.view(2, kv_heads, 4, 12).repeat_interleave(4 // kv_heads, 1)
+        full.keys_values.weight.copy_(weight.reshape(32, 12))
+    for name in ("queries", "out", "query_norm", "key_norm"):
+        getattr(full, name).load_state_dict(getattr(shared, name).state_dict())
+    x, source = torch.randn(2, 6, 16), torch.randn(2, 6, 12)
+    turn = blocks.rotation(2, 3, 4, like=x) if turned else None
+    torch.testing.assert_close(shared(x, source, turn), full(x, source, turn))
+
+
+def test_rope_makes_scores_depend_on_relative_places_alone() -> None:
+    height, width, head = 5, 6, 16
+    query, key = torch.randn(head), torch.randn(head)
+    table = blocks.rotation(height, width, head, like=query)
+    everywhere = [
+        blocks.rotated(v.expand(1, height * width, 1, head), table).view(height, width, head) for v in (query, key)
+    ]
+    scores = torch.einsum("abd,ced->abce", *everywhere)
+    for row, column in ((1, 0), (0, 1), (2, 3)):
+        there = [scores[r, c, r + row, c + column].item() for r in range(height - row) for c in range(width - column)]
+        assert max(there) - min(there) < 1e-4
+    assert abs(scores[0, 0, 0, 1] - scores[0, 0, 1, 0]) > 1e-3
+    torch.testing.assert_close(everywhere[0].norm(dim=-1), query.norm().expand(height, width))
+    torch.testing.assert_close(everywhere[0][0, 0], query)
+
+
+def test_rope_turns_the_first_half_by_rows_and_the_second_by_columns() -> None:
+    x = torch.ones(1, 12, 1, 8)
+    by_place = blocks.rotated(x, blocks.rotation(3, 4, 8, like=x)).view(3, 4, 8)
+    assert torch.equal(by_place[1, 0, :4], by_place[1, 3, :4])
+    assert torch.equal(by_place[0, 2, 4:], by_place[2, 2, 4:])
+    first, second = torch.tensor(1.0), torch.tensor(1 / blocks.ROPE_THETA**0.5)
+    torch.testing.assert_close(by_place[1, 0, 0], first.cos() - first.sin())
+    torch.testing.assert_close(by_place[1, 0, 3], second.cos() + second.sin())
+
+
+def test_qk_norm_makes_attention_blind_to_the_size_of_queries_and_keys() -> None:
+    attention = Attention(16, 16, head_width=4, kv_heads=1, norm=True)
+    x = torch.randn(1, 5, 16)
+    before = attention(x, x)
+    with torch.no_grad():
+        attention.queries.weight.mul_(100)
+        attention.keys_values.weight[:4].mul_(50)
+    torch.testing.assert_close(attention(x, x), before, rtol=1e-3, atol=1e-4)
+
+
+# --- export ---
+
+
+def test_it_exports_as_one_graph_with_the_same_output() -> None:
+    net = stirred(tiny(SNAPGEN))
+    batch = inputs(net.arch, batch=1)
+    graph = torch.export.export(net, batch).run_decompositions({})
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module()(*batch), net(*batch))
+
+
+def test_tokens_are_a_view_of_channels_last_images() -> None:
+    net = stirred(tiny(SNAPGEN))
+    seen: list[Tensor] = []
+    for transformer in (m for m in net.modules() if isinstance(m, blocks.Transformer)):
+        transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        transformer.proj_in.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    net(*inputs(net.arch))
+    assert seen
+    for x in seen:
+        assert x.is_contiguous() if x.dim() == 3 else x.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from snapgen.autoencoders import autoencoder
+from snapgen.autoencoders.autoencoder import Autoencoder, KLAutoencoder, WithDecoder
+from snapgen.autoencoders.tiny_decoder import TinyDecoder
+from snapgen.conditioning import captions as conditioning
+from snapgen.conditioning.captions import EncoderSettings
+from snapgen.coreml.pipeline_export import describe
+from snapgen.diffusion import rectified_flow as flow
+from snapgen.errors import InputError
+from snapgen.pipeline.loading import find, load
+from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
+from tests.snapgen.conditioning.test_text_encoder import bert, clip
+from tests.snapgen.diffusers_nets import small_kl
+from tests.snapgen.nets import stirred, tiny
+
+PROMPTS = ["a red fox on the moon", "", "the moon"]
+FITTING = {"latent_channels": 4}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
+
+
+def kl() -> KLAutoencoder:
+    """A tiny AutoencoderKL, which halves the side once."""
+    return KLAutoencoder(small_kl())
+
+
+def with_decoder() -> WithDecoder:
+    torch.manual_seed(0)
+    decoder = TinyDecoder(latent_channels=4, widths=(8, 16), blocks=(1, 1), mid_blocks=1, norm_groups=4)
+    return WithDecoder(kl(), decoder.eval())
+
+
+def encoders(folder: Path) -> list[EncoderSettings]:
+    """A group of two joined on channels, and one behind it: 16 + 24 channels, 8 + 5 tokens."""
+    first = EncoderSettings(encoder=str(bert(folder / "bert")), tokens=8)
+    second = EncoderSettings(encoder=str(clip(folder / "clip")), tokens=8, layer="penultimate", join="channels")
+    return [first, second, EncoderSettings(encoder=first.encoder, tokens=5)]
+
+
+def made(
+    folder: Path, coder: Autoencoder | None = None, texts: list[EncoderSettings] | None = None, **changes: Any
+) -> SnapGenPipeline:
+    """A pipeline of random weights: two text encoders in three places, 16 pixels a side."""
+    net = stirred(tiny({**FITTING, "context_width": 40}))
+    facts: dict[str, Any] = {"prediction": "preconditioned", "steps": 2, "resolution": 16, **changes}
+    pipeline = SnapGenPipeline.assembled(net, coder or autoencoder.load("emoji"), texts or encoders(folder), **facts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> SnapGenPipeline:
+    return made(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("prediction", ["velocity", "preconditioned"])
+def test_it_samples_as_flow_does(
+    prediction: flow.Prediction, guidance: float, shift: float, pipeline: SnapGenPipeline
+) -> None:
+    components = {**pipeline.components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift)}
+    one = SnapGenPipeline(**components, encoders=pipeline.config.encoders, prediction=prediction, guidance=guidance)
+    one.set_progress_bar_config(disable=True)
+    context = torch.randn(3, 13, 40, generator=torch.Generator().manual_seed(0))
+    noise = flow.image_noise(range(3), (4, 4, 4), seed=7)
+    sizes = {"height": 16, "width": 16, "num_inference_steps": 5}
+    found = one(context=context, seed=7, output_type="latent", **sizes).images
+    expected = flow.sample(one.unet, noise, context, steps=5, guidance=guidance, prediction=prediction, shift=shift)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+
+
+def test_prompts_are_encoded_as_in_training(pipeline: SnapGenPipeline, tmp_path: Path) -> None:
+    captions = conditioning.encode(PROMPTS, encoders(tmp_path))
+    expected = captions.condition(torch.arange(len(PROMPTS))).context
+    found = pipeline.encode(PROMPTS)
+    assert found is not None
+    assert torch.equal(found, expected)
+    assert found[0, :8].any()
+    assert found[0, 8:].any()
+    assert not found[1].any()
+
+
+@pytest.mark.parametrize("coder", [None, kl, with_decoder], ids=["emoji", "kl", "tiny decoder"])
+def test_what_is_saved_is_loaded(coder: Callable[[], Autoencoder] | None, tmp_path: Path) -> None:
+    one = made(tmp_path, coder and coder(), shift=3, guidance=2)
+    one.save_pretrained(tmp_path / "x" / "pipeline")
+    again = load(tmp_path / "x")
+    assert again.config.encoders == one.config.encoders
+    assert (again.config.prediction, again.config.guidance, again.scheduler.config.shift) == ("preconditioned", 2, 3)
+    found, expected = (each(PROMPTS, output_type="np").images for each in (again, one))
+    assert expected.shape == (3, 16, 16, 3)
+    assert np.array_equal(found, expected)
+
+
+def test_a_fresh_process_loads_it_with_nothing_of_ours_but_the_class(tmp_path: Path) -> None:
+    one = made(tmp_path)
+    one.save_pretrained(tmp_path / "pipeline")
+    script = (
+        "from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline\n"
+        f"pipeline = SnapGenPipeline.from_pretrained({str(tmp_path / 'pipeline')!r})\n"
+        "import sys\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'archsearch']\n"
+        f"pipeline({PROMPTS[0]!r}, num_inference_steps=4, seed=3).images[0].save({str(tmp_path / 'it.png')!r})\n"
+    )
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=alone)
+    (expected,) = one(PROMPTS[0], num_inference_steps=4, seed=3).images
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "it.png")), np.asarray(expected))
+
+
+def test_an_image_depends_on_its_index_not_on_the_batch(pipeline: SnapGenPipeline) -> None:
+    whole = pipeline(PROMPTS, num_images_per_prompt=2, output_type="pt").images
+    parts = pipeline(PROMPTS, num_images_per_prompt=2, output_type="pt", batch_size=4).images
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-3)
+    assert whole.shape == (6, 3, 16, 16)
+    assert not torch.equal(whole[0], whole[1])
+    assert not torch.equal(pipeline(PROMPTS[0], seed=1, output_type="pt").images[0], whole[0])
+
+
+def test_a_generator_decides_the_noise(pipeline: SnapGenPipeline) -> None:
+    def drawn(generator: Any) -> Any:
+        return pipeline(PROMPTS[:2], generator=generator, output_type="latent").images
+
+    assert torch.equal(*(drawn(torch.Generator().manual_seed(1)) for _ in range(2)))
+    one_each = drawn([torch.Generator().manual_seed(number) for number in (1, 2)])
+    turned = drawn([torch.Generator().manual_seed(number) for number in (2, 2)])
+    assert torch.equal(one_each[1], turned[1])
+    assert not torch.equal(one_each[0], turned[0])
+
+
+def test_an_image_need_not_be_square(pipeline: SnapGenPipeline) -> None:
+    (image,) = pipeline(PROMPTS[0], height=8, width=24).images
+    assert image.size == (24, 8)
+    assert pipeline(PROMPTS[0], return_dict=False, output_type="np")[0].shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"height": 12}, "height: 12 is no size of this pipeline's; use a multiple of 8"),
+        ({"width": 0}, "width: 0 is no size"),
+        ({"prompt": None}, "prompt: is to be given, or a context"),
+        ({"prompt": []}, "prompt: is an empty list"),
+        ({"num_inference_steps": 0}, "num_inference_steps: 0 is no count; use 1 or more"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: nan is no number"),
+        ({"output_type": "jpeg"}, "output_type: 'jpeg' is unknown; use one of: pil, np, pt, latent"),
+        ({"latents": torch.zeros(2, 4, 4, 4)}, "latents: are 2 for 1 images"),
+        ({"generator": [torch.Generator()] * 2}, "generator: are 2 for 1 images"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told(asked: dict[str, Any], message: str, pipeline: SnapGenPipeline) -> None:
+    with pytest.raises(InputError, match=message.replace("'", ".").replace(".", "[.']?")):
+        pipeline(**{"prompt": PROMPTS[0], **asked})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vae": None}, "pipeline: has no autoencoder"),
+        ({"encoders": [{}]}, "pipeline: encoders: describes 1, but"),
+        ({"tokenizer_3": None}, "pipeline: encoders: describes 3, but"),
+        ({"prediction": "image"}, "pipeline: prediction: is 'image'"),
+        (
+            {"decoder": TinyDecoder(latent_channels=4, widths=(32,), blocks=(1,))},
+            "pipeline: decoder: is of other latents",
+        ),
+        ({"unet": stirred(tiny())}, "pipeline: vae: has 4 latent channels; its net has 3"),
+    ],
+)
+def test_components_that_do_not_fit_are_told(changes: dict[str, Any], message: str, pipeline: SnapGenPipeline) -> None:
+    facts = {"encoders": pipeline.config.encoders, "prediction": "velocity", **pipeline.components, **changes}
+    with pytest.raises(InputError, match=message):
+        SnapGenPipeline(**facts)
+
+
+def test_a_net_without_cross_attention_takes_prompts_and_reads_none(tmp_path: Path) -> None:
+    net = stirred(tiny({**FITTING, "all.cross_attention": False}))
+    one = SnapGenPipeline.assembled(net, autoencoder.load(), encoders(tmp_path), prediction="velocity", resolution=16)
+    assert one.text_encoder is None
+    one.set_progress_bar_config(disable=True)
+    one.save_pretrained(tmp_path / "pipeline")
+    again = load(tmp_path / "pipeline")
+    found, expected = (each(PROMPTS[:2], output_type="pt", num_inference_steps=2).images for each in (again, one))
+    assert torch.equal(found, expected)
+    told = describe(one, 4)
+    assert (told["context"], told["text_encoders"], list(told["unet"]["inputs"])) == (
+        None,
+        [],
+        ["sample", "time_features"],
+    )
+
+
+def test_pixels_are_no_latents(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no autoencoder; its latents are pixels"):
+        made(tmp_path, autoencoder.load("none"))
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline: SnapGenPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder
+
+
+def without_a_weight(file: Path) -> None:
+    weights = load_file(file)
+    del weights["conv_in.bias"]
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def without_a_word(file: Path) -> None:
+    weights = load_file(file)
+    del weights["embeddings.word_embeddings.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def not_a_number(file: Path) -> None:
+    weights = load_file(file)
+    weights["conv_in.bias"][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "message"),
+    [
+        (cut, "unet/diffusion_pytorch_model.safetensors", "pipeline: cannot be loaded"),
+        (cut, "text_encoder_2/model.safetensors", "text_encoder_2: cannot be loaded"),
+        (without_a_word, "text_encoder/model.safetensors", "text_encoder: lacks embeddings.word_embeddings.weight"),
+        (Path.unlink, "text_encoder/config.json", "text_encoder: is no folder with a text encoder"),
+        (Path.unlink, "tokenizer_3/tokenizer.json", "text_encoder_3: holds no tokenizer"),
+        (cut, "model_index.json", "model_index.json: line [0-9]+, column [0-9]+: not valid"),
+        (Path.unlink, "vae/diffusion_pytorch_model.safetensors", "pipeline: cannot be loaded"),
+        (Path.unlink, "unet/config.json", "pipeline: cannot be loaded"),
+        (without_a_weight, "unet/diffusion_pytorch_model.safetensors", "unet: conv_in.bias: is missing"),
+        (not_a_number, "unet/diffusion_pytorch_model.safetensors", "unet: conv_in.bias: holds values"),
+        (Path.unlink, "model_index.json", "holds no pipeline/model_index.json; let its training finish"),
+    ],
+)
+def test_a_damaged_folder_is_told(
+    damage: Callable[[Path], None], file: str, message: str, saved: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(saved, tmp_path / "run")
+    damage(tmp_path / "run" / "pipeline" / file)
+    with pytest.raises(InputError, match=message) as caught:
+        load(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_is_found_by_its_name(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(saved, tmp_path / "runs" / "x")
+    expected = tmp_path / "runs" / "x" / "pipeline"
+    assert [find(name).resolve() for name in ("x", "runs/x", "runs/x/pipeline")] == [expected] * 3
+    with pytest.raises(InputError, match="y: is no folder, nor the name of one under runs/"):
+        find("y")

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from snapgen.optim import muon
+from snapgen.optim.config import optimizers_of
+from snapgen.optim.ema import Average, gamma
+from snapgen.optim.optimizers import Optimizers
+from snapgen.optim.schedule import rate
+from snapgen.training.short_run import LatentExamples, TrainingSettings, train
+
+
+class Net(nn.Module):
+    """Small and convolutional, with every kind of weight; scales with the caption."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.enter = nn.Conv2d(2, 32, 3, padding=1)
+            self.middle = nn.Conv2d(32, 32, 3, padding=1)
+            self.context = nn.Linear(4, 32)
+            self.leave = nn.Conv2d(32, 2, 1)
+            nn.init.zeros_(self.leave.weight)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        assert context is not None
+        h = self.enter(x) + self.context(context.mean(1))[:, :, None, None] + t.view(-1, 1, 1, 1)
+        return self.leave(torch.relu(self.middle(torch.relu(h))))
+
+
+@pytest.fixture(scope="module")
+def examples() -> LatentExamples:
+    """Two captions, each a constant image of its own sign."""
+    caption = torch.arange(40) % 2
+    latents = torch.where(caption.view(-1, 1, 1, 1) == 0, 1.0, -1.0) * torch.ones(40, 2, 4, 4)
+    contexts = torch.stack([torch.ones(3, 4), -torch.ones(3, 4)])
+    return LatentExamples(latents.half(), contexts.half(), caption)
+
+
+SHORT = TrainingSettings(steps=60, batch=16, learning_rate=3e-3, prediction="velocity")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_learns(examples: LatentExamples, optimizer: str) -> None:
+    outcome = train(Net(), examples, SHORT.model_copy(update={"optimizer": optimizer}), seed=0)
+    assert len(outcome.losses) == 60
+    assert not outcome.diverged
+    assert sum(outcome.losses[-10:]) < 0.6 * sum(outcome.losses[:10])
+
+
+def test_a_seed_repeats_to_the_bit_and_another_does_not(examples: LatentExamples) -> None:
+    settings = SHORT.model_copy(update={"steps": 8})
+    first, again, other = (train(Net(), examples, settings, seed=seed) for seed in (3, 3, 4))
+    assert first.losses == again.losses
+    assert all(torch.equal(first.average[name], again.average[name]) for name in first.average)
+    assert first.losses != other.losses
+
+
+def test_reporting_changes_nothing(examples: LatentExamples) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def report(step: int, losses: list[float], average: Average) -> None:
+        seen.append((step, len(losses)))
+        average.state()
+
+    settings = SHORT.model_copy(update={"steps": 10})
+    plain = train(Net(), examples, settings, seed=0)
+    told = train(Net(), examples, settings, seed=0, report=report, report_every=4)
+    assert seen == [(4, 4), (8, 4), (10, 2)]
+    assert plain.losses == told.losses
+
+
+def test_a_run_that_diverges_stops_and_says_so(examples: LatentExamples) -> None:
+    wild = SHORT.model_copy(update={"learning_rate": 1e12, "clip": 1e30, "warmup": 0.0})
+    outcome = train(Net(), examples, wild, seed=0, report_every=5)
+    assert outcome.diverged
+    assert len(outcome.losses) < 60
+
+
+def test_rate_rises_and_falls_to_zero() -> None:
+    settings = TrainingSettings(steps=100, warmup=0.1, schedule="linear")
+    rates = [rate(step, settings, 100) for step in range(1, 101)]
+    assert max(rates) == rates[10] == 1
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 < rates[-1] < 0.02
+    assert rate(100, settings.model_copy(update={"schedule": "constant"}), 100) == 1
+    assert 0 < rate(100, settings.model_copy(update={"schedule": "cosine"}), 100) < 0.01
+    assert rate(1, settings.model_copy(update={"warmup": 0.0}), 100) == 1
+
+
+def test_average_has_the_width_it_promises() -> None:
+    """Averaging the step number itself shows the weights' spread: σ_rel of the run."""
+    width, steps = 0.1, 4000
+    module = nn.Linear(1, 1, bias=False)
+    first, second = Average(module, width), nn.Linear(1, 1, bias=False)
+    squares = Average(second, width)
+    for step in range(1, steps + 1):
+        with torch.no_grad():
+            module.weight.fill_(step / steps)
+            second.weight.fill_((step / steps) ** 2)
+        first.update(step)
+        squares.update(step)
+    mean, square = float(first.state()["weight"]), float(squares.state()["weight"])
+    assert (square - mean**2) ** 0.5 == pytest.approx(width, rel=0.02)
+    assert gamma(0.1) == pytest.approx(6.94, abs=0.01)  # EDM2, section 3.1
+
+
+def test_no_average_is_the_last_weights(examples: LatentExamples) -> None:
+    net = Net()
+    outcome = train(net, examples, SHORT.model_copy(update={"steps": 3, "ema": 0.0}), seed=0)
+    assert all(torch.equal(outcome.average[name], tensor) for name, tensor in net.state_dict().items())
+    averaged = train(Net(), examples, SHORT.model_copy(update={"steps": 3}), seed=0)
+    assert not torch.equal(averaged.average["leave.weight"], outcome.average["leave.weight"])
+
+
+def test_captions_are_dropped_as_often_as_told(examples: LatentExamples) -> None:
+    dropped = []
+
+    class Spy(Net):
+        def forward(self, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+            assert context is not None
+            dropped.append((context == 0).all(2).all(1).float().mean().item())
+            return super().forward(x, t, context)
+
+    train(Spy(), examples, SHORT.model_copy(update={"caption_dropout": 0.25}), seed=0)
+    assert sum(dropped) / len(dropped) == pytest.approx(0.25, abs=0.05)
+
+
+def test_every_example_is_seen_equally(examples: LatentExamples) -> None:
+    seen: list[int] = []
+
+    class Counted(LatentExamples):
+        def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+            seen.extend(indices.tolist())
+            return super().batch(indices)
+
+    counted = Counted(examples.latents, examples.contexts, examples.caption)
+    train(Net(), counted, SHORT.model_copy(update={"steps": 5}), seed=0)
+    assert sorted(seen[:40]) == sorted(seen[40:80]) == list(range(40))
+    assert seen[:40] != seen[40:80]
+
+
+def moved_by_muon(weights: torch.memory_format, gradient: torch.memory_format) -> tuple[Tensor, Tensor]:
+    """How far one step moves the kernel inside, and the gradient it moved along; both as matrices."""
+    net = Net().to(memory_format=weights)  # type: ignore[call-overload]
+    before = net.middle.weight.detach().clone()
+    optimizers = Optimizers(net, kind="muon", learning_rate=0.01, beta2=0.99, weight_decay=0.0, clip=1e9)
+    generator = torch.Generator().manual_seed(0)
+    for param in net.parameters():
+        param.grad = torch.randn(param.shape, generator=generator)
+        if param.ndim == 4:
+            param.grad = param.grad.to(memory_format=gradient)
+    along = net.middle.weight.grad
+    assert along is not None
+    optimizers.step(1.0)
+    assert all(param.grad is None for param in net.parameters())
+    return (net.middle.weight.detach() - before).flatten(1), along.flatten(1)
+
+
+def test_muon_steps_are_orthogonal_and_of_adamws_size() -> None:
+    moved, along = moved_by_muon(torch.contiguous_format, torch.contiguous_format)
+    assert float(moved.square().mean().sqrt()) == pytest.approx(0.01 * 0.2, rel=0.2)
+    singular = torch.linalg.svdvals(moved)
+    assert float(singular.max() / singular.min()) < 3
+    assert float((moved * along).sum()) < 0
+
+
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("gradient", [torch.contiguous_format, torch.channels_last])
+def test_muon_takes_either_layout(weights: torch.memory_format, gradient: torch.memory_format) -> None:
+    expected, _ = moved_by_muon(torch.contiguous_format, torch.contiguous_format)
+    torch.testing.assert_close(moved_by_muon(weights, gradient)[0], expected, rtol=1e-3, atol=1e-6)
+
+
+def test_weight_decay_spares_vectors() -> None:
+    net = Net()
+    before = {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
+    optimizers = Optimizers(net, kind="adamw", learning_rate=0.1, beta2=0.99, weight_decay=0.5, clip=1)
+    for param in net.parameters():
+        param.grad = torch.zeros_like(param)
+    optimizers.step(1.0)
+    assert torch.equal(net.enter.bias, before["enter.bias"])
+    torch.testing.assert_close(net.enter.weight.detach(), before["enter.weight"] * 0.95)
+
+
+def test_wide_matrices_are_made_orthogonal_in_their_gram_matrix_alike() -> None:
+    wide = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(0)) / 40
+    torch.testing.assert_close(muon._in_gram(wide), muon._in_place(wide), rtol=1e-4, atol=1e-5)
+    singular = torch.linalg.svdvals(muon.orthogonal(wide))
+    assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.3
+
+
+@pytest.mark.parametrize("shape", [(5, 96, 96), (7, 24, 64)])
+def test_matrices_iterated_in_parts_are_those_iterated_together(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]
+) -> None:
+    """To the last bit: how many matrices share a batch is a matter of speed."""
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    together = muon.orthogonal(matrices)
+    monkeypatch.setattr(muon, "TOGETHER", 2 * shape[1] ** 2)
+    assert torch.equal(muon.orthogonal(matrices), together)
+
+
+def backward(net: Net, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    x, t = torch.randn(8, 2, 4, 4, generator=generator), torch.rand(8, generator=generator)
+    net(x, t, torch.randn(8, 3, 4, generator=generator)).square().mean().backward()
+
+
+def stirred_net() -> Net:
+    net = Net().to(memory_format=torch.channels_last)
+    torch.nn.init.normal_(net.leave.weight, generator=torch.Generator().manual_seed(1))
+    return net
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_optimizers_go_on_from_their_state_to_the_bit(optimizer: str) -> None:
+    settings = SHORT.model_copy(update={"optimizer": optimizer})
+    whole, first, second = stirred_net(), stirred_net(), stirred_net()
+    unbroken, before = optimizers_of(whole, settings), optimizers_of(first, settings)
+    for step in range(6):
+        for net, optimizers in [(whole, unbroken)] + ([(first, before)] if step < 3 else []):
+            backward(net, step)
+            optimizers.step(1)
+    second.load_state_dict({name: tensor.contiguous().clone() for name, tensor in first.state_dict().items()})
+    after = optimizers_of(second, settings)
+    after.load({name: tensor.contiguous().clone() for name, tensor in before.state().items()})
+    for step in range(3, 6):
+        backward(second, step)
+        after.step(1)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_bad_gradient_changes_nothing(optimizer: str) -> None:
+    net = stirred_net()
+    optimizers = optimizers_of(net, SHORT.model_copy(update={"optimizer": optimizer}))
+    backward(net, 0)
+    assert optimizers.step(1, skip_bad=True).isfinite()
+    weights, state = ([t.clone() for t in ts] for ts in (net.parameters(), optimizers.state().values()))
+    backward(net, 1)
+    assert net.middle.weight.grad is not None
+    net.middle.weight.grad[0, 0, 0, 0] = float("nan")
+    assert not optimizers.step(1, skip_bad=True).isfinite()
+    assert all(map(torch.equal, weights, net.parameters()))
+    assert all(map(torch.equal, state, optimizers.state().values()))
+    backward(net, 1)
+    optimizers.step(1, skip_bad=True)
+    assert not torch.equal(weights[0], net.enter.weight)
