@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from archsearch.latency.base import Backend
-from archsearch.latency.host import Host, HostSettings
-from snapgen import config as settings
+from archsearch.latency.host import HostBackend, HostConfig
+from snapgen import config
 from snapgen.errors import InputError
 
 
@@ -21,15 +21,15 @@ def backend(device: str = "host", **options: Any) -> Backend:
     if kind == "predicted" and predicted:
         from archsearch.predictor import backend  # built on this module
 
-        return backend.predicted(predicted, options)
+        return backend.predicted_backend(predicted, options)
     if device not in BACKENDS:
         known = ", ".join([*BACKENDS, "predicted:…"])
         raise InputError("latency", f"unknown device {device!r:.80}", f"use one of: {known}", place="device")
     return BACKENDS[device](options)
 
 
-def _host(options: Mapping[str, Any]) -> Host:
-    return Host(settings.parse(dict(options), HostSettings, source="latency"))
+def _host(options: Mapping[str, Any]) -> HostBackend:
+    return HostBackend(config.parse_config(dict(options), HostConfig, source="latency"))
 
 
 def _coreml(options: Mapping[str, Any]) -> Backend:

@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "onnxruntime", "optuna", "diffusers", "transformers", "num
 JSON = str | int | float | dict[str, str] | None
 
 
-def describe_machine() -> dict[str, JSON]:
+def system_info() -> dict[str, JSON]:
     """Chip, cores, memory in GiB, operating system, device that trains, versions; all of it JSON."""
     return {
         "chip": chip(),
@@ -75,9 +75,9 @@ def training_device() -> str:
     """The device that training uses, with its name where it has one."""
     import torch
 
-    from snapgen import devices as device
+    from snapgen import devices
 
-    chosen = device.choose()
+    chosen = devices.default_device()
     return f"{chosen.type} ({torch.cuda.get_device_name()})" if chosen.type == "cuda" else chosen.type
 
 

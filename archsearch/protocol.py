@@ -8,8 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from snapgen.config import Settings
-from snapgen.training.short_run import TrainingSettings
+from snapgen.config import Config
+from snapgen.training.short_run import ShortRunConfig
 
 REVISION = 1
 """Of the code that turns a protocol into numbers; raised whenever the same protocol would give other numbers."""
@@ -25,7 +25,7 @@ Samples = Annotated[int, Field(ge=0), AfterValidator(_enough)]
 """Images drawn for the distances; 0: none."""
 
 
-class Protocol(TrainingSettings):
+class EvaluationProtocol(ShortRunConfig):
     """How a candidate is trained and judged. The defaults are the quick start's (benchmarks/short_run.py)."""
 
     data: str = "emoji"
@@ -73,10 +73,10 @@ _NAMES_FILES = {
 _OF_SAMPLES = ("sampler_steps", "guidance", "extractor", "feature_resolution")
 
 
-class ResolvedProtocol(Settings):
+class ResolvedProtocol(Config):
     """A protocol with the digests of what it names: all that two numbers must share to be compared."""
 
-    protocol: Protocol
+    protocol: EvaluationProtocol
     data_digest: str
     """Of the images and captions, both splits."""
     autoencoder_digest: str

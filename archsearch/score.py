@@ -9,26 +9,26 @@ from typing import Literal, NamedTuple, Self
 from pydantic import Field, field_validator, model_validator
 
 from archsearch.stats.estimate import Estimate
-from snapgen.config import Settings
+from snapgen.config import Config
 from snapgen.errors import InputError
 
 INCEPTION = "inception"
 """The extractor whose Fréchet distance may be called FID: the Inception net of the original FID code."""
 
 
-QUALITIES = ("validation_loss", "frechet_distance", "kernel_distance")
+QUALITY_METRICS = ("validation_loss", "frechet_distance", "kernel_distance")
 """The metrics of `Quality`, by the names of its fields."""
 
 
-class Missing(LookupError):
+class MissingScore(LookupError):
     """A score was asked for a number that was never taken."""
 
 
-class Incomparable(InputError):
+class ProtocolMismatch(InputError):
     """Two quality numbers of different protocols were about to be compared, ranked or drawn on one axis."""
 
 
-class Quality(Settings):
+class Quality(Config):
     """How good a short run was, under one protocol."""
 
     validation_loss: Estimate
@@ -40,7 +40,7 @@ class Quality(Settings):
     diverged: bool = False
 
 
-class Cost(Settings):
+class Cost(Config):
     """What a forward pass needs at batch 1, counted, not measured."""
 
     params: int = Field(ge=0)
@@ -49,7 +49,7 @@ class Cost(Settings):
     """Peak of the live activations in fp16."""
 
 
-class LatencyRecord(Settings):
+class LatencyRecord(Config):
     """Milliseconds of one forward pass at batch 1, and all that they depend on."""
 
     median_ms: float = Field(gt=0)
@@ -101,7 +101,7 @@ class LatencyRecord(Settings):
         return self.source, self.device, self.compute_units, self.chip, str(self.threads), self.runtime
 
 
-class Score(Settings):
+class Score(Config):
     """All that is known of one candidate; what has not been taken yet is None."""
 
     cost: Cost
@@ -109,7 +109,7 @@ class Score(Settings):
     quality: Quality | None = None
 
 
-class Objective(NamedTuple):
+class Metric(NamedTuple):
     """A number of the score that a study may minimise; a smaller one is better, always."""
 
     label: str
@@ -130,10 +130,10 @@ def _of_cost(field: str) -> Callable[[Score], float]:
 def _of_quality(field: str) -> Callable[[Score], float]:
     def get(score: Score) -> float:
         if score.quality is None:
-            raise Missing(f"no {field}: the candidate was not trained")
+            raise MissingScore(f"no {field}: the candidate was not trained")
         estimate: Estimate | None = getattr(score.quality, field)
         if estimate is None:
-            raise Missing(f"no {field}: the protocol draws no samples")
+            raise MissingScore(f"no {field}: the protocol draws no samples")
         return estimate.value
 
     return get
@@ -141,19 +141,19 @@ def _of_quality(field: str) -> Callable[[Score], float]:
 
 def _latency(score: Score) -> float:
     if score.latency is None:
-        raise Missing("no latency_ms: the candidate was not timed")
+        raise MissingScore("no latency_ms: the candidate was not timed")
     return score.latency.median_ms
 
 
-OBJECTIVES: Mapping[str, Objective] = types.MappingProxyType(
+OBJECTIVES: Mapping[str, Metric] = types.MappingProxyType(
     {
-        "validation_loss": Objective("validation loss", "", _of_quality("validation_loss")),
-        "frechet_distance": Objective("Fréchet distance", "", _of_quality("frechet_distance")),
-        "kernel_distance": Objective("kernel distance", "", _of_quality("kernel_distance")),
-        "latency_ms": Objective("latency", "ms", _latency),
-        "params": Objective("parameters", "", _of_cost("params")),
-        "macs": Objective("MACs", "", _of_cost("macs")),
-        "activation_bytes": Objective("activation memory", "B", _of_cost("activation_bytes")),
+        "validation_loss": Metric("validation loss", "", _of_quality("validation_loss")),
+        "frechet_distance": Metric("Fréchet distance", "", _of_quality("frechet_distance")),
+        "kernel_distance": Metric("kernel distance", "", _of_quality("kernel_distance")),
+        "latency_ms": Metric("latency", "ms", _latency),
+        "params": Metric("parameters", "", _of_cost("params")),
+        "macs": Metric("MACs", "", _of_cost("macs")),
+        "activation_bytes": Metric("activation memory", "B", _of_cost("activation_bytes")),
     }
 )
 
@@ -183,7 +183,7 @@ def comparable(a: Quality, b: Quality, *, difference: str | None = None) -> None
         return
     if difference is None and a.extractor != b.extractor:
         difference = f"extractor: {a.extractor} against {b.extractor}"
-    raise Incomparable(
+    raise ProtocolMismatch(
         "protocol",
         f"{a.protocol_hash} and {b.protocol_hash} are different" + (f" ({difference})" if difference else ""),
         "compare only numbers taken under the same protocol",

@@ -29,9 +29,9 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from archsearch.cost.counter import Part, count
+from archsearch.cost.counter import CostItem, count_network
 from archsearch.machine import chip, operating_system
-from snapgen.autoencoders.pruned_decoder import HALF, pruned
+from snapgen.autoencoders.pruned_decoder import HALF, prune_decoder
 from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
 
 # stable-diffusion-3-medium-diffusers, vae/config.json
@@ -60,7 +60,7 @@ def sd3() -> nn.Module:
 
 def half() -> nn.Module:
     """The same."""
-    decoder: nn.Module = pruned(AutoencoderKL(**SD3), HALF).decoder
+    decoder: nn.Module = prune_decoder(AutoencoderKL(**SD3), HALF).decoder
     return decoder
 
 
@@ -79,11 +79,11 @@ class Memory(NamedTuple):
     peak: int
 
 
-def counted(name: str, pixels: int) -> Part:
+def counted(name: str, pixels: int) -> CostItem:
     """What a pass needs."""
     with torch.device("meta"):
         net, latent = DECODERS[name]().eval(), torch.empty(1, 16, pixels // FACTOR, pixels // FACTOR)
-    return count(net, latent, places={net: name}).parts[name]
+    return count_network(net, latent, places={net: name}).parts[name]
 
 
 def ready(name: str, pixels: int) -> tuple[nn.Module, Tensor]:
@@ -126,7 +126,7 @@ def timed(pixels: int, passes: int) -> dict[str, list[float]]:
     return taken
 
 
-def table(counts: dict[str, Part], held: dict[str, Memory], taken: dict[str, list[float]], clock: str) -> str:
+def table(counts: dict[str, CostItem], held: dict[str, Memory], taken: dict[str, list[float]], clock: str) -> str:
     """All of it in Markdown, with how many times SD3's number is each of the others."""
     memories, passes = held.items(), len(taken["tiny"])
     spread = ", ".join(f"{name} {min(seconds):.2f} to {max(seconds):.2f}" for name, seconds in taken.items())

@@ -1,8 +1,8 @@
 """How the host's latency is best taken: ONNX Runtime against PyTorch, and how well it repeats next to a busy neighbour.
 
 Every way runs the same net in one process, one thread, in turns of 50 ms, so that a change of the machine's speed meets
-them all alike. Times are processor time of the thread (see `archsearch.latency.host.Host`); "prepare" is the wall
-clock's time from the net to the first answer, the second time, when the libraries are loaded.
+them all alike. Times are processor time of the thread (see `archsearch.latency.host.HostBackend`); "prepare" is the
+wall clock's time from the net to the first answer, the second time, when the libraries are loaded.
 
     python benchmarks/host_latency.py compare emoji emoji-large [--seconds 20]
     python benchmarks/host_latency.py repeat emoji [--times 10] [--busy 1]
@@ -24,9 +24,7 @@ import numpy as np
 import torch
 
 from archsearch import devices
-from archsearch.latency import base
-from archsearch.latency import host as latency
-from archsearch.latency import onnx_export as onnx_graph
+from archsearch.latency import base, host, onnx_export
 from archsearch.machine import chip, operating_system
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
@@ -58,7 +56,7 @@ def drawn(space: Space) -> tuple[UNet, Inputs]:
 
 def ours(net: UNet, inputs: Inputs, folder: Path) -> Run:
     """ONNX Runtime on the graph that latency records are taken from."""
-    onnx_graph.export(net, inputs, folder / "ours.onnx")
+    onnx_export.export(net, inputs, folder / "ours.onnx")
     return _session(folder / "ours.onnx", inputs)
 
 
@@ -72,7 +70,7 @@ def torchs(net: UNet, inputs: Inputs, folder: Path) -> Run:
 
 
 def _session(path: Path, inputs: Inputs) -> Run:
-    session = latency.open_session(path, threads=1)
+    session = host.open_session(path, threads=1)
     feed = dict(zip((i.name for i in session.get_inputs()), (t.numpy() for t in inputs.values()), strict=True))
     return lambda: session.run(None, feed)
 

@@ -32,10 +32,10 @@ from diffusers import DreamLiteUNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from archsearch.cost.counter import module_cost
-from archsearch.latency.host import Host, HostSettings
+from archsearch.latency.host import HostBackend, HostConfig
 from archsearch.machine import chip, operating_system
 from archsearch.spaces.loading import load_space
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.presets import preset
 from snapgen.architecture.schema import Architecture
 from snapgen.models import onednn as linear
@@ -90,7 +90,7 @@ def unet2d() -> nn.Module:
 # Ours first.
 PEERS: dict[str, dict[str, Make]] = {
     "dreamlite": {
-        "ours, as DreamLite": ours(changed(preset("snapgen-imagenet"), AS_DREAMLITE)),
+        "ours, as DreamLite": ours(apply_overrides(preset("snapgen-imagenet"), AS_DREAMLITE)),
         "ours, snapgen-imagenet": ours(preset("snapgen-imagenet")),
         "DreamLiteUNetModel": dreamlite,
     },
@@ -252,8 +252,8 @@ def timed(entries: Sequence[Entry], setting: Setting, what: Sequence[str], passe
 
 
 def through_onnxruntime(archs: Mapping[str, Architecture], setting: Setting, passes: int) -> Times:
-    """The same of `archsearch.latency.host.Host`, whose median over several runs is one turn's time."""
-    host = Host(HostSettings(threads=setting.threads, timeout=3600))
+    """The same of `archsearch.latency.host.HostBackend`, whose median over several runs is one turn's time."""
+    host = HostBackend(HostConfig(threads=setting.threads, timeout=3600))
     times: dict[str, list[float]] = {}
     for _ in range(passes):
         for name, arch in archs.items():

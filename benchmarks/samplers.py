@@ -34,10 +34,10 @@ import numpy as np
 
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
-from archsearch.studies.config.study import SamplerSettings
+from archsearch.studies.config.study import SamplerConfig
 from archsearch.studies.search.samplers import Past, distributions, suggest
 from snapgen.architecture.schema import Architecture
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 
 OBJECTIVES = ("validation_loss", "latency_ms")
 
@@ -61,7 +61,7 @@ class Landscape:
     def seen(self, point: Mapping[str, int], seed: int) -> tuple[float, float]:
         """As a study would see them: the loss with noise, which is the same whenever the same point is scored."""
         loss, ms = self.values(point)
-        rng = random.Random(derive(seed, "noise", json.dumps(dict(sorted(point.items())))))
+        rng = random.Random(derive_seed(seed, "noise", json.dumps(dict(sorted(point.items())))))
         return loss * (1 + rng.gauss(0, self.noise)), ms
 
     def _site(self, arch: Architecture, path: str, blocks: object, channels: int) -> tuple[float, float, float]:
@@ -82,7 +82,7 @@ def run(
     name: str, options: Mapping[str, int], landscape: Landscape, *, trials: int, seed: int, limit: float | None
 ) -> list[Past]:
     """A study's candidates: every architecture once, over the limit (on milliseconds) not counted in ``trials``."""
-    space, settings = landscape.space, SamplerSettings(name=name, options=dict(options))  # type: ignore[arg-type]
+    space, settings = landscape.space, SamplerConfig(name=name, options=dict(options))  # type: ignore[arg-type]
     first, choices = list(space.points_of().values()), distributions(landscape.space)
     past: list[Past] = []
     known: set[str] = set()
@@ -90,7 +90,7 @@ def run(
         slot = len(past)
         for attempt in range(4):
             fixed = first[slot] if slot < len(first) and attempt == 0 else None
-            fixed = space.sample(random.Random(derive(seed, slot))) if attempt == 3 else fixed
+            fixed = space.sample(random.Random(derive_seed(seed, slot))) if attempt == 3 else fixed
             point, attrs = suggest(
                 settings, past, choices, objectives=OBJECTIVES, seed=seed, slot=slot, attempt=attempt, fixed=fixed
             )

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from archsearch.protocol import Protocol
+from archsearch.protocol import EvaluationProtocol
 from archsearch.quality.evaluator import Evaluator
 from archsearch.spaces.loading import load_space
-from snapgen import config as settings
+from snapgen import config
 from snapgen.architecture.schema import Architecture
 
 # Changes to the space's base: from a tenth of a second a step to a quarter of that.
@@ -63,9 +63,9 @@ def architectures(names: list[str]) -> dict[str, Architecture]:
     return chosen
 
 
-def protocol(change: str, base: dict[str, Any]) -> Protocol:
+def protocol(change: str, base: dict[str, Any]) -> EvaluationProtocol:
     """The default protocol with ``key=value,key=value`` changed."""
-    return settings.parse({**base, **pairs(change)}, Protocol, source="--change")
+    return config.parse_config({**base, **pairs(change)}, EvaluationProtocol, source="--change")
 
 
 def pairs(change: str) -> dict[str, Any]:

@@ -44,9 +44,9 @@ from archsearch.cost.counter import module_cost
 from archsearch.machine import chip, operating_system
 from benchmarks.peers import Times, compare
 from benchmarks.train_step_nets import SIZES, Contestant, Entry, Setting
-from snapgen.training.batches import Part
-from snapgen.training.loop import Loop
-from snapgen.training.stages import FlowStage
+from snapgen.training.batches import MicroBatch
+from snapgen.training.loop import Trainer
+from snapgen.training.stages import FlowMatchingStage
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOP/s of NVIDIA's SXM modules, from its data sheets."""
@@ -111,7 +111,7 @@ def looped(setting: Setting, turns: int) -> Times:
     stage = setting.stage.model_copy(update={"images": setting.stage.batch * LOOP_STEPS * (turns + 1)})
     cpu = setting.device.type == "cpu"
     accelerator = Accelerator(cpu=cpu)
-    loop = Loop(stage, contestant.net, {"flow": contestant.turn}, contestant.feed, accelerator=accelerator)
+    loop = Trainer(stage, contestant.net, {"flow": contestant.turn}, contestant.feed, accelerator=accelerator)
     loop.report_every = LOOP_STEPS
     began, found = [setting.now()], Times(step={"the loop": [], "bare": [], "its feed alone": []})
 
@@ -120,7 +120,7 @@ def looped(setting: Setting, turns: int) -> Times:
         bare = statistics.mean(contestant.step()["train step"] for _ in range(LOOP_STEPS))
         fed = setting.now()
         for number in range(LOOP_STEPS):
-            contestant.feed.batch(Part(number + 1))
+            contestant.feed.batch(MicroBatch(number + 1))
         if loop.step > LOOP_STEPS:  # a first turn warms up
             feeding = (setting.now() - fed) / LOOP_STEPS
             for name, one in zip(found["step"], (seconds / LOOP_STEPS, bare, feeding), strict=True):
@@ -200,7 +200,7 @@ def settings_of(options: argparse.Namespace) -> Iterator[tuple[str, Setting]]:
     """A table each."""
     for latent in options.latent:
         for optimizer in options.optimizer:
-            stage = FlowStage(
+            stage = FlowMatchingStage(
                 name="timed",
                 resolution=8 * latent,
                 images=options.batch[0],

@@ -12,19 +12,19 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from benchmarks.peers import PLAIN, SHAPE, Make
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.presets import preset
-from snapgen.conditioning.captions import Captions, EncoderSettings, Widths, layout
+from snapgen.conditioning.captions import ConditioningDims, EncodedCaptions, TextEncoderConfig, layout
 from snapgen.conditioning.embeddings import Embeddings
 from snapgen.diffusion.process import RectifiedFlow
-from snapgen.io.chunked import Rows
+from snapgen.io.chunked import ChunkedTensor
 from snapgen.models.unet import UNet
 from snapgen.objectives import teacher
-from snapgen.objectives.flow_matching import FlowTurn
-from snapgen.optim.config import optimizers_of
-from snapgen.optim.ema import Average
-from snapgen.training.batches import Batch, Feed, Part, training_times
-from snapgen.training.stages import Distillation, FlowStage
+from snapgen.objectives.flow_matching import FlowMatchingObjective
+from snapgen.optim.config import build_optimizers
+from snapgen.optim.ema import EMA
+from snapgen.training.batches import Batch, BatchStream, MicroBatch, training_timesteps
+from snapgen.training.stages import DistillationConfig, FlowMatchingStage
 
 IMAGES = 256
 """Of the feed; random latents and captions."""
@@ -105,9 +105,9 @@ class Size:
     """Ours first."""
     channels: int
     """Of the latents."""
-    captions: Widths
+    captions: ConditioningDims
     teacher: dict[str, int]
-    teaching: Widths
+    teaching: ConditioningDims
     """The teacher's captions."""
 
 
@@ -129,25 +129,25 @@ SIZES = {
         _entries(
             "snapgen-emoji",
             partial(UNet, preset("snapgen-emoji")),
-            partial(UNet, changed(preset("snapgen-baseline"), AS_EMOJI)),
+            partial(UNet, apply_overrides(preset("snapgen-baseline"), AS_EMOJI)),
             EMOJI,
         ),
         channels=4,
-        captions=Widths(384, 16, 384),
+        captions=ConditioningDims(384, 16, 384),
         teacher=SMALL_TEACHER,
-        teaching=Widths(384, 16, 384),
+        teaching=ConditioningDims(384, 16, 384),
     ),
     "full": Size(
         _entries(
             "snapgen-t2i",
             partial(UNet, preset("snapgen-t2i")),
-            partial(UNet, changed(preset("snapgen-baseline"), {"context_width": 2304})),
+            partial(UNet, apply_overrides(preset("snapgen-baseline"), {"context_width": 2304})),
             {**SHAPE, **PLAIN, "cross_attention_dim": 2304},
         ),
         channels=16,
-        captions=Widths(2304, 154, 0),
+        captions=ConditioningDims(2304, 154, 0),
         teacher=SD35_LARGE,
-        teaching=Widths(4096, 154, 2048),
+        teaching=ConditioningDims(4096, 154, 2048),
     ),
 }
 
@@ -160,7 +160,7 @@ class Setting:
     device: torch.device
     threads: int
     latent: int
-    stage: FlowStage = field(default_factory=lambda: FlowStage(name="timed", resolution=32, images=1))
+    stage: FlowMatchingStage = field(default_factory=lambda: FlowMatchingStage(name="timed", resolution=32, images=1))
 
     def now(self) -> float:
         """Seconds, once the device has done all it was given."""
@@ -168,28 +168,28 @@ class Setting:
             torch.cuda.synchronize(self.device)
         return time.thread_time() if self.device.type == "cpu" and self.threads == 1 else time.perf_counter()
 
-    def feed(self, *, taught: bool) -> Feed:
+    def feed(self, *, taught: bool) -> BatchStream:
         """Random latents and captions."""
         noise = torch.Generator().manual_seed(0)
         shape = (IMAGES, self.size.channels, self.latent, self.latent)
-        return Feed(
-            Rows([torch.randn(shape, generator=noise).half()]),
+        return BatchStream(
+            ChunkedTensor([torch.randn(shape, generator=noise).half()]),
             captions_of(self.size.captions, noise),
             teacher=captions_of(self.size.teaching, noise) if taught else None,
             dropout=[0.1],
             batch=self.stage.batch,
-            times=training_times(RectifiedFlow()),
+            times=training_timesteps(RectifiedFlow()),
             seed=0,
             device=self.device,
         )
 
 
-def captions_of(shape: Widths, noise: torch.Generator) -> Captions:
+def captions_of(shape: ConditioningDims, noise: torch.Generator) -> EncodedCaptions:
     """Random embeddings of such a shape, one a latent."""
     tokens, pooled = (IMAGES, shape.tokens, shape.context), (IMAGES, max(1, shape.pooled))
-    table = Embeddings(*(Rows([torch.randn(size, generator=noise).half()]) for size in (tokens, pooled)))
-    encoder = EncoderSettings(tokens=shape.tokens, pooled=shape.pooled > 0)
-    return Captions([table], torch.arange(IMAGES), layout([encoder], [(shape.context, pooled[1])]))
+    table = Embeddings(*(ChunkedTensor([torch.randn(size, generator=noise).half()]) for size in (tokens, pooled)))
+    encoder = TextEncoderConfig(tokens=shape.tokens, pooled=shape.pooled > 0)
+    return EncodedCaptions([table], torch.arange(IMAGES), layout([encoder], [(shape.context, pooled[1])]))
 
 
 class Contestant:
@@ -204,13 +204,15 @@ class Contestant:
             self.net.enable_gradient_checkpointing()
         self.teacher = self._teacher() if entry.distilled else None
         self.teacher_seconds = 0.0
-        distillation = Distillation() if entry.distilled else None
-        self.turn = FlowTurn(self.net, prediction="velocity", distillation=distillation, teacher=self.teacher)
+        distillation = DistillationConfig() if entry.distilled else None
+        self.turn = FlowMatchingObjective(
+            self.net, prediction="velocity", distillation=distillation, teacher=self.teacher
+        )
         self.turn.to(setting.device)
         self.feed = setting.feed(taught=entry.distilled)
-        self.batch = self.feed.batch(Part(1))
-        self.optimizers = optimizers_of(self.turn, setting.stage)
-        self.average = Average(self.net, setting.stage.ema)
+        self.batch = self.feed.batch(MicroBatch(1))
+        self.optimizers = build_optimizers(self.turn, setting.stage)
+        self.average = EMA(self.net, setting.stage.ema)
         self.steps = 0
         if entry.compiled:
             self.turn.compile()
@@ -218,7 +220,7 @@ class Contestant:
     def _teacher(self) -> teacher.Teacher:
         size = self.setting.size
         with torch.device("meta"):
-            made = teacher.built(
+            made = teacher.new_teacher(
                 size.teacher,
                 latent_channels=size.channels,
                 context_width=size.teaching.context,

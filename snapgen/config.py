@@ -16,7 +16,7 @@ from snapgen.errors import InputError
 LARGEST_FILE = 1 << 20
 
 
-class Settings(BaseModel):
+class Config(BaseModel):
     """Base of everything that is written in a file by a person: frozen, strict about keys, never NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -76,16 +76,16 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-def load(path: Path, model: type[S]) -> S:
+def load_yaml(path: Path, model: type[S]) -> S:
     """The settings in a file, checked against a model.
 
     Raises:
         InputError: as `read_mapping`, or naming the place of the first field that is wrong.
     """
-    return parse(read_mapping(path), model, source=path)
+    return parse_config(read_mapping(path), model, source=path)
 
 
-def parse(values: object, model: type[S], *, source: str | Path, place: str = "") -> S:
+def parse_config(values: object, model: type[S], *, source: str | Path, place: str = "") -> S:
     """``values`` as a ``model``; ``source`` and ``place`` say in an error where they were read."""
     try:
         return model.model_validate(values)

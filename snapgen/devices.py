@@ -7,7 +7,7 @@ import functools
 import torch
 
 
-def fits(size: int, device: torch.device) -> bool:
+def fits_on_device(size: int, device: torch.device) -> bool:
     """Whether so many bytes may live on the device: a quarter of its free memory, or any size where they lie now."""
     if device.type != "cuda":
         return device.type == "cpu"
@@ -16,7 +16,7 @@ def fits(size: int, device: torch.device) -> bool:
 
 
 @functools.cache
-def choose() -> torch.device:
+def default_device() -> torch.device:
     """The best device of this machine."""
     if torch.cuda.is_available():
         return torch.device("cuda")

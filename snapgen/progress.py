@@ -12,7 +12,7 @@ import transformers
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Without diffusers' and transformers' bars and remarks."""
     logs = [diffusers.utils.logging, transformers.utils.logging]
     levels = [log.get_verbosity() for log in logs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 
-def derive(seed: int, *names: int | str) -> int:
+def derive_seed(seed: int, *names: int | str) -> int:
     """A 63-bit seed that depends on ``seed`` and on every one of ``names``, in order.
 
     Independent of the process, the platform and ``PYTHONHASHSEED``.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from snapgen.config import Settings
+from snapgen.config import Config
 
 
-class TableSettings(Settings):
+class BlockTableConfig(Config):
     """How a table is filled."""
 
     copies: int = Field(default=3, ge=1, le=16)

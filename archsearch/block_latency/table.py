@@ -15,14 +15,14 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from archsearch.block_latency.config import TableSettings
+from archsearch.block_latency.config import BlockTableConfig
 from archsearch.score import LatencyRecord
 from archsearch.stats.regression import Array
-from snapgen import config as settings
+from snapgen import config
 from snapgen.architecture import block_index
-from snapgen.architecture.block_index import Block, Place
-from snapgen.architecture.schema import Architecture, Kind
-from snapgen.config import Settings
+from snapgen.architecture.block_index import BlockRef, BlockSite
+from snapgen.architecture.schema import Architecture, BlockKind
+from snapgen.config import Config
 from snapgen.errors import InputError
 
 TOLERATED = 0.10
@@ -34,7 +34,7 @@ EXACT = 0.001
 """And of a predicted one."""
 
 
-class Measured(Settings):
+class NetTiming(Config):
     """A net that was timed.
 
     The lowest of its medians counts: what disturbs a measurement only ever adds to it.
@@ -67,24 +67,24 @@ class Measured(Settings):
         return float(np.clip(max(spread, apart) / first.median_ms, SUREST, VAGUEST))
 
 
-class PlaceCost(Settings):
+class BlockCost(Config):
     """What the blocks of one layer and kind cost."""
 
     site: str
     layer: int
-    kind: Kind
+    kind: BlockKind
     ms: float = Field(ge=0)
     """The first."""
     copy_ms: float = Field(ge=0)
     """Each one after it."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> BlockSite:
         """As its blocks have it."""
         return self.site, self.layer, self.kind
 
 
-class Check(Settings):
+class PredictionErrors(Config):
     """Relative errors of predicted times, of nets that the prediction does not know: +0.1 is a tenth too much."""
 
     errors: tuple[float, ...] = Field(min_length=1)
@@ -113,14 +113,14 @@ class Check(Settings):
 Correction = Literal["refit", "curve"]
 
 
-class BlockTable(Settings):
+class BlockTable(Config):
     """The costs of a net's blocks on one device, all that they were taken from, and what their sums are worth."""
 
     version: Literal[1] = 1
     architecture: Architecture
     latent_size: int
     context_tokens: int
-    settings: TableSettings
+    settings: BlockTableConfig
     source: Literal["measured", "predicted", "published"]
     device: str
     compute_units: str
@@ -133,28 +133,28 @@ class BlockTable(Settings):
     floor_ms: float = Field(gt=0)
     """The least that a block is said to cost: the standard error of a block's cost in the fit, the median of them all.
     A fit may give a block nothing, but cannot tell less than that from nothing."""
-    costs: tuple[PlaceCost, ...] = Field(min_length=1)
+    costs: tuple[BlockCost, ...] = Field(min_length=1)
     """In the order of the forward pass."""
     scale: float = Field(default=1, gt=0)
     power: float = Field(default=1, gt=0)
     """A net takes ``scale · sum ** power`` milliseconds; other than 1 where the curve corrects."""
-    before: Check | None = None
+    before: PredictionErrors | None = None
     """Of sums fitted to nets with one kind of change each; None where no sub-network was taken."""
-    tried: dict[Correction, Check] = Field(default_factory=dict)
+    tried: dict[Correction, PredictionErrors] = Field(default_factory=dict)
     """Of each correction by the other sub-networks, each one left out in turn; none where there was no need."""
     correction: Correction | None = None
     """The one that is made: of those tried the best, if it is better than none."""
-    measured: tuple[Measured, ...] = Field(min_length=1)
+    measured: tuple[NetTiming, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if [cost.place for cost in self.costs] != list(block_index.counted(self.architecture)):
+        if [cost.place for cost in self.costs] != list(block_index.block_counts(self.architecture)):
             raise ValueError("its costs are not of its architecture's blocks; fill the table again")
         if any(len(net.counts) != len(self.costs) for net in self.measured):
             raise ValueError("a measured net has not a count for every place; fill the table again")
         conditions = {record.conditions for net in self.measured for record in net.records}
         if conditions != {self.conditions}:
-            raise ValueError(f"records of different conditions: {difference(conditions | {self.conditions})}")
+            raise ValueError(f"records of different conditions: {condition_mismatch(conditions | {self.conditions})}")
         return self
 
     @classmethod
@@ -164,7 +164,7 @@ class BlockTable(Settings):
         Raises:
             InputError: if it is no such table.
         """
-        return settings.load(path, cls)
+        return config.load_yaml(path, cls)
 
     def to_json(self) -> str:
         """As `load` reads it."""
@@ -181,7 +181,7 @@ class BlockTable(Settings):
         return self.measured[0].ms
 
     @property
-    def after(self) -> Check | None:
+    def after(self) -> PredictionErrors | None:
         """Of the best correction that was tried, made or not; None where there was no need."""
         return min(self.tried.values(), key=lambda check: check.largest, default=None)
 
@@ -193,10 +193,10 @@ class BlockTable(Settings):
     @property
     def share(self) -> float:
         """What a part's milliseconds are to be taken times: 1, or what the curve makes of the whole net's."""
-        whole = self._sum(block_index.counted(self.architecture))
+        whole = self._sum(block_index.block_counts(self.architecture))
         return self.scale * float(whole**self.power) / whole
 
-    def of(self, block: Block) -> float:
+    def of(self, block: BlockRef) -> float:
         """Milliseconds of a block, at least ``floor_ms``; of one after the first of its place, a copy's.
 
         Raises:
@@ -213,18 +213,21 @@ class BlockTable(Settings):
         Raises:
             InputError: if the two nets differ in more than how many blocks stand where.
         """
-        counts = block_index.counted(arch)
-        if not counts.keys() <= {cost.place for cost in self.costs} or dealt(self.architecture, counts).id != arch.id:
+        counts = block_index.block_counts(arch)
+        if (
+            not counts.keys() <= {cost.place for cost in self.costs}
+            or with_block_counts(self.architecture, counts).id != arch.id
+        ):
             problem = f"{arch.id} is no sub-network of the table's net {self.architecture.id}"
             raise InputError("block table", problem, "fill one for this net")
         return self.scale * float(self._sum(counts) ** self.power)
 
-    def _sum(self, counts: Mapping[Place, int]) -> float:
+    def _sum(self, counts: Mapping[BlockSite, int]) -> float:
         costs = np.array([self.fixed_ms, *itertools.chain(*((cost.ms, cost.copy_ms) for cost in self.costs))])
         return float(features([counts.get(cost.place, 0) for cost in self.costs]) @ costs)
 
 
-def dealt(arch: Architecture, counts: Mapping[Place, int]) -> Architecture:
+def with_block_counts(arch: Architecture, counts: Mapping[BlockSite, int]) -> Architecture:
     """The net with so many blocks in each of the places where it has any; none where nothing is said."""
     removed: list[str] = []
     copied: list[str] = []
@@ -235,7 +238,7 @@ def dealt(arch: Architecture, counts: Mapping[Place, int]) -> Architecture:
         wanted = counts.get(place, 0)
         removed += names[wanted:]
         copied += names[:1] * max(0, wanted - len(names))
-    return block_index.changed(arch, removed, copied)
+    return block_index.edit_blocks(arch, removed, copied)
 
 
 def features(counts: Sequence[int]) -> Array:
@@ -243,7 +246,7 @@ def features(counts: Sequence[int]) -> Array:
     return np.array([1.0, *itertools.chain(*((min(count, 1), max(count - 1, 0)) for count in counts))])
 
 
-def difference(conditions: set[tuple[str, ...]]) -> str:
+def condition_mismatch(conditions: set[tuple[str, ...]]) -> str:
     """In what records of several conditions differ first, for people."""
     one, other = sorted(conditions)[:2]
     return next(f"{a} and {b}" for a, b in zip(one, other, strict=True) if a != b)

@@ -25,14 +25,26 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from snapgen.autoencoders import autoencoder
-from snapgen.autoencoders.autoencoder import Autoencoder, ConvAutoencoder, WithDecoder, load, read_decoder
+from snapgen.autoencoders.autoencoder import (
+    Autoencoder,
+    AutoencoderWithDecoder,
+    ConvAutoencoder,
+    load_autoencoder,
+    read_decoder,
+)
 from snapgen.autoencoders.psnr import Psnr, psnr
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
-from snapgen.autoencoders.training import DecoderTraining, Pixels, Training, initial, tiny_decoder_for
+from snapgen.autoencoders.training import (
+    DecoderTrainer,
+    DecoderTrainingConfig,
+    ImagesByResolution,
+    build_tiny_decoder,
+    new_autoencoder,
+)
 from snapgen.data.dataset import open_images
 from snapgen.errors import InputError
 from snapgen.io.cache import JSON
-from snapgen.io.checkpoint import Kept, Progress
+from snapgen.io.checkpoint import CheckpointSession, StepCallback
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -40,15 +52,15 @@ CHECKPOINT = "checkpoint.safetensors"
 def steps_for(
     minutes: float,
     model: ConvAutoencoder | TinyDecoder,
-    images: Pixels,
-    training: Training,
+    images: ImagesByResolution,
+    training: DecoderTrainingConfig,
     *,
     encoder: Autoencoder | None = None,
 ) -> int:
     """Steps that fit into so many minutes here, from a few timed ones."""
     few = {side: pixels[:64] for side, pixels in images.items()}
     marks: list[float] = []
-    timed = DecoderTraining(copy.deepcopy(model), few, training.model_copy(update={"steps": 22}), encoder)
+    timed = DecoderTrainer(copy.deepcopy(model), few, training.model_copy(update={"steps": 22}), encoder)
     timed.complete(lambda *_: marks.append(time.perf_counter()))
     return max(1, int(60 * minutes * (len(marks) - 2) / (marks[-1] - marks[1])))
 
@@ -70,10 +82,10 @@ def main(
     Example: python -m archsearch.cli.autoencoder --out runs/autoencoder --minutes 8
     """
     torch.set_num_threads(1)
-    training = Training(resolutions=_sides(resolutions), seed=seed)
+    training = DecoderTrainingConfig(resolutions=_sides(resolutions), seed=seed)
     if out.exists() and not out.is_dir():
         raise InputError(out, "is a file", "name a folder")
-    given = load(encoder) if encoder else None
+    given = load_autoencoder(encoder) if encoder else None
     opened = {side: open_images(data, split="train", resolution=side) for side in sorted(set(training.resolutions))}
     asked: dict[str, JSON] = {
         "--minutes": None if steps else minutes,
@@ -85,12 +97,12 @@ def main(
         "settings": training.model_dump(mode="json"),
         "torch": torch.__version__,
     }
-    kept = Kept(out / CHECKPOINT, asked)
+    kept = CheckpointSession(out / CHECKPOINT, asked)
     images = {side: each.pixels for side, each in opened.items()}
-    model = tiny_decoder_for(given, seed=seed) if given else initial(seed)
+    model = build_tiny_decoder(given, seed=seed) if given else new_autoencoder(seed)
     fitting = kept.steps or steps or steps_for(minutes, model, images, training, encoder=given)
     training = training.model_copy(update={"steps": fitting})
-    run = DecoderTraining(model, images, training, given)
+    run = DecoderTrainer(model, images, training, given)
     kept.restore(run)
     if not quiet:
         going_on = f", from step {run.done} on" if run.done else ""
@@ -101,7 +113,7 @@ def main(
     command += f" --encoder {encoder}" if encoder else ""
     with _aside(out) as folder:
         cast(Any, model).half().save_pretrained(folder)
-        trained = WithDecoder(given, read_decoder(folder)) if given else load(folder)
+        trained = AutoencoderWithDecoder(given, read_decoder(folder)) if given else load_autoencoder(folder)
         quality = {side: psnr(trained, open_images(data, split="val", resolution=side).pixels) for side in images}
         (folder / "README.md").write_text(_card(trained, training, quality, command, kept.seconds / 60))
     kept.path.unlink(missing_ok=True)
@@ -123,7 +135,9 @@ def _aside(out: Path) -> Iterator[Path]:
         raise InputError(out, f"cannot be written ({problem})", "make room and give the same command again") from None
 
 
-def _card(trained: Autoencoder, training: Training, quality: Mapping[int, Psnr], command: str, minutes: float) -> str:
+def _card(
+    trained: Autoencoder, training: DecoderTrainingConfig, quality: Mapping[int, Psnr], command: str, minutes: float
+) -> str:
     decoder = cast(nn.Module, trained.decoder)
     size = sum(parameter.numel() for parameter in decoder.parameters())
     rows = "\n".join(f"| {side} px | {value} |" for side, value in quality.items())
@@ -142,7 +156,7 @@ Settings: `{training.model_dump_json()}`
 
 
 @contextmanager
-def _telling(steps: int, *, quiet: bool) -> Iterator[Progress | None]:
+def _telling(steps: int, *, quiet: bool) -> Iterator[StepCallback | None]:
     """A bar with the time left on a terminal, plain lines elsewhere."""
     if quiet or not sys.stdout.isatty():
         yield None if quiet else _say

@@ -12,7 +12,7 @@ import typer
 
 from archsearch.cli.options import Json, Quiet
 from archsearch.cli.output import bar, print_json, print_table
-from snapgen import config as settings
+from snapgen import config
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,16 +42,16 @@ def convert(
 ) -> None:
     """Turn a diffusers U-Net (SD-1.5, SDXL, DreamLite) into ours, with the same outputs."""
     from snapgen.conversion.from_diffusers import from_diffusers
-    from snapgen.io import prediction_note as meaning
-    from snapgen.io.atomic import folder_aside
+    from snapgen.io import prediction_note
+    from snapgen.io.atomic import atomic_folder
 
     sizes = None if time_ids is None else _sizes(time_ids)
-    with folder_aside(out) as folder:
+    with atomic_folder(out) as folder:
         with bar("converting", quiet=quiet or as_json) as tell:
             conversion = from_diffusers(source, prediction=prediction, time_ids=sizes, partial=partial, progress=tell)
         conversion.net.save_pretrained(folder)
         if conversion.meaning.prediction is not None:
-            meaning.write(folder, conversion.meaning.prediction)
+            prediction_note.write_prediction_type(folder, conversion.meaning.prediction)
     if as_json:
         print_json(
             {
@@ -120,13 +120,13 @@ def prune_decoder(
     quiet: Quiet = False,
 ) -> None:
     """Cut an AutoencoderKL decoder's channels, and train it against the whole one on the pipeline's own latents."""
-    from snapgen.pipeline.decoder_distillation import Distillation, distil
-    from snapgen.pipeline.synthetic_latents import Sampling
+    from snapgen.pipeline.decoder_distillation import DecoderDistillationConfig, distil
+    from snapgen.pipeline.synthetic_latents import SamplingConfig
 
     sampled: dict[str, Any] = {"images": images, "steps": sampler_steps, "guidance": guidance, "resolution": resolution}
-    sampling = settings.parse({**sampled, "seed": seed}, Sampling, source="options")
+    sampling = config.parse_config({**sampled, "seed": seed}, SamplingConfig, source="options")
     trained = {"ratio": ratio, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
-    training = settings.parse(trained, Distillation, source="options")
+    training = config.parse_config(trained, DecoderDistillationConfig, source="options")
     with bar("drawing latents", quiet=quiet or as_json) as tell:
 
         def progress(step: int, steps: int, _losses: Mapping[str, Tensor]) -> None:

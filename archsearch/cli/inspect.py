@@ -17,7 +17,7 @@ from snapgen.architecture.presets import TINY_DECODER
 
 if TYPE_CHECKING:
     from archsearch.cost.breakdown import Breakdown
-    from archsearch.cost.counter import Part
+    from archsearch.cost.counter import CostItem
 
 
 LARGEST_LATENT = 4096
@@ -66,7 +66,7 @@ def _counted(name: str, latent: int, tokens: int) -> tuple[Breakdown, dict[str, 
     return breakdown(arch, latent, context_tokens=tokens), about
 
 
-def _row(name: str, part: Part, total: Part) -> tuple[str, ...]:
+def _row(name: str, part: CostItem, total: CostItem) -> tuple[str, ...]:
     params, macs, peak = cost_cells(part)
     written = f"{part.written_bytes / 1e6:.1f}"
     return name, params, _percent(part.params, total.params), macs, _percent(part.macs, total.macs), peak, written
@@ -94,10 +94,10 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Score one architecture as a study would: cost, latency, and quality by the short run."""
-    from archsearch.studies.config.study import find
+    from archsearch.studies.config.study import load_config
     from archsearch.studies.search.scorer import ArchsearchScorer
 
-    settings = find(study)
+    settings = load_config(study)
     space = settings.load_space()
     point = space.points_of().get(architecture)
     arch = presets.resolve(architecture) if point is None else space.architecture(point)
@@ -123,10 +123,10 @@ def space_show(
     """Print a space's knobs, its size, what its candidates cost, and whether its limits can be met."""
     from archsearch.cost.counter import cost
     from archsearch.spaces.loading import load_space
-    from archsearch.spaces.summary import summarise
+    from archsearch.spaces.summary import summarize
 
     with bar("counting costs", quiet=quiet or as_json) as tell:
-        summary = summarise(load_space(space), cost, progress=tell)
+        summary = summarize(load_space(space), cost, progress=tell)
     if as_json:
         print_json(summary.to_dict())
         return

@@ -17,8 +17,8 @@ from archsearch.cli.output import bar, print_json, print_table
 if TYPE_CHECKING:
     from typer._click.core import Context
 
-    from archsearch.latency.compute_plan import Placed
-    from archsearch.predictor.model import Model, Prediction
+    from archsearch.latency.compute_plan import PlacedOp
+    from archsearch.predictor.model import LatencyModel, LatencyPrediction
     from archsearch.score import LatencyRecord
 
 
@@ -89,23 +89,23 @@ def of(
 ) -> None:
     """Time one forward pass of a net, or predict it; "of" may be left out."""
     from archsearch.devices import backend
-    from archsearch.latency.compute_plan import Detailing
-    from archsearch.predictor.backend import Predicted
-    from archsearch.predictor.reference_nets import Net, architecture
+    from archsearch.latency.compute_plan import ReportsOperations
+    from archsearch.predictor.backend import PredictedBackend
+    from archsearch.predictor.reference_nets import ReferenceNet, architecture
     from snapgen.architecture.presets import TINY_DECODER
     from snapgen.errors import InputError
 
     timer = backend(device)
-    operations: tuple[Placed, ...] = ()
-    if isinstance(timer, Predicted):
-        prediction = timer.model.predict(Net(name=net, latent=latent, tokens=tokens).operations())
+    operations: tuple[PlacedOp, ...] = ()
+    if isinstance(timer, PredictedBackend):
+        prediction = timer.model.predict(ReferenceNet(name=net, latent=latent, tokens=tokens).operations())
         record, model = timer.model.record(prediction), timer.model
     else:
         if net == TINY_DECODER:
             raise InputError(net, f"can not be timed on {device}", "predict it: --device predicted:iphone-16-pro-max")
         prediction, model = None, None
         with told_in_a_line(device):
-            if isinstance(timer, Detailing):
+            if isinstance(timer, ReportsOperations):
                 record, operations = timer.detailed(architecture(net), latent, tokens)
             else:
                 record = timer.measure(architecture(net), latent, tokens)
@@ -141,8 +141,8 @@ def sample(
     from archsearch.spaces.loading import load_space
 
     wanted = load_space(space)
-    timings.claim(out)
-    archs = repeats.drawn(wanted, count, seed=seed)
+    timings.ensure_writable(out)
+    archs = repeats.sample_architectures(wanted, count, seed=seed)
     with bar("measuring", quiet=quiet) as tell, told_in_a_line(device):
         collecting = repeats.collect(
             backend(device),
@@ -157,8 +157,8 @@ def sample(
         for done in collecting:
             tell(done)
     ids = {arch.id for arch in archs}
-    of_ours = [timed for timed in timings.read(out) if timed.architecture.id in ids]
-    nets = len(timings.lowest(of_ours))
+    of_ours = [timed for timed in timings.load_samples(out) if timed.architecture.id in ids]
+    nets = len(timings.fastest_per_net(of_ours))
     typer.echo(f"{out}: {len(of_ours)} records of {nets} of the {count} architectures")
 
 
@@ -170,11 +170,11 @@ def fit(
 ) -> None:
     """Fit a model of a device, to records of it or to figures published of it."""
     from archsearch.predictor import profiles
-    from archsearch.predictor.model import fitted
+    from archsearch.predictor.model import fit_latency_model
     from archsearch.predictor.profile_fitting import fit_profile
-    from archsearch.studies.experiments.latency_validation import records_of
+    from archsearch.studies.experiments.latency_validation import load_records
     from snapgen.errors import InputError
-    from snapgen.io.atomic import put
+    from snapgen.io.atomic import atomic_write_text
 
     if (records is None) == (profile is None):
         raise InputError("latency fit", "needs records or --profile", "give one of the two")
@@ -182,11 +182,11 @@ def fit(
         raise InputError("--profile", f"no profile is called {profile!r:.60}", f"use {', '.join(profiles.NAMES)}")
     if profile is None:
         assert records is not None
-        model = fitted(records_of(records), source=records)
+        model = fit_latency_model(load_records(records), source=records)
     else:
         model = fit_profile(profile)
     if out:
-        put(out, model.to_json())
+        atomic_write_text(out, model.to_json())
     if model.fitted_to:
         typer.echo(f"{model.device}, {model.chip}: fitted to {len(model.fitted_to)} nets")
     _print_coefficients(model)
@@ -202,11 +202,11 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Hold a model to records of nets that it was not fitted to, beside MACs alone and params alone."""
-    from archsearch.predictor.backend import find
+    from archsearch.predictor.backend import load_latency_model
     from archsearch.predictor.model import COVERAGE
-    from archsearch.studies.experiments.latency_validation import card, records_of
+    from archsearch.studies.experiments.latency_validation import load_records, validate_model
 
-    found = card(find(model.removeprefix("predicted:")), records_of(records), source=records)
+    found = validate_model(load_latency_model(model.removeprefix("predicted:")), load_records(records), source=records)
     if as_json:
         print_json(asdict(found))
         return
@@ -225,14 +225,14 @@ def validate(
 @contextmanager
 def told_in_a_line(device: str) -> Iterator[None]:
     """A net that can not be timed, or a device that went away, as the user's mistake; both say what is the matter."""
-    from archsearch.latency.base import DeviceLost, LatencyFailure
+    from archsearch.latency.base import DeviceLostError, MeasurementError
     from snapgen.errors import InputError
 
     try:
         yield
-    except DeviceLost as error:
+    except DeviceLostError as error:
         raise InputError(device, str(error), error.remedy) from None
-    except LatencyFailure as error:
+    except MeasurementError as error:
         raise InputError(device, str(error), "change the net or its settings, or predict it") from None
 
 
@@ -252,7 +252,7 @@ def _print_record(net: str, record: LatencyRecord) -> None:
         typer.echo(f"On the Neural Engine: {of_cost}{record.neural_engine_operations:.0%} of the operations")
 
 
-def _print_operations(record: LatencyRecord, operations: Sequence[Placed]) -> None:
+def _print_operations(record: LatencyRecord, operations: Sequence[PlacedOp]) -> None:
     if not operations:
         return
     costly = sorted(operations, key=lambda op: -op.weight)
@@ -261,14 +261,14 @@ def _print_operations(record: LatencyRecord, operations: Sequence[Placed]) -> No
     print_table("", ("", "operator", "on", "ms"), rows)
 
 
-def _print_shares(prediction: Prediction) -> None:
+def _print_shares(prediction: LatencyPrediction) -> None:
     shares = sorted(prediction.shares.items(), key=lambda share: -share[1])
     rows = [(kind, f"{ms:.3g}", f"{ms / prediction.ms:.0%}") for kind, ms in shares if ms]
     typer.echo("\nBy kind of operation (an estimate, not a measurement)")
     print_table("", ("", "ms", "share"), rows)
 
 
-def _print_residuals(model: Model) -> None:
+def _print_residuals(model: LatencyModel) -> None:
     if not model.residuals:
         return
     rows = [
@@ -279,6 +279,6 @@ def _print_residuals(model: Model) -> None:
     print_table("", ("", "of", "published", "predicted", "error", "used"), rows)
 
 
-def _print_coefficients(model: Model) -> None:
+def _print_coefficients(model: LatencyModel) -> None:
     rows = [(name, f"{ms:.4g}") for name, ms in model.coefficients.items()]
     print_table("Milliseconds for one", ("", "ms"), rows)

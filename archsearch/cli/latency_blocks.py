@@ -13,7 +13,7 @@ from archsearch.cli.options import Json, Quiet
 from archsearch.cli.output import bar, print_json, print_table
 
 if TYPE_CHECKING:
-    from archsearch.block_latency.table import BlockTable, Check
+    from archsearch.block_latency.table import BlockTable, PredictionErrors
     from archsearch.score import LatencyRecord
     from snapgen.architecture.schema import Architecture
 
@@ -39,30 +39,30 @@ def blocks(
     quiet: Quiet = False,
 ) -> None:
     """What each block of a net costs in milliseconds, and how well sums of blocks foretell sub-networks' times."""
-    from archsearch.block_latency import fitting as block_times
-    from archsearch.block_latency.config import TableSettings
+    from archsearch.block_latency import fitting
+    from archsearch.block_latency.config import BlockTableConfig
     from archsearch.devices import backend
-    from archsearch.latency import records as timings
+    from archsearch.latency import records
     from archsearch.predictor.reference_nets import architecture
     from snapgen.errors import InputError
-    from snapgen.io.atomic import put
+    from snapgen.io.atomic import atomic_write_text
 
     if out.suffix != ".json" or out.is_dir():
         raise InputError(out, "is no .json file", "name one, e.g. table.json")
     arch, timer, raw = architecture(net), backend(device), out.with_suffix(".jsonl")
     arch.check_latent(latent, source="--latent")
-    options = TableSettings(copies=copies, check=check, seed=seed, least=least, most=most)
-    timings.claim(raw)
-    known = timings.by_net(raw, latent, tokens)
+    options = BlockTableConfig(copies=copies, check=check, seed=seed, least=least, most=most)
+    records.ensure_writable(raw)
+    known = records.group_by_architecture(raw, latent, tokens)
 
     def keep(measured: Architecture, record: LatencyRecord) -> None:
-        timings.append(
-            raw, timings.Timed(architecture=measured, latent_size=latent, context_tokens=tokens, record=record)
+        records.append(
+            raw, records.LatencySample(architecture=measured, latent_size=latent, context_tokens=tokens, record=record)
         )
 
     with bar("measuring", quiet=quiet) as tell, told_in_a_line(device):
-        table = block_times.fill(timer, arch, latent, tokens, options, known=known, keep=keep, tell=tell)
-    put(out, table.to_json())
+        table = fitting.fit_block_table(timer, arch, latent, tokens, options, known=known, keep=keep, tell=tell)
+    atomic_write_text(out, table.to_json())
     if as_json:
         print_json(_as_json(table))
         return
@@ -100,7 +100,7 @@ def _rows(table: BlockTable) -> list[tuple[str, ...]]:
     return [*rows, ("sum", f"{whole:.3g}", "100.0%", "")]
 
 
-def _check_row(name: str, check: Check) -> tuple[str, ...]:
+def _check_row(name: str, check: PredictionErrors) -> tuple[str, ...]:
     return name, f"{check.median:.1%}", f"{check.largest:.1%}", f"{check.bias:+.1%}", f"{check.within:.0%}"
 
 

@@ -15,8 +15,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from archsearch.score import QUALITIES, Score, metric_label
-from archsearch.spaces.space import Costs
+from archsearch.score import QUALITY_METRICS, Score, metric_label
+from archsearch.spaces.space import HasCosts
 
 
 def print_json(values: Mapping[str, Any]) -> None:
@@ -34,7 +34,7 @@ def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, .
     Console().print(table)
 
 
-def cost_cells(cost: Costs) -> tuple[str, str, str]:
+def cost_cells(cost: HasCosts) -> tuple[str, str, str]:
     """Params in M, MACs in G, activations in MB."""
     return f"{cost.params / 1e6:.3f}", f"{cost.macs / 1e9:.3f}", f"{cost.activation_bytes / 1e6:.1f}"
 
@@ -67,7 +67,7 @@ def print_score(score: Score) -> None:
     if latency := score.latency:
         spread = f"{latency.lower_quartile_ms:.3g}–{latency.upper_quartile_ms:.3g}"
         rows.append(("latency", f"{latency.median_ms:.3g} ms [{spread}], {latency.source}, {latency.device}"))
-    for name in QUALITIES:
+    for name in QUALITY_METRICS:
         estimate = getattr(score.quality, name, None)
         if estimate:
             label = metric_label(name, extractor)

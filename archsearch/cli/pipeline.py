@@ -12,7 +12,7 @@ import typer
 
 from archsearch.cli.options import Json, Quiet
 from archsearch.cli.output import bar, print_json, print_table
-from snapgen import config as settings
+from snapgen import config
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def generate(
     """Draw prompts with a trained run."""
     width, height = _sides(size)
     _prepare(out)
-    from snapgen import devices as device
-    from snapgen.pipeline.loading import load
+    from snapgen import devices
+    from snapgen.pipeline.loading import load_pipeline
 
-    pipeline = load(run).to(device.choose())
+    pipeline = load_pipeline(run).to(devices.default_device())
     pipeline.set_progress_bar_config(disable=quiet or not sys.stderr.isatty(), desc="drawing", leave=False)
     drawn: Tensor = pipeline(
         prompts,
@@ -84,26 +84,25 @@ def export(
 
     Works on Linux. What a phone does with the packages has not been run.
     """
-    from snapgen.coreml import compatibility as neural_engine
-    from snapgen.coreml import mil
-    from snapgen.coreml.convert import Options
-    from snapgen.coreml.pipeline_export import DESCRIPTION, write
-    from snapgen.pipeline.loading import find
+    from snapgen.coreml import compatibility, mil
+    from snapgen.coreml.package import PackageOptions
+    from snapgen.coreml.pipeline_export import DESCRIPTION, export_pipeline
+    from snapgen.pipeline.loading import find_pipeline
 
-    options = settings.parse({"palette_bits": palette_bits, "int8": int8}, Options, source="options")
-    folder = find(run)
+    options = config.parse_config({"palette_bits": palette_bits, "int8": int8}, PackageOptions, source="options")
+    folder = find_pipeline(run)
     out = out or folder.parent / to
     with bar("reading", quiet=quiet or as_json) as tell:
-        described = write(folder, out, latent_size=latent, options=options, progress=tell)
+        described = export_pipeline(folder, out, latent_size=latent, options=options, progress=tell)
     if as_json:
         print_json({"folder": str(out), **described})
         return
     rows, told = [], []
     for package in sorted(out.glob("*.mlpackage")):
-        program = mil.read(package)
+        program = mil.read_program(package)
         size = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
         rows.append((package.name, f"{size / 1e6:.1f}", str(len(program.operations)), f"{program.macs / 1e9:.3f}"))
-        told += [f"{package.name}: {line}" for line in neural_engine.violations(program)]
+        told += [f"{package.name}: {line}" for line in compatibility.violations(program)]
     print_table("", ("", "MB", "operations", "GMACs"), rows)
     if told and not quiet:
         typer.echo("\nKnown to fall off the Neural Engine:\n" + "\n".join(told))
@@ -138,13 +137,13 @@ def _write(images: Tensor, columns: int, out: Path) -> None:
     from PIL import Image
 
     from snapgen.data.pixels import grid
-    from snapgen.io.atomic import aside
+    from snapgen.io.atomic import atomic_write
 
     pixels = (images.cpu() * 255).round().to(torch.uint8)
     sheet = Image.fromarray(grid(pixels, -(-len(pixels) // columns), columns).permute(1, 2, 0).numpy())
     form = Image.registered_extensions()[out.suffix.lower()]
     try:
-        with aside(out) as part:
+        with atomic_write(out) as part:
             sheet.save(part, format=form)
     except OSError as error:
         raise InputError(out, (error.strerror or "cannot be written").lower(), "name another file") from None

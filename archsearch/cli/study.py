@@ -33,17 +33,17 @@ def ablate(
     import archsearch.reports.ablation.table
     import archsearch.studies.experiments.ablation
     import archsearch.studies.experiments.ablation_results
-    from archsearch.studies.config.study import find
+    from archsearch.studies.config.study import load_config
 
     archsearch.reports.ablation.report.check_form(out)
-    settings = archsearch.studies.experiments.ablation.with_quality(find(study, "ablation"), quality)
+    settings = archsearch.studies.experiments.ablation.train_rows_too(load_config(study, "ablation"), quality)
     settings = settings.overridden(workers=workers, storage=storage)
-    done = archsearch.studies.experiments.ablation_results.found(
+    done = archsearch.studies.experiments.ablation_results.load_results(
         archsearch.studies.experiments.ablation.ablate(settings, quiet=quiet or as_json)
     )
-    page = archsearch.reports.ablation.report.write(done, settings.folder / "ablation.html")
+    page = archsearch.reports.ablation.report.write_ablation(done, settings.folder / "ablation.html")
     if out:
-        archsearch.reports.ablation.report.write(done, out)
+        archsearch.reports.ablation.report.write_ablation(done, out)
     if as_json:
         print_json(archsearch.reports.ablation.report.plain(done))
         return
@@ -60,13 +60,13 @@ def evolve(
     """Evolve a trained network to a latency: drop or copy the blocks worth least or most per ms, train on, repeat."""
     import archsearch.reports.study_report
     import archsearch.studies.evolution.run
-    from archsearch.studies.config.study import find
+    from archsearch.studies.config.study import load_config
 
     if not quiet:
         show_log()
-    settings = find(study, "evolution").overridden(storage=storage)
+    settings = load_config(study, "evolution").overridden(storage=storage)
     done = archsearch.studies.evolution.run.evolve(settings, quiet=quiet)
-    page = archsearch.reports.study_report.write(done, settings.folder / "report.html", source=study)
+    page = archsearch.reports.study_report.write_report(done, settings.folder / "report.html", source=study)
     typer.echo(f"Report: {page.resolve()}")
 
 
@@ -81,11 +81,11 @@ def search(
     """Run a study, or go on with it, and write its report."""
     import archsearch.reports.study_report
     import archsearch.studies.search.run
-    from archsearch.studies.config.study import find
+    from archsearch.studies.config.study import load_config
 
-    settings = find(study).overridden(trials=trials, workers=workers, storage=storage)
+    settings = load_config(study).overridden(trials=trials, workers=workers, storage=storage)
     done = archsearch.studies.search.run.search(settings, quiet=quiet)
-    page = archsearch.reports.study_report.write(done, settings.folder / "report.html", source=study)
+    page = archsearch.reports.study_report.write_report(done, settings.folder / "report.html", source=study)
     typer.echo(f"Report: {page.resolve()}")
 
 
@@ -98,13 +98,13 @@ def report(
 ) -> None:
     """Write a study's report: one HTML file that needs no network, and a CSV beside it."""
     import archsearch.reports.study_report
-    from archsearch.studies.config.study import find
-    from archsearch.studies.storage.database import existing
+    from archsearch.studies.config.study import load_config
+    from archsearch.studies.storage.database import load_study
 
-    settings = find(study).overridden(storage=storage)
-    other = existing(find(beside).overridden(storage=storage)) if beside else None
-    page = archsearch.reports.study_report.write(
-        existing(settings), out or settings.folder / "report.html", source=study, beside=other
+    settings = load_config(study).overridden(storage=storage)
+    other = load_study(load_config(beside).overridden(storage=storage)) if beside else None
+    page = archsearch.reports.study_report.write_report(
+        load_study(settings), out or settings.folder / "report.html", source=study, beside=other
     )
     typer.echo(f"Report: {page.resolve()}")
 
@@ -118,16 +118,16 @@ def best(
     as_json: Json = False,
 ) -> None:
     """Name a study's best candidate and why; works on a running or killed study too."""
-    from archsearch.studies.config.study import find
+    from archsearch.studies.config.study import load_config
     from archsearch.studies.search.candidates import best as best_of
-    from archsearch.studies.storage.database import existing
-    from snapgen.io.atomic import put
+    from archsearch.studies.storage.database import load_study
+    from snapgen.io.atomic import atomic_write_text
 
-    settings = find(study).overridden(storage=storage)
-    choice = best_of(existing(settings), objective=objective)
+    settings = load_config(study).overridden(storage=storage)
+    choice = best_of(load_study(settings), objective=objective)
     candidate = choice.candidate
     if out:
-        put(out, candidate.architecture.to_json())
+        atomic_write_text(out, candidate.architecture.to_json())
     if as_json:
         print_json(
             {
@@ -154,17 +154,17 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Train a study's candidates several times as long, and say how far its scores can be trusted."""
-    from archsearch.reports import study_report as pareto
-    from archsearch.reports.study.audit import markdown, write
-    from archsearch.studies.config.study import find
+    from archsearch.reports import study_report
+    from archsearch.reports.study.audit import markdown, write_audit
+    from archsearch.studies.config.study import load_config
     from archsearch.studies.experiments.proxy_audit import audit as run
-    from archsearch.studies.storage.database import existing
+    from archsearch.studies.storage.database import load_study
 
-    settings = find(study).overridden(storage=storage)
+    settings = load_config(study).overridden(storage=storage)
     rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
-    page = pareto.write(existing(settings), settings.folder / "report.html", source=study)
+    page = study_report.write_report(load_study(settings), settings.folder / "report.html", source=study)
     if out:
-        write(rows, out)
+        write_audit(rows, out)
     if as_json:
         print_json({"factor": factor, "rows": [asdict(row) for row in rows]})
     else:

@@ -34,10 +34,10 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train an architecture by a recipe, from images to a pipeline; or go on with a run that was stopped."""
-    from archsearch.training.recipe import architecture, find
+    from archsearch.training.recipe import architecture, load_recipe
 
     given = {"arch": arch, "name": name, "seed": seed}
-    found = find(recipe).changed({key: value for key, value in given.items() if value is not None})
+    found = load_recipe(recipe).changed({key: value for key, value in given.items() if value is not None})
     net = architecture(found.arch)
     if until is not None and until not in [stage.name for stage in found.stages]:
         names = ", ".join(stage.name for stage in found.stages)
@@ -62,15 +62,17 @@ def compare(
     """Train variants of a recipe over the same seeds, and say what each choice is worth."""
     import archsearch.reports.comparison
     from archsearch.training.comparison import compare as run
-    from archsearch.training.comparison import find
-    from snapgen.io.atomic import put
+    from archsearch.training.comparison import load_comparison
+    from snapgen.io.atomic import atomic_write_text
 
-    found = find(comparison)
+    found = load_comparison(comparison)
     results = run(found, tell=(lambda _: None) if quiet else lambda line: typer.echo(line, err=True))
     page = archsearch.reports.comparison.markdown(found, results)
     if out:
-        put(out.with_suffix(".md"), page)
-        put(out.with_suffix(".csv"), archsearch.reports.comparison.frame(found, results).to_csv(index=False))
+        atomic_write_text(out.with_suffix(".md"), page)
+        atomic_write_text(
+            out.with_suffix(".csv"), archsearch.reports.comparison.frame(found, results).to_csv(index=False)
+        )
     typer.echo(page)
 
 
@@ -95,7 +97,7 @@ def _counted(recipe: Recipe) -> tuple[int | None, int | None, list[str]]:
     """Training images and different captions; as the recipe expects them where the data are not here, and what then is
     missing.
     """
-    from snapgen.conditioning.embeddings import distinct
+    from snapgen.conditioning.embeddings import deduplicate
     from snapgen.data.dataset import open_images
     from snapgen.training.stages import Stage
 
@@ -106,7 +108,7 @@ def _counted(recipe: Recipe) -> tuple[int | None, int | None, list[str]]:
         if recipe.expected is None:
             raise
         return recipe.expected.images, recipe.expected.captions, [error.source]
-    return len(images), len(distinct(images.captions)[0]), []
+    return len(images), len(deduplicate(images.captions)[0]), []
 
 
 def _print_plan(title: str, found: Plan) -> None:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from archsearch.cost.counter import Part, count
-from archsearch.cost.meta_device import unbuilt
+from archsearch.cost.counter import CostItem, count_network
+from archsearch.cost.meta_device import on_meta_device
 from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders import tiny_decoder
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
-from snapgen.config import Settings
+from snapgen.config import Config
 from snapgen.models import layers as blocks
 from snapgen.models import unet
 from snapgen.models.unet import UNet
@@ -36,15 +36,15 @@ KINDS = {
 
 _OF_TYPE: dict[type[nn.Module], str] = {
     blocks.ResidualBlock: "residual",
-    tiny_decoder.ThinBlock: "residual",
-    blocks.Upsampler: "sampling",
+    tiny_decoder.SeparableResBlock: "residual",
+    blocks.Upsample: "sampling",
     tiny_decoder.Upsample: "sampling",
-    unet.Turn: "self_attention",
-    blocks.FeedForward: "feed_forward",
+    unet.RotaryEmbedding: "self_attention",
+    blocks.GEGLUFeedForward: "feed_forward",
     nn.GroupNorm: "norm",
     nn.LayerNorm: "norm",
     nn.RMSNorm: "norm",
-    blocks.TimeFeatures: TIME,
+    blocks.TimestepEmbedding: TIME,
 }
 
 _OF_MEMBER: dict[tuple[type[nn.Module], str], str] = {
@@ -52,8 +52,8 @@ _OF_MEMBER: dict[tuple[type[nn.Module], str], str] = {
     (unet.DownStage, "widen"): "projection",
     (blocks.TransformerBlock, "attend_self"): "self_attention",
     (blocks.TransformerBlock, "attend_context"): "cross_attention",
-    (blocks.Transformer, "proj_in"): "projection",
-    (blocks.Transformer, "proj_out"): "projection",
+    (blocks.SpatialTransformer, "proj_in"): "projection",
+    (blocks.SpatialTransformer, "proj_out"): "projection",
     (blocks.ResidualBlock, "time"): TIME,
     (UNet, "conv_in"): ENDS,
     (UNet, "conv_out"): ENDS,
@@ -61,23 +61,23 @@ _OF_MEMBER: dict[tuple[type[nn.Module], str], str] = {
 }
 
 
-class Breakdown(Settings):
-    """A net's cost and where it lies. See `archsearch.cost.counter.Part` for the numbers and for what they add up
+class Breakdown(Config):
+    """A net's cost and where it lies. See `archsearch.cost.counter.CostItem` for the numbers and for what they add up
     to."""
 
-    total: Part
-    by_stage: dict[str, Part]
+    total: CostItem
+    by_stage: dict[str, CostItem]
     """Under ``time`` (the timestep's MLP), ``ends`` (first and last convolution, with the last norm and activation),
     ``down[i]``, ``mid`` and ``up[i]``, in the order of the pass. A stage has its blocks and its sampler; the joining of
     skips is in ``up[i]``."""
-    by_kind: dict[str, Part]
+    by_kind: dict[str, CostItem]
     """Under the names of `KINDS`; kinds that the net has nothing of are left out."""
     macs_by_operator: dict[str, int]
 
 
 def breakdown(arch: Architecture, latent_size: int, *, context_tokens: int = 77) -> Breakdown:
     """Where the cost of one forward pass at batch 1 lies; arguments as in `archsearch.cost.counter.cost`."""
-    net, *inputs = unbuilt(arch, latent_size, context_tokens)
+    net, *inputs = on_meta_device(arch, latent_size, context_tokens)
     down = {stage: f"down[{level}]" for level, stage in enumerate(net.down)}
     up = {stage: f"up[{level}]" for level, stage in enumerate(net.up)}
     stages = {net.time: TIME, **down, net.mid: "mid", **dict(reversed(up.items()))}
@@ -111,7 +111,7 @@ def _broken_down(
     net: nn.Module, inputs: Sequence[Tensor], stages: Mapping[nn.Module, str], kinds: Mapping[nn.Module, str]
 ) -> Breakdown:
     """A pass by the places of modules; what is in no stage is of the ends."""
-    found = count(net, *inputs, places=_places(net, _Place(ENDS, OTHER), stages, kinds))
+    found = count_network(net, *inputs, places=_places(net, _Place(ENDS, OTHER), stages, kinds))
     parts = {cast(_Place, place): part for place, part in found.parts.items()}
     present = [kind for kind in KINDS if any(place.kind == kind for place in parts)]
     return Breakdown(
@@ -136,9 +136,9 @@ def _places(
     return places
 
 
-def _merged(parts: Iterable[Part]) -> Part:
+def _merged(parts: Iterable[CostItem]) -> CostItem:
     parts = list(parts)
-    return Part(
+    return CostItem(
         params=sum(part.params for part in parts),
         macs=sum(part.macs for part in parts),
         activation_bytes=max((part.activation_bytes for part in parts), default=0),

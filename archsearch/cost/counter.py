@@ -18,14 +18,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from archsearch.cost.meta_device import MetaPass, aten, storage_of, unbuilt
+from archsearch.cost.meta_device import MetaTrace, aten, on_meta_device, storage_of
 from archsearch.score import Cost
 from snapgen.architecture.schema import Architecture
 
 BYTES = 2  # an activation's element in fp16, as phones run it
 
 
-class Part(Cost):
+class CostItem(Cost):
     """What a part of a net needs. Over all parts the numbers add up to the net's own, but for one.
 
     That one is ``activation_bytes``: the peak of the net's live activations, wherever they come from, while this part
@@ -36,10 +36,10 @@ class Part(Cost):
     """All that its operations write, in fp16: a measure of memory traffic."""
 
 
-class Count(NamedTuple):
+class CostCount(NamedTuple):
     """What a pass came to."""
 
-    parts: dict[Hashable, Part]
+    parts: dict[Hashable, CostItem]
     """By place."""
     macs: dict[str, int]
     """By operator: convolution, linear, attention, matmul."""
@@ -53,7 +53,7 @@ def cost(arch: Architecture, latent_size: int, *, context_tokens: int = 77) -> C
         latent_size: height and width of the latent; a multiple of ``arch.stride``.
         context_tokens: length of the context.
     """
-    return module_cost(*unbuilt(arch, latent_size, context_tokens))
+    return module_cost(*on_meta_device(arch, latent_size, context_tokens))
 
 
 def module_cost(net: nn.Module, *inputs: Tensor) -> Cost:
@@ -62,11 +62,11 @@ def module_cost(net: nn.Module, *inputs: Tensor) -> Cost:
     MACs are those of convolutions, linear layers and attention. Activation memory is the peak of live operations'
     outputs in fp16, each kept until its last use, with fused attention; inputs and weights are not in it.
     """
-    whole = count(net, *inputs, places={}).parts[None]
+    whole = count_network(net, *inputs, places={}).parts[None]
     return Cost(params=whole.params, macs=whole.macs, activation_bytes=whole.activation_bytes)
 
 
-def count(net: nn.Module, *inputs: Tensor, places: Mapping[nn.Module, Hashable]) -> Count:
+def count_network(net: nn.Module, *inputs: Tensor, places: Mapping[nn.Module, Hashable]) -> CostCount:
     """As `module_cost`, told apart by place.
 
     Args:
@@ -80,7 +80,7 @@ def count(net: nn.Module, *inputs: Tensor, places: Mapping[nn.Module, Hashable])
     # In inference mode composite operations arrive whole: attention as one, without its matrix of scores.
     with torch.inference_mode(), _followed(places, counter), counter:
         net(*inputs)
-    return Count({place: Part(**asdict(tally)) for place, tally in counter.tallies.items()}, dict(counter.macs))
+    return CostCount({place: CostItem(**asdict(tally)) for place, tally in counter.tallies.items()}, dict(counter.macs))
 
 
 def _placed(net: nn.Module, places: Mapping[nn.Module, Hashable]) -> Iterator[tuple[nn.Parameter, Hashable]]:
@@ -118,7 +118,7 @@ def _followed(places: Mapping[nn.Module, Hashable], counter: _Counter) -> Iterat
 
 @dataclass
 class _Tally:
-    """A `Part` in the making."""
+    """A `CostItem` in the making."""
 
     params: int = 0
     macs: int = 0
@@ -126,7 +126,7 @@ class _Tally:
     written_bytes: int = 0
 
 
-class _Counter(MetaPass):
+class _Counter(MetaTrace):
     """Adds up MACs and follows the memory of operations' outputs; views cost nothing, nor what was ``there`` before.
 
     Attributes:
@@ -145,7 +145,7 @@ class _Counter(MetaPass):
         self._live: dict[StorageWeakRef, int] = {}
 
     def see(self, func: Callable[..., Any], args: tuple[Any, ...], outputs: list[Tensor]) -> None:
-        """See `MetaPass.see`."""
+        """See `MetaTrace.see`."""
         here = self.tallies[self.stack[-1]]
         if func in self._handles:
             operator, handle = self._handles[func]
@@ -165,10 +165,10 @@ class _Counter(MetaPass):
         here.activation_bytes = max(here.activation_bytes, sum(self._live.values()))
 
 
-Handle = Callable[[Sequence[Any], Sequence[Tensor]], int]
+MacFormula = Callable[[Sequence[Any], Sequence[Tensor]], int]
 
 
-def _handles() -> dict[object, tuple[str, Handle]]:
+def _handles() -> dict[object, tuple[str, MacFormula]]:
     """Operators' names, and their MACs from arguments and outputs."""
     from fvcore.nn import jit_handles
 

@@ -16,7 +16,7 @@ from snapgen.models.unet import UNet
 aten = torch.ops.aten
 
 
-def unbuilt(
+def on_meta_device(
     arch: Architecture, latent_size: int, context_tokens: int, *, batch: int = 1
 ) -> tuple[UNet, Tensor, Tensor, Tensor]:
     """The net and its inputs, all on the meta device: shapes without values."""
@@ -25,7 +25,7 @@ def unbuilt(
         return UNet(arch).eval(), sample, torch.empty(batch), torch.empty(batch, context_tokens, arch.context_width)
 
 
-class MetaPass(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation of a pass on the meta device; a subclass says what becomes of it in `see`.
 
     Run under ``torch.inference_mode()``: there composite operations arrive whole, attention as one, without its matrix

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from archsearch.cost.meta_device import MetaPass, aten, storage_of, tensors, unbuilt
+from archsearch.cost.meta_device import MetaTrace, aten, on_meta_device, storage_of, tensors
 from snapgen.architecture.schema import Architecture
 
 Kind = Literal["conv", "depthwise", "pointwise", "linear", "attention", "norm", "elementwise", "copy"]
@@ -43,7 +43,7 @@ def operations(arch: Architecture, latent_size: int, *, context_tokens: int = 77
         InputError: if the architecture does not take a latent of that size.
     """
     arch.check_latent(latent_size)
-    return module_operations(*unbuilt(arch, latent_size, context_tokens, batch=batch))
+    return module_operations(*on_meta_device(arch, latent_size, context_tokens, batch=batch))
 
 
 def module_operations(net: nn.Module, *inputs: Tensor) -> list[Operation]:
@@ -57,7 +57,7 @@ def module_operations(net: nn.Module, *inputs: Tensor) -> list[Operation]:
     return recorder.operations
 
 
-class _Recorder(MetaPass):  # type: ignore[no-untyped-call]
+class _Recorder(MetaTrace):  # type: ignore[no-untyped-call]
     """Keeps every operation on what came from the inputs."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
@@ -66,7 +66,7 @@ class _Recorder(MetaPass):  # type: ignore[no-untyped-call]
         self._computed = {storage_of(tensor) for tensor in inputs}
 
     def see(self, func: Callable[..., Any], args: tuple[Any, ...], outputs: list[Tensor]) -> None:
-        """See `MetaPass.see`."""
+        """See `MetaTrace.see`."""
         read = [tensor for tensor in tensors(args) if storage_of(tensor) in self._computed]
         if not read or not outputs:
             return

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class LatencyFailure(RuntimeError):
+class MeasurementError(RuntimeError):
     """A candidate could not be timed, for a reason of its own or the device's; a study records it and goes on."""
 
 
-class DeviceLost(RuntimeError):
+class DeviceLostError(RuntimeError):
     """The device itself is gone, which says nothing of the candidate: another one, or this one later, may time it."""
 
     def __init__(self, problem: str, remedy: str) -> None:

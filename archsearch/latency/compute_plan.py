@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NEURAL_ENGINE = "Neural Engine"
 
 
-class Placed(NamedTuple):
+class PlacedOp(NamedTuple):
     """An operation of the program, by its result's name and its operator."""
 
     name: str
@@ -35,30 +35,30 @@ class Placed(NamedTuple):
         return {"name": self.name, "operator": self.operator, "unit": self.unit, "estimated_ms": self.weight * ms}
 
 
-class Detailed(NamedTuple):
+class DetailedRecord(NamedTuple):
     """A record, and what Core ML reckons of each operation; nothing if it told no plan."""
 
     record: LatencyRecord
-    operations: tuple[Placed, ...]
+    operations: tuple[PlacedOp, ...]
 
 
 @runtime_checkable
-class Detailing(Protocol):
+class ReportsOperations(Protocol):
     """A backend that knows of single operations."""
 
-    def detailed(self, arch: Architecture, latent_size: int, context_tokens: int) -> Detailed:
+    def detailed(self, arch: Architecture, latent_size: int, context_tokens: int) -> DetailedRecord:
         """A measurement, with its operations; raises as `archsearch.latency.base.Backend.measure`."""
         ...
 
 
-class Shares(NamedTuple):
+class NeuralEngineShare(NamedTuple):
     """Of the Neural Engine: of the estimated cost (None where the plan has none), and of the operations' number."""
 
     cost: float | None
     operations: float
 
 
-def placed(plan: MLComputePlan) -> tuple[Placed, ...]:
+def placed(plan: MLComputePlan) -> tuple[PlacedOp, ...]:
     """The operations that a plan places, in the program's order; constants have no place."""
     program = plan.model_structure.program
     assert program is not None, "a package of ours holds a program"
@@ -71,18 +71,18 @@ def placed(plan: MLComputePlan) -> tuple[Placed, ...]:
             cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
             name = operation.outputs[0].name if operation.outputs else ""
             unit = _unit(usage.preferred_compute_device)
-            found.append(Placed(name, operation.operator_name, unit, cost.weight if cost else 0.0))
+            found.append(PlacedOp(name, operation.operator_name, unit, cost.weight if cost else 0.0))
     return tuple(found)
 
 
-def shares(operations: Sequence[Placed]) -> Shares:
+def shares(operations: Sequence[PlacedOp]) -> NeuralEngineShare:
     """How much of a program of at least one operation is on the Neural Engine."""
     there = [op for op in operations if op.unit == NEURAL_ENGINE]
     whole = sum(op.weight for op in operations)
-    return Shares(sum(op.weight for op in there) / whole if whole else None, len(there) / len(operations))
+    return NeuralEngineShare(sum(op.weight for op in there) / whole if whole else None, len(there) / len(operations))
 
 
-def by_operator(operations: Sequence[Placed]) -> dict[str, str]:
+def by_operator(operations: Sequence[PlacedOp]) -> dict[str, str]:
     """Each operator's units with the number of its operations there.
 
     >>> by_operator([Placed("a", "conv", "Neural Engine", 0.9), Placed("b", "conv", "CPU", 0.1)])

@@ -16,16 +16,16 @@ import numpy as np
 from pydantic import Field
 
 from archsearch import machine
-from archsearch.latency import iphone as apple
-from archsearch.latency.base import DeviceLost, LatencyFailure, sample_inputs
-from archsearch.latency.compute_plan import Detailed, Placed, by_operator, placed, shares
-from archsearch.latency.iphone import Ended, Loop, Phone, Signing
-from archsearch.latency.steady_state import Rule, Timing, settle
+from archsearch.latency import iphone
+from archsearch.latency.base import DeviceLostError, MeasurementError, sample_inputs
+from archsearch.latency.compute_plan import DetailedRecord, PlacedOp, by_operator, placed, shares
+from archsearch.latency.iphone import AppTerminated, AsyncRunner, Phone, SigningCredentials
+from archsearch.latency.steady_state import RunTimes, SteadyStateConfig, time_until_steady
 from archsearch.score import LatencyRecord
-from snapgen import config as settings
+from snapgen import config
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Settings
-from snapgen.coreml import convert as coreml
+from snapgen.config import Config
+from snapgen.coreml import convert
 from snapgen.coreml.package import quiet
 from snapgen.errors import InputError
 
@@ -33,27 +33,27 @@ if TYPE_CHECKING:
     from coremltools.models.ml_program.experimental.remote_device import Device
 
 T = TypeVar("T")
-Feed = dict[str, np.ndarray[Any, np.dtype[np.float16]]]
+ModelInputs = dict[str, np.ndarray[Any, np.dtype[np.float16]]]
 
 NAME = r"^[A-Za-z0-9.\-]+$"
 """Signing's names go into a shell's command, which coremltools writes."""
 
 
-class CoreMLSettings(Settings):
+class CoreMLConfig(Config):
     """How a Mac is timed."""
 
     compute_units: Literal["all", "cpu_and_ne", "cpu_and_gpu", "cpu_only"] = "cpu_and_ne"
     """Which Core ML may use; ``cpu_and_ne`` leaves the phone's GPU to its screen."""
-    weights: coreml.Options = coreml.Options()
-    rule: Rule = Rule()
+    weights: convert.PackageOptions = convert.PackageOptions()
+    rule: SteadyStateConfig = SteadyStateConfig()
     timeout: float = Field(default=900, gt=0)
     """Seconds after which a candidate is given up; its conversion is not in them."""
 
 
-class IPhoneSettings(CoreMLSettings):
+class IPhoneConfig(CoreMLConfig):
     """How a phone is timed; what is not said about it and its app is taken from the environment."""
 
-    rule: Rule = Rule(block_seconds=0.002, seconds=240)
+    rule: SteadyStateConfig = SteadyStateConfig(block_seconds=0.002, seconds=240)
     """A prediction's files take seconds to pass, so that a block is a run or two."""
     timeout: float = Field(default=1800, gt=0)
     phone: str | None = None
@@ -76,27 +76,27 @@ ENVIRONMENT = {
 
 class _Run(NamedTuple):
     load_ms: float
-    timing: Timing
-    operations: tuple[Placed, ...]
+    timing: RunTimes
+    operations: tuple[PlacedOp, ...]
 
 
-class CoreML:
+class CoreMLBackend:
     """This Mac: Core ML on the units that are asked for, float16, random weights.
 
     A run's time is that of Core ML's own prediction, as coremltools reports it, without what Python adds.
-    `archsearch.latency.steady_state.settle` says how often a net is run.
+    `archsearch.latency.steady_state.time_until_steady` says how often a net is run.
     """
 
     device = "coreml"
 
-    def __init__(self, options: CoreMLSettings) -> None:
+    def __init__(self, options: CoreMLConfig) -> None:
         self.options = options
 
     def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
         """See `archsearch.latency.base.Backend.measure`."""
         return self.detailed(arch, latent_size, context_tokens).record
 
-    def detailed(self, arch: Architecture, latent_size: int, context_tokens: int) -> Detailed:
+    def detailed(self, arch: Architecture, latent_size: int, context_tokens: int) -> DetailedRecord:
         """A measurement, with its operations.
 
         Raises:
@@ -104,27 +104,29 @@ class CoreML:
         """
         arch.check_latent(latent_size)
         try:
-            package = coreml.convert_unet(
+            package = convert.convert_unet(
                 arch, latent_size, context_tokens=context_tokens, options=self.options.weights
             )
             found = self._run(package, _feed(arch, latent_size, context_tokens))
-        except (InputError, DeviceLost):
+        except (InputError, DeviceLostError):
             raise
         except Exception as error:  # coremltools' and Core ML's errors share no class but Exception
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise LatencyFailure(f"{arch.id} could not be timed on {self.device}: {reason}") from error
-        return Detailed(self._record(found), found.operations)
+            raise MeasurementError(f"{arch.id} could not be timed on {self.device}: {reason}") from error
+        return DetailedRecord(self._record(found), found.operations)
 
-    def _run(self, package: Path, feed: Feed) -> _Run:
-        loop = Loop()
+    def _run(self, package: Path, feed: ModelInputs) -> _Run:
+        loop = AsyncRunner()
         try:
             return self._timed(package, feed, loop, None, lambda: True)
         except TimeoutError:
-            raise LatencyFailure(f"not done after {self.options.timeout:g} s") from None
+            raise MeasurementError(f"not done after {self.options.timeout:g} s") from None
         finally:
             loop.stop()
 
-    def _timed(self, package: Path, feed: Feed, loop: Loop, device: Device | None, alive: Callable[[], bool]) -> _Run:
+    def _timed(
+        self, package: Path, feed: ModelInputs, loop: AsyncRunner, device: Device | None, alive: Callable[[], bool]
+    ) -> _Run:
         deadline = time.monotonic() + self.options.timeout
 
         def call(work: Coroutine[Any, Any, T]) -> T:
@@ -137,11 +139,11 @@ class CoreML:
             def run() -> float:
                 outputs = call(model.predict(dict(feed), None))
                 if not all(np.isfinite(array).all() for array in outputs.values()):
-                    raise LatencyFailure("its output with random weights is not finite")
+                    raise MeasurementError("its output with random weights is not finite")
                 return _seconds(model.last_predict_duration_in_nano_seconds)
 
-            timing = settle(run, self.options.rule)
-            operations: tuple[Placed, ...] = ()
+            timing = time_until_steady(run, self.options.rule)
+            operations: tuple[PlacedOp, ...] = ()
             with contextlib.suppress(Exception):  # it has been timed; where its operations are is only told beside it
                 operations = placed(call(model.retrieve_compute_plan()))
             return _Run(_seconds(model.load_duration_in_nano_seconds) * 1e3, timing, operations)
@@ -149,7 +151,7 @@ class CoreML:
             try:
                 loop.call(model.unload(), 10, alive=alive)
             except Exception:  # the device may be gone
-                apple.forget(model)
+                iphone.detach(model)
             model.cleanup()
 
     def _record(self, found: _Run) -> LatencyRecord:
@@ -167,7 +169,7 @@ class CoreML:
             compute_units=self.options.compute_units,
             load_ms=found.load_ms,
             runtime=f"Core ML, coremltools {machine.installed('coremltools')}"
-            + (stored if weights != coreml.Options() else ""),
+            + (stored if weights != convert.PackageOptions() else ""),
             steady=found.timing.steady,
             placement=by_operator(found.operations) if found.operations else None,
             neural_engine_share=there.cost if there else None,
@@ -176,10 +178,10 @@ class CoreML:
         )
 
     def _conditions(self) -> dict[str, Any]:
-        return {"chip": machine.chip(), "os": machine.operating_system(), "thermal_state": apple.thermal_state()}
+        return {"chip": machine.chip(), "os": machine.operating_system(), "thermal_state": iphone.thermal_state()}
 
 
-class IPhone(CoreML):
+class IPhoneBackend(CoreMLBackend):
     """A connected phone, through the app that coremltools puts on it.
 
     Times and loads are the phone's own. Between two predictions their files pass, in which it rests: these are the
@@ -188,64 +190,66 @@ class IPhone(CoreML):
 
     device = "iphone"
 
-    def __init__(self, options: IPhoneSettings, phone: Phone) -> None:
+    def __init__(self, options: IPhoneConfig, phone: Phone) -> None:
         super().__init__(options)
         self._phone = phone
 
-    def _run(self, package: Path, feed: Feed) -> _Run:
+    def _run(self, package: Path, feed: ModelInputs) -> _Run:
         """Once more over a new connection, if it is the connection that failed."""
         problem = ""
         for _ in range(2):
             device, loop = self._phone.connect()
             try:
-                with apple.own_temporary_folder(), apple.patient(self.options.timeout):
+                with iphone.own_temporary_folder(), iphone.long_timeout(self.options.timeout):
                     return self._timed(package, feed, loop, device, self._phone.alive)
             except TimeoutError:
                 problem = f"not done after {self.options.timeout:g} s, twice"
-            except Ended:
+            except AppTerminated:
                 problem = "the app on the phone ended twice, as it does when a net does not fit into its memory"
             except Exception as error:
-                if apple.answered(error):
+                if iphone.is_phone_error(error):
                     raise
-                problem = f"the phone did not answer, twice: {apple.reason(error)}"
+                problem = f"the phone did not answer, twice: {iphone.summarize_error(error)}"
             finally:
                 self._phone.tidy()
             self._phone.disconnect()
             if not self._phone.present():
-                raise DeviceLost(f"{self._phone.found.name} was disconnected", apple.RECONNECT) from None
-        raise LatencyFailure(problem)
+                raise DeviceLostError(f"{self._phone.found.name} was disconnected", iphone.RECONNECT) from None
+        raise MeasurementError(problem)
 
     def _conditions(self) -> dict[str, Any]:
         found = self._phone.found
         return {"chip": self._phone.model, "os": f"iOS {found.os_version} ({found.os_build_number})"}
 
 
-def on_mac(options: Mapping[str, Any]) -> CoreML:
+def on_mac(options: Mapping[str, Any]) -> CoreMLBackend:
     """The backend ``coreml``.
 
     Raises:
         InputError: if this is no Mac, or for a wrong option.
     """
-    apple.check_mac("coreml")
-    return CoreML(settings.parse(dict(options), CoreMLSettings, source="latency"))
+    iphone.check_mac("coreml")
+    return CoreMLBackend(config.parse_config(dict(options), CoreMLConfig, source="latency"))
 
 
-def on_phone(options: Mapping[str, Any]) -> IPhone:
+def on_phone(options: Mapping[str, Any]) -> IPhoneBackend:
     """The backend ``iphone``.
 
     Raises:
         InputError: for a wrong option, or if this is no Mac, has no Xcode, no signing team or no phone.
     """
-    apple.check_mac("iphone")
+    iphone.check_mac("iphone")
     around = {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
-    wanted = settings.parse({**around, **options}, IPhoneSettings, source="latency")
+    wanted = config.parse_config({**around, **options}, IPhoneConfig, source="latency")
     if wanted.team is None and wanted.profile is None:
         remedy = "set ARCHSEARCH_SIGNING_TEAM to the team's identifier, from developer.apple.com/account"
         raise InputError("iphone", "the app for measuring needs a signing team", remedy)
-    return IPhone(wanted, apple.phone(wanted.phone, Signing(wanted.team, wanted.profile, wanted.bundle_id)))
+    return IPhoneBackend(
+        wanted, iphone.phone(wanted.phone, SigningCredentials(wanted.team, wanted.profile, wanted.bundle_id))
+    )
 
 
-def _feed(arch: Architecture, latent_size: int, context_tokens: int) -> Feed:
+def _feed(arch: Architecture, latent_size: int, context_tokens: int) -> ModelInputs:
     """What a net's package takes."""
     from snapgen.coreml.layers import time_features
 
@@ -272,5 +276,5 @@ def _model(package: Path, compute_units: str, device: Device | None) -> Any:
 
 def _seconds(nanoseconds: int | None) -> float:
     if nanoseconds is None:
-        raise LatencyFailure("Core ML did not say how long it took")
+        raise MeasurementError("Core ML did not say how long it took")
     return nanoseconds / 1e9

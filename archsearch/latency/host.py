@@ -14,39 +14,39 @@ import numpy as np
 from pydantic import Field
 
 from archsearch import machine
-from archsearch.latency.base import LatencyFailure, sample_inputs
-from archsearch.latency.steady_state import Rule, Timing, settle
+from archsearch.latency.base import MeasurementError, sample_inputs
+from archsearch.latency.steady_state import RunTimes, SteadyStateConfig, time_until_steady
 from archsearch.score import LatencyRecord
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Settings
+from snapgen.config import Config
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     import onnxruntime
 
 
-Feed = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
+ModelInputs = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
 
-class HostSettings(Settings):
+class HostConfig(Config):
     """How the host is timed."""
 
     threads: int = Field(default=1, ge=1, le=1024)
-    rule: Rule = Rule()
+    rule: SteadyStateConfig = SteadyStateConfig()
     timeout: float = Field(default=900, gt=0)
     """Seconds after which all runs of one candidate are given up."""
 
 
-class Host:
+class HostBackend:
     """ONNX Runtime on this machine's CPU, float32, random weights.
 
     With one thread a run's time is the processor time of that thread: on an idle machine that is the wall clock's;
     next to a busy one it leaves out the time in which another process held the core. What it cannot leave out is a
     neighbour on the same core's other hyperthread, or in the shared cache. With several threads it is the wall clock's.
-    `archsearch.latency.steady_state.settle` says how often a net is run.
+    `archsearch.latency.steady_state.time_until_steady` says how often a net is run.
     """
 
-    def __init__(self, options: HostSettings) -> None:
+    def __init__(self, options: HostConfig) -> None:
         self.options = options
 
     def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
@@ -76,7 +76,7 @@ class Host:
             steady=timing.steady,
         )
 
-    def _time(self, session: onnxruntime.InferenceSession, feed: Feed) -> Timing:
+    def _time(self, session: onnxruntime.InferenceSession, feed: ModelInputs) -> RunTimes:
         import onnxruntime
 
         clock = time.thread_time if self.options.threads == 1 else time.perf_counter
@@ -99,29 +99,29 @@ class Host:
 
         with _alarm(self.options.timeout, lambda: setattr(given_up, "terminate", True)):
             try:
-                timing = settle(run, self.options.rule)
+                timing = time_until_steady(run, self.options.rule)
             except Exception:
                 if given_up.terminate:
-                    raise LatencyFailure(f"not done after {self.options.timeout:g} s") from None
+                    raise MeasurementError(f"not done after {self.options.timeout:g} s") from None
                 raise
         (output,) = binding.copy_outputs_to_cpu()
         if not np.isfinite(output).all():
-            raise LatencyFailure("its output with random weights is not finite")
+            raise MeasurementError("its output with random weights is not finite")
         return timing
 
 
-def _write_net(arch: Architecture, latent_size: int, context_tokens: int, path: Path) -> Feed:
+def _write_net(arch: Architecture, latent_size: int, context_tokens: int, path: Path) -> ModelInputs:
     """The net with random weights as an ONNX file, and an input for it; its weights are never in memory together."""
     import torch
 
-    from archsearch.latency import onnx_export as onnx_graph
+    from archsearch.latency import onnx_export
     from snapgen.models.unet import UNet
 
     with torch.device("meta"):
         net = UNet(arch).eval()
     net.to_empty(device="cpu")
     inputs = sample_inputs(arch, latent_size, context_tokens)
-    onnx_graph.export(net, inputs, path, random_weights=True)
+    onnx_export.export(net, inputs, path, random_weights=True)
     return {name: tensor.numpy() for name, tensor in inputs.items()}
 
 
@@ -158,4 +158,4 @@ def _failures(arch: Architecture) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise LatencyFailure(f"{arch.id} could not be timed on the host: {reason}") from error
+        raise MeasurementError(f"{arch.id} could not be timed on the host: {reason}") from error

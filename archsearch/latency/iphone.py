@@ -23,7 +23,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from archsearch.latency.base import DeviceLost
+from archsearch.latency.base import DeviceLostError
 from snapgen.coreml.package import quiet
 from snapgen.errors import InputError
 
@@ -46,7 +46,7 @@ WITHOUT_MAC = "run archsearch device on a Mac for the study's storage, or use pr
 RECONNECT = "connect the phone by cable, unlock it, let it trust this Mac, then run the same command again"
 
 
-class Ended(Exception):
+class AppTerminated(Exception):
     """The app on the phone is no longer there."""
 
 
@@ -74,7 +74,7 @@ def thermal_state() -> str | None:
     return "nominal" if found.strip() else None
 
 
-class Loop:
+class AsyncRunner:
     """An event loop in a thread of its own, for calls that may never come back; one of them costs a thread."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Loop:
             try:
                 while not _done(future, min(WATCH_SECONDS, until - time.monotonic())):
                     if not alive():
-                        raise Ended
+                        raise AppTerminated
                     if time.monotonic() >= until:
                         raise TimeoutError
                 return future.result()
@@ -110,7 +110,7 @@ def _done(future: concurrent.futures.Future[Any], seconds: float) -> bool:
     return bool(concurrent.futures.wait([future], timeout=max(0.0, seconds)).done)
 
 
-class Signing(NamedTuple):
+class SigningCredentials(NamedTuple):
     """Whose app the phone is asked to run; a team, or a provisioning profile with the bundle id that it is for."""
 
     team: str | None
@@ -121,15 +121,15 @@ class Signing(NamedTuple):
 class Phone:
     """A phone, and the app on it while it is connected."""
 
-    def __init__(self, wanted: str | None, signing: Signing) -> None:
+    def __init__(self, wanted: str | None, signing: SigningCredentials) -> None:
         self._wanted, self._signing = wanted, signing
-        self.found = find(wanted)
+        self.found = find_phone(wanted)
         self.model = marketing_name(self.found.identifier) or self.found.name
         self._folder = Path(tempfile.mkdtemp(prefix="archsearch-phone-"))
-        self._session: tuple[Device, Loop] | None = None
+        self._session: tuple[Device, AsyncRunner] | None = None
         atexit.register(self.close)
 
-    def connect(self) -> tuple[Device, Loop]:
+    def connect(self) -> tuple[Device, AsyncRunner]:
         """The phone with the app running on it, and the loop that talks to it.
 
         Raises:
@@ -139,25 +139,25 @@ class Phone:
             return self._session
         self.disconnect()
         try:
-            device = find(self._wanted)
+            device = find_phone(self._wanted)
         except InputError as error:
-            raise DeviceLost(error.problem, error.remedy) from None
-        loop = Loop()
+            raise DeviceLostError(error.problem, error.remedy) from None
+        loop = AsyncRunner()
         try:
             prepared = loop.call(self._prepared(device), BUILD_SECONDS)
         except Exception as error:
             loop.stop()
             # A build that failed may have left an app, which coremltools would take for a good one.
             shutil.rmtree(self._folder, ignore_errors=True)
-            problem = f"the app for measuring could not be put on {device.name}: {reason(error)}"
-            raise DeviceLost(
+            problem = f"the app for measuring could not be put on {device.name}: {summarize_error(error)}"
+            raise DeviceLostError(
                 problem, "unlock the phone, see Xcode's settings for the team's account, and try again"
             ) from None
         self._session = prepared, loop
         time.sleep(START_SECONDS)
         if not self.alive():
             self.disconnect()
-            raise DeviceLost(f"the app for measuring does not start on {device.name}", RECONNECT)
+            raise DeviceLostError(f"the app for measuring does not start on {device.name}", RECONNECT)
         return self._session
 
     async def _prepared(self, device: Device) -> Device:
@@ -182,7 +182,7 @@ class Phone:
     def present(self) -> bool:
         """Whether the phone is connected."""
         try:
-            find(self._wanted)
+            find_phone(self._wanted)
         except InputError:
             return False
         return True
@@ -210,7 +210,7 @@ class Phone:
 
 
 @functools.cache
-def phone(wanted: str | None, signing: Signing) -> Phone:
+def phone(wanted: str | None, signing: SigningCredentials) -> Phone:
     """The one object of a phone in this process: two apps on it would end each other.
 
     Raises:
@@ -220,7 +220,7 @@ def phone(wanted: str | None, signing: Signing) -> Phone:
     return Phone(wanted, signing)
 
 
-def find(wanted: str | None) -> Device:
+def find_phone(wanted: str | None) -> Device:
     """The connected phone of that name or identifier; the only one, if no name is given.
 
     Raises:
@@ -233,7 +233,7 @@ def find(wanted: str | None) -> Device:
             devices = Device.get_connected_devices(DeviceType.IPHONE)
     except Exception as error:  # coremltools' own, which has no public name, ValueError, and what a bad answer makes
         raise InputError(
-            "iphone", f"phones cannot be listed: {reason(error)}", "run: xcrun devicectl list devices"
+            "iphone", f"phones cannot be listed: {summarize_error(error)}", "run: xcrun devicectl list devices"
         ) from None
     named = [device for device in devices if wanted in (None, device.name, device.identifier, device.udid)]
     if not named:
@@ -253,11 +253,11 @@ def find(wanted: str | None) -> Device:
 
 
 @contextlib.contextmanager
-def patient(seconds: float) -> Iterator[None]:
+def long_timeout(seconds: float) -> Iterator[None]:
     """Let a call to the phone take so long.
 
     coremltools asks twenty times for an answer, which a large net's first load outlasts; it has no
-    setting for it. `Loop.call` sees sooner if the phone is gone.
+    setting for it. `AsyncRunner.call` sees sooner if the phone is gone.
     """
     from coremltools.models.ml_program.experimental import remote_device
 
@@ -270,7 +270,7 @@ def patient(seconds: float) -> Iterator[None]:
         remote_device._DeviceCtlRemoteService = own
 
 
-def forget(model: Any) -> None:
+def detach(model: Any) -> None:
     """Keep coremltools from calling, whenever Python drops a net, a phone that is gone."""
     service = getattr(model, "_remote_service", None)
     if service is not None:
@@ -289,7 +289,7 @@ def own_temporary_folder() -> Iterator[None]:
             tempfile.tempdir = before
 
 
-def answered(error: BaseException) -> bool:
+def is_phone_error(error: BaseException) -> bool:
     """Whether an error is the phone's own answer, such as that a model does not compile, not a connection's failure."""
     from coremltools.models.ml_program.experimental import remote_device
 
@@ -331,7 +331,7 @@ def _major(version: str) -> int:
     return int(first) if first.isdigit() else 0
 
 
-def reason(error: BaseException) -> str:
+def summarize_error(error: BaseException) -> str:
     """An error in a line; of a build, its first complaint, which coremltools drops."""
     if isinstance(error, TimeoutError):
         return "it took too long"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from archsearch.cost.operations import Operation, operations
 from archsearch.score import LatencyRecord
-from snapgen import config as settings
+from snapgen import config
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Settings
+from snapgen.config import Config
 from snapgen.errors import InputError
 
 
-class Timed(Settings):
+class LatencySample(Config):
     """One architecture's latency record, and the input that it was taken with."""
 
     architecture: Architecture
@@ -33,7 +33,7 @@ class Timed(Settings):
         return operations(self.architecture, self.latent_size, context_tokens=self.context_tokens)
 
 
-def read(path: Path) -> list[Timed]:
+def load_samples(path: Path) -> list[LatencySample]:
     """Every record of a JSON-lines file; a last line that a killed writer left torn is passed over.
 
     Raises:
@@ -54,15 +54,15 @@ def _whole_lines(text: str) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def _parsed(line: str, path: Path, number: int) -> Timed:
+def _parsed(line: str, path: Path, number: int) -> LatencySample:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
         raise InputError(path, "is not JSON", "remove or mend the line", place=f"line {number}") from None
-    return settings.parse(values, Timed, source=path, place=f"line {number}")
+    return config.parse_config(values, LatencySample, source=path, place=f"line {number}")
 
 
-def claim(path: Path) -> None:
+def ensure_writable(path: Path) -> None:
     """Make the file, if it is missing, before anything is spent on what goes there.
 
     Raises:
@@ -76,7 +76,7 @@ def claim(path: Path) -> None:
         ) from None
 
 
-def append(path: Path, timed: Timed) -> None:
+def append(path: Path, timed: LatencySample) -> None:
     """Add a record to a file, which is made if it is missing; a torn last line is cut off first."""
     with path.open("a+b") as file:
         file.seek(0)
@@ -84,25 +84,25 @@ def append(path: Path, timed: Timed) -> None:
         file.write(json.dumps(timed.model_dump(mode="json", exclude_defaults=True), allow_nan=False).encode() + b"\n")
 
 
-def by_net(path: Path, latent_size: int, context_tokens: int) -> dict[str, list[LatencyRecord]]:
+def group_by_architecture(path: Path, latent_size: int, context_tokens: int) -> dict[str, list[LatencyRecord]]:
     """A file's records of such an input, by architecture id; none where there is no file.
 
     Raises:
-        InputError: as `read`.
+        InputError: as `load_samples`.
     """
     found: dict[str, list[LatencyRecord]] = defaultdict(list)
-    for timed in read(path) if path.exists() else []:
+    for timed in load_samples(path) if path.exists() else []:
         if timed.key[1:] == (latent_size, context_tokens):
             found[timed.key[0]].append(timed.record)
     return found
 
 
-def lowest(records: Iterable[Timed]) -> list[Timed]:
+def fastest_per_net(records: Iterable[LatencySample]) -> list[LatencySample]:
     """Of several records of one thing the one with the lowest median, in the order of their first.
 
     What disturbs a measurement only ever adds to it.
     """
-    best: dict[tuple[str, int, int], Timed] = {}
+    best: dict[tuple[str, int, int], LatencySample] = {}
     for timed in records:
         known = best.setdefault(timed.key, timed)
         if timed.record.median_ms < known.record.median_ms:

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 
 from archsearch.latency.base import Backend
-from archsearch.latency.records import Timed, append, by_net
+from archsearch.latency.records import LatencySample, append, group_by_architecture
 from archsearch.score import LatencyRecord
 from archsearch.spaces.space import Space
-from snapgen import seeding as seeds
+from snapgen import seeding
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 
@@ -28,7 +28,7 @@ IDLE_PERCENT = 15
 """Of all processors together, under which the machine counts as idle."""
 
 
-def drawn(space: Space, count: int, *, seed: int) -> list[Architecture]:
+def sample_architectures(space: Space, count: int, *, seed: int) -> list[Architecture]:
     """So many different random architectures of a space, all within its limits; more begin with the same ones.
 
     Raises:
@@ -36,7 +36,7 @@ def drawn(space: Space, count: int, *, seed: int) -> list[Architecture]:
     """
     from archsearch.cost.counter import cost
 
-    rng = random.Random(seeds.derive(seed, space.digest, "timings"))
+    rng = random.Random(seeding.derive_seed(seed, space.digest, "timings"))
     found: dict[str, Architecture] = {}
     tried: set[str] = set()
     for _ in range(count * TRIES):
@@ -55,7 +55,7 @@ def drawn(space: Space, count: int, *, seed: int) -> list[Architecture]:
     return list(found.values())
 
 
-def settled(medians: Sequence[float], least: int = 3) -> bool:
+def is_repeatable(medians: Sequence[float], least: int = 3) -> bool:
     """Whether there are so many measurements of one thing at least, and the two lowest agree within `AGREEMENT`.
 
     A neighbour on the same core slows whole measurements down, mostly each by another factor: what was reached twice,
@@ -82,9 +82,9 @@ def collect(
     ready: Callable[[], None] = lambda: None,
     failed: Callable[[Architecture, str], None] = lambda *_: None,
 ) -> Iterator[float]:
-    """Measure architectures into a file until each is `settled`, at most so many times; what is there counts.
+    """Measure architectures into a file until each is `is_repeatable`, at most so many times; what is there counts.
 
-    They take turns (`in_turns`), so that a busy spell does not meet one alone.
+    They take turns (`measure_round_robin`), so that a busy spell does not meet one alone.
 
     Args:
         ready: called before each measurement, which it may hold up (`wait_until_idle`).
@@ -93,17 +93,19 @@ def collect(
     Yields:
         The share of the architectures that are done.
     """
-    known = by_net(path, space.latent_size, space.context_tokens)
+    known = group_by_architecture(path, space.latent_size, space.context_tokens)
     records = {arch.id: known[arch.id] for arch in archs}
     where = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
 
     def keep(arch: Architecture, record: LatencyRecord) -> None:
-        append(path, Timed(**where, architecture=arch, record=record))
+        append(path, LatencySample(**where, architecture=arch, record=record))
 
-    yield from in_turns(backend, archs, records, keep=keep, least=least, most=most, ready=ready, failed=failed, **where)
+    yield from measure_round_robin(
+        backend, archs, records, keep=keep, least=least, most=most, ready=ready, failed=failed, **where
+    )
 
 
-def in_turns(
+def measure_round_robin(
     backend: Backend,
     archs: Sequence[Architecture],
     records: Mapping[str, list[LatencyRecord]],
@@ -116,7 +118,8 @@ def in_turns(
     ready: Callable[[], None] = lambda: None,
     failed: Callable[[Architecture, str], None] | None = None,
 ) -> Iterator[float]:
-    """Measure architectures until each is `settled`, at most so many times, all once before any is measured twice.
+    """Measure architectures until each is `is_repeatable`, at most so many times, all once before any is measured
+    twice.
 
     Predictions are the same every time, so one of each does.
 
@@ -129,11 +132,11 @@ def in_turns(
     Yields:
         The share of the architectures that are done.
     """
-    from archsearch.latency.base import LatencyFailure
+    from archsearch.latency.base import MeasurementError
 
     def done(taken: Sequence[LatencyRecord]) -> bool:
         return (
-            settled([record.median_ms for record in taken], least)
+            is_repeatable([record.median_ms for record in taken], least)
             or len(taken) >= max(most, least)
             or any(record.source == "predicted" for record in taken)
         )
@@ -148,7 +151,7 @@ def in_turns(
                     record = backend.measure(arch, latent_size, context_tokens)
                     keep(arch, record)
                     taken.append(record)
-            except LatencyFailure as failure:
+            except MeasurementError as failure:
                 if failed is None:
                     raise
                 failed(arch, str(failure))

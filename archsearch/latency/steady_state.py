@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
-from snapgen.config import Settings
+from snapgen.config import Config
 
 AGREEING_BLOCKS = 3
 # The range of n values holds their median's true value with probability 1 − 2^(1−n): 97 % for six, 94 % for five.
@@ -17,8 +17,8 @@ FEWEST_BLOCKS = 6
 DEVIATIONS_95 = 1.96
 
 
-class Rule(Settings):
-    """Until when a run is repeated; see `settle`."""
+class SteadyStateConfig(Config):
+    """Until when a run is repeated; see `time_until_steady`."""
 
     block_seconds: float = Field(default=0.05, gt=0, le=60)
     agreement: float = Field(default=0.05, gt=0, le=1)
@@ -27,7 +27,7 @@ class Rule(Settings):
 
 
 @dataclass(frozen=True)
-class Timing:
+class RunTimes:
     """The times of the runs that count, in seconds, in their order."""
 
     runs: tuple[float, ...]
@@ -39,7 +39,9 @@ class Timing:
         return float(lower), float(median), float(upper)
 
 
-def settle(run: Callable[[], float], rule: Rule, *, clock: Callable[[], float] = time.perf_counter) -> Timing:
+def time_until_steady(
+    run: Callable[[], float], rule: SteadyStateConfig, *, clock: Callable[[], float] = time.perf_counter
+) -> RunTimes:
     """Repeat ``run`` until its times are in a steady state.
 
     The first run never counts. The others are grouped into blocks of about ``block_seconds``, at least one run each,
@@ -70,7 +72,7 @@ def settle(run: Callable[[], float], rule: Rule, *, clock: Callable[[], float] =
         late = clock() - began >= rule.seconds and len(blocks) >= AGREEING_BLOCKS
         if late or (precise and enough):
             kept = blocks[len(blocks) // 2 if warm is None else warm :]
-            return Timing(tuple(seconds for block in kept for seconds in block), steady=precise)
+            return RunTimes(tuple(seconds for block in kept for seconds in block), steady=precise)
 
 
 def _agree(medians: Sequence[float], within: float) -> bool:

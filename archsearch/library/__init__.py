@@ -73,7 +73,7 @@ def locate(name_or_path: str | Path, kinds: tuple[Kind, ...]) -> Path:
     return path
 
 
-def read(name_or_path: str | Path, kinds: tuple[Kind, ...]) -> tuple[Path, dict[str, Any]]:
+def read_named(name_or_path: str | Path, kinds: tuple[Kind, ...]) -> tuple[Path, dict[str, Any]]:
     """The path of a study, recipe or comparison and its content, with a name where the file gives none.
 
     The name is the file's own; a shipped file that is not a search is named after its kind, too, so that the runs of

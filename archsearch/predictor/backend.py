@@ -9,50 +9,50 @@ from typing import Any
 from pydantic import Field
 
 from archsearch.cost.operations import operations
-from archsearch.predictor.model import Model, Prediction
+from archsearch.predictor.model import LatencyModel, LatencyPrediction
 from archsearch.score import LatencyRecord
-from snapgen import config as settings
+from snapgen import config
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Settings
+from snapgen.config import Config
 from snapgen.errors import InputError
 
 
-class Predicted:
+class PredictedBackend:
     """A backend that runs nothing: it predicts by a model."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: LatencyModel) -> None:
         self.model = model
 
     def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
         """See `archsearch.latency.base.Backend.measure`."""
         return self.model.record(self.predict(arch, latent_size, context_tokens))
 
-    def predict(self, arch: Architecture, latent_size: int, context_tokens: int) -> Prediction:
+    def predict(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyPrediction:
         """What is behind the record of `measure`."""
         return self.model.predict(operations(arch, latent_size, context_tokens=context_tokens))
 
 
-class PredictedSettings(Settings):
+class PredictedConfig(Config):
     """What a study may say beside the device's name; a model was fitted under settings of its own."""
 
     threads: int | None = Field(default=None, ge=1)
 
 
-def predicted(device: str, options: Mapping[str, Any]) -> Predicted:
+def predicted_backend(device: str, options: Mapping[str, Any]) -> PredictedBackend:
     """The backend of a shipped profile's name, or of a file that ``archsearch latency fit`` wrote.
 
     Raises:
         InputError: if it is neither, or the options are not those that it was fitted under.
     """
-    model = find(device)
-    threads = settings.parse(dict(options), PredictedSettings, source="latency").threads
+    model = load_latency_model(device)
+    threads = config.parse_config(dict(options), PredictedConfig, source="latency").threads
     if None not in (threads, model.threads) and threads != model.threads:
         problem = f"{device} predicts {model.threads} threads, not {threads}"
         raise InputError("latency", problem, f"say threads: {model.threads}, or fit a model to such records")
-    return Predicted(model)
+    return PredictedBackend(model)
 
 
-def find(device: str) -> Model:
+def load_latency_model(device: str) -> LatencyModel:
     """A shipped profile's model by its name, or one's own by its path.
 
     Raises:
@@ -68,4 +68,4 @@ def find(device: str) -> Model:
         raise InputError(
             f"predicted:{device}", "is neither a profile nor a file", f"use {names} or predicted:FILE.json"
         )
-    return Model.load(path)
+    return LatencyModel.load(path)

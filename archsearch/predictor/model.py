@@ -1,7 +1,7 @@
 """Latency that is predicted, not measured: a model of one device, and how wrong it may be.
 
 A model is data, a JSON file: what a device takes for each kind of operation (a call, a billion MACs, a megabyte moved),
-fitted to records of the device (`fitted`) or to figures published of it (`archsearch.predictor.profiles`).
+fitted to records of the device (`fit_latency_model`) or to figures published of it (`archsearch.predictor.profiles`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from archsearch.cost.operations import KINDS, Kind, Operation
-from archsearch.latency.records import Timed
+from archsearch.latency.records import LatencySample
 from archsearch.score import LatencyRecord
 from archsearch.stats.regression import (
     Array,
-    Evidence,
-    Fit,
+    LinearFit,
+    Observation,
     best_tolerance,
     conformal_quantile,
     fit,
-    flat_prior,
-    left_out,
+    leave_one_out,
+    weak_prior,
 )
-from snapgen import config as settings
-from snapgen.config import Settings
+from snapgen import config
+from snapgen.config import Config
 from snapgen.errors import InputError
 
 COVERAGE = 0.9
@@ -90,11 +90,11 @@ def features(steps: Sequence[Operation], *, element_bytes: int, cache_mb: float 
     return np.array([found[name] for name in FEATURES])
 
 
-Used = Literal["fitted", "borrowed", "check"]
+FigureUse = Literal["fitted", "borrowed", "check"]
 """Fitted to; fitted to, though it is another device's, and so with a tolerance of its own; or only compared."""
 
 
-class Residual(Settings):
+class Residual(Config):
     """A published figure beside what the model says of it, in the figure's own unit."""
 
     what: str
@@ -103,7 +103,7 @@ class Residual(Settings):
     predicted: float
     unit: Literal["ms", "×"]
     source: str
-    used: Used
+    used: FigureUse
 
     @property
     def error(self) -> float:
@@ -111,7 +111,7 @@ class Residual(Settings):
         return self.predicted / self.published - 1
 
 
-class Prediction(NamedTuple):
+class LatencyPrediction(NamedTuple):
     """Milliseconds of a net; the interval that holds the truth at `COVERAGE`, and the one that holds it half the time.
 
     ``shares`` are what each kind of operation, and fetching the weights, adds to it: an estimate of its own.
@@ -123,7 +123,7 @@ class Prediction(NamedTuple):
     shares: dict[str, float]
 
 
-class Model(Settings):
+class LatencyModel(Config):
     """What one device takes, by `FEATURES`, under the conditions of the records or figures that it was fitted to."""
 
     version: Literal[1] = 1
@@ -166,13 +166,13 @@ class Model(Settings):
         return self
 
     @classmethod
-    def load(cls, path: Path) -> Model:
+    def load(cls, path: Path) -> LatencyModel:
         """From a file.
 
         Raises:
             InputError: if it is no model of this version.
         """
-        return settings.load(path, cls)
+        return config.load_yaml(path, cls)
 
     def to_json(self) -> str:
         """As a file has it, which `load` reads back: one line a field, numbers to six digits."""
@@ -181,11 +181,11 @@ class Model(Settings):
         return '{\n  "version": 1,\n' + ",\n".join(lines) + "\n}\n"
 
     @property
-    def regression(self) -> Fit:
+    def regression(self) -> LinearFit:
         """Its coefficients as the regression has them."""
-        return Fit(np.array(list(self.coefficients.values())), np.array(self.covariance))
+        return LinearFit(np.array(list(self.coefficients.values())), np.array(self.covariance))
 
-    def predict(self, steps: Sequence[Operation]) -> Prediction:
+    def predict(self, steps: Sequence[Operation]) -> LatencyPrediction:
         """What a net of these operations takes.
 
         Raises:
@@ -205,7 +205,7 @@ class Model(Settings):
         if ms <= 0:
             problem = "gives every operation of this net no time"
             raise InputError(f"predicted:{self.device}", problem, "fit it to records of such nets too")
-        deviation = regression.deviation(Evidence(x, ms, self.tolerance))
+        deviation = regression.deviation(Observation(x, ms, self.tolerance))
 
         def within(quantile: float) -> tuple[float, float]:
             factor = math.exp(min(quantile * deviation, math.log(WIDEST)))
@@ -215,9 +215,9 @@ class Model(Settings):
         for name, part in zip(self.coefficients, parts, strict=True):
             group = name.rpartition(" ")[0].removeprefix("spilled ")
             shares[group] = shares.get(group, 0.0) + float(part)
-        return Prediction(ms, within(self.quantiles["most"]), within(self.quantiles["half"]), shares)
+        return LatencyPrediction(ms, within(self.quantiles["most"]), within(self.quantiles["half"]), shares)
 
-    def record(self, prediction: Prediction) -> LatencyRecord:
+    def record(self, prediction: LatencyPrediction) -> LatencyRecord:
         """A prediction as a latency record; two models of one device do not share its conditions."""
         digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
         return LatencyRecord(
@@ -246,7 +246,7 @@ def _rounded(value: Any) -> Any:
     return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def fitted(records: Sequence[Timed], *, source: str | Path = "records") -> Model:
+def fit_latency_model(records: Sequence[LatencySample], *, source: str | Path = "records") -> LatencyModel:
     """The model of a device that its records make.
 
     Args:
@@ -264,30 +264,30 @@ def fitted(records: Sequence[Timed], *, source: str | Path = "records") -> Model
     times = np.array([timed.record.median_ms for timed in records])
     seen = x.any(0)
     x = x[:, seen]
-    prior = flat_prior(x, times)
+    prior = weak_prior(x, times)
     tolerance = best_tolerance(x, times, prior)
-    evidence = [Evidence(row, time, tolerance) for row, time in zip(x, times, strict=True)]
+    evidence = [Observation(row, time, tolerance) for row, time in zip(x, times, strict=True)]
     found = fit(evidence, prior)
-    return Model(
+    return LatencyModel(
         **first.model_dump(include={"device", "compute_units", "chip", "os", "threads", "runtime"}),
         element_bytes=element_bytes,
         coefficients=dict(zip(np.array(FEATURES)[seen].tolist(), found.coefficients.tolist(), strict=True)),
         covariance=found.covariance.tolist(),
         tolerance=tolerance,
-        quantiles=quantiles(left_out(evidence, prior)),
+        quantiles=quantiles(leave_one_out(evidence, prior)),
         fitted_to=tuple(timed.architecture.id for timed in records),
-        baselines={name: _line([numbers(steps)[name] for steps in passes], times) for name in BASELINES},
+        baselines={name: _line([baseline_amounts(steps)[name] for steps in passes], times) for name in BASELINES},
     )
 
 
 def quantiles(errors: Sequence[tuple[float, float]]) -> dict[Literal["half", "most"], float]:
     """What a claimed deviation is worth, from left-out errors and their claims
-    (`archsearch.stats.regression.left_out`)."""
+    (`archsearch.stats.regression.leave_one_out`)."""
     normalised = [error / claimed for error, claimed in errors]
     return {"half": conformal_quantile(normalised, 0.5), "most": conformal_quantile(normalised, COVERAGE)}
 
 
-def _check(records: Sequence[Timed], source: str | Path) -> None:
+def _check(records: Sequence[LatencySample], source: str | Path) -> None:
     if len(records) < FEWEST:
         problem = f"has records of {len(records)} nets, too few to fit"
         raise InputError(source, problem, f"measure at least {FEWEST}: archsearch latency sample")
@@ -303,7 +303,7 @@ def _check(records: Sequence[Timed], source: str | Path) -> None:
 BASELINES = ("MACs", "params")
 
 
-def numbers(steps: Sequence[Operation]) -> dict[str, float]:
+def baseline_amounts(steps: Sequence[Operation]) -> dict[str, float]:
     """Of `BASELINES`, in millions: what a prediction must beat to be worth its name."""
     return {"MACs": sum(step.macs for step in steps) / 1e6, "params": sum(step.weights for step in steps) / 1e6}
 

@@ -15,23 +15,23 @@ from pydantic import Field, model_validator
 
 from archsearch.cost.operations import Operation
 from archsearch.predictor import profiles
-from archsearch.predictor.model import FEATURES, Model, Residual, Used, features, quantiles
-from archsearch.predictor.reference_nets import Net
-from archsearch.stats.regression import Array, Evidence, Prior, fit, left_out
-from snapgen import config as settings
-from snapgen.config import Settings
-from snapgen.io.atomic import aside
+from archsearch.predictor.model import FEATURES, FigureUse, LatencyModel, Residual, features, quantiles
+from archsearch.predictor.reference_nets import ReferenceNet
+from archsearch.stats.regression import Array, NormalPrior, Observation, fit, leave_one_out
+from snapgen import config
+from snapgen.config import Config
+from snapgen.io.atomic import atomic_write
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-class Figure(Settings):
+class PublishedFigure(Config):
     """A published figure, as published: exactly one of ``ms``, ``per_second`` and ``ratio``."""
 
     what: str
     device: str
-    net: Net
-    against: Net | None = None
+    net: ReferenceNet
+    against: ReferenceNet | None = None
     ms: Positive | None = None
     per_second: Positive | None = None
     ratio: Positive | None = None
@@ -55,13 +55,13 @@ class Figure(Settings):
         return value
 
 
-class Figures(Settings):
+class Figures(Config):
     """The file of them."""
 
-    figures: tuple[Figure, ...]
+    figures: tuple[PublishedFigure, ...]
 
 
-class Engine(Settings):
+class AcceleratorPrior(Config):
     """What is held of a kind of processor before any figure."""
 
     element_bytes: int
@@ -69,13 +69,13 @@ class Engine(Settings):
     prior: dict[str, tuple[Positive, Positive]]
     """Of each feature: milliseconds for one, and their standard deviation over that."""
 
-    def regression_prior(self) -> Prior:
+    def regression_prior(self) -> NormalPrior:
         """As the regression takes it, in the order of `FEATURES`."""
         mean, deviation = np.array([self.prior[name] for name in FEATURES]).T
-        return Prior(mean, mean * deviation)
+        return NormalPrior(mean, mean * deviation)
 
 
-class Profile(Settings):
+class DeviceProfile(Config):
     """A device: its engine, and how far it trusts which device's figures."""
 
     engine: str
@@ -83,15 +83,15 @@ class Profile(Settings):
     tolerances: dict[str, Positive]
     """Device to the relative error taken for its figures; those of other devices are only compared."""
 
-    def use(self, device: str, own: str) -> Used:
+    def use(self, device: str, own: str) -> FigureUse:
         """What is made of a device's figures for the profile of the device ``own``."""
         return "check" if device not in self.tolerances else "fitted" if device == own else "borrowed"
 
 
-def fit_profile(name: str) -> Model:
+def fit_profile(name: str) -> LatencyModel:
     """The model of a device of `archsearch.predictor.profiles.NAMES`, from its YAML and the figures."""
-    profile = settings.load(profiles.FOLDER / f"{name}.yaml", Profile)
-    engine = settings.load(profiles.FOLDER / profile.engine, Engine)
+    profile = config.load_yaml(profiles.FOLDER / f"{name}.yaml", DeviceProfile)
+    engine = config.load_yaml(profiles.FOLDER / profile.engine, AcceleratorPrior)
     prior = engine.regression_prior()
     own = profile.tolerances[name]
     figures = published()
@@ -100,8 +100,8 @@ def fit_profile(name: str) -> Model:
     fitting = [one for one, use in zip(evidence, uses, strict=True) if use != "check"]
     found = fit(fitting, prior)
     checks = [one for one, use in zip(evidence, uses, strict=True) if use == "check"]
-    errors = left_out(fitting, prior) + [found.error(one) for one in checks]
-    return Model(
+    errors = leave_one_out(fitting, prior) + [found.error(one) for one in checks]
+    return LatencyModel(
         device=name,
         compute_units="Neural Engine",
         chip=profile.chip,
@@ -120,13 +120,13 @@ def fit_profile(name: str) -> Model:
     )
 
 
-def published() -> tuple[Figure, ...]:
+def published() -> tuple[PublishedFigure, ...]:
     """Every figure of ``figures.yaml``."""
-    return settings.load(profiles.FOLDER / "figures.yaml", Figures).figures
+    return config.load_yaml(profiles.FOLDER / "figures.yaml", Figures).figures
 
 
-def _evidence(figure: Figure, tolerance: float, engine: Engine) -> Evidence:
-    return Evidence(
+def _evidence(figure: PublishedFigure, tolerance: float, engine: AcceleratorPrior) -> Observation:
+    return Observation(
         _features(figure.net, engine),
         figure.value,
         tolerance,
@@ -134,17 +134,17 @@ def _evidence(figure: Figure, tolerance: float, engine: Engine) -> Evidence:
     )
 
 
-def _features(net: Net, engine: Engine) -> Array:
+def _features(net: ReferenceNet, engine: AcceleratorPrior) -> Array:
     return features(operations_of(net), element_bytes=engine.element_bytes, cache_mb=engine.cache_mb)
 
 
 @cache
-def operations_of(net: Net) -> list[Operation]:
+def operations_of(net: ReferenceNet) -> list[Operation]:
     """A net's, which several figures may be of, counted once."""
     return net.operations()
 
 
-def _residual(figure: Figure, evidence: Evidence, coefficients: Array, used: Used) -> Residual:
+def _residual(figure: PublishedFigure, evidence: Observation, coefficients: Array, used: FigureUse) -> Residual:
     return Residual(
         what=figure.what,
         device=figure.device,
@@ -159,7 +159,7 @@ def _residual(figure: Figure, evidence: Evidence, coefficients: Array, used: Use
 def main() -> None:
     """Write every profile's model."""
     for name in profiles.NAMES:
-        with aside(profiles.FOLDER / f"{name}.json") as part:
+        with atomic_write(profiles.FOLDER / f"{name}.json") as part:
             part.write_text(fit_profile(name).to_json(), encoding="utf-8")
 
 

@@ -9,13 +9,13 @@ from pydantic import Field
 
 from archsearch.cost.operations import Operation, module_operations, operations
 from snapgen.architecture import presets
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.presets import TINY_DECODER
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Settings
+from snapgen.config import Config
 
 
-class Net(Settings):
+class ReferenceNet(Config):
     """A net and the input that it is timed with."""
 
     name: str
@@ -37,7 +37,7 @@ class Net(Settings):
         """
         if self.name == TINY_DECODER:
             return _decoder_operations(self.latent, batch=self.batch)
-        arch = changed(architecture(self.name), self.changes)
+        arch = apply_overrides(architecture(self.name), self.changes)
         return operations(arch, self.latent, context_tokens=self.tokens, batch=self.batch)
 
 

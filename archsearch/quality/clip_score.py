@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snapgen.conditioning import text_encoder as text
+from snapgen.conditioning import text_encoder
 from snapgen.errors import InputError, first_line
 from snapgen.io import hub
 
@@ -52,7 +52,7 @@ class ClipScore:
 
     def of_captions(self, captions: Sequence[str]) -> Tensor:
         """Projected embeddings of captions, cut to what the model takes: (N, D)."""
-        most = text.longest(self.model.text_model, self.tokenizer)
+        most = text_encoder.max_length(self.model.text_model, self.tokenizer)
         ids = self.tokenizer(list(captions), padding=True, truncation=True, max_length=most, return_tensors="pt")
         device = self.model.device
         given = {name: ids[name].to(device) for name in ("input_ids", "attention_mask")}
@@ -73,7 +73,7 @@ class ClipScore:
         return (values - mean) / std
 
 
-def load(name: str, device: torch.device | None = None) -> ClipScore:
+def load_clip_score(name: str, device: torch.device | None = None) -> ClipScore:
     """A CLIP by its folder, or by its name on the hub.
 
     Raises:
@@ -81,20 +81,20 @@ def load(name: str, device: torch.device | None = None) -> ClipScore:
     """
     import transformers
 
-    from snapgen.progress import quiet
+    from snapgen.progress import silence_libraries
 
-    folder = hub.folder(name, _FILES, remedy=_REMEDY)
+    folder = hub.resolve_model_folder(name, _FILES, remedy=_REMEDY)
     config = _read(folder / "config.json")
     if config is None:
         raise InputError(name, "is no folder with a model's config.json", _REMEDY)
     if config.get("model_type") != "clip" or "CLIPModel" not in (config.get("architectures") or ()):
         kind = ", ".join(config.get("architectures") or ()) or config.get("model_type") or "an unnamed model"
         raise InputError(name, f"holds {kind}, not a CLIPModel", _REMEDY)
-    if not text.has_vocabulary(folder):
+    if not text_encoder.has_vocabulary(folder):
         raise InputError(name, "holds no tokenizer", "put the tokenizer's files beside the model's config.json")
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with quiet():
+        with silence_libraries():
             model, info = transformers.CLIPModel.from_pretrained(
                 folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **local
             )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from archsearch.stats.estimate import Measured
+from archsearch.stats.estimate import DistanceEstimate
 
 GROUPS = 32
 """Of the delete-a-group jackknife; a sample of fewer images is deleted one by one."""
@@ -23,7 +23,7 @@ KERNEL_REFERENCES = 4096
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceStats:
     """What the distances need to know of the real images; float64 on the CPU."""
 
     mean: Tensor
@@ -45,7 +45,7 @@ class Reference:
         }
 
     @classmethod
-    def of_tensors(cls, tensors: dict[str, Tensor]) -> Reference:
+    def of_tensors(cls, tensors: dict[str, Tensor]) -> ReferenceStats:
         """From what `tensors` gave."""
         return cls(
             mean=tensors["mean"],
@@ -55,7 +55,7 @@ class Reference:
         )
 
 
-def reference(batches: Iterable[Tensor], count: int) -> Reference:
+def reference(batches: Iterable[Tensor], count: int) -> ReferenceStats:
     """The reference of ``count`` feature rows that come in batches (B, D); memory does not grow with their number."""
     stride = max(1, -(-count // KERNEL_REFERENCES))
     total, mean, scatter, kept = 0, torch.zeros(()), torch.zeros(()), []
@@ -73,7 +73,7 @@ def reference(batches: Iterable[Tensor], count: int) -> Reference:
     features = torch.cat(kept).double()
     gram = _kernel(features, features)
     others = len(features) * (len(features) - 1)
-    return Reference(mean, scatter / (total - 1), features, float((gram.sum() - gram.trace()) / others))
+    return ReferenceStats(mean, scatter / (total - 1), features, float((gram.sum() - gram.trace()) / others))
 
 
 def frechet_gaussians(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
@@ -88,7 +88,7 @@ def frechet_gaussians(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, cova
     return _frechet(apart, covariance_a.double().trace() + covariance_b.double().trace(), inner)
 
 
-def frechet(features: Tensor, real: Reference) -> Measured:
+def frechet(features: Tensor, real: ReferenceStats) -> DistanceEstimate:
     """Squared Fréchet distance of features (N, D) to the reference, with a delete-a-group jackknife error.
 
     The estimate is biased upwards for small N (by about 1 / N); compare only equal N.
@@ -109,7 +109,7 @@ def frechet(features: Tensor, real: Reference) -> Measured:
         return _frechet((mean - real.mean).square().sum(), covered + real.covariance.trace(), inner)
 
     left_out = [distance(groups != group) for group in range(int(groups.max()) + 1)]
-    return Measured(distance(groups >= 0), _jackknife_error(torch.tensor(left_out, dtype=torch.float64)))
+    return DistanceEstimate(distance(groups >= 0), _jackknife_error(torch.tensor(left_out, dtype=torch.float64)))
 
 
 def _root(covariance: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def _frechet(apart: Tensor, traces: Tensor, inner: Tensor) -> float:
     return float((apart + traces - 2 * cross).clamp(min=0))
 
 
-def kernel(features: Tensor, real: Reference) -> Measured:
+def kernel(features: Tensor, real: ReferenceStats) -> DistanceEstimate:
     """Unbiased squared kernel distance (KID, arXiv 1801.01401): polynomial kernel (x·y / D + 1)³, all images at once.
 
     The error is the jackknife's (one image left out at a time, exactly, from row sums): a bootstrap would count an
@@ -140,7 +140,7 @@ def kernel(features: Tensor, real: Reference) -> Measured:
 
     value = distance(to_others.sum(), to_real.sum(), count)
     left_out = distance(to_others.sum() - 2 * to_others, to_real.sum() - to_real, count - 1)
-    return Measured(float(value), _jackknife_error(left_out))
+    return DistanceEstimate(float(value), _jackknife_error(left_out))
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

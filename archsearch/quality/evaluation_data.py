@@ -9,31 +9,31 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from archsearch.protocol import Protocol, ResolvedProtocol
-from archsearch.quality import feature_extractors as extractors
-from archsearch.quality.distances import Reference, reference
-from archsearch.quality.feature_extractors import Extractor
+from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
+from archsearch.quality import feature_extractors
+from archsearch.quality.distances import ReferenceStats, reference
+from archsearch.quality.feature_extractors import FeatureExtractor
 from archsearch.quality.resolve import SPLITS, resolve
 from snapgen.autoencoders import autoencoder
 from snapgen.autoencoders.autoencoder import Autoencoder
-from snapgen.autoencoders.latents import BATCH, latents
+from snapgen.autoencoders.latents import BATCH, encode_dataset
 from snapgen.conditioning import embeddings
-from snapgen.data.dataset import Images
-from snapgen.devices import fits
-from snapgen.io.cache import cached
-from snapgen.seeding import derive
-from snapgen.training.short_run import LatentExamples
+from snapgen.data.dataset import ImageDataset
+from snapgen.devices import fits_on_device
+from snapgen.io.cache import cached_tensors
+from snapgen.seeding import derive_seed
+from snapgen.training.short_run import LatentDataset
 
 FIXED = 0
 """The seed of everything that all candidates of all studies share: prompts, sampling noise, validation pairs."""
 
 
 @dataclass(frozen=True)
-class Materials:
+class EvaluationData:
     """A protocol's data, ready on a device."""
 
     resolved: ResolvedProtocol
-    training: LatentExamples
+    training: LatentDataset
     validation: Tensor
     """Latents (pairs, C, H, W) of the held-out images behind the fixed pairs."""
     validation_context: Tensor
@@ -43,8 +43,8 @@ class Materials:
     prompt_context: Tensor
     """(samples, tokens, width)."""
     decoder: Autoencoder
-    extractor: Extractor | None
-    reference: Reference | None
+    extractor: FeatureExtractor | None
+    reference: ReferenceStats | None
     """Of the training images; None, as `extractor`, where the protocol draws no samples."""
 
     @property
@@ -54,20 +54,20 @@ class Materials:
         return channels, height, width
 
 
-def prepare(protocol: Protocol, device: torch.device) -> Materials:
+def load_evaluation_data(protocol: EvaluationProtocol, device: torch.device) -> EvaluationData:
     """Read or compute all that a protocol needs.
 
     Raises:
         InputError: if the data, autoencoder, text encoder or extractor cannot be had, or do not fit together.
     """
     resolved, images = resolve(protocol)
-    coder = autoencoder.load(protocol.autoencoder).to(device)
+    coder = autoencoder.load_autoencoder(protocol.autoencoder).to(device)
     train, held_out = (_examples(images[split], protocol, resolved, coder, device) for split in SPLITS)
     pairs = torch.arange(protocol.validation_pairs) * len(held_out) // protocol.validation_pairs
     validation, validation_context = held_out.batch(pairs)
     prompts = fixed_prompts(images["val"].captions, protocol.samples)
-    extractor = extractors.load(protocol.extractor).to(device) if protocol.samples else None
-    return Materials(
+    extractor = feature_extractors.load_extractor(protocol.extractor).to(device) if protocol.samples else None
+    return EvaluationData(
         resolved=resolved,
         training=train,
         validation=validation.to(device),
@@ -91,25 +91,33 @@ def prepare(protocol: Protocol, device: torch.device) -> Materials:
 
 
 def _examples(
-    images: Images, protocol: Protocol, resolved: ResolvedProtocol, coder: Autoencoder, device: torch.device
-) -> LatentExamples:
-    found = latents(images, coder, digest=resolved.autoencoder_digest, device=device)
-    captions, rows = embeddings.distinct(images.captions)
-    contexts = embeddings.embed(captions, name=protocol.text, tokens=protocol.context_tokens).tokens
-    examples = LatentExamples(cast(Tensor, found), cast(Tensor, contexts), rows)
-    return examples.to(device) if fits(examples.latents.nbytes + examples.contexts.nbytes, device) else examples
+    images: ImageDataset,
+    protocol: EvaluationProtocol,
+    resolved: ResolvedProtocol,
+    coder: Autoencoder,
+    device: torch.device,
+) -> LatentDataset:
+    found = encode_dataset(images, coder, digest=resolved.autoencoder_digest, device=device)
+    captions, rows = embeddings.deduplicate(images.captions)
+    contexts = embeddings.embed_captions(captions, name=protocol.text, tokens=protocol.context_tokens).tokens
+    examples = LatentDataset(cast(Tensor, found), cast(Tensor, contexts), rows)
+    return (
+        examples.to(device) if fits_on_device(examples.latents.nbytes + examples.contexts.nbytes, device) else examples
+    )
 
 
 def fixed_prompts(captions: list[str], count: int) -> list[str]:
     """So many captions in a fixed shuffled order; again from the start, with other noise, where there are too few."""
     distinct = sorted(set(captions))
-    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(derive(FIXED, "prompts"))).tolist()
+    order = torch.randperm(
+        len(distinct), generator=torch.Generator().manual_seed(derive_seed(FIXED, "prompts"))
+    ).tolist()
     return [distinct[order[i % len(order)]] for i in range(count)]
 
 
 def reference_of(
-    images: Images, extractor: Extractor, *, digest: str, feature_resolution: int, device: torch.device
-) -> Reference:
+    images: ImageDataset, extractor: FeatureExtractor, *, digest: str, feature_resolution: int, device: torch.device
+) -> ReferenceStats:
     """The reference of real images, kept in the cache.
 
     Args:
@@ -127,4 +135,4 @@ def reference_of(
         for batch in images.batches(BATCH):
             yield extractor(batch.to(device), resolution=feature_resolution)
 
-    return Reference.of_tensors(cached("reference", key, lambda: reference(rows(), len(images)).tensors()))
+    return ReferenceStats.of_tensors(cached_tensors("reference", key, lambda: reference(rows(), len(images)).tensors()))

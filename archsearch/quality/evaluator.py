@@ -12,25 +12,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from archsearch.protocol import Protocol, ResolvedProtocol
-from archsearch.quality import distances as distance
-from archsearch.quality.evaluation_data import FIXED, Materials, prepare
+from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
+from archsearch.quality import distances
+from archsearch.quality.evaluation_data import FIXED, EvaluationData, load_evaluation_data
 from archsearch.quality.supernet import Supernet
 from archsearch.score import Quality
 from archsearch.stats import intervals
-from archsearch.stats.estimate import Estimate, Measured
+from archsearch.stats.estimate import DistanceEstimate, Estimate
 from snapgen import devices
 from snapgen.architecture.schema import Architecture
-from snapgen.data.pixels import as_bytes, grid
-from snapgen.diffusion import rectified_flow as flow
+from snapgen.data.pixels import grid, to_uint8
+from snapgen.diffusion import rectified_flow
 from snapgen.errors import InputError
-from snapgen.io.atomic import aside
+from snapgen.io.atomic import atomic_write
 from snapgen.models.unet import UNet
-from snapgen.optim.ema import Average
-from snapgen.seeding import derive
-from snapgen.training.short_run import Outcome, TrainingSettings, train
+from snapgen.optim.ema import EMA
+from snapgen.seeding import derive_seed
+from snapgen.training.short_run import ShortRunConfig, TrainResult, train
 
-Progress = Callable[[str, float], None]
+ProgressCallback = Callable[[str, float], None]
 """(what is being done, share of the whole score that is done)."""
 
 
@@ -62,18 +62,18 @@ def _silent(stage: str, fraction: float) -> None:
 
 
 @dataclass
-class Run:
+class SeedRun:
     """One seed's training and what was measured of it."""
 
-    outcome: Outcome
+    outcome: TrainResult
     unet: UNet
     """With the averaged weights."""
     curve: list[tuple[int, float, float | None]]
     """Steps, training loss since the row before, validation loss where it was taken."""
     pair_losses: Tensor
     """(pairs,) float64."""
-    frechet: Measured | None = None
-    kernel: Measured | None = None
+    frechet: DistanceEstimate | None = None
+    kernel: DistanceEstimate | None = None
     images: Tensor | None = None
     """(samples, 3, H, W) uint8."""
 
@@ -89,10 +89,10 @@ class Evaluator:
         InputError: if something that the protocol names cannot be had.
     """
 
-    def __init__(self, protocol: Protocol, device: torch.device | None = None) -> None:
+    def __init__(self, protocol: EvaluationProtocol, device: torch.device | None = None) -> None:
         self.protocol = protocol
-        self.device = device or devices.choose()
-        self._materials: Materials = prepare(protocol, self.device)
+        self.device = device or devices.default_device()
+        self._materials: EvaluationData = load_evaluation_data(protocol, self.device)
         self._supernet = None
         if protocol.inherit is not None:
             self._supernet = Supernet(protocol.inherit, prediction=protocol.prediction)
@@ -128,7 +128,7 @@ class Evaluator:
 
         Raises:
             InputError: if its latent channels, context width or stride do not fit, or it is none of the nets that take
-                the weights of the trained one (`Protocol.inherit`).
+                the weights of the trained one (`EvaluationProtocol.inherit`).
         """
         source = f"architecture {arch.id}"
         if arch.latent_channels != self.latent_channels:
@@ -144,7 +144,12 @@ class Evaluator:
             self._supernet.check(arch)
 
     def score(
-        self, arch: Architecture, *, study_seed: int, progress: Progress | None = None, artifacts: Path | None = None
+        self,
+        arch: Architecture,
+        *,
+        study_seed: int,
+        progress: ProgressCallback | None = None,
+        artifacts: Path | None = None,
     ) -> Quality:
         """Train the candidate once a seed of the protocol, and judge it.
 
@@ -162,7 +167,9 @@ class Evaluator:
         tell = progress or _silent
         runs = []
         for number, seed in enumerate(self.protocol.seeds):
-            run = self._run(arch, seed, derive(study_seed, "run", seed), _part(tell, number, len(self.protocol.seeds)))
+            run = self._run(
+                arch, seed, derive_seed(study_seed, "run", seed), _part(tell, number, len(self.protocol.seeds))
+            )
             if artifacts is not None and number == 0:
                 self.write(run, artifacts)
             run.images = None
@@ -171,8 +178,8 @@ class Evaluator:
                 break
         return self.quality(runs)
 
-    def _run(self, arch: Architecture, seed: int, derived: int, tell: Progress) -> Run:
-        unet = self.begun(arch, derive(derived, "weights"))
+    def _run(self, arch: Architecture, seed: int, derived: int, tell: ProgressCallback) -> SeedRun:
+        unet = self.begun(arch, derive_seed(derived, "weights"))
         return self.run(unet, self.protocol, number=seed, seed=derived, tell=tell)
 
     def begun(self, arch: Architecture, seed: int) -> UNet:
@@ -186,13 +193,13 @@ class Evaluator:
     def run(
         self,
         unet: UNet,
-        training: TrainingSettings,
+        training: ShortRunConfig,
         *,
         number: int,
         seed: int,
         block_dropout: float = 0,
-        tell: Progress = _silent,
-    ) -> Run:
+        tell: ProgressCallback = _silent,
+    ) -> SeedRun:
         """Train a net on the protocol's data from where it stands, and measure it with its averaged weights.
 
         Args:
@@ -206,7 +213,7 @@ class Evaluator:
         steps = training.steps
         every = max(1, steps // REPORTS)
 
-        def report(step: int, losses: list[float], average: Average) -> None:
+        def report(step: int, losses: list[float], average: EMA) -> None:
             due = step // every % max(1, REPORTS // CURVE_POINTS) == 0 and step < steps
             validation = None
             if due:
@@ -232,11 +239,11 @@ class Evaluator:
             curve[-1] = (*curve[-1][:2], float(run.pair_losses.mean()))
         return dataclasses.replace(run, outcome=outcome, curve=curve)
 
-    def measured(self, unet: UNet, *, number: int, tell: Progress = _silent) -> Run:
+    def measured(self, unet: UNet, *, number: int, tell: ProgressCallback = _silent) -> SeedRun:
         """What is measured of a run, of a net that is not trained."""
         pair_losses = self.pair_losses(unet)
         finite = all(bool(tensor.isfinite().all()) for tensor in [pair_losses, *unet.state_dict().values()])
-        run = Run(Outcome(average={}, diverged=not finite), unet, [], pair_losses)
+        run = SeedRun(TrainResult(average={}, diverged=not finite), unet, [], pair_losses)
         if finite:
             self._sample(run, number, tell)
         tell(f"seed {number} done", 1.0)
@@ -256,7 +263,7 @@ class Evaluator:
         """The loss of each of the protocol's fixed pairs: (pairs,) float64."""
         unet.eval()
         with self._autocast():
-            return flow.validation_losses(
+            return rectified_flow.validation_losses(
                 unet,
                 self._materials.validation,
                 self._materials.validation_context,
@@ -265,7 +272,7 @@ class Evaluator:
                 shift=self.protocol.shift,
             )
 
-    def _sample(self, run: Run, seed: int, tell: Progress) -> None:
+    def _sample(self, run: SeedRun, seed: int, tell: ProgressCallback) -> None:
         """Draws the samples, and measures how far they are from the reference."""
         if self._materials.extractor is None:
             return
@@ -284,7 +291,7 @@ class Evaluator:
         """Captions of held-out concepts, one a sample."""
         return self._materials.prompts
 
-    def samples(self, unet: UNet, count: int, progress: Progress | None = None) -> Tensor:
+    def samples(self, unet: UNet, count: int, progress: ProgressCallback | None = None) -> Tensor:
         """The first so many of the protocol's samples: (count, 3, H, W) uint8 on the CPU.
 
         Raises:
@@ -297,7 +304,7 @@ class Evaluator:
                 progress("sampling", (start + len(images[-1])) / count)
         return torch.cat(images)
 
-    def distances(self, images: Tensor) -> tuple[Measured, Measured]:
+    def distances(self, images: Tensor) -> tuple[DistanceEstimate, DistanceEstimate]:
         """Fréchet and kernel distance of samples to the reference, under a protocol that draws samples.
 
         Raises:
@@ -309,7 +316,7 @@ class Evaluator:
         found = extractor(images.to(self.device), resolution=self.protocol.feature_resolution)
         if not found.isfinite().all():
             raise FloatingPointError("features")
-        return distance.frechet(found, real), distance.kernel(found, real)
+        return distances.frechet(found, real), distances.kernel(found, real)
 
     @torch.no_grad()
     def draw(self, unet: UNet, indices: Sequence[int]) -> Tensor:
@@ -318,9 +325,11 @@ class Evaluator:
         Raises:
             FloatingPointError: if the net gives latents that are not finite; as bytes they would look like images.
         """
-        noise = flow.image_noise(indices, self._materials.latent_shape, seed=FIXED, name="sample").to(self.device)
+        noise = rectified_flow.per_image_noise(indices, self._materials.latent_shape, seed=FIXED, name="sample").to(
+            self.device
+        )
         with self._autocast():
-            latents = flow.sample(
+            latents = rectified_flow.sample(
                 unet.eval(),
                 noise,
                 self._materials.prompt_context[list(indices)],
@@ -331,15 +340,15 @@ class Evaluator:
             )
         if not latents.isfinite().all():
             raise FloatingPointError("latents")
-        return as_bytes(self._materials.decoder.decode(latents.float()))
+        return to_uint8(self._materials.decoder.decode(latents.float()))
 
-    def quality(self, runs: Sequence[Run]) -> Quality:
+    def quality(self, runs: Sequence[SeedRun]) -> Quality:
         """What runs of one candidate, a seed each, come to."""
         diverged = any(run.outcome.diverged for run in runs)
         sampled = self._materials.extractor is not None
         worst = Estimate(value=WORST, low=WORST, high=WORST)
         return Quality(
-            validation_loss=worst if diverged else intervals.of_pairs([run.pair_losses for run in runs]),
+            validation_loss=worst if diverged else intervals.validation_estimate([run.pair_losses for run in runs]),
             frechet_distance=(worst if diverged else _estimate([run.frechet for run in runs])) if sampled else None,
             kernel_distance=(worst if diverged else _estimate([run.kernel for run in runs])) if sampled else None,
             extractor=self._materials.extractor.name if self._materials.extractor else "none",
@@ -348,10 +357,10 @@ class Evaluator:
             diverged=diverged,
         )
 
-    def write(self, run: Run, folder: Path) -> None:
+    def write(self, run: SeedRun, folder: Path) -> None:
         """Leave a run's samples, curve and weights in a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        with aside(folder / "curve.csv") as part, part.open("w", newline="") as file:
+        with atomic_write(folder / "curve.csv") as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["step", "training_loss", "validation_loss"])
             writer.writerows(
@@ -360,14 +369,14 @@ class Evaluator:
         run.unet.save_pretrained(folder / "unet")
         (folder / "unet" / "protocol.json").write_text(self.resolved.model_dump_json(indent=2) + "\n")
         if run.images is not None:
-            with aside(folder / "samples.png") as part:
+            with atomic_write(folder / "samples.png") as part:
                 Image.fromarray(grid(run.images, *GRID).permute(1, 2, 0).numpy()).save(part, format="png")
 
 
-def _estimate(measured: Sequence[Measured | None]) -> Estimate:
-    return intervals.of_distances([one for one in measured if one is not None])
+def _estimate(measured: Sequence[DistanceEstimate | None]) -> Estimate:
+    return intervals.distance_estimate([one for one in measured if one is not None])
 
 
-def _part(tell: Progress, number: int, parts: int) -> Progress:
+def _part(tell: ProgressCallback, number: int, parts: int) -> ProgressCallback:
     """Progress of one of several equal parts."""
     return lambda stage, fraction: tell(stage, (number + fraction) / parts)

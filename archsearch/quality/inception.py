@@ -179,7 +179,7 @@ class Inception(nn.Module):
         return x.mean((2, 3))
 
 
-def load(path: Path) -> Inception:
+def load_inception(path: Path) -> Inception:
     """The net with the weights of a file, frozen.
 
     Raises:

@@ -15,8 +15,8 @@ from archsearch.quality.clip_score import ClipScore
 from archsearch.quality.evaluator import WORST, Evaluator
 from archsearch.quality.retrieval import Retriever
 from archsearch.stats import intervals
-from archsearch.stats.estimate import Estimate, Measured
-from snapgen.data import dataset as data
+from archsearch.stats.estimate import DistanceEstimate, Estimate
+from snapgen.data import dataset
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 
@@ -31,20 +31,20 @@ FEWEST = 8
 
 
 @dataclass(frozen=True)
-class Reading:
+class MetricReading:
     """What a gauge showed: a number for each fixed pair or prompt, or one for all samples; smaller is better."""
 
     metric: str
-    found: Tensor | Measured
+    found: Tensor | DistanceEstimate
     """(items,) float64 on the CPU, or a distance with its error."""
 
     @property
     def value(self) -> float:
         """The metric itself."""
-        return self.found.value if isinstance(self.found, Measured) else float(self.found.mean())
+        return self.found.value if isinstance(self.found, DistanceEstimate) else float(self.found.mean())
 
 
-class Gauge(ABC):
+class NetMetric(ABC):
     """One metric of a net, taken again and again on the same material.
 
     Sampling has the evaluator's protocol's steps and guidance. A net that gives no finite numbers reads `WORST`.
@@ -52,7 +52,7 @@ class Gauge(ABC):
 
     metric: str
 
-    def take(self, unet: UNet) -> Reading:
+    def take(self, unet: UNet) -> MetricReading:
         """Of a net as it runs: blocks that are left out (`subnets.without`) are so here, too."""
         try:
             found = self._found(unet)
@@ -60,18 +60,18 @@ class Gauge(ABC):
             found = self._broken()
         if isinstance(found, Tensor):
             found = found.double().cpu().nan_to_num(nan=WORST, posinf=WORST, neginf=WORST)
-        return Reading(self.metric, found)
+        return MetricReading(self.metric, found)
 
     @abstractmethod
-    def _found(self, unet: UNet) -> Tensor | Measured:
-        """As `Reading.found`."""
+    def _found(self, unet: UNet) -> Tensor | DistanceEstimate:
+        """As `MetricReading.found`."""
 
-    def _broken(self) -> Tensor | Measured:
+    def _broken(self) -> Tensor | DistanceEstimate:
         """Of a net that gives no finite samples."""
-        return Measured(WORST, 0)
+        return DistanceEstimate(WORST, 0)
 
 
-class _OfPairs(Gauge):
+class _OfPairs(NetMetric):
     metric = PAIRS
 
     def __init__(self, evaluator: Evaluator) -> None:
@@ -81,16 +81,16 @@ class _OfPairs(Gauge):
         return self._evaluator.pair_losses(unet)
 
 
-class _OfDistance(Gauge):
+class _OfDistance(NetMetric):
     def __init__(self, metric: Literal["frechet_distance", "kernel_distance"], evaluator: Evaluator, samples: int):
         self.metric = metric
         self._evaluator, self._samples = evaluator, samples
 
-    def _found(self, unet: UNet) -> Measured:
+    def _found(self, unet: UNet) -> DistanceEstimate:
         return self._evaluator.distances(self._evaluator.samples(unet, self._samples))[DISTANCES.index(self.metric)]
 
 
-class _OfCaptions(Gauge):
+class _OfCaptions(NetMetric):
     """How little each sample shows its caption: the cosine, negated."""
 
     def __init__(self, metric: str, judge: Retriever | ClipScore, evaluator: Evaluator, samples: int) -> None:
@@ -105,7 +105,7 @@ class _OfCaptions(Gauge):
         return torch.full((self._samples,), WORST)
 
 
-def gauge(metric: str, evaluator: Evaluator, *, samples: int) -> Gauge:
+def gauge(metric: str, evaluator: Evaluator, *, samples: int) -> NetMetric:
     """The gauge of a metric.
 
     Args:
@@ -125,7 +125,7 @@ def gauge(metric: str, evaluator: Evaluator, *, samples: int) -> Gauge:
     if samples < FEWEST:
         remedy = f"draw {FEWEST} or more, or use {PAIRS}"
         raise InputError(metric, f"is taken from samples, and {samples} are too few", remedy, place="samples")
-    judge = clip_score.load(metric.removeprefix(CLIP), evaluator.device) if metric.startswith(CLIP) else None
+    judge = clip_score.load_clip_score(metric.removeprefix(CLIP), evaluator.device) if metric.startswith(CLIP) else None
     if samples > evaluator.protocol.samples:
         evaluator = Evaluator(evaluator.protocol.model_copy(update={"samples": samples}), evaluator.device)
     if metric in DISTANCES:
@@ -133,29 +133,29 @@ def gauge(metric: str, evaluator: Evaluator, *, samples: int) -> Gauge:
     return _OfCaptions(metric, judge or _retriever(evaluator), evaluator, samples)
 
 
-def estimate(reading: Reading) -> Estimate:
+def estimate(reading: MetricReading) -> Estimate:
     """The metric with a 95 % interval: for other pairs or captions, or for other samples."""
-    if isinstance(reading.found, Measured):
-        return intervals.of_distances([reading.found])
-    return intervals.of_pairs([reading.found])
+    if isinstance(reading.found, DistanceEstimate):
+        return intervals.distance_estimate([reading.found])
+    return intervals.validation_estimate([reading.found])
 
 
-def difference(base: Reading, other: Reading) -> Estimate:
+def difference(base: MetricReading, other: MetricReading) -> Estimate:
     """How much worse ``other`` is than ``base``: its metric less that of base, with a 95 % interval.
 
     Pairs and captions are compared one by one, so that how hard they are cancels. Of the distances both errors count in
     full, though the samples share prompts and noise: their intervals are wider than need be.
     """
     assert base.metric == other.metric, f"{base.metric} against {other.metric}"
-    if isinstance(base.found, Measured) and isinstance(other.found, Measured):
+    if isinstance(base.found, DistanceEstimate) and isinstance(other.found, DistanceEstimate):
         error = math.hypot(base.found.error, other.found.error)
-        return intervals.of_distances([Measured(other.found.value - base.found.value, error)])
+        return intervals.distance_estimate([DistanceEstimate(other.found.value - base.found.value, error)])
     assert isinstance(base.found, Tensor)
     assert isinstance(other.found, Tensor)
-    return intervals.of_pairs([other.found - base.found])
+    return intervals.validation_estimate([other.found - base.found])
 
 
 def _retriever(evaluator: Evaluator) -> Retriever:
     protocol = evaluator.protocol
-    train = data.open_images(protocol.data, split="train", resolution=protocol.resolution)
+    train = dataset.open_images(protocol.data, split="train", resolution=protocol.resolution)
     return Retriever.fitted(train, device=evaluator.device)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Literal
 
-from archsearch.protocol import Protocol, ResolvedProtocol
+from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
 
 if TYPE_CHECKING:
-    from snapgen.data.dataset import Images
+    from snapgen.data.dataset import ImageDataset
 
 
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 
-def resolved(protocol: Protocol) -> ResolvedProtocol:
+def resolved(protocol: EvaluationProtocol) -> ResolvedProtocol:
     """The protocol with the digests of all that it names, which is opened: data, autoencoder, text encoder, extractor,
     trained U-Net.
 
@@ -24,22 +24,23 @@ def resolved(protocol: Protocol) -> ResolvedProtocol:
     return resolve(protocol)[0]
 
 
-def resolve(protocol: Protocol) -> tuple[ResolvedProtocol, dict[Literal["train", "val"], Images]]:
+def resolve(protocol: EvaluationProtocol) -> tuple[ResolvedProtocol, dict[Literal["train", "val"], ImageDataset]]:
     """As `resolved`, with the images of each split, which had to be opened."""
-    from archsearch.quality import feature_extractors as features
-    from archsearch.quality import supernet as inheritance
+    from archsearch.quality import feature_extractors, supernet
     from snapgen.autoencoders import autoencoder
-    from snapgen.conditioning import text_encoder as text
-    from snapgen.data import dataset as data
+    from snapgen.conditioning import text_encoder
+    from snapgen.data import dataset
 
-    images = {split: data.open_images(protocol.data, split=split, resolution=protocol.resolution) for split in SPLITS}
+    images = {
+        split: dataset.open_images(protocol.data, split=split, resolution=protocol.resolution) for split in SPLITS
+    }
     return ResolvedProtocol(
         protocol=protocol,
         data_digest=joint_digest(*(split.digest for split in images.values())),
         autoencoder_digest=autoencoder.digest(protocol.autoencoder),
-        text_digest=text.digest(protocol.text),
-        extractor_digest=features.digest(protocol.extractor) if protocol.samples else "",
-        inherit_digest=inheritance.digest(protocol.inherit) if protocol.inherit is not None else "",
+        text_digest=text_encoder.digest(protocol.text),
+        extractor_digest=feature_extractors.digest(protocol.extractor) if protocol.samples else "",
+        inherit_digest=supernet.digest(protocol.inherit) if protocol.inherit is not None else "",
     ), images
 
 

@@ -18,17 +18,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from archsearch.quality import feature_extractors as extractors
-from archsearch.quality.feature_extractors import EFFICIENTNET, Extractor
+from archsearch.quality import feature_extractors
+from archsearch.quality.feature_extractors import EFFICIENTNET, FeatureExtractor
 from archsearch.stats import intervals
 from archsearch.stats.estimate import Estimate
-from snapgen.conditioning import embeddings
-from snapgen.conditioning import text_encoder as text
-from snapgen.config import Settings
-from snapgen.data.dataset import Images
+from snapgen.conditioning import embeddings, text_encoder
+from snapgen.config import Config
+from snapgen.data.dataset import ImageDataset
 from snapgen.errors import InputError
 from snapgen.io import cache
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 
 MOST = 20_000
 """Training images that are looked at: the first ones, which are a fair sample of the set."""
@@ -42,7 +41,7 @@ PLUS_FOUR = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
 """Two imaginary hits and misses (Agresti and Coull 1998), so that no hit among few concepts is not taken for never."""
 
 
-class Rates(NamedTuple):
+class RetrievalRates(NamedTuple):
     """The three numbers of a retrieval, each in [0, 1]."""
 
     r1: float
@@ -50,7 +49,7 @@ class Rates(NamedTuple):
     mrr: float
 
 
-class Retrieval(Settings):
+class RetrievalScore(Config):
     """How often images call for their own captions; every interval is over concepts and over seeds."""
 
     r1: Estimate
@@ -67,14 +66,14 @@ class Retrieval(Settings):
     """Of all that the numbers depend on beside the images; only equal ones may be compared."""
 
     @property
-    def chance(self) -> Rates:
+    def chance(self) -> RetrievalRates:
         """What guessing gives, on average."""
         ranks = 1 / torch.arange(1, self.concepts + 1, dtype=torch.float64)
-        return Rates(1 / self.concepts, min(10, self.concepts) / self.concepts, float(ranks.mean()))
+        return RetrievalRates(1 / self.concepts, min(10, self.concepts) / self.concepts, float(ranks.mean()))
 
 
 @dataclass(frozen=True)
-class Ridge:
+class RidgeMap:
     """A linear map fitted with a penalty on its weights; float64."""
 
     mean: Tensor
@@ -112,7 +111,7 @@ def best_strength(features: Tensor, targets: Tensor, concept: Tensor) -> float:
         concept: (N,) int64, from 0, none left out; images of one concept have one target and are held out together.
     """
     concepts = int(concept.max()) + 1
-    order = torch.randperm(concepts, generator=torch.Generator().manual_seed(derive(0, "retrieval", "folds")))
+    order = torch.randperm(concepts, generator=torch.Generator().manual_seed(derive_seed(0, "retrieval", "folds")))
     fold, place = order % FOLDS, order // FOLDS  # of each concept: its fold, and its place therein
     captions = torch.empty(concepts, targets.shape[1], dtype=targets.dtype)
     captions[order[concept]] = targets
@@ -120,7 +119,7 @@ def best_strength(features: Tensor, targets: Tensor, concept: Tensor) -> float:
     reciprocal = torch.zeros(len(STRENGTHS), dtype=torch.float64)
     for held in range(FOLDS):
         out = fold[concept] == held
-        for index, ridge in enumerate(Ridge.fitted(features[~out], targets[~out], STRENGTHS)):
+        for index, ridge in enumerate(RidgeMap.fitted(features[~out], targets[~out], STRENGTHS)):
             found = ranks(ridge(features[out]), captions[held::FOLDS] - ridge.centre, place[concept[out]])
             reciprocal[index] += (1 / found.double()).sum()
     return STRENGTHS[int(reciprocal.argmax())]
@@ -138,7 +137,7 @@ def ranks(found: Tensor, captions: Tensor, own: Tensor) -> Tensor:
     return (cosine > cosine.gather(1, own[:, None]) - ROUNDING).sum(1)
 
 
-def sentences(captions: Sequence[str], *, encoder: str = text.MINILM, tokens: int = 16) -> Tensor:
+def sentences(captions: Sequence[str], *, encoder: str = text_encoder.MINILM, tokens: int = 16) -> Tensor:
     """Captions as unit vectors (N, W) float64: the mean of their tokens' embeddings."""
     return functional.normalize(embeddings.encode(captions, name=encoder, tokens=tokens).double().sum(1), dim=1)
 
@@ -147,8 +146,8 @@ def sentences(captions: Sequence[str], *, encoder: str = text.MINILM, tokens: in
 class Retriever:
     """Judges images by the captions that they call for."""
 
-    ridge: Ridge
-    extractor: Extractor
+    ridge: RidgeMap
+    extractor: FeatureExtractor
     resolution: int
     """Side in pixels at which features are taken."""
     encoder: str
@@ -159,11 +158,11 @@ class Retriever:
     @classmethod
     def fitted(
         cls,
-        train: Images,
+        train: ImageDataset,
         *,
         resolution: int = 128,
         extractor: str = EFFICIENTNET,
-        encoder: str = text.MINILM,
+        encoder: str = text_encoder.MINILM,
         tokens: int = 16,
         device: torch.device | None = None,
     ) -> Self:
@@ -184,24 +183,24 @@ class Retriever:
         key: dict[str, cache.JSON] = {
             "images": train.digest,
             "side": train.resolution,
-            "extractor": extractors.digest(extractor),
+            "extractor": feature_extractors.digest(extractor),
             "resolution": resolution,
-            "encoder": text.digest(encoder),
+            "encoder": text_encoder.digest(encoder),
             "tokens": tokens,
             "version": 1,
         }
-        net = extractors.load(extractor).to(device or torch.device("cpu"))
+        net = feature_extractors.load_extractor(extractor).to(device or torch.device("cpu"))
 
         def fit() -> dict[str, Tensor]:
             features = _features(train, net, resolution)
             targets = sentences(captions, encoder=encoder, tokens=tokens)[concept]
-            [ridge] = Ridge.fitted(features, targets, [best_strength(features, targets, concept)])
+            [ridge] = RidgeMap.fitted(features, targets, [best_strength(features, targets, concept)])
             return vars(ridge)
 
-        ridge = Ridge(**cache.cached("retrieval", key, fit))
+        ridge = RidgeMap(**cache.cached_tensors("retrieval", key, fit))
         return cls(ridge, net, resolution, encoder, tokens, json.dumps(key, sort_keys=True))
 
-    def score(self, images: Tensor | Sequence[Tensor], captions: Sequence[str]) -> Retrieval:
+    def score(self, images: Tensor | Sequence[Tensor], captions: Sequence[str]) -> RetrievalScore:
         """How often images call for their own captions among all of ``captions``.
 
         Args:
@@ -232,12 +231,14 @@ class Retriever:
         return hashlib.sha256(json.dumps([self.key, *captions]).encode()).hexdigest()[:16]
 
 
-def tally(found: Tensor, own: Tensor, *, protocol_hash: str) -> Retrieval:
+def tally(found: Tensor, own: Tensor, *, protocol_hash: str) -> RetrievalScore:
     """The rates from ranks (seeds, N), of images whose concepts are ``own`` (N,)."""
     measures = ((found <= 1).double(), (found <= 10).double(), 1 / found.double())
     r1, r10, mrr = (_estimate(_by_concept(each, own)) for each in measures)
     concepts = int(own.max()) + 1
-    return Retrieval(r1=r1, r10=r10, mrr=mrr, concepts=concepts, images=found.shape[1], protocol_hash=protocol_hash)
+    return RetrievalScore(
+        r1=r1, r10=r10, mrr=mrr, concepts=concepts, images=found.shape[1], protocol_hash=protocol_hash
+    )
 
 
 def _by_concept(values: Tensor, own: Tensor) -> Tensor:
@@ -250,11 +251,11 @@ def _estimate(table: Tensor) -> Estimate:
     """The mean of a table (seeds, concepts) in [0, 1] with its interval, for other concepts and other seeds."""
     by_concept = table.mean(0)
     within = float(torch.cat([by_concept, PLUS_FOUR]).var()) / len(by_concept)
-    found = intervals.over_seeds(table.mean(1).tolist(), within, within_freedom=max(1, len(by_concept) - 1))
+    found = intervals.mean_over_seeds(table.mean(1).tolist(), within, within_freedom=max(1, len(by_concept) - 1))
     return found.model_copy(update={"low": max(0.0, found.low), "high": min(1.0, found.high)})
 
 
-def _features(images: Images, extractor: Extractor, resolution: int) -> Tensor:
+def _features(images: ImageDataset, extractor: FeatureExtractor, resolution: int) -> Tensor:
     """Features (≤ MOST, D) float64 on the CPU."""
     device = next(extractor.net.parameters()).device
     found: list[Tensor] = []

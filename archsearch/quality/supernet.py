@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from snapgen import config as settings
+from snapgen import config
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError, first_line
-from snapgen.io import prediction_note as meaning
+from snapgen.io import prediction_note
 from snapgen.io.digests import digest_files
-from snapgen.models import subnetworks as subnets
+from snapgen.models import subnetworks
 from snapgen.models.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -25,7 +25,7 @@ CONFIG = "config.json"
 _REMEDY = "give inherit the folder of a trained U-Net, e.g. runs/training-emoji_supernet/stages/01-robust"
 
 
-def folder(name_or_path: str) -> Path:
+def supernet_folder(name_or_path: str) -> Path:
     """The folder of a trained supernetwork.
 
     Raises:
@@ -44,9 +44,9 @@ def digest(name_or_path: str) -> str:
     """16 hex digits of a hash of a trained U-Net's description and weights.
 
     Raises:
-        InputError: as `folder`.
+        InputError: as `supernet_folder`.
     """
-    home = folder(name_or_path)
+    home = supernet_folder(name_or_path)
     return digest_files([home / CONFIG, home / WEIGHTS], [CONFIG, WEIGHTS])
 
 
@@ -54,7 +54,7 @@ class Supernet:
     """A trained net, and the nets that take its weights.
 
     Args:
-        name_or_path: as `folder` takes it.
+        name_or_path: as `supernet_folder` takes it.
         prediction: what candidates predict, which the trained net must have predicted.
 
     Raises:
@@ -62,10 +62,10 @@ class Supernet:
     """
 
     def __init__(self, name_or_path: str, *, prediction: str) -> None:
-        self.path = folder(name_or_path)
+        self.path = supernet_folder(name_or_path)
         _check_prediction(self.path, prediction)
         try:
-            Architecture.model_validate(settings.read_mapping(self.path / CONFIG).get("arch"))
+            Architecture.model_validate(config.read_mapping(self.path / CONFIG).get("arch"))
         except ValueError:
             raise InputError(self.path / CONFIG, "describes no U-Net of ours", _REMEDY) from None
         self.unet = _read(self.path)
@@ -99,11 +99,11 @@ class Supernet:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return subnets.inherited(self.unet, arch)
+            return subnetworks.from_supernet(self.unet, arch)
 
 
 def _check_prediction(path: Path, prediction: str) -> None:
-    own = meaning.read(path)
+    own = prediction_note.read_prediction_type(path)
     if own not in (None, prediction):  # None: written by something that leaves no such note
         problem = f"predicts {own!r}, candidates {prediction!r}"
         raise InputError(path, problem, "train it for the same prediction")

@@ -9,7 +9,7 @@ import pandas
 from archsearch.reports.rendering import tables
 from archsearch.stats import intervals
 from archsearch.stats.estimate import Estimate
-from archsearch.training.comparison import Comparison, Results
+from archsearch.training.comparison import ComparisonConfig, Results
 
 LABELS = {
     "validation_loss": "validation loss",
@@ -26,7 +26,7 @@ def over_seeds(results: Results, metric: str) -> dict[str, Estimate]:
     """A metric of every variant, over its seeds; intervals by the pooled interaction of variant and seed."""
     by_seed = {name: tuple(float(numbers[metric].value) for numbers in runs) for name, runs in results.items()}
     plain = [Estimate(value=sum(v) / len(v), low=min(v), high=max(v), by_seed=v) for v in by_seed.values()]
-    return dict(zip(results, intervals.pooled(plain), strict=True))
+    return dict(zip(results, intervals.pool_intervals(plain), strict=True))
 
 
 def difference(found: dict[str, Estimate], name: str, against: str) -> Estimate:
@@ -42,7 +42,7 @@ def verdict(size: Estimate, better: Literal["lower", "higher"]) -> Verdict:
     return "better" if (size.value < 0) == (better == "lower") else "worse"
 
 
-def frame(comparison: Comparison, results: Results) -> pandas.DataFrame:
+def frame(comparison: ComparisonConfig, results: Results) -> pandas.DataFrame:
     """A row a variant and metric."""
     rows = []
     for metric, better in comparison.metrics.items():
@@ -67,7 +67,7 @@ def frame(comparison: Comparison, results: Results) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def markdown(comparison: Comparison, results: Results) -> str:
+def markdown(comparison: ComparisonConfig, results: Results) -> str:
     """A row a variant: each metric with its interval, and the verdict against the one compared with."""
     header = ["variant", *(f"{LABELS.get(m, m)} ({b} is better)" for m, b in comparison.metrics.items())]
     estimates = {metric: over_seeds(results, metric) for metric in comparison.metrics}

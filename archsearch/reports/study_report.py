@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapgen.errors import InputError
-from snapgen.io.atomic import put
+from snapgen.io.atomic import atomic_write_text
 
 if TYPE_CHECKING:
     from optuna import Study
 
 
-def write(study: Study, out: Path, *, source: str = "", beside: Study | None = None) -> Path:
+def write_report(study: Study, out: Path, *, source: str = "", beside: Study | None = None) -> Path:
     """Write the report of a study, running or finished, and ``out`` with the suffix ``.csv`` beside it.
 
     Of an evolving study there is a ``.md`` too, with its rounds.
@@ -28,19 +28,21 @@ def write(study: Study, out: Path, *, source: str = "", beside: Study | None = N
         InputError: if nothing was scored yet, protocols are mixed, ``beside`` is given for a study that does not
             evolve, or a file cannot be written.
     """
-    from archsearch.reports.evolution import data as evolution
-    from archsearch.reports.evolution.section import Section
+    from archsearch.reports.evolution.data import load_evolution
+    from archsearch.reports.evolution.section import EvolutionSection
     from archsearch.reports.rendering import tables
     from archsearch.reports.study import candidates, page
-    from archsearch.reports.study import data as facts
+    from archsearch.reports.study.data import load_study_data
 
-    found = facts.read(study)
-    rounds = evolution.read(study, found)
+    found = load_study_data(study)
+    rounds = load_evolution(study, found)
     if beside is not None and rounds is None:
         raise InputError(found.name, "does not evolve", "name a study of archsearch evolve, or leave out --beside")
-    evolved = Section.of(rounds, facts.read(beside) if beside is not None else None) if rounds else None
-    put(out, page.render(found, source=source or found.name, beside=out.parent / "artifacts", evolved=evolved))
+    evolved = EvolutionSection.of(rounds, load_study_data(beside) if beside is not None else None) if rounds else None
+    atomic_write_text(
+        out, page.render(found, source=source or found.name, beside=out.parent / "artifacts", evolved=evolved)
+    )
     if evolved:
-        put(out.with_suffix(".md"), evolved.markdown())
-    put(out.with_suffix(".csv"), tables.csv(candidates.candidates(found)))
+        atomic_write_text(out.with_suffix(".md"), evolved.markdown())
+    atomic_write_text(out.with_suffix(".csv"), tables.csv(candidates.candidates(found)))
     return out

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from snapgen.architecture import overrides as paths
-from snapgen.architecture.schema import Architecture, Blocks, Stage, TimeEmbedding
-from snapgen.config import Settings
+from snapgen.architecture import overrides
+from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
+from snapgen.config import Config
 from snapgen.errors import InputError
 
-Changes = Mapping[str, Any]
+Overrides = Mapping[str, Any]
 """Paths into an architecture (`snapgen.architecture.overrides`) and the values to set there, in order."""
 
 Field = tuple[str | int, ...]
@@ -43,7 +43,7 @@ class Knob:
 
     name: str
     choices: tuple[str, ...]
-    settings: tuple[Changes, ...]
+    settings: tuple[Overrides, ...]
     ordered: bool
 
     def changes(self, choice: int) -> dict[str, Any]:
@@ -52,7 +52,12 @@ class Knob:
 
     def fields(self, levels: int) -> dict[Field, str]:
         """Every field that any choice sets in an architecture of so many levels, and the path that names it."""
-        return {field: path for changes in self.settings for path in changes for field in paths.targets(path, levels)}
+        return {
+            field: path
+            for changes in self.settings
+            for path in changes
+            for field in overrides.resolve_path(path, levels)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
@@ -66,15 +71,15 @@ class Knob:
 
     def choice_of(self, arch: Architecture) -> int | None:
         """The choice that leaves the architecture as it is; None if each would change it."""
-        made = {i: paths.changed(arch, changes) for i, changes in self._fitting(arch)}
+        made = {i: overrides.apply_overrides(arch, changes) for i, changes in self._fitting(arch)}
         exact = [i for i, other in made.items() if other == arch]
         same = [i for i, other in made.items() if other.id == arch.id]
         return next(iter(exact + same), None)
 
-    def _fitting(self, arch: Architecture) -> Iterator[tuple[int, Changes]]:
+    def _fitting(self, arch: Architecture) -> Iterator[tuple[int, Overrides]]:
         for i, changes in enumerate(self.settings):
             with contextlib.suppress(ValueError):
-                paths.changed(arch, changes)
+                overrides.apply_overrides(arch, changes)
                 yield i, changes
 
     def place(self, choice: int) -> str:
@@ -169,15 +174,20 @@ def _count(choices: Sequence[object] | Mapping[object, object]) -> str:
 def _field_of(path: str, levels: int, *, source: str, place: str) -> FieldInfo:
     """The model field that a path sets; where it sets several they are the same field of several stages."""
     try:
-        *way, name = paths.targets(path, levels)[0]
+        *way, name = overrides.resolve_path(path, levels)[0]
     except ValueError as error:
         problem, _, remedy = str(error).partition("; ")
         raise InputError(source, problem, remedy or "correct it", place=place) from None
     if "layers" in way:
-        return Blocks.model_fields[paths.COUNTS[int(name)]]
+        return BlocksConfig.model_fields[overrides.COUNTS[int(name)]]
     if name in _GIVEN:
         raise InputError(source, f"{name} is the data's, not a choice", "set it in the base", place=place)
-    homes: dict[str, type[Settings]] = {"down": Stage, "up": Stage, "mid": Blocks, "time": TimeEmbedding}
+    homes: dict[str, type[Config]] = {
+        "down": LevelConfig,
+        "up": LevelConfig,
+        "mid": BlocksConfig,
+        "time": TimeEmbeddingConfig,
+    }
     home = homes[str(way[0])] if way else Architecture
     return home.model_fields[str(name)]
 
@@ -199,11 +209,11 @@ def _checked(value: object, field: FieldInfo, *, source: str, place: str) -> Any
         raise InputError(source, problem, "correct it or remove it", place=place) from None
 
 
-def _effect(changes: Changes, levels: int) -> dict[Field, Any]:
-    return {field: value for path, value in changes.items() for field in paths.targets(path, levels)}
+def _effect(changes: Overrides, levels: int) -> dict[Field, Any]:
+    return {field: value for path, value in changes.items() for field in overrides.resolve_path(path, levels)}
 
 
-def _in_order(settings: Sequence[Changes], levels: int) -> bool:
+def _in_order(settings: Sequence[Overrides], levels: int) -> bool:
     effects = [_effect(changes, levels) for changes in settings]
     if any(effect.keys() != effects[0].keys() for effect in effects):
         return False

@@ -15,12 +15,10 @@ from pydantic import BeforeValidator, Field
 from archsearch.library import shipped
 from archsearch.spaces.knob import Knob, label, read_knob
 from archsearch.spaces.space import BASE, LARGEST_COUNT, TRIES, Point, Space
-from snapgen import config as settings
-from snapgen import seeding as seeds
-from snapgen.architecture import overrides as paths
-from snapgen.architecture import presets
+from snapgen import config, seeding
+from snapgen.architecture import overrides, presets
 from snapgen.architecture.schema import MOST, Architecture
-from snapgen.config import Settings
+from snapgen.config import Config
 from snapgen.errors import InputError
 
 NAMES = tuple(shipped("space"))
@@ -37,21 +35,21 @@ _Count = Annotated[int, Field(strict=True, ge=1, le=65536)]
 _Most = Annotated[float, BeforeValidator(_not_bool), Field(gt=0)]  # not strict: YAML reads 2.5e6 as text
 
 
-class BlockKnobs(Settings):
+class BlockKnobsConfig(Config):
     """A knob for the number of blocks of a kind in each layer of the base that has any."""
 
     copies: Annotated[int, Field(strict=True, ge=0, le=MOST)] = 1
     """Blocks that a layer may have beyond the base's."""
 
 
-class SpaceFile(Settings):
+class SpaceConfig(Config):
     """The form of a space's file; what the keys mean is in spaces/README.md."""
 
     base: Any
     latent: _Count
     context_tokens: _Count = 77
     knobs: dict[str, Any] | None = Field(default=None, min_length=1)
-    blocks: BlockKnobs | None = None
+    blocks: BlockKnobsConfig | None = None
     limits: Mapping[Literal["params", "macs", "activation_bytes"], _Most] = Field(default={})
     references: dict[str, dict[str, Any]] = Field(default={})
 
@@ -63,7 +61,7 @@ def load_space(name_or_path: str | Path) -> Space:
         InputError: naming the file, the place and the remedy.
     """
     path = _find(name_or_path)
-    file = settings.load(path, SpaceFile)
+    file = config.load_yaml(path, SpaceConfig)
     source = str(path)
     base = _base(file, path)
     if file.knobs is None and file.blocks is None:
@@ -94,10 +92,10 @@ def _find(name_or_path: str | Path) -> Path:
     return path
 
 
-def _base(file: SpaceFile, path: Path) -> Architecture:
+def _base(file: SpaceConfig, path: Path) -> Architecture:
 
     if isinstance(file.base, dict):
-        base = settings.parse(file.base, Architecture, source=path, place="base")
+        base = config.parse_config(file.base, Architecture, source=path, place="base")
     elif not isinstance(file.base, str):
         problem = f"must be a preset, a path or an architecture, not {label(file.base)}"
         raise InputError(path, problem, f"name one of {', '.join(presets.NAMES)}", place="base")
@@ -117,12 +115,12 @@ def _with_blocks(base: Architecture, copies: int) -> tuple[Architecture, dict[st
     """The base with its layers written out, and a knob for each count of blocks: from none to so many more."""
     from snapgen.architecture import block_index  # torch is slow to come, and few spaces need it
 
-    base = block_index.explicit(base)
+    base = block_index.with_explicit_layers(base)
     counts = {
         f"{site}.layers[{i}].{kind}": count
         for site, given, _ in base.sites()
         for i, layer in enumerate(given.layers or ())
-        for kind, count in zip(paths.COUNTS, layer, strict=True)
+        for kind, count in zip(overrides.COUNTS, layer, strict=True)
     }
     return base, {name: [*range(count + copies + 1)] for name, count in counts.items() if count}
 
@@ -133,7 +131,7 @@ def _check_layers(space: Space) -> None:
         for choice, changes in enumerate(knob.settings):
             for path in changes:
                 try:
-                    paths.check(space.base, path)
+                    overrides.validate_path(space.base, path)
                 except ValueError as error:
                     problem, remedy = _reason(error)
                     raise InputError(space.source, problem, remedy, place=knob.place(choice)) from None
@@ -155,7 +153,10 @@ def _check_apart(space: Space) -> None:
 def _same(one: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:
     """Whether two fields are one, or one is a layer's count and the other its site's layers or their sum."""
     for layer, whole in ((one, other), (other, one)):
-        if "layers" in layer[:-1] and whole in ((*layer[:-3], "layers"), (*layer[:-3], paths.COUNTS[int(layer[-1])])):
+        if "layers" in layer[:-1] and whole in (
+            (*layer[:-3], "layers"),
+            (*layer[:-3], overrides.COUNTS[int(layer[-1])]),
+        ):
             return True
     return one == other
 
@@ -200,7 +201,7 @@ def _with(space: Space, knob: Knob, choice: int) -> Iterator[Point]:
     pairs = itertools.combinations(moves, 2)
     yield from ({**space.base_point, **fixed, **one} for one in moves)
     yield from ({**space.base_point, **fixed, **one, **two} for one, two in itertools.islice(pairs, 10 * TRIES))
-    rng = random.Random(seeds.derive(0, knob.name, choice))
+    rng = random.Random(seeding.derive_seed(0, knob.name, choice))
     for _ in range(TRIES):
         yield {other.name: rng.randrange(len(other.choices)) for other in others} | fixed
 

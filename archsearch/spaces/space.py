@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from archsearch.spaces.knob import Knob
-from snapgen.architecture import overrides as paths
+from snapgen.architecture import overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 
@@ -63,7 +63,7 @@ class Space:
         Raises:
             ValueError: if its choices do not fit together; the message says which part.
         """
-        return paths.changed(self.base, self.changes(point))
+        return overrides.apply_overrides(self.base, self.changes(point))
 
     def changes(self, point: Point) -> dict[str, Any]:
         """All that the point's choices change in the base."""
@@ -83,7 +83,7 @@ class Space:
             return False
         return True
 
-    def within_limits(self, costs: Costs) -> bool:
+    def within_limits(self, costs: HasCosts) -> bool:
         """Whether an architecture's costs are within every limit."""
         return all(getattr(costs, name) <= most for name, most in self.limits.items())
 
@@ -193,7 +193,7 @@ class Space:
         return {knob.name: knob for knob in self.knobs}
 
 
-class Costs(Protocol):
+class HasCosts(Protocol):
     """The costs of one forward pass, as `archsearch.cost.counter.cost` counts them."""
 
     @property
@@ -207,4 +207,4 @@ class Costs(Protocol):
 class CostFunction(Protocol):
     """`archsearch.cost.counter.cost`, or anything like it."""
 
-    def __call__(self, arch: Architecture, latent_size: int, *, context_tokens: int) -> Costs: ...
+    def __call__(self, arch: Architecture, latent_size: int, *, context_tokens: int) -> HasCosts: ...

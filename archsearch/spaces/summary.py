@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from archsearch.spaces.knob import Knob
-from archsearch.spaces.space import CostFunction, Costs
-from snapgen import seeding as seeds
+from archsearch.spaces.space import CostFunction, HasCosts
+from snapgen import seeding
 from snapgen.architecture.schema import Architecture
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class KnobSummary:
 
 
 @dataclass(frozen=True)
-class Member:
+class CandidateSummary:
     """One architecture of the space: its point in words and what it costs."""
 
     name: str
@@ -78,10 +78,10 @@ class SpaceSummary:
     distinct: int
     distinct_is_exact: bool
     limits: Mapping[str, float]
-    smallest: Member
-    middle: Member
-    largest: Member
-    references: tuple[Member, ...]
+    smallest: CandidateSummary
+    middle: CandidateSummary
+    largest: CandidateSummary
+    references: tuple[CandidateSummary, ...]
     samples: int
     within_limits: float
     can_be_met: bool
@@ -91,7 +91,7 @@ class SpaceSummary:
         return asdict(self)
 
 
-def summarise(
+def summarize(
     space: Space,
     cost_function: CostFunction,
     *,
@@ -111,7 +111,7 @@ def summarise(
     if samples is None:
         samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, round(SECONDS / max(counter.least_seconds, 1e-6))))
     counter.tell(progress, expected=samples + 3 * sum(len(_ends(knob)) - 1 for knob in space.knobs))
-    rng = random.Random(seeds.derive(0, "space summary"))
+    rng = random.Random(seeding.derive_seed(0, "space summary"))
     points = sorted((space.sample(rng) for _ in range(samples)), key=lambda point: counter.member("", point).params)
     drawn = [counter.member("middle", point) for point in points]
     smallest = counter.member("smallest", _extreme(space, counter, -1, points[0]))
@@ -145,7 +145,7 @@ class _Counter:
 
     space: Space
     cost_function: CostFunction
-    costs: dict[str, Costs] = field(default_factory=dict)
+    costs: dict[str, HasCosts] = field(default_factory=dict)
     least_seconds: float = math.inf
     known_params: dict[str, int] = field(default_factory=dict)
     progress: Callable[[float], None] = lambda _: None
@@ -155,7 +155,7 @@ class _Counter:
     def tell(self, progress: Callable[[float], None], *, expected: int) -> None:
         self.progress, self.left, self.expected = progress, expected, expected
 
-    def member(self, name: str, point: Point) -> Member:
+    def member(self, name: str, point: Point) -> CandidateSummary:
         arch = self.space.architecture(point)
         costs = self.costs.get(arch.id)
         if costs is None:
@@ -165,7 +165,7 @@ class _Counter:
             self.costs[arch.id] = costs
             self._counted()
         labels, within = self.space.labels(point), self.space.within_limits(costs)
-        return Member(name, arch.id, labels, costs.params, costs.macs, costs.activation_bytes, within)
+        return CandidateSummary(name, arch.id, labels, costs.params, costs.macs, costs.activation_bytes, within)
 
     def params(self, point: Point) -> int:
         """Parameters alone: a net's shapes say them, without going through a forward pass."""

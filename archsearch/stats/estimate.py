@@ -7,17 +7,17 @@ from typing import NamedTuple
 
 from pydantic import model_validator
 
-from snapgen.config import Settings
+from snapgen.config import Config
 
 
-class Measured(NamedTuple):
+class DistanceEstimate(NamedTuple):
     """A distance and its standard error."""
 
     value: float
     error: float
 
 
-class Estimate(Settings):
+class Estimate(Config):
     """A number with its 95 % interval.
 
     An end of the interval that the arithmetic left on the wrong side of the value is moved to the value: an interval

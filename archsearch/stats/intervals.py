@@ -12,18 +12,19 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from archsearch.stats.estimate import Estimate, Measured
+from archsearch.stats.estimate import DistanceEstimate, Estimate
 
 CONFIDENCE = 0.95
 MANY = 1e6
 """Degrees of freedom of a variance that is as good as known."""
 
 
-def over_seeds(values: Sequence[float], within: float, *, within_freedom: float = MANY) -> Estimate:
+def mean_over_seeds(values: Sequence[float], within: float, *, within_freedom: float = MANY) -> Estimate:
     """The mean over seeds, with Student's interval.
 
     Its variance is the seeds' spread, s² / S, plus ``within``; the degrees of freedom are Welch and Satterthwaite's.
-    Two seeds alone know their own spread badly, and their interval is honestly wide: `pooled` does better in a study.
+    Two seeds alone know their own spread badly, and their interval is honestly wide: `pool_intervals` does better in a
+    study.
 
     Args:
         values: one a seed.
@@ -40,7 +41,7 @@ def over_seeds(values: Sequence[float], within: float, *, within_freedom: float 
     return Estimate(value=mean, low=mean - half, high=mean + half, by_seed=tuple(values))
 
 
-def of_pairs(losses: Sequence[Tensor]) -> Estimate:
+def validation_estimate(losses: Sequence[Tensor]) -> Estimate:
     """The validation loss from the losses of the fixed pairs, (pairs,) a seed.
 
     The pairs are the protocol's, the same for every candidate, so how hard they are is no part of the interval. What is
@@ -55,16 +56,16 @@ def of_pairs(losses: Sequence[Tensor]) -> Estimate:
         rest = rest - rest.mean(0)
     freedom = (pairs - 1) * max(1, seeds - 1)
     variance = float(rest.square().sum()) / freedom / (pairs * seeds)
-    return over_seeds(values, variance, within_freedom=freedom)
+    return mean_over_seeds(values, variance, within_freedom=freedom)
 
 
-def of_distances(measured: Sequence[Measured]) -> Estimate:
+def distance_estimate(measured: Sequence[DistanceEstimate]) -> Estimate:
     """A distance from one measurement a seed, each with the error of its finite sample."""
     within = sum(one.error**2 for one in measured) / len(measured) ** 2
-    return over_seeds([one.value for one in measured], within)
+    return mean_over_seeds([one.value for one in measured], within)
 
 
-def pooled(estimates: Sequence[Estimate]) -> list[Estimate]:
+def pool_intervals(estimates: Sequence[Estimate]) -> list[Estimate]:
     """The same estimates, with intervals by which candidates of one study are compared.
 
     One seed means the same draws for every candidate: what it does to all alike (the seed's own effect) is no part of a
@@ -88,7 +89,7 @@ def contrast(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimat
     """A weighted sum of estimates whose weights add up to 0, such as a difference, with its interval.
 
     All have the same seeds. What a seed does to all alike cancels; the rest is pooled over all the estimates given,
-    those of weight 0 too, as in `pooled`.
+    those of weight 0 too, as in `pool_intervals`.
     """
     assert abs(sum(weights)) < 1e-9, "no contrast"
     table = np.array([e.by_seed for e in estimates])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 
 Array = NDArray[np.float64]
 
@@ -27,7 +27,7 @@ _RATIOS = np.logspace(-3, 3.5, 53)
 
 
 @dataclass(frozen=True)
-class Factor:
+class KnobFactor:
     """A knob as the regression sees it: its choices' names, whether they are ordered, which of them is the base's."""
 
     name: str
@@ -37,7 +37,7 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Interval:
+class EffectInterval:
     """A number with its 95 % interval."""
 
     value: float
@@ -55,7 +55,7 @@ class Effect:
     """What one change of a knob does."""
 
     change: str
-    size: Interval
+    size: EffectInterval
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Knob:
     """What a knob does: its share of the variance, and the effect of each change."""
 
     name: str
-    share: Interval
+    share: EffectInterval
     effects: tuple[Effect, ...]
 
 
@@ -87,7 +87,7 @@ class Effects:
 
 
 def effects(
-    points: Sequence[Mapping[str, int]], values: Sequence[float], factors: Sequence[Factor], *, relative: bool
+    points: Sequence[Mapping[str, int]], values: Sequence[float], factors: Sequence[KnobFactor], *, relative: bool
 ) -> Effects | None:
     """Main effects of every knob on a number.
 
@@ -116,12 +116,12 @@ def effects(
     return Effects(len(points), relative, fit.explained, tuple(knobs), constant)
 
 
-def _columns(chosen: NDArray[np.int64], factor: Factor) -> Array:
+def _columns(chosen: NDArray[np.int64], factor: KnobFactor) -> Array:
     """(n, 1) steps of an ordered knob, (n, choices) indicators of another, scaled to equal prior variance."""
     return np.asarray(_levels(factor)[chosen], dtype=np.float64)
 
 
-def _levels(factor: Factor) -> Array:
+def _levels(factor: KnobFactor) -> Array:
     """The columns' values for each choice: over equally frequent choices their variance is that of one effect."""
     count = len(factor.choices)
     if factor.ordered:
@@ -154,7 +154,7 @@ def _fit(x: Array, y: Array) -> _Fit:
     evidence -= np.logaddexp(0.5 * np.log(_RATIOS), -0.5 * np.log(_RATIOS))
     weights = np.exp(evidence - evidence.max())
     weights /= weights.sum()
-    rng = np.random.default_rng(derive(0, "effects"))
+    rng = np.random.default_rng(derive_seed(0, "effects"))
     ratio = rng.choice(len(_RATIOS), DRAWS, p=weights)
     noise = misfit[ratio] / rng.chisquare(n - 1, DRAWS)
     spread = np.sqrt(noise[:, None] / (s**2 + _RATIOS[ratio, None]))
@@ -173,12 +173,12 @@ def _left_out(u: Array, y: Array, shrink: Array) -> float:
     return float(1 - (errors @ errors) / (from_mean @ from_mean))
 
 
-def _variance(draws: Array, factor: Factor) -> Array:
+def _variance(draws: Array, factor: KnobFactor) -> Array:
     """Each draw's variance of the knob's effect, were its choices equally frequent."""
     return np.asarray((draws @ _levels(factor).T).var(axis=1))
 
 
-def _changes(draws: Array, factor: Factor, *, relative: bool) -> tuple[Effect, ...]:
+def _changes(draws: Array, factor: KnobFactor, *, relative: bool) -> tuple[Effect, ...]:
     levels, names = _levels(factor), factor.choices
     if factor.ordered and len(names) > 2:
         pairs = [(f"each step of {' → '.join(names)}", 0, 1)]
@@ -194,6 +194,6 @@ def _changes(draws: Array, factor: Factor, *, relative: bool) -> tuple[Effect, .
     return tuple(found)
 
 
-def _interval(draws: Array) -> Interval:
+def _interval(draws: Array) -> EffectInterval:
     low, value, high = (float(q) for q in np.quantile(draws, (0.025, 0.5, 0.975)))
-    return Interval(value, low, high)
+    return EffectInterval(value, low, high)

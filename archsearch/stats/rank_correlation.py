@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 
 Array = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ def spearman(a: Sequence[float], b: Sequence[float], given: Sequence[float] | No
     rho = float(_rho(columns))
     if np.isnan(rho):
         return None
-    rng = np.random.default_rng(derive(0, "agreement"))
+    rng = np.random.default_rng(derive_seed(0, "agreement"))
     again = rng.integers(columns.shape[1], size=(RESAMPLES, columns.shape[1]))
     low, high = np.nanquantile(_rho(columns[:, again]), (0.025, 0.975))
     return Correlation(rho, float(low), float(high))

@@ -28,7 +28,7 @@ TOLERANCES = tuple(0.005 * 2**step for step in range(6))
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Observation:
     """``features`` take ``value`` milliseconds, or ``value`` times what ``against`` takes, within a ``tolerance``."""
 
     features: Array
@@ -43,7 +43,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Prior:
+class NormalPrior:
     """What is held of the coefficients before any evidence: their means and standard deviations."""
 
     mean: Array
@@ -51,25 +51,25 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Fit:
+class LinearFit:
     """Coefficients, and how sure of them the evidence and the prior make."""
 
     coefficients: Array
     covariance: Array
 
-    def deviation(self, evidence: Evidence) -> float:
+    def deviation(self, evidence: Observation) -> float:
         """Claimed standard deviation of the logarithm of a prediction's ratio to the truth."""
         slope = evidence.features / float(evidence.features @ self.coefficients)
         if evidence.against is not None:
             slope = slope - evidence.against / float(evidence.against @ self.coefficients)
         return math.sqrt(max(0.0, float(slope @ self.covariance @ slope)) + evidence.tolerance**2)
 
-    def error(self, evidence: Evidence) -> tuple[float, float]:
+    def error(self, evidence: Observation) -> tuple[float, float]:
         """Log error of what it says of evidence, and its claimed deviation."""
         return math.log(evidence.ratio(self.coefficients)), self.deviation(evidence)
 
 
-def fit(evidence: Sequence[Evidence], prior: Prior) -> Fit:
+def fit(evidence: Sequence[Observation], prior: NormalPrior) -> LinearFit:
     """The coefficients of least error; see the module.
 
     The covariance is that of the same problem without the bound at zero, which only makes it larger.
@@ -84,10 +84,10 @@ def fit(evidence: Sequence[Evidence], prior: Prior) -> Fit:
         rows = np.vstack([*(row for row, _ in linear), near_prior])
         targets = np.concatenate([[target for _, target in linear], prior.mean / prior.deviation])
         coefficients = nnls(rows, targets, maxiter=100 * rows.shape[1])[0]
-    return Fit(coefficients, np.asarray(np.linalg.inv(rows.T @ rows), dtype=np.float64))
+    return LinearFit(coefficients, np.asarray(np.linalg.inv(rows.T @ rows), dtype=np.float64))
 
 
-def _row(evidence: Evidence, coefficients: Array) -> tuple[Array, float]:
+def _row(evidence: Observation, coefficients: Array) -> tuple[Array, float]:
     if evidence.against is None:
         scale = evidence.tolerance * evidence.value
         return evidence.features / scale, evidence.value / scale
@@ -95,7 +95,7 @@ def _row(evidence: Evidence, coefficients: Array) -> tuple[Array, float]:
     return (evidence.features - evidence.value * evidence.against) / scale, 0.0
 
 
-def left_out(evidence: Sequence[Evidence], prior: Prior) -> list[tuple[float, float]]:
+def leave_one_out(evidence: Sequence[Observation], prior: NormalPrior) -> list[tuple[float, float]]:
     """Of each piece of evidence, predicted by a fit of the others: the log error, and its claimed deviation."""
     return [fit([*evidence[:i], *evidence[i + 1 :]], prior).error(one) for i, one in enumerate(evidence)]
 
@@ -110,24 +110,24 @@ def conformal_quantile(errors: Sequence[float], coverage: float) -> float:
     return ordered[min(rank, len(ordered)) - 1]
 
 
-def flat_prior(features: Array, times: Array) -> Prior:
+def weak_prior(features: Array, times: Array) -> NormalPrior:
     """For records alone: zero, within about the time that each feature would take if it took all.
 
     Args:
         features: (records, features), every feature present somewhere.
         times: (records,) milliseconds.
     """
-    return Prior(np.zeros(features.shape[1]), np.median(times) / features.mean(0))
+    return NormalPrior(np.zeros(features.shape[1]), np.median(times) / features.mean(0))
 
 
-def best_tolerance(features: Array, times: Array, prior: Prior) -> float:
+def best_tolerance(features: Array, times: Array, prior: NormalPrior) -> float:
     """The relative error of one record, among `TOLERANCES`, under which the left-out records are likeliest.
 
     It is also the weight of the prior: the larger the error, the more of the coefficients is left to it.
     """
 
     def unlikelihood(tolerance: float) -> float:
-        errors = left_out([Evidence(x, t, tolerance) for x, t in zip(features, times, strict=True)], prior)
+        errors = leave_one_out([Observation(x, t, tolerance) for x, t in zip(features, times, strict=True)], prior)
         return sum(math.log(claimed) + (error / claimed) ** 2 / 2 for error, claimed in errors)
 
     best: float = min(TOLERANCES, key=unlikelihood)

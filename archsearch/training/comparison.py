@@ -12,20 +12,19 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from archsearch.library import RUNS, read
+from archsearch.library import RUNS, read_named
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.signals import terminable
-from archsearch.training.data import Material
-from archsearch.training.evaluation import Judge, sampler_of
+from archsearch.training.data import RecipeData
+from archsearch.training.evaluation import RecipeEvaluator, sampler_of
 from archsearch.training.log import read_evaluations
-from archsearch.training.recipe import Recipe, architecture, is_of_student
+from archsearch.training.recipe import Recipe, architecture, trains_student
 from archsearch.training.run import train
 from archsearch.training.run_folder import RunFolder, read_unet
-from snapgen import config as reading
-from snapgen import devices
-from snapgen.config import Settings
+from snapgen import config, devices
+from snapgen.config import Config
 from snapgen.errors import InputError
-from snapgen.io.atomic import aside
+from snapgen.io.atomic import atomic_write
 from snapgen.training.stages import NetStage
 
 SEED = "{seed}"
@@ -33,31 +32,31 @@ SEED = "{seed}"
 _STEP = re.compile(r"([a-z_0-9]+)((?:\[\d+\])*)")
 
 
-class SamplerChange(Settings):
+class SamplingOverride(Config):
     """How a variant's net is sampled from, where that is not its last stage's own way."""
 
     steps: int | None = Field(default=None, ge=1, le=1000)
     guidance: float | None = Field(default=None, ge=0, le=100)
 
 
-class Variant(Settings):
+class VariantConfig(Config):
     """One row of a comparison."""
 
     changes: dict[str, Any] = Field(default_factory=dict)
     """Path in the recipe to its value, e.g. ``stages[0].distillation.output: false``."""
     unet: str | None = None
     """Folder of a net to judge; nothing is trained."""
-    sampler: SamplerChange = SamplerChange()
+    sampler: SamplingOverride = SamplingOverride()
 
 
-class Comparison(Settings):
+class ComparisonConfig(Config):
     """A recipe, and what is varied in it."""
 
     name: str
     recipe: dict[str, Any]
     """As `archsearch.training.recipe.Recipe`, with `{seed}` where a text depends on it."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=2)
-    variants: dict[str, Variant] = Field(min_length=2)
+    variants: dict[str, VariantConfig] = Field(min_length=2)
     against: str
     """The variant that the others are compared with."""
     metrics: dict[str, Literal["lower", "higher"]] = Field(min_length=1)
@@ -88,7 +87,7 @@ class Comparison(Settings):
         for path, value in self.variants[variant].changes.items():
             _set(values, path, value, source=self.source, place=f"variants.{variant}.changes")
         values = _filled(values, seed) | {"name": f"{self.name}-{variant}-{seed}", "seed": seed}
-        found = reading.parse(values, Recipe, source=self.source, place=f"variants.{variant}")
+        found = config.parse_config(values, Recipe, source=self.source, place=f"variants.{variant}")
         found._source = self.source
         return found
 
@@ -97,19 +96,19 @@ Results = dict[str, list[dict[str, Estimate]]]
 """Of each variant, one seed after another: its numbers."""
 
 
-def find(name_or_path: str | Path) -> Comparison:
+def load_comparison(name_or_path: str | Path) -> ComparisonConfig:
     """A shipped comparison by its name, or one's own by its path.
 
     Raises:
         InputError: naming the file, the place and the remedy.
     """
-    path, values = read(name_or_path, ("comparison",))
-    found = reading.parse(values, Comparison, source=path)
+    path, values = read_named(name_or_path, ("comparison",))
+    found = config.parse_config(values, ComparisonConfig, source=path)
     found._source = str(path)
     return found
 
 
-def compare(comparison: Comparison, *, tell: Callable[[str], None]) -> Results:
+def compare(comparison: ComparisonConfig, *, tell: Callable[[str], None]) -> Results:
     """Train what is not trained yet, and judge every variant with every seed; resumes as a training does.
 
     Raises:
@@ -132,7 +131,7 @@ def compare(comparison: Comparison, *, tell: Callable[[str], None]) -> Results:
     return results
 
 
-def _numbers(comparison: Comparison, variant: str, seed: int, tell: Callable[[str], None]) -> dict[str, Estimate]:
+def _numbers(comparison: ComparisonConfig, variant: str, seed: int, tell: Callable[[str], None]) -> dict[str, Estimate]:
     path = RUNS / comparison.name / f"{variant}-{seed}.json"
     recipe = comparison.recipe_of(variant, seed)
     said = {"recipe": recipe.model_dump(mode="json"), "variant": comparison.variants[variant].model_dump(mode="json")}
@@ -143,15 +142,15 @@ def _numbers(comparison: Comparison, variant: str, seed: int, tell: Callable[[st
     tell(f"{variant}, seed {seed}")
     numbers = _judged(comparison.variants[variant], recipe, seed, tell)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with aside(path) as part:
+    with atomic_write(path) as part:
         listed = {name: number.model_dump(mode="json") for name, number in numbers.items()}
         part.write_text(json.dumps({**said, "numbers": listed}, indent=2) + "\n")
     return numbers
 
 
-def _judged(variant: Variant, recipe: Recipe, seed: int, tell: Callable[[str], None]) -> dict[str, Estimate]:
+def _judged(variant: VariantConfig, recipe: Recipe, seed: int, tell: Callable[[str], None]) -> dict[str, Estimate]:
     arch = architecture(recipe.arch)
-    number, stage = [(i, stage) for i, stage in enumerate(recipe.stages) if is_of_student(stage)][-1]
+    number, stage = [(i, stage) for i, stage in enumerate(recipe.stages) if trains_student(stage)][-1]
     assert isinstance(stage, NetStage)
     own = sampler_of(recipe, stage)
     change = variant.sampler.model_dump(exclude_none=True)
@@ -165,8 +164,8 @@ def _judged(variant: Variant, recipe: Recipe, seed: int, tell: Callable[[str], N
             return {name: Estimate.model_validate(value) for name, value in last["numbers"].items()}
     unet = read_unet(folder, arch)
     assert unet is not None
-    device = devices.choose()
-    judge = Judge(Material(recipe, device), stage.resolution)
+    device = devices.default_device()
+    judge = RecipeEvaluator(RecipeData(recipe, device), stage.resolution)
     return judge.measure(unet.to(device), dataclasses.replace(own, **change))
 
 

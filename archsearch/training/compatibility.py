@@ -9,36 +9,49 @@ from typing import NoReturn, TypeVar
 
 import torch
 
-from archsearch.training.recipe import Expected, Recipe, architecture, learns_from_teacher, net_teacher, own_teacher
+from archsearch.training.recipe import (
+    ExpectedShapes,
+    Recipe,
+    architecture,
+    learns_from_teacher,
+    stage_teacher,
+    unet_teacher,
+)
 from archsearch.training.run_folder import check_prediction, unet_arch
-from snapgen import seeding as seeds
+from snapgen import seeding
 from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders import autoencoder
-from snapgen.autoencoders.training import tiny_decoder_for
-from snapgen.conditioning import captions as conditioning
-from snapgen.conditioning import text_encoder as text
-from snapgen.conditioning.captions import Widths
+from snapgen.autoencoders.training import build_tiny_decoder
+from snapgen.conditioning import captions, text_encoder
+from snapgen.conditioning.captions import ConditioningDims
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 from snapgen.objectives import teacher
-from snapgen.objectives.build import turns
-from snapgen.objectives.teacher import Teacher, TeacherShape
-from snapgen.training.stages import AnyStage, DecoderStage, FlowStage, HalvingStage, NetStage, Stage
+from snapgen.objectives.build import build_objectives
+from snapgen.objectives.teacher import Teacher, TeacherConfig
+from snapgen.training.stages import (
+    AnyStage,
+    DecoderStage,
+    FlowMatchingStage,
+    NetStage,
+    ProgressiveDistillationStage,
+    Stage,
+)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Shapes:
+class ResolvedShapes:
     """Of everything that a recipe names."""
 
     factor: int
     latent_channels: int
     encoders: dict[str, tuple[int, int]]
     """Channels of each text encoder's tokens and of its pooled embedding."""
-    context: Widths
+    context: ConditioningDims
     """Of the student."""
-    teacher_context: Widths
+    teacher_context: ConditioningDims
     teachers: dict[str | None, Teacher]
     """Stages' own, by their folders, and the recipe's, at None; on the meta device."""
     unets: dict[str, Architecture] = field(default_factory=dict)
@@ -48,20 +61,20 @@ class Shapes:
 
     def teacher(self, stage: AnyStage) -> Teacher | None:
         """The one that a stage trains or learns from."""
-        return self.teachers[own_teacher(stage)] if _uses_teacher(stage) else None
+        return self.teachers[stage_teacher(stage)] if _uses_teacher(stage) else None
 
     def unet(self, stage: AnyStage, arch: Architecture) -> UNet | None:
         """The U-Net that teaches a stage, frozen, on the meta device; ``arch`` is the student's."""
-        if not isinstance(stage, HalvingStage):
+        if not isinstance(stage, ProgressiveDistillationStage):
             return None
-        folder = net_teacher(stage)
+        folder = unet_teacher(stage)
         with torch.device("meta"):
             unet = UNet(arch if folder is None else self.unets[folder])
         unet.requires_grad_(False)
         return unet
 
 
-def shapes(recipe: Recipe, *, without_files: bool = False) -> Shapes:
+def shapes(recipe: Recipe, *, without_files: bool = False) -> ResolvedShapes:
     """The shapes of what a recipe names.
 
     Args:
@@ -75,25 +88,25 @@ def shapes(recipe: Recipe, *, without_files: bool = False) -> Shapes:
     names = dict.fromkeys(e.encoder for e in (*recipe.text, *recipe.teacher_text))
     encoders = {name: reader.encoder(name) for name in names}
 
-    def widths(of: tuple[conditioning.EncoderSettings, ...]) -> Widths:
-        return conditioning.widths(of, [encoders[e.encoder] for e in of])
+    def widths(of: tuple[captions.TextEncoderConfig, ...]) -> ConditioningDims:
+        return captions.widths(of, [encoders[e.encoder] for e in of])
 
     context, teacher_context = widths(recipe.text), widths(recipe.teacher_text)
     teachers: dict[str | None, Teacher] = {}
     if recipe.teacher is not None:
-        for own in dict.fromkeys(own_teacher(stage) for stage in recipe.stages if _uses_teacher(stage)):
+        for own in dict.fromkeys(stage_teacher(stage) for stage in recipe.stages if _uses_teacher(stage)):
             path = own or recipe.teacher.path
             if path is not None:
                 teachers[own] = reader.teacher(path, factor, channels, teacher_context)
             elif recipe.teacher.shape is not None:
-                teachers[own] = imagined(recipe, recipe.teacher.shape, factor, channels, teacher_context)
-    folders = dict.fromkeys(folder for stage in recipe.stages if (folder := net_teacher(stage)) is not None)
+                teachers[own] = teacher_on_meta(recipe, recipe.teacher.shape, factor, channels, teacher_context)
+    folders = dict.fromkeys(folder for stage in recipe.stages if (folder := unet_teacher(stage)) is not None)
     unets = {folder: reader.unet(folder) for folder in folders}
-    return Shapes(factor, channels, encoders, context, teacher_context, teachers, unets, reader.missing)
+    return ResolvedShapes(factor, channels, encoders, context, teacher_context, teachers, unets, reader.missing)
 
 
 def _uses_teacher(stage: AnyStage) -> bool:
-    return learns_from_teacher(stage) or (isinstance(stage, FlowStage) and stage.net == "teacher")
+    return learns_from_teacher(stage) or (isinstance(stage, FlowMatchingStage) and stage.net == "teacher")
 
 
 class _Reader:
@@ -101,14 +114,14 @@ class _Reader:
 
     def __init__(self, recipe: Recipe, without_files: bool) -> None:
         self.recipe, self.missing = recipe, list[str]()
-        self.guesses: Expected | None = recipe.expected if without_files else None
+        self.guesses: ExpectedShapes | None = recipe.expected if without_files else None
 
     def coder(self) -> tuple[int, int]:
         """Factor and latent channels of the autoencoder."""
         expected = self.recipe.expected
 
         def found() -> tuple[int, int]:
-            coder = autoencoder.load(self.recipe.autoencoder)
+            coder = autoencoder.load_autoencoder(self.recipe.autoencoder)
             return coder.factor, coder.latent_channels
 
         given = self._read(found, (self.guesses.factor, self.guesses.latent_channels) if self.guesses else None)
@@ -120,16 +133,16 @@ class _Reader:
     def encoder(self, name: str) -> tuple[int, int]:
         """Channels of a text encoder's tokens and of its pooled embedding."""
         guess = self.guesses.encoders.get(name) if self.guesses else None
-        given = self._read(lambda: (text.width(name), text.pooled_width(name)), guess)
+        given = self._read(lambda: (text_encoder.width(name), text_encoder.pooled_width(name)), guess)
         if self.recipe.expected is not None:
             self._hold(f"encoders.{name}", given, self.recipe.expected.encoders.get(name, given))
         return given
 
-    def teacher(self, path: str, factor: int, channels: int, widths: Widths) -> Teacher:
+    def teacher(self, path: str, factor: int, channels: int, widths: ConditioningDims) -> Teacher:
         """A teacher by its folder."""
         shape = self.guesses.teacher if self.guesses else None
-        guess = None if shape is None else imagined(self.recipe, shape, factor, channels, widths)
-        return self._read(lambda: teacher.shape_of(Path(path)), guess)
+        guess = None if shape is None else teacher_on_meta(self.recipe, shape, factor, channels, widths)
+        return self._read(lambda: teacher.load_on_meta(Path(path)), guess)
 
     def unet(self, path: str) -> Architecture:
         """The architecture of a U-Net that teaches, by its folder."""
@@ -161,7 +174,9 @@ class _Reader:
             raise InputError(self.recipe.source, problem, remedy, place=f"expected.{name}")
 
 
-def imagined(recipe: Recipe, shape: TeacherShape, factor: int, channels: int, widths: Widths) -> Teacher:
+def teacher_on_meta(
+    recipe: Recipe, shape: TeacherConfig, factor: int, channels: int, widths: ConditioningDims
+) -> Teacher:
     """A teacher of a shape on the meta device.
 
     Raises:
@@ -171,25 +186,25 @@ def imagined(recipe: Recipe, shape: TeacherShape, factor: int, channels: int, wi
         return new_teacher(recipe, shape, factor, channels, widths)
 
 
-def new_teacher(recipe: Recipe, shape: TeacherShape, factor: int, channels: int, widths: Widths) -> Teacher:
+def new_teacher(recipe: Recipe, shape: TeacherConfig, factor: int, channels: int, widths: ConditioningDims) -> Teacher:
     """A teacher of a shape, untrained, large enough for every stage.
 
     Raises:
         InputError: if there can be no such net.
     """
     largest = max(stage.resolution for stage in recipe.stages if isinstance(stage, Stage))
-    return teacher.built(
+    return teacher.new_teacher(
         shape.model_dump(),
         latent_channels=channels,
         context_width=widths.context,
         pooled_width=widths.pooled,
         sample_size=largest // factor,
-        seed=seeds.derive(recipe.seed, "teacher weights"),
+        seed=seeding.derive_seed(recipe.seed, "teacher weights"),
         source=recipe.source,
     )
 
 
-def check(recipe: Recipe, arch: Architecture, given: Shapes, *, processes: int = 1) -> None:
+def check_recipe(recipe: Recipe, arch: Architecture, given: ResolvedShapes, *, processes: int = 1) -> None:
     """Whether architecture, autoencoder, text encoders, teachers and stages fit together.
 
     Raises:
@@ -209,7 +224,7 @@ def check(recipe: Recipe, arch: Architecture, given: Shapes, *, processes: int =
         place = f"stages[{number}]"
         if isinstance(stage, DecoderStage):
             try:
-                tiny_decoder_for(given, seed=0, **stage.decoder)
+                build_tiny_decoder(given, seed=0, **stage.decoder)
             except InputError as error:
                 refuse(f"{place}.{error.place or 'decoder'}", error.problem, error.remedy)
             for side in stage.training.resolutions:
@@ -224,7 +239,7 @@ def check(recipe: Recipe, arch: Architecture, given: Shapes, *, processes: int =
         if stage.batch % (stage.accumulate * processes):
             problem = f"batch {stage.batch} does not fall into {processes} × {stage.accumulate} equal parts"
             refuse(f"{place}.batch", problem, "use a multiple, or another accumulate")
-        folder = net_teacher(stage)
+        folder = unet_teacher(stage)
         if folder is not None:
             _check_unet(folder, given.unets[folder], given, size)
         teaches = given.teacher(stage)
@@ -238,7 +253,7 @@ def check(recipe: Recipe, arch: Architecture, given: Shapes, *, processes: int =
             trained_params(recipe, arch, stage, teaches)
 
 
-def _check_unet(folder: str, arch: Architecture, given: Shapes, size: int) -> None:
+def _check_unet(folder: str, arch: Architecture, given: ResolvedShapes, size: int) -> None:
     """Whether a U-Net can teach on a stage's latents and captions."""
     if arch.latent_channels != given.latent_channels:
         problem = f"has {arch.latent_channels} latent channels; the autoencoder gives {given.latent_channels}"
@@ -257,7 +272,7 @@ def trained_params(recipe: Recipe, arch: Architecture, stage: NetStage, teacher_
     Raises:
         InputError: if the teacher has no such blocks as the discriminator is to look at.
     """
-    is_teacher = isinstance(stage, FlowStage) and stage.net == "teacher"
+    is_teacher = isinstance(stage, FlowMatchingStage) and stage.net == "teacher"
     teaches = None if is_teacher else teacher_or_none
     with torch.device("meta"):
         net = teacher_or_none if is_teacher else UNet(arch)
@@ -265,5 +280,5 @@ def trained_params(recipe: Recipe, arch: Architecture, stage: NetStage, teacher_
         net.requires_grad_(True)
         if teaches is not None:
             teaches.requires_grad_(False)
-        trained, _ = turns(stage, net, teaches, prediction=recipe.prediction, seed=0)
+        trained, _ = build_objectives(stage, net, teaches, prediction=recipe.prediction, seed=0)
     return sum(weight.numel() for turn in trained.values() for weight in turn.parameters() if weight.requires_grad)

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from archsearch.stats.estimate import Estimate
-from archsearch.training.evaluation import Sampler
+from archsearch.training.evaluation import SamplingConfig
 from archsearch.training.log import TrainLog
-from snapgen.autoencoders import psnr as reconstruction
-from snapgen.autoencoders.autoencoder import Autoencoder, WithDecoder
-from snapgen.autoencoders.training import DecoderTraining, tiny_decoder_for
-from snapgen.data.dataset import Images
+from snapgen.autoencoders import psnr
+from snapgen.autoencoders.autoencoder import Autoencoder, AutoencoderWithDecoder
+from snapgen.autoencoders.training import DecoderTrainer, build_tiny_decoder
+from snapgen.data.dataset import ImageDataset
 from snapgen.training.loop import REPORTS
 from snapgen.training.stages import DecoderStage
 
 if TYPE_CHECKING:
-    from archsearch.training.data import Material
+    from archsearch.training.data import RecipeData
     from archsearch.training.run_folder import RunFolder
 
 HELD_OUT = 400
@@ -32,10 +32,10 @@ def train_decoder(
     log: TrainLog,
     *,
     number: int,
-    material: Material,
+    material: RecipeData,
     folder: RunFolder,
     device: torch.device,
-    save: Callable[[DecoderTraining], None],
+    save: Callable[[DecoderTrainer], None],
     save_seconds: float,
 ) -> None:
     """Train the decoder, or go on with it, and leave it as the stage's result.
@@ -52,9 +52,9 @@ def train_decoder(
         InputError: if no tiny decoder is for such an encoder, or nothing can be written.
     """
     settings, coder = stage.training, material.autoencoder
-    decoder = tiny_decoder_for(coder, seed=settings.seed, **stage.decoder).to(device)
+    decoder = build_tiny_decoder(coder, seed=settings.seed, **stage.decoder).to(device)
     pixels = {side: first(material.images("train", side), stage.held) for side in sorted(set(settings.resolutions))}
-    training = DecoderTraining(decoder, pixels, settings, coder)
+    training = DecoderTrainer(decoder, pixels, settings, coder)
     parts, facts = folder.read_checkpoint(number)
     if facts is not None:
         with folder.fitting_checkpoint():
@@ -75,23 +75,25 @@ def train_decoder(
             saved = time.monotonic()
     training.finish()
     largest = max(settings.resolutions)
-    numbers = psnrs({"encoder's own": coder, "psnr": WithDecoder(coder, decoder)}, material.images("val", largest))
-    log.measured(settings.steps, numbers, Sampler(steps=0, guidance=1, shift=1))
+    numbers = psnrs(
+        {"encoder's own": coder, "psnr": AutoencoderWithDecoder(coder, decoder)}, material.images("val", largest)
+    )
+    log.measured(settings.steps, numbers, SamplingConfig(steps=0, guidance=1, shift=1))
     folder.finish(number, decoder.to("cpu").save_pretrained)
 
 
-def psnrs(coders: dict[str, Autoencoder], images: Images) -> dict[str, Estimate]:
+def psnrs(coders: dict[str, Autoencoder], images: ImageDataset) -> dict[str, Estimate]:
     """How well autoencoders give held-out images back, in dB."""
     pixels = first(images, HELD_OUT)
     found = {}
     for name, coder in coders.items():
         device = next(coder.parameters()).device
-        measured = reconstruction.psnr(coder, pixels.to(device))
+        measured = psnr.psnr(coder, pixels.to(device))
         found[name] = Estimate(value=measured.value, low=measured.low, high=measured.high)
     return found
 
 
-def first(images: Images, count: int) -> Tensor:
+def first(images: ImageDataset, count: int) -> Tensor:
     """The first images, at most so many: (N, 3, H, W) uint8."""
     found: list[Tensor] = []
     for batch in images.batches(256):

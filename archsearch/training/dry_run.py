@@ -11,16 +11,24 @@ import torch
 from diffusers.models.attention import JointTransformerBlock
 from torch import Tensor, nn
 
-from archsearch.cost.counter import Part, count, module_cost
-from archsearch.cost.meta_device import unbuilt
-from archsearch.training.compatibility import Shapes, check, trained_params
+from archsearch.cost.counter import CostItem, count_network, module_cost
+from archsearch.cost.meta_device import on_meta_device
+from archsearch.training.compatibility import ResolvedShapes, check_recipe, trained_params
 from archsearch.training.recipe import BEFORE, Recipe
 from snapgen.architecture.schema import Architecture
-from snapgen.autoencoders.training import tiny_decoder_for
-from snapgen.diffusion import rectified_flow as flow
+from snapgen.autoencoders.training import build_tiny_decoder
+from snapgen.diffusion import rectified_flow
 from snapgen.models.unet import Layer, UNet
 from snapgen.objectives.teacher import Teacher
-from snapgen.training.stages import AnyStage, DecoderStage, FlowStage, HalvingStage, NetStage, Stage, StepStage
+from snapgen.training.stages import (
+    AdversarialDistillationStage,
+    AnyStage,
+    DecoderStage,
+    FlowMatchingStage,
+    NetStage,
+    ProgressiveDistillationStage,
+    Stage,
+)
 
 BACKWARD = 2
 """A backward pass in forward passes, by multiplications; to the inputs alone it is half of that."""
@@ -90,7 +98,13 @@ class Plan:
 
 
 def plan(
-    recipe: Recipe, arch: Architecture, shapes: Shapes, *, examples: int | None, captions: int | None, timed: bool
+    recipe: Recipe,
+    arch: Architecture,
+    shapes: ResolvedShapes,
+    *,
+    examples: int | None,
+    captions: int | None,
+    timed: bool,
 ) -> Plan:
     """Every stage in numbers.
 
@@ -101,9 +115,9 @@ def plan(
         timed: whether to time passes of the student here, from which the time is predicted.
 
     Raises:
-        InputError: as `check`.
+        InputError: as `check_recipe`.
     """
-    check(recipe, arch, shapes)
+    check_recipe(recipe, arch, shapes)
     planner = _Planner(recipe, arch, shapes, examples)
     stages = [planner.stage(stage) for stage in recipe.stages]
     rate = _macs_per_second(recipe, arch, shapes) if timed else None
@@ -114,7 +128,7 @@ def plan(
 class _Pass:
     """What one image's way through a net comes to."""
 
-    cost: Part
+    cost: CostItem
     kept: int
     """Bytes that layers hand on, in fp16: what is left until the gradient with gradient checkpointing."""
     largest: int
@@ -126,7 +140,7 @@ class _Pass:
 
 
 class _Planner:
-    def __init__(self, recipe: Recipe, arch: Architecture, shapes: Shapes, examples: int | None) -> None:
+    def __init__(self, recipe: Recipe, arch: Architecture, shapes: ResolvedShapes, examples: int | None) -> None:
         self.recipe, self.arch, self.shapes, self.examples = recipe, arch, shapes, examples
         self._half = recipe.teacher is not None and recipe.teacher.bfloat16
         self._passes: dict[tuple[str, int], _Pass] = {}
@@ -137,7 +151,7 @@ class _Planner:
     def _net(self, stage: NetStage) -> StagePlan:
         teacher: Teacher | UNet | None = self.shapes.unet(stage, self.arch) or self.shapes.teacher(stage)
         size = stage.resolution // self.shapes.factor
-        trains_teacher = isinstance(stage, FlowStage) and stage.net == "teacher"
+        trains_teacher = isinstance(stage, FlowMatchingStage) and stage.net == "teacher"
         trained = self._pass(teacher if trains_teacher else None, size)
         params = trained_params(self.recipe, self.arch, stage, teacher)
         macs = round(_student_passes(stage) * (1 + BACKWARD + stage.gradient_checkpointing) * trained.cost.macs)
@@ -150,7 +164,7 @@ class _Planner:
             teacher_params = lesson.cost.params
             memory += number * teacher_params
             macs += round(_teacher_passes(stage) * lesson.cost.macs)
-            judges = isinstance(stage, StepStage) and stage.adversarial is not None
+            judges = isinstance(stage, AdversarialDistillationStage) and stage.adversarial is not None
             seen = lesson.for_gradient(number, checkpointing=stage.gradient_checkpointing) if judges else 0
             image_memory += max(seen, number * lesson.cost.activation_bytes // HALF)
         images = stage.steps * stage.batch
@@ -172,11 +186,11 @@ class _Planner:
 
     def _decoder(self, stage: DecoderStage) -> StagePlan:
         training, shapes = stage.training, self.shapes
-        decoder = tiny_decoder_for(shapes, seed=0, **stage.decoder).to("meta")
+        decoder = build_tiny_decoder(shapes, seed=0, **stage.decoder).to("meta")
         lowest = min(training.resolutions)  # at higher ones a step takes fewer images and costs as much
         side = lowest // shapes.factor
         latents = torch.empty(1, shapes.latent_channels, side, side, device="meta")
-        cost = count(decoder, latents, places={}).parts[None]
+        cost = count_network(decoder, latents, places={}).parts[None]
         images = training.steps * training.batch
         return StagePlan(
             name=stage.name,
@@ -204,7 +218,7 @@ class _Planner:
 
     def _passed(self, teacher: Teacher | Architecture, size: int) -> _Pass:
         if isinstance(teacher, Architecture):
-            net, *inputs = unbuilt(teacher, size, self.shapes.context.tokens)
+            net, *inputs = on_meta_device(teacher, size, self.shapes.context.tokens)
             return _passed(net, Layer, *inputs)
         widths = self.shapes.teacher_context
         with torch.device("meta"):
@@ -224,10 +238,10 @@ def _passed(net: nn.Module, layer: type[nn.Module], *inputs: Tensor) -> _Pass:
         kept += sum(HALF * t.numel() for t in (output if isinstance(output, tuple) else (output,)) if t is not None)
 
     handles = [module.register_forward_hook(keep) for module in layers]
-    parts = count(net, *inputs, places={module: place for place, module in enumerate(layers)}).parts
+    parts = count_network(net, *inputs, places={module: place for place, module in enumerate(layers)}).parts
     for handle in handles:
         handle.remove()
-    total = Part(
+    total = CostItem(
         params=sum(part.params for part in parts.values()),
         macs=sum(part.macs for part in parts.values()),
         activation_bytes=max(part.activation_bytes for part in parts.values()),
@@ -238,7 +252,7 @@ def _passed(net: nn.Module, layer: type[nn.Module], *inputs: Tensor) -> _Pass:
 
 def _student_passes(stage: NetStage) -> float:
     """Passes of the net that is trained, forward and back, for each image: two where it is guided."""
-    return 1 + stage.probability if isinstance(stage, HalvingStage) else 1
+    return 1 + stage.probability if isinstance(stage, ProgressiveDistillationStage) else 1
 
 
 def _teacher_passes(stage: NetStage) -> float:
@@ -247,14 +261,14 @@ def _teacher_passes(stage: NetStage) -> float:
     Distilled: one, two with guidance. Judged: one of the student's image and one back to it, then one of each kind.
     Halving: two steps, each twice with guidance.
     """
-    if isinstance(stage, HalvingStage):
+    if isinstance(stage, ProgressiveDistillationStage):
         return 2 * (1 + stage.probability)
     distilled = 0 if stage.distillation is None else 1 if stage.distillation.guidance == 1 else 2
-    judged = 4 if isinstance(stage, StepStage) and stage.adversarial is not None else 0
+    judged = 4 if isinstance(stage, AdversarialDistillationStage) and stage.adversarial is not None else 0
     return distilled + judged
 
 
-def _disk(recipe: Recipe, shapes: Shapes, examples: int | None, captions: int | None) -> dict[str, int]:
+def _disk(recipe: Recipe, shapes: ResolvedShapes, examples: int | None, captions: int | None) -> dict[str, int]:
     """Bytes that the latents and the text embeddings of the training images take, each computed once."""
     if examples is None:
         return {}
@@ -271,13 +285,13 @@ def _disk(recipe: Recipe, shapes: Shapes, examples: int | None, captions: int | 
     return found
 
 
-def _macs_per_second(recipe: Recipe, arch: Architecture, shapes: Shapes) -> float | None:
+def _macs_per_second(recipe: Recipe, arch: Architecture, shapes: ResolvedShapes) -> float | None:
     """Of a pass of the student forward and backward, here: the median of three, or only one."""
     first = next((stage for stage in recipe.stages if isinstance(stage, Stage)), None)
     if first is None:
         return None
     size = first.resolution // shapes.factor
-    macs = (1 + BACKWARD) * module_cost(*unbuilt(arch, size, shapes.context.tokens)).macs
+    macs = (1 + BACKWARD) * module_cost(*on_meta_device(arch, size, shapes.context.tokens)).macs
     images = max(1, min(first.batch // first.accumulate, int(PROBE_MACS // macs)))
     net = UNet(arch)
     data, noise = torch.randn(2, images, arch.latent_channels, size, size)
@@ -285,18 +299,18 @@ def _macs_per_second(recipe: Recipe, arch: Architecture, shapes: Shapes) -> floa
     times = []
     for _ in range(1 if macs > PROBE_MACS / 4 else 4):  # one is rough, but of a large net it takes long enough
         began = time.perf_counter()
-        torch.autograd.backward(flow.losses(net, data, noise, torch.rand(images), context).mean())
+        torch.autograd.backward(rectified_flow.losses(net, data, noise, torch.rand(images), context).mean())
         times.append(time.perf_counter() - began)
     return float(images * macs / statistics.median(times[1:] or times))
 
 
 def _does(stage: NetStage) -> str:
-    if isinstance(stage, HalvingStage):
+    if isinstance(stage, ProgressiveDistillationStage):
         by = "" if stage.teacher == BEFORE else f", taught by {stage.teacher}"
         return f"from {stage.teacher_steps} to {stage.student_steps} steps{by}"
     taught = [name for name in ("output", "features") if stage.distillation and getattr(stage.distillation, name)]
     distils = f"distils {' and '.join(taught)}" if taught else ""
-    if isinstance(stage, StepStage):
+    if isinstance(stage, AdversarialDistillationStage):
         judged = "against a critic" if stage.adversarial else ""
         return ", ".join(filter(None, (f"to {stage.student_steps} steps", judged, distils)))
     return "trains the teacher" if stage.net == "teacher" else ", ".join(filter(None, ("flow matching", distils)))

@@ -9,25 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from archsearch.quality import distances as distance
-from archsearch.quality import feature_extractors as features
-from archsearch.quality.distances import Reference
+from archsearch.quality import distances, feature_extractors
+from archsearch.quality.distances import ReferenceStats
 from archsearch.quality.evaluation_data import FIXED, fixed_prompts, reference_of
-from archsearch.quality.feature_extractors import Extractor
+from archsearch.quality.feature_extractors import FeatureExtractor
 from archsearch.quality.retrieval import Retriever
 from archsearch.stats import intervals
 from archsearch.stats.estimate import Estimate
-from archsearch.training.data import Material
+from archsearch.training.data import RecipeData
 from archsearch.training.recipe import Recipe
 from snapgen.conditioning import captions as conditioning
-from snapgen.conditioning.captions import Condition
-from snapgen.data.pixels import as_bytes, grid
-from snapgen.diffusion import process
-from snapgen.diffusion import rectified_flow as flow
-from snapgen.diffusion.process import Process
+from snapgen.conditioning.captions import Conditioning
+from snapgen.data.pixels import grid, to_uint8
+from snapgen.diffusion import process, rectified_flow
+from snapgen.diffusion.process import NoiseProcess
 from snapgen.models.unet import UNet
 from snapgen.objectives.teacher import Teacher
-from snapgen.training.stages import HalvingStage, NetStage, StepStage
+from snapgen.training.stages import AdversarialDistillationStage, NetStage, ProgressiveDistillationStage
 
 BATCH = 32
 """Images drawn at once."""
@@ -36,7 +34,7 @@ GRID = (4, 8)
 
 
 @dataclass(frozen=True)
-class Sampler:
+class SamplingConfig:
     """How images are drawn."""
 
     steps: int
@@ -44,22 +42,24 @@ class Sampler:
     shift: float
 
 
-def sampler_of(recipe: Recipe, stage: NetStage) -> Sampler:
+def sampler_of(recipe: Recipe, stage: NetStage) -> SamplingConfig:
     """How the net that a stage leaves is sampled from: one that was taught by guided steps without guidance."""
-    return Sampler(
-        steps=stage.student_steps if isinstance(stage, StepStage | HalvingStage) else recipe.evaluation.steps,
-        guidance=1 if isinstance(stage, StepStage) else recipe.evaluation.guidance,
+    return SamplingConfig(
+        steps=stage.student_steps
+        if isinstance(stage, AdversarialDistillationStage | ProgressiveDistillationStage)
+        else recipe.evaluation.steps,
+        guidance=1 if isinstance(stage, AdversarialDistillationStage) else recipe.evaluation.guidance,
         shift=stage.timestep_shift,
     )
 
 
-class Judge:
+class RecipeEvaluator:
     """Judges nets of one recipe at one resolution, always by the same pairs, captions and noise.
 
     The distances' reference are the training images; captions are those of held-out concepts, as in a search.
     """
 
-    def __init__(self, material: Material, resolution: int) -> None:
+    def __init__(self, material: RecipeData, resolution: int) -> None:
         self.material, self.resolution = material, resolution
         self.settings = material.recipe.evaluation
         self._held = material.encoded("val", resolution)
@@ -94,18 +94,18 @@ class Judge:
             seed=FIXED,
         )
 
-    def _process(self, net: UNet | Teacher, shift: float) -> Process:
+    def _process(self, net: UNet | Teacher, shift: float) -> NoiseProcess:
         prediction = net.prediction if isinstance(net, Teacher) else self.material.recipe.prediction
-        return process.of(prediction, shift=shift)
+        return process.make_process(prediction, shift=shift)
 
-    def measure(self, unet: UNet, sampler: Sampler) -> dict[str, Estimate]:
+    def measure(self, unet: UNet, sampler: SamplingConfig) -> dict[str, Estimate]:
         """Every number of a net at the end of a stage, each with an interval for other samples and captions."""
-        found = {"validation_loss": intervals.of_pairs([self.pair_losses(unet, shift=sampler.shift)])}
+        found = {"validation_loss": intervals.validation_estimate([self.pair_losses(unet, shift=sampler.shift)])}
         if self.settings.samples:
             images = self.samples(unet, sampler)
             drawn = self._extractor(images, resolution=self.settings.feature_resolution)
-            found["frechet_distance"] = intervals.of_distances([distance.frechet(drawn, self._reference)])
-            found["kernel_distance"] = intervals.of_distances([distance.kernel(drawn, self._reference)])
+            found["frechet_distance"] = intervals.distance_estimate([distances.frechet(drawn, self._reference)])
+            found["kernel_distance"] = intervals.distance_estimate([distances.kernel(drawn, self._reference)])
             if self.settings.retrieval:
                 retrieval = self._retriever.score(images, self.prompts)
                 found |= {"retrieval_r1": retrieval.r1, "retrieval_r10": retrieval.r10, "retrieval_mrr": retrieval.mrr}
@@ -116,11 +116,11 @@ class Judge:
         """Held-out captions, one a sample, in a fixed order."""
         return fixed_prompts(self._held.images.captions, self.settings.samples)
 
-    def samples(self, unet: UNet, sampler: Sampler) -> Tensor:
+    def samples(self, unet: UNet, sampler: SamplingConfig) -> Tensor:
         """An image of each of `prompts`: (samples, 3, H, W) uint8 on the CPU."""
         return self.draw(unet, self.prompts, sampler)
 
-    def sheet(self, unet: UNet, sampler: Sampler) -> Tensor:
+    def sheet(self, unet: UNet, sampler: SamplingConfig) -> Tensor:
         """A grid of the recipe's own prompts: (3, H, W) uint8."""
         rows, columns = GRID
         named = list(self.settings.prompts)
@@ -128,7 +128,7 @@ class Judge:
         return grid(self.draw(unet, prompts, sampler), -(-len(prompts) // columns), columns)
 
     @torch.no_grad()
-    def draw(self, unet: UNet, prompts: Sequence[str], sampler: Sampler) -> Tensor:
+    def draw(self, unet: UNet, prompts: Sequence[str], sampler: SamplingConfig) -> Tensor:
         """Images of prompts, each from its index's noise: (len(prompts), 3, H, W) uint8 on the CPU."""
         unet.eval()
         coder, device = self.material.autoencoder, self.material.device
@@ -139,24 +139,24 @@ class Judge:
             indices = range(start, min(start + BATCH, len(prompts)))
             latents = self._process(unet, sampler.shift).sample(
                 unet,
-                flow.image_noise(indices, shape, seed=FIXED, name="sample").to(device),
+                rectified_flow.per_image_noise(indices, shape, seed=FIXED, name="sample").to(device),
                 contexts.condition(torch.tensor(indices)).context.to(device),
                 steps=sampler.steps,
                 guidance=sampler.guidance,
             )
-            images.append(as_bytes(coder.decode(latents)).cpu())
+            images.append(to_uint8(coder.decode(latents)).cpu())
         return torch.cat(images)
 
     @functools.cached_property
-    def _extractor(self) -> Extractor:
-        return features.load(self.settings.extractor).to(self.material.device)
+    def _extractor(self) -> FeatureExtractor:
+        return feature_extractors.load_extractor(self.settings.extractor).to(self.material.device)
 
     @functools.cached_property
-    def _reference(self) -> Reference:
+    def _reference(self) -> ReferenceStats:
         return reference_of(
             self.material.images("train", self.resolution),
             self._extractor,
-            digest=features.digest(self.settings.extractor),
+            digest=feature_extractors.digest(self.settings.extractor),
             feature_resolution=self.settings.feature_resolution,
             device=self.material.device,
         )
@@ -166,12 +166,12 @@ class Judge:
         return Retriever.fitted(self.material.images("train", self.resolution), device=self.material.device)
 
 
-def _said(net: UNet | Teacher, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+def _said(net: UNet | Teacher, x: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
     output: Tensor = net(x, t, *condition) if isinstance(net, Teacher) else net(x, t, condition.context)
     return output
 
 
-def _on(condition: Condition, rows: Tensor, device: torch.device) -> Condition:
+def _on(condition: Conditioning, rows: Tensor, device: torch.device) -> Conditioning:
     context, pooled = (None if x is None else x[rows.to(x.device)].to(device) for x in condition)
     assert context is not None
-    return Condition(context, pooled)
+    return Conditioning(context, pooled)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from archsearch.stats import intervals
 from archsearch.stats.estimate import Estimate
-from archsearch.training.evaluation import Sampler
+from archsearch.training.evaluation import SamplingConfig
 from archsearch.training.run_folder import RunFolder
-from snapgen.io.atomic import aside
-from snapgen.training.loop import Report
+from snapgen.io.atomic import atomic_write
+from snapgen.training.loop import StepStats
 from snapgen.training.stages import AnyStage, DecoderStage
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -69,7 +69,7 @@ class TrainLog:
             self._write([rows[0], *kept] if step and kept else [])
         self._tell(f"{self._label}: from step {step:,}" if step else f"{self._label}: begins")
 
-    def report(self, report: Report) -> None:
+    def report(self, report: StepStats) -> None:
         """What the loop did since its last report."""
         if not self._main:
             return
@@ -112,13 +112,13 @@ class TrainLog:
 
     def validated(self, step: int, losses: Tensor) -> None:
         """An evaluation on the way."""
-        self._evaluation(step, {"validation_loss": intervals.of_pairs([losses])}, None)
+        self._evaluation(step, {"validation_loss": intervals.validation_estimate([losses])}, None)
 
-    def measured(self, step: int, numbers: Mapping[str, Estimate], sampler: Sampler) -> None:
+    def measured(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig) -> None:
         """The evaluation at the stage's end."""
         self._evaluation(step, numbers, sampler)
 
-    def _evaluation(self, step: int, numbers: Mapping[str, Estimate], sampler: Sampler | None) -> None:
+    def _evaluation(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig | None) -> None:
         entry = {
             "stage": self._stage.name,
             "step": step,
@@ -128,23 +128,23 @@ class TrainLog:
         }
         path = self._folder.path / EVALUATIONS
         others = [e for e in read_evaluations(self._folder.path) if (e["stage"], e["step"]) != (entry["stage"], step)]
-        with aside(path) as part:
+        with atomic_write(path) as part:
             part.write_text("".join(json.dumps(e) + "\n" for e in [*others, entry]))
         for name, number in numbers.items():
             self._board.add_scalar(name, number.value, step)
         shown = ", ".join(f"{name} {n.value:.4g} [{n.low:.4g}, {n.high:.4g}]" for name, n in numbers.items())
         self._tell(f"{self._label}: step {step:,}: {shown}")
 
-    def grid(self, step: int, sheet: Tensor, sampler: Sampler) -> None:
+    def grid(self, step: int, sheet: Tensor, sampler: SamplingConfig) -> None:
         """A grid of samples, (3, H, W) uint8."""
         path = self._folder.path / "samples" / f"{self._label}-{step:07d}-{sampler.steps}-steps.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside(path) as part:
+        with atomic_write(path) as part:
             Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(part, format="png")
         self._board.add_image(f"samples, {sampler.steps} steps", sheet, step)
 
     def _write(self, rows: list[list[str]]) -> None:
-        with aside(self._csv) as part, part.open("w", newline="") as file:
+        with atomic_write(self._csv) as part, part.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
 
 

@@ -7,33 +7,39 @@ from typing import Any, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from archsearch.library import RUNS, FolderName, read
+from archsearch.library import RUNS, FolderName, read_named
 from archsearch.protocol import Samples
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import BASE
-from snapgen import config as reading
+from snapgen import config
 from snapgen.architecture import presets
 from snapgen.architecture.schema import Architecture
-from snapgen.conditioning.captions import EncoderSettings
-from snapgen.config import Settings
-from snapgen.diffusion import process
-from snapgen.diffusion import variance_preserving as diffusion
+from snapgen.conditioning.captions import TextEncoderConfig
+from snapgen.config import Config
+from snapgen.diffusion import process, variance_preserving
 from snapgen.errors import InputError
-from snapgen.objectives.teacher import TeacherShape
-from snapgen.training.stages import AnyStage, DecoderStage, FlowStage, HalvingStage, Stage, StepStage
+from snapgen.objectives.teacher import TeacherConfig
+from snapgen.training.stages import (
+    AdversarialDistillationStage,
+    AnyStage,
+    DecoderStage,
+    FlowMatchingStage,
+    ProgressiveDistillationStage,
+    Stage,
+)
 
 BEFORE = "before"
 """A halving stage's teacher: its own net, as it stands where the stage begins."""
 
 
-class TeacherSettings(Settings):
+class TeacherSourceConfig(Config):
     """The net that teaches: an SD3 transformer by path, or a small one that a stage of the recipe trains."""
 
     path: str | None = None
     """Folder of a diffusers SD3Transformer2DModel, or of a pipeline that has one."""
-    shape: TeacherShape | None = None
+    shape: TeacherConfig | None = None
     """Of one that is built and trained here."""
-    text: tuple[EncoderSettings, ...] | None = None
+    text: tuple[TextEncoderConfig, ...] | None = None
     """Its own text encoders; None: the student's."""
     bfloat16: bool = False
     """Of its weights where it teaches."""
@@ -45,7 +51,7 @@ class TeacherSettings(Settings):
         return self
 
 
-class EvaluationSettings(Settings):
+class EvaluationConfig(Config):
     """How a stage's net is judged, at its end and, without distances, on the way."""
 
     pairs: int = Field(default=512, ge=2)
@@ -64,7 +70,7 @@ class EvaluationSettings(Settings):
     """Of the sample grids; empty: held-out captions."""
 
 
-class Expected(Settings):
+class ExpectedShapes(Config):
     """What files that are not on every machine must turn out to be: a plan can be made without them."""
 
     factor: int = Field(ge=1)
@@ -72,7 +78,7 @@ class Expected(Settings):
     latent_channels: int = Field(ge=1)
     encoders: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """Channels of a text encoder's tokens and of its pooled embedding, by its name or folder."""
-    teacher: TeacherShape | None = None
+    teacher: TeacherConfig | None = None
     """Of teachers by path."""
     unets: dict[str, str] = Field(default_factory=dict)
     """Architectures (presets or files) of the U-Nets that teach a halving stage, by their folders."""
@@ -82,7 +88,7 @@ class Expected(Settings):
     """Of these images that differ from each other; None: each image has its own."""
 
 
-class Recipe(Settings):
+class Recipe(Config):
     """One training, as its YAML has it."""
 
     name: FolderName
@@ -90,15 +96,15 @@ class Recipe(Settings):
     """A preset, a JSON or YAML file, SPACE:base, STUDY:best or STUDY:TRIAL."""
     weights: str | None = None
     """Folder of a U-Net to begin with (`archsearch convert`, an earlier run's stage); None: weights from the seed."""
-    prediction: process.Prediction = "velocity"
+    prediction: process.PredictionType = "velocity"
     """What the student's output stands for: velocity, data or preconditioned, of rectified flow; v or noise, of the
     diffusion process of Stable Diffusion 1.5."""
     data: str = "emoji"
     autoencoder: str = "emoji"
-    text: tuple[EncoderSettings, ...] = (EncoderSettings(),)
-    teacher: TeacherSettings | None = None
-    expected: Expected | None = None
-    evaluation: EvaluationSettings = EvaluationSettings()
+    text: tuple[TextEncoderConfig, ...] = (TextEncoderConfig(),)
+    teacher: TeacherSourceConfig | None = None
+    expected: ExpectedShapes | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     checkpoint_minutes: float = Field(default=5, ge=0)
     """Between checkpoints; 0: at every report."""
@@ -114,11 +120,11 @@ class Recipe(Settings):
                 raise ValueError(f"two stages are called {name}; rename one")
         has_teacher = self.teacher is not None and self.teacher.path is not None
         for stage in self.stages:
-            if isinstance(stage, FlowStage) and stage.net == "teacher":
+            if isinstance(stage, FlowMatchingStage) and stage.net == "teacher":
                 if self.teacher is None or self.teacher.shape is None:
                     raise ValueError(f"stage {stage.name} trains a teacher without a shape; give teacher.shape")
                 has_teacher = True
-            elif learns_from_teacher(stage) and not (has_teacher or (self.teacher and own_teacher(stage))):
+            elif learns_from_teacher(stage) and not (has_teacher or (self.teacher and stage_teacher(stage))):
                 raise ValueError(
                     f"stage {stage.name} needs a teacher; give teacher.path, or train one (net: teacher) before it"
                 )
@@ -126,17 +132,17 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _stages_are_of_the_process(self) -> Self:
-        is_diffusion = self.prediction in diffusion.PREDICTIONS
+        is_diffusion = self.prediction in variance_preserving.DIFFUSION_PREDICTION_TYPES
         for number, stage in enumerate(self.stages):
-            if isinstance(stage, HalvingStage) and not is_diffusion:
+            if isinstance(stage, ProgressiveDistillationStage) and not is_diffusion:
                 raise ValueError(f"stage {stage.name} halves DDIM's steps; set prediction to v or noise")
-            has_before = self.weights is not None or any(map(is_of_student, self.stages[:number]))
-            if isinstance(stage, HalvingStage) and stage.teacher == BEFORE and not has_before:
+            has_before = self.weights is not None or any(map(trains_student, self.stages[:number]))
+            if isinstance(stage, ProgressiveDistillationStage) and stage.teacher == BEFORE and not has_before:
                 raise ValueError(f"stage {stage.name} has no net before it; give weights, or its teacher's folder")
             if is_diffusion and learns_from_teacher(stage):
                 problem = f"stage {stage.name} learns from a teacher of rectified flow, not of {self.prediction}"
                 raise ValueError(f"{problem}; use kind: halving, or another prediction")
-            if is_diffusion and is_of_student(stage) and isinstance(stage, Stage) and stage.shift != 1:
+            if is_diffusion and trains_student(stage) and isinstance(stage, Stage) and stage.shift != 1:
                 raise ValueError(f"stage {stage.name}: shift is rectified flow's, SD's schedule is fixed; leave it out")
         return self
 
@@ -151,52 +157,52 @@ class Recipe(Settings):
         return RUNS / self.name
 
     @property
-    def teacher_text(self) -> tuple[EncoderSettings, ...]:
+    def teacher_text(self) -> tuple[TextEncoderConfig, ...]:
         """The teacher's text encoders."""
         return self.text if self.teacher is None or self.teacher.text is None else self.teacher.text
 
     def changed(self, values: dict[str, Any]) -> Recipe:
         """This recipe with some fields changed, and checked again."""
-        found = reading.parse({**self.model_dump(mode="json"), **values}, Recipe, source=self.source)
+        found = config.parse_config({**self.model_dump(mode="json"), **values}, Recipe, source=self.source)
         found._source = self._source
         return found
 
 
 def learns_from_teacher(stage: AnyStage) -> bool:
     """Whether a stage has a use for the teacher."""
-    if isinstance(stage, StepStage):
+    if isinstance(stage, AdversarialDistillationStage):
         return stage.distillation is not None or stage.adversarial is not None
-    return isinstance(stage, FlowStage) and stage.distillation is not None
+    return isinstance(stage, FlowMatchingStage) and stage.distillation is not None
 
 
-def own_teacher(stage: AnyStage) -> str | None:
+def stage_teacher(stage: AnyStage) -> str | None:
     """The folder of a stage's own teacher, if it has one and a use for it."""
     return None if isinstance(stage, DecoderStage) or not learns_from_teacher(stage) else stage.teacher
 
 
-def net_teacher(stage: AnyStage) -> str | None:
+def unet_teacher(stage: AnyStage) -> str | None:
     """The folder of the U-Net that teaches a stage; None: it has none, or its own net."""
-    return stage.teacher if isinstance(stage, HalvingStage) and stage.teacher != BEFORE else None
+    return stage.teacher if isinstance(stage, ProgressiveDistillationStage) and stage.teacher != BEFORE else None
 
 
-def sides_of(stage: AnyStage) -> tuple[int, ...]:
+def resolutions_of(stage: AnyStage) -> tuple[int, ...]:
     """The resolutions of a stage's images, in pixels."""
     return stage.training.resolutions if isinstance(stage, DecoderStage) else (stage.resolution,)
 
 
-def is_of_student(stage: AnyStage) -> bool:
+def trains_student(stage: AnyStage) -> bool:
     """Whether a stage trains the student."""
-    return not isinstance(stage, DecoderStage) and not (isinstance(stage, FlowStage) and stage.net == "teacher")
+    return not isinstance(stage, DecoderStage) and not (isinstance(stage, FlowMatchingStage) and stage.net == "teacher")
 
 
-def find(name_or_path: str | Path) -> Recipe:
+def load_recipe(name_or_path: str | Path) -> Recipe:
     """A shipped recipe by its name, or one's own by its path.
 
     Raises:
         InputError: naming the file, the place and the remedy.
     """
-    path, values = read(name_or_path, ("training",))
-    found = reading.parse(values, Recipe, source=path)
+    path, values = read_named(name_or_path, ("training",))
+    found = config.parse_config(values, Recipe, source=path)
     found._source = str(path)
     return found
 
@@ -212,14 +218,14 @@ def architecture(name: str) -> Architecture:
         return presets.resolve(name, besides=("SPACE:base", "STUDY:best", "STUDY:TRIAL"))
     if which == BASE:
         return load_space(study_name).base
-    from archsearch.studies.config.study import find as find_study
-    from archsearch.studies.search.candidates import best, read
-    from archsearch.studies.storage.database import existing
+    from archsearch.studies.config.study import load_config as find_study
+    from archsearch.studies.search.candidates import best, load_candidates
+    from archsearch.studies.storage.database import load_study
 
-    study = existing(find_study(study_name))
+    study = load_study(find_study(study_name))
     if which == "best":
         return best(study).candidate.architecture
-    candidates = {str(c.number): c for c in read(study, artifacts=False)}
+    candidates = {str(c.number): c for c in load_candidates(study, artifacts=False)}
     if which not in candidates:
         some = ", ".join(list(candidates)[:5])
         raise InputError(name, f"has no trial {which}", f"use best, or one of its trials: {some}, …")

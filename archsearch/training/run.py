@@ -20,33 +20,38 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from torch import Tensor, nn
 
 from archsearch.studies.signals import terminable
-from archsearch.training import run_folder as runfolder
-from archsearch.training.compatibility import check, new_teacher, shapes
-from archsearch.training.data import Material
-from archsearch.training.evaluation import Judge, sampler_of
+from archsearch.training import run_folder
+from archsearch.training.compatibility import check_recipe, new_teacher, shapes
+from archsearch.training.data import RecipeData
+from archsearch.training.evaluation import RecipeEvaluator, sampler_of
 from archsearch.training.log import TrainLog
-from archsearch.training.recipe import Recipe, is_of_student, learns_from_teacher, net_teacher, sides_of
+from archsearch.training.recipe import Recipe, learns_from_teacher, resolutions_of, trains_student, unet_teacher
 from archsearch.training.run_folder import RunFolder
-from snapgen import devices
-from snapgen import seeding as seeds
+from snapgen import devices, seeding
 from snapgen.architecture.schema import Architecture
-from snapgen.autoencoders import autoencoder as coders
-from snapgen.autoencoders.autoencoder import WithDecoder, read_decoder
-from snapgen.diffusion import process
-from snapgen.diffusion import variance_preserving as diffusion
+from snapgen.autoencoders import autoencoder
+from snapgen.autoencoders.autoencoder import AutoencoderWithDecoder, read_decoder
+from snapgen.diffusion import process, variance_preserving
 from snapgen.errors import InputError
 from snapgen.io import checkpoint
 from snapgen.io.cache import JSON
 from snapgen.models.unet import UNet
 from snapgen.objectives import teacher
-from snapgen.objectives.build import turns
+from snapgen.objectives.build import build_objectives
 from snapgen.objectives.teacher import Teacher
-from snapgen.optim.ema import Average
+from snapgen.optim.ema import EMA
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
-from snapgen.progress import quiet
-from snapgen.training.batches import Feed, Times, shares, student_times, training_times
-from snapgen.training.loop import Loop, Report
-from snapgen.training.stages import AnyStage, DecoderStage, FlowStage, HalvingStage, NetStage, StepStage
+from snapgen.progress import silence_libraries
+from snapgen.training.batches import BatchStream, TimestepSampler, equal_shares, few_step_timesteps, training_timesteps
+from snapgen.training.loop import StepStats, Trainer
+from snapgen.training.stages import (
+    AdversarialDistillationStage,
+    AnyStage,
+    DecoderStage,
+    FlowMatchingStage,
+    NetStage,
+    ProgressiveDistillationStage,
+)
 
 Tell = Callable[[str], None]
 LONGEST_WAIT = datetime.timedelta(days=7)
@@ -70,13 +75,13 @@ def train(recipe: Recipe, arch: Architecture, *, tell: Tell, until: str | None =
     """
     # While one process evaluates or trains a decoder, the others wait.
     patient = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
-    drops = any(isinstance(stage, FlowStage) and stage.block_dropout for stage in recipe.stages)
+    drops = any(isinstance(stage, FlowMatchingStage) and stage.block_dropout for stage in recipe.stages)
     shared = DistributedDataParallelKwargs(find_unused_parameters=drops)  # a block that is left out has no gradient
     # The recipe decides on the precision, not how processes are launched.
     accelerator = Accelerator(
-        cpu=devices.choose().type == "cpu", mixed_precision="no", kwargs_handlers=[patient, shared]
+        cpu=devices.default_device().type == "cpu", mixed_precision="no", kwargs_handlers=[patient, shared]
     )
-    run = Training(recipe, arch, accelerator, tell if accelerator.is_main_process else lambda _: None)
+    run = RecipeRunner(recipe, arch, accelerator, tell if accelerator.is_main_process else lambda _: None)
     run.check()
     with terminable(), run.alone(), _writable(recipe.folder):
         run.run(until)
@@ -95,16 +100,16 @@ def _writable(folder: Path) -> Iterator[None]:
         raise InputError(folder, "cannot be written (no space left on device)", remedy) from None
 
 
-class Training:
+class RecipeRunner:
     """One run of a recipe."""
 
     def __init__(self, recipe: Recipe, arch: Architecture, accelerator: Accelerator, tell: Tell) -> None:
         self.recipe, self.arch, self.accelerator, self.tell = recipe, arch, accelerator, tell
         self.device: torch.device = accelerator.device
-        self.material = Material(recipe, self.device)
+        self.material = RecipeData(recipe, self.device)
         self.folder = RunFolder(recipe, arch)
         self.shapes = shapes(recipe)
-        self._judges: dict[int, Judge] = {}
+        self._judges: dict[int, RecipeEvaluator] = {}
         self._saved = time.monotonic()
 
     @contextlib.contextmanager
@@ -130,13 +135,13 @@ class Training:
         Raises:
             InputError: if not.
         """
-        check(self.recipe, self.arch, self.shapes, processes=self.accelerator.num_processes)
+        check_recipe(self.recipe, self.arch, self.shapes, processes=self.accelerator.num_processes)
         if self.recipe.weights is not None:
-            runfolder.check_unet(Path(self.recipe.weights), self.arch)
-            first = next(filter(is_of_student, self.recipe.stages), None)
-            if isinstance(first, HalvingStage) and net_teacher(first) is None:
-                runfolder.check_prediction(Path(self.recipe.weights), self.recipe.prediction)
-        sides = [side for stage in self.recipe.stages for side in sides_of(stage)]
+            run_folder.check_unet(Path(self.recipe.weights), self.arch)
+            first = next(filter(trains_student, self.recipe.stages), None)
+            if isinstance(first, ProgressiveDistillationStage) and unet_teacher(first) is None:
+                run_folder.check_prediction(Path(self.recipe.weights), self.recipe.prediction)
+        sides = [side for stage in self.recipe.stages for side in resolutions_of(stage)]
         with self.accelerator.main_process_first():
             self.material.images("train", max(sides))
 
@@ -197,7 +202,7 @@ class Training:
                 self._save(number, loop)  # after it: a run killed in between looks again
             self.accelerator.wait_for_everyone()
 
-        def report(told: Report) -> None:
+        def report(told: StepStats) -> None:
             log.report(told)
             if self._main and time.monotonic() - self._saved >= 60 * self.recipe.checkpoint_minutes:
                 self._save(number, loop)
@@ -217,11 +222,11 @@ class Training:
         self.folder.finish(number, net.save_pretrained if isinstance(net, Teacher) else self._writer(net))
 
     def _writer(self, net: UNet) -> Callable[[Path], None]:
-        return lambda folder: runfolder.write_unet(net, self.recipe.prediction, folder)
+        return lambda folder: run_folder.write_unet(net, self.recipe.prediction, folder)
 
-    def _judge(self, resolution: int) -> Judge:
+    def _judge(self, resolution: int) -> RecipeEvaluator:
         if resolution not in self._judges:
-            self._judges[resolution] = Judge(self.material, resolution)
+            self._judges[resolution] = RecipeEvaluator(self.material, resolution)
         return self._judges[resolution]
 
     def _look(self, stage: NetStage, net: UNet | Teacher, log: TrainLog, step: int) -> None:
@@ -234,21 +239,21 @@ class Training:
             log.measured(step, judge.measure(net, sampler), sampler)
         if isinstance(net, UNet):
             log.grid(step, judge.sheet(net, sampler), sampler)
-            if isinstance(stage, StepStage):
+            if isinstance(stage, AdversarialDistillationStage):
                 twice = dataclasses.replace(sampler, steps=2 * sampler.steps)
                 log.grid(step, judge.sheet(net, twice), twice)
 
-    def _loop(self, number: int, stage: NetStage, net: UNet | Teacher) -> Loop:
-        seed = seeds.derive(self.recipe.seed, "stage", stage.name)
+    def _loop(self, number: int, stage: NetStage, net: UNet | Teacher) -> Trainer:
+        seed = seeding.derive_seed(self.recipe.seed, "stage", stage.name)
         teaches = self._teacher(number, stage)
-        found, settings = turns(stage, net, teaches, prediction=self.recipe.prediction, seed=seed)
+        found, settings = build_objectives(stage, net, teaches, prediction=self.recipe.prediction, seed=seed)
         for turn in found.values():
             turn.to(self.device)
         with self.accelerator.main_process_first():
             data = self.material.encoded("train", stage.resolution)
         is_teacher = isinstance(net, Teacher)
         text = self.recipe.teacher_text if is_teacher else self.recipe.text
-        feed = Feed(
+        feed = BatchStream(
             data.latents,
             data.teacher if is_teacher else data.student,
             teacher=data.teacher if isinstance(teaches, Teacher) else None,
@@ -258,21 +263,21 @@ class Training:
             seed=seed,
             device=self.device,
         )
-        return Loop(stage, net, found, feed, accelerator=self.accelerator, settings=settings)
+        return Trainer(stage, net, found, feed, accelerator=self.accelerator, settings=settings)
 
-    def _times(self, stage: NetStage, net: UNet | Teacher) -> Times:
-        if isinstance(stage, HalvingStage):
-            return shares(diffusion.visited(stage.student_steps)[:-1])
-        if isinstance(stage, StepStage):
-            return student_times(stage.student_steps, stage.timestep_shift)
+    def _times(self, stage: NetStage, net: UNet | Teacher) -> TimestepSampler:
+        if isinstance(stage, ProgressiveDistillationStage):
+            return equal_shares(variance_preserving.ddim_timesteps(stage.student_steps)[:-1])
+        if isinstance(stage, AdversarialDistillationStage):
+            return few_step_timesteps(stage.student_steps, stage.timestep_shift)
         prediction = net.prediction if isinstance(net, Teacher) else self.recipe.prediction
-        return training_times(process.of(prediction, shift=stage.timestep_shift))
+        return training_timesteps(process.make_process(prediction, shift=stage.timestep_shift))
 
     def _net(self, number: int, stage: NetStage) -> UNet | Teacher:
         """The net to train, with the weights that it begins with."""
-        if isinstance(stage, FlowStage) and stage.net == "teacher":
-            before = self.folder.before(number, lambda s: isinstance(s, FlowStage) and s.net == "teacher")
-            net: UNet | Teacher = teacher.load(before) if before else self._new_teacher()
+        if isinstance(stage, FlowMatchingStage) and stage.net == "teacher":
+            before = self.folder.before(number, lambda s: isinstance(s, FlowMatchingStage) and s.net == "teacher")
+            net: UNet | Teacher = teacher.load_teacher(before) if before else self._new_teacher()
         else:
             net = self._before(number) or self._new_student()
         if stage.gradient_checkpointing:
@@ -282,11 +287,11 @@ class Training:
 
     def _before(self, number: int) -> UNet | None:
         """The student as a stage finds it, if it is not new."""
-        return runfolder.read_unet(self.folder.before(number, is_of_student) or self.recipe.weights, self.arch)
+        return run_folder.read_unet(self.folder.before(number, trains_student) or self.recipe.weights, self.arch)
 
     def _new_student(self) -> UNet:
         unet = UNet(self.arch)
-        unet.initialise(seeds.derive(self.recipe.seed, "weights"))
+        unet.initialise(seeding.derive_seed(self.recipe.seed, "weights"))
         return unet
 
     def _new_teacher(self) -> Teacher:
@@ -297,26 +302,26 @@ class Training:
 
     def _teacher(self, number: int, stage: NetStage) -> Teacher | UNet | None:
         """The frozen teacher of a stage, if it has one, once on the device."""
-        if isinstance(stage, HalvingStage):
-            folder = net_teacher(stage)
+        if isinstance(stage, ProgressiveDistillationStage):
+            folder = unet_teacher(stage)
             arch = self.arch if folder is None else self.shapes.unets[folder]
-            unet = self._before(number) if folder is None else runfolder.read_unet(folder, arch)
+            unet = self._before(number) if folder is None else run_folder.read_unet(folder, arch)
             assert unet is not None, "a recipe says what stands before"
             unet.eval().requires_grad_(False).to(self.device)
             return unet
         return self._flow_teacher(number, stage) if learns_from_teacher(stage) else None
 
-    def _flow_teacher(self, number: int, stage: FlowStage | StepStage) -> Teacher:
+    def _flow_teacher(self, number: int, stage: FlowMatchingStage | AdversarialDistillationStage) -> Teacher:
         settings = self.recipe.teacher
         assert settings is not None
-        trained = self.folder.before(number, lambda s: isinstance(s, FlowStage) and s.net == "teacher")
+        trained = self.folder.before(number, lambda s: isinstance(s, FlowMatchingStage) and s.net == "teacher")
         path = stage.teacher or trained or settings.path
-        found = teacher.load(Path(str(path)), dtype=torch.bfloat16 if settings.bfloat16 else torch.float32)
+        found = teacher.load_teacher(Path(str(path)), dtype=torch.bfloat16 if settings.bfloat16 else torch.float32)
         if stage.gradient_checkpointing:  # the discriminator's gradient runs through it
             found.enable_gradient_checkpointing()
         return found.to(self.device)
 
-    def _resume(self, number: int, loop: Loop, log: TrainLog) -> None:
+    def _resume(self, number: int, loop: Trainer, log: TrainLog) -> None:
         """Go on from the checkpoint, if it is of this stage."""
         parts, facts = self.folder.read_checkpoint(number)
         if facts is not None:
@@ -324,13 +329,13 @@ class Training:
                 loop.load(parts, int(facts["step"]))
         log.begin(loop.step)
 
-    def _save(self, number: int, loop: Loop) -> None:
+    def _save(self, number: int, loop: Trainer) -> None:
         self.save(number, loop.state(), loop.step)
 
     def save(self, number: int, parts: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """Write the checkpoint of a stage."""
         facts: dict[str, JSON] = {"stage": self.recipe.stages[number].name, "step": step}
-        checkpoint.save(self.folder.checkpoint, parts, facts)
+        checkpoint.save_checkpoint(self.folder.checkpoint, parts, facts)
         self._saved = time.monotonic()
 
     def _assemble(self, number: int) -> None:
@@ -339,7 +344,7 @@ class Training:
         Nothing is done where it lies there already: a run may have been killed between a stage's result and this.
         """
         done = list(enumerate(self.recipe.stages[: number + 1]))
-        students = [(i, s) for i, s in done if not isinstance(s, DecoderStage) and is_of_student(s)]
+        students = [(i, s) for i, s in done if not isinstance(s, DecoderStage) and trains_student(s)]
         if not students:
             return
         index, stage = students[-1]
@@ -347,16 +352,16 @@ class Training:
         made_of = ", ".join(self.folder.label(i) for i in (index, *decoders))
         if self.folder.pipeline_made_of() == made_of:
             return
-        unet = runfolder.read_unet(self.folder.result(index), self.arch)
+        unet = run_folder.read_unet(self.folder.result(index), self.arch)
         assert unet is not None
-        coder = coders.load(self.recipe.autoencoder)
+        coder = autoencoder.load_autoencoder(self.recipe.autoencoder)
         if decoders:
-            coder = WithDecoder(coder, read_decoder(self.folder.result(decoders[0])))
+            coder = AutoencoderWithDecoder(coder, read_decoder(self.folder.result(decoders[0])))
         if coder.factor == 1:
             self.tell("no pipeline is written: its latents are pixels")
             return
         sampler = sampler_of(self.recipe, stage)
-        with quiet():
+        with silence_libraries():
             pipeline = SnapGenPipeline.assembled(
                 unet,
                 coder,
@@ -371,7 +376,7 @@ class Training:
 
 
 @contextlib.contextmanager
-def averaged(net: nn.Module, average: Average) -> Iterator[None]:
+def averaged(net: nn.Module, average: EMA) -> Iterator[None]:
     """The net with its averaged weights, and then with its own again."""
     own = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
     net.load_state_dict(average.state())

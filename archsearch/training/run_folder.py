@@ -15,13 +15,12 @@ from torch import Tensor
 from archsearch.training.recipe import Recipe
 from snapgen import config as settings
 from snapgen.architecture.schema import Architecture
-from snapgen.diffusion.process import Prediction
+from snapgen.diffusion.process import PredictionType
 from snapgen.errors import InputError, first_line
-from snapgen.io import checkpoint
-from snapgen.io import prediction_note as meaning
-from snapgen.io.atomic import aside, folder_aside
+from snapgen.io import checkpoint, prediction_note
+from snapgen.io.atomic import atomic_folder, atomic_write
 from snapgen.models.unet import UNet
-from snapgen.progress import quiet
+from snapgen.progress import silence_libraries
 from snapgen.training.stages import AnyStage
 
 MADE_OF = "stages.txt"
@@ -84,7 +83,7 @@ class RunFolder:
         }
         kept = {name: self.path / name for name in notes}
         if kept["recipe.json"].exists():
-            before = settings.load(kept["recipe.json"], Recipe)
+            before = settings.load_yaml(kept["recipe.json"], Recipe)
             self._compare(before)
             if kept["architecture.json"].exists():
                 known = Architecture.load(kept["architecture.json"])
@@ -92,7 +91,7 @@ class RunFolder:
                     problem = f"was begun with architecture {known.id}, not {self.arch.id}"
                     raise InputError(self.path, problem, "give the first, or another --name")
         for name, values in notes.items():
-            with aside(kept[name]) as part:
+            with atomic_write(kept[name]) as part:
                 part.write_text(json.dumps(values, indent=2) + "\n")
 
     def _compare(self, before: Recipe) -> None:
@@ -102,7 +101,9 @@ class RunFolder:
                 self._refuse(field, theirs[field], ours[field])
         begun = sum(self.path.joinpath("stages", f"{i + 1:02d}-{s.name}").is_dir() for i, s in enumerate(before.stages))
         if self.checkpoint.exists():
-            begun += checkpoint.facts(self.checkpoint)["stage"] in [stage.name for stage in before.stages[begun:]]
+            begun += checkpoint.read_metadata(self.checkpoint)["stage"] in [
+                stage.name for stage in before.stages[begun:]
+            ]
         for i, (mine, other) in enumerate(zip(ours["stages"], theirs["stages"][:begun], strict=False)):
             for field in sorted({*mine, *other}):
                 if field not in MAY_CHANGE_IN_STAGE and mine.get(field) != other.get(field):
@@ -130,7 +131,7 @@ class RunFolder:
         old, new = (self.path / f".{self.pipeline.name}.{age}" for age in ("old", "new"))
         for left in (old, new):
             shutil.rmtree(left, ignore_errors=True)
-        with self._told(self.pipeline), quiet():
+        with self._told(self.pipeline), silence_libraries():
             write(new)
             (new / MADE_OF).write_text(made_of + "\n")
             if self.pipeline.exists():
@@ -148,7 +149,7 @@ class RunFolder:
         for left in result.parent.glob(f".{result.name}-*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         (self.pipeline / MADE_OF).unlink(missing_ok=True)  # a pipeline of an earlier result is to be made again
-        with self._told(result), quiet(), folder_aside(result) as folder:
+        with self._told(result), silence_libraries(), atomic_folder(result) as folder:
             write(folder)
         self.checkpoint.unlink(missing_ok=True)
 
@@ -179,7 +180,7 @@ class RunFolder:
         """The checkpoint, if there is one of this stage."""
         if not self.checkpoint.exists():
             return {}, None
-        parts, facts = checkpoint.load(self.checkpoint)
+        parts, facts = checkpoint.load_checkpoint(self.checkpoint)
         return (parts, facts) if facts.get("stage") == self.recipe.stages[number].name else ({}, None)
 
 
@@ -194,7 +195,7 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     path = Path(folder)
     check_unet(path, arch)
     try:
-        with quiet():
+        with silence_libraries():
             unet: UNet = UNet.from_pretrained(path, use_safetensors=True, local_files_only=True)
     except Exception as error:  # diffusers and safetensors raise kinds of their own for a damaged file
         problem = f"cannot be read ({first_line(error)})"
@@ -202,22 +203,22 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     return unet
 
 
-def write_unet(unet: UNet, prediction: Prediction, folder: Path) -> None:
+def write_unet(unet: UNet, prediction: PredictionType, folder: Path) -> None:
     """Write a U-Net and, beside it, what it predicts."""
     unet.save_pretrained(folder)
-    meaning.write(folder, prediction)
+    prediction_note.write_prediction_type(folder, prediction)
 
 
-def check_prediction(path: Path, prediction: Prediction) -> None:
+def check_prediction(path: Path, prediction: PredictionType) -> None:
     """Whether the U-Net in a folder predicts what is wanted, by the note beside it.
 
     Raises:
         InputError: if it predicts something else, nothing says what, or the note is damaged.
     """
-    own = meaning.read(path)
+    own = prediction_note.read_prediction_type(path)
     if own is None:
         remedy = f'if it is what it was trained for, write {{"prediction": "{prediction}"}} there'
-        raise InputError(path / meaning.NOTE, "is missing, so nothing says what the U-Net predicts", remedy)
+        raise InputError(path / prediction_note.NOTE, "is missing, so nothing says what the U-Net predicts", remedy)
     if own != prediction:
         problem = f"predicts {own!r}, and is to teach a net that predicts {prediction!r}"
         raise InputError(path, problem, "name a teacher that was trained for the same prediction")

@@ -6,26 +6,26 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from snapgen.architecture import overrides as paths
-from snapgen.architecture.schema import Architecture, Kind
+from snapgen.architecture import overrides
+from snapgen.architecture.schema import Architecture, BlockKind
 
-FIELDS: Mapping[Kind, str] = {"residual": "residual_blocks", "transformer": "transformers"}
+FIELDS: Mapping[BlockKind, str] = {"residual": "residual_blocks", "transformer": "transformers"}
 """What a site counts blocks of a kind in."""
 
 
-SHORT: Mapping[Kind, str] = {"residual": "ResNet", "transformer": "CA"}
+SHORT: Mapping[BlockKind, str] = {"residual": "ResNet", "transformer": "CA"}
 """The paper's names."""
 
 
 Layers = tuple[tuple[int, int], ...]
 
 
-Place = tuple[str, int, Kind]
+BlockSite = tuple[str, int, BlockKind]
 """Site, layer, kind."""
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockRef:
     """One block of a net.
 
     Attributes:
@@ -37,13 +37,13 @@ class Block:
     """
 
     name: str
-    kind: Kind
+    kind: BlockKind
     site: str
     layer: int
     index: int
 
     @property
-    def place(self) -> Place:
+    def place(self) -> BlockSite:
         """What it shares with its copies."""
         return self.site, self.layer, self.kind
 
@@ -53,10 +53,10 @@ class Block:
         return f"{SHORT[self.kind]} {self.site}.{self.layer}" + (f".{self.index}" if self.index else "")
 
 
-def blocks(arch: Architecture) -> tuple[Block, ...]:
+def blocks(arch: Architecture) -> tuple[BlockRef, ...]:
     """Every block of a net, in the order of the forward pass."""
     return tuple(
-        Block(_module(site, layer, kind, index), kind, site, layer, index)
+        BlockRef(_module(site, layer, kind, index), kind, site, layer, index)
         for site, layers in _dealt(arch).items()
         for layer, counts in enumerate(layers)
         for kind, count in zip(FIELDS, counts, strict=True)
@@ -64,17 +64,17 @@ def blocks(arch: Architecture) -> tuple[Block, ...]:
     )
 
 
-def counted(arch: Architecture) -> dict[Place, int]:
+def block_counts(arch: Architecture) -> dict[BlockSite, int]:
     """How many blocks stand in each place that has any, in the order of the forward pass."""
     return dict(Counter(block.place for block in blocks(arch)))
 
 
-def explicit(arch: Architecture) -> Architecture:
+def with_explicit_layers(arch: Architecture) -> Architecture:
     """The same net, with every site's layers written out."""
     return _with(arch, _dealt(arch))
 
 
-def changed(arch: Architecture, removed: Collection[str] = (), copied: Collection[str] = ()) -> Architecture:
+def edit_blocks(arch: Architecture, removed: Collection[str] = (), copied: Collection[str] = ()) -> Architecture:
     """The description of a net without some blocks, and with each of some others once more, after it.
 
     Raises:
@@ -90,7 +90,7 @@ def changed(arch: Architecture, removed: Collection[str] = (), copied: Collectio
     return _with(arch, {site: tuple((a, b) for a, b in found) for site, found in layers.items()})
 
 
-def removable(arch: Architecture) -> tuple[Block, ...]:
+def removable(arch: Architecture) -> tuple[BlockRef, ...]:
     """The blocks that `carried` can leave out: all but the first of several residual blocks, which changes widths."""
     last = {(b.site, b.layer): b.name for b in blocks(arch) if b.kind == "residual"}
     return tuple(b for b in blocks(arch) if b.kind == "transformer" or last[b.site, b.layer] == b.name)
@@ -101,10 +101,10 @@ def _dealt(arch: Architecture) -> dict[str, Layers]:
 
 
 def _with(arch: Architecture, layers: Mapping[str, Layers]) -> Architecture:
-    return paths.changed(arch, {f"{site}.layers": dealt or None for site, dealt in layers.items()})
+    return overrides.apply_overrides(arch, {f"{site}.layers": dealt or None for site, dealt in layers.items()})
 
 
-def _module(site: str, layer: int, kind: Kind, index: int) -> str:
+def _module(site: str, layer: int, kind: BlockKind, index: int) -> str:
     where = f"{site.replace('[', '.').replace(']', '')}.layers.{layer}"
     if kind == "transformer":
         return f"{where}.transformers.{index}"

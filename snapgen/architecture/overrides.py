@@ -2,7 +2,7 @@
 
 ``down[0].channels``, ``up[1:].kv_heads``, ``mid.ffn_ratio``, ``time.width``, ``qk_norm``; ``stages[i]`` is ``down[i]``
 and ``up[i]`` together, ``all`` is every stage and the middle. Indices and slices are Python's. ``mid.layers[1]`` is a
-layer of a site whose layers are written out (`snapgen.architecture.block_index.explicit`):
+layer of a site whose layers are written out (`snapgen.architecture.block_index.with_explicit_layers`):
 ``down[0].layers[1].transformers``.
 """
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from snapgen.architecture.schema import Architecture, Blocks, Stage, TimeEmbedding
+from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 
 COUNTS = ("residual_blocks", "transformers")
 """What a layer has, in the order of its pair in ``layers``."""
@@ -20,11 +20,11 @@ COUNTS = ("residual_blocks", "transformers")
 _STEP = re.compile(r"(?P<name>[a-z_]+)(?:\[(?P<index>-?\d+|(?:-?\d+)?:(?:-?\d+)?)\])?")
 
 
-def targets(path: str, levels: int) -> list[tuple[str | int, ...]]:
+def resolve_path(path: str, levels: int) -> list[tuple[str | int, ...]]:
     """The fields that a path names in an architecture of so many levels, e.g. ``("down", 0, "channels")``.
 
     Of a layer it is ``("down", 0, "layers", 1, 0)``, the last number as in `COUNTS`; whether there is such a layer, an
-    architecture alone can say (`check`).
+    architecture alone can say (`validate_path`).
 
     Raises:
         ValueError: if it names none; the message says what would.
@@ -52,11 +52,14 @@ def _expand(path: str, steps: list[tuple[str, str | None]], levels: int) -> Iter
     if len(rest) != 1 or rest[0][1] is not None:
         raise ValueError(f"{path!r} is not a knob; name a field such as stages[0].channels, mid.kv_heads or qk_norm")
     field = rest[0][0]
-    homes: dict[str, type[Blocks] | type[TimeEmbedding]] = {"mid": Blocks, "time": TimeEmbedding}
-    fields = homes.get(head, Stage).model_fields
+    homes: dict[str, type[BlocksConfig] | type[TimeEmbeddingConfig]] = {
+        "mid": BlocksConfig,
+        "time": TimeEmbeddingConfig,
+    }
+    fields = homes.get(head, LevelConfig).model_fields
     if head not in ("down", "up", "stages", "all", *homes):
         raise ValueError(f"unknown part {head!r}; use down, up, stages, all, mid, time or a field of the architecture")
-    if field not in fields or (head == "all" and field not in Blocks.model_fields):
+    if field not in fields or (head == "all" and field not in BlocksConfig.model_fields):
         raise ValueError(f"unknown field {field!r} of {head}; use one of: {', '.join(sorted(fields))}")
     if index is not None and (head in homes or head == "all"):
         raise ValueError(f"{head} takes no index; write {head}.{field}")
@@ -75,7 +78,7 @@ def _of_layer(sites: str, rest: list[tuple[str, str | None]], levels: int) -> It
         raise ValueError(f"{sites} takes one index, from 0; write e.g. {sites}[1].transformers")
     if count not in COUNTS or index is not None:
         raise ValueError(f"unknown field {count!r} of a layer; use one of: {', '.join(COUNTS)}")
-    for site in targets(sites, levels):
+    for site in resolve_path(sites, levels):
         yield (*site, int(layer), COUNTS.index(count))
 
 
@@ -89,18 +92,18 @@ def _indices(index: str | None, levels: int) -> range:
     return range(levels)[i : i + 1 or None] if -levels <= i < levels else range(0)
 
 
-def check(arch: Architecture, path: str) -> None:
+def validate_path(arch: Architecture, path: str) -> None:
     """Refuse a path that names what an architecture of as many levels may have, but this one has not: a layer.
 
     Raises:
         ValueError: if a site has no such layer, or its layers are not written out.
     """
     values = arch.model_dump(mode="json")
-    for field in targets(path, len(arch.down)):
+    for field in resolve_path(path, len(arch.down)):
         _home(values, field)
 
 
-def changed(arch: Architecture, changes: Mapping[str, Any]) -> Architecture:
+def apply_overrides(arch: Architecture, changes: Mapping[str, Any]) -> Architecture:
     """The architecture with each path's fields set to its value, in order, then checked as a whole.
 
     Raises:
@@ -108,7 +111,7 @@ def changed(arch: Architecture, changes: Mapping[str, Any]) -> Architecture:
     """
     values = arch.model_dump(mode="json")
     for path, value in changes.items():
-        for field in targets(path, len(arch.down)):
+        for field in resolve_path(path, len(arch.down)):
             _home(values, field)[field[-1]] = value
     return Architecture.model_validate(values)
 

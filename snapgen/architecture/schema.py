@@ -16,15 +16,15 @@ from typing import Annotated, Any, Literal, Self, TypeGuard
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from snapgen import config as settings
-from snapgen.config import Settings
+from snapgen import config
+from snapgen.config import Config
 from snapgen.errors import InputError
 
 ID_DIGITS = 12
 MOST = 64
 """Blocks of a kind in a stage."""
 
-Kind = Literal["residual", "transformer"]
+BlockKind = Literal["residual", "transformer"]
 """What a block is."""
 
 Count = Annotated[int, Field(ge=0, le=MOST)]
@@ -37,7 +37,7 @@ def _are_pairs(layers: object) -> TypeGuard[Sequence[Sequence[int]]]:
     return all(isinstance(x, list | tuple) and len(x) == 2 and all(isinstance(n, int) for n in x) for x in layers)
 
 
-class Blocks(Settings):
+class BlocksConfig(Config):
     """The blocks of a stage or of the middle.
 
     A *transformer* is norm, projection, ``transformer_depth`` transformer blocks, projection, residual add (diffusers'
@@ -156,13 +156,13 @@ class Blocks(Settings):
         return self.model_copy(update=changes)
 
 
-class Stage(Blocks):
+class LevelConfig(BlocksConfig):
     """One level's blocks on the way down or up, and their width."""
 
     channels: int = Field(ge=1, le=16384)
 
 
-class TimeEmbedding(Settings):
+class TimeEmbeddingConfig(Config):
     """Sinusoidal features of the timestep, an MLP, and a projection into every residual block."""
 
     frequencies: int = Field(default=256, ge=2, multiple_of=2)
@@ -171,7 +171,7 @@ class TimeEmbedding(Settings):
     """Where a residual block adds it: between its convs, at the expanded width, or after them, at the output's."""
 
 
-class Architecture(Settings):
+class Architecture(Config):
     """A U-Net, whole: everything that is built, nothing that is trained."""
 
     latent_channels: int = Field(default=16, ge=1)
@@ -179,10 +179,10 @@ class Architecture(Settings):
     norm_groups: int = Field(default=32, ge=1)
     qk_norm: bool = False
     rope: bool = False
-    time: TimeEmbedding = TimeEmbedding()
-    down: tuple[Stage, ...] = Field(min_length=1, max_length=12)
-    mid: Blocks = Blocks()
-    up: tuple[Stage, ...] = Field(min_length=1, max_length=12)
+    time: TimeEmbeddingConfig = TimeEmbeddingConfig()
+    down: tuple[LevelConfig, ...] = Field(min_length=1, max_length=12)
+    mid: BlocksConfig = BlocksConfig()
+    up: tuple[LevelConfig, ...] = Field(min_length=1, max_length=12)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -200,19 +200,19 @@ class Architecture(Settings):
         self._check_expansion("mid", self.mid, self.down[-1].channels, [self.down[-1].channels])
         return self
 
-    def _check(self, place: str, blocks: Blocks, channels: int) -> None:
+    def _check(self, place: str, blocks: BlocksConfig, channels: int) -> None:
         if channels % self.norm_groups:
             raise ValueError(
                 f"{place} has {channels} channels, not a multiple of norm_groups; use multiples of {self.norm_groups}"
             )
-        if isinstance(blocks, Stage) and blocks.places == 0 and not blocks.has_transformers:
+        if isinstance(blocks, LevelConfig) and blocks.places == 0 and not blocks.has_transformers:
             raise ValueError(f"{place} has no blocks; give it a residual block or a transformer")
         if blocks.has_transformers:
             blocks.ffn_width(channels)
         if blocks.attends:
             self._check_heads(place, blocks, channels)
 
-    def _check_expansion(self, place: str, blocks: Blocks, channels: int, inputs: list[int]) -> None:
+    def _check_expansion(self, place: str, blocks: BlocksConfig, channels: int, inputs: list[int]) -> None:
         for inside in inputs:
             expanded = blocks.expanded(inside, channels)
             if expanded % self.norm_groups:
@@ -221,7 +221,7 @@ class Architecture(Settings):
                     f"use multiples of {self.norm_groups}"
                 )
 
-    def _check_heads(self, place: str, blocks: Blocks, channels: int) -> None:
+    def _check_heads(self, place: str, blocks: BlocksConfig, channels: int) -> None:
         heads, rest = divmod(channels, blocks.head_width)
         if rest or not heads:
             raise ValueError(
@@ -238,7 +238,7 @@ class Architecture(Settings):
                 f"{place} has head_width {blocks.head_width}, but 2-D RoPE halves it twice; use a multiple of 4"
             )
 
-    def sites(self) -> tuple[tuple[str, Blocks, int], ...]:
+    def sites(self) -> tuple[tuple[str, BlocksConfig, int], ...]:
         """Every place that holds blocks, in the order of the forward pass: its path, its blocks, its channels."""
         return (
             *((f"down[{i}]", stage, stage.channels) for i, stage in enumerate(self.down)),
@@ -323,11 +323,11 @@ class Architecture(Settings):
         Raises:
             InputError: naming the file, the place and the remedy.
         """
-        return settings.load(path, cls)
+        return config.load_yaml(path, cls)
 
 
 def _defaults(*names: str) -> dict[str, Any]:
-    return {name: Blocks.model_fields[name].default for name in names}
+    return {name: BlocksConfig.model_fields[name].default for name in names}
 
 
 def _exact(ratio: float) -> Fraction:

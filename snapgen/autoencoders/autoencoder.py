@@ -1,6 +1,6 @@
 """Images to latents and back: the small shipped autoencoder, a diffusers AutoencoderKL by path, or pixels as they are.
 
-`load` gives any of them behind one interface, `Autoencoder`.
+`load_autoencoder` gives any of them behind one interface, `Autoencoder`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from torch.nn import functional
 
 from snapgen import config as settings
 from snapgen.autoencoders.pruned_decoder import PrunedAutoencoderKL
-from snapgen.autoencoders.tiny_decoder import SeparableConv, ThinBlock, TinyDecoder, check_levels
+from snapgen.autoencoders.tiny_decoder import SeparableConv, SeparableResBlock, TinyDecoder, check_levels
 from snapgen.errors import InputError
-from snapgen.io import hub
-from snapgen.io import pretrained as conversion_files
+from snapgen.io import hub, pretrained
 
 SHIPPED = {"emoji": Path(__file__).parent / "weights" / "emoji"}
 """Autoencoders that come with the package, by name."""
@@ -81,7 +80,7 @@ class Encoder(nn.Module):
         check_levels(widths, blocks, expansion=expansion, norm_groups=norm_groups)
 
         def thin(width: int, count: int) -> list[nn.Module]:
-            return [ThinBlock(width, expansion=expansion, norm_groups=norm_groups) for _ in range(count)]
+            return [SeparableResBlock(width, expansion=expansion, norm_groups=norm_groups) for _ in range(count)]
 
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1)]
         for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
@@ -191,7 +190,7 @@ class KLAutoencoder(Autoencoder):
         return cast(Tensor, self.net.decode(latents / self.scale + self.shift).sample)
 
 
-class WithDecoder(Autoencoder):
+class AutoencoderWithDecoder(Autoencoder):
     """One autoencoder's latents, decoded by a tiny decoder that was trained on them."""
 
     def __init__(self, encoder: Autoencoder, decoder: TinyDecoder) -> None:
@@ -207,7 +206,7 @@ class WithDecoder(Autoencoder):
         return cast(Tensor, self.decoder(latents))
 
 
-class Pixels(Autoencoder):
+class IdentityAutoencoder(Autoencoder):
     """No autoencoder: the latents are the pixels."""
 
     factor = 1
@@ -220,7 +219,7 @@ class Pixels(Autoencoder):
         return latents
 
 
-def load(name_or_path: str | Path = "emoji") -> Autoencoder:
+def load_autoencoder(name_or_path: str | Path = "emoji") -> Autoencoder:
     """An autoencoder in float32 on the CPU, in evaluation mode, without gradients of its weights.
 
     Args:
@@ -232,7 +231,7 @@ def load(name_or_path: str | Path = "emoji") -> Autoencoder:
         InputError: if there is no such autoencoder, or its files are missing, damaged or of another kind.
     """
     if name_or_path == PIXELS:
-        return Pixels()
+        return IdentityAutoencoder()
     folder = _folder(name_or_path)
     kinds = {kind.__name__: kind for kind in (ConvAutoencoder, AutoencoderKL, PrunedAutoencoderKL)}
     kind = _config(folder).get("_class_name")
@@ -249,7 +248,7 @@ def load(name_or_path: str | Path = "emoji") -> Autoencoder:
 
 
 def read_decoder(folder: Path) -> TinyDecoder:
-    """A tiny decoder from its folder, as `load` reads an autoencoder."""
+    """A tiny decoder from its folder, as `load_autoencoder` reads an autoencoder."""
     kind = _config(folder).get("_class_name")
     if kind != "TinyDecoder":
         raise InputError(
@@ -262,7 +261,7 @@ def digest(name_or_path: str | Path = "emoji") -> str:
     """Hex digest (16 digits) of an autoencoder's configuration and weights, wherever its folder lies.
 
     Raises:
-        InputError: as `load`, for what is missing.
+        InputError: as `load_autoencoder`, for what is missing.
     """
     if name_or_path == PIXELS:
         return hashlib.sha256(PIXELS.encode()).hexdigest()[:16]
@@ -279,8 +278,8 @@ def digest(name_or_path: str | Path = "emoji") -> str:
 def _folder(name_or_path: str | Path) -> Path:
     names = ", ".join([*SHIPPED, PIXELS])
     remedy = f"name an autoencoder's folder, OWNER/NAME on the hub, or one of: {names}"
-    files = [*conversion_files.WEIGHTS, *(f"vae/{file}" for file in conversion_files.WEIGHTS)]
-    folder = hub.folder(SHIPPED.get(str(name_or_path), name_or_path), files, remedy=remedy)
+    files = [*pretrained.WEIGHTS, *(f"vae/{file}" for file in pretrained.WEIGHTS)]
+    folder = hub.resolve_model_folder(SHIPPED.get(str(name_or_path), name_or_path), files, remedy=remedy)
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 
 

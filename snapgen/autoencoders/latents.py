@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from snapgen.autoencoders.autoencoder import Autoencoder
-from snapgen.data.dataset import Images
+from snapgen.data.dataset import ImageDataset
 from snapgen.errors import InputError
-from snapgen.io import chunked as rows
+from snapgen.io import chunked
 from snapgen.io.cache import JSON
-from snapgen.io.chunked import Rows
+from snapgen.io.chunked import ChunkedTensor
 from snapgen.progress import Progress
 
 BATCH = 128
 
 
-def latents(images: Images, coder: Autoencoder, *, digest: str, device: torch.device) -> Rows:
+def encode_dataset(images: ImageDataset, coder: Autoencoder, *, digest: str, device: torch.device) -> ChunkedTensor:
     """The latents of images, computed and kept in parts: sets larger than memory, and interrupted ones, too.
 
     Args:
@@ -38,14 +38,14 @@ def latents(images: Images, coder: Autoencoder, *, digest: str, device: torch.de
         return {**kept, "first": part.start, "rows": len(part)}
 
     row_bytes = 2 * coder.latent_channels * (images.resolution // coder.factor) ** 2
-    ranges = rows.parts(len(images), row_bytes, multiple=BATCH)
-    return rows.cached_parts("latents", ranges, key, lambda part: {"latents": encoding(part)})["latents"]
+    ranges = chunked.chunk_ranges(len(images), row_bytes, multiple=BATCH)
+    return chunked.cached_chunks("latents", ranges, key, lambda part: {"latents": encoding(part)})["latents"]
 
 
 class _Encoding:
     """A pass over the images, begun anew where parts were computed before."""
 
-    def __init__(self, images: Images, coder: Autoencoder, device: torch.device) -> None:
+    def __init__(self, images: ImageDataset, coder: Autoencoder, device: torch.device) -> None:
         self.images, self.coder, self.device = images, coder, device
         self.progress = Progress(images.name, "encoded", "images", len(images))
         self.reached = 0

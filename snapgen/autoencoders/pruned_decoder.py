@@ -47,7 +47,7 @@ class PrunedAutoencoderKL(AutoencoderKL):  # type: ignore[misc]
         return keys | AutoencoderKL._get_init_keys(AutoencoderKL) if input_class is PrunedAutoencoderKL else keys
 
 
-def pruned(vae: AutoencoderKL, ratio: float, *, source: str = "autoencoder") -> PrunedAutoencoderKL:
+def prune_decoder(vae: AutoencoderKL, ratio: float, *, source: str = "autoencoder") -> PrunedAutoencoderKL:
     """The autoencoder with its decoder's channels cut, encoder and latents as they were.
 
     Of every width w in g groups of a norm, w/g · (1 − ratio) channels of each group stay, rounded to a whole number.
@@ -62,7 +62,7 @@ def pruned(vae: AutoencoderKL, ratio: float, *, source: str = "autoencoder") -> 
         InputError: if the ratio is out of range or leaves a group without a channel, or the decoder is of another kind.
     """
     _check(vae, source)
-    kept = {width: kept_width(width, groups(vae), ratio) for width in _widths(vae)}
+    kept = {width: pruned_width(width, groups(vae), ratio) for width in _widths(vae)}
     config = {key: value for key, value in vae.config.items() if key[0] != "_" and key != "decoder_channels"}
     with torch.device("meta"):
         found = PrunedAutoencoderKL(**config, decoder_channels=[kept[width] for width in _widths(vae)])
@@ -72,7 +72,7 @@ def pruned(vae: AutoencoderKL, ratio: float, *, source: str = "autoencoder") -> 
     return cast(PrunedAutoencoderKL, found.train(vae.training))
 
 
-def kept_width(width: int, groups: int, ratio: float) -> int:
+def pruned_width(width: int, groups: int, ratio: float) -> int:
     """How many of so many channels stay: as many of each group.
 
     Raises:
@@ -226,7 +226,7 @@ def _staying(decoder: Decoder, ends: Mapping[str, _Ends], kept: Mapping[int, int
     return stay
 
 
-def image(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode_image(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Latents (B, C, H, W) as a pipeline gives them to images (B, 3, H · factor, W · factor), not clamped."""
     found: Tensor = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
     return found

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from snapgen import seeding as seeds
+from snapgen import seeding
 from snapgen.autoencoders.autoencoder import Autoencoder
-from snapgen.data.pixels import BATCH, as_bytes, as_float
+from snapgen.data.pixels import BATCH, to_float, to_uint8
 
-Decode = Callable[[Tensor], Tensor]
+DecodeFn = Callable[[Tensor], Tensor]
 """Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
 
 
@@ -34,21 +34,23 @@ def psnr(autoencoder: Autoencoder, pixels: Tensor, *, seed: int = 0, resamples: 
     """How well images (N, 3, H, W), uint8, come back, as uint8 again."""
 
     def again(pixels: Tensor) -> Tensor:
-        return autoencoder.decode(autoencoder.encode(as_float(pixels)))
+        return autoencoder.decode(autoencoder.encode(to_float(pixels)))
 
     return _mean((_ratios(again(batch), batch) for batch in torch.split(pixels, BATCH)), seed, resamples)
 
 
 @torch.no_grad()
-def agreement(decode: Decode, reference: Decode, latents: Tensor, *, seed: int = 0, resamples: int = 1000) -> Psnr:
+def decoder_psnr(
+    decode: DecodeFn, reference: DecodeFn, latents: Tensor, *, seed: int = 0, resamples: int = 1000
+) -> Psnr:
     """How well a decoder's images of latents (N, C, h, w) agree with another's, both as uint8."""
     batches = torch.split(latents, BATCH)
-    return _mean((_ratios(decode(batch), as_bytes(reference(batch))) for batch in batches), seed, resamples)
+    return _mean((_ratios(decode(batch), to_uint8(reference(batch))) for batch in batches), seed, resamples)
 
 
 def _mean(found: Iterable[Tensor], seed: int, resamples: int) -> Psnr:
     by_image = torch.cat([ratios.cpu() for ratios in found])
-    random = torch.Generator().manual_seed(seeds.derive(seed, "psnr"))
+    random = torch.Generator().manual_seed(seeding.derive_seed(seed, "psnr"))
     drawn = torch.randint(len(by_image), (resamples, len(by_image)), generator=random)
     low, high = by_image[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Psnr(by_image.mean().item(), low, high, len(by_image))
@@ -56,5 +58,5 @@ def _mean(found: Iterable[Tensor], seed: int, resamples: int) -> Psnr:
 
 def _ratios(decoded: Tensor, pixels: Tensor) -> Tensor:
     # Half a grey level is the least error told apart: a flat image comes back exactly, and its ratio would be infinite.
-    error = (as_bytes(decoded).double() - pixels).square().flatten(1).mean(1).clamp(min=0.25)
+    error = (to_uint8(decoded).double() - pixels).square().flatten(1).mean(1).clamp(min=0.25)
     return 10 * torch.log10(255**2 / error)

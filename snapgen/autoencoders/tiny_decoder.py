@@ -31,7 +31,7 @@ class SeparableConv(nn.Sequential):
         )
 
 
-class ThinBlock(nn.Module):
+class SeparableResBlock(nn.Module):
     """x + [DW3×3 → PW(C→m)] → [DW3×3 → GroupNorm → SiLU → PW(m→C)], m = ``expansion``·C: one GroupNorm a block.
 
     (B, C, H, W) in and out; the width never changes here, so there is no shortcut convolution.
@@ -94,7 +94,7 @@ class TinyDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         check_levels(widths, blocks, expansion=expansion, norm_groups=norm_groups)
 
         def thin(width: int, count: int) -> list[nn.Module]:
-            return [ThinBlock(width, expansion=expansion, norm_groups=norm_groups) for _ in range(count)]
+            return [SeparableResBlock(width, expansion=expansion, norm_groups=norm_groups) for _ in range(count)]
 
         low_to_high = list(zip(widths, blocks, strict=True))[::-1]
         layers: list[nn.Module] = [nn.Conv2d(latent_channels, widths[-1], 3, padding=1), *thin(widths[-1], mid_blocks)]

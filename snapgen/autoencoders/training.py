@@ -14,21 +14,21 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snapgen import seeding as seeds
+from snapgen import seeding
 from snapgen.autoencoders.autoencoder import Autoencoder, ConvAutoencoder
 from snapgen.autoencoders.perceptual import PerceptualLoss
 from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
-from snapgen.config import Settings
-from snapgen.data.pixels import BATCH, as_float
+from snapgen.config import Config
+from snapgen.data.pixels import BATCH, to_float
 from snapgen.errors import InputError
 from snapgen.io.cache import JSON
-from snapgen.io.checkpoint import Progress
+from snapgen.io.checkpoint import StepCallback
 from snapgen.optim import optimizers
-from snapgen.optim.ema import Average
-from snapgen.optim.optimizers import Optimizers
-from snapgen.optim.schedule import schedule
+from snapgen.optim.ema import EMA
+from snapgen.optim.optimizers import OptimizerGroup
+from snapgen.optim.schedule import cosine_with_warmup
 
-Pixels = Mapping[int, Tensor]
+ImagesByResolution = Mapping[int, Tensor]
 """Images by resolution: uint8 (N, 3, resolution, resolution)."""
 
 
@@ -36,7 +36,7 @@ MEASURED = 800
 """Images of each resolution that the latents' statistics are taken from; 800 hold 51,200 latent positions at 32 px."""
 
 
-class Training(Settings):
+class DecoderTrainingConfig(Config):
     """Everything that the trained weights depend on, beside the images and the architecture.
 
     The paper names the losses (MSE, LPIPS, adversarial), not their weights: all values here are our choice.
@@ -52,7 +52,7 @@ class Training(Settings):
     weight_decay: float = Field(default=1e-2, ge=0)
     warmup: int = Field(default=100, ge=0)
     ema: float = Field(default=0.03, gt=0, le=0.25)
-    """Width of the weights' average, relative to the steps so far of its part (`snapgen.optim.ema.Average`)."""
+    """Width of the weights' average, relative to the steps so far of its part (`snapgen.optim.ema.EMA`)."""
     latent_noise: float = Field(default=0.3, ge=0)
     """Largest standard deviation of the noise that the decoder must bear: a diffusion model's latents are not exact."""
     coarse: float = Field(default=1, ge=0)
@@ -67,7 +67,7 @@ class Training(Settings):
     seed: int = 0
 
 
-class OfLatents(Protocol):
+class LatentSpec(Protocol):
     """Anything that knows what its latents are like: an autoencoder, or a plan of one."""
 
     @property
@@ -98,7 +98,7 @@ class PatchDiscriminator(nn.Sequential):
         )
 
 
-class DecoderTraining:
+class DecoderTrainer:
     """A training under way, a step at a time, where ``model`` lies.
 
     The same arguments on the same machine with as many threads give the same weights, however often the training is
@@ -112,8 +112,8 @@ class DecoderTraining:
     def __init__(
         self,
         model: ConvAutoencoder | TinyDecoder,
-        images: Pixels,
-        training: Training,
+        images: ImagesByResolution,
+        training: DecoderTrainingConfig,
         encoder: Autoencoder | None = None,
     ) -> None:
         assert (encoder is None) == isinstance(model, ConvAutoencoder)
@@ -127,12 +127,12 @@ class DecoderTraining:
         model.train().requires_grad_(True)
         self.device = next(model.parameters()).device
         self.decoder = model.decoder if isinstance(model, ConvAutoencoder) else model
-        self.average, self.averaged_from = Average(model, training.ema), 0
+        self.average, self.averaged_from = EMA(model, training.ema), 0
         self.perceptual = PerceptualLoss().to(self.device)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.derive(training.seed, "autoencoder", "discriminator"))
+            torch.manual_seed(seeding.derive_seed(training.seed, "autoencoder", "discriminator"))
             self.discriminator = PatchDiscriminator().to(self.device)
-        self.optimizer = Optimizers(
+        self.optimizer = OptimizerGroup(
             model,
             kind=training.optimizer,
             learning_rate=training.learning_rate,
@@ -142,7 +142,7 @@ class DecoderTraining:
         )
         self.judge = torch.optim.AdamW(self.discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99))
 
-    def complete(self, progress: Progress | None = None) -> None:
+    def complete(self, progress: StepCallback | None = None) -> None:
         """Takes the steps that are left, calling ``progress`` after each, and finishes."""
         while self.done < self.training.steps:
             losses = self.step()
@@ -158,7 +158,7 @@ class DecoderTraining:
         self.model.eval()
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, JSON]]:
-        """All that the next steps depend on beside the arguments, as `snapgen.io.checkpoint.save` takes it.
+        """All that the next steps depend on beside the arguments, as `snapgen.io.checkpoint.save_checkpoint` takes it.
 
         The tensors are the training's own: save or copy them before the next step.
         """
@@ -187,7 +187,9 @@ class DecoderTraining:
         """One update of the model, and of the discriminator once it plays; the losses, 0-dim, on the device."""
         if self.done == self.frozen_from:
             self._freeze_encoder()
-        random = torch.Generator().manual_seed(seeds.derive(self.training.seed, "autoencoder", "step", self.done))
+        random = torch.Generator().manual_seed(
+            seeding.derive_seed(self.training.seed, "autoencoder", "step", self.done)
+        )
         target = self._batch(random).to(self.device)
         latents = self._encode(target)
         reach = torch.rand(len(latents), 1, 1, 1, generator=random) * self.training.latent_noise
@@ -201,7 +203,7 @@ class DecoderTraining:
         if self.done >= self.frozen_from and self.training.adversarial:
             losses["adversarial"] = -self.training.adversarial * self.discriminator(decoded).mean()
         torch.autograd.backward(sum(losses.values(), torch.zeros(())))
-        self.optimizer.step(schedule(self.done, steps=self.training.steps, warmup=self.training.warmup))
+        self.optimizer.step(cosine_with_warmup(self.done, steps=self.training.steps, warmup=self.training.warmup))
         self.average.update(self.done + 1 - self.averaged_from)
         if "adversarial" in losses:
             losses["discriminator"] = self._discriminate(decoded.detach(), target)
@@ -243,7 +245,7 @@ class DecoderTraining:
     def _hold_encoder(self) -> None:
         if isinstance(self.model, ConvAutoencoder):
             self.model.encoder.requires_grad_(False)
-            self.average, self.averaged_from = Average(self.model, self.training.ema), self.frozen_from
+            self.average, self.averaged_from = EMA(self.model, self.training.ema), self.frozen_from
             self.encoder = self.model
 
     def _batch(self, random: torch.Generator) -> Tensor:
@@ -257,7 +259,7 @@ class DecoderTraining:
         mirrored = torch.rand(size, 1, 1, 1, generator=random) < 0.5
         batch = torch.where(mirrored, batch.flip(-1), batch)
         reach = resolution // 16
-        padded = functional.pad(as_float(batch), (reach,) * 4, mode="replicate")
+        padded = functional.pad(to_float(batch), (reach,) * 4, mode="replicate")
         x, y = torch.randint(2 * reach + 1, (2,), generator=random).tolist()
         return padded[..., y : y + resolution, x : x + resolution]
 
@@ -266,17 +268,17 @@ class DecoderTraining:
         for resolution in sorted(set(self.training.resolutions)):
             pixels = self.images[resolution]
             for batch in torch.split(pixels[:: max(1, len(pixels) // MEASURED)], BATCH):
-                yield as_float(batch).to(self.device)
+                yield to_float(batch).to(self.device)
 
 
-def initial(seed: int, **config: Any) -> ConvAutoencoder:
+def new_autoencoder(seed: int, **config: Any) -> ConvAutoencoder:
     """An untrained autoencoder; its weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.derive(seed, "autoencoder", "weights"))
+        torch.manual_seed(seeding.derive_seed(seed, "autoencoder", "weights"))
         return cast(ConvAutoencoder, ConvAutoencoder(**config))
 
 
-def tiny_decoder_for(encoder: OfLatents, *, seed: int, **config: Any) -> TinyDecoder:
+def build_tiny_decoder(encoder: LatentSpec, *, seed: int, **config: Any) -> TinyDecoder:
     """An untrained decoder for an encoder's latents.
 
     Args:
@@ -290,7 +292,7 @@ def tiny_decoder_for(encoder: OfLatents, *, seed: int, **config: Any) -> TinyDec
         raise InputError("--encoder", f"has a factor of {encoder.factor}", "give one of 2, 4 or 8")
     config = {**PAPER, "widths": PAPER["widths"][:levels], "blocks": PAPER["blocks"][:levels]} | config
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.derive(seed, "autoencoder", "weights"))
+        torch.manual_seed(seeding.derive_seed(seed, "autoencoder", "weights"))
         try:
             decoder = cast(TinyDecoder, TinyDecoder(**config | {"latent_channels": encoder.latent_channels}))
         except (TypeError, ValueError) as error:

@@ -14,31 +14,30 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from snapgen.conditioning import embeddings
-from snapgen.conditioning import text_encoder as text
-from snapgen.config import Settings
+from snapgen.conditioning import embeddings, text_encoder
+from snapgen.config import Config
 from snapgen.errors import InputError
-from snapgen.io.chunked import Rows
+from snapgen.io.chunked import ChunkedTensor
 
 
-class EncoderSettings(Settings):
+class TextEncoderConfig(Config):
     """One text encoder of a list."""
 
-    encoder: str = text.MINILM
+    encoder: str = text_encoder.MINILM
     """Name or folder, as `snapgen.conditioning.embeddings.encode` takes it."""
     tokens: int = Field(16, gt=0)
     """Captions are cut to so many."""
-    layer: text.Layer = "last"
+    layer: text_encoder.Layer = "last"
     """Which hidden states; SnapGen takes CLIP's penultimate."""
     join: Literal["tokens", "channels"] = "tokens"
     """How it is joined to the encoder before it in the list; the first has none before it."""
     dropout: float = Field(0.1, ge=0, le=1)
     """How often it is dropped in training, independently of the others. SnapGen's rate is not known; ours."""
     pooled: bool = False
-    """Whether its pooled embedding is part of `Condition.pooled`."""
+    """Whether its pooled embedding is part of `Conditioning.pooled`."""
 
 
-class Condition(NamedTuple):
+class Conditioning(NamedTuple):
     """What a net is told of its images."""
 
     context: Tensor
@@ -47,7 +46,7 @@ class Condition(NamedTuple):
     """(B, P): the pooled embeddings joined on channels."""
 
 
-class Widths(NamedTuple):
+class ConditioningDims(NamedTuple):
     """The shape of a condition."""
 
     context: int
@@ -58,7 +57,7 @@ class Widths(NamedTuple):
     """Channels of the pooled embedding, 0 if there is none."""
 
 
-class Place(NamedTuple):
+class EmbeddingSlice(NamedTuple):
     """Where one encoder's embeddings lie in the context and in the pooled embedding."""
 
     tokens: slice
@@ -66,7 +65,7 @@ class Place(NamedTuple):
     pooled: slice
 
 
-class Captions:
+class EncodedCaptions:
     """The captions of a set under a list of encoders, encoded once, merged a batch at a time.
 
     Attributes:
@@ -75,7 +74,7 @@ class Captions:
         encoders: how many encoders there are.
     """
 
-    def __init__(self, tables: Sequence[embeddings.Embeddings], row: Tensor, places: Sequence[Place]) -> None:
+    def __init__(self, tables: Sequence[embeddings.Embeddings], row: Tensor, places: Sequence[EmbeddingSlice]) -> None:
         self._tables, self._row, self._places = tables, row, places
         self.context_width, self.tokens, self.pooled_width = _extent(places)
         self.encoders = len(places)
@@ -93,12 +92,12 @@ class Captions:
         """Bytes of all embeddings."""
         return sum(table.tokens.nbytes + table.pooled.nbytes for table in self._tables)
 
-    def to(self, device: torch.device) -> Captions:
+    def to(self, device: torch.device) -> EncodedCaptions:
         """The same, whole, on a device; for sets that fit."""
         tables = [embeddings.Embeddings(table.tokens.to(device), table.pooled.to(device)) for table in self._tables]
-        return Captions(tables, self._row.to(device), self._places)
+        return EncodedCaptions(tables, self._row.to(device), self._places)
 
-    def condition(self, indices: Tensor, kept: Tensor | None = None) -> Condition:
+    def condition(self, indices: Tensor, kept: Tensor | None = None) -> Conditioning:
         """The conditions of so many captions, float32.
 
         Args:
@@ -114,41 +113,43 @@ class Captions:
             _put(table.tokens[rows], context[:, place.tokens, place.channels], dropped)
             if place.pooled.start < place.pooled.stop:
                 _put(table.pooled[rows], pooled[:, place.pooled], dropped)
-        return Condition(context, pooled if self.pooled_width else None)
+        return Conditioning(context, pooled if self.pooled_width else None)
 
 
 def encode(
     captions: Sequence[str],
-    encoders: Sequence[EncoderSettings],
+    encoders: Sequence[TextEncoderConfig],
     *,
     loaded: Sequence[tuple[Any, Any]] | None = None,
-) -> Captions:
+) -> EncodedCaptions:
     """Captions under each encoder of a list.
 
     Args:
         captions: an empty one is the null caption of classifier-free guidance: all zeros.
         encoders: at least one.
-        loaded: the encoders themselves, each with its tokenizer, as `snapgen.conditioning.text_encoder.load` gives
-        them: for a few prompts,
+        loaded: the encoders themselves, each with its tokenizer, as
+        `snapgen.conditioning.text_encoder.load_text_encoder` gives them: for a few prompts,
             nothing is kept. None: they are loaded if need be, and the embeddings kept on disk and read where they lie.
 
     Raises:
         InputError: if an encoder cannot be loaded or takes fewer tokens, or as `widths`.
     """
-    different, row = embeddings.distinct(captions)
+    different, row = embeddings.deduplicate(captions)
     if loaded is None:
         widths(encoders)
-        tables = [embeddings.embed(different, name=e.encoder, tokens=e.tokens, layer=e.layer) for e in encoders]
+        tables = [
+            embeddings.embed_captions(different, name=e.encoder, tokens=e.tokens, layer=e.layer) for e in encoders
+        ]
     else:
         tables = []
         for e, (model, tokenizer) in zip(encoders, loaded, strict=True):
-            found = text.run(model, tokenizer, different, tokens=e.tokens, layer=e.layer)
-            tables.append(embeddings.Embeddings(Rows([found["tokens"]]), Rows([found["pooled"]])))
+            found = text_encoder.encode_batch(model, tokenizer, different, tokens=e.tokens, layer=e.layer)
+            tables.append(embeddings.Embeddings(ChunkedTensor([found["tokens"]]), ChunkedTensor([found["pooled"]])))
     shapes = [(table.tokens.shape[2], table.pooled.shape[1]) for table in tables]
-    return Captions(tables, row, layout(encoders, shapes))
+    return EncodedCaptions(tables, row, layout(encoders, shapes))
 
 
-def widths(encoders: Sequence[EncoderSettings], shapes: Sequence[tuple[int, int]] | None = None) -> Widths:
+def widths(encoders: Sequence[TextEncoderConfig], shapes: Sequence[tuple[int, int]] | None = None) -> ConditioningDims:
     """The shape of the conditions that a list of encoders gives.
 
     Args:
@@ -159,11 +160,11 @@ def widths(encoders: Sequence[EncoderSettings], shapes: Sequence[tuple[int, int]
         InputError: if there is no such encoder, or encoders joined on channels differ in tokens.
     """
     if shapes is None:
-        shapes = [(text.width(e.encoder), text.pooled_width(e.encoder)) for e in encoders]
+        shapes = [(text_encoder.width(e.encoder), text_encoder.pooled_width(e.encoder)) for e in encoders]
     return _extent(layout(encoders, shapes))
 
 
-def layout(encoders: Sequence[EncoderSettings], shapes: Sequence[tuple[int, int]]) -> list[Place]:
+def layout(encoders: Sequence[TextEncoderConfig], shapes: Sequence[tuple[int, int]]) -> list[EmbeddingSlice]:
     """Where each encoder's embeddings go.
 
     Args:
@@ -174,8 +175,8 @@ def layout(encoders: Sequence[EncoderSettings], shapes: Sequence[tuple[int, int]
         InputError: if encoders joined on channels differ in tokens.
     """
     if not encoders:
-        raise InputError("encoders", "is empty", f"name at least one, e.g. {text.MINILM}")
-    found: list[Place] = []
+        raise InputError("encoders", "is empty", f"name at least one, e.g. {text_encoder.MINILM}")
+    found: list[EmbeddingSlice] = []
     for number, (encoder, (width, pooled_width)) in enumerate(zip(encoders, shapes, strict=True)):
         _, tokens, pooled = _extent(found)
         span, first = slice(tokens, tokens + encoder.tokens), 0
@@ -183,11 +184,11 @@ def layout(encoders: Sequence[EncoderSettings], shapes: Sequence[tuple[int, int]
             _check_join(encoders, number)
             span, first = found[-1].tokens, found[-1].channels.stop
         own = pooled_width if encoder.pooled else 0
-        found.append(Place(span, slice(first, first + width), slice(pooled, pooled + own)))
+        found.append(EmbeddingSlice(span, slice(first, first + width), slice(pooled, pooled + own)))
     return found
 
 
-def _check_join(encoders: Sequence[EncoderSettings], number: int) -> None:
+def _check_join(encoders: Sequence[TextEncoderConfig], number: int) -> None:
     if number == 0:
         raise InputError("encoders", "has no encoder before it", "use join: tokens", place="[0].join")
     own, other = encoders[number].tokens, encoders[number - 1].tokens
@@ -196,11 +197,11 @@ def _check_join(encoders: Sequence[EncoderSettings], number: int) -> None:
         raise InputError("encoders", problem, "give both the same number of tokens", place=f"[{number}].tokens")
 
 
-def _extent(places: Sequence[Place]) -> Widths:
+def _extent(places: Sequence[EmbeddingSlice]) -> ConditioningDims:
     def end(name: Literal["tokens", "channels", "pooled"]) -> int:
         return max((getattr(place, name).stop for place in places), default=0)
 
-    return Widths(context=end("channels"), tokens=end("tokens"), pooled=end("pooled"))
+    return ConditioningDims(context=end("channels"), tokens=end("tokens"), pooled=end("pooled"))
 
 
 def _put(found: Tensor, place: Tensor, dropped: Tensor | None) -> None:

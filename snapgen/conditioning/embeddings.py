@@ -10,20 +10,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snapgen import devices as device
-from snapgen.conditioning.text_encoder import MINILM, Layer, digest, load, pooled_width, run, width
-from snapgen.io import chunked as rows
+from snapgen import devices
+from snapgen.conditioning.text_encoder import (
+    MINILM,
+    Layer,
+    digest,
+    encode_batch,
+    load_text_encoder,
+    pooled_width,
+    width,
+)
+from snapgen.io import chunked
 from snapgen.io.cache import JSON
-from snapgen.io.chunked import Rows
+from snapgen.io.chunked import ChunkedTensor
 from snapgen.progress import Progress
 
 
 class Embeddings(NamedTuple):
     """Captions as an encoder sees them, float16 on the CPU, memory-mapped; an empty caption is all zeros."""
 
-    tokens: Rows
+    tokens: ChunkedTensor
     """(captions, tokens, width); zeros behind the last token."""
-    pooled: Rows
+    pooled: ChunkedTensor
     """(captions, pooled width)."""
 
 
@@ -53,18 +61,20 @@ def encode_distinct(captions: Sequence[str], *, name: str = MINILM, tokens: int 
     Returns:
         A table, float16 ``(distinct captions, tokens, width)``, and its row for each caption, int64 ``(N,)``.
     """
-    different, row = distinct(captions)
-    return embed(different, name=name, tokens=tokens).tokens.whole(), row
+    different, row = deduplicate(captions)
+    return embed_captions(different, name=name, tokens=tokens).tokens.whole(), row
 
 
-def distinct(captions: Sequence[str]) -> tuple[list[str], Tensor]:
+def deduplicate(captions: Sequence[str]) -> tuple[list[str], Tensor]:
     """The different captions, stripped and sorted, and the number among them of each, int64 ``(N,)``."""
     found = sorted({caption.strip() for caption in captions})
     number = {caption: i for i, caption in enumerate(found)}
     return found, torch.tensor([number[caption.strip()] for caption in captions], dtype=torch.int64)
 
 
-def embed(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16, layer: Layer = "last") -> Embeddings:
+def embed_captions(
+    captions: Sequence[str], *, name: str = MINILM, tokens: int = 16, layer: Layer = "last"
+) -> Embeddings:
     """Embeddings of distinct captions, computed and kept in parts: sets larger than memory, and interrupted ones, too.
 
     Args:
@@ -89,19 +99,19 @@ def embed(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16, laye
             "tokens": tokens,
             "layer": layer,
             "captions": hashlib.sha256(written.encode()).hexdigest(),
-            "device": device.choose().type,
+            "device": devices.default_device().type,
             "version": 2,
         }
 
     def compute(part: range) -> dict[str, Tensor]:
         nonlocal loaded, reached
         if loaded is None:
-            model, tokenizer = load(name)
-            loaded = model.to(device.choose()), tokenizer
+            model, tokenizer = load_text_encoder(name)
+            loaded = model.to(devices.default_device()), tokenizer
         progress.skip(part.start - reached)
         reached = part.stop
-        return run(*loaded, captions[part.start : part.stop], tokens=tokens, layer=layer, progress=progress)
+        return encode_batch(*loaded, captions[part.start : part.stop], tokens=tokens, layer=layer, progress=progress)
 
     row_bytes = 2 * (tokens * width(name) + pooled_width(name))
-    found = rows.cached_parts("text", rows.parts(len(captions), row_bytes), key, compute)
+    found = chunked.cached_chunks("text", chunked.chunk_ranges(len(captions), row_bytes), key, compute)
     return Embeddings(found["tokens"], found["pooled"])

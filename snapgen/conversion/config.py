@@ -64,7 +64,7 @@ SELF_ATTENTION: dict[str, bool | None] = {
 
 
 @dataclass(frozen=True)
-class Difference:
+class ConfigMismatch:
     """A field of their configuration that our family cannot follow."""
 
     field: str
@@ -72,14 +72,14 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Description:
+class ConfigMatch:
     """The nearest architecture of our family, and all in which the net differs from it."""
 
     architecture: Architecture
-    differences: tuple[Difference, ...]
+    differences: tuple[ConfigMismatch, ...]
 
 
-def describe(config: Mapping[str, Any], source: str) -> Description:
+def describe(config: Mapping[str, Any], source: str) -> ConfigMatch:
     """The architecture that a complete configuration of a diffusers U-Net describes.
 
     Args:
@@ -91,7 +91,7 @@ def describe(config: Mapping[str, Any], source: str) -> Description:
     """
     reader = _Reader(config, source)
     values = reader.architecture()
-    return Description(settings.parse(values, Architecture, source=source), tuple(reader.differences))
+    return ConfigMatch(settings.parse_config(values, Architecture, source=source), tuple(reader.differences))
 
 
 class _Reader:
@@ -100,7 +100,7 @@ class _Reader:
     def __init__(self, config: Mapping[str, Any], source: str) -> None:
         self.config, self.source = config, source
         self.channels: Sequence[int] = config["block_out_channels"]
-        self.differences: list[Difference] = []
+        self.differences: list[ConfigMismatch] = []
 
     def architecture(self) -> dict[str, Any]:
         """As values for `Architecture`."""
@@ -203,7 +203,7 @@ class _Reader:
 
     def differ(self, field: str, problem: str) -> None:
         """Note a difference."""
-        self.differences.append(Difference(field, problem))
+        self.differences.append(ConfigMismatch(field, problem))
 
     def refuse(self, field: str, problem: str) -> None:
         """Give up: no architecture of ours is near."""

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snapgen.architecture.schema import Architecture
-from snapgen.conversion import scheduler as conversion_scheduler
+from snapgen.conversion import scheduler
 from snapgen.conversion.config import describe
-from snapgen.conversion.scheduler import UNKNOWN, Meaning
+from snapgen.conversion.scheduler import UNKNOWN, PredictionSource
 from snapgen.errors import InputError, first_line
-from snapgen.io import pretrained as conversion_files
+from snapgen.io import pretrained
 from snapgen.models.unet import UNet
 
 CLASSES = {"UNet2DConditionModel": UNet2DConditionModel, "DreamLiteUNetModel": DreamLiteUNetModel}
@@ -86,7 +86,7 @@ class Conversion:
     """Names of the source's weights that have no place; none unless the conversion was partial."""
     new: tuple[str, ...] = ()
     """Names of the net's weights that begin anew; likewise."""
-    meaning: Meaning = UNKNOWN
+    meaning: PredictionSource = UNKNOWN
     """What the net predicts, where anything says it; of a partial one, what its source does."""
 
 
@@ -117,11 +117,11 @@ def from_diffusers(
         name = type(source).__name__
         config = {**getattr(source, "config", {}), "_class_name": name}
         weights: Mapping[str, Tensor] = source.state_dict()
-        meaning = conversion_scheduler.meaning(None, prediction)
+        meaning = scheduler.meaning(None, prediction)
     else:
-        name, folder = str(source), conversion_files.find(source)
-        config, weights = conversion_files.read(folder)
-        meaning = conversion_scheduler.meaning(folder, prediction)
+        name, folder = str(source), pretrained.find_pretrained(source)
+        config, weights = pretrained.read_pretrained(folder)
+        meaning = scheduler.meaning(folder, prediction)
     found = convert(config, weights, name, time_ids=time_ids, partial=partial, progress=progress)
     return replace(found, meaning=meaning)
 
@@ -206,7 +206,7 @@ class _Weights:
 
     def ours(self, name: str, shape: torch.Size) -> Tensor | None:
         """Our weight of that name and shape; None where theirs has no such."""
-        names = their_names(name, len(self.arch.down))
+        names = diffusers_keys(name, len(self.arch.down))
         if names[0].endswith("pointwise.bias") and names[0] not in self.shapes:
             return torch.zeros(shape)  # their separable convolutions have no bias
         if not all(their in self.shapes for their in names):
@@ -240,7 +240,7 @@ def _fits(parts: Sequence[torch.Size], whole: torch.Size) -> bool:
     return sum(shape[0] for shape in parts) == whole[0] and all(each == inputs[-1] for each in inputs)
 
 
-def their_names(name: str, levels: int) -> tuple[str, ...]:
+def diffusers_keys(name: str, levels: int) -> tuple[str, ...]:
     """Diffusers' names of what one of our weights is made of, in order, for a net of so many levels."""
     name = re.sub(r"^up\.(\d+)", lambda match: f"up.{levels - 1 - int(match[1])}", name)
     for pattern, theirs in RENAMED:

@@ -20,11 +20,10 @@ import typer
 
 from snapgen import config as settings
 from snapgen.architecture import presets
-from snapgen.conditioning import text_encoder as text
-from snapgen.coreml import compatibility as neural_engine
+from snapgen.conditioning import text_encoder
+from snapgen.coreml import compatibility, mil
 from snapgen.coreml import convert as coreml
-from snapgen.coreml import mil
-from snapgen.coreml.convert import Options
+from snapgen.coreml.package import PackageOptions
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def main(
         raise InputError("--out", f"{out} is no package's name", "end it in .mlpackage")
     if out.exists() and not (out / "Manifest.json").is_file():
         raise InputError("--out", f"{out} exists and is no package", "name another")
-    options = settings.parse({"palette_bits": palette_bits, "int8": int8}, Options, source="options")
+    options = settings.parse_config({"palette_bits": palette_bits, "int8": int8}, PackageOptions, source="options")
     began = time.perf_counter()
     columns = (rich.progress.SpinnerColumn(), "converting {task.description}", rich.progress.TimeElapsedColumn())
     with rich.progress.Progress(*columns, transient=True, disable=quiet or not sys.stdout.isatty()) as bar:
@@ -68,7 +67,7 @@ def main(
         package = convert(name, latent, tokens, options)
         seconds = time.perf_counter() - began
         _place(package, out)
-    program = mil.read(out)
+    program = mil.read_program(out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if not quiet:
@@ -77,11 +76,11 @@ def main(
             f"converted in {seconds:.0f} s, with {peak / 1e9:.1f} GB of memory at most"
         )
     typer.echo(f"{out}: {size / 1e6:.1f} MB, {len(program.operations)} operations, {program.macs / 1e9:.3f} GMACs")
-    found = neural_engine.violations(program)
+    found = compatibility.violations(program)
     typer.echo("\n".join(found) if found else "nothing in it is known to fall off the Neural Engine")
 
 
-def convert(name: str, latent: int, tokens: int | None, options: Options) -> Path:
+def convert(name: str, latent: int, tokens: int | None, options: PackageOptions) -> Path:
     """The package of whatever is called ``name``.
 
     Raises:
@@ -93,7 +92,7 @@ def convert(name: str, latent: int, tokens: int | None, options: Options) -> Pat
         return coreml.convert_decoder(_decoder(name), latent, options=options)
     if kind == "UNet":
         return coreml.convert_unet(_trained(folder), latent, context_tokens=tokens or 77, options=options)
-    if name == text.MINILM or folder.is_dir():
+    if name == text_encoder.MINILM or folder.is_dir():
         return coreml.convert_text(name, tokens or 16, options=options)
     return coreml.convert_unet(presets.resolve(name), latent, context_tokens=tokens or 77, options=options)
 

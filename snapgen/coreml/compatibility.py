@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from snapgen.coreml.mil import Operation, Program
+from snapgen.coreml.mil import MILOp, MILProgram
 
 LONGEST = 16_384
 """Elements along height or width up to the A15 ([guide] 17); 65,536 from the A16 ([catalog])."""
@@ -74,7 +74,7 @@ REFUSED: Mapping[str, str] = {
 """Operations that fall off the Neural Engine, or that nothing of ours should need; and why."""
 
 
-def violations(program: Program) -> list[str]:
+def violations(program: MILProgram) -> list[str]:
     """What in a program would fall off the Neural Engine or is needless: a line each, which names the operation."""
     found = [f"{op.kind} {op.name}: {problem}" for op in program.operations for problem in _problems(op)]
     counts = program.counts()
@@ -91,7 +91,7 @@ def violations(program: Program) -> list[str]:
     return found
 
 
-def _problems(op: Operation) -> Iterator[str]:
+def _problems(op: MILOp) -> Iterator[str]:
     if op.kind in REFUSED:
         yield REFUSED[op.kind]
     elif op.kind not in TAKEN:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from snapgen.architecture.schema import Architecture
-from snapgen.conditioning import text_encoder as text
-from snapgen.coreml.package import Options, package
+from snapgen.conditioning import text_encoder
+from snapgen.coreml.package import PackageOptions, package
 from snapgen.errors import InputError
 from snapgen.io import cache
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="nn.Module")
 
-__all__ = ["Options", "convert_decoder", "convert_text", "convert_unet"]
+__all__ = ["PackageOptions", "convert_decoder", "convert_text", "convert_unet"]
 
 
 def convert_unet(
-    net: Architecture | UNet, latent_size: int, *, context_tokens: int = 77, options: Options | None = None
+    net: Architecture | UNet, latent_size: int, *, context_tokens: int = 77, options: PackageOptions | None = None
 ) -> Path:
     """A U-Net as a package for batch 1.
 
@@ -51,7 +51,7 @@ def convert_unet(
     """
     import torch
 
-    from snapgen.coreml.layers import Velocity
+    from snapgen.coreml.layers import CoreMLUNet
 
     arch = net if isinstance(net, Architecture) else net.arch
     arch.check_latent(latent_size)
@@ -66,7 +66,7 @@ def convert_unet(
 
     def build() -> nn.Module:
         own = _random_unet(net) if isinstance(net, Architecture) else _half(net)
-        return Velocity(own, latent_size)
+        return CoreMLUNet(own, latent_size)
 
     key: dict[str, cache.JSON] = {
         "architecture": arch.id,
@@ -74,10 +74,12 @@ def convert_unet(
         "latent": latent_size,
         "tokens": context_tokens if arch.has_cross_attention else 0,
     }
-    return package("unet", key, build, inputs, "velocity", options or Options())
+    return package("unet", key, build, inputs, "velocity", options or PackageOptions())
 
 
-def convert_decoder(decoder: TinyDecoder | AutoencoderKL, latent_size: int, *, options: Options | None = None) -> Path:
+def convert_decoder(
+    decoder: TinyDecoder | AutoencoderKL, latent_size: int, *, options: PackageOptions | None = None
+) -> Path:
     """A decoder as a package: ``latents`` (1, C, H, W) → ``image`` (1, 3, H · factor, W · factor), float16.
 
     Args:
@@ -112,11 +114,15 @@ def convert_decoder(decoder: TinyDecoder | AutoencoderKL, latent_size: int, *, o
         "weights": _digest(decoder),
         "latent": latent_size,
     }
-    return package("decoder", key, build, inputs, "image", options or Options())
+    return package("decoder", key, build, inputs, "image", options or PackageOptions())
 
 
 def convert_text(
-    name: str = text.MINILM, tokens: int = 16, *, layer: text.Layer = "last", options: Options | None = None
+    name: str = text_encoder.MINILM,
+    tokens: int = 16,
+    *,
+    layer: text_encoder.Layer = "last",
+    options: PackageOptions | None = None,
 ) -> Path:
     """A text encoder as a package; see `snapgen.coreml.text_encoder`.
 
@@ -125,7 +131,7 @@ def convert_text(
     Args:
         name: ``minilm``, or the folder of a Hugging Face text encoder, as `snapgen.conditioning.embeddings.encode`
         takes it. tokens: length of its input. layer: which hidden states it gives, as
-        `snapgen.conditioning.embeddings.embed` takes it. options: how weights are stored.
+        `snapgen.conditioning.embeddings.embed_captions` takes it. options: how weights are stored.
 
     Raises:
         InputError: if there is no such encoder, it takes fewer tokens or no mask, or nothing can be written.
@@ -138,9 +144,9 @@ def convert_text(
         "input_ids": torch.zeros(1, tokens, dtype=torch.int32),
         "mask": torch.ones(1, tokens, dtype=torch.float16),
     }
-    key: dict[str, cache.JSON] = {"encoder": text.digest(name), "tokens": tokens, "layer": layer}
+    key: dict[str, cache.JSON] = {"encoder": text_encoder.digest(name), "tokens": tokens, "layer": layer}
     build = lambda: TextEncoder(name, tokens, layer).half()  # noqa: E731 - as short as its use
-    return package("text", key, build, inputs, "embeddings", options or Options())
+    return package("text", key, build, inputs, "embeddings", options or PackageOptions())
 
 
 def _half(net: M) -> M:

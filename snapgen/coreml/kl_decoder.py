@@ -35,7 +35,7 @@ class KLDecoder(nn.Module):
         return cast(Tensor, self.decoder(self.before(self.unscale(latents))))
 
 
-class Residual(nn.Module):
+class ResnetBlock(nn.Module):
     """A ResnetBlock2D without a timestep."""
 
     def __init__(self, source: ResnetBlock2D) -> None:
@@ -77,7 +77,7 @@ class Attention(nn.Module):
 def _replace(root: nn.Module) -> None:
     for name, module in list(root.named_children()):
         if isinstance(module, ResnetBlock2D):
-            setattr(root, name, Residual(module))
+            setattr(root, name, ResnetBlock(module))
         elif isinstance(module, Source):
             setattr(root, name, Attention(module))
         else:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from snapgen.coreml.compatibility import LONGEST
 from snapgen.coreml.custom_ops import group_norm, layer_norm
-from snapgen.models import layers as parts
-from snapgen.models.layers import Rotation
-from snapgen.models.unet import Turn, UNet
+from snapgen.models import layers
+from snapgen.models.layers import RopeTable
+from snapgen.models.unet import RotaryEmbedding, UNet
 
 # Queries and keys reach their norm times this, its epsilon times the square: the result is the same, but the epsilon
 # of 1e-6 becomes one that half precision can hold. Without it the zero keys of an empty caption might be 0 / 0.
@@ -39,7 +39,7 @@ def time_features(timestep: Tensor | float, frequencies: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
-class Velocity(nn.Module):
+class CoreMLUNet(nn.Module):
     """A U-Net at one latent size and batch 1; takes over the net, whose layers it replaces by their counterparts."""
 
     def __init__(self, net: UNet, latent_size: int) -> None:
@@ -48,8 +48,8 @@ class Velocity(nn.Module):
         lowest = len(net.down) - 1
         for level, stage in [*enumerate(net.down), (lowest, net.mid), *enumerate(net.up)]:
             size = latent_size >> level
-            turn = cast(Turn, stage.turn)
-            stage.turn = Tables(turn(net.conv_in.weight.new_empty(1, 1, size, size)))
+            turn = cast(RotaryEmbedding, stage.turn)
+            stage.turn = ConstantRope(turn(net.conv_in.weight.new_empty(1, 1, size, size)))
         substitute(net)
 
     def forward(self, sample: Tensor, time_features: Tensor, context: Tensor | None = None) -> Tensor:
@@ -74,11 +74,11 @@ def substitute(root: nn.Module) -> None:
 
 
 def _counterpart(module: nn.Module) -> nn.Module:
-    if isinstance(module, parts.Transformer):
+    if isinstance(module, layers.SpatialTransformer):
         return Transformer(module)
     if isinstance(module, nn.GroupNorm):
         return GroupNorm(module)
-    if isinstance(module, parts.ResidualBlock):
+    if isinstance(module, layers.ResidualBlock):
         return ResidualBlock(module)
     substitute(module)
     return module
@@ -94,18 +94,18 @@ def pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     return conv
 
 
-class Tables(nn.Module):
+class ConstantRope(nn.Module):
     """A stage's RoPE tables, (1, D, 1, N), computed beforehand."""
 
     cosines: Tensor | None
     sines: Tensor | None
 
-    def __init__(self, rotation: Rotation | None) -> None:
+    def __init__(self, rotation: RopeTable | None) -> None:
         super().__init__()
         self.register_buffer("cosines", None if rotation is None else _channels_first(rotation[0]))
         self.register_buffer("sines", None if rotation is None else _channels_first(rotation[1]))
 
-    def forward(self, x: Tensor) -> Rotation | None:  # noqa: ARG002 - as `snapgen.models.unet.Turn`
+    def forward(self, x: Tensor) -> RopeTable | None:  # noqa: ARG002 - as `snapgen.models.unet.RotaryEmbedding`
         """The tables of a stage whose size is known."""
         return None if self.cosines is None or self.sines is None else (self.cosines, self.sines)
 
@@ -115,7 +115,7 @@ def _channels_first(table: Tensor) -> Tensor:
     return table.permute(1, 2, 0)[:, :, None].contiguous()
 
 
-def rotated(x: Tensor, by: Rotation) -> Tensor:
+def rotated(x: Tensor, by: RopeTable) -> Tensor:
     """`parts.rotated` of (heads, D, 1, N)."""
     a, b, c, d = x.chunk(4, 1)
     return x * by[0] + torch.cat([b, a, d, c], 1) * by[1]
@@ -137,7 +137,7 @@ class GroupNorm(nn.Module):
 class ResidualBlock(nn.Module):
     """`parts.ResidualBlock` whose timestep is an image of one pixel."""
 
-    def __init__(self, source: parts.ResidualBlock) -> None:
+    def __init__(self, source: layers.ResidualBlock) -> None:
         super().__init__()
         self.time = pointwise(source.time.weight, source.time.bias)
         self.block = source
@@ -163,14 +163,14 @@ class ChannelNorm(nn.Module):
 class Transformer(nn.Module):
     """`parts.Transformer` over (B, C, 1, N)."""
 
-    def __init__(self, source: parts.Transformer) -> None:
+    def __init__(self, source: layers.SpatialTransformer) -> None:
         super().__init__()
         self.norm = GroupNorm(source.norm)
         self.proj_in = pointwise(source.proj_in.weight, source.proj_in.bias)
-        self.blocks = nn.ModuleList(Block(cast(parts.TransformerBlock, block)) for block in source.blocks)
+        self.blocks = nn.ModuleList(TransformerBlock(cast(layers.TransformerBlock, block)) for block in source.blocks)
         self.proj_out = pointwise(source.proj_out.weight, source.proj_out.bias)
 
-    def forward(self, x: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
         before = x.view(len(x), x.shape[1], 1, -1)
         tokens = self.proj_in(self.norm(before))
@@ -179,10 +179,10 @@ class Transformer(nn.Module):
         return cast(Tensor, before + self.proj_out(tokens)).view(x.shape)
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """`parts.TransformerBlock` over (B, C, 1, N)."""
 
-    def __init__(self, source: parts.TransformerBlock) -> None:
+    def __init__(self, source: layers.TransformerBlock) -> None:
         super().__init__()
         self.norm1 = self.attend_self = self.norm2 = self.attend_context = None
         if source.norm1 is not None and source.attend_self is not None:
@@ -194,7 +194,7 @@ class Block(nn.Module):
         self.expand = pointwise(layer.expand.weight, layer.expand.bias)
         self.contract = pointwise(layer.contract.weight, layer.contract.bias)
 
-    def forward(self, x: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
         """Tokens (B, C, 1, N), context (B, M, context width) → (B, C, 1, N)."""
         if self.norm1 is not None and self.attend_self is not None:
             x = x + self.attend_self(self.norm1(x), turn)
@@ -209,7 +209,7 @@ class Block(nn.Module):
 class SelfAttention(nn.Module):
     """`parts.Attention` of tokens to themselves: one projection, and one norm and one turn of queries and keys."""
 
-    def __init__(self, source: parts.Attention) -> None:
+    def __init__(self, source: layers.Attention) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_width = source.heads, source.kv_heads, source.head_width
         self.norm = HeadNorm.of(source, axis=1)
@@ -219,7 +219,7 @@ class SelfAttention(nn.Module):
         self.project = pointwise(torch.cat([queries, pair]), None)
         self.out = pointwise(source.out.weight, source.out.bias)
 
-    def forward(self, x: Tensor, turn: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, turn: RopeTable | None) -> Tensor:
         """(1, C, 1, N) → (1, C, 1, N)."""
         every = self.project(x)
         own = (self.heads + self.kv_heads) * self.head_width
@@ -236,7 +236,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """`parts.Attention` of tokens to a context, which stays (1, M, C′): its keys are few, and MQA's need no move."""
 
-    def __init__(self, source: parts.Attention) -> None:
+    def __init__(self, source: layers.Attention) -> None:
         super().__init__()
         self.head_width, self.kv_heads = source.head_width, source.kv_heads
         self.query_norm = HeadNorm.of(source, axis=1, keys=False)
@@ -286,7 +286,7 @@ class HeadNorm(nn.Module):
         self.zero: Tensor
 
     @classmethod
-    def of(cls, source: parts.Attention, *, axis: int, queries: bool = True, keys: bool = True) -> HeadNorm | None:
+    def of(cls, source: layers.Attention, *, axis: int, queries: bool = True, keys: bool = True) -> HeadNorm | None:
         """Of an attention's query heads, its key heads, or the ones and then the others; None without QK norm."""
         norms = [(source.query_norm, source.heads)] * queries + [(source.key_norm, source.kv_heads)] * keys
         rows = [norm.weight.expand(heads, -1) for norm, heads in norms if isinstance(norm, nn.RMSNorm)]

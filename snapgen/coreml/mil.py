@@ -12,7 +12,7 @@ from snapgen.coreml.package import quiet
 from snapgen.errors import InputError
 
 
-class Tensor(NamedTuple):
+class MILValue(NamedTuple):
     """A value of the program; ``shape`` is () for a scalar and for what is not a tensor."""
 
     name: str
@@ -23,13 +23,13 @@ class Tensor(NamedTuple):
     """The numbers of a small constant of integers."""
 
 
-class Operation(NamedTuple):
+class MILOp(NamedTuple):
     """One operation that runs, in order; constants are not among them."""
 
     kind: str
     name: str
-    inputs: Mapping[str, tuple[Tensor, ...]]
-    outputs: tuple[Tensor, ...]
+    inputs: Mapping[str, tuple[MILValue, ...]]
+    outputs: tuple[MILValue, ...]
 
     @property
     def macs(self) -> int:
@@ -37,16 +37,16 @@ class Operation(NamedTuple):
         return COUNTED[self.kind](self) if self.kind in COUNTED else 0
 
     @property
-    def operands(self) -> Iterator[Tensor]:
+    def operands(self) -> Iterator[MILValue]:
         """Inputs that are computed in a run."""
         return (tensor for tensors in self.inputs.values() for tensor in tensors if not tensor.constant)
 
 
-class Program(NamedTuple):
+class MILProgram(NamedTuple):
     """A package's program."""
 
-    inputs: tuple[Tensor, ...]
-    operations: tuple[Operation, ...]
+    inputs: tuple[MILValue, ...]
+    operations: tuple[MILOp, ...]
     outputs: tuple[str, ...]
 
     @property
@@ -72,7 +72,7 @@ class Program(NamedTuple):
         return found
 
 
-def read(package: Path) -> Program:
+def read_program(package: Path) -> MILProgram:
     """The program of an ``.mlpackage``.
 
     Raises:
@@ -92,10 +92,10 @@ def read(package: Path) -> Program:
     main = functions["main"]
     block = main.block_specializations[main.opset]
     inputs = tuple(_tensor(value, constant=False) for value in main.inputs)
-    return Program(inputs, tuple(_operations(block.operations, inputs)), tuple(block.outputs))
+    return MILProgram(inputs, tuple(_operations(block.operations, inputs)), tuple(block.outputs))
 
 
-def _operations(block: Any, inputs: tuple[Tensor, ...]) -> Iterator[Operation]:
+def _operations(block: Any, inputs: tuple[MILValue, ...]) -> Iterator[MILOp]:
     known = {tensor.name: tensor for tensor in inputs}
     for op in block:
         constant = op.type == "const" or op.type.startswith("constexpr_")
@@ -107,20 +107,20 @@ def _operations(block: Any, inputs: tuple[Tensor, ...]) -> Iterator[Operation]:
             key: tuple(known[a.name] if a.name else _immediate(a.value) for a in value.arguments)
             for key, value in op.inputs.items()
         }
-        yield Operation(op.type, op.attributes["name"].immediateValue.tensor.strings.values[0], arguments, outputs)
+        yield MILOp(op.type, op.attributes["name"].immediateValue.tensor.strings.values[0], arguments, outputs)
 
 
-def _tensor(value: Any, *, constant: bool, attributes: Mapping[str, Any] | None = None) -> Tensor:
+def _tensor(value: Any, *, constant: bool, attributes: Mapping[str, Any] | None = None) -> MILValue:
     from coremltools.proto import MIL_pb2
 
     kind = value.type.tensorType
     shape = tuple(dimension.constant.size for dimension in kind.dimensions)
     numbers = attributes["val"].immediateValue.tensor.ints.values if attributes and "val" in attributes else ()
-    return Tensor(value.name, MIL_pb2.DataType.Name(kind.dataType), shape, constant, tuple(numbers))
+    return MILValue(value.name, MIL_pb2.DataType.Name(kind.dataType), shape, constant, tuple(numbers))
 
 
-def _immediate(value: Any) -> Tensor:
-    return Tensor("", "", (), True, tuple(value.immediateValue.tensor.ints.values))
+def _immediate(value: Any) -> MILValue:
+    return MILValue("", "", (), True, tuple(value.immediateValue.tensor.ints.values))
 
 
 def _layout(shape: tuple[int, ...], *, width_last: bool) -> str:
@@ -133,29 +133,29 @@ def _layout(shape: tuple[int, ...], *, width_last: bool) -> str:
     return "(1, C, 1, N)" if shape[0] == 1 else "(heads, D, 1, N)"
 
 
-def _conv(op: Operation) -> int:
+def _conv(op: MILOp) -> int:
     """Each result takes a kernel's worth: (O, I / groups, height, width)."""
     return math.prod(op.outputs[0].shape) * math.prod(op.inputs["weight"][0].shape[1:])
 
 
-def _linear(op: Operation) -> int:
+def _linear(op: MILOp) -> int:
     return math.prod(op.outputs[0].shape) * op.inputs["weight"][0].shape[-1]
 
 
-def _matmul(op: Operation) -> int:
+def _matmul(op: MILOp) -> int:
     transposed = op.inputs.get("transpose_x")
     assert transposed is None or transposed[0].constant
     shape, result = op.inputs["x"][0].shape, op.outputs[0].shape
     return math.prod(result) * (shape[-1] if shape[-2] == result[-2] else shape[-2])
 
 
-def _attention(op: Operation) -> int:
+def _attention(op: MILOp) -> int:
     """softmax(QKᵀ)V of sizes (…, N, D), (…, M, D), (…, M, E): N·M·(D + E) a head."""
     queries, values = op.inputs["query"][0].shape, op.inputs["value"][0].shape
     return math.prod(queries[:-1]) * values[-2] * (queries[-1] + values[-1])
 
 
-COUNTED: Mapping[str, Callable[[Operation], int]] = {
+COUNTED: Mapping[str, Callable[[MILOp], int]] = {
     "conv": _conv,
     "linear": _linear,
     "matmul": _matmul,

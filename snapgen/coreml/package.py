@@ -24,7 +24,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from snapgen.config import Settings
+from snapgen.config import Config
 from snapgen.errors import InputError
 from snapgen.io import cache
 
@@ -36,7 +36,7 @@ _LEFT_OUT = {"common::guard_negative_gather_indices", "common::add_int16_cast", 
 _STALE_SECONDS = 24 * 3600.0
 
 
-class Options(Settings):
+class PackageOptions(Config):
     """How the weights are stored; both options leave activations in float16.
 
     Palettes are uniform (evenly spaced between a tensor's least and greatest value): coremltools' k-means, which keeps
@@ -61,7 +61,7 @@ def package(
     build: Callable[[], nn.Module],
     inputs: Mapping[str, Tensor],
     output: str,
-    options: Options,
+    options: PackageOptions,
 ) -> Path:
     """The package of a module, from the cache if it is there.
 
@@ -89,7 +89,7 @@ def package(
         "torch": torch.__version__.split("+")[0],
     }
     text = json.dumps(described, sort_keys=True, separators=(",", ":"))
-    folder = cache.folder() / "coreml"
+    folder = cache.cache_dir() / "coreml"
     path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.mlpackage"
     if (path / "Manifest.json").is_file():
         return path
@@ -115,13 +115,13 @@ def package(
     return path
 
 
-def _converted(module: nn.Module, inputs: Mapping[str, Tensor], output: str, options: Options) -> Any:
+def _converted(module: nn.Module, inputs: Mapping[str, Tensor], output: str, options: PackageOptions) -> Any:
     """The Core ML model of a float16 module."""
     import coremltools as ct
 
-    from snapgen.coreml import custom_ops as operators
+    from snapgen.coreml import custom_ops
 
-    operators.register()
+    custom_ops.register()
     with torch.no_grad():
         program = torch.export.export(module.eval(), tuple(inputs.values()), strict=False).run_decompositions({})
     passes = ct.PassPipeline.DEFAULT
@@ -139,7 +139,7 @@ def _converted(module: nn.Module, inputs: Mapping[str, Tensor], output: str, opt
     return _compressed(model, options)
 
 
-def _compressed(model: Any, options: Options) -> Any:
+def _compressed(model: Any, options: PackageOptions) -> Any:
     from coremltools.optimize import coreml as compress
 
     if options.palette_bits is not None:

@@ -15,24 +15,23 @@ from typing import Any
 
 from diffusers import AutoencoderKL
 
-from snapgen.conditioning import captions as conditioning
-from snapgen.conditioning import text_encoder as text
+from snapgen.conditioning import captions, text_encoder
 from snapgen.coreml import convert as coreml
-from snapgen.coreml.package import Options
+from snapgen.coreml.package import PackageOptions
 from snapgen.errors import InputError
-from snapgen.io.atomic import folder_aside
-from snapgen.pipeline.loading import joined, load
+from snapgen.io.atomic import atomic_folder
+from snapgen.pipeline.loading import load_pipeline, merged_folder
 from snapgen.pipeline.snapgen_pipeline import TEXT_ENCODERS, TOKENIZERS, SnapGenPipeline
 
 DESCRIPTION = "pipeline.json"
 
 
-def write(
+def export_pipeline(
     folder: Path,
     out: Path,
     *,
     latent_size: int | None = None,
-    options: Options | None = None,
+    options: PackageOptions | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> dict[str, Any]:
     """Converts a pipeline, whole or not at all.
@@ -41,7 +40,7 @@ def write(
     text encoder (numbered from the second on), and ``pipeline.json``.
 
     Args:
-        folder: of the pipeline, as `snapgen.pipeline.loading.find` gives it.
+        folder: of the pipeline, as `snapgen.pipeline.loading.find_pipeline` gives it.
         out: the folder to write.
         latent_size: height and width of the latent; None: of the pipeline's resolution.
         options: how weights are stored.
@@ -53,9 +52,9 @@ def write(
     Raises:
         InputError: if the pipeline is damaged, something of it does not convert or nothing can be written.
     """
-    pipeline = load(folder)
+    pipeline = load_pipeline(folder)
     latent = _latent(pipeline, latent_size)
-    with folder_aside(out) as part:
+    with atomic_folder(out) as part:
         try:
             return _fill(pipeline, folder, part, latent, options, progress)
         except OSError as error:
@@ -67,7 +66,7 @@ def _fill(
     folder: Path,
     part: Path,
     latent: int,
-    options: Options | None,
+    options: PackageOptions | None,
     progress: Callable[[float, str], None] | None,
 ) -> dict[str, Any]:
     described = describe(pipeline, latent)
@@ -105,9 +104,9 @@ def _decoder(pipeline: SnapGenPipeline) -> Any:
     return pipeline.vae if isinstance(pipeline.vae, AutoencoderKL) else pipeline.vae.decoder
 
 
-def _text(folder: Path, described: dict[str, Any], options: Options | None) -> Path:
+def _text(folder: Path, described: dict[str, Any], options: PackageOptions | None) -> Path:
     """The package of a text encoder, whose weights and tokenizer lie in two folders of the pipeline's."""
-    with joined(folder / Path(described["package"]).stem, folder / described["tokenizer"]) as whole:
+    with merged_folder(folder / Path(described["package"]).stem, folder / described["tokenizer"]) as whole:
         return coreml.convert_text(str(whole), described["tokens"], layer=described["layer"], options=options)
 
 
@@ -152,9 +151,9 @@ def _conditioning(pipeline: SnapGenPipeline) -> tuple[list[dict[str, Any]], dict
     settings = pipeline.encoders
     shapes = []
     for each, (model, tokenizer) in zip(settings, pipeline.text_encoders, strict=True):
-        found = text.run(model, tokenizer, [""], tokens=each.tokens)
+        found = text_encoder.encode_batch(model, tokenizer, [""], tokens=each.tokens)
         shapes.append((found["tokens"].shape[2], found["pooled"].shape[1]))
-    places = conditioning.layout(settings, shapes)
+    places = captions.layout(settings, shapes)
     encoders: list[dict[str, Any]] = [
         {
             "package": f"{name}.mlpackage",

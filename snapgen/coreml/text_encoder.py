@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snapgen.conditioning import text_encoder as text
-from snapgen.coreml import custom_ops as operators
+from snapgen.conditioning import text_encoder
+from snapgen.coreml import custom_ops
 from snapgen.errors import InputError
 
 ATTENTION = "snapgen_coreml"
@@ -30,19 +30,19 @@ class TextEncoder(nn.Module):
     Args:
         name: as `snapgen.conditioning.embeddings.encode` takes it.
         tokens: length of its input.
-        layer: which hidden states it gives, as `snapgen.conditioning.embeddings.embed` takes it.
+        layer: which hidden states it gives, as `snapgen.conditioning.embeddings.embed_captions` takes it.
 
     Raises:
         InputError: if there is no such encoder, it takes fewer tokens, or it gives something else with a mask than
             without padding.
     """
 
-    def __init__(self, name: str, tokens: int, layer: text.Layer = "last") -> None:
+    def __init__(self, name: str, tokens: int, layer: text_encoder.Layer = "last") -> None:
         super().__init__()
         self.layer = layer
         _register()
-        self.model, tokenizer = text.load(name)
-        longest = text.longest(self.model, tokenizer)
+        self.model, tokenizer = text_encoder.load_text_encoder(name)
+        longest = text_encoder.max_length(self.model, tokenizer)
         if not 1 <= tokens <= longest:
             raise InputError(name, f"takes 1 to {longest} tokens, not {tokens}", "choose so many", place="tokens")
         self.model.eval().requires_grad_(False)
@@ -74,7 +74,7 @@ class TextEncoder(nn.Module):
         for parent in list(self.model.modules()):
             for name, module in list(parent.named_children()):
                 if isinstance(module, nn.LayerNorm):
-                    setattr(parent, name, LastNorm(module))
+                    setattr(parent, name, FinalNorm(module))
 
     @torch.inference_mode()
     def _agrees(self, ids: Tensor, expected: Tensor, tokens: int) -> bool:
@@ -88,7 +88,7 @@ class TextEncoder(nn.Module):
         return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
 
 
-class LastNorm(nn.Module):
+class FinalNorm(nn.Module):
     """A layer norm over the last axis, as an operator of ours: coremltools takes no float16 one with an affine."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
@@ -98,7 +98,7 @@ class LastNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, C) → (…, C)."""
         bias = self.norm.bias if self.norm.bias is not None else torch.zeros_like(self.norm.weight)
-        return cast(Tensor, operators.layer_norm(x, -1, self.norm.weight, bias, self.norm.eps))
+        return cast(Tensor, custom_ops.layer_norm(x, -1, self.norm.weight, bias, self.norm.eps))
 
 
 def _attention(

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from snapgen.data.decoding import FORMATS, decode
-from snapgen.data.sources import Folder, Sample, Shards, Split
+from snapgen.data.sources import ImageFolder, RawSample, Split, WebDatasetShards
 from snapgen.errors import InputError
 from snapgen.io import cache
 from snapgen.progress import Progress
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageDataset:
     """One split of a set of captioned images, in a fixed order of which every beginning is a fair sample.
 
     (Shards of the user's own are read in their own order.)
@@ -55,7 +55,7 @@ class Images:
     captions: list[str] = field(repr=False)
     digest: str
     skipped: int
-    _source: Folder | Shards = field(repr=False)
+    _source: ImageFolder | WebDatasetShards = field(repr=False)
     _readable: torch.Tensor = field(repr=False)
     _held: torch.Tensor | None = field(repr=False)
 
@@ -96,7 +96,7 @@ class Images:
             yield torch.stack(batch)
 
 
-def open_images(source: str, *, split: Split, resolution: int) -> Images:
+def open_images(source: str, *, split: Split, resolution: int) -> ImageDataset:
     """The images of a source, cut to squares (the middle) and scaled, on white.
 
     Args:
@@ -124,7 +124,7 @@ def open_images(source: str, *, split: Split, resolution: int) -> Images:
     found = _find(source, split, resolution)
     digest = found.digest()
     key: dict[str, cache.JSON] = {"digest": digest, "resolution": resolution, "formats": FORMATS, "version": 1}
-    read = cache.cached("images", key, lambda: _read(found, resolution, source, split))
+    read = cache.cached_tensors("images", key, lambda: _read(found, resolution, source, split))
     facts = json.loads(read["facts"].numpy().tobytes())
     readable = read["readable"]
     skipped = len(readable) - len(facts["captions"])
@@ -132,7 +132,7 @@ def open_images(source: str, *, split: Split, resolution: int) -> Images:
         _log.warning("%s breaks off or is no tar; only what stands before that is used", shard)
     if skipped:
         _log.warning("%s: skipped %d of %d images: damaged, or without a caption", source, skipped, len(readable))
-    return Images(
+    return ImageDataset(
         name=source,
         split=split,
         resolution=resolution,
@@ -145,7 +145,7 @@ def open_images(source: str, *, split: Split, resolution: int) -> Images:
     )
 
 
-def _read(source: Folder | Shards, resolution: int, name: str, split: Split) -> dict[str, torch.Tensor]:
+def _read(source: ImageFolder | WebDatasetShards, resolution: int, name: str, split: Split) -> dict[str, torch.Tensor]:
     """Every sample decoded once: which are readable, their captions, and their pixels if they fit in memory."""
     captions: list[str] = []
     readable: list[bool] = []
@@ -168,7 +168,7 @@ def _read(source: Folder | Shards, resolution: int, name: str, split: Split) -> 
     return read if held is None else {**read, "pixels": torch.stack(held)}
 
 
-def _decoded(samples: Iterable[Sample], resolution: int) -> Iterator[tuple[str, torch.Tensor | None]]:
+def _decoded(samples: Iterable[RawSample], resolution: int) -> Iterator[tuple[str, torch.Tensor | None]]:
     """Caption and pixels of each sample, in order, decoded on several threads a little ahead."""
     threads = min(8, os.cpu_count() or 1)
     waiting: deque[tuple[str, Future[torch.Tensor | None]]] = deque()
@@ -182,18 +182,18 @@ def _decoded(samples: Iterable[Sample], resolution: int) -> Iterator[tuple[str, 
             yield caption, future.result()
 
 
-def _find(source: str, split: Split, resolution: int) -> Folder | Shards:
+def _find(source: str, split: Split, resolution: int) -> ImageFolder | WebDatasetShards:
     if source == "emoji":
         if resolution > EMOJI_RESOLUTIONS[-1]:
             problem = f"the embedded emoji are {EMOJI_RESOLUTIONS[-1]} px wide, not {resolution}"
             raise InputError(source, problem, "use a lower resolution, or a folder of your own images")
         size = next(size for size in EMOJI_RESOLUTIONS if size >= resolution)
-        return Shards([EMOJI / f"{size}-{split}.tar.gz"])
+        return WebDatasetShards([EMOJI / f"{size}-{split}.tar.gz"])
     if not source or "://" in source or source.startswith("pipe:") or "\0" in source:
         raise InputError(source or "data", "is not a path", "name a folder, a .tar file, or use 'emoji'")
     path = Path(source).expanduser()
     try:
-        return _in_folder(path, split) if path.is_dir() else Shards(_expanded(str(path)), split)
+        return _in_folder(path, split) if path.is_dir() else WebDatasetShards(_expanded(str(path)), split)
     except OSError as error:
         raise InputError(source, (error.strerror or "cannot be read").lower(), "name a readable folder") from None
 
@@ -224,7 +224,7 @@ def _shard(path: Path) -> Path:
     return path
 
 
-def _in_folder(path: Path, split: Split) -> Folder | Shards:
+def _in_folder(path: Path, split: Split) -> ImageFolder | WebDatasetShards:
     """The folder's own split, or its share of everything in it."""
     folders = {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     root = path
@@ -238,7 +238,7 @@ def _in_folder(path: Path, split: Split) -> Folder | Shards:
                 _refuse_unsorted(validation, root)
                 root = validation
     shards = sorted(entry for entry in root.iterdir() if entry.name.endswith(_SHARDS) and entry.is_file())
-    return Shards(shards, share) if shards else Folder(root, path, share)
+    return WebDatasetShards(shards, share) if shards else ImageFolder(root, path, share)
 
 
 def _refuse_unsorted(validation: Path, train: Path) -> None:

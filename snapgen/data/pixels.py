@@ -25,11 +25,11 @@ BATCH = 16
 """Images that go through at once outside training: on a CPU larger batches leave its caches and are slower."""
 
 
-def as_float(pixels: Tensor) -> Tensor:
+def to_float(pixels: Tensor) -> Tensor:
     """uint8 → float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
-def as_bytes(images: Tensor) -> Tensor:
+def to_uint8(images: Tensor) -> Tensor:
     """[-1, 1] → uint8."""
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

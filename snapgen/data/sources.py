@@ -31,7 +31,7 @@ _LONGEST_CAPTION = 2000
 _log = logging.getLogger(__name__)
 
 
-class Sample(NamedTuple):
+class RawSample(NamedTuple):
     """An image, not yet decoded, and its caption; the image is empty bytes where either is missing."""
 
     caption: str
@@ -47,7 +47,7 @@ def _hash(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:8], "big")
 
 
-class Folder:
+class ImageFolder:
     """Images in a folder; ``share`` is the split it is to give a tenth or nine tenths to, None for all of them."""
 
     broken: Sequence[str] = ()
@@ -100,9 +100,9 @@ class Folder:
         name = path.stem if path.parent == self.root else path.parent.name
         return names.get(name, name.replace("_", " ").strip())
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[RawSample]:
         for (_, path), caption in zip(self.images, self.captions, strict=True):
-            yield Sample(caption, path if caption else b"")
+            yield RawSample(caption, path if caption else b"")
 
     def digest(self) -> str:
         names = [f"{key}\0{caption}" for (key, _), caption in zip(self.images, self.captions, strict=True)]
@@ -128,8 +128,8 @@ def _class_names(top: Path) -> dict[str, str]:
     return {}
 
 
-class Shards:
-    """Webdataset shards; ``share`` as in `Folder`."""
+class WebDatasetShards:
+    """Webdataset shards; ``share`` as in `ImageFolder`."""
 
     count: int | None = None
 
@@ -137,7 +137,7 @@ class Shards:
         self.paths, self.share = paths, share
         self.broken: list[str] = []
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> Iterator[RawSample]:
         # Imported here: it takes longer than everything else in this module together.
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
@@ -183,10 +183,10 @@ def _wanted(name: str) -> bool:
     return name.lower().endswith((*SUFFIXES, ".txt", ".json"))
 
 
-def _in_shard(sample: dict[str, bytes]) -> Sample:
+def _in_shard(sample: dict[str, bytes]) -> RawSample:
     caption = _clean(sample.get("txt", b"")) or _json_caption(sample.get("json", b""))
     image = next((sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample), b"")
-    return Sample(caption, image if caption else b"")
+    return RawSample(caption, image if caption else b"")
 
 
 def _json_caption(text: bytes) -> str:

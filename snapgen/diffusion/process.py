@@ -2,8 +2,8 @@
 
 What a recipe calls its *prediction* says both what the net's output stands for and which process it is of: rectified
 flow (`snapgen.diffusion.rectified_flow`) or SD-1.5's variance-preserving diffusion
-(`snapgen.diffusion.variance_preserving`). `of` gives the process; whoever trains, judges, samples or exports asks it,
-and nobody else decides.
+(`snapgen.diffusion.variance_preserving`). `make_process` gives the process; whoever trains, judges, samples or exports
+asks it, and nobody else decides.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from snapgen.diffusion import rectified_flow as flow
-from snapgen.diffusion import variance_preserving as diffusion
-from snapgen.diffusion.rectified_flow import Net
-from snapgen.seeding import derive
+from snapgen.diffusion import rectified_flow, variance_preserving
+from snapgen.diffusion.rectified_flow import Denoiser
+from snapgen.seeding import derive_seed
 
-Prediction = Literal[flow.Prediction, diffusion.Prediction]
-PREDICTIONS = (*flow.PREDICTIONS, *diffusion.PREDICTIONS)
+PredictionType = Literal[rectified_flow.FlowPredictionType, variance_preserving.DiffusionPredictionType]
+PREDICTION_TYPES = (*rectified_flow.FLOW_PREDICTION_TYPES, *variance_preserving.DIFFUSION_PREDICTION_TYPES)
 Scheduler: TypeAlias = FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler
 
 VELOCITY = {
     "velocity": "v = unet(x, t)",
-    "data": f"v = (x - unet(x, t)) / max(t, {flow.SMALLEST_T})",
+    "data": f"v = (x - unet(x, t)) / max(t, {rectified_flow.SMALLEST_T})",
     "preconditioned": "s = 1 / sqrt(t^2 + (1 - t)^2); v = (2 t - 1) s^2 x + s unet(s x, t)",
 }
-"""`snapgen.diffusion.rectified_flow.velocity_of`, for a reader of an exported pipeline's JSON."""
+"""`snapgen.diffusion.rectified_flow.predict_velocity`, for a reader of an exported pipeline's JSON."""
 
 
-class Process(ABC):
+class NoiseProcess(ABC):
     """One process with one prediction; timesteps t are numbers the nets take, highest where the noise is.
 
     Shapes: data, noise and samples (B, C, H, W), timesteps (B,), contexts (B, N, width) or None.
@@ -48,11 +47,11 @@ class Process(ABC):
         """What `said` is to be."""
 
     @abstractmethod
-    def said(self, net: Net, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def said(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         """What a net says of a sample, in the form in which it is guided, taught and stepped with."""
 
     @abstractmethod
-    def guided(self, net: Net, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
+    def guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
         """As `said`, with classifier-free guidance; 1: none."""
 
     @abstractmethod
@@ -60,7 +59,7 @@ class Process(ABC):
         """The timesteps of training at quantiles of their distribution: (B,) → (B,)."""
 
     @abstractmethod
-    def sample(self, net: Net, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
+    def sample(self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
         """From noise to data."""
 
     @abstractmethod
@@ -75,27 +74,27 @@ class Process(ABC):
     def described(self, scheduler: Any, steps: int) -> dict[str, Any]:
         """How to sample, for whoever runs an exported net: formulas, and the numbers of so many steps."""
 
-    def losses(self, net: Net, data: Tensor, noise: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def losses(self, net: Denoiser, data: Tensor, noise: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         """Squared error of what a net says, mean over each image's elements: (B,) float32."""
         said = self.said(net, self.noised(data, noise, t), t, context)
-        return flow.squared_errors(said, self.target(data, noise, t))
+        return rectified_flow.mse_per_image(said, self.target(data, noise, t))
 
     @torch.no_grad()
     def validation_losses(
-        self, net: Net, data: Tensor, context: Tensor | None, *, seed: int, batch: int = 128
+        self, net: Denoiser, data: Tensor, context: Tensor | None, *, seed: int, batch: int = 128
     ) -> Tensor:
         """As `snapgen.diffusion.rectified_flow.validation_losses`: the loss of each of a fixed set of (t, noise) pairs,
         (N,) float64."""
-        generator = torch.Generator().manual_seed(derive(seed, "validation t"))
-        times = self.times(flow.stratified(len(data), generator))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "validation t"))
+        times = self.times(rectified_flow.stratified(len(data), generator))
 
         def loss(data: Tensor, noise: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
             return self.losses(net, data, noise, t, context)
 
-        return flow.over_pairs(loss, data, context, times, seed=seed, batch=batch)
+        return rectified_flow.losses_over_pairs(loss, data, context, times, seed=seed, batch=batch)
 
 
-class RectifiedFlow(Process):
+class RectifiedFlow(NoiseProcess):
     """`snapgen.diffusion.rectified_flow`; what a net says is its velocity.
 
     Args:
@@ -103,27 +102,27 @@ class RectifiedFlow(Process):
         shift: of the timesteps towards noise, in training and sampling.
     """
 
-    def __init__(self, prediction: flow.Prediction = "velocity", shift: float = 1) -> None:
+    def __init__(self, prediction: rectified_flow.FlowPredictionType = "velocity", shift: float = 1) -> None:
         self.prediction, self.shift = prediction, shift
 
     def noised(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        return flow.interpolate(data, noise, t)
+        return rectified_flow.interpolate(data, noise, t)
 
     def target(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002 - the same at all of them
         return noise - data
 
-    def said(self, net: Net, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        return flow.velocity_of(net, x, t, context, self.prediction)
+    def said(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        return rectified_flow.predict_velocity(net, x, t, context, self.prediction)
 
-    def guided(self, net: Net, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
-        return flow.guided_velocity(net, x, t, context, guidance, self.prediction)
+    def guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
+        return rectified_flow.guided_velocity(net, x, t, context, guidance, self.prediction)
 
     def times(self, quantile: Tensor) -> Tensor:
         """Logit-normal, moved by the shift (SD3, section 3.1 and 5.3.2)."""
-        return flow.shifted(flow.logit_normal(quantile), self.shift)
+        return rectified_flow.shift_timesteps(rectified_flow.logit_normal(quantile), self.shift)
 
-    def sample(self, net: Net, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
-        return flow.sample(
+    def sample(self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
+        return rectified_flow.sample(
             net, noise, context, steps=steps, guidance=guidance, prediction=self.prediction, shift=self.shift
         )
 
@@ -145,43 +144,45 @@ class RectifiedFlow(Process):
         }
 
 
-class Diffusion(Process):
+class VariancePreserving(NoiseProcess):
     """`snapgen.diffusion.variance_preserving`; what a net says is v or ε, as it was trained. Its timesteps are never
     shifted."""
 
-    def __init__(self, prediction: diffusion.Prediction = "v") -> None:
+    def __init__(self, prediction: variance_preserving.DiffusionPredictionType = "v") -> None:
         self.prediction = prediction
 
     def noised(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        return diffusion.noised(data, noise, t)
+        return variance_preserving.add_noise(data, noise, t)
 
     def target(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        return diffusion.target(data, noise, t, self.prediction)
+        return variance_preserving.target(data, noise, t, self.prediction)
 
-    def said(self, net: Net, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def said(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         return net(x, t, context)
 
-    def guided(self, net: Net, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
-        return diffusion.guided(net, x, t, context, guidance)
+    def guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
+        return variance_preserving.apply_cfg(net, x, t, context, guidance)
 
     def times(self, quantile: Tensor) -> Tensor:
         """Uniform over SD's integers."""
-        return (quantile * diffusion.TIMESTEPS).floor() / diffusion.TIMESTEPS
+        return (quantile * variance_preserving.TIMESTEPS).floor() / variance_preserving.TIMESTEPS
 
-    def sample(self, net: Net, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
-        return diffusion.sample(net, noise, context, steps=steps, guidance=guidance, prediction=self.prediction)
+    def sample(self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
+        return variance_preserving.sample(
+            net, noise, context, steps=steps, guidance=guidance, prediction=self.prediction
+        )
 
     def scheduler(self) -> Scheduler:
-        return diffusion.scheduler(self.prediction)
+        return variance_preserving.scheduler(self.prediction)
 
     def set_steps(self, scheduler: Any, steps: int, device: torch.device | None = None) -> None:
         scheduler.set_timesteps(steps, device=device)
 
     def described(self, scheduler: Any, steps: int) -> dict[str, Any]:
         self.set_steps(scheduler, steps)
-        times = scheduler.timesteps / diffusion.TIMESTEPS
-        all_times = torch.cat([times, torch.tensor([diffusion.DATA])])
-        alpha, sigma = diffusion.alpha_sigma(all_times, all_times)
+        times = scheduler.timesteps / variance_preserving.TIMESTEPS
+        all_times = torch.cat([times, torch.tensor([variance_preserving.DATA])])
+        alpha, sigma = variance_preserving.alpha_sigma(all_times, all_times)
         clean = "(x - sigmas[i] v) / alphas[i]" if self.prediction == "noise" else "alphas[i] x - sigmas[i] v"
         return {
             "each step": f"t = times[i]; d = {clean}; e = (x - alphas[i] d) / sigmas[i]; "
@@ -194,8 +195,8 @@ class Diffusion(Process):
         }
 
 
-def of(prediction: Prediction, *, shift: float = 1) -> Process:
+def make_process(prediction: PredictionType, *, shift: float = 1) -> NoiseProcess:
     """The process that a prediction is of; ``shift`` is for rectified flow alone."""
-    if prediction in get_args(diffusion.Prediction):
-        return Diffusion(cast(diffusion.Prediction, prediction))
-    return RectifiedFlow(cast(flow.Prediction, prediction), shift)
+    if prediction in get_args(variance_preserving.DiffusionPredictionType):
+        return VariancePreserving(cast(variance_preserving.DiffusionPredictionType, prediction))
+    return RectifiedFlow(cast(rectified_flow.FlowPredictionType, prediction), shift)

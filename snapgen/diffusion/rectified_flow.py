@@ -13,15 +13,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 
-Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(sample (B, C, H, W), timestep (B,), context (B, N, width) or None) → (B, C, H, W)."""
 
-Prediction = Literal["velocity", "data", "preconditioned"]
-"""What the net's output stands for; see `velocity_of`."""
+FlowPredictionType = Literal["velocity", "data", "preconditioned"]
+"""What the net's output stands for; see `predict_velocity`."""
 
-PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+FLOW_PREDICTION_TYPES: tuple[str, ...] = get_args(FlowPredictionType)
 
 SMALLEST_T = 0.05
 """Below it x₀ is turned into a velocity as if t were this: the division by t would let one pair rule the batch."""
@@ -32,7 +32,7 @@ def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     return torch.lerp(data, noise, _over(t, data))
 
 
-def shifted(t: Tensor, shift: float) -> Tensor:
+def shift_timesteps(t: Tensor, shift: float) -> Tensor:
     """Timesteps moved towards noise for higher resolutions: t' = s·t / (1 + (s − 1)·t) (SD3, section 5.3.2)."""
     return shift * t / (1 + (shift - 1) * t)
 
@@ -52,7 +52,9 @@ def stratified(count: int, generator: torch.Generator) -> Tensor:
     return ((order + offset) / count).clamp(1e-6, 1 - 1e-6).float()
 
 
-def velocity_of(net: Net, x: Tensor, t: Tensor, context: Tensor | None, prediction: Prediction) -> Tensor:
+def predict_velocity(
+    net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, prediction: FlowPredictionType
+) -> Tensor:
     """The velocity that a net says.
 
     ``velocity``: its output. ``data``: its output is x₀, and v = (x_t − x₀) / t. ``preconditioned``: it sees σ·x_t and
@@ -69,23 +71,29 @@ def velocity_of(net: Net, x: Tensor, t: Tensor, context: Tensor | None, predicti
 
 
 def losses(
-    net: Net, data: Tensor, noise: Tensor, t: Tensor, context: Tensor | None, *, prediction: Prediction = "velocity"
+    net: Denoiser,
+    data: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    context: Tensor | None,
+    *,
+    prediction: FlowPredictionType = "velocity",
 ) -> Tensor:
     """Squared error of the velocity, mean over each image's elements: (B,) float32."""
-    velocity = velocity_of(net, interpolate(data, noise, t), t, context, prediction)
-    return squared_errors(velocity, noise - data)
+    velocity = predict_velocity(net, interpolate(data, noise, t), t, context, prediction)
+    return mse_per_image(velocity, noise - data)
 
 
-def squared_errors(said: Tensor, wanted: Tensor) -> Tensor:
+def mse_per_image(said: Tensor, wanted: Tensor) -> Tensor:
     """Squared difference, mean over each image's elements: (B, C, H, W), (B, C, H, W) → (B,) float32."""
     return (said - wanted).float().square().flatten(1).mean(1)
 
 
-def image_noise(indices: Sequence[int], shape: Sequence[int], *, seed: int, name: str = "noise") -> Tensor:
+def per_image_noise(indices: Sequence[int], shape: Sequence[int], *, seed: int, name: str = "noise") -> Tensor:
     """Unit Gaussian noise that depends on each image's index alone, never on the batch: (len(indices), *shape)."""
     noise = torch.empty(len(indices), *shape)
     for row, index in zip(noise, indices, strict=True):
-        torch.randn(row.shape, generator=torch.Generator().manual_seed(derive(seed, name, index)), out=row)
+        torch.randn(row.shape, generator=torch.Generator().manual_seed(derive_seed(seed, name, index)), out=row)
     return noise
 
 
@@ -95,18 +103,18 @@ def validation_times(pairs: int, *, seed: int, shift: float = 1) -> Tensor:
     Strata are quantiles of the (shifted) logit-normal; which pair gets which is a fixed permutation, so that t says
     nothing of the image. (pairs,) float32.
     """
-    generator = torch.Generator().manual_seed(derive(seed, "validation t"))
-    return shifted(logit_normal(stratified(pairs, generator)), shift)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "validation t"))
+    return shift_timesteps(logit_normal(stratified(pairs, generator)), shift)
 
 
 @torch.no_grad()
 def validation_losses(
-    net: Net,
+    net: Denoiser,
     data: Tensor,
     context: Tensor | None,
     *,
     seed: int,
-    prediction: Prediction = "velocity",
+    prediction: FlowPredictionType = "velocity",
     shift: float = 1,
     batch: int = 128,
 ) -> Tensor:
@@ -120,10 +128,10 @@ def validation_losses(
         return losses(net, data, noise, t, context, prediction=prediction)
 
     times = validation_times(len(data), seed=seed, shift=shift)
-    return over_pairs(loss, data, context, times, seed=seed, batch=batch)
+    return losses_over_pairs(loss, data, context, times, seed=seed, batch=batch)
 
 
-def over_pairs(
+def losses_over_pairs(
     loss: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
     data: Tensor,
     context: Tensor | None,
@@ -136,7 +144,7 @@ def over_pairs(
     times, found = times.to(data.device), []
     for start in range(0, len(data), batch):
         rows = slice(start, min(start + batch, len(data)))
-        noise = image_noise(range(rows.start, rows.stop), data.shape[1:], seed=seed, name="validation noise")
+        noise = per_image_noise(range(rows.start, rows.stop), data.shape[1:], seed=seed, name="validation noise")
         some = None if context is None else context[rows]
         found.append(loss(data[rows], noise.to(data.device), times[rows], some))
     return torch.cat(found).double().cpu()
@@ -144,20 +152,20 @@ def over_pairs(
 
 @torch.no_grad()
 def sample(
-    net: Net,
+    net: Denoiser,
     noise: Tensor,
     context: Tensor | None,
     *,
     steps: int,
     guidance: float = 1,
-    prediction: Prediction = "velocity",
+    prediction: FlowPredictionType = "velocity",
     shift: float = 1,
 ) -> Tensor:
     """Euler's method from noise to data, with classifier-free guidance: (B, C, H, W) → (B, C, H, W).
 
     The steps are even in t before the shift; a step costs what `guided_velocity` does.
     """
-    times = shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
+    times = shift_timesteps(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
     x = noise
     for now, then in itertools.pairwise(times):
         t = torch.full((len(x),), now, device=x.device, dtype=x.dtype)
@@ -166,21 +174,21 @@ def sample(
 
 
 def guided_velocity(
-    net: Net, x: Tensor, t: Tensor, context: Tensor | None, guidance: float, prediction: Prediction
+    net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float, prediction: FlowPredictionType
 ) -> Tensor:
     """v_∅ + guidance·(v_c − v_∅), ∅ being a context of zeros; guidance 1 costs one evaluation, others a double batch.
 
     Without a context the guidance decides nothing.
     """
     if guidance == 1 or context is None:
-        return velocity_of(net, x, t, context, prediction)
+        return predict_velocity(net, x, t, context, prediction)
     both = torch.cat([context, torch.zeros_like(context)])
-    velocity = velocity_of(net, torch.cat([x, x]), torch.cat([t, t]), both, prediction)
+    velocity = predict_velocity(net, torch.cat([x, x]), torch.cat([t, t]), both, prediction)
     conditional, unconditional = velocity.chunk(2)
     return torch.lerp(unconditional, conditional, guidance)
 
 
-def null_loss(data: Tensor) -> float:
+def zero_velocity_loss(data: Tensor) -> float:
     """What a net that says v = 0 would get, E‖ε − x₀‖²: where every loss starts from."""
     return 1 + float(data.double().square().mean())
 

@@ -16,12 +16,12 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from snapgen.diffusion.rectified_flow import Net
+from snapgen.diffusion.rectified_flow import Denoiser
 
-Prediction = Literal["v", "noise"]
+DiffusionPredictionType = Literal["v", "noise"]
 """What the net's output stands for: v, or ε as SD-1.5's own net has it."""
 
-PREDICTIONS: tuple[str, ...] = get_args(Prediction)
+DIFFUSION_PREDICTION_TYPES: tuple[str, ...] = get_args(DiffusionPredictionType)
 
 TIMESTEPS = 1000
 DATA = -1 / TIMESTEPS
@@ -42,33 +42,33 @@ def alpha_sigma(t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     return alpha, sigma
 
 
-def noised(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def add_noise(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """z_t: (B, C, H, W), (B, C, H, W), (B,) → (B, C, H, W)."""
     alpha, sigma = alpha_sigma(t, data)
     return alpha * data + sigma * noise
 
 
-def target(data: Tensor, noise: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-    """What the net is to say at z_t: v = α·ε − σ·x, or ε; shapes as `noised`."""
+def target(data: Tensor, noise: Tensor, t: Tensor, prediction: DiffusionPredictionType) -> Tensor:
+    """What the net is to say at z_t: v = α·ε − σ·x, or ε; shapes as `add_noise`."""
     if prediction == "noise":
         return noise
     alpha, sigma = alpha_sigma(t, data)
     return alpha * noise - sigma * data
 
 
-def clean(said: Tensor, z: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-    """x̂ of what a net says at z_t: α·z − σ·v̂, or (z − σ·ε̂) / α; float32, shapes as `noised`."""
+def predict_x0(said: Tensor, z: Tensor, t: Tensor, prediction: DiffusionPredictionType) -> Tensor:
+    """x̂ of what a net says at z_t: α·z − σ·v̂, or (z − σ·ε̂) / α; float32, shapes as `add_noise`."""
     alpha, sigma = alpha_sigma(t, z)
     return (z - sigma * said.float()) / alpha if prediction == "noise" else alpha * z - sigma * said.float()
 
 
-def ddim(z: Tensor, clean: Tensor, t: Tensor, then: Tensor) -> Tensor:
+def ddim_step(z: Tensor, clean: Tensor, t: Tensor, then: Tensor) -> Tensor:
     """DDIM's deterministic step from t to a lower timestep: z' = α'·x̂ + σ'·ε̂, ε̂ = (z − α·x̂) / σ (arXiv 2010.02502)."""
     (alpha, sigma), (next_alpha, next_sigma) = alpha_sigma(t, z), alpha_sigma(then, z)
     return next_alpha * clean + next_sigma / sigma * (z - alpha * clean)
 
 
-def visited(steps: int) -> Tensor:
+def ddim_timesteps(steps: int) -> Tensor:
     """The timesteps of so many steps, from noise to `DATA`: (steps + 1,) float32, highest first.
 
     Evenly spaced, rounded to SD's integers, and ending in the data: diffusers' spacing ``trailing``. Every second one
@@ -80,36 +80,42 @@ def visited(steps: int) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    net: Net, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float = 1, prediction: Prediction = "v"
+    net: Denoiser,
+    noise: Tensor,
+    context: Tensor | None,
+    *,
+    steps: int,
+    guidance: float = 1,
+    prediction: DiffusionPredictionType = "v",
 ) -> Tensor:
     """DDIM from noise to data, with classifier-free guidance: (B, C, H, W) → (B, C, H, W)."""
     z = noise
-    for now, then in itertools.pairwise(visited(steps).to(noise.device)):
+    for now, then in itertools.pairwise(ddim_timesteps(steps).to(noise.device)):
         t = now.expand(len(z))
-        said = guided(net, z, t, context, guidance)
-        z = ddim(z, clean(said, z, t, prediction), t, then.expand(len(z))).to(noise.dtype)
+        said = apply_cfg(net, z, t, context, guidance)
+        z = ddim_step(z, predict_x0(said, z, t, prediction), t, then.expand(len(z))).to(noise.dtype)
     return z
 
 
-def guided(net: Net, z: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
+def apply_cfg(net: Denoiser, z: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
     """What the net says with guidance: ṽ = w·v(z, c) − (w − 1)·v(z, ∅) (SnapFusion, section 4); the same holds for ε.
 
     Guidance 1 costs one evaluation, others a double batch. Without a context the guidance decides nothing.
     """
     if guidance == 1 or context is None:
         return net(z, t, context)
-    told, untold = both(net, z, t, context)
+    told, untold = cond_and_uncond(net, z, t, context)
     return torch.lerp(untold, told, guidance)
 
 
-def both(net: Net, z: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+def cond_and_uncond(net: Denoiser, z: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
     """What the net says with the context and with zeros in its place, which are ∅: one double batch."""
     said = net(torch.cat([z, z]), torch.cat([t, t]), torch.cat([context, torch.zeros_like(context)]))
     told, untold = said.chunk(2)
     return told, untold
 
 
-def scheduler(prediction: Prediction) -> DPMSolverMultistepScheduler:
+def scheduler(prediction: DiffusionPredictionType) -> DPMSolverMultistepScheduler:
     """Diffusers' scheduler that takes the steps of `sample`.
 
     A DPM-Solver of first order is DDIM. Diffusers' own ``DDIMScheduler`` always goes ⌊1000 / steps⌋ timesteps further,

@@ -11,18 +11,18 @@ from pathlib import Path
 from snapgen.errors import InputError
 
 
-def put(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a file aside and rename it, so that a reader finds the old one or the new one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside(path) as part:
+        with atomic_write(path) as part:
             part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(path, (error.strerror or "cannot be written").lower(), "name a writable file") from None
 
 
 @contextmanager
-def aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Another path to write to, which becomes ``path`` once all is written, and is removed if that fails."""
     part = path.with_suffix(path.suffix + ".part")
     try:
@@ -35,7 +35,7 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_aside(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """A folder to write to, which becomes ``path`` once all is written, and is removed if that fails.
 
     Raises:

@@ -26,13 +26,13 @@ _log = logging.getLogger(__name__)
 _STALE_SECONDS = 24 * 3600.0
 
 
-def folder() -> Path:
+def cache_dir() -> Path:
     """Where everything is kept: ``$ARCHSEARCH_CACHE``, or ``~/.cache/archsearch``."""
     named = os.environ.get("ARCHSEARCH_CACHE")
     return Path(named).expanduser() if named else Path.home() / ".cache" / "archsearch"
 
 
-def cached(
+def cached_tensors(
     kind: str, key: Mapping[str, JSON], compute: Callable[[], dict[str, torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
     """``compute()``, or what it gave when last called with an equal key.
@@ -51,17 +51,17 @@ def cached(
         InputError: if ``$ARCHSEARCH_CACHE`` names something that is not a folder.
     """
     text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    path = folder() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+    path = cache_dir() / kind / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
     found = _read(path, text)
     if found is not None:
         return found
-    _refuse_file(folder())
+    _refuse_file(cache_dir())
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
     try:
         _write(path, tensors, text)
         return _read(path, text) or tensors
     except (OSError, SafetensorError) as error:
-        _warn_once(str(folder()), str(error))
+        _warn_once(str(cache_dir()), str(error))
         return tensors
 
 

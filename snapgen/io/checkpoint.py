@@ -15,17 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from snapgen.errors import InputError
-from snapgen.io.atomic import aside
+from snapgen.io.atomic import atomic_write
 from snapgen.io.cache import JSON
 
 SECONDS_BETWEEN = 30.0
 """Between checkpoints of a command."""
 
-Progress = Callable[[int, int, Mapping[str, Tensor]], None]
+StepCallback = Callable[[int, int, Mapping[str, Tensor]], None]
 """Told the step, the steps in all and the losses of the step; to read one is to wait for the device."""
 
 
-def save(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, JSON]) -> None:
+def save_checkpoint(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, JSON]) -> None:
     """Write a checkpoint; the one that was there stays until the new one is on the disk.
 
     Args:
@@ -42,7 +42,7 @@ def save(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[s
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside(path) as file:
+        with atomic_write(path) as file:
             save_file(tensors, file, metadata={"facts": json.dumps(facts, allow_nan=False)})
             with file.open("rb") as written:
                 os.fsync(written.fileno())
@@ -52,7 +52,7 @@ def save(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[s
         raise InputError(path, f"cannot be written ({problem})", remedy) from None
 
 
-def facts(path: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """The facts of a checkpoint, without its tensors.
 
     Raises:
@@ -61,8 +61,8 @@ def facts(path: Path) -> dict[str, Any]:
     return _read(path, tensors=False)[1]
 
 
-def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The parts and the facts that `save` was given; tensors on the CPU.
+def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The parts and the facts that `save_checkpoint` was given; tensors on the CPU.
 
     Raises:
         InputError: if it is damaged.
@@ -84,7 +84,7 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, dict[str, Tensor]], d
     return parts, found
 
 
-def random_state() -> dict[str, Tensor]:
+def rng_state() -> dict[str, Tensor]:
     """The states of torch's own generators, for whatever draws from them."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -93,7 +93,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def set_random_state(states: Mapping[str, Tensor]) -> None:
-    """Put back what `random_state` gave."""
+    """Put back what `rng_state` gave."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
@@ -103,7 +103,7 @@ class Resumable(Protocol):
     """A training that goes on where another one of the same arguments was."""
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, JSON]]:
-        """Parts and facts, as `save` takes them."""
+        """Parts and facts, as `save_checkpoint` takes them."""
         ...
 
     def load(self, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
@@ -111,7 +111,7 @@ class Resumable(Protocol):
         ...
 
 
-class Kept:
+class CheckpointSession:
     """The checkpoint of a command's training, which was asked for in these words."""
 
     def __init__(self, path: Path, asked: Mapping[str, JSON]) -> None:
@@ -121,7 +121,7 @@ class Kept:
             InputError: if it is damaged, or of a training that was asked for in other words.
         """
         self.path, self._asked = path, asked
-        found = facts(path) if path.is_file() else {}
+        found = read_metadata(path) if path.is_file() else {}
         self.steps: int | None = found.get("steps")
         """Of the training in all; None: there is no checkpoint."""
         self.seconds: float = found.get("seconds", 0.0)
@@ -134,9 +134,9 @@ class Kept:
     def restore(self, run: Resumable) -> None:
         """Let a training go on from the checkpoint, if there is one."""
         if self.steps is not None:
-            run.load(*load(self.path))
+            run.load(*load_checkpoint(self.path))
 
-    def keeping(self, run: Resumable, progress: Progress | None) -> Progress:
+    def keeping(self, run: Resumable, progress: StepCallback | None) -> StepCallback:
         """The same progress, which also writes the checkpoint now and then."""
         spent, written = time.process_time(), time.monotonic()
 
@@ -146,7 +146,7 @@ class Kept:
             if time.monotonic() - written >= SECONDS_BETWEEN:
                 parts, found = run.state()
                 told: dict[str, JSON] = {"asked": self._asked, "steps": steps, "seconds": self.seconds}
-                save(self.path, parts, {**found, **told})
+                save_checkpoint(self.path, parts, {**found, **told})
                 written = time.monotonic()
             if progress:
                 progress(step, steps, losses)

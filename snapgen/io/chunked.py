@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from snapgen.io.cache import JSON, cached
+from snapgen.io.cache import JSON, cached_tensors
 
 LARGEST_ROWS = 8192
 LARGEST_BYTES = 1 << 28
 
 
-class Rows:
+class ChunkedTensor:
     """A tensor ``(N, …)`` in chunks of its rows, which may be memory-mapped: indexing reads only the rows it names.
 
     Args:
@@ -67,12 +67,12 @@ class Rows:
             out[begin:end] = chunk
         return out
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> ChunkedTensor:
         """The same on a device, whole; for sets that fit."""
-        return self if device == self.device else Rows([self.whole(device)])
+        return self if device == self.device else ChunkedTensor([self.whole(device)])
 
 
-def parts(count: int, row_bytes: int, *, multiple: int = 1) -> list[range]:
+def chunk_ranges(count: int, row_bytes: int, *, multiple: int = 1) -> list[range]:
     """The rows of each part: at most `LARGEST_ROWS` and `LARGEST_BYTES`, but at least ``multiple``, and a multiple of
     it in all but the last. No rows are one empty part.
     """
@@ -81,20 +81,20 @@ def parts(count: int, row_bytes: int, *, multiple: int = 1) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count or 1, size)]
 
 
-def cached_parts(
+def cached_chunks(
     kind: str,
     ranges: Sequence[range],
     key: Callable[[range], Mapping[str, JSON]],
     compute: Callable[[range], dict[str, Tensor]],
-) -> dict[str, Rows]:
+) -> dict[str, ChunkedTensor]:
     """Tensors of many rows, computed part by part; what was computed before an interruption is not computed again.
 
     Args:
-        kind, key, compute: as `snapgen.io.cache.cached` takes them, for the rows of one part; the parts come in order.
-        ranges: as `parts` gives them.
+        kind, key, compute: as `snapgen.io.cache.cached_tensors` takes them, for the rows of one part; the parts come in
+        order. ranges: as `chunk_ranges` gives them.
 
     Returns:
         As ``compute``, all parts as one; memory-mapped.
     """
-    found = [cached(kind, key(part), lambda part=part: compute(part)) for part in ranges]  # type: ignore[misc]
-    return {name: Rows([tensors[name] for tensors in found]) for name in found[0]}
+    found = [cached_tensors(kind, key(part), lambda part=part: compute(part)) for part in ranges]  # type: ignore[misc]
+    return {name: ChunkedTensor([tensors[name] for tensors in found]) for name in found[0]}

@@ -13,7 +13,7 @@ NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """OWNER/NAME."""
 
 
-def folder(name_or_path: str | Path, files: Sequence[str], *, remedy: str) -> Path:
+def resolve_model_folder(name_or_path: str | Path, files: Sequence[str], *, remedy: str) -> Path:
     """The folder of that path; or of OWNER/NAME on the hub, fetched if it is not here yet.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from snapgen import config as settings
+from snapgen import config
 from snapgen.errors import InputError, first_line
 from snapgen.io import hub
 
@@ -22,7 +22,7 @@ WEIGHTS = ("config.json", f"{NAME}.safetensors", f"{NAME}.safetensors.index.json
 """The files of a net, as diffusers writes them."""
 
 
-class StoredWeights(Mapping[str, Tensor]):
+class LazyWeights(Mapping[str, Tensor]):
     """Tensors by name, each read when asked for.
 
     Args:
@@ -56,7 +56,7 @@ class StoredWeights(Mapping[str, Tensor]):
         return len(self._files)
 
 
-def read(folder: Path) -> tuple[dict[str, Any], StoredWeights]:
+def read_pretrained(folder: Path) -> tuple[dict[str, Any], LazyWeights]:
     """The configuration and the weights of a folder that diffusers' ``save_pretrained`` wrote.
 
     Args:
@@ -68,7 +68,7 @@ def read(folder: Path) -> tuple[dict[str, Any], StoredWeights]:
     return read_part(folder, "unet")[1:]
 
 
-def read_part(folder: Path, part: str) -> tuple[Path, dict[str, Any], StoredWeights]:
+def read_part(folder: Path, part: str) -> tuple[Path, dict[str, Any], LazyWeights]:
     """A net's folder, configuration and weights; of a pipeline's folder its ``part`` is taken.
 
     Raises:
@@ -76,17 +76,19 @@ def read_part(folder: Path, part: str) -> tuple[Path, dict[str, Any], StoredWeig
     """
     if (folder / part / "config.json").is_file():
         folder /= part
-    return folder, read_json(folder / "config.json"), StoredWeights(_files(folder))
+    return folder, read_json(folder / "config.json"), LazyWeights(_files(folder))
 
 
-def find(name_or_path: str | Path) -> Path:
+def find_pretrained(name_or_path: str | Path) -> Path:
     """The folder of that path, or of that name on the Hugging Face hub, fetched if it is not here yet.
 
     Raises:
         InputError: if there is neither.
     """
     files = [*WEIGHTS, *(f"unet/{file}" for file in WEIGHTS), SCHEDULER]
-    return hub.folder(name_or_path, files, remedy="name a diffusers U-Net's folder, or OWNER/NAME on the hub")
+    return hub.resolve_model_folder(
+        name_or_path, files, remedy="name a diffusers U-Net's folder, or OWNER/NAME on the hub"
+    )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -111,7 +113,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: if it is missing or damaged.
     """
     try:
-        value = json.loads(settings.read_text(path))
+        value = json.loads(config.read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(path, f"is no JSON ({first_line(error)})", RESTORE) from None
     if not isinstance(value, dict):

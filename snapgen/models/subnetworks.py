@@ -12,19 +12,19 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from snapgen.architecture.block_index import Block, Place, blocks, changed
+from snapgen.architecture.block_index import BlockRef, BlockSite, blocks, edit_blocks
 from snapgen.architecture.schema import Architecture
-from snapgen.models import layers as parts
+from snapgen.models import layers
 from snapgen.models.unet import UNet
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 
 
 @contextlib.contextmanager
-def without(unet: nn.Module, names: Collection[str]) -> Iterator[None]:
+def blocks_disabled(unet: nn.Module, names: Collection[str]) -> Iterator[None]:
     """Run the sub-network without these blocks, each of them the identity or its shortcut; nothing is built anew."""
     found = [unet.get_submodule(name) for name in names]
     for block in found:
-        assert isinstance(block, parts.ResidualBlock | parts.Transformer), "only blocks can be left out"
+        assert isinstance(block, layers.ResidualBlock | layers.SpatialTransformer), "only blocks can be left out"
         block.runs = False
     try:
         yield
@@ -33,7 +33,7 @@ def without(unet: nn.Module, names: Collection[str]) -> Iterator[None]:
             block.runs = True  # type: ignore[assignment]
 
 
-def drop(unet: UNet, rate: float, *, seed: int, step: int) -> frozenset[str]:
+def sample_block_dropout(unet: UNet, rate: float, *, seed: int, step: int) -> frozenset[str]:
     """Robust training's draw for a step: each block is left out with probability ``rate`` (section 3.1).
 
     It holds, in training mode alone, until the next draw: activations may be computed again on the way back.
@@ -42,7 +42,7 @@ def drop(unet: UNet, rate: float, *, seed: int, step: int) -> frozenset[str]:
         The names of the blocks that are left out.
     """
     names = [block.name for block in blocks(unet.arch)]
-    generator = torch.Generator().manual_seed(derive(seed, "blocks", step))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "blocks", step))
     chances = torch.rand(len(names), generator=generator).tolist()
     out = frozenset(name for name, chance in zip(names, chances, strict=True) if chance < rate)
     for name in names:
@@ -50,17 +50,18 @@ def drop(unet: UNet, rate: float, *, seed: int, step: int) -> frozenset[str]:
     return out
 
 
-def carried(unet: UNet, removed: Collection[str] = (), copied: Collection[str] = ()) -> UNet:
-    """The net of `changed` with the weights that it had; a copy begins as the identity, its last layer zero.
+def edit_network(unet: UNet, removed: Collection[str] = (), copied: Collection[str] = ()) -> UNet:
+    """The net of `edit_blocks` with the weights that it had; a copy begins as the identity, its last layer zero.
 
-    Its outputs are those of the net run `without` the removed blocks. That a copy begins so is our choice; where the
-    block copied changes the width, its copy does not, and weights of another shape than the copy's stay behind.
+    Its outputs are those of the net run `blocks_disabled` the removed blocks. That a copy begins so is our choice;
+    where the block copied changes the width, its copy does not, and weights of another shape than the copy's stay
+    behind.
 
     Raises:
-        ValueError: as `changed`, or if the first of several residual blocks is to go.
+        ValueError: as `edit_blocks`, or if the first of several residual blocks is to go.
     """
-    arch = changed(unet.arch, removed, copied)
-    stay: dict[Place, list[str]] = {}
+    arch = edit_blocks(unet.arch, removed, copied)
+    stay: dict[BlockSite, list[str]] = {}
     for block in blocks(unet.arch):
         times = 0 if block.name in removed else 2 if block.name in copied else 1
         stay.setdefault(block.place, []).extend([block.name] * times)
@@ -69,7 +70,7 @@ def carried(unet: UNet, removed: Collection[str] = (), copied: Collection[str] =
     return _filled(UNet(arch), unet, stay)
 
 
-def inherited(supernet: UNet, arch: Architecture) -> UNet:
+def from_supernet(supernet: UNet, arch: Architecture) -> UNet:
     """The net of any deal of blocks over a trained net's layers, with its weights.
 
     Each layer takes its first blocks of a kind; what it has more is copies of the last, which begin as the identity.
@@ -77,10 +78,10 @@ def inherited(supernet: UNet, arch: Architecture) -> UNet:
     Raises:
         ValueError: if the two differ in sites or widths, or a block is wanted where the trained net has none.
     """
-    have: dict[Place, list[str]] = {}
+    have: dict[BlockSite, list[str]] = {}
     for block in blocks(supernet.arch):
         have.setdefault(block.place, []).append(block.name)
-    taken: dict[Place, list[str]] = {}
+    taken: dict[BlockSite, list[str]] = {}
     for block in blocks(arch):
         if block.place not in have:
             raise ValueError(f"{block.label} has no weights in the trained net, which has no such block there")
@@ -88,7 +89,7 @@ def inherited(supernet: UNet, arch: Architecture) -> UNet:
     return _filled(UNet(arch), supernet, taken)
 
 
-def _filled(net: UNet, trained: UNet, sources: Mapping[Place, Sequence[str]]) -> UNet:
+def _filled(net: UNet, trained: UNet, sources: Mapping[BlockSite, Sequence[str]]) -> UNet:
     """``net`` with a trained net's weights.
 
     Args:
@@ -109,12 +110,12 @@ def _filled(net: UNet, trained: UNet, sources: Mapping[Place, Sequence[str]]) ->
     return net if like.dtype == torch.float32 else net.to(like.dtype)
 
 
-def _moved(block: Block, net: UNet, old: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def _moved(block: BlockRef, net: UNet, old: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     names = net.get_submodule(block.name).state_dict()
     return {f"{block.name}.{name}": old[f"{source}.{name}"] for name in names if f"{source}.{name}" in old}
 
 
-def _copy(block: Block, net: UNet, old: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+def _copy(block: BlockRef, net: UNet, old: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """The weights that fit; where the first block takes another width in than it gives, those of the copy are new."""
     module = net.get_submodule(block.name)
     found = {f"{block.name}.{name}": tensor for name, tensor in module.state_dict().items()}
@@ -144,5 +145,5 @@ def _shortcuts(net: UNet, old: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _ends(module: nn.Module) -> set[str]:
     """Names of the layers that end the residual branches in a block."""
-    zero = {id(part) for part in parts.zero_ended(module)}
+    zero = {id(part) for part in layers.zero_init_layers(module)}
     return {name for name, part in module.named_modules() if id(part) in zero}

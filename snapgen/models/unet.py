@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
-from snapgen import seeding as seeds
-from snapgen.architecture.schema import Architecture, Blocks
-from snapgen.models import layers as parts
-from snapgen.models.layers import ResidualBlock, Rotation, Transformer, TransformerBlock, Upsampler, conv3x3
+from snapgen import seeding
+from snapgen.architecture.schema import Architecture, BlocksConfig
+from snapgen.models import layers
+from snapgen.models.layers import ResidualBlock, RopeTable, SpatialTransformer, TransformerBlock, Upsample, conv3x3
 from snapgen.models.onednn import Pointwise
 
 
@@ -42,10 +42,10 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _build(self) -> None:
         width = self.arch.down[0].channels
-        self.time = parts.TimeFeatures(self.arch.time.frequencies, self.arch.time.width)
+        self.time = layers.TimestepEmbedding(self.arch.time.frequencies, self.arch.time.width)
         self.conv_in = nn.Conv2d(self.arch.latent_channels, width, 3, padding=1)
         self.down = nn.ModuleList(DownStage(self.arch, level) for level in range(len(self.arch.down)))
-        self.mid = Middle(self.arch)
+        self.mid = MidStage(self.arch)
         self.up = nn.ModuleList(UpStage(self.arch, level) for level in range(len(self.arch.up)))
         self.norm_out = nn.GroupNorm(self.arch.norm_groups, self.arch.up[0].channels)
         self.conv_out = nn.Conv2d(self.arch.up[0].channels, self.arch.latent_channels, 3, padding=1)
@@ -112,7 +112,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Matrices are normal with variance 1 / inputs; biases zero; norms the identity; the ends of residual branches
         and ``conv_out`` zero.
         """
-        zero = {id(module) for module in [*parts.zero_ended(self), self.conv_out]}
+        zero = {id(module) for module in [*layers.zero_init_layers(self), self.conv_out]}
         for name, module in self.named_modules():
             if not isinstance(module, nn.Conv2d | nn.Linear) or module.weight.is_meta:
                 continue
@@ -121,7 +121,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             if id(module) in zero:
                 module.weight.zero_()
                 continue
-            generator = torch.Generator(module.weight.device).manual_seed(seeds.derive(seed, name))
+            generator = torch.Generator(module.weight.device).manual_seed(seeding.derive_seed(seed, name))
             module.weight.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
 
 
@@ -132,7 +132,7 @@ class Layer(nn.Module):
     _gradient_checkpointing_func: Callable[..., Tensor]  # both set by diffusers' `enable_gradient_checkpointing`
 
     def __init__(
-        self, inside: int, outside: int, residuals: list[ResidualBlock], transformers: list[Transformer]
+        self, inside: int, outside: int, residuals: list[ResidualBlock], transformers: list[SpatialTransformer]
     ) -> None:
         super().__init__()
         self.shortcut = Pointwise(inside, outside) if not residuals and inside != outside else None
@@ -140,13 +140,13 @@ class Layer(nn.Module):
         self.copies = nn.ModuleList(residuals[1:])
         self.transformers = nn.ModuleList(transformers)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
         """(B, inside, H, W) → (B, outside, H, W)."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(self._run, x, time, context, turn)
         return self._run(x, time, context, turn)
 
-    def _run(self, x: Tensor, time: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
+    def _run(self, x: Tensor, time: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
         if self.shortcut is not None:
             x = self.shortcut(x)
         if self.residual is not None:
@@ -165,7 +165,7 @@ class DownStage(nn.Module):
         super().__init__()
         stage = arch.down[level]
         inside = arch.skips(level)[0]
-        self.turn = Turn(arch, stage)
+        self.turn = RotaryEmbedding(arch, stage)
         widens = stage.places == 0 and inside != stage.channels
         self.widen = Pointwise(inside, stage.channels) if widens else nn.Identity()
         self.layers = _layers(arch, stage, stage.channels, arch.down_inputs(level))
@@ -183,13 +183,13 @@ class DownStage(nn.Module):
         return x if self.sampler is None else self.sampler(x), skips
 
 
-class Middle(nn.Module):
+class MidStage(nn.Module):
     """The blocks at the lowest resolution: transformers stand between residual blocks."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         channels = arch.down[-1].channels
-        self.turn = Turn(arch, arch.mid)
+        self.turn = RotaryEmbedding(arch, arch.mid)
         self.layers = _layers(arch, arch.mid, channels, [channels] * arch.mid.places, ends_plain=True)
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
@@ -206,9 +206,9 @@ class UpStage(nn.Module):
     def __init__(self, arch: Architecture, level: int) -> None:
         super().__init__()
         stage = arch.up[level]
-        self.turn = Turn(arch, stage)
+        self.turn = RotaryEmbedding(arch, stage)
         self.layers = _layers(arch, stage, stage.channels, arch.up_inputs(level))
-        self.sampler = Upsampler(stage.channels, stage.conv) if level else None
+        self.sampler = Upsample(stage.channels, stage.conv) if level else None
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor | None) -> Tensor:
         """(B, inside, H, W) and the level's skips, oldest first → (B, channels, 2H, 2W)."""
@@ -220,22 +220,22 @@ class UpStage(nn.Module):
         return x if self.sampler is None else self.sampler(x)
 
 
-class Turn(nn.Module):
+class RotaryEmbedding(nn.Module):
     """The RoPE tables of a stage, or None where it has no use for them."""
 
-    def __init__(self, arch: Architecture, blocks: Blocks) -> None:
+    def __init__(self, arch: Architecture, blocks: BlocksConfig) -> None:
         super().__init__()
         self.head_width = blocks.head_width if arch.rope and blocks.has_transformers and blocks.self_attention else 0
 
-    def forward(self, x: Tensor) -> Rotation | None:
+    def forward(self, x: Tensor) -> RopeTable | None:
         """The tables for a grid like ``x`` (B, C, H, W)."""
         if not self.head_width:
             return None
-        return parts.rotation(x.shape[2], x.shape[3], self.head_width, like=x)
+        return layers.rope_table(x.shape[2], x.shape[3], self.head_width, like=x)
 
 
 def _layers(
-    arch: Architecture, blocks: Blocks, channels: int, inputs: list[int], *, ends_plain: bool = False
+    arch: Architecture, blocks: BlocksConfig, channels: int, inputs: list[int], *, ends_plain: bool = False
 ) -> nn.ModuleList:
     """The layers of a stage or of the middle; ``inputs``: widths at its places for residual blocks."""
     dealt = blocks.dealt(ends_plain=ends_plain)
@@ -250,7 +250,7 @@ def _layers(
     )
 
 
-def _residual(arch: Architecture, blocks: Blocks, inside: int, outside: int) -> ResidualBlock:
+def _residual(arch: Architecture, blocks: BlocksConfig, inside: int, outside: int) -> ResidualBlock:
     return ResidualBlock(
         inside,
         outside,
@@ -262,8 +262,8 @@ def _residual(arch: Architecture, blocks: Blocks, inside: int, outside: int) -> 
     )
 
 
-def _transformer(arch: Architecture, blocks: Blocks, channels: int) -> Transformer:
-    return Transformer(
+def _transformer(arch: Architecture, blocks: BlocksConfig, channels: int) -> SpatialTransformer:
+    return SpatialTransformer(
         channels,
         [
             TransformerBlock(

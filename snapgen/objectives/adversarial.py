@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snapgen import seeding as seeds
-from snapgen.diffusion import rectified_flow as flow
+from snapgen import seeding
+from snapgen.diffusion import rectified_flow
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
-from snapgen.objectives.flow_matching import FlowTurn, means
+from snapgen.objectives.flow_matching import FlowMatchingObjective, means
 from snapgen.objectives.teacher import Teacher
-from snapgen.training.batches import Batch, Draws
+from snapgen.training.batches import Batch, StepRandom
 
 if TYPE_CHECKING:
-    from snapgen.conditioning.captions import Condition
-    from snapgen.training.stages import Adversarial, Distillation
+    from snapgen.conditioning.captions import Conditioning
+    from snapgen.training.stages import AdversarialConfig, DistillationConfig
 
 HEAD_WIDTH = 256
 """Channels inside a head, at most; our choice, as are its layers."""
@@ -31,7 +31,7 @@ HEADS = 4
 """Blocks that are looked at, if the teacher has as many and no others are named."""
 
 
-class Head(nn.Sequential):
+class DiscriminatorHead(nn.Sequential):
     """Tells real tokens from made ones: (B, width, h, w) → (B, 1, h, w). The caption and t are in the tokens already.
 
     Its first answer is 0 everywhere: it pulls at the student only once it has learnt something.
@@ -51,7 +51,7 @@ class Head(nn.Sequential):
         nn.init.zeros_(cast(Tensor, last.bias))
 
 
-class Critic(nn.Module):
+class FeatureDiscriminator(nn.Module):
     """The discriminator: a frozen teacher's tokens after some blocks, a trained head on each.
 
     Args:
@@ -63,25 +63,25 @@ class Critic(nn.Module):
         InputError: if the teacher has no such blocks.
     """
 
-    def __init__(self, teacher: Teacher, adversarial: Adversarial, *, seed: int = 0) -> None:
+    def __init__(self, teacher: Teacher, adversarial: AdversarialConfig, *, seed: int = 0) -> None:
         super().__init__()
         assert not any(weight.requires_grad for weight in teacher.parameters())
         self._teacher, self._noise = (teacher,), adversarial.noise
-        self.blocks = spread(teacher.depth) if adversarial.blocks is None else adversarial.blocks
+        self.blocks = evenly_spaced(teacher.depth) if adversarial.blocks is None else adversarial.blocks
         missing = [block for block in self.blocks if not 0 <= block < teacher.depth]
         if missing:
             problem = f"has blocks 0 to {teacher.depth - 1}, adversarial.blocks names {missing[0]}"
             raise InputError(teacher.source, problem, "name others, or leave blocks out")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.derive(seed, "critic"))
-            self.heads = nn.ModuleList(Head(teacher.width) for _ in self.blocks)
+            torch.manual_seed(seeding.derive_seed(seed, "critic"))
+            self.heads = nn.ModuleList(DiscriminatorHead(teacher.width) for _ in self.blocks)
 
     def forward(self, tokens: Sequence[Tensor]) -> Tensor:
         """Every head's answer at every token, above 0 for real: (B, answers) float32."""
         with torch.autocast(tokens[0].device.type, enabled=False):
             return torch.cat([head(x).flatten(1) for head, x in zip(self.heads, tokens, strict=True)], 1)
 
-    def look(self, latents: Tensor, condition: Condition, draws: Draws, name: str) -> list[Tensor]:
+    def look(self, latents: Tensor, condition: Conditioning, draws: StepRandom, name: str) -> list[Tensor]:
         """The teacher's tokens of latents that are noised again, for the heads.
 
         Each token is scaled to mean 0 and variance 1 over its channels, so that a penalty on the heads' gradient means
@@ -99,42 +99,43 @@ class Critic(nn.Module):
         (teacher,) = self._teacher
         kinds = len(latents) // len(draws.rows)
         quantile = draws.quantiles(f"{name} t", latents.device)
-        t = flow.logit_normal(quantile, *self._noise).repeat(kinds)
+        t = rectified_flow.logit_normal(quantile, *self._noise).repeat(kinds)
         noise = draws.noise(f"{name} noise", latents).repeat(kinds, 1, 1, 1)
         context = condition.context.repeat(kinds, 1, 1)
         pooled = None if condition.pooled is None else condition.pooled.repeat(kinds, 1)
-        x = flow.interpolate(latents, noise, t)
+        x = rectified_flow.interpolate(latents, noise, t)
         _, tokens = teacher.observe(x, t, condition._replace(context=context, pooled=pooled), self.blocks)
         return [_normalised(some.float()) for some in tokens]
 
 
-class StudentTurn(FlowTurn):
-    """The student learns to be taken for real, beside what `FlowTurn` teaches it.
+class AdversarialObjective(FlowMatchingObjective):
+    """The student learns to be taken for real, beside what `FlowMatchingObjective` teaches it.
 
     The batch's timesteps are those that its sampler will visit. The critic is used, not trained.
 
     Args:
         adversarial: how much it counts.
-        others: as `FlowTurn`.
+        others: as `FlowMatchingObjective`.
     """
 
     def __init__(
         self,
         student: UNet,
         *,
-        critic: Critic,
-        adversarial: Adversarial,
-        prediction: flow.Prediction,
-        distillation: Distillation | None = None,
+        critic: FeatureDiscriminator,
+        adversarial: AdversarialConfig,
+        prediction: rectified_flow.FlowPredictionType,
+        distillation: DistillationConfig | None = None,
         teacher: Teacher | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(student, prediction=prediction, distillation=distillation, teacher=teacher, seed=seed)
         self._critic, self._weight = (critic,), adversarial.weight
-        self._made: tuple[Draws, Tensor] | None = None
+        self._made: tuple[StepRandom, Tensor] | None = None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """As `FlowTurn`, with ``adversarial``, and with ``balance``: how hard it pulls at x̂₀ over how hard the rest."""
+        """As `FlowMatchingObjective`, with ``adversarial``, and with ``balance``: how hard it pulls at x̂₀ over how
+        hard the rest."""
         lesson = self.lesson(batch)
         t = batch.t.view(-1, 1, 1, 1)
         clean = lesson.sample - t * lesson.velocity
@@ -169,7 +170,7 @@ class StudentTurn(FlowTurn):
         return loss.detach(), pull
 
 
-class CriticTurn(nn.Module):
+class DiscriminatorObjective(nn.Module):
     """The critic's heads learn to tell the student's last x̂₀ from the real latents: hinge loss and R1.
 
     R1 (arXiv 1801.04406), taken at the heads' inputs as in ADD (arXiv 2311.17042): the squared gradient of a head's
@@ -181,7 +182,7 @@ class CriticTurn(nn.Module):
         r1: weight of the penalty.
     """
 
-    def __init__(self, critic: Critic, student: StudentTurn, *, r1: float) -> None:
+    def __init__(self, critic: FeatureDiscriminator, student: AdversarialObjective, *, r1: float) -> None:
         super().__init__()
         self.critic, self._student, self._r1 = critic, (student,), r1
 
@@ -204,18 +205,18 @@ class CriticTurn(nn.Module):
         return {"loss": hinge + self._r1 * r1, **{name: value.detach() for name, value in logged.items()}}
 
 
-def turns(
+def build_adversarial_objectives(
     student: UNet,
     *,
-    prediction: flow.Prediction,
-    adversarial: Adversarial,
-    distillation: Distillation | None,
+    prediction: rectified_flow.FlowPredictionType,
+    adversarial: AdversarialConfig,
+    distillation: DistillationConfig | None,
     teacher: Teacher,
     seed: int,
 ) -> dict[str, nn.Module]:
     """The objective of step distillation: the student's turn, then the critic's."""
-    critic = Critic(teacher, adversarial, seed=seed)
-    first = StudentTurn(
+    critic = FeatureDiscriminator(teacher, adversarial, seed=seed)
+    first = AdversarialObjective(
         student,
         critic=critic,
         adversarial=adversarial,
@@ -224,10 +225,10 @@ def turns(
         teacher=None if distillation is None else teacher,
         seed=seed,
     )
-    return {"student": first, "critic": CriticTurn(critic, first, r1=adversarial.r1)}
+    return {"student": first, "critic": DiscriminatorObjective(critic, first, r1=adversarial.r1)}
 
 
-def spread(depth: int) -> tuple[int, ...]:
+def evenly_spaced(depth: int) -> tuple[int, ...]:
     """At most `HEADS` of so many blocks, evenly spread, the last among them."""
     count = min(HEADS, depth)
     return tuple((i + 1) * depth // count - 1 for i in range(count))

@@ -7,26 +7,29 @@ from typing import cast
 
 from torch import nn
 
-from snapgen.diffusion import process
-from snapgen.diffusion import rectified_flow as flow
-from snapgen.diffusion import variance_preserving as diffusion
+from snapgen.diffusion import process, rectified_flow, variance_preserving
 from snapgen.models.unet import UNet
-from snapgen.objectives import adversarial as adversary
-from snapgen.objectives.flow_matching import FlowTurn
-from snapgen.objectives.progressive import HalvingTurn
+from snapgen.objectives import adversarial
+from snapgen.objectives.flow_matching import FlowMatchingObjective
+from snapgen.objectives.progressive import ProgressiveDistillationObjective
 from snapgen.objectives.teacher import Teacher
-from snapgen.optim.config import Optimisation
-from snapgen.training.stages import FlowStage, HalvingStage, NetStage, StepStage
+from snapgen.optim.config import OptimizerConfig
+from snapgen.training.stages import (
+    AdversarialDistillationStage,
+    FlowMatchingStage,
+    NetStage,
+    ProgressiveDistillationStage,
+)
 
 
-def turns(
+def build_objectives(
     stage: NetStage,
     net: UNet | Teacher,
     teaches: Teacher | UNet | None,
     *,
-    prediction: process.Prediction,
+    prediction: process.PredictionType,
     seed: int,
-) -> tuple[dict[str, nn.Module], Mapping[str, Optimisation]]:
+) -> tuple[dict[str, nn.Module], Mapping[str, OptimizerConfig]]:
     """The turns of a stage by name, and the settings of a turn's optimizer where they are not the stage's.
 
     Args:
@@ -38,18 +41,18 @@ def turns(
     Raises:
         InputError: if the teacher has no such blocks as the discriminator is to look at.
     """
-    if isinstance(stage, HalvingStage):
+    if isinstance(stage, ProgressiveDistillationStage):
         assert isinstance(net, UNet)
         assert isinstance(teaches, UNet)
-        both = cast(diffusion.Prediction, prediction)
-        return {"student": HalvingTurn(net, teacher=teaches, stage=stage, prediction=both)}, {}
+        both = cast(variance_preserving.DiffusionPredictionType, prediction)
+        return {"student": ProgressiveDistillationObjective(net, teacher=teaches, stage=stage, prediction=both)}, {}
     assert not isinstance(teaches, UNet)
-    if isinstance(stage, StepStage) and stage.adversarial is not None:
+    if isinstance(stage, AdversarialDistillationStage) and stage.adversarial is not None:
         assert isinstance(net, UNet)
         assert teaches is not None
-        found = adversary.turns(
+        found = adversarial.build_adversarial_objectives(
             net,
-            prediction=cast(flow.Prediction, prediction),
+            prediction=cast(rectified_flow.FlowPredictionType, prediction),
             adversarial=stage.adversarial,
             distillation=stage.distillation,
             teacher=teaches,
@@ -59,8 +62,8 @@ def turns(
         return found, {"critic": stage.model_copy(update=critic)}
     if isinstance(net, Teacher):
         prediction = net.prediction
-    dropout = stage.block_dropout if isinstance(stage, FlowStage) else 0
-    turn = FlowTurn(
+    dropout = stage.block_dropout if isinstance(stage, FlowMatchingStage) else 0
+    turn = FlowMatchingObjective(
         net,
         prediction=prediction,
         distillation=stage.distillation,

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from snapgen.diffusion import rectified_flow as flow
-from snapgen.diffusion.process import Prediction, of
-from snapgen.models import subnetworks as subnets
+from snapgen.diffusion import rectified_flow
+from snapgen.diffusion.process import PredictionType, make_process
+from snapgen.models import subnetworks
 from snapgen.models.unet import UNet
-from snapgen.objectives.knowledge_distillation import Projector, scaled
+from snapgen.objectives.knowledge_distillation import FeatureProjector, timestep_aware_loss
 from snapgen.objectives.teacher import Teacher
 from snapgen.training.batches import Batch
 
 if TYPE_CHECKING:
-    from snapgen.training.stages import Distillation
+    from snapgen.training.stages import DistillationConfig
 
 
-class Lesson(NamedTuple):
+class StudentPass(NamedTuple):
     """What a pass of the student through a batch gives."""
 
     sample: Tensor
@@ -37,11 +37,12 @@ class Lesson(NamedTuple):
     """The losses that it is made of: (B,) each."""
 
 
-class FlowTurn(nn.Module):
+class FlowMatchingObjective(nn.Module):
     """The student learns to undo noise from the data, and from a teacher if there is one.
 
-    The total is S(task, output) + S(task, features), S being `snapgen.objectives.knowledge_distillation.scaled`
-    (SnapGen, section 4); without scaling the losses are weighted and added.
+    The total is S(task, output) + S(task, features), S being
+    `snapgen.objectives.knowledge_distillation.timestep_aware_loss` (SnapGen, section 4); without scaling the losses are
+    weighted and added.
 
     Args:
         student: the net that is trained; a `Teacher` can be one, but not be distilled into.
@@ -55,8 +56,8 @@ class FlowTurn(nn.Module):
         self,
         student: UNet | Teacher,
         *,
-        prediction: Prediction,
-        distillation: Distillation | None = None,
+        prediction: PredictionType,
+        distillation: DistillationConfig | None = None,
         teacher: Teacher | None = None,
         block_dropout: float = 0,
         seed: int = 0,
@@ -64,29 +65,31 @@ class FlowTurn(nn.Module):
         super().__init__()
         assert (distillation is None) == (teacher is None), "distillation and its teacher come together"
         assert teacher is None or not any(weight.requires_grad for weight in teacher.parameters())
-        self.student, self.process, self.distillation = student, of(prediction), distillation
+        self.student, self.process, self.distillation = student, make_process(prediction), distillation
         self._teacher, self._block_dropout = (teacher,), block_dropout
-        self.projector: Projector | None = None
+        self.projector: FeatureProjector | None = None
         if distillation is not None and distillation.features:
             assert teacher is not None
             assert isinstance(student, UNet)
-            self.projector = Projector(student.arch.up[0].channels, teacher.width, teacher.patch, seed=seed)
+            self.projector = FeatureProjector(student.arch.up[0].channels, teacher.width, teacher.patch, seed=seed)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, and of what it is made: ``task``, ``output``, ``features``."""
         if self._block_dropout:
             assert isinstance(self.student, UNet)
-            subnets.drop(self.student, self._block_dropout, seed=batch.draws.seed, step=batch.draws.step)
+            subnetworks.sample_block_dropout(
+                self.student, self._block_dropout, seed=batch.draws.seed, step=batch.draws.step
+            )
         lesson = self.lesson(batch)
         return {"loss": lesson.loss.mean(), **means(lesson.parts)}
 
-    def lesson(self, batch: Batch) -> Lesson:
+    def lesson(self, batch: Batch) -> StudentPass:
         """The student's pass through a batch, and how well it did."""
         x = self.process.noised(batch.latents, batch.noise, batch.t)
         velocity, features = self._said(x, batch)
-        task = flow.squared_errors(velocity, self.process.target(batch.latents, batch.noise, batch.t))
+        task = rectified_flow.mse_per_image(velocity, self.process.target(batch.latents, batch.noise, batch.t))
         taught = self._taught(x, batch, velocity, features)
-        return Lesson(x, velocity, self._total(task, taught, batch.t), {"task": task, **taught})
+        return StudentPass(x, velocity, self._total(task, taught, batch.t), {"task": task, **taught})
 
     def _said(self, x: Tensor, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The student's velocity, and its features if there is a projector for them."""
@@ -113,9 +116,9 @@ class FlowTurn(nn.Module):
             wanted, tokens = teacher.observe(x, batch.t, batch.teacher, blocks, guidance=self.distillation.guidance)
         found = {}
         if self.distillation.output:
-            found["output"] = flow.squared_errors(velocity, wanted)
+            found["output"] = rectified_flow.mse_per_image(velocity, wanted)
         if self.projector is not None:
-            found["features"] = flow.squared_errors(self.projector(features[0]), tokens[0])
+            found["features"] = rectified_flow.mse_per_image(self.projector(features[0]), tokens[0])
         return found
 
     def _total(self, task: Tensor, taught: dict[str, Tensor], t: Tensor) -> Tensor:
@@ -123,7 +126,7 @@ class FlowTurn(nn.Module):
         if self.distillation is None or not taught:
             return task
         if self.distillation.scaling == "timestep":
-            return torch.stack([scaled(task, kd, t) for kd in taught.values()]).sum(0)
+            return torch.stack([timestep_aware_loss(task, kd, t) for kd in taught.values()]).sum(0)
         weights = {"output": self.distillation.output_weight, "features": self.distillation.feature_weight}
         return torch.stack([task, *(weights[name] * kd for name, kd in taught.items())]).sum(0)
 

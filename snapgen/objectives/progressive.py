@@ -22,16 +22,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from snapgen.diffusion import rectified_flow as flow
-from snapgen.diffusion import variance_preserving as diffusion
+from snapgen.diffusion import rectified_flow, variance_preserving
 from snapgen.models.unet import UNet
 from snapgen.objectives.flow_matching import means
 from snapgen.objectives.knowledge_distillation import SMALLEST
 from snapgen.training.batches import Batch
-from snapgen.training.stages import HalvingStage
+from snapgen.training.stages import ProgressiveDistillationStage
 
 
-class HalvingTurn(nn.Module):
+class ProgressiveDistillationObjective(nn.Module):
     """The student learns to take in one DDIM step what its teacher takes in two.
 
     The batch's timesteps are those that the student's sampler visits, but for the end.
@@ -46,13 +45,18 @@ class HalvingTurn(nn.Module):
     visited: Tensor
 
     def __init__(
-        self, student: UNet, *, teacher: UNet, stage: HalvingStage, prediction: diffusion.Prediction = "v"
+        self,
+        student: UNet,
+        *,
+        teacher: UNet,
+        stage: ProgressiveDistillationStage,
+        prediction: variance_preserving.DiffusionPredictionType = "v",
     ) -> None:
         super().__init__()
         assert not any(weight.requires_grad for weight in teacher.parameters())
         self.student, self.prediction, self.stage = student, prediction, stage
         self._teacher = (teacher,)
-        self.register_buffer("visited", diffusion.visited(stage.teacher_steps), persistent=False)
+        self.register_buffer("visited", variance_preserving.ddim_timesteps(stage.teacher_steps), persistent=False)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the student alone: what is guided and what is not is decided on the way."""
@@ -60,13 +64,15 @@ class HalvingTurn(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, and of what it is made: ``distillation`` and, before it is scaled, ``original``."""
-        z, t = diffusion.noised(batch.latents, batch.noise, batch.t), batch.t
+        z, t = variance_preserving.add_noise(batch.latents, batch.noise, batch.t), batch.t
         scale = self.guidance(batch)
         said, told = self._said(self.student, z, t, batch.context, scale)
         wanted = self.taught(z, t, batch.context, scale)
-        distilled = weight(t, z) * flow.squared_errors(diffusion.clean(said, z, t, self.prediction), wanted)
-        target = diffusion.target(batch.latents, batch.noise, t, self.prediction)
-        original = flow.squared_errors(told, target)
+        distilled = truncated_snr(t, z) * rectified_flow.mse_per_image(
+            variance_preserving.predict_x0(said, z, t, self.prediction), wanted
+        )
+        target = variance_preserving.target(batch.latents, batch.noise, t, self.prediction)
+        original = rectified_flow.mse_per_image(told, target)
         ratio = (distilled / original.clamp(min=SMALLEST)).detach()
         loss = distilled + self.stage.original * ratio * original
         return {"loss": loss.mean(), **means({"distillation": distilled, "original": original})}
@@ -86,14 +92,16 @@ class HalvingTurn(nn.Module):
         x = z
         for now, then in ((t, between), (between, end)):
             said, _ = self._said(teacher, x, now, context, scale)
-            x = diffusion.ddim(x, diffusion.clean(said, x, now, self.prediction), now, then)
-        return closed_form(z, x, t, end)
+            x = variance_preserving.ddim_step(
+                x, variance_preserving.predict_x0(said, x, now, self.prediction), now, then
+            )
+        return x0_for_one_step(z, x, t, end)
 
     def _next(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """t' and t'', the teacher's next timesteps: (B,) each."""
         steps = self.stage.teacher_steps
         # t lies within half a timestep of evenly spaced, which is less than half a step of the student's.
-        place = 2 * ((1 + diffusion.DATA - t) * steps / 2).round().long()
+        place = 2 * ((1 + variance_preserving.DATA - t) * steps / 2).round().long()
         return self.visited[place + 1], self.visited[place + 2]
 
     def _said(
@@ -103,18 +111,21 @@ class HalvingTurn(nn.Module):
         if scale is None or context is None:
             said = cast(Tensor, net(z, t, context)).float()
             return said, said
-        told, untold = (half.float() for half in diffusion.both(net, z, t, context))
+        told, untold = (half.float() for half in variance_preserving.cond_and_uncond(net, z, t, context))
         return scale * told - (scale - 1) * untold, told
 
 
-def closed_form(z: Tensor, reached: Tensor, t: Tensor, end: Tensor) -> Tensor:
+def x0_for_one_step(z: Tensor, reached: Tensor, t: Tensor, end: Tensor) -> Tensor:
     """x̃ = (z'' − (σ''/σ)·z_t) / (α'' − (σ''/σ)·α): the x̂ with which one DDIM step from z_t lands at z''."""
-    (alpha, sigma), (end_alpha, end_sigma) = diffusion.alpha_sigma(t, z), diffusion.alpha_sigma(end, z)
+    (alpha, sigma), (end_alpha, end_sigma) = (
+        variance_preserving.alpha_sigma(t, z),
+        variance_preserving.alpha_sigma(end, z),
+    )
     ratio = end_sigma / sigma
     return (reached - ratio * z) / (end_alpha - ratio * alpha)
 
 
-def weight(t: Tensor, like: Tensor) -> Tensor:
+def truncated_snr(t: Tensor, like: Tensor) -> Tensor:
     """max(α²/σ², 1), the truncated signal-to-noise ratio: (B,) → (B,)."""
-    alpha, sigma = diffusion.alpha_sigma(t, like)
+    alpha, sigma = variance_preserving.alpha_sigma(t, like)
     return (alpha / sigma).square().clamp(min=1).flatten()

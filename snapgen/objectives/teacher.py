@@ -16,15 +16,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from snapgen import config as settings
-from snapgen import seeding as seeds
-from snapgen.config import Settings
-from snapgen.diffusion import rectified_flow as flow
+from snapgen import seeding
+from snapgen.config import Config
+from snapgen.diffusion import rectified_flow
 from snapgen.errors import InputError, first_line
-from snapgen.io import hub
-from snapgen.io import pretrained as conversion_files
+from snapgen.io import hub, pretrained
 
 if TYPE_CHECKING:
-    from snapgen.conditioning.captions import Condition
+    from snapgen.conditioning.captions import Conditioning
 
 TICKS = 1000
 """SD3 counts time from 0 to this."""
@@ -33,7 +32,7 @@ BESIDE = "teacher.json"
 """The file beside diffusers' own that says what the net predicts; without it, a velocity."""
 
 
-class TeacherShape(Settings):
+class TeacherConfig(Config):
     """What of an SD3 transformer does not follow from its data; the names are diffusers' own."""
 
     num_layers: int = Field(default=6, ge=1)
@@ -46,14 +45,14 @@ class TeacherShape(Settings):
     qk_norm: Literal["rms_norm"] | None = "rms_norm"
 
     @model_validator(mode="after")
-    def _divides(self) -> TeacherShape:
+    def _divides(self) -> TeacherConfig:
         if self.num_attention_heads * self.attention_head_dim % 4:
             raise ValueError("num_attention_heads × attention_head_dim is no multiple of 4; its positions need one")
         return self
 
 
-class _Meaning(Settings):
-    prediction: flow.Prediction = "velocity"
+class _Meaning(Config):
+    prediction: rectified_flow.FlowPredictionType = "velocity"
 
 
 class Teacher(nn.Module):
@@ -68,7 +67,11 @@ class Teacher(nn.Module):
     """
 
     def __init__(
-        self, net: SD3Transformer2DModel, prediction: flow.Prediction = "velocity", *, source: str | Path = "teacher"
+        self,
+        net: SD3Transformer2DModel,
+        prediction: rectified_flow.FlowPredictionType = "velocity",
+        *,
+        source: str | Path = "teacher",
     ) -> None:
         super().__init__()
         self.net, self.prediction, self.source = net, prediction, source
@@ -106,16 +109,16 @@ class Teacher(nn.Module):
         )[0]
         return output.to(sample.dtype)
 
-    def velocity(self, sample: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def velocity(self, sample: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
         """The velocity at a sample: shapes as `forward`."""
 
         def net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
             return cast(Tensor, self(x, t, context, condition.pooled))
 
-        return flow.velocity_of(net, sample, t, condition.context, self.prediction)
+        return rectified_flow.predict_velocity(net, sample, t, condition.context, self.prediction)
 
     def observe(
-        self, sample: Tensor, t: Tensor, condition: Condition, blocks: Sequence[int] = (), *, guidance: float = 1
+        self, sample: Tensor, t: Tensor, condition: Conditioning, blocks: Sequence[int] = (), *, guidance: float = 1
     ) -> tuple[Tensor, list[Tensor]]:
         """The velocity, and the image's tokens after some blocks, in one pass.
 
@@ -183,7 +186,7 @@ class Teacher(nn.Module):
         (folder / BESIDE).write_text(meaning.model_dump_json() + "\n")
 
 
-def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
+def load_teacher(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
     """A frozen teacher in evaluation mode, on the CPU.
 
     Args:
@@ -199,7 +202,7 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
     return found.eval().requires_grad_(False)
 
 
-def shape_of(folder: str | Path) -> Teacher:
+def load_on_meta(folder: str | Path) -> Teacher:
     """A folder's teacher without its weights, on the meta device: for its widths and for `Teacher.check`.
 
     Raises:
@@ -208,7 +211,7 @@ def shape_of(folder: str | Path) -> Teacher:
     return _opened(folder)[0]
 
 
-def built(
+def new_teacher(
     config: Mapping[str, Any],
     *,
     latent_channels: int,
@@ -216,13 +219,13 @@ def built(
     pooled_width: int,
     sample_size: int,
     seed: int,
-    prediction: flow.Prediction = "velocity",
+    prediction: rectified_flow.FlowPredictionType = "velocity",
     source: str | Path = "teacher",
 ) -> Teacher:
     """A new teacher to be trained; its first output is zero.
 
     Args:
-        config: a `TeacherShape`.
+        config: a `TeacherConfig`.
         sample_size: side of the largest latents.
         seed: of its weights.
         source: where the configuration is from, for messages.
@@ -230,7 +233,7 @@ def built(
     Raises:
         InputError: if there can be no such net.
     """
-    shape = settings.parse(dict(config), TeacherShape, source=source)
+    shape = settings.parse_config(dict(config), TeacherConfig, source=source)
     if pooled_width < 1:
         problem = "an SD3 transformer takes a pooled embedding, and no text encoder gives one"
         raise InputError(source, problem, "set pooled: true on one of its encoders")
@@ -251,13 +254,13 @@ def built(
 
 def _opened(folder: str | Path) -> tuple[Teacher, Mapping[str, Tensor]]:
     """An empty teacher, and its weights still to be read."""
-    files = [*conversion_files.WEIGHTS, BESIDE, *(f"transformer/{file}" for file in conversion_files.WEIGHTS)]
+    files = [*pretrained.WEIGHTS, BESIDE, *(f"transformer/{file}" for file in pretrained.WEIGHTS)]
     remedy = "name the folder of an SD3 transformer, or OWNER/NAME on the hub"
-    found = hub.folder(folder, files, remedy=remedy)
-    folder, config, weights = conversion_files.read_part(found, "transformer")
+    found = hub.resolve_model_folder(folder, files, remedy=remedy)
+    folder, config, weights = pretrained.read_part(found, "transformer")
     net = _empty(folder / "config.json", config)
     said = folder / BESIDE
-    meaning = settings.load(said, _Meaning) if said.exists() else _Meaning()
+    meaning = settings.load_yaml(said, _Meaning) if said.exists() else _Meaning()
     return Teacher(net, meaning.prediction, source=folder), weights
 
 
@@ -283,9 +286,9 @@ def _empty(path: Path, config: dict[str, Any]) -> SD3Transformer2DModel:
         wrong += [] if own.pos_embed_max_size else ["pos_embed_max_size"]
     except Exception as error:  # whatever a value of a wrong kind provokes in diffusers or torch
         problem = f"builds no net ({first_line(error)})"
-        raise InputError(path, problem, conversion_files.RESTORE) from None
+        raise InputError(path, problem, pretrained.RESTORE) from None
     if wrong:
-        raise InputError(path, f"{own[wrong[0]]} builds no working net", conversion_files.RESTORE, place=wrong[0])
+        raise InputError(path, f"{own[wrong[0]]} builds no working net", pretrained.RESTORE, place=wrong[0])
     return net
 
 
@@ -298,7 +301,7 @@ def _fill(net: SD3Transformer2DModel, weights: Mapping[str, Tensor], folder: Pat
         if tensor is None or tensor.shape != shapes.get(name):
             raise InputError(folder, "weights and config.json do not fit", "use both of one training", place=name)
         if not tensor.isfinite().all():
-            raise InputError(folder, "holds values that are not finite", conversion_files.RESTORE, place=name)
+            raise InputError(folder, "holds values that are not finite", pretrained.RESTORE, place=name)
         read[name] = tensor.to(dtype)
     net.load_state_dict(read, assign=True)
 
@@ -318,5 +321,5 @@ def _initialise(net: SD3Transformer2DModel, seed: int) -> None:
         if name == "proj_out" or (name.endswith(".linear") and "norm" in name):
             matrix.zero_()
         else:
-            generator = torch.Generator(matrix.device).manual_seed(seeds.derive(seed, "teacher", name))
+            generator = torch.Generator(matrix.device).manual_seed(seeding.derive_seed(seed, "teacher", name))
             nn.init.xavier_uniform_(matrix, generator=generator)

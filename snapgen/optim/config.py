@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field
 from torch import nn
 
-from snapgen.config import Settings
-from snapgen.optim.optimizers import Optimizers
+from snapgen.config import Config
+from snapgen.optim.optimizers import OptimizerGroup
 
 
-class Optimisation(Settings):
+class OptimizerConfig(Config):
     """How gradients become weights."""
 
     batch: int = Field(default=32, ge=1)
@@ -33,9 +33,9 @@ class Optimisation(Settings):
     """bfloat16: autocast; weights, averages and losses stay in float32."""
 
 
-def optimizers_of(net: nn.Module, settings: Optimisation) -> Optimizers:
+def build_optimizers(net: nn.Module, settings: OptimizerConfig) -> OptimizerGroup:
     """The optimizers of a net's parameters that require gradients."""
-    return Optimizers(
+    return OptimizerGroup(
         net,
         kind=settings.optimizer,
         learning_rate=settings.learning_rate,

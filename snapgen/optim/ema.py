@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class EMA:
     """The weights' exponential average, whose window grows with the run (EDM2, section 3.1).
 
     At step n the decay is (1 − 1/n)^(γ+1), γ such that the average's width is ``width`` times the run so far: the same
@@ -18,7 +18,7 @@ class Average:
 
     def __init__(self, module: nn.Module, width: float) -> None:
         self._module = module
-        self._exponent = gamma(width) if width else None
+        self._exponent = ema_gamma(width) if width else None
         self._live = [t for t in _state(module).values() if t.is_floating_point()]
         self._kept = [t.detach().clone() for t in self._live] if width else self._live
 
@@ -45,7 +45,7 @@ class Average:
             kept.copy_(state[name])
 
 
-def gamma(width: float) -> float:
+def ema_gamma(width: float) -> float:
     """EDM2's γ for a relative width σ_rel: the positive root of σ_rel²·(γ + 2)²·(γ + 3) = γ + 1 (its equation 125)."""
     inverse = width**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())

@@ -16,7 +16,7 @@ SMALLEST_SIDE = 16
 """A narrower matrix (the latent's side of the first and last convolutions, depthwise kernels) is AdamW's."""
 
 
-class Optimizers:
+class OptimizerGroup:
     """The optimizers of one net, stepped as one.
 
     Weight decay holds for tensors of two and more dimensions: not for biases, norms and scales.

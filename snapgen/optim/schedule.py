@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from snapgen.optim.config import Optimisation
+from snapgen.optim.config import OptimizerConfig
 
 
-def schedule(step: int, *, steps: int, warmup: int) -> float:
+def cosine_with_warmup(step: int, *, steps: int, warmup: int) -> float:
     """The share of the learning rate of a step, from 0: linear warm-up, then a cosine to a hundredth."""
     if step < warmup:
         return (step + 1) / warmup
@@ -15,7 +15,7 @@ def schedule(step: int, *, steps: int, warmup: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def rate(step: int, settings: Optimisation, steps: int) -> float:
+def lr_scale(step: int, settings: OptimizerConfig, steps: int) -> float:
     """The learning rate of a step (1 to ``steps``) over its peak."""
     rising = round(settings.warmup * steps)
     if step <= rising:

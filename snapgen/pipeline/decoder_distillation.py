@@ -18,33 +18,31 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from snapgen import devices as device
+from snapgen import devices, seeding
 from snapgen import progress as progress_
-from snapgen import seeding as seeds
-from snapgen.autoencoders.pruned_decoder import HALF, PrunedAutoencoderKL, image, pruned
-from snapgen.autoencoders.psnr import Psnr, agreement
-from snapgen.config import Settings
+from snapgen.autoencoders.pruned_decoder import HALF, PrunedAutoencoderKL, decode_image, prune_decoder
+from snapgen.autoencoders.psnr import Psnr, decoder_psnr
+from snapgen.config import Config
 from snapgen.errors import InputError
-from snapgen.io.atomic import folder_aside
+from snapgen.io.atomic import atomic_folder
 from snapgen.io.cache import JSON
-from snapgen.io.checkpoint import Kept, Progress
-from snapgen.io.chunked import Rows
-from snapgen.optim.ema import Average
-from snapgen.optim.optimizers import Optimizers
-from snapgen.optim.schedule import schedule
-from snapgen.pipeline import loading as pipeline_files
-from snapgen.pipeline import synthetic_latents as synthetic
-from snapgen.pipeline.synthetic_latents import Sampling
+from snapgen.io.checkpoint import CheckpointSession, StepCallback
+from snapgen.io.chunked import ChunkedTensor
+from snapgen.optim.ema import EMA
+from snapgen.optim.optimizers import OptimizerGroup
+from snapgen.optim.schedule import cosine_with_warmup
+from snapgen.pipeline import loading, synthetic_latents
+from snapgen.pipeline.synthetic_latents import SamplingConfig
 
 HELD_OUT = 64
 """Latents at most, a tenth of all, that the decoders are compared on and nothing is trained on: the last ones."""
 
 
-class Distillation(Settings):
+class DecoderDistillationConfig(Config):
     """Everything that the trained weights depend on, beside the latents and the whole decoder."""
 
     ratio: float = HALF
-    """Of the channels that are cut; `snapgen.autoencoders.pruned_decoder.kept_width` says which ratios there are."""
+    """Of the channels that are cut; `snapgen.autoencoders.pruned_decoder.pruned_width` says which ratios there are."""
     steps: int = Field(default=2000, ge=1)
     batch: int = Field(default=4, ge=1)
     """Latents a step."""
@@ -52,11 +50,11 @@ class Distillation(Settings):
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: int = Field(default=100, ge=0)
     ema: float = Field(default=0.03, gt=0, le=0.25)
-    """Width of the weights' average, relative to the steps so far (`snapgen.optim.ema.Average`)."""
+    """Width of the weights' average, relative to the steps so far (`snapgen.optim.ema.EMA`)."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 
-class DecoderDistillation:
+class DecoderDistiller:
     """A training under way, a step at a time, where ``model`` lies.
 
     The same arguments on the same machine with as many threads give the same weights, however often the training is
@@ -73,8 +71,8 @@ class DecoderDistillation:
         self,
         model: PrunedAutoencoderKL,
         whole: AutoencoderKL,
-        latents: Rows,
-        training: Distillation,
+        latents: ChunkedTensor,
+        training: DecoderDistillationConfig,
         count: int | None = None,
     ) -> None:
         self.model, self.whole, self.latents, self.training = model, whole, latents, training
@@ -84,8 +82,8 @@ class DecoderDistillation:
         whole.eval().requires_grad_(False)
         model.train().requires_grad_(False)
         model.decoder.requires_grad_(True)
-        self.average = Average(model.decoder, training.ema)
-        self.optimizer = Optimizers(
+        self.average = EMA(model.decoder, training.ema)
+        self.optimizer = OptimizerGroup(
             model.decoder,
             kind="adamw",
             learning_rate=training.learning_rate,
@@ -94,7 +92,7 @@ class DecoderDistillation:
             clip=1,
         )
 
-    def complete(self, progress: Progress | None = None) -> None:
+    def complete(self, progress: StepCallback | None = None) -> None:
         """Takes the steps that are left, calling ``progress`` after each, and gives the model the averaged weights."""
         while self.done < self.training.steps:
             losses = self.step()
@@ -105,14 +103,16 @@ class DecoderDistillation:
 
     def step(self) -> dict[str, Tensor]:
         """One update of the decoder; the loss, 0-dim, on the device."""
-        random = torch.Generator().manual_seed(seeds.derive(self.training.seed, "decoder distillation", self.done))
+        random = torch.Generator().manual_seed(
+            seeding.derive_seed(self.training.seed, "decoder distillation", self.done)
+        )
         drawn = torch.randint(self.count, (self.training.batch,), generator=random)
         latents = self.latents[drawn].to(self.model.device, torch.float32)
         with torch.no_grad():
-            target = image(self.whole, latents)
-        loss = functional.mse_loss(image(self.model, latents), target)
+            target = decode_image(self.whole, latents)
+        loss = functional.mse_loss(decode_image(self.model, latents), target)
         torch.autograd.backward(loss)
-        self.optimizer.step(schedule(self.done, steps=self.training.steps, warmup=self.training.warmup))
+        self.optimizer.step(cosine_with_warmup(self.done, steps=self.training.steps, warmup=self.training.warmup))
         self.done += 1
         self.average.update(self.done)
         return {"mse": loss.detach()}
@@ -136,7 +136,7 @@ class DecoderDistillation:
 
 
 @dataclass(frozen=True)
-class Result:
+class DecoderDistillationResult:
     """What came of it: params of the decoders, and how well the pruned one's images agree with the whole one's."""
 
     params: int
@@ -152,10 +152,10 @@ def distil(
     prompts: Path,
     out: Path,
     *,
-    sampling: Sampling | None = None,
-    training: Distillation | None = None,
-    progress: Progress | None = None,
-) -> Result:
+    sampling: SamplingConfig | None = None,
+    training: DecoderDistillationConfig | None = None,
+    progress: StepCallback | None = None,
+) -> DecoderDistillationResult:
     """Give a pipeline a pruned decoder: draw latents, cut, train, and write the pipeline with it.
 
     Killed at any moment, the same call goes on to the same weights: latents are kept in the cache, the training's
@@ -169,34 +169,34 @@ def distil(
     Raises:
         InputError: if anything is missing, does not fit, or cannot be written.
     """
-    sampling, training = sampling or Sampling(), training or Distillation()
+    sampling, training = sampling or SamplingConfig(), training or DecoderDistillationConfig()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(out, "is there already", "name a new folder")
     lines = read_prompts(prompts)
-    folder = pipeline_files.find(run)
-    pipeline = synthetic.open_pipeline(folder)
+    folder = loading.find_pipeline(run)
+    pipeline = synthetic_latents.open_pipeline(folder)
     whole: AutoencoderKL = pipeline.vae
-    small = pruned(whole, training.ratio, source=str(folder / "vae"))
+    small = prune_decoder(whole, training.ratio, source=str(folder / "vae"))
     asked: dict[str, JSON] = {
-        "pipeline": synthetic.digest_of(folder),
+        "pipeline": synthetic_latents.digest_of(folder),
         "prompts": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
         "sampling": sampling.model_dump(mode="json"),
         "training": training.model_dump(mode="json"),
         "torch": torch.__version__,
     }
-    kept = Kept(out.with_name(out.name + ".checkpoint.safetensors"), asked)
-    pipeline.to(device.choose())
-    latents = synthetic.latents(pipeline, folder, lines, sampling)
+    kept = CheckpointSession(out.with_name(out.name + ".checkpoint.safetensors"), asked)
+    pipeline.to(devices.default_device())
+    latents = synthetic_latents.latents(pipeline, folder, lines, sampling)
     count = len(latents) - min(HELD_OUT, max(1, len(latents) // 10))
-    held = latents[torch.arange(count, len(latents))].float().to(device.choose())
-    small.to(device.choose())
+    held = latents[torch.arange(count, len(latents))].float().to(devices.default_device())
+    small.to(devices.default_device())
     untrained = _agreement(small, whole, held)
-    training_run = DecoderDistillation(small, whole, latents, training, count)
+    training_run = DecoderDistiller(small, whole, latents, training, count)
     kept.restore(training_run)
     training_run.complete(kept.keeping(training_run, progress))
     if not all(bool(parameter.isfinite().all()) for parameter in small.parameters()):
         raise InputError("training", "ends with weights that are not finite", "lower the learning rate")
-    result = Result(
+    result = DecoderDistillationResult(
         params=_params(small.decoder),
         whole_params=_params(whole.decoder),
         untrained=untrained,
@@ -204,7 +204,7 @@ def distil(
     )
     pipeline.register_modules(vae=small)
     pipeline.to("cpu")
-    with progress_.quiet(), folder_aside(out) as written:
+    with progress_.silence_libraries(), atomic_folder(out) as written:
         pipeline.save_pretrained(written)
     kept.path.unlink(missing_ok=True)
     return result
@@ -227,7 +227,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _agreement(small: AutoencoderKL, whole: AutoencoderKL, latents: Tensor) -> Psnr:
-    return agreement(lambda some: image(small, some), lambda some: image(whole, some), latents)
+    return decoder_psnr(lambda some: decode_image(small, some), lambda some: decode_image(whole, some), latents)
 
 
 def _params(net: torch.nn.Module) -> int:

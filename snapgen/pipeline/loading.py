@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import torch
 
-from snapgen import config as settings
-from snapgen.conditioning import text_encoder as text
+from snapgen import config
+from snapgen.conditioning import text_encoder
 from snapgen.errors import InputError
 from snapgen.pipeline.snapgen_pipeline import TEXT_ENCODERS, TOKENIZERS, SnapGenPipeline
-from snapgen.progress import quiet
+from snapgen.progress import silence_libraries
 
 INDEX = "model_index.json"
 
@@ -22,7 +22,7 @@ INDEX = "model_index.json"
 RUNS = Path("runs")
 
 
-def load(run: str | Path) -> SnapGenPipeline:
+def load_pipeline(run: str | Path) -> SnapGenPipeline:
     """The pipeline of a run, on the CPU.
 
     Args:
@@ -31,8 +31,8 @@ def load(run: str | Path) -> SnapGenPipeline:
     Raises:
         InputError: if there is no such run, it has no pipeline yet, or its files are damaged.
     """
-    folder = find(run)
-    with quiet():
+    folder = find_pipeline(run)
+    with silence_libraries():
         texts = _read_texts(folder)
         try:
             pipeline = SnapGenPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, **texts)
@@ -50,8 +50,8 @@ def load(run: str | Path) -> SnapGenPipeline:
     return cast(SnapGenPipeline, pipeline)
 
 
-def find(run: str | Path) -> Path:
-    """The pipeline's folder of a run, which is named as `load` takes it.
+def find_pipeline(run: str | Path) -> Path:
+    """The pipeline's folder of a run, which is named as `load_pipeline` takes it.
 
     Raises:
         InputError: if there is none, or it is not whole.
@@ -71,20 +71,20 @@ def _read_texts(folder: Path) -> dict[str, Any]:
     Of these diffusers would make what is missing anew: weights at random, and a tokenizer that knows no word.
     """
     components: dict[str, Any] = {}
-    index = settings.read_mapping(folder / INDEX)
+    index = config.read_mapping(folder / INDEX)
     for name, tokenizer in zip(TEXT_ENCODERS, TOKENIZERS, strict=True):
         if index.get(name) in (None, [None, None]):
             continue
-        with joined(folder / name, folder / tokenizer) as whole:
+        with merged_folder(folder / name, folder / tokenizer) as whole:
             try:
-                components[name], components[tokenizer] = text.load(str(whole))
+                components[name], components[tokenizer] = text_encoder.load_text_encoder(str(whole))
             except InputError as error:
                 raise InputError(folder / name, error.problem, "save it again by its training") from None
     return components
 
 
 @contextlib.contextmanager
-def joined(*folders: Path) -> Iterator[Path]:
+def merged_folder(*folders: Path) -> Iterator[Path]:
     """A folder with links to all files of several: a text encoder beside its tokenizer, as
     `snapgen.conditioning.text_encoder` takes it."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -19,14 +19,14 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from snapgen.autoencoders.autoencoder import Autoencoder, ConvAutoencoder, KLAutoencoder, WithDecoder
+from snapgen.autoencoders.autoencoder import Autoencoder, AutoencoderWithDecoder, ConvAutoencoder, KLAutoencoder
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
 from snapgen.conditioning import captions as conditioning
 from snapgen.conditioning import text_encoder as text
-from snapgen.conditioning.captions import EncoderSettings
-from snapgen.diffusion import rectified_flow as flow
-from snapgen.diffusion.process import PREDICTIONS, Prediction, Process, Scheduler
-from snapgen.diffusion.process import of as process_of
+from snapgen.conditioning.captions import TextEncoderConfig
+from snapgen.diffusion import rectified_flow
+from snapgen.diffusion.process import PREDICTION_TYPES, NoiseProcess, PredictionType, Scheduler
+from snapgen.diffusion.process import make_process as process_of
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 
@@ -53,7 +53,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         decoder: decodes in the autoencoder's place.
         text_encoder, text_encoder_2, …: of transformers, in the order in which they are merged.
         tokenizer, tokenizer_2, …: theirs.
-        encoders: how each of them encodes, as mappings of `EncoderSettings`' fields.
+        encoders: how each of them encodes, as mappings of `TextEncoderConfig`' fields.
         prediction: what the net's output stands for, and so the process.
         steps: of a call that names none; a few-step net's own number.
         guidance: likewise; 1 for a few-step net.
@@ -81,7 +81,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         text_encoder_4: Any = None,
         tokenizer_4: Any = None,
         encoders: Sequence[Mapping[str, Any]] = (),
-        prediction: Prediction = "velocity",
+        prediction: PredictionType = "velocity",
         steps: int = 28,
         guidance: float = 1,
         resolution: int | None = None,
@@ -118,9 +118,9 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         cls,
         unet: UNet,
         autoencoder: Autoencoder,
-        encoders: Sequence[EncoderSettings] = (),
+        encoders: Sequence[TextEncoderConfig] = (),
         *,
-        prediction: Prediction,
+        prediction: PredictionType,
         shift: float = 1,
         steps: int = 28,
         guidance: float = 1,
@@ -131,15 +131,15 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         Raises:
             InputError: as the class, or if a text encoder cannot be loaded.
         """
-        decoder = autoencoder.decoder if isinstance(autoencoder, WithDecoder) else None
-        base = autoencoder.encoder if isinstance(autoencoder, WithDecoder) else autoencoder
+        decoder = autoencoder.decoder if isinstance(autoencoder, AutoencoderWithDecoder) else None
+        base = autoencoder.encoder if isinstance(autoencoder, AutoencoderWithDecoder) else autoencoder
         vae = base.net if isinstance(base, KLAutoencoder) else base if isinstance(base, ConvAutoencoder) else None
         encoders = encoders if unet.needs_context else ()
         if len(encoders) > len(TEXT_ENCODERS):
             raise InputError("pipeline", f"has {len(encoders)} text encoders", f"use at most {len(TEXT_ENCODERS)}")
         components: dict[str, Any] = {}
         for name, tokenizer, settings in zip(TEXT_ENCODERS, TOKENIZERS, encoders, strict=False):
-            components[name], components[tokenizer] = text.load(settings.encoder)
+            components[name], components[tokenizer] = text.load_text_encoder(settings.encoder)
         return cls(
             unet,
             vae,
@@ -156,7 +156,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
     @property
     def autoencoder(self) -> Autoencoder:
         """The autoencoder, with the decoder that is used."""
-        return self._base if self.decoder is None else WithDecoder(self._base, self.decoder)
+        return self._base if self.decoder is None else AutoencoderWithDecoder(self._base, self.decoder)
 
     @property
     def _base(self) -> Autoencoder:
@@ -169,10 +169,10 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         return [(getattr(self, name), getattr(self, tokenizer)) for name, tokenizer, _ in names]
 
     @property
-    def encoders(self) -> list[EncoderSettings]:
+    def encoders(self) -> list[TextEncoderConfig]:
         """How each text encoder encodes; each is named as its component."""
         return [
-            EncoderSettings(encoder=name, **settings)
+            TextEncoderConfig(encoder=name, **settings)
             for name, settings in zip(TEXT_ENCODERS, self.config.encoders, strict=False)
         ]
 
@@ -197,8 +197,8 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
                 raise InputError("pipeline", problem, "give these, and no others", place="encoders")
         if arch.has_cross_attention and not count:
             raise InputError("pipeline", "has no text encoder; its net has cross-attention", "give the training's")
-        if self.config.prediction not in PREDICTIONS:
-            choices = ", ".join(PREDICTIONS)
+        if self.config.prediction not in PREDICTION_TYPES:
+            choices = ", ".join(PREDICTION_TYPES)
             raise InputError("pipeline", f"is {self.config.prediction!r}", f"use one of: {choices}", place="prediction")
 
     @torch.no_grad()
@@ -303,13 +303,13 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> Tensor:
         if generator is None:
-            return flow.image_noise(range(count), shape, seed=seed)
+            return rectified_flow.per_image_noise(range(count), shape, seed=seed)
         if isinstance(generator, list) and len(generator) != count:
             raise InputError("generator", f"are {len(generator)} for {count} images", "give one, or one an image")
         return cast(Tensor, randn_tensor((count, *shape), generator=generator, device=self._execution_device))
 
     @property
-    def process(self) -> Process:
+    def process(self) -> NoiseProcess:
         """What the net was trained on."""
         return process_of(self.config.prediction)
 

@@ -16,16 +16,15 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from pydantic import Field
 from torch import Tensor
 
-from snapgen import config as settings
+from snapgen import config, seeding
 from snapgen import progress as progress_
-from snapgen import seeding as seeds
-from snapgen.config import Settings
+from snapgen.config import Config
 from snapgen.errors import InputError
-from snapgen.io import chunked as rows
+from snapgen.io import chunked
 from snapgen.io.cache import JSON
-from snapgen.io.chunked import Rows
+from snapgen.io.chunked import ChunkedTensor
 from snapgen.io.digests import digest_files
-from snapgen.pipeline import loading as pipeline_files
+from snapgen.pipeline import loading
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from snapgen.progress import Progress
 
@@ -37,7 +36,7 @@ UNUSED = ("vae", "decoder", "safety_checker", "feature_extractor", "image_encode
 """Components that no latent depends on."""
 
 
-class Sampling(Settings):
+class SamplingConfig(Config):
     """How latents are drawn. Whatever is None is the pipeline's own: of Stable Diffusion's 50 steps, guidance 7.5."""
 
     images: int = Field(default=1024, ge=2)
@@ -58,18 +57,18 @@ def open_pipeline(run: str | Path) -> DiffusionPipeline:
     Raises:
         InputError: if there is none, it is of another kind, damaged, or has no AutoencoderKL or no text encoder.
     """
-    folder = pipeline_files.find(run)
-    index = settings.read_mapping(folder / pipeline_files.INDEX)
+    folder = loading.find_pipeline(run)
+    index = config.read_mapping(folder / loading.INDEX)
     kind = index.get("_class_name")
     if kind not in KINDS:
         remedy = f"name a folder of {' or '.join(KINDS)}"
-        raise InputError(folder / pipeline_files.INDEX, f"describes {kind or 'no pipeline'}", remedy)
+        raise InputError(folder / loading.INDEX, f"describes {kind or 'no pipeline'}", remedy)
     for name in ("text_encoder", "tokenizer"):
         if index.get(name) in (None, [None, None]):
             raise InputError(
                 folder, f"has no {name.replace('_', ' ')}", "name a pipeline that takes prompts", place=name
             )
-    pipeline = pipeline_files.load(folder) if kind == SnapGenPipeline.__name__ else _stable_diffusion(folder)
+    pipeline = loading.load_pipeline(folder) if kind == SnapGenPipeline.__name__ else _stable_diffusion(folder)
     if not isinstance(pipeline.vae, AutoencoderKL):
         problem = f"has a {type(pipeline.vae).__name__}, no AutoencoderKL"
         raise InputError(folder, problem, "name a pipeline of Stable Diffusion's kind of autoencoder", place="vae")
@@ -79,7 +78,9 @@ def open_pipeline(run: str | Path) -> DiffusionPipeline:
     return pipeline
 
 
-def latents(pipeline: DiffusionPipeline, folder: Path, prompts: Sequence[str], sampling: Sampling) -> Rows:
+def latents(
+    pipeline: DiffusionPipeline, folder: Path, prompts: Sequence[str], sampling: SamplingConfig
+) -> ChunkedTensor:
     """Latents as the pipeline draws them, kept part by part: what was drawn before is not drawn again.
 
     Args:
@@ -119,7 +120,7 @@ def latents(pipeline: DiffusionPipeline, folder: Path, prompts: Sequence[str], s
 
     starts = range(0, sampling.images, PART)
     ranges = [range(start, min(start + PART, sampling.images)) for start in starts]
-    found = rows.cached_parts("synthetic", ranges, key, drawn)["latents"]
+    found = chunked.cached_chunks("synthetic", ranges, key, drawn)["latents"]
     if not all(bool(found[torch.arange(part.start, part.stop)].isfinite().all()) for part in ranges):
         raise InputError(folder, "draws latents that are not finite", "check its weights, or lower the guidance")
     return found
@@ -133,7 +134,7 @@ def digest_of(folder: Path) -> str:
 
 
 @torch.no_grad()
-def _draw(pipeline: DiffusionPipeline, prompts: list[str], indices: range, sampling: Sampling) -> Tensor:
+def _draw(pipeline: DiffusionPipeline, prompts: list[str], indices: range, sampling: SamplingConfig) -> Tensor:
     """On the CPU; an image's noise depends on its index alone."""
     given = {
         "num_inference_steps": sampling.steps,
@@ -141,7 +142,7 @@ def _draw(pipeline: DiffusionPipeline, prompts: list[str], indices: range, sampl
         "height": sampling.resolution,
         "width": sampling.resolution,
     }
-    noises = [torch.Generator().manual_seed(seeds.derive(sampling.seed, "synthetic noise", i)) for i in indices]
+    noises = [torch.Generator().manual_seed(seeding.derive_seed(sampling.seed, "synthetic noise", i)) for i in indices]
     asked = {name: value for name, value in given.items() if value is not None}
     try:
         found = pipeline(prompts, generator=noises, output_type="latent", **asked).images
@@ -153,7 +154,7 @@ def _draw(pipeline: DiffusionPipeline, prompts: list[str], indices: range, sampl
 
 
 def _stable_diffusion(folder: Path) -> DiffusionPipeline:
-    with progress_.quiet():  # to import it is to be told of image processors
+    with progress_.silence_libraries():  # to import it is to be told of image processors
         from diffusers import StableDiffusionPipeline
 
         try:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snapgen.conditioning.captions import Captions, Condition
-from snapgen.diffusion import rectified_flow as flow
-from snapgen.diffusion.process import Process
-from snapgen.io.chunked import Rows
-from snapgen.seeding import derive
+from snapgen.conditioning.captions import Conditioning, EncodedCaptions
+from snapgen.diffusion import rectified_flow
+from snapgen.diffusion.process import NoiseProcess
+from snapgen.io.chunked import ChunkedTensor
+from snapgen.seeding import derive_seed
 
 BLOCK = 16
 """Images whose noise is drawn together; a part that begins within a block draws all of it and drops what is not its."""
@@ -28,12 +28,12 @@ BLOCK = 16
 AHEAD = 2
 """Parts that are gathered before they are asked for, on CUDA."""
 
-Times = Callable[[int, torch.Generator], Tensor]
+TimestepSampler = Callable[[int, torch.Generator], Tensor]
 """(images of a step, generator) → their timesteps (B,) in (0, 1], on the CPU."""
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepRandom:
     """The random numbers of some images of a step: by name, the same in however many parts the step is taken."""
 
     seed: int
@@ -55,18 +55,18 @@ class Draws:
         """Uniform numbers in (0, 1), one an image, stratified over each block: (len(rows),)."""
 
         def draw(seed: int) -> Tensor:
-            return flow.stratified(BLOCK, torch.Generator().manual_seed(seed))
+            return rectified_flow.stratified(BLOCK, torch.Generator().manual_seed(seed))
 
         return self._drawn(name, draw).to(device, non_blocking=True)
 
     def chance(self, name: str) -> float:
         """A uniform number in [0, 1) of the whole step: the same for all its images."""
-        return (derive(self.seed, name, self.step) >> 10) / (1 << 53)
+        return (derive_seed(self.seed, name, self.step) >> 10) / (1 << 53)
 
     def _drawn(self, name: str, draw: Callable[[int], Tensor]) -> Tensor:
         """Of the blocks that ``draw`` gives, each from a seed, these images' rows."""
         first, last = self.rows.start // BLOCK, (self.rows.stop - 1) // BLOCK
-        blocks = [draw(derive(self.seed, name, self.step, block)) for block in range(first, last + 1)]
+        blocks = [draw(derive_seed(self.seed, name, self.step, block)) for block in range(first, last + 1)]
         start = self.rows.start - first * BLOCK
         return torch.cat(blocks)[start : start + len(self.rows)]
 
@@ -85,13 +85,13 @@ class Batch:
     """(B, N, width), the student's, some captions dropped."""
     pooled: Tensor | None
     """(B, P), likewise; for nets that take it."""
-    teacher: Condition | None
+    teacher: Conditioning | None
     """The teacher's, of the same captions; dropped only where every encoder of the student's is."""
-    draws: Draws
+    draws: StepRandom
     """For whatever else an objective draws."""
 
 
-class Part(NamedTuple):
+class MicroBatch(NamedTuple):
     """One of the equal parts of a step's batch."""
 
     step: int
@@ -103,14 +103,14 @@ class Part(NamedTuple):
 class _Gathered(NamedTuple):
     """What a batch is made of, where the data lie or in pinned memory."""
 
-    draws: Draws
+    draws: StepRandom
     latents: Tensor
     t: Tensor
-    student: Condition
-    teacher: Condition | None
+    student: Conditioning
+    teacher: Conditioning | None
 
 
-class Feed:
+class BatchStream:
     """The batches of a stage.
 
     Args:
@@ -125,13 +125,13 @@ class Feed:
 
     def __init__(
         self,
-        latents: Rows,
-        captions: Captions,
+        latents: ChunkedTensor,
+        captions: EncodedCaptions,
         *,
-        teacher: Captions | None,
+        teacher: EncodedCaptions | None,
         dropout: Sequence[float],
         batch: int,
-        times: Times,
+        times: TimestepSampler,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -140,11 +140,11 @@ class Feed:
         self._dropout = torch.tensor(list(dropout))
         self._size, self._times, self._seed, self._device = batch, times, seed, device
 
-    def batch(self, part: Part) -> Batch:
+    def batch(self, part: MicroBatch) -> Batch:
         """One part of a step."""
         return self._moved(self._gathered(part))
 
-    def batches(self, parts: Iterable[Part]) -> Generator[Batch, None, None]:
+    def batches(self, parts: Iterable[MicroBatch]) -> Generator[Batch, None, None]:
         """As `batch`, one after the other.
 
         On CUDA a thread gathers the next ones in pinned memory, from where they are copied while the device computes.
@@ -157,13 +157,13 @@ class Feed:
         with ThreadPoolExecutor(1, "feed", initializer=torch.cuda.set_device, initargs=(device,)) as thread:
             yield from map(self._moved, _ahead(thread, self._gathered, parts))
 
-    def _gathered(self, part: Part) -> _Gathered:
+    def _gathered(self, part: MicroBatch) -> _Gathered:
         assert self._size % part.parts == 0, "parts divide the batch"
         each = self._size // part.parts
         rows = range(part.number * each, (part.number + 1) * each)
         mine = slice(rows.start, rows.stop)
         indices = self._indices(part.step)[mine]
-        generator = torch.Generator().manual_seed(derive(self._seed, "draws", part.step))
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "draws", part.step))
         t = self._times(self._size, generator)[mine]
         kept = (torch.rand(self._size, len(self._dropout), generator=generator) >= self._dropout)[mine]
         teacher = None
@@ -171,7 +171,7 @@ class Feed:
             told = kept.any(1, keepdim=True).expand(-1, self._teacher.encoders)
             teacher = self._pinned(self._teacher.condition(indices, told))
         return _Gathered(
-            draws=Draws(self._seed, part.step, rows),
+            draws=StepRandom(self._seed, part.step, rows),
             latents=self._pin(self._latents[indices]),
             t=self._pin(t),
             student=self._pinned(self._captions.condition(indices, kept)),
@@ -194,7 +194,7 @@ class Feed:
     def _pin(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self._device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
-    def _pinned(self, condition: Condition) -> Condition:
+    def _pinned(self, condition: Conditioning) -> Conditioning:
         return _each(condition, self._pin)
 
     def _move(self, tensor: Tensor) -> Tensor:
@@ -205,16 +205,18 @@ class Feed:
         count = len(self._latents)
         start, stop = (step - 1) * self._size, step * self._size
         epochs = range(start // count, -(-stop // count))
-        orders = torch.cat([_order(count, derive(self._seed, "order", epoch)) for epoch in epochs])
+        orders = torch.cat([_order(count, derive_seed(self._seed, "order", epoch)) for epoch in epochs])
         first = epochs.start * count
         return orders[start - first : stop - first]
 
 
-def _each(condition: Condition, change: Callable[[Tensor], Tensor]) -> Condition:
-    return Condition(change(condition.context), None if condition.pooled is None else change(condition.pooled))
+def _each(condition: Conditioning, change: Callable[[Tensor], Tensor]) -> Conditioning:
+    return Conditioning(change(condition.context), None if condition.pooled is None else change(condition.pooled))
 
 
-def _ahead(thread: ThreadPoolExecutor, work: Callable[[Part], _Gathered], parts: Iterable[Part]) -> Iterator[_Gathered]:
+def _ahead(
+    thread: ThreadPoolExecutor, work: Callable[[MicroBatch], _Gathered], parts: Iterable[MicroBatch]
+) -> Iterator[_Gathered]:
     """What a thread makes of the parts, in order; `AHEAD` of them are always under way."""
     pending: deque[Future[_Gathered]] = deque()
     for part in parts:
@@ -230,20 +232,22 @@ def _order(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def training_times(process: Process) -> Times:
+def training_timesteps(process: NoiseProcess) -> TimestepSampler:
     """A process's timesteps of training, stratified over the step."""
-    return lambda count, generator: process.times(flow.stratified(count, generator))
+    return lambda count, generator: process.times(rectified_flow.stratified(count, generator))
 
 
-def student_times(steps: int, shift: float) -> Times:
+def few_step_timesteps(steps: int, shift: float) -> TimestepSampler:
     """The timesteps that `flow.sample` visits in so many steps, in equal shares: 1, …, 1/steps, moved by a shift."""
-    return shares(flow.shifted(torch.arange(1, steps + 1, dtype=torch.float64) / steps, shift).float())
+    return equal_shares(
+        rectified_flow.shift_timesteps(torch.arange(1, steps + 1, dtype=torch.float64) / steps, shift).float()
+    )
 
 
-def shares(visited: Tensor) -> Times:
+def equal_shares(visited: Tensor) -> TimestepSampler:
     """Some timesteps in equal shares."""
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
-        return visited[(flow.stratified(count, generator) * len(visited)).long()]
+        return visited[(rectified_flow.stratified(count, generator) * len(visited)).long()]
 
     return draw

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from snapgen.errors import InputError
 from snapgen.io import checkpoint
-from snapgen.optim.config import Optimisation, optimizers_of
-from snapgen.optim.ema import Average
-from snapgen.optim.schedule import rate
-from snapgen.training.batches import Batch, Feed, Part
+from snapgen.optim.config import OptimizerConfig, build_optimizers
+from snapgen.optim.ema import EMA
+from snapgen.optim.schedule import lr_scale
+from snapgen.training.batches import Batch, BatchStream, MicroBatch
 from snapgen.training.stages import Stage
 
 REPORTS = 200
@@ -35,7 +35,7 @@ HOPELESS = 20
 
 
 @dataclass(frozen=True)
-class Report:
+class StepStats:
     """What a stage did since the report before."""
 
     step: int
@@ -50,7 +50,7 @@ class Report:
     images_per_second: float
 
 
-class Loop:
+class Trainer:
     """One stage's moving parts.
 
     Args:
@@ -67,10 +67,10 @@ class Loop:
         stage: Stage,
         net: nn.Module,
         turns: Mapping[str, nn.Module],
-        feed: Feed,
+        feed: BatchStream,
         *,
         accelerator: Accelerator,
-        settings: Mapping[str, Optimisation] | None = None,
+        settings: Mapping[str, OptimizerConfig] | None = None,
     ) -> None:
         self.stage, self.net, self.turns, self._feed = stage, net, turns, feed
         self._accelerator = accelerator
@@ -80,14 +80,16 @@ class Loop:
             if stage.compile and accelerator.device.type == "cuda":
                 turn.compile()
         self._wrapped = {name: accelerator.prepare_model(turn) for name, turn in turns.items()}
-        self.optimizers = {name: optimizers_of(turn, self._settings[name]) for name, turn in turns.items()}
-        self.average = Average(net, stage.ema)
+        self.optimizers = {name: build_optimizers(turn, self._settings[name]) for name, turn in turns.items()}
+        self.average = EMA(net, stage.ema)
         self.step = 0
         self.report_every = min(max(1, stage.steps // REPORTS), LONGEST)
         self._names: list[str] = []
         self._last_taken = 0
 
-    def run(self, *, report: Callable[[Report], None], due: Callable[[int], bool], pause: Callable[[], None]) -> None:
+    def run(
+        self, *, report: Callable[[StepStats], None], due: Callable[[int], bool], pause: Callable[[], None]
+    ) -> None:
         """Take the steps that are left.
 
         Args:
@@ -123,11 +125,11 @@ class Loop:
         for turn in self._wrapped.values():
             turn.train()
 
-    def _parts(self, step: int) -> list[Part]:
+    def _parts(self, step: int) -> list[MicroBatch]:
         """This process's share of a step."""
         processes, mine = self._accelerator.num_processes, self._accelerator.process_index
         count = self.stage.accumulate
-        return [Part(step, part * processes + mine, count * processes) for part in range(count)]
+        return [MicroBatch(step, part * processes + mine, count * processes) for part in range(count)]
 
     def _take(self, step: int, batches: Iterator[Batch]) -> Tensor:
         """One step: what every turn gives, then the norms of their gradients; (numbers,) on the device."""
@@ -141,7 +143,7 @@ class Loop:
             self._names = list(given)
             sums.append(torch.stack(list(given.values())))
         norms = [
-            optimizers.step(rate(step, self._settings[name], self.stage.steps), skip_bad=True)
+            optimizers.step(lr_scale(step, self._settings[name], self.stage.steps), skip_bad=True)
             for name, optimizers in self.optimizers.items()
         ]
         self.average.update(step)
@@ -160,7 +162,7 @@ class Loop:
             given: dict[str, Tensor] = turn(batch)
         return given
 
-    def _report(self, table: Tensor, seconds: float) -> Report:
+    def _report(self, table: Tensor, seconds: float) -> StepStats:
         """``table`` (steps since the last report, numbers)."""
         names = [*self._names, *(f"{name} gradient" for name in self.turns)]
         fine = table[:, -len(self.turns) :].isfinite().all(1)
@@ -168,17 +170,17 @@ class Loop:
         steps = range(self.step - len(table) + 1, self.step + 1)
         taken = [step for step, good in zip(steps, fine.tolist(), strict=True) if good]
         self._last_taken = taken[-1] if taken else self._last_taken
-        return Report(
+        return StepStats(
             step=self.step,
             steps=self.stage.steps,
             images=self.step * self.stage.batch,
             losses=dict(zip(names, means, strict=True)),
             bad=sorted({*steps} - {*taken}),
-            rate=rate(self.step, self.stage, self.stage.steps),
+            rate=lr_scale(self.step, self.stage, self.stage.steps),
             images_per_second=len(table) * self.stage.batch / max(seconds, 1e-9),
         )
 
-    def _stop_if_bad(self, report: Report) -> None:
+    def _stop_if_bad(self, report: StepStats) -> None:
         lost = report.step - self._last_taken
         hopeless = lost >= min(HOPELESS, self.stage.steps)
         if not report.bad or (self.stage.on_bad == "skip" and not hopeless):
@@ -222,10 +224,10 @@ class Loop:
         return None
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that the next step depends on; `snapgen.io.checkpoint.save` takes it."""
+        """Everything that the next step depends on; `snapgen.io.checkpoint.save_checkpoint` takes it."""
         parts = {f"turn.{name}": turn.state_dict() for name, turn in self.turns.items()}
         parts |= {f"optimizer.{name}": optimizers.state() for name, optimizers in self.optimizers.items()}
-        return parts | {"average": self.average.state(), "random": checkpoint.random_state()}
+        return parts | {"average": self.average.state(), "random": checkpoint.rng_state()}
 
     def load(self, parts: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """Go on from what `state` gave after so many steps."""

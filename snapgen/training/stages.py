@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from snapgen.autoencoders.training import Training
-from snapgen.config import Settings
-from snapgen.optim.config import Optimisation
+from snapgen.autoencoders.training import DecoderTrainingConfig
+from snapgen.config import Config
+from snapgen.optim.config import OptimizerConfig
 
 SHIFT_AT_1024 = 3.0
 """SD3's shift of the timesteps for 1024 px (arXiv 2403.03206, section 5.3.2)."""
 
 
-class Distillation(Settings):
+class DistillationConfig(Config):
     """What the student learns from a teacher (SnapGen, section 3.3)."""
 
     output: bool = True
@@ -37,7 +37,7 @@ class Distillation(Settings):
         return self
 
 
-class Adversarial(Settings):
+class AdversarialConfig(Config):
     """The discriminator of step distillation (LADD, arXiv 2403.12015); its own values are our choice."""
 
     weight: float = Field(default=1, ge=0)
@@ -58,12 +58,12 @@ class Adversarial(Settings):
         return noise
 
 
-class _Named(Settings):
+class _Named(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
     """Of the stage's folder, and in the logs."""
 
 
-class Stage(_Named, Optimisation):
+class Stage(_Named, OptimizerConfig):
     """What stages of a net on latents share."""
 
     resolution: int = Field(ge=8, le=4096)
@@ -106,12 +106,12 @@ class Stage(_Named, Optimisation):
         return self.shift
 
 
-class FlowStage(Stage):
+class FlowMatchingStage(Stage):
     """Flow-matching training, alone or beside a teacher."""
 
     kind: Literal["flow"] = "flow"
     net: Literal["student", "teacher"] = "student"
-    distillation: Distillation | None = None
+    distillation: DistillationConfig | None = None
     block_dropout: float = Field(default=0, ge=0, lt=1)
     """Robust training: how often each block is left out for a step (arXiv 2306.00980, section 3.1, which says no
     number), so that sub-networks can be told apart by what they lose (`snapgen.models.subnetworks`)."""
@@ -127,18 +127,18 @@ class FlowStage(Stage):
         return self
 
 
-class StepStage(Stage):
+class AdversarialDistillationStage(Stage):
     """Distillation to a few steps, by a discriminator on the teacher's tokens and by the teacher's velocity."""
 
     kind: Literal["steps"] = "steps"
     student_steps: int = Field(default=4, ge=1, le=64)
     """Of the sampler that the student is made for."""
-    adversarial: Adversarial | None = Adversarial()
+    adversarial: AdversarialConfig | None = AdversarialConfig()
     """None: no discriminator."""
-    distillation: Distillation | None = Distillation(features=False)
+    distillation: DistillationConfig | None = DistillationConfig(features=False)
 
 
-class HalvingStage(Stage):
+class ProgressiveDistillationStage(Stage):
     """Distillation of two DDIM steps into one (SnapFusion, arXiv 2306.00980, section 4); see
     `snapgen.objectives.progressive`."""
 
@@ -175,13 +175,16 @@ class DecoderStage(_Named):
     """Training of a tiny decoder for the autoencoder's frozen encoder (SnapGen, section 3.2)."""
 
     kind: Literal["decoder"] = "decoder"
-    training: Training = Training()
+    training: DecoderTrainingConfig = DecoderTrainingConfig()
     decoder: dict[str, Any] = Field(default_factory=dict)
     """Of `snapgen.autoencoders.tiny_decoder.TinyDecoder`, beside latent_channels; empty: the paper's."""
     held: int = Field(default=20_000, ge=2)
     """Images that are held in memory, decoded, to be drawn from: the first ones, a fair sample of the set."""
 
 
-NetStage = FlowStage | StepStage | HalvingStage
+NetStage = FlowMatchingStage | AdversarialDistillationStage | ProgressiveDistillationStage
 """A stage of a net on latents."""
-AnyStage = Annotated[FlowStage | StepStage | HalvingStage | DecoderStage, Field(discriminator="kind")]
+AnyStage = Annotated[
+    FlowMatchingStage | AdversarialDistillationStage | ProgressiveDistillationStage | DecoderStage,
+    Field(discriminator="kind"),
+]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from archsearch.latency import iphone as apple
-from snapgen.coreml import convert as coreml
+from archsearch.latency import iphone
+from snapgen.coreml import convert
 from snapgen.coreml.package import quiet
 
 with quiet():
@@ -227,15 +227,15 @@ class App:
 def no_conversion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = tmp_path / "net.mlpackage"
     package.mkdir()
-    monkeypatch.setattr(coreml, "convert_unet", lambda *_, **__: package)
+    monkeypatch.setattr(convert, "convert_unet", lambda *_, **__: package)
 
 
 def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> Mac:
     """Let this machine pass for a Mac."""
     mac = Mac()
-    monkeypatch.setattr(apple.platform, "system", lambda: "Darwin")
-    monkeypatch.setattr(apple.platform, "mac_ver", lambda: ("15.2", ("", "", ""), "arm64"))
-    monkeypatch.setattr(apple, "thermal_state", lambda: "nominal")
+    monkeypatch.setattr(iphone.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(iphone.platform, "mac_ver", lambda: ("15.2", ("", "", ""), "arm64"))
+    monkeypatch.setattr(iphone, "thermal_state", lambda: "nominal")
 
     def from_spec_or_path(
         spec_or_path: Any,
@@ -260,11 +260,11 @@ def on_a_mac(monkeypatch: pytest.MonkeyPatch) -> Mac:
 def with_a_phone(monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Let a phone pass for connected to it, and Xcode for installed."""
     bench = Bench()
-    apple.phone.cache_clear()
-    monkeypatch.setattr(apple.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(apple, "marketing_name", lambda _: "iPhone 15 Pro (iPhone16,1)")
-    monkeypatch.setattr(apple, "START_SECONDS", 0.0)
-    monkeypatch.setattr(apple, "WATCH_SECONDS", 0.02)
+    iphone.phone.cache_clear()
+    monkeypatch.setattr(iphone.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(iphone, "marketing_name", lambda _: "iPhone 15 Pro (iPhone16,1)")
+    monkeypatch.setattr(iphone, "START_SECONDS", 0.0)
+    monkeypatch.setattr(iphone, "WATCH_SECONDS", 0.02)
     monkeypatch.setenv("ARCHSEARCH_SIGNING_TEAM", "TEAM123456")
 
     def get_connected_devices(device_type: Any) -> list[Any]:

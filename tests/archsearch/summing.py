@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from archsearch.block_latency.config import TableSettings
+from archsearch.block_latency.config import BlockTableConfig
 from archsearch.score import LatencyRecord
 from snapgen.architecture import block_index
-from snapgen.architecture.block_index import Block
+from snapgen.architecture.block_index import BlockRef
 from snapgen.architecture.schema import Architecture
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 from tests.records import latency_record
 from tests.snapgen.nets import tiny
 
 FIXED = 0.3
-ONCE = TableSettings(check=6, least=1, most=1)
-UNCHECKED = TableSettings(check=0, least=1)
+ONCE = BlockTableConfig(check=6, least=1, most=1)
+UNCHECKED = BlockTableConfig(check=0, least=1)
 NET = tiny()
 
 
-def cost(block: Block) -> float:
+def cost(block: BlockRef) -> float:
     """Of a block: random by its place, and another for all copies."""
-    return 0.3 + derive(0, *block.place, int(block.index > 0)) / 2**63
+    return 0.3 + derive_seed(0, *block.place, int(block.index > 0)) / 2**63
 
 
 def added(arch: Architecture) -> float:

@@ -10,7 +10,7 @@ from archsearch import machine
 
 
 def test_the_description_is_json_and_says_what_runs() -> None:
-    found = machine.describe_machine()
+    found = machine.system_info()
     assert json.loads(json.dumps(found)) == found
     assert found["chip"] == machine.chip() != ""
     assert isinstance(found["cores"], int)

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from archsearch.protocol import Protocol, ResolvedProtocol
+from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
 
 
 def resolved(digests: str = "d", **fields: Any) -> ResolvedProtocol:
     return ResolvedProtocol(
-        protocol=Protocol(**fields),
+        protocol=EvaluationProtocol(**fields),
         data_digest=digests,
         autoencoder_digest="a",
         text_digest="t",
@@ -48,7 +48,7 @@ NAMED = {"data", "autoencoder", "text", "extractor", "inherit"}
 
 
 def test_every_field_is_covered() -> None:
-    assert CHANGES.keys() | NAMED == Protocol.model_fields.keys()
+    assert CHANGES.keys() | NAMED == EvaluationProtocol.model_fields.keys()
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -87,7 +87,7 @@ def test_inherited_weights_count_by_content() -> None:
     plain, one = resolved(), resolved(inherit="a")
     assert plain.hash != one.hash
     same, other = (one.model_copy(update={"inherit_digest": digest}) for digest in ("", "w"))
-    assert one.hash == same.model_copy(update={"protocol": Protocol(inherit="elsewhere")}).hash
+    assert one.hash == same.model_copy(update={"protocol": EvaluationProtocol(inherit="elsewhere")}).hash
     assert one.hash != other.hash
     for a, b in ((plain, other), (other, plain)):
         difference = a.first_difference(b) or ""
@@ -124,4 +124,4 @@ def test_survives_json() -> None:
 )
 def test_refuses_what_cannot_be_run(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        Protocol(**fields)
+        EvaluationProtocol(**fields)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from archsearch import score as scores
-from archsearch.score import OBJECTIVES, Cost, Incomparable, Missing, Quality, Score
+from archsearch.score import OBJECTIVES, Cost, MissingScore, ProtocolMismatch, Quality, Score
 from archsearch.stats.estimate import Estimate
 from snapgen.errors import InputError
 from tests.records import latency_record
@@ -98,14 +98,14 @@ def test_objectives_read_the_score() -> None:
 
 def test_what_was_not_taken_is_said() -> None:
     untrained = Score(cost=whole().cost)
-    with pytest.raises(Missing, match=r"latency_ms.*not timed"):
+    with pytest.raises(MissingScore, match=r"latency_ms.*not timed"):
         OBJECTIVES["latency_ms"].getter(untrained)
     for name in ("validation_loss", "frechet_distance", "kernel_distance"):
-        with pytest.raises(Missing, match=f"{name}.*not trained"):
+        with pytest.raises(MissingScore, match=f"{name}.*not trained"):
             OBJECTIVES[name].getter(untrained)
     unsampled = Score(cost=whole().cost, quality=quality(frechet_distance=None))
     assert OBJECTIVES["validation_loss"].getter(unsampled) == 0.4
-    with pytest.raises(Missing, match=r"frechet_distance.*no samples"):
+    with pytest.raises(MissingScore, match=r"frechet_distance.*no samples"):
         OBJECTIVES["frechet_distance"].getter(unsampled)
 
 
@@ -120,12 +120,12 @@ def test_only_inception_makes_a_fid() -> None:
 def test_numbers_of_two_protocols_are_not_compared() -> None:
     scores.comparable(quality(), quality(training_seconds=3.0))
     other = quality(protocol_hash="fedcba9876543210")
-    with pytest.raises(Incomparable, match="0123456789abcdef and fedcba9876543210") as caught:
+    with pytest.raises(ProtocolMismatch, match="0123456789abcdef and fedcba9876543210") as caught:
         scores.comparable(quality(), other)
     assert isinstance(caught.value, InputError)
-    with pytest.raises(Incomparable, match="steps: 400 against 800"):
+    with pytest.raises(ProtocolMismatch, match="steps: 400 against 800"):
         scores.comparable(quality(), other, difference="steps: 400 against 800")
-    with pytest.raises(Incomparable, match="extractor: efficientnet-lite0 against inception"):
+    with pytest.raises(ProtocolMismatch, match="extractor: efficientnet-lite0 against inception"):
         scores.comparable(quality(), quality(protocol_hash="f", extractor="inception"))
 
 

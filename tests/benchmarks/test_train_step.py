@@ -9,21 +9,23 @@ from accelerate import Accelerator
 
 from benchmarks import train_step
 from benchmarks.train_step_nets import SIZES, Contestant, Entry, Setting, Size
-from snapgen.conditioning.captions import Widths
+from snapgen.conditioning.captions import ConditioningDims
 from snapgen.models.unet import UNet
-from snapgen.training.batches import Part
-from snapgen.training.loop import Loop
-from snapgen.training.stages import FlowStage
+from snapgen.training.batches import MicroBatch
+from snapgen.training.loop import Trainer
+from snapgen.training.stages import FlowMatchingStage
 from tests.snapgen.nets import tiny
 
 TINY = Size(
     (Entry("ours", partial(UNet, tiny())),),
     channels=3,
-    captions=Widths(12, 4, 0),
+    captions=ConditioningDims(12, 4, 0),
     teacher={"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8, "pos_embed_max_size": 4},
-    teaching=Widths(12, 4, 6),
+    teaching=ConditioningDims(12, 4, 6),
 )
-STAGE = FlowStage(name="timed", resolution=32, images=12, batch=4, schedule="constant", warmup=0, optimizer="adamw")
+STAGE = FlowMatchingStage(
+    name="timed", resolution=32, images=12, batch=4, schedule="constant", warmup=0, optimizer="adamw"
+)
 SETTING = Setting(TINY, torch.device("cpu"), 1, 8, STAGE)
 
 
@@ -63,10 +65,10 @@ def test_the_twin_is_diffusers_net(size: str) -> None:
 
 def test_the_bare_step_is_the_loops() -> None:
     bare, looped = Contestant(TINY.entries[0], SETTING), Contestant(TINY.entries[0], SETTING)
-    loop = Loop(STAGE, looped.net, {"flow": looped.turn}, looped.feed, accelerator=Accelerator(cpu=True))
+    loop = Trainer(STAGE, looped.net, {"flow": looped.turn}, looped.feed, accelerator=Accelerator(cpu=True))
     loop.run(report=lambda _: None, due=lambda _: False, pause=lambda: None)
     for step in range(1, 4):
-        bare.step(bare.feed.batch(Part(step)))
+        bare.step(bare.feed.batch(MicroBatch(step)))
     for one, other in zip(bare.net.parameters(), looped.net.parameters(), strict=True):
         assert torch.equal(one, other)
     for name, tensor in bare.average.state().items():

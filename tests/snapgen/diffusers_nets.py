@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from snapgen.models.unet import UNet
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 from tests.snapgen.nets import inputs
 
 SMALL: dict[str, Any] = {
@@ -90,7 +90,7 @@ def reference(config: dict[str, Any], kind: type[nn.Module] = UNet2DConditionMod
 
 def drawn(name: str, shape: torch.Size) -> Tensor:
     """Weights from their name: those of norms about 1, matrices of the variance that keeps what passes through."""
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(derive(0, name)))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(derive_seed(0, name)))
     if len(shape) > 1:
         return noise * (shape.numel() / shape[0]) ** -0.5
     return (1 if "norm" in name and name.endswith("weight") else 0) + 0.2 * noise

@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from snapgen.conditioning.captions import Captions, Condition, Place
+from snapgen.conditioning.captions import Conditioning, EmbeddingSlice, EncodedCaptions
 from snapgen.conditioning.embeddings import Embeddings
-from snapgen.diffusion import rectified_flow as flow
+from snapgen.diffusion import rectified_flow
 from snapgen.diffusion.process import RectifiedFlow
-from snapgen.io.chunked import Rows
+from snapgen.io.chunked import ChunkedTensor
 from snapgen.models.unet import UNet
 from snapgen.objectives import teacher
 from snapgen.objectives.teacher import Teacher
-from snapgen.seeding import derive
-from snapgen.training.batches import Batch, Draws, Feed, Times, training_times
+from snapgen.seeding import derive_seed
+from snapgen.training.batches import Batch, BatchStream, StepRandom, TimestepSampler, training_timesteps
 from tests.snapgen.nets import stirred, tiny
 
 SHAPE = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 8}
 
 
-def new_teacher(*, prediction: flow.Prediction = "velocity") -> Teacher:
+def new_teacher(*, prediction: rectified_flow.FlowPredictionType = "velocity") -> Teacher:
     """For `nets.tiny`'s latents up to 8×8; captions 10 wide, pooled 5."""
-    return teacher.built(
+    return teacher.new_teacher(
         SHAPE,
         latent_channels=3,
         context_width=10,
@@ -37,11 +37,11 @@ def new_teacher(*, prediction: flow.Prediction = "velocity") -> Teacher:
 
 
 @torch.no_grad()
-def frozen_teacher(*, prediction: flow.Prediction = "velocity") -> Teacher:
+def frozen_teacher(*, prediction: rectified_flow.FlowPredictionType = "velocity") -> Teacher:
     """With every weight random, from its name, so that no branch is silent."""
     found = new_teacher(prediction=prediction)
     for name, weight in found.named_parameters():
-        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(derive(0, name)))
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(derive_seed(0, name)))
         weight.copy_(0.2 * noise + (1 if "norm_" in name and weight.ndim == 1 else 0))
     return found.eval().requires_grad_(False)
 
@@ -56,15 +56,15 @@ def batch(*, count: int = 2, size: int = 4, step: int = 1, t: list[float] | None
     def normal(*shape: int) -> Tensor:
         return torch.randn(count, *shape, generator=generator)
 
-    generator = torch.Generator().manual_seed(derive(3, step))
+    generator = torch.Generator().manual_seed(derive_seed(3, step))
     return Batch(
         latents=normal(3, size, size),
         noise=normal(3, size, size),
         t=torch.tensor(t) if t else torch.linspace(0.2, 0.8, count),
         context=normal(3, 12),
         pooled=None,
-        teacher=Condition(normal(4, 10), normal(5)),
-        draws=Draws(seed=7, step=step, rows=range(count)),
+        teacher=Conditioning(normal(4, 10), normal(5)),
+        draws=StepRandom(seed=7, step=step, rows=range(count)),
     )
 
 
@@ -75,11 +75,11 @@ IMAGES = 24
 def feed(
     *,
     batch: int = 8,
-    times: Times | None = None,
+    times: TimestepSampler | None = None,
     bad_image: int | None = None,
     bad_caption: int | None = None,
     device: torch.device | None = None,
-) -> Feed:
+) -> BatchStream:
     """Batches that fit student and teacher.
 
     Args:
@@ -95,21 +95,23 @@ def feed(
     if bad_caption is not None:
         caption[bad_caption, 0, 0] = float("inf")
     own, pooled = torch.randn(IMAGES, 4, 10, generator=generator), torch.randn(IMAGES, 5, generator=generator)
-    return Feed(
-        Rows([latents]),
+    return BatchStream(
+        ChunkedTensor([latents]),
         _captions(caption, torch.zeros(IMAGES, 0)),
         teacher=_captions(own, pooled),
         dropout=[0.1],
         batch=batch,
-        times=times or training_times(RectifiedFlow()),
+        times=times or training_timesteps(RectifiedFlow()),
         seed=1,
         device=device or torch.device("cpu"),
     )
 
 
-def _captions(tokens: Tensor, pooled: Tensor) -> Captions:
-    place = Place(slice(0, tokens.shape[1]), slice(0, tokens.shape[2]), slice(0, pooled.shape[1]))
-    return Captions([Embeddings(Rows([tokens]), Rows([pooled]))], torch.arange(IMAGES), [place])
+def _captions(tokens: Tensor, pooled: Tensor) -> EncodedCaptions:
+    place = EmbeddingSlice(slice(0, tokens.shape[1]), slice(0, tokens.shape[2]), slice(0, pooled.shape[1]))
+    return EncodedCaptions(
+        [Embeddings(ChunkedTensor([tokens]), ChunkedTensor([pooled]))], torch.arange(IMAGES), [place]
+    )
 
 
 class NoReading(TorchDispatchMode):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from snapgen.architecture import presets
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.models.unet import UNet
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 
 SD15: dict[str, Any] = presets.preset("sd15").model_dump(mode="json")
 
@@ -34,7 +34,7 @@ TINY = {
 
 def tiny(changes: dict[str, Any] | None = None) -> Architecture:
     """Two levels, 8 and 16 channels, with changes along paths."""
-    return changed(Architecture.model_validate(TINY), changes or {})
+    return apply_overrides(Architecture.model_validate(TINY), changes or {})
 
 
 def inputs(arch: Architecture, *, batch: int = 2, size: int = 4, tokens: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +50,7 @@ def stirred(arch: Architecture) -> UNet:
     """The net with every parameter random, from its name, so that no branch is silent."""
     net = UNet(arch)
     for name, parameter in net.named_parameters():
-        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(derive(0, name)))
+        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(derive_seed(0, name)))
         parameter.copy_(0.3 * noise + (1 if name.split(".")[-2].find("norm") >= 0 and name.endswith("weight") else 0))
     return net.eval()
 

@@ -9,17 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapgen import config as settings
-from snapgen import seeding as seeds
+from snapgen import config, seeding
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 
 
-class Inner(settings.Settings):
+class Inner(config.Config):
     count: int
 
 
-class Outer(settings.Settings):
+class Outer(config.Config):
     name: str
     rate: float = 1.0
     inner: tuple[Inner, ...] = ()
@@ -50,7 +49,7 @@ def test_mistakes_are_placed(tmp_path: Path, text: str, place: str, problem: str
     path = tmp_path / "settings.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
-        settings.load(path, Outer)
+        config.load_yaml(path, Outer)
     line = str(caught.value)
     assert line.startswith(f"{path}: {place}")
     assert problem.lower() in line.lower()
@@ -60,13 +59,13 @@ def test_mistakes_are_placed(tmp_path: Path, text: str, place: str, problem: str
 
 def test_files_that_are_no_settings(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "huge").write_bytes(b"a" * (settings.LARGEST_FILE + 1))
+    (tmp_path / "huge").write_bytes(b"a" * (config.LARGEST_FILE + 1))
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name, problem in [("binary", "byte 0"), ("huge", "too large"), ("none", "does not exist"), ("loop", "level")]:
         with pytest.raises(InputError, match=problem):
-            settings.load(tmp_path / name, Outer)
+            config.load_yaml(tmp_path / name, Outer)
     with pytest.raises(InputError, match="directory"):
-        settings.load(tmp_path, Outer)
+        config.load_yaml(tmp_path, Outer)
 
 
 def test_an_input_error_survives_the_way_between_processes() -> None:
@@ -96,10 +95,10 @@ def test_seeds_differ_when_anything_differs(
     seed: int, name: list[int | str], other: int, another: list[int | str]
 ) -> None:
     same = (seed, [*map(str, name)]) == (other, [*map(str, another)])
-    assert (seeds.derive(seed, *name) == seeds.derive(other, *another)) == same
-    assert 0 <= seeds.derive(seed, *name) < 2**63
+    assert (seeding.derive_seed(seed, *name) == seeding.derive_seed(other, *another)) == same
+    assert 0 <= seeding.derive_seed(seed, *name) < 2**63
 
 
 def test_seeds_never_change() -> None:
     """A changed derivation would silently make every published study another one."""
-    assert seeds.derive(0, "train", 3) == 9010243902811717215
+    assert seeding.derive_seed(0, "train", 3) == 9010243902811717215

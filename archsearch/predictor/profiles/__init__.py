@@ -10,13 +10,13 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from archsearch.predictor.model import Model
+from archsearch.predictor.model import LatencyModel
 
 NAMES = ("iphone-15-pro", "iphone-16-pro-max")
 FOLDER = Path(str(resources.files(__name__)))
 
 
-def model(name: str) -> Model:
+def model(name: str) -> LatencyModel:
     """The fitted model of a device of `NAMES`."""
     assert name in NAMES, name
-    return Model.load(FOLDER / f"{name}.json")
+    return LatencyModel.load(FOLDER / f"{name}.json")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from archsearch.reports.ablation import reproduction, table
-from archsearch.reports.rendering import formatting as amounts
-from archsearch.reports.rendering import html, plotting
+from archsearch.reports.rendering import formatting, html, plotting
 from archsearch.reports.rendering.plotting import Figure
 from archsearch.reports.study import page
-from archsearch.studies.experiments.ablation_results import Ablation, Result
+from archsearch.studies.experiments.ablation_results import Ablation, RowResult
 
 ARROWS = {"better": "var(--better)", "worse": "var(--worse)"}
 
@@ -20,7 +19,7 @@ def render(ablation: Ablation) -> str:
     header, sums = table.sum_lines(ablation)
     groups = [(title, table.header(ablation, g), table.lines(ablation, g)) for g, title in table.GROUPS.items()]
     told = reproduction.sentences(ablation)
-    return html.whole(
+    return html.render_page(
         "ablation.html",
         name=ablation.name,
         headline=told[0] if told else "",
@@ -29,7 +28,7 @@ def render(ablation: Ablation) -> str:
         sum_header=header,
         sums=sums,
         sources=reproduction.sources(ablation),
-        charts=[(f"ladder-{y}", amounts.label(y, ablation.extractor)) for y in axes],
+        charts=[(f"ladder-{y}", formatting.label(y, ablation.extractor)) for y in axes],
         protocol=page.flat(page.unnested(ablation.attrs.get("protocol", {}))) if ablation.metrics else [],
         machine=page.flat(ablation.attrs.get("machine", {})),
         data={"charts": {f"ladder-{y}": ladder_chart(ablation, y) for y in axes}},
@@ -47,7 +46,7 @@ def chart_axes(ablation: Ablation) -> list[str]:
 def ladder_chart(ablation: Ablation, y: str) -> Figure:
     """The ladder against latency: a point a row with its interval and quartiles, an arrow from the row it changes."""
     points = {r.planned.name: at for r in ablation.results if r.planned.group == "ladder" and (at := _at(r, y))}
-    layout = plotting.layout_of(amounts.axis("latency_ms", ""), amounts.axis(y, ablation.extractor))
+    layout = plotting.base_layout(formatting.axis("latency_ms", ""), formatting.axis(y, ablation.extractor))
     arrows = [_arrow(r, points, y) for r in ablation.results if r.planned.name in points and r.planned.over in points]
     layout["annotations"] = [*arrows, *(_name(name, at) for name, at in points.items())]
     x, values = ([at[i] for at in points.values()] for i in (0, 1))
@@ -65,10 +64,10 @@ def ladder_chart(ablation: Ablation, y: str) -> Figure:
     return {"data": [trace], "layout": layout}
 
 
-def _at(r: Result, y: str) -> tuple[Any, Any] | None:
+def _at(r: RowResult, y: str) -> tuple[Any, Any] | None:
     if r.score is None:
         return None
-    x, value = amounts.amount(r.score, "latency_ms"), amounts.amount(r.score, y)
+    x, value = formatting.value_of(r.score, "latency_ms"), formatting.value_of(r.score, y)
     pooled = r.quality.get(y)
     if value and pooled:
         value = type(value)(pooled.value, pooled.low, pooled.high)
@@ -87,7 +86,7 @@ def _whiskers(intervals: list[Any]) -> Figure:
     }
 
 
-def _arrow(r: Result, points: dict[str, Any], y: str) -> Figure:
+def _arrow(r: RowResult, points: dict[str, Any], y: str) -> Figure:
     (x0, y0), (x1, y1) = points[str(r.planned.over)], points[r.planned.name]
     effect = r.effects.get(y)
     return {

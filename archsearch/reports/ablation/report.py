@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.reports.ablation import reproduction
 from archsearch.reports.ablation.table import latex, markdown
 from archsearch.reports.rendering import tables
-from archsearch.studies.experiments.ablation_results import COSTS, Ablation, Effect, Result
+from archsearch.studies.experiments.ablation_results import COSTS, Ablation, Effect, RowResult
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".html", ".md", ".tex", ".csv")
 
 
-def write(ablation: Ablation, out: Path) -> Path:
+def write_ablation(ablation: Ablation, out: Path) -> Path:
     """Write the table in the form that ``out`` ends in, and in the three others beside it.
 
     Returns:
@@ -27,14 +27,14 @@ def write(ablation: Ablation, out: Path) -> Path:
     Raises:
         InputError: if ``out`` has another suffix, or a file cannot be written.
     """
-    from archsearch.reports.ablation import page as ablation_page
-    from snapgen.io.atomic import put
+    from archsearch.reports.ablation import page
+    from snapgen.io.atomic import atomic_write_text
 
     check_form(out)
-    put(out.with_suffix(".html"), ablation_page.render(ablation))
-    put(out.with_suffix(".md"), markdown(ablation))
-    put(out.with_suffix(".tex"), latex(ablation))
-    put(out.with_suffix(".csv"), tables.csv(frame(ablation)))
+    atomic_write_text(out.with_suffix(".html"), page.render(ablation))
+    atomic_write_text(out.with_suffix(".md"), markdown(ablation))
+    atomic_write_text(out.with_suffix(".tex"), latex(ablation))
+    atomic_write_text(out.with_suffix(".csv"), tables.csv(frame(ablation)))
     return out
 
 
@@ -63,7 +63,7 @@ def plain(ablation: Ablation) -> dict[str, Any]:
     }
 
 
-def plain_row(ablation: Ablation, r: Result) -> dict[str, Any]:
+def plain_row(ablation: Ablation, r: RowResult) -> dict[str, Any]:
     """One row's numbers by the names of the CSV's columns."""
     row: dict[str, Any] = {"row": r.planned.name, "title": r.planned.title, "group": r.planned.group}
     row |= {"over": r.planned.over, "architecture_id": r.planned.architecture.id, "trial": r.trial, "error": r.error}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from archsearch.score import metric_label
 from archsearch.studies.config.ablation import Quantity
-from archsearch.studies.experiments.ablation_results import Ablation, Result
+from archsearch.studies.experiments.ablation_results import Ablation, RowResult
 
 WITHIN = 1.0
 """Percentage points within which a change of params or MACs counts as reproduced."""
@@ -85,7 +85,7 @@ def _quality(ablation: Ablation) -> str:
     return f"{told}, the opposite: {', '.join(against) or 'none'}, the others cannot be told."
 
 
-def direction(ablation: Ablation, r: Result) -> str | None:
+def direction(ablation: Ablation, r: RowResult) -> str | None:
     """Whether the published FID got better or worse with a row, where the paper says so."""
     mine = r.planned.published.get("frechet_distance")
     if mine is None or r.planned.over is None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from archsearch.reports.ablation import reproduction
-from archsearch.reports.rendering import formatting as amounts
-from archsearch.reports.rendering import tables
+from archsearch.reports.rendering import formatting, tables
 from archsearch.score import metric_label
 from archsearch.studies.config.ablation import Group, Quantity
-from archsearch.studies.experiments.ablation_results import COSTS, Ablation, Result
+from archsearch.studies.experiments.ablation_results import COSTS, Ablation, RowResult
 
 GROUPS: Mapping[Group, str] = {
     "ladder": "The ladder: each row on the one named",
@@ -43,7 +42,7 @@ def lines(ablation: Ablation, group: Group) -> list[list[str]]:
     return [_line(ablation, r) for r in ablation.results if r.planned.group == group]
 
 
-def _line(ablation: Ablation, r: Result) -> list[str]:
+def _line(ablation: Ablation, r: RowResult) -> list[str]:
     cells = [r.planned.name, r.planned.title, r.planned.over or NONE]
     for name in COSTS:
         cells += [_amount(r, name), _percent(r.changes.get(name))]
@@ -51,8 +50,10 @@ def _line(ablation: Ablation, r: Result) -> list[str]:
             cells += [_said(r, name), _apart(r, name)]
     for metric in ablation.metrics:
         estimate, effect = r.quality.get(metric), r.effects.get(metric)
-        cells += [amounts.bracketed(estimate) if estimate else r.error or NONE]
-        cells += [amounts.change(effect.difference, relative=False), effect.verdict] if effect else [NONE, NONE]
+        cells += [formatting.format_interval(estimate) if estimate else r.error or NONE]
+        cells += (
+            [formatting.format_change(effect.difference, relative=False), effect.verdict] if effect else [NONE, NONE]
+        )
     fid = _published(ablation, r.planned.group, "frechet_distance")
     return cells + ([_said(r, "frechet_distance")] if fid else [])
 
@@ -61,12 +62,12 @@ def _published(ablation: Ablation, group: Group, name: Quantity) -> bool:
     return any(name in r.planned.published for r in ablation.results if r.planned.group == group)
 
 
-def _amount(r: Result, name: Quantity) -> str:
+def _amount(r: RowResult, name: Quantity) -> str:
     if r.score is None:
         return r.error or NONE
     if name == "latency_ms":
-        latency = amounts.amount(r.score, name)
-        return amounts.bracketed(latency) if latency else NONE
+        latency = formatting.value_of(r.score, name)
+        return formatting.format_interval(latency) if latency else NONE
     scale, _ = _UNITS[name]
     return f"{getattr(r.score.cost, name) / scale:.4g}"
 
@@ -80,7 +81,7 @@ def _signed(value: float, digits: int) -> str:
     return "0" + text[2:] if not float(text) else text.replace("-", "−")
 
 
-def _said(r: Result, name: Quantity) -> str:
+def _said(r: RowResult, name: Quantity) -> str:
     published = r.planned.published.get(name)
     if published is None:
         return NONE
@@ -90,7 +91,7 @@ def _said(r: Result, name: Quantity) -> str:
     return f"{published.says} ({value})" if published.says and value else published.says or value
 
 
-def _apart(r: Result, name: Quantity) -> str:
+def _apart(r: RowResult, name: Quantity) -> str:
     points = r.apart(name)
     return NONE if points is None else _signed(points, 1)
 
@@ -102,7 +103,11 @@ def sum_lines(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     for s in ablation.sums:
         relative = s.excess is None
         single, joint = (_percent(v) if relative else f"{v:+.4f}".replace("-", "−") for v in (s.single, s.joint))
-        excess = amounts.change(s.excess, relative=False) if s.excess else f"{_signed(s.joint - s.single, 1)} points"
+        excess = (
+            formatting.format_change(s.excess, relative=False)
+            if s.excess
+            else f"{_signed(s.joint - s.single, 1)} points"
+        )
         label = _NAMES.get(s.name) or metric_label(s.name, ablation.extractor)
         rows.append([label, s.group, single, joint, excess, s.verdict])
     return shown, rows

@@ -10,8 +10,8 @@ from typing import Any
 
 from archsearch.reports.evolution.data import Evolution
 from archsearch.reports.evolution.tables import milliseconds, tera
-from archsearch.reports.rendering import formatting as amounts
-from archsearch.reports.study.data import Facts
+from archsearch.reports.rendering import formatting
+from archsearch.reports.study.data import StudyData
 from archsearch.score import LatencyRecord
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.intervals import verdict
@@ -28,7 +28,7 @@ WORDS = 4
 
 
 @dataclass(frozen=True)
-class Entry:
+class BaselineEntry:
     """A network, and what all training up to it took.
 
     Attributes:
@@ -43,7 +43,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Rivals:
+class BaselineComparison:
     """An evolving study and another one in the same plane.
 
     Attributes:
@@ -52,9 +52,9 @@ class Rivals:
     """
 
     evolution: Evolution
-    other: Facts
-    ours: tuple[Entry, ...]
-    theirs: tuple[Entry, ...]
+    other: StudyData
+    ours: tuple[BaselineEntry, ...]
+    theirs: tuple[BaselineEntry, ...]
     refused: str
     remarks: tuple[str, ...]
 
@@ -64,15 +64,15 @@ class Rivals:
         return min(self.ours[-1].spent, self.theirs[-1].spent)
 
 
-def against(evolution: Evolution, other: Facts) -> Rivals:
+def compare(evolution: Evolution, other: StudyData) -> BaselineComparison:
     """Another study beside an evolving one."""
     ours = tuple(_rounds(evolution))
     theirs = tuple(_candidates(other))
     refused = _refused(evolution, other, ours, theirs)
-    return Rivals(evolution, other, ours, theirs, refused, tuple(_remarks(evolution, other)))
+    return BaselineComparison(evolution, other, ours, theirs, refused, tuple(_remarks(evolution, other)))
 
 
-def rows(rivals: Rivals) -> list[list[str]]:
+def rows(rivals: BaselineComparison) -> list[list[str]]:
     """The best of each at or under the target, for the same training compute and for all that each took."""
     most = rivals.evolution.settings.most_ms
     names = (rivals.evolution.facts.name, rivals.other.name)
@@ -82,14 +82,14 @@ def rows(rivals: Rivals) -> list[list[str]]:
         used = [max((e.spent for e in side if e.spent <= budget), default=0.0) for side in (rivals.ours, rivals.theirs)]
         decided = _decided(*best)
         for name, entry, macs, said in zip(names, best, used, (decided, ""), strict=True):
-            numbers = [amounts.bracketed(entry.quality), milliseconds(entry.latency)] if entry else ["–", "–"]
+            numbers = [formatting.format_interval(entry.quality), milliseconds(entry.latency)] if entry else ["–", "–"]
             found.append([told, name, entry.title if entry else "none", said, *numbers, tera(macs)])
     return found
 
 
-def lead(rivals: Rivals) -> str:
+def introduction(rivals: BaselineComparison) -> str:
     """What the table says, in a sentence or two."""
-    limit = amounts.number(rivals.evolution.settings.most_ms)
+    limit = formatting.number(rivals.evolution.settings.most_ms)
     return (
         f"The lowest validation loss at {limit} ms or under, the target and its tolerance. The same for both: the "
         f"first {tera(rivals.budget)} TMACs of each one's training, in the order of its trials. The verdict is on "
@@ -97,7 +97,7 @@ def lead(rivals: Rivals) -> str:
     )
 
 
-def _decided(ours: Entry | None, theirs: Entry | None) -> str:
+def _decided(ours: BaselineEntry | None, theirs: BaselineEntry | None) -> str:
     """The evolved one against the other, by their intervals."""
     if not ours or not theirs:
         return "cannot tell"
@@ -109,23 +109,23 @@ def _decided(ours: Entry | None, theirs: Entry | None) -> str:
         value + math.hypot(a.high - a.value, b.value - b.low),
     )
     difference = Estimate(value=value, low=low, high=high)
-    return f"{verdict(difference)}: {amounts.change(difference, relative=False)}"
+    return f"{verdict(difference)}: {formatting.format_change(difference, relative=False)}"
 
 
-def _best(entries: tuple[Entry, ...], most_ms: float, budget: float) -> Entry | None:
+def _best(entries: tuple[BaselineEntry, ...], most_ms: float, budget: float) -> BaselineEntry | None:
     able = [e for e in entries if e.latency.median_ms <= most_ms and e.spent <= budget]
     return min(able, key=lambda e: e.quality.value, default=None)
 
 
-def _rounds(evolution: Evolution) -> list[Entry]:
+def _rounds(evolution: Evolution) -> list[BaselineEntry]:
     return [
-        Entry(f"round {s.round.number}", quality, s.latency, evolution.spent[s.round.number])
+        BaselineEntry(f"round {s.round.number}", quality, s.latency, evolution.spent[s.round.number])
         for s in evolution.steps
         if s.latency and (quality := s.quality(METRIC))
     ]
 
 
-def _candidates(facts: Facts) -> list[Entry]:
+def _candidates(facts: StudyData) -> list[BaselineEntry]:
     """Those that were trained and keep the limits, in the order of their slots; a reused one costs nothing.
 
     Where candidates inherit a trained net's weights, its training comes first.
@@ -135,7 +135,7 @@ def _candidates(facts: Facts) -> list[Entry]:
     first = 3.0 * _inherited_images(facts.attrs) * (_base_macs(facts) or 0)
     costs = [0.0 if c.reused_from is not None else 3.0 * c.score.cost.macs * images for c in trained]
     return [
-        Entry(c.name or f"trial {c.number}", c.score.quality.validation_loss, c.score.latency, spent)
+        BaselineEntry(c.name or f"trial {c.number}", c.score.quality.validation_loss, c.score.latency, spent)
         for c, spent in zip(trained, (first + macs for macs in itertools.accumulate(costs)), strict=True)
         if c.score.quality and c.score.latency and c.feasible and not c.score.quality.diverged
     ]
@@ -146,7 +146,7 @@ def _inherited_images(attrs: Mapping[str, Any]) -> float:
     return float((attrs["settings"].get("elastic") or {}).get("supernet_images", 0))
 
 
-def _base_macs(facts: Facts) -> int | None:
+def _base_macs(facts: StudyData) -> int | None:
     return next((c.score.cost.macs for c in facts.distinct if c.architecture.id == facts.base.id), None)
 
 
@@ -156,7 +156,9 @@ def _images(attrs: Mapping[str, Any]) -> float:
     return float(protocol["steps"] * protocol["batch"] * len(protocol["seeds"]))
 
 
-def _refused(evolution: Evolution, other: Facts, ours: tuple[Entry, ...], theirs: tuple[Entry, ...]) -> str:
+def _refused(
+    evolution: Evolution, other: StudyData, ours: tuple[BaselineEntry, ...], theirs: tuple[BaselineEntry, ...]
+) -> str:
     if not ours or not theirs:
         return "One of them has no network with both a latency and a validation loss."
     a, b = (facts.attrs["protocol"] for facts in (evolution.facts, other))
@@ -171,7 +173,7 @@ def _refused(evolution: Evolution, other: Facts, ours: tuple[Entry, ...], theirs
     return f"Their latencies do not compare: {apart}." if apart else ""
 
 
-def _remarks(evolution: Evolution, other: Facts) -> list[str]:
+def _remarks(evolution: Evolution, other: StudyData) -> list[str]:
     a, b = (facts.attrs["protocol"]["protocol"] for facts in (evolution.facts, other))
     apart = [f"{n} {a.get(n)} here, {b.get(n)} there" for n in sorted({*a, *b} - {*_FIELDS}) if a.get(n) != b.get(n)]
     found = [

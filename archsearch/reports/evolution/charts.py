@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from archsearch.reports.evolution.data import Evolution, Step, lineage
+from archsearch.reports.evolution.data import Evolution, RoundResult, lineage
 from archsearch.reports.evolution.tables import PHASES
-from archsearch.reports.rendering import formatting as amounts
-from archsearch.reports.rendering import plotting
+from archsearch.reports.rendering import formatting, plotting
 from archsearch.reports.rendering.plotting import Figure
-from archsearch.reports.study.data import Facts, title
+from archsearch.reports.study.data import StudyData, title
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.pareto import front
-from archsearch.studies.evolution.rounds import Worth
-from snapgen.architecture.block_index import FIELDS, SHORT, Block
+from archsearch.studies.evolution.rounds import BlockImportance
+from snapgen.architecture.block_index import FIELDS, SHORT, BlockRef
 
 ROW = 23
 """Pixels of a block's row on the map."""
@@ -78,9 +77,9 @@ def worth_map(evolution: Evolution) -> Figure:
     return {"data": [heat, silent], "layout": _map_layout(every, rounds)}
 
 
-def _map_layout(every: Sequence[Block], rounds: Sequence[int]) -> Figure:
+def _map_layout(every: Sequence[BlockRef], rounds: Sequence[int]) -> Figure:
     """Rounds above, blocks at the left, and the sites left of them, with a line between two."""
-    layout = plotting.layout_of("Round", "")
+    layout = plotting.base_layout("Round", "")
     shown = rounds[:: 1 + len(rounds) // 32]
     layout["xaxis"] |= {"side": "top", "showline": False, "tickvals": shown, "ticktext": [str(n) for n in shown]}
     layout["xaxis"]["range"] = [rounds[0] - 0.5, rounds[-1] + 0.5]
@@ -103,7 +102,7 @@ def _map_layout(every: Sequence[Block], rounds: Sequence[int]) -> Figure:
     return layout
 
 
-def _union(evolution: Evolution) -> list[Block]:
+def _union(evolution: Evolution) -> list[BlockRef]:
     """Every block of any round, in the order of the forward pass."""
     sites = [site for site, _, _ in evolution.steps[0].candidate.architecture.sites()]
     kinds = list(FIELDS)
@@ -111,7 +110,7 @@ def _union(evolution: Evolution) -> list[Block]:
     return sorted(found, key=lambda b: (sites.index(b.site), b.layer, kinds.index(b.kind), b.index))
 
 
-def _row(block: Block) -> str:
+def _row(block: BlockRef) -> str:
     return f"{SHORT[block.kind]} {block.layer}" + (f", no. {block.index + 1}" if block.index else "")
 
 
@@ -120,13 +119,13 @@ def _scale(values: Sequence[float]) -> float:
     return float(np.median(sizes)) if sizes else 1.0
 
 
-def _colour(worth: Worth | None, scale: float) -> float | None:
+def _colour(worth: BlockImportance | None, scale: float) -> float | None:
     if worth is None or not math.isfinite(worth.value):
         return None
     return math.asinh(worth.value / scale)
 
 
-def _mark(evolution: Evolution, block: Block, step: Step) -> str:
+def _mark(evolution: Evolution, block: BlockRef, step: RoundResult) -> str:
     """What is done next to a block of a round's network."""
     following = [after.round for before, after in lineage(evolution) if before is step]
     if any(block.name in r.removed for r in following):
@@ -134,13 +133,17 @@ def _mark(evolution: Evolution, block: Block, step: Step) -> str:
     return "+" if any(block.name in r.copied for r in following) else ""
 
 
-def _told(block: Block, step: Step, worth: Worth | None) -> str:
+def _told(block: BlockRef, step: RoundResult, worth: BlockImportance | None) -> str:
     head = f"<b>{html.escape(block.label)}</b>, round {step.round.number}"
     if worth is None:
         return f"{head}<br>{'not valued' if block in step.blocks else 'not there'}"
     sure = "" if worth.loss.low > 0 or worth.loss.high < 0 else ": cannot be told from none"
-    lines = [head, f"lost without it: {amounts.bracketed(worth.loss)}{sure}", f"costs {amounts.number(worth.ms)} ms"]
-    return "<br>".join([*lines, f"worth {amounts.number(worth.value)} a ms"])
+    lines = [
+        head,
+        f"lost without it: {formatting.format_interval(worth.loss)}{sure}",
+        f"costs {formatting.number(worth.ms)} ms",
+    ]
+    return "<br>".join([*lines, f"worth {formatting.number(worth.value)} a ms"])
 
 
 def _bar(evolution: Evolution, ends: float, scale: float) -> Figure:
@@ -163,7 +166,7 @@ def _bar(evolution: Evolution, ends: float, scale: float) -> Figure:
     }
 
 
-def path_chart(evolution: Evolution, metric: str, other: Facts | None = None) -> Figure:
+def path_chart(evolution: Evolution, metric: str, other: StudyData | None = None) -> Figure:
     """Rounds in the plane of latency and quality, each joined to the one that it came from, and the target.
 
     Args:
@@ -193,13 +196,15 @@ def path_chart(evolution: Evolution, metric: str, other: Facts | None = None) ->
         if some:
             data.append(_points(evolution, some, metric, symbol))
     source = next((record.source for _, record, _ in placed.values()), "measured")
-    layout = plotting.layout_of(f"Latency (ms, {source})", evolution.label(metric))
+    layout = plotting.base_layout(f"Latency (ms, {source})", evolution.label(metric))
     layout["shapes"], layout["annotations"] = _target(evolution)
     layout["annotations"] += _numbers({number: (r.median_ms, q.value) for number, (_, r, q) in placed.items()})
     return {"data": data, "layout": layout}
 
 
-def _points(evolution: Evolution, some: Sequence[tuple[Step, object, Estimate]], metric: str, symbol: str) -> Figure:
+def _points(
+    evolution: Evolution, some: Sequence[tuple[RoundResult, object, Estimate]], metric: str, symbol: str
+) -> Figure:
     records = [s.latency for s, _, _ in some if s.latency]
     qualities = [q for _, _, q in some]
     return {
@@ -232,16 +237,16 @@ def _bars(ends: Sequence[tuple[float, float, float]]) -> Figure:
     }
 
 
-def _said(evolution: Evolution, step: Step, metric: str) -> str:
+def _said(evolution: Evolution, step: RoundResult, metric: str) -> str:
     quality = step.quality(metric)
     assert quality is not None
     lines = [f"<b>Round {step.round.number}</b>, {PHASES[step.round.phase]}"]
     action = html.escape(evolution.action(step))
     lines += action.replace("; ", "<br>").replace(", ", ",<br>").split("<br>")
     if step.latency:
-        lines.append(f"{amounts.number(step.latency.median_ms)} ms {step.latency.source}")
-    lines.append(f"{amounts.number(step.round.predicted_ms)} ms by the block table")
-    return "<br>".join([*lines, f"{html.escape(evolution.label(metric))} {amounts.bracketed(quality)}"])
+        lines.append(f"{formatting.number(step.latency.median_ms)} ms {step.latency.source}")
+    lines.append(f"{formatting.number(step.round.predicted_ms)} ms by the block table")
+    return "<br>".join([*lines, f"{html.escape(evolution.label(metric))} {formatting.format_interval(quality)}"])
 
 
 def _numbers(points: Mapping[int, tuple[float, float]]) -> list[Figure]:
@@ -270,7 +275,7 @@ def _target(evolution: Evolution) -> tuple[list[Figure], list[Figure]]:
     return [band | tall, line | tall], [note]
 
 
-def _others(other: Facts, metric: str) -> list[Figure]:
+def _others(other: StudyData, metric: str) -> list[Figure]:
     """The other study's candidates, and the front of the two numbers."""
     points = [
         (c, x.value, y.value)
@@ -279,14 +284,15 @@ def _others(other: Facts, metric: str) -> list[Figure]:
     ]
     steps = front([(x, y) for _, x, y in points])
     return [
-        plotting.stairs(steps, "var(--knee)", opacity=0.7),
+        plotting.front_line(steps, "var(--knee)", opacity=0.7),
         {
             "type": "scatter",
             "mode": "markers",
             "x": [x for _, x, _ in points],
             "y": [y for _, _, y in points],
             "hovertext": [
-                f"<b>{html.escape(f'{other.name}, {title(c)}')}</b><br>{amounts.number(x)} ms, {amounts.number(y)}"
+                f"<b>{html.escape(f'{other.name}, {title(c)}')}</b><br>"
+                f"{formatting.number(x)} ms, {formatting.number(y)}"
                 for c, x, y in points
             ],
             "hoverinfo": "text",

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from archsearch.reports.study.data import Facts
-from archsearch.score import QUALITIES, LatencyRecord, metric_label
+from archsearch.reports.study.data import StudyData
+from archsearch.score import QUALITY_METRICS, LatencyRecord, metric_label
 from archsearch.stats.estimate import Estimate
-from archsearch.studies.config.evolution import EvolveSettings
-from archsearch.studies.evolution.rounds import ATTRIBUTE, Round
+from archsearch.studies.config.evolution import EvolutionConfig
+from archsearch.studies.evolution.rounds import ATTRIBUTE, EvolutionRound
 from archsearch.studies.search.candidates import Candidate
 from snapgen.architecture import block_index
-from snapgen.architecture.block_index import Block
+from snapgen.architecture.block_index import BlockRef
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -25,14 +25,14 @@ NEGATED = {"retrieval": "Text–image cosine", "clip_score": "CLIP score"}
 
 
 @dataclass(frozen=True)
-class Step:
+class RoundResult:
     """A round and the trial that it was."""
 
-    round: Round
+    round: EvolutionRound
     candidate: Candidate
 
     @cached_property
-    def blocks(self) -> tuple[Block, ...]:
+    def blocks(self) -> tuple[BlockRef, ...]:
         """Of its network, in the order of the forward pass."""
         return block_index.blocks(self.candidate.architecture)
 
@@ -45,27 +45,27 @@ class Step:
         """By the round's own metric, or one of the score's."""
         if metric == self.round.metric:
             return self.round.quality
-        return getattr(self.candidate.score.quality, metric, None) if metric in QUALITIES else None
+        return getattr(self.candidate.score.quality, metric, None) if metric in QUALITY_METRICS else None
 
 
 @dataclass(frozen=True)
 class Evolution:
     """The rounds of a study, in their order; at least one."""
 
-    facts: Facts
-    steps: tuple[Step, ...]
+    facts: StudyData
+    steps: tuple[RoundResult, ...]
 
     @property
-    def settings(self) -> EvolveSettings:
+    def settings(self) -> EvolutionConfig:
         """How it evolves."""
-        return EvolveSettings.model_validate(self.facts.attrs["settings"]["evolve"])
+        return EvolutionConfig.model_validate(self.facts.attrs["settings"]["evolve"])
 
     @property
-    def last(self) -> Step:
+    def last(self) -> RoundResult:
         """The round that it ended with, so far."""
         return self.steps[-1]
 
-    def parent(self, step: Step) -> Step | None:
+    def parent(self, step: RoundResult) -> RoundResult | None:
         """The round that one came from."""
         return next((s for s in self.steps if s.round.number == step.round.parent), None)
 
@@ -82,7 +82,7 @@ class Evolution:
     @cached_property
     def metrics(self) -> tuple[str, ...]:
         """By which rounds can be drawn: their own, then those that the study minimises."""
-        wanted = (self.last.round.metric, *(n for n in self.facts.objectives if n in QUALITIES))
+        wanted = (self.last.round.metric, *(n for n in self.facts.objectives if n in QUALITY_METRICS))
         return tuple(dict.fromkeys(n for n in wanted if all(s.quality(n) for s in self.steps)))
 
     def label(self, metric: str) -> str:
@@ -93,7 +93,7 @@ class Evolution:
         found = metric_label(metric, self.facts.extractor)
         return found[0].upper() + found[1:]
 
-    def action(self, step: Step) -> str:
+    def action(self, step: RoundResult) -> str:
         """What led to a round, in words."""
         parent = self.parent(step)
         names = {b.name: b.label for b in parent.blocks} if parent else {}
@@ -105,18 +105,18 @@ class Evolution:
         return beginning + "; ".join(said)
 
 
-def read(study: Study, facts: Facts) -> Evolution | None:
+def load_evolution(study: Study, facts: StudyData) -> Evolution | None:
     """The rounds of a study; None if it has none."""
     rounds = {
-        t.number: Round.model_validate(t.user_attrs[ATTRIBUTE])
+        t.number: EvolutionRound.model_validate(t.user_attrs[ATTRIBUTE])
         for t in study.get_trials(deepcopy=False)
         if ATTRIBUTE in t.user_attrs
     }
-    steps = [Step(rounds[c.number], c) for c in facts.candidates if c.number in rounds and c.state == "scored"]
+    steps = [RoundResult(rounds[c.number], c) for c in facts.candidates if c.number in rounds and c.state == "scored"]
     return Evolution(facts, tuple(sorted(steps, key=lambda s: s.round.number))) if steps else None
 
 
-def lineage(evolution: Evolution) -> Iterator[tuple[Step, Step]]:
+def lineage(evolution: Evolution) -> Iterator[tuple[RoundResult, RoundResult]]:
     """Every round with the one that it came from."""
     for step in evolution.steps:
         parent = evolution.parent(step)

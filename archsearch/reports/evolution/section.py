@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archsearch.reports.evolution import baseline as beside
+from archsearch.reports.evolution import baseline
 from archsearch.reports.evolution import tables as tables_
-from archsearch.reports.evolution.baseline import Rivals
+from archsearch.reports.evolution.baseline import BaselineComparison
 from archsearch.reports.evolution.charts import path_chart, worth_map
 from archsearch.reports.evolution.data import Evolution
 from archsearch.reports.rendering import tables
 from archsearch.reports.rendering.plotting import Figure
-from archsearch.reports.study.data import Facts
+from archsearch.reports.study.data import StudyData
 
 
 @dataclass(frozen=True)
-class Section:
+class EvolutionSection:
     """An evolving study, and the study that it is shown beside."""
 
     evolution: Evolution
-    rivals: Rivals | None
+    rivals: BaselineComparison | None
 
     @classmethod
-    def of(cls, evolution: Evolution, other: Facts | None = None) -> Section:
+    def of(cls, evolution: Evolution, other: StudyData | None = None) -> EvolutionSection:
         """Of a study, with another one beside it or alone."""
-        return cls(evolution, beside.against(evolution, other) if other else None)
+        return cls(evolution, baseline.compare(evolution, other) if other else None)
 
     def html(self) -> str:
         """As the page holds it."""
         from archsearch.reports.rendering import html
 
         table = tables_.table_of(self.evolution.facts.attrs)
-        return html.fragment(
+        return html.render_template(
             "evolution.html",
             headline=tables_.headline(self.evolution),
             next=self.evolution.last.round.next,
@@ -46,17 +46,17 @@ class Section:
             check=tables_.check_lines(table) if table else [],
             round_check=tables_.round_check(self.evolution),
             rivals=self.rivals,
-            rival_header=beside.COLUMNS,
-            rival_rows=beside.rows(self.rivals) if self.rivals and not self.rivals.refused else [],
-            rival_lead=beside.lead(self.rivals) if self.rivals and not self.rivals.refused else "",
-            rival_words=beside.WORDS,
+            rival_header=baseline.COLUMNS,
+            rival_rows=baseline.rows(self.rivals) if self.rivals and not self.rivals.refused else [],
+            rival_lead=baseline.introduction(self.rivals) if self.rivals and not self.rivals.refused else "",
+            rival_words=baseline.WORDS,
         )
 
     def charts(self) -> dict[str, Figure]:
         """By the id of the element that each is drawn in."""
         drawn = None if self.rivals is None or self.rivals.refused else self.rivals.other
         found = {
-            f"path-{m}": path_chart(self.evolution, m, drawn if m == beside.METRIC else None)
+            f"path-{m}": path_chart(self.evolution, m, drawn if m == baseline.METRIC else None)
             for m in self.evolution.metrics
         }
         if any(s.round.worths for s in self.evolution.steps):
@@ -84,8 +84,8 @@ class Section:
                 lines.append(self.rivals.refused)
             else:
                 lines += [
-                    beside.lead(self.rivals),
-                    tables.markdown(beside.COLUMNS, beside.rows(self.rivals), words=beside.WORDS),
+                    baseline.introduction(self.rivals),
+                    tables.markdown(baseline.COLUMNS, baseline.rows(self.rivals), words=baseline.WORDS),
                 ]
                 lines.append("\n".join(f"- {line}" for line in self.rivals.remarks))
         return "\n\n".join(line.strip() for line in lines if line) + "\n"

@@ -6,18 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from archsearch.block_latency.table import TOLERATED, BlockTable, Check
+from archsearch.block_latency.table import TOLERATED, BlockTable, PredictionErrors
 from archsearch.reports.evolution.data import Evolution
-from archsearch.reports.rendering import formatting as amounts
+from archsearch.reports.rendering import formatting
 from archsearch.score import LatencyRecord
-from archsearch.stats.main_effects import Interval
+from archsearch.stats.main_effects import EffectInterval
 from snapgen.architecture import block_index
-from snapgen.architecture.schema import Architecture, Kind
+from snapgen.architecture.schema import Architecture, BlockKind
 
 PHASES = {"robust": "robust training", "evolve": "evolving", "final": "final training"}
 
 
-class Counts(NamedTuple):
+class BlockCounts(NamedTuple):
     """Blocks of a stage, before and after."""
 
     stage: str
@@ -26,13 +26,13 @@ class Counts(NamedTuple):
 
 
 PUBLISHED = (
-    Counts("Down 1, highest resolution", (2, 0), (2, 2)),
-    Counts("Down 2", (2, 2), (2, 2)),
-    Counts("Down 3", (2, 2), (2, 1)),
-    Counts("Middle", (1, 1), (7, 4)),
-    Counts("Up 3", (3, 6), (3, 2)),
-    Counts("Up 2", (3, 3), (3, 3)),
-    Counts("Up 1, highest resolution", (3, 0), (3, 3)),
+    BlockCounts("Down 1, highest resolution", (2, 0), (2, 2)),
+    BlockCounts("Down 2", (2, 2), (2, 2)),
+    BlockCounts("Down 3", (2, 2), (2, 1)),
+    BlockCounts("Middle", (1, 1), (7, 4)),
+    BlockCounts("Up 3", (3, 6), (3, 2)),
+    BlockCounts("Up 2", (3, 3), (3, 3)),
+    BlockCounts("Up 1, highest resolution", (3, 0), (3, 3)),
 )
 """SD-1.5's blocks and SnapFusion's (arXiv 2306.00980); the middle takes in the lowest level."""
 
@@ -45,13 +45,15 @@ def headline(evolution: Evolution) -> str:
     )
     if first.latency and last.latency:
         ms, target = last.latency.median_ms, evolution.settings.target_ms
-        said += f" From {amounts.number(first.latency.median_ms)} to {amounts.number(ms)} ms ({last.latency.source}), "
-        off = f"{amounts.percent(abs(ms / target - 1))} {'over' if ms > target else 'under'}"
+        start = formatting.number(first.latency.median_ms)
+        said += f" From {start} to {formatting.number(ms)} ms ({last.latency.source}), "
+        off = f"{formatting.percent(abs(ms / target - 1))} {'over' if ms > target else 'under'}"
         said += f"{off} the target of {target:.3g} ms."
     was, now = first.quality(metric), last.quality(metric)
     assert was is not None
     assert now is not None
-    return f"{said} {evolution.label(metric)}: {amounts.bracketed(was)} before, {amounts.bracketed(now)} after."
+    before, after = formatting.format_interval(was), formatting.format_interval(now)
+    return f"{said} {evolution.label(metric)}: {before} before, {after} after."
 
 
 ROUND_COLUMNS = ("Round", "Phase", "What was done", "{source} ms", "predicted ms", "{quality}", "steps", "TMACs so far")
@@ -83,8 +85,8 @@ def round_rows(evolution: Evolution) -> list[list[str]]:
                 PHASES[step.round.phase],
                 evolution.action(step),
                 milliseconds(step.latency),
-                amounts.number(step.round.predicted_ms),
-                amounts.bracketed(quality),
+                formatting.number(step.round.predicted_ms),
+                formatting.format_interval(quality),
                 f"{step.round.steps:,}",
                 tera(evolution.spent[step.round.number]),
             ]
@@ -96,39 +98,39 @@ def milliseconds(record: LatencyRecord | None) -> str:
     """A latency with its quartiles."""
     if record is None:
         return "–"
-    found = Interval(record.median_ms, record.lower_quartile_ms, record.upper_quartile_ms)
-    return amounts.bracketed(found) if found.high > found.low else amounts.number(found.value)
+    found = EffectInterval(record.median_ms, record.lower_quartile_ms, record.upper_quartile_ms)
+    return formatting.format_interval(found) if found.high > found.low else formatting.number(found.value)
 
 
 def tera(macs: float) -> str:
     """Training compute in TMACs."""
-    return amounts.number(macs / 1e12)
+    return formatting.number(macs / 1e12)
 
 
 COUNT_COLUMNS = ("Stage", "CA", "kept", "ResNet", "kept")
 
 
-def counted(evolution: Evolution) -> list[Counts]:
+def counted(evolution: Evolution) -> list[BlockCounts]:
     """Of the first round's network, and of the last one's."""
     before, after = (_per_site(step.candidate.architecture) for step in (evolution.steps[0], evolution.last))
 
-    def pair(site: str, kind: Kind) -> tuple[int, int]:
+    def pair(site: str, kind: BlockKind) -> tuple[int, int]:
         return before[site, kind], after[site, kind]
 
     sites = [site for site, _, _ in evolution.steps[0].candidate.architecture.sites()]
-    return [Counts(_stage(site), pair(site, "transformer"), pair(site, "residual")) for site in sites]
+    return [BlockCounts(_stage(site), pair(site, "transformer"), pair(site, "residual")) for site in sites]
 
 
-def count_rows(found: Sequence[Counts]) -> list[list[str]]:
+def count_rows(found: Sequence[BlockCounts]) -> list[list[str]]:
     """Counts before and after with the share that is kept, and their sums."""
     sums = [
         (sum(a for a, _ in column), sum(b for _, b in column)) for column in zip(*(c[1:] for c in found), strict=True)
     ]
-    return [[c.stage, *_kept(*c.transformers), *_kept(*c.residual)] for c in (*found, Counts("All", *sums))]
+    return [[c.stage, *_kept(*c.transformers), *_kept(*c.residual)] for c in (*found, BlockCounts("All", *sums))]
 
 
 def _kept(before: int, after: int) -> list[str]:
-    return [f"{before} → {after}", amounts.percent(after / before) if before else "–"]
+    return [f"{before} → {after}", formatting.percent(after / before) if before else "–"]
 
 
 def _per_site(arch: Architecture) -> Counter[tuple[str, str]]:
@@ -152,7 +154,7 @@ def check_lines(table: BlockTable) -> list[str]:
     fixed = table.share * table.fixed_ms
     lines = [
         f"Taken on {table.device} ({table.compute_units}, {table.source}) from {len(table.measured)} whole networks. "
-        f"The first takes {amounts.number(table.whole_ms)} ms; {amounts.number(fixed)} ms are no block's."
+        f"The first takes {formatting.number(table.whole_ms)} ms; {formatting.number(fixed)} ms are no block's."
     ]
     if table.before:
         lines.append(f"The sum of the blocks against the whole, {_checked(table.before)}.")
@@ -162,12 +164,12 @@ def check_lines(table: BlockTable) -> list[str]:
     return lines
 
 
-def _checked(check: Check) -> str:
+def _checked(check: PredictionErrors) -> str:
     within = sum(abs(e) <= TOLERATED for e in check.errors)
     return (
-        f"{len(check.errors)} random sub-networks that it does not know: off by {amounts.percent(check.median)} "
-        f"(median), by {amounts.percent(check.largest)} at most; "
-        f"{within} of {len(check.errors)} within {amounts.percent(TOLERATED)}"
+        f"{len(check.errors)} random sub-networks that it does not know: off by {formatting.percent(check.median)} "
+        f"(median), by {formatting.percent(check.largest)} at most; "
+        f"{within} of {len(check.errors)} within {formatting.percent(TOLERATED)}"
     )
 
 
@@ -177,4 +179,4 @@ def round_check(evolution: Evolution) -> str:
     errors = [p / ms - 1 for p, ms in pairs]
     if not errors:
         return ""
-    return f"Of this study's {len(errors)} rounds it is off by {amounts.percent(max(map(abs, errors)))} at most."
+    return f"Of this study's {len(errors)} rounds it is off by {formatting.percent(max(map(abs, errors)))} at most."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from snapgen.architecture.schema import Architecture, Blocks
+from snapgen.architecture.schema import Architecture, BlocksConfig
 
-Site = tuple[str, Blocks]
+Site = tuple[str, BlocksConfig]
 
 # What the reader of a chart wants to know first; the rest is said only where it differs.
 _HEADLINES = (
@@ -88,7 +88,7 @@ def _levels(arch: Architecture) -> str:
     return f"{count} {'-'.join(str(s.channels) for s in arch.down)}" if same else f"{count} {down} down, {up} up"
 
 
-def _counts(arch: Architecture, count: Callable[[Blocks], str]) -> str:
+def _counts(arch: Architecture, count: Callable[[BlocksConfig], str]) -> str:
     down, up = (_joined(count(stage) for stage in way) for way in (arch.down, arch.up))
     return f"{down} down, {count(arch.mid)} mid, {up} up"
 
@@ -98,7 +98,7 @@ def _joined(counts: Iterable[str]) -> str:
     return counts[0] if len(set(counts)) == 1 else "-".join(counts)
 
 
-def _transformers(blocks: Blocks) -> str:
+def _transformers(blocks: BlocksConfig) -> str:
     deep = f"×{blocks.transformer_depth}" if blocks.transformer_depth > 1 else ""
     return f"{blocks.transformers}{deep}" if blocks.has_transformers else "0"
 
@@ -121,13 +121,13 @@ def _convs(arch: Architecture) -> str:
     return f"{kinds} {widths}" if kinds == "separable convs" and " " not in widths else f"{kinds}, expanded {widths}"
 
 
-def _heads(blocks: Blocks) -> str:
+def _heads(blocks: BlocksConfig) -> str:
     if blocks.kv_heads is None:
         return "MHSA"
     return "MQA" if blocks.kv_heads == 1 else f"GQA ({blocks.kv_heads} kv heads)"
 
 
-def _attention(kind: str, arch: Architecture, sites: list[Site], has: Callable[[Blocks], bool]) -> str:
+def _attention(kind: str, arch: Architecture, sites: list[Site], has: Callable[[BlocksConfig], bool]) -> str:
     holding = {place for place, blocks in sites if has(blocks)}
     if not holding:
         return f"no {kind}" if sites else ""
@@ -136,7 +136,7 @@ def _attention(kind: str, arch: Architecture, sites: list[Site], has: Callable[[
     return f"{kind} {_where(arch, holding, sites)} only"
 
 
-def _by_place(arch: Architecture, sites: list[Site], name: Callable[[Blocks], str]) -> str:
+def _by_place(arch: Architecture, sites: list[Site], name: Callable[[BlocksConfig], str]) -> str:
     """The one name of all sites, or each name with its places."""
     places: dict[str, set[str]] = {}
     for place, blocks in sites:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from archsearch.score import OBJECTIVES, QUALITIES, Missing, Score, metric_label
+from archsearch.score import OBJECTIVES, QUALITY_METRICS, MissingScore, Score, metric_label
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.main_effects import Interval
+from archsearch.stats.main_effects import EffectInterval
 
 COSTS = ("latency_ms", "params", "macs", "activation_bytes")
 
@@ -18,26 +18,26 @@ _UNITS = {"params": "M", "macs": "M", "activation_bytes": "MB", "latency_ms": "m
 _SHORT = {"params": "params", "latency_ms": "latency", "activation_bytes": "activations"}
 
 
-def amount(score: Score, name: str) -> Interval | None:
+def value_of(score: Score, name: str) -> EffectInterval | None:
     """One number of a score: quality with its 95 % interval, latency with its quartiles, costs exact; None: not taken.
 
     In the unit of `unit`.
     """
     try:
         value = OBJECTIVES[name].getter(score)
-    except Missing:
+    except MissingScore:
         return None
-    if name in QUALITIES:
+    if name in QUALITY_METRICS:
         estimate = getattr(score.quality, name)
-        return Interval(value, estimate.low, estimate.high)
+        return EffectInterval(value, estimate.low, estimate.high)
     if name == "latency_ms" and score.latency:
-        return Interval(value, score.latency.lower_quartile_ms, score.latency.upper_quartile_ms)
+        return EffectInterval(value, score.latency.lower_quartile_ms, score.latency.upper_quartile_ms)
     value = value / 1e6 if name in _UNITS else value
-    return Interval(value, value, value)
+    return EffectInterval(value, value, value)
 
 
 def unit(name: str) -> str:
-    """The unit that `amount` is in; empty for quality."""
+    """The unit that `value_of` is in; empty for quality."""
     return _UNITS.get(name, "")
 
 
@@ -69,21 +69,21 @@ def number(value: float, noise: float = 0.0) -> str:
     return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−")
 
 
-def spoken(interval: Interval, name: str, *, ends: bool = False) -> str:
+def format_value(interval: EffectInterval, name: str, *, ends: bool = False) -> str:
     """``12.3 ms``, ``0.512 [0.500, 0.525]``."""
     suffix = f"{GAP}{unit(name)}" if unit(name) else ""
     if ends and interval.high > interval.low:
-        return bracketed(interval, suffix=suffix)
+        return format_interval(interval, suffix=suffix)
     return number(interval.value, (interval.high - interval.low) / 2) + suffix
 
 
-def change(interval: Interval | Estimate, *, relative: bool) -> str:
+def format_change(interval: EffectInterval | Estimate, *, relative: bool) -> str:
     """An effect with its interval: ``+12 % [8, 16]``, ``−0.021 [−0.030, −0.012]``."""
     sign = "+" if interval.value > 0 else ""
-    return sign + (bracketed(interval, scale=100, suffix=f"{GAP}%") if relative else bracketed(interval))
+    return sign + (format_interval(interval, scale=100, suffix=f"{GAP}%") if relative else format_interval(interval))
 
 
-def bracketed(interval: Interval | Estimate, *, scale: float = 1, suffix: str = "") -> str:
+def format_interval(interval: EffectInterval | Estimate, *, scale: float = 1, suffix: str = "") -> str:
     """A number, times ``scale``, with its ends, all with as many digits as they allow: ``0.512 [0.500, 0.525]``."""
     noise = scale * (interval.high - interval.low) / 2
     value, low, high = (number(scale * end, noise) for end in (interval.value, interval.low, interval.high))

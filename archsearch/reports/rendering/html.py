@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any
 
 
-def whole(template: str, *, name: str, data: Mapping[str, Any], script: str = "", **context: object) -> str:
+def render_page(template: str, *, name: str, data: Mapping[str, Any], script: str = "", **context: object) -> str:
     """A page of a template that extends ``page.html``: one file with its style, scripts, plotly and data inside.
 
     Args:
@@ -20,18 +20,18 @@ def whole(template: str, *, name: str, data: Mapping[str, Any], script: str = ""
     from plotly.offline import get_plotlyjs
 
     scripts = "\n".join(_resource(file) for file in ("charts.js", script or "plain.js"))
-    return fragment(
+    return render_template(
         template,
         name=name,
         style=Markup(_resource("report.css")),
         script=Markup(scripts),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
-        data=Markup(embedded(data)),
+        data=Markup(json_for_script(data)),
         **context,
     )
 
 
-def fragment(template: str, /, **context: object) -> str:
+def render_template(template: str, /, **context: object) -> str:
     """One of the templates beside this file, filled in; all text in it is escaped."""
     import jinja2
 
@@ -45,7 +45,7 @@ def fragment(template: str, /, **context: object) -> str:
     return environment.get_template(template).render(context)
 
 
-def embedded(value: object) -> str:
+def json_for_script(value: object) -> str:
     """JSON that can stand inside a script element, whatever its strings hold."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

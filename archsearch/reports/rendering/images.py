@@ -14,7 +14,7 @@ BUDGET = 12_000_000
 """Bytes of images in one page; what comes after it is left in the artifact folder."""
 
 
-def embedded(paths: Iterable[tuple[int, Path]], budget: int = BUDGET) -> dict[int, str]:
+def embed_images(paths: Iterable[tuple[int, Path]], budget: int = BUDGET) -> dict[int, str]:
     """Data URI of each candidate's grid, in the order given, as long as they fit; unreadable ones are left out."""
     found: dict[int, str] = {}
     for number, path in paths:

@@ -9,7 +9,7 @@ Figure = dict[str, Any]
 """``data`` and ``layout`` as plotly.js takes them."""
 
 
-def stairs(steps: Sequence[tuple[float, ...]], color: str, *, opacity: float) -> Figure:
+def front_line(steps: Sequence[tuple[float, ...]], color: str, *, opacity: float) -> Figure:
     """A front's line, from point to point by way of what the better one of two still dominates."""
     return {
         "type": "scatter",
@@ -22,7 +22,7 @@ def stairs(steps: Sequence[tuple[float, ...]], color: str, *, opacity: float) ->
     }
 
 
-def layout_of(x: str, y: str) -> Figure:
+def base_layout(x: str, y: str) -> Figure:
     """What all charts share: no box, few lines, the page's own type and colours."""
     axis = {
         "gridcolor": "var(--grid)",

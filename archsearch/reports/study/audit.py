@@ -39,12 +39,12 @@ def section(rows: Sequence[Row]) -> str:
     """The report's section, as HTML."""
     from archsearch.reports.rendering import html
 
-    return html.fragment(
+    return html.render_template(
         "audit.html", rows=[_told(r) for r in rows], elastic=any(FROM_SCRATCH in r.score for r in rows)
     )
 
 
-def write(rows: Sequence[Row], out: Path) -> Path:
+def write_audit(rows: Sequence[Row], out: Path) -> Path:
     """Write the table as Markdown, or as CSV if ``out`` ends in ``.csv``; and the other beside it.
 
     Returns:
@@ -53,11 +53,11 @@ def write(rows: Sequence[Row], out: Path) -> Path:
     Raises:
         InputError: if a file cannot be written.
     """
-    from snapgen.io.atomic import put
+    from snapgen.io.atomic import atomic_write_text
 
     beside = out.with_suffix(".md" if out.suffix == ".csv" else ".csv")
     for path in (out, beside):
-        put(path, csv(rows) if path.suffix == ".csv" else markdown(rows))
+        atomic_write_text(path, csv(rows) if path.suffix == ".csv" else markdown(rows))
     return out
 
 

@@ -6,11 +6,10 @@ import html
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from archsearch.reports.rendering import architecture_text as words
-from archsearch.reports.rendering import formatting as amounts
+from archsearch.reports.rendering import architecture_text, formatting
 from archsearch.reports.rendering.tables import latency_columns, quality_columns
-from archsearch.reports.study.data import Facts, diverged, title
-from archsearch.score import QUALITIES
+from archsearch.reports.study.data import StudyData, diverged, title
+from archsearch.score import QUALITY_METRICS
 from archsearch.studies.search.candidates import Candidate
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from archsearch.studies.search.candidates import Candidate
 
 
-def shown(facts: Facts) -> list[Candidate]:
+def display_order(facts: StudyData) -> list[Candidate]:
     """Candidates in the order in which one wants to look at them: best, front, named, the others."""
     return sorted(
         facts.candidates,
@@ -27,8 +26,8 @@ def shown(facts: Facts) -> list[Candidate]:
     )
 
 
-def table(facts: Facts) -> dict[str, Any]:
-    columns = [(name, amounts.axis(name, facts.extractor)) for name in facts.measures]
+def table(facts: StudyData) -> dict[str, Any]:
+    columns = [(name, formatting.axis(name, facts.extractor)) for name in facts.measures]
     return {
         "columns": columns,
         "knobs": [f.name for f in facts.factors],
@@ -36,11 +35,13 @@ def table(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _row(facts: Facts, candidate: Candidate) -> dict[str, Any]:
+def _row(facts: StudyData, candidate: Candidate) -> dict[str, Any]:
     cells = []
     for name in facts.measures:
         found = facts.amount(candidate, name) if candidate.score.cost.params else None
-        cells.append((found.value, _bare(amounts.spoken(found, name, ends=True), name)) if found else (None, "–"))
+        cells.append(
+            (found.value, _bare(formatting.format_value(found, name, ends=True), name)) if found else (None, "–")
+        )
     return {
         "number": candidate.number,
         "title": title(candidate),
@@ -58,10 +59,10 @@ def _row(facts: Facts, candidate: Candidate) -> dict[str, Any]:
 
 def _bare(text: str, name: str) -> str:
     """Without the unit, which the column's head has."""
-    return text.replace(f"{amounts.GAP}{amounts.unit(name)}", "", 1) if amounts.unit(name) else text
+    return text.replace(f"{formatting.GAP}{formatting.unit(name)}", "", 1) if formatting.unit(name) else text
 
 
-def state_of(facts: Facts, candidate: Candidate) -> str:
+def state_of(facts: StudyData, candidate: Candidate) -> str:
     """In words: on the front, scored, reused, outside the limits (which, by how much), failed (why), running."""
     if candidate.number in facts.front:
         return "on the front"
@@ -74,11 +75,11 @@ def state_of(facts: Facts, candidate: Candidate) -> str:
     return f"failed: {candidate.error}" if candidate.error else candidate.state
 
 
-def details(facts: Facts, candidate: Candidate) -> dict[str, Any]:
+def details(facts: StudyData, candidate: Candidate) -> dict[str, Any]:
     known = candidate.score.cost.params > 0
     found = [(n, i) for n in facts.measures if known and (i := facts.amount(candidate, n))]
-    numbers = [(facts.label(n), amounts.spoken(i, n, ends=True)) for n, i in found]
-    said = words.describe(candidate.architecture)
+    numbers = [(facts.label(n), formatting.format_value(i, n, ends=True)) for n, i in found]
+    said = architecture_text.describe(candidate.architecture)
     lines = [f"{label}: {text}" for label, text in numbers[:4]] + textwrap.wrap(said, 58)
     hover = [f"<b>{html.escape(title(candidate))}</b>", *map(html.escape, lines)]
     return {
@@ -86,20 +87,20 @@ def details(facts: Facts, candidate: Candidate) -> dict[str, Any]:
         "id": candidate.architecture.id,
         "state": state_of(facts, candidate),
         "words": said,
-        "differs": words.differences(candidate.architecture, facts.base),
+        "differs": architecture_text.differences(candidate.architecture, facts.base),
         "numbers": numbers,
         "hover": "<br>".join(hover),
     }
 
 
-def candidates(facts: Facts) -> pandas.DataFrame:
+def candidates(facts: StudyData) -> pandas.DataFrame:
     """A row for every candidate: all that the report knows of it, in plain units (ms, counts, bytes)."""
     import pandas
 
     return pandas.DataFrame([_cells(facts, c) for c in facts.candidates])
 
 
-def _cells(facts: Facts, candidate: Candidate) -> dict[str, Any]:
+def _cells(facts: StudyData, candidate: Candidate) -> dict[str, Any]:
     cost, latency, quality = candidate.score.cost, candidate.score.latency, candidate.score.quality
     row: dict[str, Any] = {
         "trial": candidate.number,
@@ -113,13 +114,13 @@ def _cells(facts: Facts, candidate: Candidate) -> dict[str, Any]:
         "reused_from": candidate.reused_from,
         "error": candidate.error,
         "seconds": round(candidate.seconds, 3),
-        "architecture": words.describe(candidate.architecture),
+        "architecture": architecture_text.describe(candidate.architecture),
     }
     row |= {f"knob {knob}": choice for knob, choice in facts.choices(candidate).items()}
     row |= cost.model_dump() if cost.params else {}
     row |= latency_columns(latency) if latency else {}
     if quality:
-        for name in QUALITIES:
+        for name in QUALITY_METRICS:
             estimate = getattr(quality, name)
             row |= quality_columns(name, estimate) if estimate else {}
         row |= quality.model_dump(include={"extractor", "protocol_hash", "training_seconds", "diverged"})

@@ -6,12 +6,12 @@ import html
 import math
 from collections.abc import Sequence
 
-from archsearch.reports.rendering import formatting as amounts
-from archsearch.reports.rendering.plotting import Figure, layout_of, stairs
-from archsearch.reports.study.data import Facts, diverged, title
-from archsearch.score import QUALITIES
+from archsearch.reports.rendering import formatting
+from archsearch.reports.rendering.plotting import Figure, base_layout, front_line
+from archsearch.reports.study.data import StudyData, diverged, title
+from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.main_effects import Interval
+from archsearch.stats.main_effects import EffectInterval
 from archsearch.stats.pareto import front, shares
 from archsearch.studies.search.candidates import Candidate
 
@@ -19,11 +19,11 @@ STRIP = 0.93
 """Where on the height of the front's chart the strip of the infeasible begins."""
 
 
-def views(facts: Facts) -> tuple[list[str], list[str]]:
+def chart_axes(facts: StudyData) -> tuple[list[str], list[str]]:
     """The numbers that may stand on the front's vertical and horizontal axis; the study's own come first."""
     named = facts.objectives
-    quality = [n for n in facts.measures if n in QUALITIES]
-    cost = [n for n in facts.measures if n not in QUALITIES]
+    quality = [n for n in facts.measures if n in QUALITY_METRICS]
+    cost = [n for n in facts.measures if n not in QUALITY_METRICS]
     if not set(named) & set(quality):
         return [named[0], *quality], [n for n in cost if n != named[0]]
     if len(named) > 1 and not set(named) & set(cost):
@@ -31,7 +31,7 @@ def views(facts: Facts) -> tuple[list[str], list[str]]:
     return quality, cost
 
 
-def front_chart(facts: Facts, y: str, x: str) -> Figure:
+def front_chart(facts: StudyData, y: str, x: str) -> Figure:
     """Every candidate on two axes, both better towards the origin, with intervals, and the front of the two."""
     inside, strip = _placed(facts, y, x)
     scored = [c for c in inside if c in facts.scored]
@@ -45,8 +45,8 @@ def front_chart(facts: Facts, y: str, x: str) -> Figure:
     ]
     data = [_staircase(facts, scored, y, x), *(g for g in groups if g["x"])]
     data += [_ring(facts, y, x), _strip(facts, strip, x)]
-    ticks = amounts.ticks(i.value for c in (*scored, *strip) if (i := facts.amount(c, x)))
-    layout = layout_of(amounts.axis(x, facts.extractor), amounts.axis(y, facts.extractor))
+    ticks = formatting.ticks(i.value for c in (*scored, *strip) if (i := facts.amount(c, x)))
+    layout = base_layout(formatting.axis(x, facts.extractor), formatting.axis(y, facts.extractor))
     if ticks:
         layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     layout["yaxis"]["domain"] = [0, STRIP - 0.03] if strip else [0, 1]
@@ -58,7 +58,7 @@ def front_chart(facts: Facts, y: str, x: str) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _placed(facts: Facts, y: str, x: str) -> tuple[list[Candidate], list[Candidate]]:
+def _placed(facts: StudyData, y: str, x: str) -> tuple[list[Candidate], list[Candidate]]:
     """Candidates that have both numbers, and those that have the horizontal one alone."""
     finished = [c for c in facts.distinct if c.state in ("scored", "infeasible") and not diverged(c)]
     inside = [c for c in finished if facts.amount(c, x) and facts.amount(c, y)]
@@ -73,7 +73,7 @@ def _role(candidate: Candidate) -> str:
 _SHAPES = {"searched": ("circle", 9), "reference": ("diamond", 13), "base": ("square", 11), "outside": ("circle", 9)}
 
 
-def _markers(facts: Facts, group: Sequence[Candidate], y: str, x: str, role: str) -> Figure:
+def _markers(facts: StudyData, group: Sequence[Candidate], y: str, x: str, role: str) -> Figure:
     shape, size = _SHAPES[role]
     colour = "var(--front)" if group and group[0].number in facts.front else "var(--dominated)"
     return {
@@ -95,7 +95,7 @@ def _markers(facts: Facts, group: Sequence[Candidate], y: str, x: str, role: str
     }
 
 
-def _bars(intervals: Sequence[Interval], colour: str) -> Figure:
+def _bars(intervals: Sequence[EffectInterval], colour: str) -> Figure:
     return {
         "type": "data",
         "symmetric": False,
@@ -108,12 +108,12 @@ def _bars(intervals: Sequence[Interval], colour: str) -> Figure:
     }
 
 
-def _staircase(facts: Facts, scored: Sequence[Candidate], y: str, x: str) -> Figure:
+def _staircase(facts: StudyData, scored: Sequence[Candidate], y: str, x: str) -> Figure:
     pairs = [(a.value, b.value) for c in scored if (a := facts.amount(c, x)) and (b := facts.amount(c, y))]
-    return {"name": "front", **stairs(front(pairs), "var(--front)", opacity=0.6)}
+    return {"name": "front", **front_line(front(pairs), "var(--front)", opacity=0.6)}
 
 
-def _ring(facts: Facts, y: str, x: str) -> Figure:
+def _ring(facts: StudyData, y: str, x: str) -> Figure:
     """Around the recommended candidate; the page moves a second one to whichever is selected."""
     at, up = facts.amount(facts.best, x), facts.amount(facts.best, y)
     return {
@@ -127,7 +127,7 @@ def _ring(facts: Facts, y: str, x: str) -> Figure:
     }
 
 
-def _strip(facts: Facts, group: Sequence[Candidate], x: str) -> Figure:
+def _strip(facts: StudyData, group: Sequence[Candidate], x: str) -> Figure:
     return {
         "type": "scatter",
         "mode": "markers",
@@ -141,20 +141,20 @@ def _strip(facts: Facts, group: Sequence[Candidate], x: str) -> Figure:
     }
 
 
-def _limit(facts: Facts, x: str, *, log: bool) -> tuple[list[Figure], list[Figure]]:
+def _limit(facts: StudyData, x: str, *, log: bool) -> tuple[list[Figure], list[Figure]]:
     """The study's limit on the horizontal axis, as a line and its name."""
     most = facts.attrs["settings"].get("limits", {}).get(x)
     if most is None:
         return [], []
-    at = most / 1e6 if amounts.unit(x).startswith("M") else most
+    at = most / 1e6 if formatting.unit(x).startswith("M") else most
     line = {"color": "var(--muted)", "width": 1, "dash": "dot"}
     shape = {"type": "line", "x0": at, "x1": at, "xref": "x", "y0": 0, "y1": 1, "yref": "paper", "line": line}
     # Unlike traces and shapes, annotations take exponents on a logarithmic axis.
-    note = _note(f"limit {at:g} {amounts.unit(x)}", x=math.log10(at) if log else at, y=0)
+    note = _note(f"limit {at:g} {formatting.unit(x)}", x=math.log10(at) if log else at, y=0)
     return [shape], [note | {"xref": "x", "xshift": 4, "yanchor": "bottom"}]
 
 
-def _names(facts: Facts, y: str, x: str, *, log: bool) -> list[Figure]:
+def _names(facts: StudyData, y: str, x: str, *, log: bool) -> list[Figure]:
     """The name of every base and reference design beside its point."""
     notes = []
     for i, c in enumerate(c for c in facts.scored if c.name and not diverged(c)):
@@ -183,7 +183,7 @@ def _note(text: str, *, x: float, y: float) -> Figure:
     }
 
 
-def hypervolume_chart(facts: Facts) -> Figure:
+def hypervolume_chart(facts: StudyData) -> Figure:
     """The dominated share of the objectives' box after each scored candidate."""
     scored = [c for c in facts.scored if not diverged(c)]
     points = [tuple(i.value for n in facts.objectives if (i := facts.amount(c, n))) for c in scored]
@@ -201,13 +201,13 @@ def hypervolume_chart(facts: Facts) -> Figure:
         },
         "hovertemplate": "after %{x} scored: %{y:.1f} %<extra></extra>",
     }
-    layout = layout_of("Candidates scored", "Dominated share")
+    layout = base_layout("Candidates scored", "Dominated share")
     layout["xaxis"]["range"] = [0.5, len(found) + 0.5]
     layout["yaxis"] |= {"ticksuffix": " %", "range": [0, 105]}
     return {"data": [data], "layout": layout}
 
 
-def seeds_chart(facts: Facts, scored: Sequence[tuple[Candidate, Estimate]]) -> Figure:
+def seeds_chart(facts: StudyData, scored: Sequence[tuple[Candidate, Estimate]]) -> Figure:
     """One metric of every candidate by the first two seeds, and the line on which they would agree."""
     both = [(c, e.by_seed[:2]) for c, e in scored if len(e.by_seed) > 1]
     ends = [f(value for _, pair in both for value in pair) for f in (min, max)]
@@ -229,5 +229,5 @@ def seeds_chart(facts: Facts, scored: Sequence[tuple[Candidate, Estimate]]) -> F
         "hoverinfo": "text",
     }
     seeds = facts.seeds
-    layout = layout_of(f"seed {seeds[0]}", f"seed {seeds[1]}")
+    layout = base_layout(f"seed {seeds[0]}", f"seed {seeds[1]}")
     return {"data": [line, dots], "layout": layout}

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from archsearch.reports.rendering import formatting as amounts
-from archsearch.score import QUALITIES, Incomparable, Quality, comparable
+from archsearch.reports.rendering import formatting
+from archsearch.score import QUALITY_METRICS, ProtocolMismatch, Quality, comparable
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.main_effects import Factor, Interval
+from archsearch.stats.main_effects import EffectInterval, KnobFactor
 from archsearch.studies.search import candidates as trials
 from archsearch.studies.search.candidates import Candidate
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Facts:
+class StudyData:
     """A study as its report sees it.
 
     Attributes:
@@ -75,7 +75,7 @@ class Facts:
     @cached_property
     def measures(self) -> tuple[str, ...]:
         """The score's numbers that were taken, objectives first."""
-        order = dict.fromkeys((*self.objectives, *QUALITIES, *amounts.COSTS))
+        order = dict.fromkeys((*self.objectives, *QUALITY_METRICS, *formatting.COSTS))
         return tuple(name for name in order if all(self.amount(c, name) for c in self.scored))
 
     @cached_property
@@ -84,17 +84,17 @@ class Facts:
         return Architecture.model_validate(self.attrs["space"]["base"])
 
     @cached_property
-    def factors(self) -> tuple[Factor, ...]:
+    def factors(self) -> tuple[KnobFactor, ...]:
         """The space's knobs, each with the base's choice."""
         return tuple(_factor(knob, self.base) for knob in self.attrs["space"]["knobs"])
 
-    def amount(self, candidate: Candidate, name: str) -> Interval | None:
+    def amount(self, candidate: Candidate, name: str) -> EffectInterval | None:
         """One number of a candidate, or None where it was not taken."""
-        return amounts.amount(candidate.score, name)
+        return formatting.value_of(candidate.score, name)
 
     def label(self, name: str, *, short: bool = False) -> str:
         """A number's name for people."""
-        return amounts.label(name, self.extractor, short=short)
+        return formatting.label(name, self.extractor, short=short)
 
     def choices(self, candidate: Candidate) -> dict[str, str]:
         """Each knob's name and what its choice is called."""
@@ -106,9 +106,9 @@ class Facts:
         return {k: v for k, v in self.choices(candidate).items() if candidate.point[k] != base[k]}
 
 
-def _factor(knob: Mapping[str, Any], base: Architecture) -> Factor:
-    choice = next((i for i, c in enumerate(knob["changes"]) if changed(base, c).id == base.id), 0)
-    return Factor(knob["name"], tuple(knob["choices"]), bool(knob["ordered"]), choice)
+def _factor(knob: Mapping[str, Any], base: Architecture) -> KnobFactor:
+    choice = next((i for i, c in enumerate(knob["changes"]) if apply_overrides(base, c).id == base.id), 0)
+    return KnobFactor(knob["name"], tuple(knob["choices"]), bool(knob["ordered"]), choice)
 
 
 def title(candidate: Candidate) -> str:
@@ -121,12 +121,12 @@ def diverged(candidate: Candidate) -> bool:
     return candidate.score.quality is not None and candidate.score.quality.diverged
 
 
-def estimates(facts: Facts, name: str) -> list[tuple[Candidate, Estimate]]:
+def estimates(facts: StudyData, name: str) -> list[tuple[Candidate, Estimate]]:
     """Every trained candidate and its estimate of one quality metric."""
     return [(c, e) for c in facts.trained if (e := getattr(c.score.quality, name))]
 
 
-def read(study: Study) -> Facts:
+def load_study_data(study: Study) -> StudyData:
     """All of a study, running or finished.
 
     Raises:
@@ -135,17 +135,17 @@ def read(study: Study) -> Facts:
     """
     source = f"study {study.study_name}"
     attrs = study.user_attrs
-    every = tuple(trials.read(study))
+    every = tuple(trials.load_candidates(study))
     if not trials.eligible(every):
         problem = f"has no scored candidate within the limits{_instead(every)}"
         raise InputError(source, problem, "run archsearch search, or wait for its first trial")
     _check_protocols(source, every)
     every = _compared(every)
     names = trials.objectives(study)
-    front = trials.front(every, names)
+    front = trials.pareto_front(every, names)
     choice = trials.recommended(trials.eligible(every), front, names)
     numbers = frozenset(c.number for c in front)
-    return Facts(
+    return StudyData(
         study.study_name, attrs, every, tuple(trials.eligible(every)), numbers, choice.candidate, choice.reason
     )
 
@@ -158,13 +158,13 @@ def _instead(every: Sequence[Candidate]) -> str:
 
 def _compared(every: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """The candidates with the intervals by which those of one study are compared
-    (`archsearch.stats.intervals.pooled`)."""
-    from archsearch.stats.intervals import pooled
+    (`archsearch.stats.intervals.pool_intervals`)."""
+    from archsearch.stats.intervals import pool_intervals
 
     qualities = {c.architecture.id: c.score.quality for c in every if c.score.quality and not diverged(c)}
-    for name in QUALITIES:
+    for name in QUALITY_METRICS:
         ids = [i for i, quality in qualities.items() if getattr(quality, name)]
-        found = pooled([getattr(qualities[i], name) for i in ids])
+        found = pool_intervals([getattr(qualities[i], name) for i in ids])
         qualities |= {i: qualities[i].model_copy(update={name: e}) for i, e in zip(ids, found, strict=True)}
     return tuple(_with_quality(c, qualities.get(c.architecture.id)) for c in every)
 
@@ -180,6 +180,6 @@ def _check_protocols(source: str, every: Sequence[Candidate]) -> None:
     for candidate, quality in qualities[1:]:
         try:
             comparable(qualities[0][1], quality)
-        except Incomparable as error:
+        except ProtocolMismatch as error:
             place = f"trials {qualities[0][0].number} and {candidate.number}"
-            raise Incomparable(source, error.problem, "report each protocol's study alone", place=place) from None
+            raise ProtocolMismatch(source, error.problem, "report each protocol's study alone", place=place) from None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from archsearch.reports.rendering import formatting as amounts
-from archsearch.reports.study.data import Facts
-from archsearch.score import QUALITIES
-from archsearch.stats.main_effects import FEWEST, Effect, Effects, Interval, Knob, effects
+from archsearch.reports.rendering import formatting
+from archsearch.reports.study.data import StudyData
+from archsearch.score import QUALITY_METRICS
+from archsearch.stats.main_effects import FEWEST, Effect, EffectInterval, Effects, Knob, effects
 
 ROOM = 1.3
 """Width of a column's scale over its largest effect; an interval that reaches beyond is cut at the edge."""
@@ -58,7 +58,7 @@ class KnobTable:
     constant: tuple[str, ...]
 
 
-def knob_table(facts: Facts, names: Sequence[str]) -> KnobTable:
+def knob_table(facts: StudyData, names: Sequence[str]) -> KnobTable:
     """The effects on some of the score's numbers."""
     found = [_effects(facts, name) for name in names]
     columns = tuple(_column(facts, name, e) for name, e in zip(names, found, strict=True))
@@ -87,19 +87,19 @@ def _tells(group: Group) -> bool:
     return any(cell and cell.verdict in ("better", "worse") for row in group[1] for cell in row.cells)
 
 
-def _effects(facts: Facts, name: str) -> Effects | None:
-    pool = facts.trained if name in QUALITIES else facts.distinct
+def _effects(facts: StudyData, name: str) -> Effects | None:
+    pool = facts.trained if name in QUALITY_METRICS else facts.distinct
     taken = [(c, i) for c in pool if (i := facts.amount(c, name)) and len(c.point) == len(facts.factors)]
     values = [i.value for _, i in taken]
-    relative = name in amounts.COSTS and all(v > 0 for v in values)
+    relative = name in formatting.COSTS and all(v > 0 for v in values)
     return effects([c.point for c, _ in taken], values, facts.factors, relative=relative)
 
 
-def _column(facts: Facts, name: str, found: Effects | None) -> Column:
+def _column(facts: StudyData, name: str, found: Effects | None) -> Column:
     label = facts.label(name)
     if found is None:
         return Column(label, f"cannot tell from fewer than {FEWEST} different candidates")
-    explained = amounts.percent(found.explained) if found.explained > 0 else "none"
+    explained = formatting.percent(found.explained) if found.explained > 0 else "none"
     return Column(label, f"n = {found.n}; the knobs explain {explained} of the variance (leave-one-out)")
 
 
@@ -112,7 +112,7 @@ def _share(knob: Knob | None) -> Cell | None:
     if knob is None:
         return None
     share = knob.share
-    text = f"{amounts.percent(share.value)} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+    text = f"{formatting.percent(share.value)} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
     return Cell(text, "", 100 * share.low, 100 * share.value, 100 * share.high)
 
 
@@ -121,7 +121,7 @@ def _change(knob: Knob | None, change: str, found: Effects | None, scale: float)
     if effect is None or found is None:
         return None
     start, dot, end = (_place(value, scale) for value in _ends(effect))
-    return Cell(amounts.change(effect.size, relative=found.relative), _verdict(effect.size), start, dot, end)
+    return Cell(formatting.format_change(effect.size, relative=found.relative), _verdict(effect.size), start, dot, end)
 
 
 def _ends(effect: Effect) -> tuple[float, float, float]:
@@ -132,7 +132,7 @@ def _place(value: float, scale: float) -> float:
     return round(min(max(50 + 50 * value / scale, 0), 100), 2)
 
 
-def _verdict(size: Interval) -> str:
+def _verdict(size: EffectInterval) -> str:
     if not size.tells:
         return "cannot tell"
     return "worse" if size.value > 0 else "better"

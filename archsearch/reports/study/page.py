@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from archsearch.reports.rendering import formatting as amounts
-from archsearch.reports.rendering import images as samples
-from archsearch.reports.rendering.html import whole
+from archsearch.reports.rendering import formatting, images
+from archsearch.reports.rendering.html import render_page
 from archsearch.reports.rendering.plotting import Figure
-from archsearch.reports.study import audit, charts, summary
-from archsearch.reports.study import candidates as listing
-from archsearch.reports.study.data import Facts, estimates, title
+from archsearch.reports.study import audit, candidates, charts, summary
+from archsearch.reports.study.data import StudyData, estimates, title
 from archsearch.reports.study.knob_effects import knob_table
 
 
@@ -27,7 +25,7 @@ class PageSection(Protocol):
         ...
 
 
-def render(facts: Facts, *, source: str, beside: Path, evolved: PageSection | None = None) -> str:
+def render(facts: StudyData, *, source: str, beside: Path, evolved: PageSection | None = None) -> str:
     """The page as HTML: its style, its script, plotly and the data are inside.
 
     Args:
@@ -46,14 +44,14 @@ def render(facts: Facts, *, source: str, beside: Path, evolved: PageSection | No
         "tiles": summary.tiles(facts),
         "warnings": summary.warnings(facts, agreements),
         "recommended": summary.recommended(facts),
-        "axes": [[(n, amounts.axis(n, facts.extractor)) for n in side] for side in charts.views(facts)],
-        "picks": [(c.number, title(c), c.number in facts.front) for c in listing.shown(facts)],
+        "axes": [[(n, formatting.axis(n, facts.extractor)) for n in side] for side in charts.chart_axes(facts)],
+        "picks": [(c.number, title(c), c.number in facts.front) for c in candidates.display_order(facts)],
         "knobs": knob_table(facts, facts.objectives),
         "others": knob_table(facts, [n for n in facts.measures if n not in facts.objectives]),
         "reference": summary.reference(facts),
         "seeds": facts.seeds,
         "agreements": [summary.agreement_row(facts, name, found) for name, found in agreements.items()],
-        "table": listing.table(facts),
+        "table": candidates.table(facts),
         "verdicts": summary.verdicts(facts, agreements),
         "sources": summary.sources(facts),
         "protocol": flat(unnested(facts.attrs.get("protocol", {}))),
@@ -66,29 +64,29 @@ def render(facts: Facts, *, source: str, beside: Path, evolved: PageSection | No
     data = _data(facts, repeated, beside)
     if evolved:
         data["charts"] |= evolved.charts()
-    return whole("report.html", name=facts.name, script="report.js", data=data, **context)
+    return render_page("report.html", name=facts.name, script="report.js", data=data, **context)
 
 
-def _data(facts: Facts, repeated: Sequence[str], beside: Path) -> dict[str, Any]:
+def _data(facts: StudyData, repeated: Sequence[str], beside: Path) -> dict[str, Any]:
     """What the script reads; ``repeated``: the metrics that several candidates have of two seeds."""
-    down, across = charts.views(facts)
+    down, across = charts.chart_axes(facts)
     figures = {f"{y}/{x}": charts.front_chart(facts, y, x) for y in down for x in across if x != y}
     scatters = {f"seeds-{n}": charts.seeds_chart(facts, estimates(facts, n)) for n in repeated}
-    pictures = samples.embedded(_pictures(facts, beside))
+    pictures = images.embed_images(_pictures(facts, beside))
     return {
         "best": facts.best.number,
         "fronts": figures,
         "charts": {"hypervolume": charts.hypervolume_chart(facts), **scatters},
-        "candidates": {c.number: listing.details(facts, c) for c in facts.candidates},
+        "candidates": {c.number: candidates.details(facts, c) for c in facts.candidates},
         "samples": pictures,
     }
 
 
-def _pictures(facts: Facts, beside: Path) -> list[tuple[int, Path]]:
+def _pictures(facts: StudyData, beside: Path) -> list[tuple[int, Path]]:
     """Where each candidate's grid should be: in the study's artifact folder, or in the run's own if that was moved."""
     named = Path(facts.attrs.get("artifacts", beside))
     folder = named if named.is_dir() else beside
-    drawn = [c for c in listing.shown(facts) if "samples.png" in c.artifacts]
+    drawn = [c for c in candidates.display_order(facts) if "samples.png" in c.artifacts]
     return [(c.number, folder / c.artifacts["samples.png"]) for c in drawn]
 
 

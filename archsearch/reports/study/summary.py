@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from archsearch.reports.rendering import architecture_text as words
-from archsearch.reports.rendering import formatting as amounts
-from archsearch.reports.study.data import Facts, diverged, estimates, title
+from archsearch.reports.rendering import architecture_text, formatting
+from archsearch.reports.study.data import StudyData, diverged, estimates, title
 from archsearch.reports.study.seed_agreement import Agreement, agreement
-from archsearch.score import QUALITIES
-from archsearch.stats.main_effects import Interval
+from archsearch.score import QUALITY_METRICS
+from archsearch.stats.main_effects import EffectInterval
 from archsearch.stats.pareto import box
 from archsearch.studies.search.candidates import Candidate
 
@@ -23,7 +22,7 @@ FEW = 10
 """Candidates under which a front is a beginning, and the agreement of seeds is no verdict."""
 
 
-def headline(facts: Facts) -> str:
+def headline(facts: StudyData) -> str:
     space = facts.attrs["space"]
     size = math.prod(len(f.choices) for f in facts.factors)
     goals = " and ".join(facts.label(name) for name in facts.objectives)
@@ -33,12 +32,12 @@ def headline(facts: Facts) -> str:
     )
 
 
-def _where_timed(facts: Facts) -> str:
+def _where_timed(facts: StudyData) -> str:
     records = {c.score.latency.device: c.score.latency.source for c in facts.scored if c.score.latency}
     return " (" + ", ".join(f"{source} on {device}" for device, source in records.items()) + ")" if records else ""
 
 
-def tiles(facts: Facts) -> list[tuple[str, str]]:
+def tiles(facts: StudyData) -> list[tuple[str, str]]:
     counts = Counter(c.state for c in facts.candidates)
     outside = counts["infeasible"] + sum(c.state == "scored" and not c.feasible for c in facts.candidates)
     reused = sum(c.reused_from is not None for c in facts.candidates)
@@ -54,13 +53,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def agreements_of(facts: Facts) -> dict[str, Agreement]:
+def agreements_of(facts: StudyData) -> dict[str, Agreement]:
     """Each quality metric's agreement between seeds; empty for a protocol of one seed."""
-    names = [n for n in facts.measures if n in QUALITIES]
+    names = [n for n in facts.measures if n in QUALITY_METRICS]
     return {name: agreement([e for _, e in estimates(facts, name)]) for name in names}
 
 
-def warnings(facts: Facts, agreements: Mapping[str, Agreement]) -> list[str]:
+def warnings(facts: StudyData, agreements: Mapping[str, Agreement]) -> list[str]:
     """What a reader must know before they trust the page, worst first."""
     found = _of_latency(facts)
     for name in facts.objectives:
@@ -71,7 +70,7 @@ def warnings(facts: Facts, agreements: Mapping[str, Agreement]) -> list[str]:
     return found + _of_trials(facts)
 
 
-def _of_latency(facts: Facts) -> list[str]:
+def _of_latency(facts: StudyData) -> list[str]:
     records = [c.score.latency for c in facts.scored if c.score.latency]
     found = []
     conditions = {record.conditions for record in records}
@@ -93,12 +92,12 @@ def _of_agreement(label: str, found: Agreement, seeds: int) -> list[str]:
         rho = f"ρ = {found.rho.rho:.2f} (n = {found.n})"
         doubts.append(f"Two seeds agree on the order by {label} only to {rho}: do not rank by it.")
     if found.apart is not None and found.apart < 0.5:
-        share = amounts.percent(found.apart)
+        share = formatting.percent(found.apart)
         doubts.append(f"Only {share} of pairs of candidates differ in {label} by more than their intervals.")
     return doubts
 
 
-def _of_trials(facts: Facts) -> list[str]:
+def _of_trials(facts: StudyData) -> list[str]:
     found = []
     lost = sum(diverged(c) for c in facts.candidates)
     if lost:
@@ -121,14 +120,14 @@ def _are(number: int) -> str:
     return f"{_count(number)} {'is' if number == 1 else 'are'}"
 
 
-def verdicts(facts: Facts, agreements: Mapping[str, Agreement]) -> list[str]:
+def verdicts(facts: StudyData, agreements: Mapping[str, Agreement]) -> list[str]:
     """A sentence for each quality metric: whether it ranks, and whether candidates differ by more than its noise."""
     return [_verdict(facts.label(name), found) for name, found in agreements.items() if found.rho]
 
 
 def _verdict(label: str, found: Agreement) -> str:
     assert found.rho is not None
-    rho, apart = found.rho, amounts.percent(found.apart or 0)
+    rho, apart = found.rho, formatting.percent(found.apart or 0)
     fit = "fit to rank" if (found.apart or 0) >= 0.5 else "fit to rank all but close candidates"
     fit = fit if rho.rho >= FIT_TO_RANK else "not fit to rank"
     fit = fit if found.n >= FEW else "too few candidates to say whether it ranks"
@@ -139,7 +138,7 @@ def _verdict(label: str, found: Agreement) -> str:
     )
 
 
-def recommended(facts: Facts) -> dict[str, Any]:
+def recommended(facts: StudyData) -> dict[str, Any]:
     base = next((c for c in facts.distinct if c.name == "base"), None)
     rows = [_beside(facts, name, base) for name in facts.measures if facts.amount(facts.best, name)]
     return {
@@ -147,59 +146,66 @@ def recommended(facts: Facts) -> dict[str, Any]:
         "id": facts.best.architecture.id,
         "number": facts.best.number,
         "reason": facts.reason[:1].upper() + facts.reason[1:] + ".",
-        "words": words.describe(facts.best.architecture),
+        "words": architecture_text.describe(facts.best.architecture),
         "rows": rows,
         "compared": base is not None and base.number != facts.best.number,
     }
 
 
-def _beside(facts: Facts, name: str, base: Candidate | None) -> dict[str, str]:
+def _beside(facts: StudyData, name: str, base: Candidate | None) -> dict[str, str]:
     mine = facts.amount(facts.best, name)
     theirs = facts.amount(base, name) if base else None
     assert mine is not None
-    row = {"label": facts.label(name), "mine": amounts.spoken(mine, name), "base": "–", "change": "", "verdict": ""}
+    row = {
+        "label": facts.label(name),
+        "mine": formatting.format_value(mine, name),
+        "base": "–",
+        "change": "",
+        "verdict": "",
+    }
     if theirs is None:
         return row
-    row["base"] = amounts.spoken(theirs, name)
-    if name in QUALITIES and mine.low <= theirs.high and theirs.low <= mine.high:
+    row["base"] = formatting.format_value(theirs, name)
+    if name in QUALITY_METRICS and mine.low <= theirs.high and theirs.low <= mine.high:
         return row | {"change": "within noise"}
     ratio = mine.value / theirs.value - 1 if theirs.value > 0 else math.nan
     if math.isfinite(ratio) and mine.value != theirs.value:
-        row["change"] = f"{'+' if ratio > 0 else '−'}{abs(ratio):.1%}".replace("%", f"{amounts.GAP}%")
+        row["change"] = f"{'+' if ratio > 0 else '−'}{abs(ratio):.1%}".replace("%", f"{formatting.GAP}%")
         row["verdict"] = "worse" if ratio > 0 else "better"
     return row
 
 
-def reference(facts: Facts) -> str:
+def reference(facts: StudyData) -> str:
     """The hypervolume's reference point, in words."""
     rows = [[facts.amount(c, n) for n in facts.objectives] for c in facts.scored if not diverged(c)]
     points = [tuple(i.value for i in row if i) for row in rows]
     worst = box(points)[1] if points else ()
-    ends = [Interval(value, value, value) for value in worst]
+    ends = [EffectInterval(value, value, value) for value in worst]
     return ", ".join(
-        f"{facts.label(name)} {amounts.spoken(end, name)}" for name, end in zip(facts.objectives, ends, strict=False)
+        f"{facts.label(name)} {formatting.format_value(end, name)}"
+        for name, end in zip(facts.objectives, ends, strict=False)
     )
 
 
-def agreement_row(facts: Facts, name: str, found: Agreement) -> dict[str, str]:
+def agreement_row(facts: StudyData, name: str, found: Agreement) -> dict[str, str]:
     rho = found.rho
     return {
         "name": name,
         "label": facts.label(name),
         "n": str(found.n),
         "rho": f"{rho.rho:.2f} [{rho.low:.2f}, {rho.high:.2f}]" if rho else "cannot tell",
-        "apart": amounts.percent(found.apart) if found.apart is not None else "–",
+        "apart": formatting.percent(found.apart) if found.apart is not None else "–",
         "spread": f"{found.spread:.1f} ×" if found.spread is not None else "–",
         "drawn": "yes" if found.n > 1 else "",
     }
 
 
-def sources(facts: Facts) -> list[tuple[str, str]]:
+def sources(facts: StudyData) -> list[tuple[str, str]]:
     """Where each of the score's numbers comes from."""
     seeds = len(facts.seeds)
     rows = []
     for name in facts.measures:
-        if name in QUALITIES:
+        if name in QUALITY_METRICS:
             how = f"measured here: mean of {seeds} short runs under protocol {_hash(facts)}, with 95 % interval"
             how += ", the seeds' spread pooled over the study" if seeds > 1 else ""
             rows.append((facts.label(name), how))
@@ -215,5 +221,5 @@ def sources(facts: Facts) -> list[tuple[str, str]]:
     return rows
 
 
-def _hash(facts: Facts) -> str:
+def _hash(facts: StudyData) -> str:
     return next((c.score.quality.protocol_hash for c in facts.trained if c.score.quality), "")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from snapgen.architecture import overrides as paths
+from snapgen.architecture import overrides
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Settings
+from snapgen.config import Config
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Quantity = Literal["params", "macs", "latency_ms", "frechet_distance"]
 """What may have been published of a row."""
 
 
-class Published(Settings):
+class PublishedNumber(Config):
     """A number of a row as its paper has it; never ours."""
 
     value: float | None = None
@@ -38,7 +38,7 @@ class Published(Settings):
         return self
 
 
-class Row(Settings):
+class AblationRowConfig(Config):
     """One row as the YAML has it."""
 
     title: str
@@ -46,13 +46,13 @@ class Row(Settings):
     """The row that it changes; None for the base alone."""
     changes: dict[str, Any] = Field(default_factory=dict)
     """Paths into the architecture (`snapgen.architecture.overrides`) and the values to set there."""
-    published: dict[Quantity, Published] = Field(default_factory=dict)
+    published: dict[Quantity, PublishedNumber] = Field(default_factory=dict)
 
 
-class AblationSettings(Settings):
+class AblationConfig(Config):
     """An ablation: the ladder of rows, and what is derived from it."""
 
-    rows: dict[str, Row] = Field(min_length=2)
+    rows: dict[str, AblationRowConfig] = Field(min_length=2)
     """In the ladder's order; the first is the base."""
     final: str
     """The row that `without` and `alone` look at: the ladder from it down to the base is its *choices*."""
@@ -110,7 +110,7 @@ class AblationSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Planned:
+class AblationRow:
     """A row with its architecture.
 
     Attributes:
@@ -127,10 +127,10 @@ class Planned:
     choice: str | None
     changes: Mapping[str, Any]
     architecture: Architecture
-    published: Mapping[Quantity, Published]
+    published: Mapping[Quantity, PublishedNumber]
 
 
-def plan(settings: AblationSettings, base: Architecture, *, source: str) -> list[Planned]:
+def plan(settings: AblationConfig, base: Architecture, *, source: str) -> list[AblationRow]:
     """Every row of an ablation on a base, in the order of the table; several may be one architecture.
 
     Raises:
@@ -138,12 +138,14 @@ def plan(settings: AblationSettings, base: Architecture, *, source: str) -> list
     """
     checked = {name: _checked(name, row, base, source) for name, row in settings.rows.items()}
 
-    def planned(name: str, title: str, group: Group, over: str | None, choice: str | None, of: list[str]) -> Planned:
+    def planned(
+        name: str, title: str, group: Group, over: str | None, choice: str | None, of: list[str]
+    ) -> AblationRow:
         changes = _joined(checked[row] for row in of)
         place = f"ablation.rows.{name}" if group == "ladder" else f"ablation.{group}: {name}"
         arch = _built(base, changes, source=source, place=place)
         published = settings.rows[name].published if group == "ladder" else {}
-        return Planned(name, title, group, over, choice, changes, arch, published)
+        return AblationRow(name, title, group, over, choice, changes, arch, published)
 
     found = [
         planned(name, row.title, "ladder", row.over, name if row.over else None, _below(settings, name))
@@ -165,7 +167,7 @@ def plan(settings: AblationSettings, base: Architecture, *, source: str) -> list
     return found
 
 
-def space_of(settings: AblationSettings, around: Space, *, source: str) -> Space:
+def space_of(settings: AblationConfig, around: Space, *, source: str) -> Space:
     """The space whose points are the rows' architectures, each once: on the base and at the latent of ``around``."""
     from archsearch.spaces.knob import read_knob
 
@@ -180,7 +182,7 @@ def space_of(settings: AblationSettings, around: Space, *, source: str) -> Space
     return dataclasses.replace(around, name=f"{around.name} rows", knobs=(knob,), limits={}, references=references)
 
 
-def _below(settings: AblationSettings, name: str) -> list[str]:
+def _below(settings: AblationConfig, name: str) -> list[str]:
     """The row and those it stands on, from the base up."""
     over = settings.rows[name].over
     return [*(_below(settings, over) if over else []), name]
@@ -196,7 +198,7 @@ def _joined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return joined
 
 
-def _checked(name: str, row: Row, base: Architecture, source: str) -> dict[str, Any]:
+def _checked(name: str, row: AblationRowConfig, base: Architecture, source: str) -> dict[str, Any]:
     from archsearch.spaces.knob import read_changes
 
     return read_changes(row.changes, len(base.down), source=source, place=f"ablation.rows.{name}.changes")
@@ -204,7 +206,7 @@ def _checked(name: str, row: Row, base: Architecture, source: str) -> dict[str, 
 
 def _built(base: Architecture, changes: Mapping[str, Any], *, source: str, place: str) -> Architecture:
     try:
-        return paths.changed(base, changes)
+        return overrides.apply_overrides(base, changes)
     except ValueError as error:
         raise InputError(source, *_told(error), place=place) from None
 
@@ -219,11 +221,11 @@ def _told(error: ValueError) -> tuple[str, str]:
     return problem, remedy or "correct the row's changes"
 
 
-def _check_effect(row: Planned, own: Mapping[str, Any], over: Architecture, source: str) -> None:
+def _check_effect(row: AblationRow, own: Mapping[str, Any], over: Architecture, source: str) -> None:
     """A change of what the row's net does not have contradicts the row: an expansion where no conv is separable."""
     place = f"ablation.rows.{row.name}.changes"
     for path in own:
-        fields = [field for field in paths.targets(path, len(over.down)) if "layers" not in field]
+        fields = [field for field in overrides.resolve_path(path, len(over.down)) if "layers" not in field]
         if fields and all(_at(row.architecture, field) != _at(row.architecture.canonical(), field) for field in fields):
             problem, remedy = "changes nothing in this row's net", "remove it, or change what it depends on"
             raise InputError(source, problem, remedy, place=f"{place}.{path}")

@@ -6,11 +6,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from archsearch.block_latency.config import TableSettings
-from snapgen.config import Settings
+from archsearch.block_latency.config import BlockTableConfig
+from snapgen.config import Config
 
 
-class EvolveSettings(Settings):
+class EvolutionConfig(Config):
     """How a network is evolved. The paper gives no number of these: they are our choice.
 
     The study's protocol says how the first network is trained, and how every one is judged; where it inherits weights,
@@ -37,7 +37,7 @@ class EvolveSettings(Settings):
     """By which blocks are valued (`archsearch.quality.metrics`); clip_score:FOLDER is the paper's."""
     samples: int | None = Field(default=None, ge=8)
     """Images drawn for each value, where the metric needs them; None: the protocol's."""
-    table: TableSettings = TableSettings()
+    table: BlockTableConfig = BlockTableConfig()
     """How each block's latency is found."""
     gain: float = Field(default=0.01, ge=0, lt=1)
     """Share by which a network at the target must beat the ones before it, or the search ends."""
@@ -50,7 +50,7 @@ class EvolveSettings(Settings):
             raise ValueError("give a target: either target_ms or target_share")
         return self
 
-    def aimed(self, whole_ms: float) -> EvolveSettings:
+    def aimed(self, whole_ms: float) -> EvolutionConfig:
         """With the target in milliseconds, now that the base's latency is known."""
         if self.target_share is None:
             return self

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from archsearch.library import RUNS, STUDIES, FolderName, Kind, read
-from archsearch.protocol import Protocol
-from archsearch.score import OBJECTIVES, QUALITIES
+from archsearch.library import RUNS, STUDIES, FolderName, Kind, read_named
+from archsearch.protocol import EvaluationProtocol
+from archsearch.score import OBJECTIVES, QUALITY_METRICS
 from archsearch.spaces.loading import load_space
-from archsearch.studies.config.ablation import AblationSettings, space_of
-from archsearch.studies.config.evolution import EvolveSettings
-from snapgen import config as reading
-from snapgen.config import Settings
+from archsearch.studies.config.ablation import AblationConfig, space_of
+from archsearch.studies.config.evolution import EvolutionConfig
+from snapgen import config
+from snapgen.config import Config
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 SAMPLERS = ("gp", "tpe", "nsga2", "nsga3", "random", "qmc")
 
 
-class SamplerSettings(Settings):
+class SamplerConfig(Config):
     """Which Optuna sampler proposes candidates, and its own options, e.g. ``{name: gp, options: {…}}``."""
 
     name: Literal["gp", "tpe", "nsga2", "nsga3", "random", "qmc"] = "gp"
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
 
 
-class LatencySettings(Settings):
+class LatencyConfig(Config):
     """Where latency is taken. ``options`` are the backend's own."""
 
     device: str = "host"
@@ -63,7 +63,7 @@ class LatencySettings(Settings):
         return ({"threads": self.threads} if threaded else {}) | self.options
 
 
-class ElasticSettings(Settings):
+class SupernetAuditConfig(Config):
     """What stands beside the scores of candidates that inherit their weights when they are audited."""
 
     supernet_images: int = Field(ge=1)
@@ -72,7 +72,7 @@ class ElasticSettings(Settings):
     """Of a short run from new weights; the long run, from new weights, is the audit's factor times as long."""
 
 
-class StudySettings(Settings):
+class StudyConfig(Config):
     """One study, as its YAML has it.
 
     Whatever changes the meaning of a score or the order of the candidates is fixed once the study has begun; the
@@ -85,16 +85,16 @@ class StudySettings(Settings):
     objectives: tuple[str, ...] = Field(default=("validation_loss", "latency_ms"), min_length=1)
     limits: dict[str, float] = Field(default_factory=dict)
     """Most that a candidate may have of any of the score's numbers; the space's own limits hold besides."""
-    sampler: SamplerSettings = SamplerSettings()
+    sampler: SamplerConfig = SamplerConfig()
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     plan: tuple[dict[str, int], ...] = ()
     """Points to score first, knob to the index of its choice, instead of the base and the references."""
-    ablation: AblationSettings | None = None
+    ablation: AblationConfig | None = None
     """With it the study is an ablation on the space's base: its rows are all its candidates, and its budget."""
-    evolve: EvolveSettings | None = None
+    evolve: EvolutionConfig | None = None
     """With it the study is a network that evolves in the space, block by block; its rounds are its trials."""
-    elastic: ElasticSettings | None = None
-    """For the audit of a study whose protocol has candidates inherit their weights (`Protocol.inherit`)."""
+    elastic: SupernetAuditConfig | None = None
+    """For the audit of a study whose protocol has candidates inherit their weights (`EvaluationProtocol.inherit`)."""
     trials: int | None = Field(default=None, ge=1)
     """Candidates to score. Infeasible and repeated ones do not count."""
     minutes: float | None = Field(default=None, gt=0)
@@ -106,8 +106,8 @@ class StudySettings(Settings):
     """Any Optuna URL; None: SQLite in the run's folder."""
     artifacts: str | None = None
     """Folder of samples and weights; None: in the run's folder. Workers of several machines need a shared one."""
-    latency: LatencySettings = LatencySettings()
-    protocol: Protocol = Protocol()
+    latency: LatencyConfig = LatencyConfig()
+    protocol: EvaluationProtocol = EvaluationProtocol()
 
     _source: str = PrivateAttr(default="study")
 
@@ -156,7 +156,7 @@ class StudySettings(Settings):
     @property
     def trains(self) -> bool:
         """Whether candidates are trained: some objective or limit is on quality."""
-        return any(name in QUALITIES for name in (*self.objectives, *self.limits))
+        return any(name in QUALITY_METRICS for name in (*self.objectives, *self.limits))
 
     @property
     def folder(self) -> Path:
@@ -173,14 +173,14 @@ class StudySettings(Settings):
         """Where samples and weights go."""
         return Path(self.artifacts) if self.artifacts else self.folder / "artifacts"
 
-    def overridden(self, **changes: Any) -> StudySettings:
+    def overridden(self, **changes: Any) -> StudyConfig:
         """These settings with those that are not None changed, and checked again."""
         given = {key: value for key, value in changes.items() if value is not None}
         return self.with_changes(given) if given else self
 
-    def with_changes(self, given: Mapping[str, Any]) -> StudySettings:
+    def with_changes(self, given: Mapping[str, Any]) -> StudyConfig:
         """These settings with some changed, and checked again."""
-        changed = reading.parse({**self.model_dump(mode="json"), **given}, StudySettings, source=self.source)
+        changed = config.parse_config({**self.model_dump(mode="json"), **given}, StudyConfig, source=self.source)
         changed._source = self._source
         return changed
 
@@ -191,13 +191,13 @@ class StudySettings(Settings):
             InputError: naming the file, the place and the remedy.
         """
 
-        with named_in(self, "space"):
+        with error_context(self, "space"):
             space = load_space(self.space)
         return space if self.ablation is None else space_of(self.ablation, space, source=self.source)
 
 
 @contextmanager
-def named_in(settings: StudySettings, place: str) -> Iterator[None]:
+def error_context(settings: StudyConfig, place: str) -> Iterator[None]:
     """Says of a mistake in something that a study names where the study names it."""
     try:
         yield
@@ -206,7 +206,7 @@ def named_in(settings: StudySettings, place: str) -> Iterator[None]:
         raise InputError(settings.source, what, error.remedy, place=place) from None
 
 
-def find(name_or_path: str | Path, kind: Kind = "search") -> StudySettings:
+def load_config(name_or_path: str | Path, kind: Kind = "search") -> StudyConfig:
     """A shipped study by its name, or one's own by its path.
 
     A space named by a path is looked for beside the study's file first, then from the current directory.
@@ -226,9 +226,9 @@ def find(name_or_path: str | Path, kind: Kind = "search") -> StudySettings:
     return with_published
 
 
-def _read(name_or_path: str | Path, kind: Kind) -> StudySettings:
-    path, values = read(name_or_path, (kind, *(other for other in STUDIES if other != kind)))
-    found = reading.parse(values, StudySettings, source=path)
+def _read(name_or_path: str | Path, kind: Kind) -> StudyConfig:
+    path, values = read_named(name_or_path, (kind, *(other for other in STUDIES if other != kind)))
+    found = config.parse_config(values, StudyConfig, source=path)
     beside = path.parent / found.space
     if Path(found.space).suffix and beside.exists():
         found = found.model_copy(update={"space": str(beside)})
@@ -236,7 +236,7 @@ def _read(name_or_path: str | Path, kind: Kind) -> StudySettings:
     return found
 
 
-def _with_published(ablation: AblationSettings, *, source: str) -> AblationSettings:
+def _with_published(ablation: AblationConfig, *, source: str) -> AblationConfig:
     """The ablation with another one's published numbers beside the rows that have none."""
     other = _read(str(ablation.published_from), "ablation").ablation
     if other is None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archsearch.score import LatencyRecord
-from archsearch.studies.config.evolution import EvolveSettings
-from archsearch.studies.config.study import StudySettings, named_in
-from archsearch.studies.storage.database import existing
+from archsearch.studies.config.evolution import EvolutionConfig
+from archsearch.studies.config.study import StudyConfig, error_context
+from archsearch.studies.storage.database import load_study
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
-from snapgen.io.atomic import aside
+from snapgen.io.atomic import atomic_write
 from snapgen.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ TABLE = "block_table.json"
 """In the run's folder: every measurement behind the table of blocks, so that filling it goes on where it was."""
 
 
-def evolution_of(settings: StudySettings) -> EvolveSettings:
+def evolution_of(settings: StudyConfig) -> EvolutionConfig:
     """How a study evolves.
 
     Raises:
@@ -49,18 +49,18 @@ def evolution_of(settings: StudySettings) -> EvolveSettings:
     return settings.evolve
 
 
-def filled(settings: StudySettings, space: Space, backend: Backend) -> BlockTable:
+def load_or_fit_block_table(settings: StudyConfig, space: Space, backend: Backend) -> BlockTable:
     """The study's table of blocks: its own, or one that is measured now, from where a killed one was.
 
     Raises:
         InputError: if the space has no knobs for blocks, or the device is not there.
     """
-    from archsearch.block_latency.fitting import fill
+    from archsearch.block_latency.fitting import fit_block_table
 
     known = table_of(settings)
     if known is not None:
         return known
-    if not any(_most(space).values()):
+    if not any(max_block_counts(space).values()):
         problem = f"{space.name} has no knob for any block"
         raise InputError(settings.source, problem, "add blocks to it, e.g. {copies: 1}", place="space")
     path = settings.folder / TABLE
@@ -71,7 +71,7 @@ def filled(settings: StudySettings, space: Space, backend: Backend) -> BlockTabl
     def keep(arch: Architecture, record: LatencyRecord) -> None:
         records.setdefault(arch.id, []).append(record.model_dump(mode="json"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps({"latency": where, "records": records}, indent=1))
 
     progress, reached = Progress(settings.name, "timed", "% of the nets behind the table of blocks", 100), 0
@@ -82,8 +82,8 @@ def filled(settings: StudySettings, space: Space, backend: Backend) -> BlockTabl
             progress.add(round(100 * share) - reached)
             reached = round(100 * share)
 
-    with named_in(settings, "space"):
-        return fill(
+    with error_context(settings, "space"):
+        return fit_block_table(
             backend,
             space.base,
             space.latent_size,
@@ -95,12 +95,12 @@ def filled(settings: StudySettings, space: Space, backend: Backend) -> BlockTabl
         )
 
 
-def table_of(settings: StudySettings) -> BlockTable | None:
+def table_of(settings: StudyConfig) -> BlockTable | None:
     """The table of a study that has begun."""
     from archsearch.block_latency.table import BlockTable
 
     try:
-        attrs = existing(settings).user_attrs
+        attrs = load_study(settings).user_attrs
     except InputError:
         return None
     return BlockTable.model_validate(attrs["block_table"]) if "block_table" in attrs else None
@@ -114,9 +114,9 @@ def _kept(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _most(space: Space) -> dict[block_index.Place, int]:
+def max_block_counts(space: Space) -> dict[block_index.BlockSite, int]:
     """Blocks that may stand in each place of the base."""
-    most: dict[block_index.Place, int] = {}
+    most: dict[block_index.BlockSite, int] = {}
     for block in block_index.blocks(space.base):
         field = f"{block.site}.layers[{block.layer}].{block_index.FIELDS[block.kind]}"
         knob = next((knob for knob in space.knobs if knob.name == field), None)

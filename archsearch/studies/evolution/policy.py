@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from archsearch.studies.config.evolution import EvolveSettings
-from archsearch.studies.evolution.rounds import Phase, Round, Worth
-from snapgen.architecture.block_index import Block, Place, blocks, counted
+from archsearch.studies.config.evolution import EvolutionConfig
+from archsearch.studies.evolution.rounds import BlockImportance, EvolutionRound, Phase
+from snapgen.architecture.block_index import BlockRef, BlockSite, block_counts, blocks
 from snapgen.architecture.schema import Architecture
 
 
@@ -24,7 +24,7 @@ class Past:
         architecture: of its network.
     """
 
-    round: Round
+    round: EvolutionRound
     ms: float
     architecture: Architecture
 
@@ -41,7 +41,7 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Costs:
+class BlockCosts:
     """What the table of blocks says.
 
     Attributes:
@@ -49,11 +49,11 @@ class Costs:
         most: blocks that may stand in a place.
     """
 
-    copy_ms: Callable[[Block], float]
-    most: Mapping[Place, int]
+    copy_ms: Callable[[BlockRef], float]
+    most: Mapping[BlockSite, int]
 
 
-def decide(settings: EvolveSettings, costs: Costs, past: Sequence[Past]) -> Action | str:
+def decide(settings: EvolutionConfig, costs: BlockCosts, past: Sequence[Past]) -> Action | str:
     """The next action, or why there is none.
 
     Over the target the blocks of least value per millisecond go, a group at a time. At or under it the blocks of most
@@ -80,9 +80,9 @@ def decide(settings: EvolveSettings, costs: Costs, past: Sequence[Past]) -> Acti
     return found or _finish(settings, visits, "no block is worth more than what would have to make room for it")
 
 
-def _remove(settings: EvolveSettings, last: Past) -> Action | str:
+def _remove(settings: EvolutionConfig, last: Past) -> Action | str:
     """The group of least value, or so much of it as the target needs."""
-    going: list[Worth] = []
+    going: list[BlockImportance] = []
     left = last.ms
     for worth in sorted(last.round.worths, key=lambda worth: worth.value):
         if len(going) == settings.group or left <= settings.most_ms:
@@ -95,9 +95,9 @@ def _remove(settings: EvolveSettings, last: Past) -> Action | str:
     return Action("evolve", last.round.number, removed=_names(going), why=why)
 
 
-def _copy(settings: EvolveSettings, costs: Costs, last: Past) -> Action | None:
+def _copy(settings: EvolutionConfig, costs: BlockCosts, last: Past) -> Action | None:
     """The group of most value that fits under the target."""
-    chosen: list[Worth] = []
+    chosen: list[BlockImportance] = []
     ms = last.ms
     for worth, more in _copyable(costs, last):
         if len(chosen) < settings.group and ms + more * _scale(last) <= settings.most_ms:
@@ -107,10 +107,10 @@ def _copy(settings: EvolveSettings, costs: Costs, last: Past) -> Action | None:
     return Action("evolve", last.round.number, copied=_names(chosen), why=why) if chosen else None
 
 
-def _swap(settings: EvolveSettings, costs: Costs, last: Past) -> Action | None:
+def _swap(settings: EvolutionConfig, costs: BlockCosts, last: Past) -> Action | None:
     """One copy of the block of most value, and room made for it by those of least, if together they lose less."""
     for worth, more in _copyable(costs, last)[:1]:
-        going: list[Worth] = []
+        going: list[BlockImportance] = []
         ms = last.ms + more * _scale(last)
         for other in sorted(last.round.worths, key=lambda other: other.value):
             if ms <= settings.most_ms or len(going) == settings.group:
@@ -124,10 +124,10 @@ def _swap(settings: EvolveSettings, costs: Costs, last: Past) -> Action | None:
     return None
 
 
-def _copyable(costs: Costs, last: Past) -> list[tuple[Worth, float]]:
+def _copyable(costs: BlockCosts, last: Past) -> list[tuple[BlockImportance, float]]:
     """Blocks of use whose place takes another, most valuable first, and what a copy costs."""
     every = blocks(last.architecture)
-    count = counted(last.architecture)
+    count = block_counts(last.architecture)
     by_name = {block.name: block for block in every}
     found = [
         (worth, costs.copy_ms(by_name[worth.block]))
@@ -137,7 +137,7 @@ def _copyable(costs: Costs, last: Past) -> list[tuple[Worth, float]]:
     return sorted(found, key=lambda pair: pair[0].value, reverse=True)
 
 
-def _finish(settings: EvolveSettings, visits: Sequence[Past], why: str) -> Action | str:
+def _finish(settings: EvolutionConfig, visits: Sequence[Past], why: str) -> Action | str:
     best = min(visits, key=lambda one: one.round.quality.value)
     if not settings.final_steps:
         return f"ended with round {best.round.number}, {best.ms:.4g} ms: {why}"
@@ -149,5 +149,5 @@ def _scale(last: Past) -> float:
     return last.ms / last.round.predicted_ms
 
 
-def _names(worths: Sequence[Worth]) -> tuple[str, ...]:
+def _names(worths: Sequence[BlockImportance]) -> tuple[str, ...]:
     return tuple(worth.block for worth in worths)

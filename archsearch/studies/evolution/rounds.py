@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from archsearch.stats.estimate import Estimate
-from snapgen.architecture.schema import Kind
-from snapgen.config import Settings
+from snapgen.architecture.schema import BlockKind
+from snapgen.config import Config
 
 Phase = Literal["robust", "evolve", "final"]
 """The robust training that comes first, a round of actions, the last training on."""
@@ -19,7 +19,7 @@ ATTRIBUTE = "evolution"
 """User attribute of a trial that is a round."""
 
 
-class Worth(Settings):
+class BlockImportance(Config):
     """What one block of a round's network is worth (arXiv 2306.00980, section 3.1: ΔCLIP / ΔLatency)."""
 
     block: str
@@ -27,7 +27,7 @@ class Worth(Settings):
     label: str
     site: str
     layer: int
-    kind: Kind
+    kind: BlockKind
     index: int
     loss: Estimate
     """Quality without the block less quality with it; above 0: it is of use (the metric is better when smaller)."""
@@ -40,7 +40,7 @@ class Worth(Settings):
         return self.loss.value / self.ms if self.ms > 0 else math.inf
 
 
-class Round(Settings):
+class EvolutionRound(Config):
     """One round: the action that led to its network, and what was measured of that after training on."""
 
     number: Annotated[int, Field(ge=0)]
@@ -59,7 +59,7 @@ class Round(Settings):
     """Trained in this round."""
     training_macs: Annotated[float, Field(ge=0)]
     """Of all training up to here: forward MACs × 3 × images."""
-    worths: tuple[Worth, ...]
+    worths: tuple[BlockImportance, ...]
     """Of every removable block, in the order of the forward pass; empty in the final round."""
     next: str
     """What is done next and why, in words."""

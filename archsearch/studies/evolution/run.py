@@ -12,38 +12,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archsearch.latency.repeats import in_turns
+from archsearch.latency.repeats import measure_round_robin
 from archsearch.quality.metrics import difference, estimate, gauge
 from archsearch.score import LatencyRecord, Quality, Score
-from archsearch.studies.config.study import StudySettings, named_in
-from archsearch.studies.evolution.block_table import _most, evolution_of, filled, table_of
-from archsearch.studies.evolution.policy import Action, Costs, Past, decide
-from archsearch.studies.evolution.rounds import ATTRIBUTE, Round, Worth
-from archsearch.studies.search.candidates import FINAL, read
-from archsearch.studies.search.proposer import Exhausted, Proposal
+from archsearch.studies.config.study import StudyConfig, error_context
+from archsearch.studies.evolution.block_table import evolution_of, load_or_fit_block_table, max_block_counts, table_of
+from archsearch.studies.evolution.policy import Action, BlockCosts, Past, decide
+from archsearch.studies.evolution.rounds import ATTRIBUTE, BlockImportance, EvolutionRound
+from archsearch.studies.search.candidates import FINAL, load_candidates
+from archsearch.studies.search.proposer import Proposal, SearchSpaceExhausted
 from archsearch.studies.search.run import search
 from archsearch.studies.search.samplers import distributions
 from archsearch.studies.search.scorer import NOTES, ArchsearchScorer, Report
-from archsearch.studies.storage.database import existing
+from archsearch.studies.storage.database import load_study
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError, first_line
-from snapgen.io.atomic import aside
-from snapgen.models import subnetworks as subnets
+from snapgen.io.atomic import atomic_write
+from snapgen.models import subnetworks
 from snapgen.models.unet import UNet
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
 
     from archsearch.block_latency.table import BlockTable
-    from archsearch.quality.evaluator import Run
+    from archsearch.quality.evaluator import SeedRun
     from archsearch.spaces.space import Space
-    from archsearch.studies.storage.trial_queue import Claim
+    from archsearch.studies.storage.trial_queue import ClaimedTrial
 
 
-def evolve(settings: StudySettings, *, quiet: bool = False) -> Study:
+def evolve(settings: StudyConfig, *, quiet: bool = False) -> Study:
     """Evolve a network to its target, or go on with it.
 
     Raises:
@@ -56,18 +56,18 @@ def evolve(settings: StudySettings, *, quiet: bool = False) -> Study:
         aimed = how.aimed(_base_ms(settings))
         changes["evolve"] = aimed.model_dump(mode="json")
     settings = settings.with_changes(changes)
-    return search(settings, quiet=quiet, scorer=Evolver, proposer=NextRound)
+    return search(settings, quiet=quiet, scorer=EvolutionScorer, proposer=EvolutionProposer)
 
 
-class NextRound:
+class EvolutionProposer:
     """Proposes each round's network: the last one's, after the action that its blocks' worths call for."""
 
-    def __init__(self, settings: StudySettings, space: Space) -> None:
+    def __init__(self, settings: StudyConfig, space: Space) -> None:
         self._settings, self._space = settings, space
         self._how = evolution_of(settings)
         self.choices: Mapping[str, Any] = distributions(space)
 
-    def propose(self, claim: Claim, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:  # noqa: ARG002
+    def propose(self, claim: ClaimedTrial, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:  # noqa: ARG002
         """The next round's, whatever was claimed; as `archsearch.studies.search.proposer.Proposer.propose`.
 
         Raises:
@@ -78,11 +78,11 @@ class NextRound:
         assert table is not None, "the study keeps it from its beginning"
         action = decide(self._how, _costs(self._space, table), past)
         if isinstance(action, str):
-            raise Exhausted(action)
+            raise SearchSpaceExhausted(action)
         if action.parent is None:
             arch = self._space.base
         else:
-            arch = block_index.changed(past[action.parent].architecture, action.removed, action.copied)
+            arch = block_index.edit_blocks(past[action.parent].architecture, action.removed, action.copied)
         name = {"robust": "base", "final": FINAL}.get(action.phase)
         point = {knob.name: knob.choice_of(arch) for knob in self._space.knobs}
         found = {knob: choice for knob, choice in point.items() if choice is not None}
@@ -90,21 +90,21 @@ class NextRound:
         return Proposal(found, self._space.architecture(found), name, {})
 
 
-class Evolver(ArchsearchScorer):
+class EvolutionScorer(ArchsearchScorer):
     """Scores a round's network: trains it on from the round that it came from, and values its blocks."""
 
-    def __init__(self, settings: StudySettings, space: Space) -> None:
+    def __init__(self, settings: StudyConfig, space: Space) -> None:
         self._how = evolution_of(settings)
         if not settings.trains:
             remedy = "name one, e.g. validation_loss"
             raise InputError(settings.source, "no objective is on quality", remedy, place="objectives")
         super().__init__(settings, space)
         assert self._evaluator is not None
-        with named_in(settings, "evolve.metric"):
+        with error_context(settings, "evolve.metric"):
             samples = settings.protocol.samples if self._how.samples is None else self._how.samples
             self._gauge = gauge(self._how.metric, self._evaluator, samples=samples)
         assert self._backend is not None
-        self._table = filled(settings, space, self._backend)
+        self._table = load_or_fit_block_table(settings, space, self._backend)
         _check_target(settings, space, self._table)
 
     def describe(self) -> Mapping[str, Any]:
@@ -112,8 +112,8 @@ class Evolver(ArchsearchScorer):
         return {**super().describe(), "block_table": self._table.model_dump(mode="json")}
 
     def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
-        """As `archsearch.studies.search.scorer.Scorer`; leaves the round's `Round` for the trial."""
-        study = existing(self._settings)
+        """As `archsearch.studies.search.scorer.Scorer`; leaves the round's `EvolutionRound` for the trial."""
+        study = load_study(self._settings)
         past = _rounds(study.get_trials(deepcopy=False))
         action = decide(self._how, _costs(self._space, self._table), past)
         assert isinstance(action, Action)
@@ -128,7 +128,7 @@ class Evolver(ArchsearchScorer):
             raise InputError(self._settings.source, f"round {number} diverged", remedy, place="protocol")
         self._evaluator.write(run, artifacts)
         found = self._round(run.unet, action, number, past, lambda share: progress("valuing blocks", 0.7 + 0.3 * share))
-        with aside(artifacts / NOTES) as part:
+        with atomic_write(artifacts / NOTES) as part:
             part.write_text(json.dumps({ATTRIBUTE: found.model_dump(mode="json")}))
         return quality
 
@@ -136,12 +136,12 @@ class Evolver(ArchsearchScorer):
         """The round's network before it is trained on."""
         assert self._evaluator is not None
         if action.parent is None:
-            return self._evaluator.begun(self._space.base, derive(self._settings.seed, "weights"))
-        unet = subnets.carried(_weights(study, action.parent), action.removed, action.copied)
+            return self._evaluator.begun(self._space.base, derive_seed(self._settings.seed, "weights"))
+        unet = subnetworks.edit_network(_weights(study, action.parent), action.removed, action.copied)
         unet.to(self._evaluator.device)
         return unet
 
-    def _trained(self, unet: UNet, action: Action, number: int, progress: Report) -> Run:
+    def _trained(self, unet: UNet, action: Action, number: int, progress: Report) -> SeedRun:
         assert self._evaluator is not None
         first, last = action.phase == "robust", action.phase == "final"
         steps = self._steps(action)
@@ -152,7 +152,7 @@ class Evolver(ArchsearchScorer):
             unet,
             self._settings.protocol.model_copy(update={"steps": steps, "learning_rate": rate}),
             number=number,
-            seed=derive(self._settings.seed, "round", number),
+            seed=derive_seed(self._settings.seed, "round", number),
             block_dropout=0 if last else self._how.block_dropout,
             tell=progress,
         )
@@ -164,9 +164,11 @@ class Evolver(ArchsearchScorer):
         What an earlier round measured of the same network counts.
         """
         assert self._backend is not None
-        before = [c for c in read(existing(self._settings), artifacts=False) if c.architecture.id == arch.id]
+        before = [
+            c for c in load_candidates(load_study(self._settings), artifacts=False) if c.architecture.id == arch.id
+        ]
         records = {arch.id: [c.score.latency for c in before if c.score.latency is not None]}
-        for _ in in_turns(
+        for _ in measure_round_robin(
             self._backend,
             [arch],
             records,
@@ -183,20 +185,22 @@ class Evolver(ArchsearchScorer):
 
     def _round(
         self, unet: UNet, action: Action, number: int, past: Sequence[Past], progress: Callable[[float], None]
-    ) -> Round:
+    ) -> EvolutionRound:
         """What is to be kept of a round: what each block of its trained network is worth, and what follows."""
         whole = self._gauge.take(unet)
-        worths: list[Worth] = []
+        worths: list[BlockImportance] = []
         candidates = block_index.removable(unet.arch) if action.phase != "final" else ()
         for i, block in enumerate(candidates):
-            with subnets.without(unet, {block.name}):
+            with subnetworks.blocks_disabled(unet, {block.name}):
                 loss = difference(whole, self._gauge.take(unet))
             worths.append(
-                Worth(block=block.name, label=block.label, **_place(block), loss=loss, ms=self._table.of(block))
+                BlockImportance(
+                    block=block.name, label=block.label, **_place(block), loss=loss, ms=self._table.of(block)
+                )
             )
             progress((i + 1) / len(candidates))
         macs = self.cost(unet.arch).macs * 3 * self._settings.protocol.batch * self._steps(action)
-        found = Round(
+        found = EvolutionRound(
             number=number,
             phase=action.phase,
             parent=action.parent,
@@ -219,22 +223,22 @@ class Evolver(ArchsearchScorer):
         return self._how.final_steps if action.phase == "final" else self._how.round_steps
 
 
-def _base_ms(settings: StudySettings) -> float:
+def _base_ms(settings: StudyConfig) -> float:
     """The latency of the space's base, by the study's table."""
     from archsearch.devices import backend
 
-    with named_in(settings, "latency"):
+    with error_context(settings, "latency"):
         device = backend(settings.latency.device, **settings.latency.backend_options)
-    return filled(settings, settings.load_space(), device).whole_ms
+    return load_or_fit_block_table(settings, settings.load_space(), device).whole_ms
 
 
-def _check_target(settings: StudySettings, space: Space, table: BlockTable) -> None:
+def _check_target(settings: StudyConfig, space: Space, table: BlockTable) -> None:
     """Whether some network of the space meets the target, by the table; said before anything is trained."""
     how, costs = evolution_of(settings), _costs(space, table)
     every = block_index.blocks(space.base)
-    last, count = {block.place: block for block in every}, block_index.counted(space.base)
+    last, count = {block.place: block for block in every}, block_index.block_counts(space.base)
     copies = [block for place, block in last.items() for _ in range(costs.most[place] - count[place])]
-    fastest = table.predict(block_index.changed(space.base, [block.name for block in every]))
+    fastest = table.predict(block_index.edit_blocks(space.base, [block.name for block in every]))
     slowest = table.predict(space.base) + sum(costs.copy_ms(block) for block in copies)
     if not fastest <= how.most_ms or not slowest >= how.least_ms:
         problem = (
@@ -243,8 +247,10 @@ def _check_target(settings: StudySettings, space: Space, table: BlockTable) -> N
         raise InputError(settings.source, problem, "give a target between", place="evolve.target_ms")
 
 
-def _costs(space: Space, table: BlockTable) -> Costs:
-    return Costs(lambda block: table.of(dataclasses.replace(block, index=block.index + 1)), _most(space))
+def _costs(space: Space, table: BlockTable) -> BlockCosts:
+    return BlockCosts(
+        lambda block: table.of(dataclasses.replace(block, index=block.index + 1)), max_block_counts(space)
+    )
 
 
 def _rounds(trials: Sequence[FrozenTrial]) -> list[Past]:
@@ -255,7 +261,13 @@ def _rounds(trials: Sequence[FrozenTrial]) -> list[Past]:
         latency = Score.model_validate(t.user_attrs["score"]).latency
         assert latency is not None
         arch = Architecture.model_validate(t.user_attrs["architecture"])
-        found.append(Past(Round.model_validate(t.user_attrs[ATTRIBUTE]), latency.median_ms, block_index.explicit(arch)))
+        found.append(
+            Past(
+                EvolutionRound.model_validate(t.user_attrs[ATTRIBUTE]),
+                latency.median_ms,
+                block_index.with_explicit_layers(arch),
+            )
+        )
     return sorted(found, key=lambda past: past.round.number)
 
 
@@ -268,9 +280,9 @@ def _weights(study: Study, number: int) -> UNet:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    candidate = next(c for c in read(study) if c.slot == number)
+    candidate = next(c for c in load_candidates(study) if c.slot == number)
     path = Path(study.user_attrs["artifacts"]) / candidate.artifacts.get("unet.safetensors", "unet.safetensors")
-    unet = UNet(block_index.explicit(candidate.architecture))
+    unet = UNet(block_index.with_explicit_layers(candidate.architecture))
     try:
         unet.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -291,5 +303,5 @@ def _words(action: Action | str) -> str:
     return f"{' and '.join(parts)}: {action.why}"
 
 
-def _place(block: block_index.Block) -> dict[str, Any]:
+def _place(block: block_index.BlockRef) -> dict[str, Any]:
     return {"site": block.site, "layer": block.layer, "kind": block.kind, "index": block.index}

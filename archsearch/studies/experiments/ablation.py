@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from archsearch.latency import records as timings
-from archsearch.latency import repeats
-from archsearch.score import QUALITIES, LatencyRecord
-from archsearch.studies.config.study import StudySettings
+from archsearch.latency import records, repeats
+from archsearch.score import QUALITY_METRICS, LatencyRecord
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.run import search
 from archsearch.studies.search.scorer import ArchsearchScorer, Scorer, ScorerFactory
 from snapgen.architecture.schema import Architecture
@@ -22,7 +21,7 @@ FEWEST_SEEDS = 3
 
 
 def ablate(
-    settings: StudySettings,
+    settings: StudyConfig,
     *,
     quiet: bool = False,
     scorer: ScorerFactory = ArchsearchScorer,
@@ -44,7 +43,7 @@ def ablate(
     return study
 
 
-def _in_turns(settings: StudySettings, scorer: ScorerFactory) -> dict[str, Any]:
+def _in_turns(settings: StudyConfig, scorer: ScorerFactory) -> dict[str, Any]:
     """The lowest of several latency records of every row, by architecture id; a file of the run holds them all."""
     assert settings.ablation is not None
     space = settings.load_space()
@@ -53,7 +52,10 @@ def _in_turns(settings: StudySettings, scorer: ScorerFactory) -> dict[str, Any]:
     path = settings.folder / "timings.jsonl"
     for _ in repeats.collect(_Scored(scorer(timing, space)), space, archs, path, most=settings.ablation.turns):
         pass
-    return {timed.architecture.id: timed.record.model_dump(mode="json") for timed in timings.lowest(timings.read(path))}
+    return {
+        timed.architecture.id: timed.record.model_dump(mode="json")
+        for timed in records.fastest_per_net(records.load_samples(path))
+    }
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class _Scored:
         return self.scorer.latency(arch)
 
 
-def with_quality(settings: StudySettings, metric: str | None) -> StudySettings:
+def train_rows_too(settings: StudyConfig, metric: str | None) -> StudyConfig:
     """The ablation with its rows trained too, ranked by a metric: a study of its own beside the one of costs.
 
     Raises:
@@ -74,13 +76,13 @@ def with_quality(settings: StudySettings, metric: str | None) -> StudySettings:
     """
     if metric is None or metric in settings.objectives:
         return settings
-    if metric not in QUALITIES:
-        raise InputError("--quality", f"{metric!r:.60} is no quality number", f"use {', '.join(QUALITIES)}")
-    rest = [name for name in settings.objectives if name not in QUALITIES]
+    if metric not in QUALITY_METRICS:
+        raise InputError("--quality", f"{metric!r:.60} is no quality number", f"use {', '.join(QUALITY_METRICS)}")
+    rest = [name for name in settings.objectives if name not in QUALITY_METRICS]
     return settings.with_changes({"name": f"{settings.name}-{metric}", "objectives": [metric, *rest]})
 
 
-def _planned(settings: StudySettings) -> StudySettings:
+def _planned(settings: StudyConfig) -> StudyConfig:
     """The study with the rows' architectures for its only candidates."""
     points = list(settings.load_space().references.values())
     plan = {"plan": [dict(point) for point in points], "trials": len(points)}

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from archsearch.score import OBJECTIVES, QUALITIES, LatencyRecord, Missing, Score
+from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, Score
 from archsearch.stats import intervals
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.intervals import Verdict, verdict
-from archsearch.studies.config.ablation import AblationSettings, Group, Planned, Quantity, plan
-from archsearch.studies.config.study import StudySettings
-from archsearch.studies.search.candidates import read
+from archsearch.studies.config.ablation import AblationConfig, AblationRow, Group, Quantity, plan
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.candidates import load_candidates
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 
@@ -30,7 +30,7 @@ COSTS: tuple[Quantity, ...] = ("params", "macs", "latency_ms")
 SumVerdict = Literal["adds up", "more than the sum", "less than the sum", "cannot tell"]
 
 
-Pool = Mapping[str, Estimate]
+EstimatesById = Mapping[str, Estimate]
 """A quality number of every trained architecture, once each, by id."""
 
 
@@ -46,7 +46,7 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Result:
+class RowResult:
     """A row, and what was found of it.
 
     Attributes:
@@ -59,7 +59,7 @@ class Result:
         error: why it has none.
     """
 
-    planned: Planned
+    planned: AblationRow
     score: Score | None = None
     changes: Mapping[str, float] = field(default_factory=dict)
     effects: Mapping[str, Effect] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Sum:
+class AdditivityCheck:
     """Single effects against the joint one, of one number.
 
     Attributes:
@@ -101,13 +101,13 @@ class Ablation:
     """All that an ablation study has found so far."""
 
     name: str
-    settings: StudySettings
+    settings: StudyConfig
     attrs: Mapping[str, Any]
-    results: tuple[Result, ...]
-    sums: tuple[Sum, ...]
+    results: tuple[RowResult, ...]
+    sums: tuple[AdditivityCheck, ...]
 
     @property
-    def ablation(self) -> AblationSettings:
+    def ablation(self) -> AblationConfig:
         """Its rows, as the YAML had them when it last ran."""
         assert self.settings.ablation is not None
         return self.settings.ablation
@@ -115,7 +115,7 @@ class Ablation:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The quality numbers that some row has."""
-        return tuple(name for name in QUALITIES if any(name in r.quality for r in self.results))
+        return tuple(name for name in QUALITY_METRICS if any(name in r.quality for r in self.results))
 
     @property
     def extractor(self) -> str:
@@ -123,34 +123,34 @@ class Ablation:
         qualities = (r.score.quality for r in self.results if r.score)
         return next((q.extractor for q in qualities if q), "")
 
-    def result(self, name: str) -> Result:
+    def result(self, name: str) -> RowResult:
         """The row of that name."""
         return next(r for r in self.results if r.planned.name == name)
 
 
-def found(study: Study) -> Ablation:
+def load_results(study: Study) -> Ablation:
     """What an ablation study has found, running, killed or finished.
 
     Raises:
         InputError: if the study is no ablation.
     """
     attrs = study.user_attrs
-    settings = StudySettings.model_validate(attrs["settings"])
+    settings = StudyConfig.model_validate(attrs["settings"])
     if settings.ablation is None:
         raise InputError(study.study_name, "is no ablation", "run archsearch report")
     base = Architecture.model_validate(attrs["space"]["base"])
     rows = plan(settings.ablation, base, source=study.study_name)
-    candidates = {c.architecture.id: c for c in read(study, artifacts=False)}
+    candidates = {c.architecture.id: c for c in load_candidates(study, artifacts=False)}
     results = []
     for row in rows:
         candidate = candidates.get(row.architecture.id)
         if candidate is None or candidate.state != "scored":
             error = candidate.error or candidate.state if candidate else "not begun"
-            results.append(Result(row, error=error))
+            results.append(RowResult(row, error=error))
         else:
             record = attrs.get("latencies", {}).get(row.architecture.id)
-            results.append(Result(row, _timed(candidate.score, record), trial=candidate.number))
-    pools = {name: _pool(results, name) for name in QUALITIES}
+            results.append(RowResult(row, _timed(candidate.score, record), trial=candidate.number))
+    pools = {name: _pool(results, name) for name in QUALITY_METRICS}
     results = _compared(results, pools)
     return Ablation(study.study_name, settings, attrs, tuple(results), tuple(_sums(settings.ablation, results, pools)))
 
@@ -160,10 +160,11 @@ def _timed(score: Score, record: Mapping[str, Any] | None) -> Score:
     return score.model_copy(update={"latency": LatencyRecord.model_validate(record)}) if record else score
 
 
-def _compared(results: Sequence[Result], pools: Mapping[str, Pool]) -> list[Result]:
+def _compared(results: Sequence[RowResult], pools: Mapping[str, EstimatesById]) -> list[RowResult]:
     by_name = {r.planned.name: r for r in results}
     quality = {
-        name: dict(zip(pool, intervals.pooled(list(pool.values())), strict=True)) for name, pool in pools.items()
+        name: dict(zip(pool, intervals.pool_intervals(list(pool.values())), strict=True))
+        for name, pool in pools.items()
     }
     compared = []
     for r in results:
@@ -176,11 +177,11 @@ def _compared(results: Sequence[Result], pools: Mapping[str, Pool]) -> list[Resu
             ids = (r.planned.architecture.id, over_id)
             effects = {name: _effect(pool, *ids) for name, pool in pools.items() if pool.keys() >= set(ids)}
         own = {name: q[r.planned.architecture.id] for name, q in quality.items() if r.planned.architecture.id in q}
-        compared.append(Result(r.planned, r.score, changes, effects, own, r.trial, r.error))
+        compared.append(RowResult(r.planned, r.score, changes, effects, own, r.trial, r.error))
     return compared
 
 
-def _pool(results: Sequence[Result], name: str) -> Pool:
+def _pool(results: Sequence[RowResult], name: str) -> EstimatesById:
     pool: dict[str, Estimate] = {}
     for r in results:
         quality = r.score.quality if r.score else None
@@ -190,7 +191,7 @@ def _pool(results: Sequence[Result], name: str) -> Pool:
     return pool
 
 
-def _effect(pool: Pool, row: str, over: str) -> Effect:
+def _effect(pool: EstimatesById, row: str, over: str) -> Effect:
     if row == over:
         zero = Estimate(value=0, low=0, high=0)
         return Effect(zero, "cannot tell")
@@ -199,7 +200,9 @@ def _effect(pool: Pool, row: str, over: str) -> Effect:
     return Effect(difference, verdict(difference))
 
 
-def _sums(settings: AblationSettings, results: Sequence[Result], pools: Mapping[str, Pool]) -> list[Sum]:
+def _sums(
+    settings: AblationConfig, results: Sequence[RowResult], pools: Mapping[str, EstimatesById]
+) -> list[AdditivityCheck]:
     by_name = {r.planned.name: r for r in results}
     base, final = by_name[settings.base], by_name[settings.final]
     sums = []
@@ -214,17 +217,21 @@ def _sums(settings: AblationSettings, results: Sequence[Result], pools: Mapping[
     return sums
 
 
-def _sum_of_cost(name: str, group: Group, base: Result, final: Result, singles: Sequence[Result]) -> Sum:
+def _sum_of_cost(
+    name: str, group: Group, base: RowResult, final: RowResult, singles: Sequence[RowResult]
+) -> AdditivityCheck:
     """Costs shrink by factors, so single effects multiply. Within a point of each other they add up."""
     low, high = (_value(_scored(r), name) for r in (base, final))
     logs = [math.log(_value(_scored(r), name) / (low if group == "alone" else high)) for r in singles]
     single = 100 * (math.exp(sum(logs) if group == "alone" else -sum(logs)) - 1)
     joint = 100 * (high / low - 1)
     told: SumVerdict = "more than the sum" if joint < single else "less than the sum"
-    return Sum(name, group, single, joint, None, "adds up" if abs(joint - single) <= 1 else told)
+    return AdditivityCheck(name, group, single, joint, None, "adds up" if abs(joint - single) <= 1 else told)
 
 
-def _sum_of_quality(name: str, group: Group, base: Result, final: Result, singles: Sequence[Result], pool: Pool) -> Sum:
+def _sum_of_quality(
+    name: str, group: Group, base: RowResult, final: RowResult, singles: Sequence[RowResult], pool: EstimatesById
+) -> AdditivityCheck:
     """The contrast (final − base) − Σ single effects, each of them row − base, or final − row."""
     joint = dict.fromkeys(pool, 0.0)
     joint[final.planned.architecture.id] += 1
@@ -236,7 +243,7 @@ def _sum_of_quality(name: str, group: Group, base: Result, final: Result, single
         single[other.planned.architecture.id] -= 1
     excess = intervals.contrast(list(pool.values()), [joint[key] - single[key] for key in pool])
     added, together = (sum(weights[key] * pool[key].value for key in pool) for weights in (single, joint))
-    return Sum(name, group, added, together, excess, _sum_verdict(excess, together))
+    return AdditivityCheck(name, group, added, together, excess, _sum_verdict(excess, together))
 
 
 def _sum_verdict(excess: Estimate, joint: float) -> SumVerdict:
@@ -248,12 +255,12 @@ def _sum_verdict(excess: Estimate, joint: float) -> SumVerdict:
     return "adds up" if excess.high - excess.low <= abs(joint) else "cannot tell"
 
 
-def _scored(result: Result) -> Score:
+def _scored(result: RowResult) -> Score:
     assert result.score is not None
     return result.score
 
 
-def _all_have(results: Sequence[Result], name: str) -> bool:
+def _all_have(results: Sequence[RowResult], name: str) -> bool:
     return all(_has(_scored(r), _scored(r), name) for r in results)
 
 
@@ -261,7 +268,7 @@ def _has(one: Score, other: Score, name: str) -> bool:
     """Whether both have the number, and latencies were taken alike."""
     try:
         _value(one, name), _value(other, name)
-    except Missing:
+    except MissingScore:
         return False
     return name != "latency_ms" or _conditions(one.latency) == _conditions(other.latency)
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from archsearch.latency import records as timings
-from archsearch.latency.records import Timed
-from archsearch.predictor.model import Model, numbers
+from archsearch.latency.records import LatencySample
+from archsearch.predictor.model import LatencyModel, baseline_amounts
 from archsearch.stats.rank_correlation import FEWEST, Correlation, spearman
 from snapgen.errors import InputError
 
 
-def records_of(source: str) -> list[Timed]:
+def load_records(source: str) -> list[LatencySample]:
     """One measured record of each net.
 
     Args:
@@ -27,25 +27,25 @@ def records_of(source: str) -> list[Timed]:
     """
     path = Path(source)
     if path.suffix and path.suffix not in (".yaml", ".yml"):
-        return timings.lowest(timings.read(path))
-    from archsearch.studies.search.candidates import read
+        return timings.fastest_per_net(timings.load_samples(path))
+    from archsearch.studies.search.candidates import load_candidates
     from archsearch.studies.storage.database import open_study
 
     study = open_study(source)
     space = study.user_attrs["space"]
     found = [
-        Timed(
+        LatencySample(
             architecture=candidate.architecture,
             latent_size=space["latent_size"],
             context_tokens=space["context_tokens"],
             record=candidate.score.latency,
         )
-        for candidate in read(study, artifacts=False)
+        for candidate in load_candidates(study, artifacts=False)
         if candidate.score.latency is not None and candidate.score.latency.source == "measured"
     ]
     if not found:
         raise InputError(source, "has no measured latency yet", "run archsearch search, or archsearch latency sample")
-    return timings.lowest(found)
+    return timings.fastest_per_net(found)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Card:
+class ValidationReport:
     """A model and its baselines on nets that it was not fitted to.
 
     Attributes:
@@ -76,7 +76,9 @@ class Card:
     rows: tuple[Row, ...]
 
 
-def card(model: Model, records: Sequence[Timed], *, source: str = "records") -> Card:
+def validate_model(
+    model: LatencyModel, records: Sequence[LatencySample], *, source: str = "records"
+) -> ValidationReport:
     """Hold a model to records.
 
     Raises:
@@ -97,10 +99,10 @@ def card(model: Model, records: Sequence[Timed], *, source: str = "records") -> 
     predictions = [model.predict(steps) for steps in passes]
     covered = [low <= time <= high for time, (_, (low, high), *_) in zip(times, predictions, strict=True)]
     rows = [_row("this model", times, [p.ms for p in predictions], coverage=float(np.mean(covered)))]
-    amounts = [numbers(steps) for steps in passes]
+    amounts = [baseline_amounts(steps) for steps in passes]
     rows += [_row(f"{name} alone", times, line) for name, line in _lines(model.baselines, amounts).items()]
     interval = float(np.median([p.interval_ms[1] / p.ms for p in predictions])) - 1
-    return Card(len(held), len(records) - len(held), interval, tuple(rows))
+    return ValidationReport(len(held), len(records) - len(held), interval, tuple(rows))
 
 
 def _lines(

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from archsearch.score import QUALITIES
+from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.rank_correlation import FEWEST, spearman
-from archsearch.studies.config.study import StudySettings
-from archsearch.studies.search.candidates import Candidate, eligible, read
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.candidates import Candidate, eligible, load_candidates
 from archsearch.studies.search.run import search
 from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
-from archsearch.studies.storage.database import existing
+from archsearch.studies.storage.database import load_study
 from snapgen.errors import InputError
 
 FACTOR = 5
@@ -55,7 +55,7 @@ class Row:
 
 
 def audit(
-    settings: StudySettings,
+    settings: StudyConfig,
     *,
     factor: int = FACTOR,
     candidates: int | None = None,
@@ -82,7 +82,7 @@ def audit(
     if settings.protocol.inherit is not None and settings.elastic is None:
         problem = "is missing, so nothing says what the inherited weights cost"
         raise InputError(settings.source, problem, "give supernet_images and scratch_steps", place="elastic")
-    short = eligible(read(existing(settings)))
+    short = eligible(load_candidates(load_study(settings)))
     if len(short) < FEWEST:
         problem = f"has {len(short)} scored candidates; an audit needs {FEWEST}"
         raise InputError(settings.name, problem, "run archsearch search first")
@@ -92,11 +92,11 @@ def audit(
     runs += [] if equal is None else [_from_scratch(settings, short, equal)]
     found = [short]
     for run in runs:
-        done = {c.architecture.id: c for c in eligible(read(search(run, quiet=quiet, scorer=scorer)))}
+        done = {c.architecture.id: c for c in eligible(load_candidates(search(run, quiet=quiet, scorer=scorer)))}
         found = [[c for c in these if c.architecture.id in done] for these in found]
         found.append([done[c.architecture.id] for c in found[0]])
-    rows = table(*found, against=_told(settings, factor))
-    existing(settings).set_user_attr("audit", [asdict(row) for row in rows])
+    rows = audit_table(*found, against=_told(settings, factor))
+    load_study(settings).set_user_attr("audit", [asdict(row) for row in rows])
     return rows
 
 
@@ -107,19 +107,19 @@ def _spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     return sorted((ranked[i] for i in kept), key=lambda c: c.slot)
 
 
-def _long(settings: StudySettings, short: Sequence[Candidate], factor: int) -> StudySettings:
+def _long(settings: StudyConfig, short: Sequence[Candidate], factor: int) -> StudyConfig:
     """The study of the long runs: the same points, more steps, a seed that the short runs have not used."""
     steps = settings.elastic.scratch_steps if settings.elastic else settings.protocol.steps
     seeds = [max(settings.protocol.seeds) + 1]
     return _again(settings, short, f"{settings.name}-audit-{factor}x", {"steps": steps * factor, "seeds": seeds})
 
 
-def _from_scratch(settings: StudySettings, short: Sequence[Candidate], steps: int) -> StudySettings:
+def _from_scratch(settings: StudyConfig, short: Sequence[Candidate], steps: int) -> StudyConfig:
     """The study of the short runs from new weights, by the same seeds."""
     return _again(settings, short, f"{settings.name}-audit-scratch-{steps}", {"steps": steps})
 
 
-def _again(settings: StudySettings, short: Sequence[Candidate], name: str, protocol: dict[str, Any]) -> StudySettings:
+def _again(settings: StudyConfig, short: Sequence[Candidate], name: str, protocol: dict[str, Any]) -> StudyConfig:
     """A study of the same points under another protocol, from new weights."""
     changes: dict[str, Any] = {
         "name": name,
@@ -135,7 +135,7 @@ def _again(settings: StudySettings, short: Sequence[Candidate], name: str, proto
     return settings.with_changes(changes)
 
 
-def _equal_steps(settings: StudySettings, scored: Sequence[Candidate]) -> int:
+def _equal_steps(settings: StudyConfig, scored: Sequence[Candidate]) -> int:
     """Steps from new weights for the compute that scoring by inherited ones comes to, for each of so many candidates.
 
     Counted in MACs. Passes of the trained net count whole, though robust training leaves blocks out: the runs from new
@@ -151,13 +151,13 @@ def _equal_steps(settings: StudySettings, scored: Sequence[Candidate]) -> int:
     return protocol.steps + math.ceil(share * whole / mean)
 
 
-def _told(settings: StudySettings, factor: int) -> str:
+def _told(settings: StudyConfig, factor: int) -> str:
     if settings.elastic is None:
         return f"a run {factor}× as long"
     return f"a run from scratch of {factor * settings.elastic.scratch_steps:,} steps"
 
 
-def table(
+def audit_table(
     short: Sequence[Candidate], long: Sequence[Candidate], scratch: Sequence[Candidate] = (), *, against: str
 ) -> list[Row]:
     """Every agreement of the short scores and the baselines, of the same architectures in the same order.
@@ -167,7 +167,7 @@ def table(
         against: the long run in words.
     """
     held = {kind: [c.value(name) for c in short] for name, kind in HELD.items()}
-    metrics = [name for name in QUALITIES if all(_has(c, name) for c in (*short, *long, *scratch))]
+    metrics = [name for name in QUALITY_METRICS if all(_has(c, name) for c in (*short, *long, *scratch))]
     rows = []
     for name in metrics:
         first, second = ([_by_seed(c, name)[i] for c in short] for i in (0, -1))

@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING
 from archsearch.devices import backend
 from archsearch.latency.base import Backend
 from archsearch.score import LatencyRecord
-from archsearch.studies.remote.queue import Measurements, Order
+from archsearch.studies.remote.queue import MeasurementQueue, MeasurementSpec
 from snapgen.architecture.schema import Architecture
 
 if TYPE_CHECKING:
     from optuna import Study
 
     from archsearch.spaces.space import Space
-    from archsearch.studies.config.study import LatencySettings, StudySettings
+    from archsearch.studies.config.study import LatencyConfig, StudyConfig
 
 POLL_SECONDS = 0.5
 
 
-class Remote:
+class RemoteLatency:
     """Latency from devices that serve the study's storage (`archsearch.studies.remote.server`).
 
     While a measurement waits, the prediction that the study names stands for it, if it names one.
     """
 
-    def __init__(self, settings: StudySettings, space: Space) -> None:
+    def __init__(self, settings: StudyConfig, space: Space) -> None:
         from archsearch.studies.storage.database import open_storage
 
         self._settings = settings.latency
         self._space = space
         asked = order(settings.latency, space.latent_size, space.context_tokens)
-        self._queue = Measurements(open_storage(settings.url, source=settings.source), asked)
+        self._queue = MeasurementQueue(open_storage(settings.url, source=settings.source), asked)
         self._limit = settings.limits.get("latency_ms", math.inf)
         self._meanwhile: Backend | None = None
         if settings.latency.meanwhile is not None:
@@ -73,9 +73,9 @@ class Remote:
         return record
 
 
-def order(latency: LatencySettings, latent_size: int, context_tokens: int) -> Order:
+def order(latency: LatencyConfig, latent_size: int, context_tokens: int) -> MeasurementSpec:
     """What a study asks of its remote device."""
-    return Order(latency.device, latent_size, context_tokens, latency.backend_options)
+    return MeasurementSpec(latency.device, latent_size, context_tokens, latency.backend_options)
 
 
 def measured(study: Study) -> dict[str, LatencyRecord]:
@@ -83,7 +83,7 @@ def measured(study: Study) -> dict[str, LatencyRecord]:
     settings, space = study.user_attrs.get("settings", {}).get("latency", {}), study.user_attrs.get("space", {})
     if not settings.get("remote"):
         return {}
-    from archsearch.studies.config.study import LatencySettings
+    from archsearch.studies.config.study import LatencyConfig
 
-    asked = order(LatencySettings.model_validate(settings), space["latent_size"], space["context_tokens"])
-    return Measurements(study._storage, asked).records()  # type: ignore[arg-type]
+    asked = order(LatencyConfig.model_validate(settings), space["latent_size"], space["context_tokens"])
+    return MeasurementQueue(study._storage, asked).records()  # type: ignore[arg-type]

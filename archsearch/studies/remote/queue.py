@@ -15,10 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from archsearch.latency.base import LatencyFailure
+from archsearch.latency.base import MeasurementError
 from archsearch.score import LatencyRecord
-from archsearch.studies.storage.database import quietly
-from archsearch.studies.storage.leases import beat, end, is_dead, me
+from archsearch.studies.storage.database import silence_optuna
+from archsearch.studies.storage.leases import end_trial, is_dead, send_heartbeat, worker_identity
 from snapgen.architecture.schema import Architecture
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ LIVE = ("WAITING", "RUNNING", "COMPLETE")
 
 
 @dataclass(frozen=True)
-class Order:
+class MeasurementSpec:
     """What is measured: on which kind of device, with which of its options, at which latent and context."""
 
     device: str
@@ -54,7 +54,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Claimed:
+class ClaimedMeasurement:
     """A measurement that is ours to make."""
 
     trial_id: int
@@ -62,14 +62,14 @@ class Claimed:
     architecture: Architecture
 
 
-class Measurements:
+class MeasurementQueue:
     """One latency study, for those who ask and those who measure."""
 
-    def __init__(self, storage: RDBStorage, order: Order) -> None:
+    def __init__(self, storage: RDBStorage, order: MeasurementSpec) -> None:
         import optuna
 
         self.order, self._storage = order, storage
-        with quietly():
+        with silence_optuna():
             self._study = optuna.create_study(
                 study_name=order.name, storage=storage, directions=["minimize"], load_if_exists=True
             )
@@ -98,7 +98,7 @@ class Measurements:
         if done := [t for t in mine if t.state.name == "COMPLETE"]:
             return LatencyRecord.model_validate(done[0].user_attrs["record"])
         if not _live(mine) and (reason := _refusal(mine)):
-            raise LatencyFailure(reason)
+            raise MeasurementError(reason)
         return None
 
     def records(self) -> dict[str, LatencyRecord]:
@@ -116,7 +116,7 @@ class Measurements:
 
     # Those who measure
 
-    def claim(self) -> Claimed | None:
+    def claim(self) -> ClaimedMeasurement | None:
         """The first waiting measurement, ours from now on; None: nothing waits."""
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
@@ -124,32 +124,34 @@ class Measurements:
         for t in [t for t in self.trials() if t.state.name == "WAITING"]:
             # Before the claim, so that one who dies just after it is missed at once; others may write theirs too.
             with suppress(UpdateFinishedTrialError):
-                self._storage.set_trial_user_attr(t._trial_id, "worker", me())
-                beat(self._storage, t._trial_id)
+                self._storage.set_trial_user_attr(t._trial_id, "worker", worker_identity())
+                send_heartbeat(self._storage, t._trial_id)
                 if not self._storage.set_trial_state_values(t._trial_id, TrialState.RUNNING):
                     continue
-                self._storage.set_trial_user_attr(t._trial_id, "worker", me())
+                self._storage.set_trial_user_attr(t._trial_id, "worker", worker_identity())
                 if self._counts(t):
-                    return Claimed(t._trial_id, t.number, Architecture.model_validate(t.user_attrs["architecture"]))
-                end(self._storage, t._trial_id, "FAIL", duplicate=True)
+                    return ClaimedMeasurement(
+                        t._trial_id, t.number, Architecture.model_validate(t.user_attrs["architecture"])
+                    )
+                end_trial(self._storage, t._trial_id, "FAIL", duplicate=True)
         return None
 
     def _counts(self, claimed: FrozenTrial) -> bool:
         same = [t for t in self.trials() if t.user_attrs["architecture_id"] == claimed.user_attrs["architecture_id"]]
         return all(t.number >= claimed.number for t in _live(same))
 
-    def tell(self, claimed: Claimed, record: LatencyRecord) -> bool:
+    def tell(self, claimed: ClaimedMeasurement, record: LatencyRecord) -> bool:
         """Keep a measurement; False if others took us for dead and it is theirs now."""
         told = record.model_dump(mode="json")
-        return end(self._storage, claimed.trial_id, "COMPLETE", [record.median_ms], record=told)
+        return end_trial(self._storage, claimed.trial_id, "COMPLETE", [record.median_ms], record=told)
 
-    def refuse(self, claimed: Claimed, reason: str) -> None:
+    def refuse(self, claimed: ClaimedMeasurement, reason: str) -> None:
         """Say that this architecture can not be measured here, whoever tries."""
-        end(self._storage, claimed.trial_id, "FAIL", refused=reason)
+        end_trial(self._storage, claimed.trial_id, "FAIL", refused=reason)
 
-    def give_back(self, claimed: Claimed) -> None:
+    def give_back(self, claimed: ClaimedMeasurement) -> None:
         """Let another device make it: this one was stopped or lost, which says nothing of the architecture."""
-        if end(self._storage, claimed.trial_id, "FAIL", given_back=True):
+        if end_trial(self._storage, claimed.trial_id, "FAIL", given_back=True):
             self._enqueue(claimed.architecture.id, claimed.architecture.model_dump(mode="json"))
 
     # The dead
@@ -163,7 +165,7 @@ class Measurements:
         running = [t for t in self.trials() if t.state.name == "RUNNING"]
         stale = set(self._storage._get_stale_trial_ids(self._study._study_id))
         dead = [t for t in running if t._trial_id in stale or is_dead(t.user_attrs.get("worker", {}))]
-        buried = [t.number for t in dead if end(self._storage, t._trial_id, "FAIL", died=True)]
+        buried = [t.number for t in dead if end_trial(self._storage, t._trial_id, "FAIL", died=True)]
         by_arch: dict[str, list[FrozenTrial]] = {}
         for t in self.trials():
             by_arch.setdefault(t.user_attrs["architecture_id"], []).append(t)
@@ -186,7 +188,7 @@ def _refusal(trials: Sequence[FrozenTrial]) -> str | None:
     return f"{died} device processes died in its measurement" if died >= DEATHS else None
 
 
-def orders(storage: RDBStorage, device: str) -> Iterator[Order]:
+def orders(storage: RDBStorage, device: str) -> Iterator[MeasurementSpec]:
     """Everything that has been asked of a kind of device in a storage."""
     import optuna
 
@@ -194,4 +196,4 @@ def orders(storage: RDBStorage, device: str) -> Iterator[Order]:
         if name.startswith(PREFIX):
             attrs = optuna.load_study(study_name=name, storage=storage).user_attrs
             if attrs.get("order", {}).get("device") == device:
-                yield Order(**attrs["order"])
+                yield MeasurementSpec(**attrs["order"])

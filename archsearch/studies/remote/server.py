@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from archsearch.devices import backend
-from archsearch.latency.base import Backend, DeviceLost, LatencyFailure
-from archsearch.studies.remote.queue import Claimed, Measurements, Order, orders
+from archsearch.latency.base import Backend, DeviceLostError, MeasurementError
+from archsearch.studies.remote.queue import ClaimedMeasurement, MeasurementQueue, MeasurementSpec, orders
 from archsearch.studies.signals import terminable
-from archsearch.studies.storage.database import open_storage, refused
-from archsearch.studies.storage.leases import beating
+from archsearch.studies.storage.database import open_storage, storage_errors
+from archsearch.studies.storage.leases import heartbeat
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,10 +48,12 @@ def serve(
         InputError: if the storage or the device can not be used, or the device was lost.
         KeyboardInterrupt: once the measurement under way has been given back.
     """
-    with refused(url), terminable():
+    with storage_errors(url), terminable():
         storage = open_storage(url)
         server = _Server(storage, device, options, tell, make)
-        server.backend(Order(device, 1, 1, {}))  # a device that can not be used is told before anything waits for it
+        server.backend(
+            MeasurementSpec(device, 1, 1, {})
+        )  # a device that can not be used is told before anything waits for it
         tell(f"serving {device} for {url.rpartition('@')[2]}")
         idle_since = time.monotonic()
         while idle_seconds is None or time.monotonic() - idle_since < idle_seconds:
@@ -71,7 +73,7 @@ class _Server:
         self._backends: dict[str, Backend] = {}
         self.made = 0
 
-    def backend(self, order: Order) -> Backend:
+    def backend(self, order: MeasurementSpec) -> Backend:
         if order.name not in self._backends:
             self._backends[order.name] = self._make(self._device, {**order.options, **self._options})
         return self._backends[order.name]
@@ -79,7 +81,7 @@ class _Server:
     def serve_one(self) -> bool:
         """Make one measurement; False if nothing waits."""
         for order in orders(self._storage, self._device):
-            queue = Measurements(self._storage, order)
+            queue = MeasurementQueue(self._storage, order)
             for number in queue.bury():
                 self._tell(f"measurement {number}: its device died; it waits again")
             if claimed := queue.claim():
@@ -87,15 +89,15 @@ class _Server:
                 return True
         return False
 
-    def _measure(self, queue: Measurements, order: Order, claimed: Claimed) -> None:
+    def _measure(self, queue: MeasurementQueue, order: MeasurementSpec, claimed: ClaimedMeasurement) -> None:
         name = f"measurement {claimed.number} ({claimed.architecture.id})"
         try:
-            with beating(self._storage, claimed.trial_id):
+            with heartbeat(self._storage, claimed.trial_id):
                 record = self.backend(order).measure(claimed.architecture, order.latent_size, order.context_tokens)
-        except DeviceLost as error:
+        except DeviceLostError as error:
             queue.give_back(claimed)
             raise InputError(self._device, f"{error}; {name} waits again", error.remedy) from None
-        except (LatencyFailure, InputError) as error:
+        except (MeasurementError, InputError) as error:
             queue.refuse(claimed, str(error))
             self._tell(f"{name}: {error}")
         except BaseException:

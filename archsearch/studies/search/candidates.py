@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Missing, Score, comparable, metric_label
+from archsearch.score import OBJECTIVES, Cost, LatencyRecord, MissingScore, Score, comparable, metric_label
 from archsearch.studies.remote.client import measured
 from archsearch.studies.storage.trial_queue import seconds, slots_of
 from snapgen.architecture.schema import Architecture
@@ -66,12 +66,12 @@ class Candidate:
         """One of its numbers.
 
         Raises:
-            archsearch.score.Missing: if it was not taken.
+            archsearch.score.MissingScore: if it was not taken.
         """
         return OBJECTIVES[objective].getter(self.score)
 
 
-def read(study: Study, *, artifacts: bool = True) -> list[Candidate]:
+def load_candidates(study: Study, *, artifacts: bool = True) -> list[Candidate]:
     """Every slot's candidate, in the order of the slots: the trial that counts, else the last that failed.
 
     Trials that have no architecture yet are left out, and so are those that no search of ours made.
@@ -152,11 +152,11 @@ def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
     return sorted(kept, key=lambda c: c.slot)
 
 
-def front(candidates: Sequence[Candidate], names: Sequence[str]) -> list[Candidate]:
+def pareto_front(candidates: Sequence[Candidate], names: Sequence[str]) -> list[Candidate]:
     """The eligible candidates that no other one equals or beats in every objective, by the first objective.
 
     Raises:
-        archsearch.score.Incomparable: if their quality was taken under different protocols.
+        archsearch.score.ProtocolMismatch: if their quality was taken under different protocols.
     """
     able = eligible(candidates)
     qualities = [c.score.quality for c in able if c.score.quality is not None]
@@ -176,15 +176,15 @@ def front(candidates: Sequence[Candidate], names: Sequence[str]) -> list[Candida
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A recommended candidate, and why. ``front``: what it was chosen from."""
+class Recommendation:
+    """A recommended candidate, and why. ``pareto_front``: what it was chosen from."""
 
     candidate: Candidate
     reason: str
     front: list[Candidate] = field(default_factory=list)
 
 
-def best(study: Study, *, objective: str | None = None) -> Choice:
+def best(study: Study, *, objective: str | None = None) -> Recommendation:
     """The candidate to take: the front's knee, the last round of an evolving study, or the best of one number.
 
     Works while a study runs and after it was killed.
@@ -193,35 +193,35 @@ def best(study: Study, *, objective: str | None = None) -> Choice:
         InputError: if nothing is scored yet, or no candidate has the number.
     """
     names = objectives(study)
-    candidates = read(study)
+    candidates = load_candidates(study)
     able = eligible(candidates)
     if not able:
         problem = f"no candidate is scored yet ({len(candidates)} begun)"
         raise InputError(study.study_name, problem, "run archsearch search, or wait for its first trial")
     if objective is not None:
         return _least(able, objective, study.study_name)
-    return recommended(able, front(able, names), names)
+    return recommended(able, pareto_front(able, names), names)
 
 
-def recommended(able: Sequence[Candidate], points: Sequence[Candidate], names: Sequence[str]) -> Choice:
+def recommended(able: Sequence[Candidate], points: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
     """The network that evolving ended with, where it has; else the knee of the front ``points``."""
     final = next((c for c in able if c.name == FINAL), None)
     if final is not None:
-        return Choice(final, "the network that evolving ended with", list(points))
+        return Recommendation(final, "the network that evolving ended with", list(points))
     return knee(points, names)
 
 
-def _least(able: Sequence[Candidate], objective: str, study_name: str) -> Choice:
+def _least(able: Sequence[Candidate], objective: str, study_name: str) -> Recommendation:
     if objective not in OBJECTIVES:
         raise InputError("--objective", f"unknown objective {objective!r:.60}", f"use {', '.join(OBJECTIVES)}")
     try:
         found = min(able, key=lambda c: (c.value(objective), c.slot))
-    except Missing as error:
+    except MissingScore as error:
         raise InputError(study_name, str(error), "name a number that the study takes", place=objective) from None
-    return Choice(found, f"least {_label(objective, found)} of {len(able)} scored candidates", list(able))
+    return Recommendation(found, f"least {_label(objective, found)} of {len(able)} scored candidates", list(able))
 
 
-def knee(points: Sequence[Candidate], names: Sequence[str]) -> Choice:
+def knee(points: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
     """Where a front bends most: giving up a little of either objective gains little of the other.
 
     With two objectives: the front is scaled so that each goes from 0 (its best) to 1 (its worst), costs and times by
@@ -231,7 +231,7 @@ def knee(points: Sequence[Candidate], names: Sequence[str]) -> Choice:
     assert points, "a front of nothing"
     if len(names) == 1 or len(points) < 3:
         best_one = min(points, key=lambda c: c.value(names[0]))
-        return Choice(best_one, f"least {_label(names[0], best_one)} of a front of {len(points)}", list(points))
+        return Recommendation(best_one, f"least {_label(names[0], best_one)} of a front of {len(points)}", list(points))
     scaled = [_scaled([c.value(name) for c in points], name) for name in names]
     places = list(zip(*scaled, strict=True))
     if len(names) == 2:
@@ -243,7 +243,7 @@ def knee(points: Sequence[Candidate], names: Sequence[str]) -> Choice:
         what = "nearest to the best of all objectives at once"
     chosen = points[i]
     trade = "; ".join(_against(chosen, points, name) for name in names)
-    return Choice(chosen, f"the knee of a front of {len(points)}, {what}: {trade}", list(points))
+    return Recommendation(chosen, f"the knee of a front of {len(points)}, {what}: {trade}", list(points))
 
 
 def _scaled(values: Sequence[float], name: str) -> list[float]:

@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from archsearch.score import OBJECTIVES, metric_label
-from archsearch.studies.config.study import StudySettings
-from archsearch.studies.search.candidates import Candidate, eligible, read
-from archsearch.studies.storage.trial_queue import spent_seconds
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.candidates import Candidate, eligible, load_candidates
+from archsearch.studies.storage.trial_queue import busy_seconds
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -28,13 +28,13 @@ class Display:
         quiet: show warnings only.
     """
 
-    def __init__(self, study: Study, settings: StudySettings, *, quiet: bool) -> None:
+    def __init__(self, study: Study, settings: StudyConfig, *, quiet: bool) -> None:
         self._study, self._settings, self._quiet = study, settings, quiet
         self._bars: Progress | None = None
         self._tasks: dict[int, TaskID] = {}
         self._whole: TaskID | None = None
         self._read_at = 0.0
-        self._told = {c.slot for c in read(study, artifacts=False) if c.state in ("scored", "infeasible")}
+        self._told = {c.slot for c in load_candidates(study, artifacts=False) if c.state in ("scored", "infeasible")}
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -62,7 +62,7 @@ class Display:
         """Look what has changed, and show it."""
         if self._quiet or (not now and time.monotonic() - self._read_at < REFRESH_SECONDS):
             return
-        candidates = read(self._study, artifacts=False)
+        candidates = load_candidates(self._study, artifacts=False)
         for c in candidates:
             if c.state in ("scored", "infeasible") and c.slot not in self._told:
                 self._told.add(c.slot)
@@ -98,7 +98,7 @@ class Display:
     def _seconds_left(self, candidates: list[Candidate]) -> float | None:
         settings, estimates = self._settings, []
         if settings.minutes is not None:
-            estimates.append(60 * settings.minutes - spent_seconds(self._study.get_trials(deepcopy=False)))
+            estimates.append(60 * settings.minutes - busy_seconds(self._study.get_trials(deepcopy=False)))
         took = [c.seconds for c in candidates if c.state == "scored" and c.reused_from is None]
         if settings.trials is not None and took:
             running = sum(min(c.seconds / statistics.median(took), 1) for c in candidates if c.state == "running")
@@ -111,7 +111,7 @@ class Display:
         if self._settings.trials is not None:
             return min(1.0, (len(scored) + running) / self._settings.trials)
         assert self._settings.minutes is not None
-        return min(1.0, spent_seconds(self._study.get_trials(deepcopy=False)) / (60 * self._settings.minutes))
+        return min(1.0, busy_seconds(self._study.get_trials(deepcopy=False)) / (60 * self._settings.minutes))
 
     def _draw(self, candidates: list[Candidate]) -> None:
         assert self._bars is not None

@@ -16,13 +16,13 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
-from archsearch.studies.config.study import StudySettings
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.display import Display
 from archsearch.studies.search.proposer import Proposer
 from archsearch.studies.search.scorer import ScorerFactory
 from archsearch.studies.search.worker import Worker
-from archsearch.studies.storage.database import existing, refused
-from archsearch.studies.storage.trial_queue import Ledger
+from archsearch.studies.storage.database import load_study, storage_errors
+from archsearch.studies.storage.trial_queue import TrialQueue
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ PATIENCE_SECONDS = 20
 """For workers to put their trial back after Ctrl-C."""
 
 
-def work(settings: StudySettings, scorer: ScorerFactory, messages: Any) -> None:
+def work(settings: StudyConfig, scorer: ScorerFactory, messages: Any) -> None:
     """What a worker process does. It says how it ended through ``messages``: a line, a reason, or an InputError."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which tells us in its own time
     signal.signal(signal.SIGTERM, _leave)
@@ -49,10 +49,10 @@ def work(settings: StudySettings, scorer: ScorerFactory, messages: Any) -> None:
 
     torch.set_num_threads(settings.threads)
     try:
-        with refused(settings.url, settings.source), _no_warnings():
+        with storage_errors(settings.url, settings.source), ignore_experimental_warnings():
             space = settings.load_space()
             worker = Worker(
-                existing(settings),
+                load_study(settings),
                 settings,
                 space,
                 scorer(settings, space),
@@ -81,7 +81,7 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _no_warnings() -> Iterator[None]:
+def ignore_experimental_warnings() -> Iterator[None]:
     """Optuna calls heartbeats and metric names experimental; that says nothing to whoever runs a study."""
     from optuna.exceptions import ExperimentalWarning
 
@@ -91,7 +91,7 @@ def _no_warnings() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
@@ -102,10 +102,10 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Crew:
+class WorkerPool:
     """Worker processes of this machine, each on one candidate at a time."""
 
-    def __init__(self, study: Study, settings: StudySettings, scorer: ScorerFactory, display: Display) -> None:
+    def __init__(self, study: Study, settings: StudyConfig, scorer: ScorerFactory, display: Display) -> None:
         self._study, self._settings, self._scorer, self._display = study, settings, scorer, display
         self._context = multiprocessing.get_context("spawn")
         self._messages: Any = self._context.Queue()
@@ -165,7 +165,7 @@ class _Crew:
 
     def _its_trial(self, worker: BaseProcess, how: str) -> str:
         """Fail the trial that a worker died in: twice, and the candidate is given up."""
-        ledger = Ledger(self._study, self._settings)
+        ledger = TrialQueue(self._study, self._settings)
         running = [t for t in ledger.trials() if t.state.name == "RUNNING"]
         mine = [t for t in running if t.user_attrs["worker"]["pid"] == worker.pid]
         for t in mine:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from archsearch.score import OBJECTIVES, Missing, Score
-from archsearch.studies.config.study import StudySettings
+from archsearch.score import OBJECTIVES, MissingScore, Score
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.samplers import Past, distributions, suggest
-from archsearch.studies.storage.trial_queue import Claim, given_up, slots_of
+from archsearch.studies.storage.trial_queue import ClaimedTrial, is_abandoned, slots_of
 from snapgen.architecture.schema import Architecture
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -31,7 +31,7 @@ REUSED_IN_A_ROW = 5
 """So many known architectures are recorded in a row; after that the sampler is asked anew without a record."""
 
 
-class Exhausted(Exception):
+class SearchSpaceExhausted(Exception):
     """There is no other architecture to propose; the message says why."""
 
 
@@ -46,31 +46,31 @@ class Proposal:
     same_as: FrozenTrial | None = None
 
 
-class Proposes(Protocol):
+class CandidateProposer(Protocol):
     """What a worker asks for a slot's candidate."""
 
     @property
     def choices(self) -> Mapping[str, Any]:
         """Optuna's distribution of each knob."""
 
-    def propose(self, claim: Claim, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:
+    def propose(self, claim: ClaimedTrial, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:
         """See `Proposer.propose`."""
 
 
-ProposerFactory = Callable[[StudySettings, "Space"], Proposes]
+ProposerFactory = Callable[[StudyConfig, "Space"], CandidateProposer]
 
 
 class Proposer:
     """Turns slots into proposals. What it proposes depends on the trials, the slot and the settings alone."""
 
-    def __init__(self, settings: StudySettings, space: Space) -> None:
+    def __init__(self, settings: StudyConfig, space: Space) -> None:
         self._settings, self._space = settings, space
         self.choices: Mapping[str, Any] = distributions(space)
         named = space.points_of()
         self.first = [(_name(named, point), point) for point in settings.plan] or list(named.items())
         """The points of the first slots, by name where they have one: the plan, or the base and the references."""
 
-    def propose(self, claim: Claim, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:
+    def propose(self, claim: ClaimedTrial, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:
         """A candidate for a slot.
 
         Args:
@@ -100,7 +100,7 @@ class Proposer:
                 return Proposal(point, arch, name, attrs, same)
         return self._near(last, known, past, claim.slot, attempt)
 
-    def _fixed(self, claim: Claim, attempt: int) -> tuple[str | None, Mapping[str, int] | None]:
+    def _fixed(self, claim: ClaimedTrial, attempt: int) -> tuple[str | None, Mapping[str, int] | None]:
         """The point that the slot is for by the plan, at the first attempt, and its name."""
         if attempt > 0:
             return None, None
@@ -126,12 +126,12 @@ class Proposer:
         self, last: Mapping[str, int] | None, known: Mapping[str, object], past: Sequence[Past], slot: int, attempt: int
     ) -> Proposal:
         """The sampler insists on what is known: a neighbour of its last point, else a random one, else any."""
-        rng = random.Random(derive(self._settings.seed, "point", slot, attempt))
+        rng = random.Random(derive_seed(self._settings.seed, "point", slot, attempt))
         for point in self._elsewhere(last, rng):
             arch = self._space.architecture(point)
             if arch.id not in known:
                 return Proposal(*self._asked(point, arch, past, slot))
-        raise Exhausted("the space has no other architecture")
+        raise SearchSpaceExhausted("the space has no other architecture")
 
     def _asked(
         self, point: dict[str, int], arch: Architecture, past: Sequence[Past], slot: int
@@ -180,7 +180,7 @@ def _is_samplers(key: str) -> bool:
 def _value(score: Score, objective: str) -> float | None:
     try:
         return OBJECTIVES[objective].getter(score)
-    except Missing:
+    except MissingScore:
         return None
 
 
@@ -190,7 +190,9 @@ def _known(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
     rank = {"COMPLETE": 0, "PRUNED": 1, "RUNNING": 2, "FAIL": 3}
     known: dict[str, FrozenTrial] = {}
     for t in sorted(trials, key=lambda t: (rank.get(t.state.name, 4), t.number)):
-        failed_for_good = t.state.name == "FAIL" and given_up([o for o in trials if slots[o.number] == slots[t.number]])
+        failed_for_good = t.state.name == "FAIL" and is_abandoned(
+            [o for o in trials if slots[o.number] == slots[t.number]]
+        )
         arch_id = t.user_attrs.get("architecture_id")
         if arch_id is not None and (t.state.name != "FAIL" or failed_for_good):
             known.setdefault(arch_id, t)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from archsearch.studies.config.study import StudySettings, named_in
-from archsearch.studies.search import samplers as sampler
-from archsearch.studies.search.candidates import read
+from archsearch.studies.config.study import StudyConfig, error_context
+from archsearch.studies.search import samplers
+from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.display import Display
-from archsearch.studies.search.pool import _Crew, _no_warnings, _threads
+from archsearch.studies.search.pool import WorkerPool, ignore_experimental_warnings, torch_threads
 from archsearch.studies.search.proposer import Proposer, ProposerFactory
 from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
 from archsearch.studies.search.worker import Worker
 from archsearch.studies.signals import terminable
-from archsearch.studies.storage.database import artifact_store, begun, refused
+from archsearch.studies.storage.database import artifact_store, create_or_resume, storage_errors
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def search(
-    settings: StudySettings,
+    settings: StudyConfig,
     *,
     quiet: bool = False,
     scorer: ScorerFactory = ArchsearchScorer,
@@ -47,32 +47,32 @@ def search(
         InputError: if something is wrong with the settings or what they name.
         KeyboardInterrupt: once the trials under way have been put back.
     """
-    with refused(settings.url, settings.source), terminable(), _no_warnings():
+    with storage_errors(settings.url, settings.source), terminable(), ignore_experimental_warnings():
         space = settings.load_space()
         _check_plan(settings, space, proposer)
-        sampler.make(settings.sampler, seed=0, source=settings.source)
+        samplers.build_sampler(settings.sampler, seed=0, source=settings.source)
         ready = scorer(settings, space)
-        with named_in(settings, "space"):
+        with error_context(settings, "space"):
             ready.check(space.base)
-        study = begun(settings, {"space": space.to_dict(), **ready.describe()})
+        study = create_or_resume(settings, {"space": space.to_dict(), **ready.describe()})
         artifact_store(study)  # a folder that cannot be written is told now, not after the first training
         with Display(study, settings, quiet=quiet) as display:
             display.line(f"{settings.name}: {space.size():,} points, in {settings.url}", warning=False)
             if settings.workers == 1:
-                with _threads(settings.threads):
+                with torch_threads(settings.threads):
                     asked = proposer(settings, space)
                     worker = Worker(study, settings, space, ready, asked, tell=display.line, tick=display.tick)
                     reason = worker.run()
             else:
                 del ready
-                reason = _Crew(study, settings, scorer, display).run()
+                reason = WorkerPool(study, settings, scorer, display).run()
             display.tick(now=True)
             display.line(f"{settings.name}: finished, {reason}", warning=False)
         _refuse_nothing(study, settings, reason)
     return study
 
 
-def _check_plan(settings: StudySettings, space: Space, proposer: ProposerFactory) -> None:
+def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) -> None:
     if settings.ablation is not None and not settings.plan:
         raise InputError(settings.source, "is an ablation", "run archsearch ablate", place="ablation")
     if settings.evolve is not None and proposer is Proposer:
@@ -85,9 +85,9 @@ def _check_plan(settings: StudySettings, space: Space, proposer: ProposerFactory
             raise InputError(settings.source, "is no point of the space", remedy, place=f"plan[{i}]")
 
 
-def _refuse_nothing(study: Study, settings: StudySettings, reason: str) -> None:
+def _refuse_nothing(study: Study, settings: StudyConfig, reason: str) -> None:
     """A study that scored nothing for its limits has nothing to report but how far off they were."""
-    candidates = read(study)
+    candidates = load_candidates(study)
     near = [c for c in candidates if c.state == "infeasible"]
     if near and not any(c.state == "scored" for c in candidates):
         problem = f"{reason}; none was inside, e.g. trial {near[-1].number}: {near[-1].infeasible}"

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from archsearch.studies.config.study import SamplerSettings
+from archsearch.studies.config.study import SamplerConfig
 from snapgen.errors import InputError
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -60,8 +60,8 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     }
 
 
-def make(
-    settings: SamplerSettings, seed: int, *, slot: int = 0, sequence: int = 0, source: str = "study"
+def build_sampler(
+    settings: SamplerConfig, seed: int, *, slot: int = 0, sequence: int = 0, source: str = "study"
 ) -> BaseSampler:
     """The sampler of that name, freshly seeded.
 
@@ -109,7 +109,7 @@ def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:
 
 
 def suggest(
-    settings: SamplerSettings,
+    settings: SamplerConfig,
     past: Sequence[Past],
     choices: Mapping[str, BaseDistribution],
     *,
@@ -131,10 +131,10 @@ def suggest(
     """
     import optuna
 
-    fresh, sequence = derive(seed, "sampler", slot, attempt), derive(seed, "sequence", attempt)
+    fresh, sequence = derive_seed(seed, "sampler", slot, attempt), derive_seed(seed, "sequence", attempt)
     with warnings.catch_warnings(), _silent():
         warnings.simplefilter("ignore")
-        sampler = make(settings, fresh, slot=slot, sequence=sequence, source=source)
+        sampler = build_sampler(settings, fresh, slot=slot, sequence=sequence, source=source)
         copy = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
         copy.add_trials(_seen(past, choices, objectives))
         if fixed is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality
-from archsearch.studies.config.study import StudySettings, named_in
+from archsearch.studies.config.study import StudyConfig, error_context
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 
@@ -49,7 +49,7 @@ class Scorer(Protocol):
         """
 
 
-ScorerFactory = Callable[[StudySettings, "Space"], Scorer]
+ScorerFactory = Callable[[StudyConfig, "Space"], Scorer]
 """A function of a module, so that worker processes find it by its name."""
 
 
@@ -59,15 +59,15 @@ class ArchsearchScorer:
     Where the study ranks by cost and latency alone, nothing that a training needs is looked for.
     """
 
-    def __init__(self, settings: StudySettings, space: Space) -> None:
+    def __init__(self, settings: StudyConfig, space: Space) -> None:
         from archsearch.devices import backend
         from archsearch.quality.evaluator import Evaluator
-        from archsearch.studies.remote.client import Remote
+        from archsearch.studies.remote.client import RemoteLatency
 
         self._settings, self._space = settings, space
         latency = settings.latency
-        with named_in(settings, "latency"):
-            self._remote = Remote(settings, space) if latency.remote else None
+        with error_context(settings, "latency"):
+            self._remote = RemoteLatency(settings, space) if latency.remote else None
             self._backend = None if latency.remote else backend(latency.device, **latency.backend_options)
         self._evaluator = Evaluator(settings.protocol) if settings.trains else None
         for name in (*settings.objectives, *settings.limits):
@@ -77,13 +77,13 @@ class ArchsearchScorer:
 
     def describe(self) -> Mapping[str, Any]:
         """As `Scorer`."""
-        from archsearch.machine import describe_machine
+        from archsearch.machine import system_info
 
         resolved = self._evaluator.resolved if self._evaluator else None
         return {
             "protocol": resolved.model_dump(mode="json") if resolved else {},
             "protocol_hash": resolved.hash if resolved else None,
-            "machine": describe_machine(),
+            "machine": system_info(),
         }
 
     def check(self, arch: Architecture) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archsearch.latency.base import DeviceLost, LatencyFailure
+from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.score import OBJECTIVES, Score
-from archsearch.studies.config.study import StudySettings
-from archsearch.studies.search.proposer import Exhausted, Proposal, Proposes
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import NOTES, Scorer
 from archsearch.studies.storage.database import artifact_store
-from archsearch.studies.storage.leases import beating
-from archsearch.studies.storage.trial_queue import DONE, Claim, Finished, Ledger, Wait, values_of
+from archsearch.studies.storage.leases import heartbeat
+from archsearch.studies.storage.trial_queue import DONE, BudgetSpent, ClaimedTrial, NothingToDo, TrialQueue, values_of
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 
@@ -49,16 +49,16 @@ class Worker:
     def __init__(
         self,
         study: Study,
-        settings: StudySettings,
+        settings: StudyConfig,
         space: Space,
         scorer: Scorer,
-        proposer: Proposes,
+        proposer: CandidateProposer,
         *,
         tell: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._study, self._settings, self._scorer = study, settings, scorer
-        self._ledger = Ledger(study, settings)
+        self._ledger = TrialQueue(study, settings)
         self._proposer = proposer
         self._tell, self._tick = tell, tick
         self._given_up = 0
@@ -73,45 +73,45 @@ class Worker:
         while True:
             self._tick()
             claim = self._ledger.claim()
-            if isinstance(claim, Finished):
+            if isinstance(claim, BudgetSpent):
                 return claim.reason
-            if isinstance(claim, Wait):
+            if isinstance(claim, NothingToDo):
                 time.sleep(WAIT_SECONDS)
                 continue
             try:
                 self._work(claim)
-            except Exhausted as error:
+            except SearchSpaceExhausted as error:
                 return str(error)
 
-    def _work(self, claim: Claim) -> None:
+    def _work(self, claim: ClaimedTrial) -> None:
         import optuna
 
         try:
-            with beating(self._study._storage, claim.trial_id):
+            with heartbeat(self._study._storage, claim.trial_id):
                 self._score(claim)
             self._given_up = 0
         except optuna.exceptions.UpdateFinishedTrialError:
             # Other workers took us for dead (a machine asleep, a network away) and have this slot now.
             self._tell(f"trial {claim.number}: taken over by another worker")
-        except (KeyboardInterrupt, SystemExit, InputError, Exhausted):
+        except (KeyboardInterrupt, SystemExit, InputError, SearchSpaceExhausted):
             self._ledger.withdraw(claim.trial_id)
             raise
-        except DeviceLost as error:
+        except DeviceLostError as error:
             self._ledger.withdraw(claim.trial_id)
             problem = f"{error}; trial {claim.number} waits for it"
             raise InputError(self._settings.source, problem, error.remedy, place="latency") from None
-        except LatencyFailure as error:
+        except MeasurementError as error:
             self._refused(claim, error)
         except Exception as error:
             self._crashed(claim, error)
 
-    def _refused(self, claim: Claim, error: LatencyFailure) -> None:
+    def _refused(self, claim: ClaimedTrial, error: MeasurementError) -> None:
         """The device can not run this candidate, and would not the next time: it is given up, and the study goes on."""
         self._ledger.refuse(claim.trial_id, _told(error))
         self._tell(f"trial {claim.number} given up: {error}")
         self._count_given_up(error, at_most=REFUSALS)
 
-    def _crashed(self, claim: Claim, error: Exception) -> None:
+    def _crashed(self, claim: ClaimedTrial, error: Exception) -> None:
         self._ledger.crash(claim.trial_id, _told(error))
         again = claim.slot in _open(self._ledger)
         self._tell(f"trial {claim.number} failed: {_told(error)}; " + ("it is tried again" if again else "given up"))
@@ -124,7 +124,7 @@ class Worker:
             problem = f"{self._given_up} candidates in a row failed, the last with {_told(error)}"
             raise InputError(self._settings.source, problem, "mend that; the same command goes on")
 
-    def _score(self, claim: Claim) -> None:
+    def _score(self, claim: ClaimedTrial) -> None:
         ledger, trial_id = self._ledger, claim.trial_id
         proposal = self._published(claim)
         arch = proposal.architecture
@@ -152,7 +152,7 @@ class Worker:
         if not self._outside(claim, score, ("latency_ms",)):
             self._finish(claim, score)
 
-    def _published(self, claim: Claim) -> Proposal:
+    def _published(self, claim: ClaimedTrial) -> Proposal:
         """A proposal that no other worker has under way: say which it is, then look who else said so."""
         attempt = 0
         while True:
@@ -163,7 +163,7 @@ class Worker:
                 return proposal
             attempt += 1
 
-    def _outside(self, claim: Claim, score: Score, names: tuple[str, ...], *, final: bool = True) -> bool:
+    def _outside(self, claim: ClaimedTrial, score: Score, names: tuple[str, ...], *, final: bool = True) -> bool:
         """Tell the constraints on those numbers, or on those that are not final none; if one is broken, it is over."""
         broken = self._broken(score, names)
         if final or broken:
@@ -174,7 +174,7 @@ class Worker:
         self._ledger.prune(claim.trial_id)
         return True
 
-    def _constrain(self, claim: Claim, score: Score, names: tuple[str, ...]) -> None:
+    def _constrain(self, claim: ClaimedTrial, score: Score, names: tuple[str, ...]) -> None:
         """Constraints are relative, so that those on params and on milliseconds weigh alike."""
         for name in names:
             if name in self._limits:
@@ -185,7 +185,7 @@ class Worker:
         over = {name: value for name, value in values.items() if value > self._limits[name]}
         return "; ".join(f"{name} {value:.4g}, limit {self._limits[name]:.4g}" for name, value in over.items())
 
-    def _with_quality(self, claim: Claim, arch: Architecture, score: Score) -> Score:
+    def _with_quality(self, claim: ClaimedTrial, arch: Architecture, score: Score) -> Score:
         if not self._settings.trains:
             return score
         self._ledger.note(claim.trial_id, score=score.model_dump(mode="json"))
@@ -193,7 +193,7 @@ class Worker:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            progress = Throttled(lambda stage, fraction: self._stage(claim, stage, fraction))
+            progress = ThrottledProgress(lambda stage, fraction: self._stage(claim, stage, fraction))
             quality = self._scorer.quality(arch, progress=progress, artifacts=folder)
             notes = folder / NOTES
             if notes.exists():
@@ -205,7 +205,7 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
         return score.model_copy(update={"quality": quality})
 
-    def _upload(self, claim: Claim, folder: Path) -> None:
+    def _upload(self, claim: ClaimedTrial, folder: Path) -> None:
         from optuna.artifacts import upload_artifact
         from optuna.trial import Trial
 
@@ -215,19 +215,19 @@ class Worker:
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
             upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
 
-    def _finish(self, claim: Claim, score: Score) -> None:
+    def _finish(self, claim: ClaimedTrial, score: Score) -> None:
         self._constrain(claim, score, tuple(OBJECTIVES))
         values = values_of(score, self._settings.objectives)
         # After the stage all is known: whoever finds the trial so can tell it, if we no longer can.
         self._ledger.note(claim.trial_id, score=score.model_dump(mode="json"), fraction=1.0, stage=DONE)
         self._ledger.finish(claim.trial_id, values)
 
-    def _stage(self, claim: Claim, stage: str, fraction: float = 0.0) -> None:
+    def _stage(self, claim: ClaimedTrial, stage: str, fraction: float = 0.0) -> None:
         self._ledger.note(claim.trial_id, stage=stage, fraction=fraction)
         self._tick()
 
 
-class Throttled:
+class ThrottledProgress:
     """A progress callback that passes on every new stage, and within one a call a second."""
 
     def __init__(self, report: Callable[[str, float], None]) -> None:
@@ -240,7 +240,7 @@ class Throttled:
             self._report(stage, fraction)
 
 
-def limits(settings: StudySettings, space: Space) -> dict[str, float]:
+def limits(settings: StudyConfig, space: Space) -> dict[str, float]:
     """Most of each number that a candidate may have: the space's and the study's, whichever is less."""
     both = [*space.limits.items(), *settings.limits.items()]
     return {name: min(most for n, most in both if n == name) for name, _ in both}
@@ -250,7 +250,7 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _open(ledger: Ledger) -> dict[int, Any]:
+def _open(ledger: TrialQueue) -> dict[int, Any]:
     from archsearch.studies.storage.trial_queue import open_slots
 
     return open_slots(ledger.trials())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from archsearch.library import RUNS, shipped
 from archsearch.protocol import ResolvedProtocol
-from archsearch.studies.config.study import StudySettings, find
+from archsearch.studies.config.study import StudyConfig, load_config
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def open_storage(url: str, *, source: str = "storage", create: bool = True) -> R
     _check(url, source, create=create)
     for tries_left in reversed(range(5)):
         try:
-            with refused(url, source):
+            with storage_errors(url, source):
                 return _open(url)
         except InputError as error:
             # Two processes that make a new file's tables at the same moment: one of them finds them made.
@@ -118,7 +118,7 @@ def _check_file(database: str | None, source: str, remedy: str, *, create: bool)
 
 
 @contextlib.contextmanager
-def refused(url: str, source: str = "storage") -> Iterator[None]:
+def storage_errors(url: str, source: str = "storage") -> Iterator[None]:
     """Says in one line why a database could not be used."""
     import optuna
     import sqlalchemy
@@ -160,7 +160,7 @@ def _without_password(url: str) -> str:
         return "storage"
 
 
-def existing(settings: StudySettings) -> Study:
+def load_study(settings: StudyConfig) -> Study:
     """A study that has begun, to read; it may be running, or have been killed.
 
     Raises:
@@ -170,7 +170,7 @@ def existing(settings: StudySettings) -> Study:
 
     storage = open_storage(settings.url, source=settings.source, create=False)
     try:
-        with refused(settings.url), quietly():
+        with storage_errors(settings.url), silence_optuna():
             return optuna.load_study(study_name=settings.name, storage=storage)
     except KeyError:
         others = ", ".join(optuna.get_all_study_names(storage)) or "none"
@@ -178,21 +178,19 @@ def existing(settings: StudySettings) -> Study:
         raise InputError(settings.url, problem, "run archsearch search first") from None
 
 
-def open_study(where: StudySettings | str) -> Study:
-    """`existing`, from settings, a shipped study's name, a YAML file, or the name of a run under ``runs/``."""
+def open_study(where: StudyConfig | str) -> Study:
+    """`load_study`, from settings, a shipped study's name, a YAML file, or the name of a run under ``runs/``."""
     if isinstance(where, str):
-        run = (
-            StudySettings(name=where, space="", trials=1) if where not in shipped("search") and _is_run(where) else None
-        )
-        where = run or find(where)
-    return existing(where)
+        run = StudyConfig(name=where, space="", trials=1) if where not in shipped("search") and _is_run(where) else None
+        where = run or load_config(where)
+    return load_study(where)
 
 
 def _is_run(name: str) -> bool:
     return "/" not in name and (RUNS / name / "study.db").is_file()
 
 
-def begun(settings: StudySettings, attrs: Mapping[str, Any]) -> Study:
+def create_or_resume(settings: StudyConfig, attrs: Mapping[str, Any]) -> Study:
     """The study to work on: a new one, or the same one again.
 
     Args:
@@ -205,7 +203,7 @@ def begun(settings: StudySettings, attrs: Mapping[str, Any]) -> Study:
     import optuna
 
     storage = open_storage(settings.url, source=settings.source)
-    with refused(settings.url), quietly():
+    with storage_errors(settings.url), silence_optuna():
         study = optuna.create_study(
             study_name=settings.name,
             storage=storage,
@@ -214,7 +212,7 @@ def begun(settings: StudySettings, attrs: Mapping[str, Any]) -> Study:
         )
         known = study.user_attrs
         if "settings" in known:
-            check_same(settings, attrs, known)
+            ensure_unchanged(settings, attrs, known)
         # "settings" last: where it is, a killed first run had written the others.
         ours = {**attrs, "artifacts": str(settings.artifact_folder.absolute())}
         ours["settings"] = settings.model_dump(mode="json")
@@ -225,7 +223,7 @@ def begun(settings: StudySettings, attrs: Mapping[str, Any]) -> Study:
     return study
 
 
-def check_same(settings: StudySettings, attrs: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def ensure_unchanged(settings: StudyConfig, attrs: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Refuse to go on with a study under settings that would give its numbers another meaning."""
 
     def refuse(place: str, problem: str) -> None:
@@ -233,7 +231,7 @@ def check_same(settings: StudySettings, attrs: Mapping[str, Any], known: Mapping
         raise InputError(settings.source, problem, remedy, place=place)
 
     given = settings.model_dump(mode="json")
-    begun_with = StudySettings.model_validate(known["settings"]).model_dump(mode="json")
+    begun_with = StudyConfig.model_validate(known["settings"]).model_dump(mode="json")
     for field in FIXED:
         if given[field] != begun_with[field]:
             refuse(field, f"was {_short(begun_with[field])} when {settings.name} began")
@@ -265,7 +263,7 @@ def artifact_store(study: Study) -> FileSystemArtifactStore:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def silence_optuna() -> Iterator[None]:
     """Without Optuna's own lines."""
     import optuna
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 
-def end(
+def end_trial(
     storage: BaseStorage,
     trial_id: int,
     state: Literal["COMPLETE", "FAIL"],
@@ -39,7 +39,7 @@ def end(
     return True
 
 
-def beat(storage: BaseStorage, trial_id: int) -> None:
+def send_heartbeat(storage: BaseStorage, trial_id: int) -> None:
     """One heartbeat, where the storage keeps them."""
     from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
 
@@ -49,7 +49,7 @@ def beat(storage: BaseStorage, trial_id: int) -> None:
 
 
 @contextlib.contextmanager
-def beating(storage: BaseStorage, trial_id: int) -> Iterator[None]:
+def heartbeat(storage: BaseStorage, trial_id: int) -> Iterator[None]:
     """Heartbeats for as long as the block runs.
 
     Optuna's own thread is left running, and the process with it, by an interrupt that comes while it starts.
@@ -61,9 +61,9 @@ def beating(storage: BaseStorage, trial_id: int) -> Iterator[None]:
 
     def go_on() -> None:
         while not stop.wait(seconds):
-            beat(storage, trial_id)
+            send_heartbeat(storage, trial_id)
 
-    beat(storage, trial_id)
+    send_heartbeat(storage, trial_id)
     thread = threading.Thread(target=go_on, name="heartbeat", daemon=True)
     try:
         thread.start()
@@ -74,7 +74,7 @@ def beating(storage: BaseStorage, trial_id: int) -> Iterator[None]:
             thread.join()
 
 
-def me() -> dict[str, Any]:
+def worker_identity() -> dict[str, Any]:
     """This process, for a trial's `worker` attribute.
 
     A pid alone is used again by the system; with the time it started at it is unique on a host. Containers that share

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archsearch.score import OBJECTIVES, Score
-from archsearch.studies.config.study import StudySettings
-from archsearch.studies.storage.leases import beat, end, is_dead, me
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.storage.leases import end_trial, is_dead, send_heartbeat, worker_identity
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -38,7 +38,7 @@ DONE = "done"
 
 
 @dataclass(frozen=True)
-class Claim:
+class ClaimedTrial:
     """A trial of ours, for one slot. ``point`` is set if the slot was tried before and its candidate is known."""
 
     trial_id: int
@@ -48,21 +48,21 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Wait:
+class NothingToDo:
     """Nothing to do unless a trial of another worker comes to nothing."""
 
 
 @dataclass(frozen=True)
-class Finished:
+class BudgetSpent:
     """The study is over; why, in words."""
 
     reason: str
 
 
-class Ledger:
+class TrialQueue:
     """The trials of one study, for one of the workers on it."""
 
-    def __init__(self, study: Study, settings: StudySettings) -> None:
+    def __init__(self, study: Study, settings: StudyConfig) -> None:
         self.study, self._settings = study, settings
         self._storage: BaseStorage = study._storage
         self._id = self._storage.get_study_id_from_name(study.study_name)
@@ -86,7 +86,7 @@ class Ledger:
 
     # Claiming
 
-    def claim(self) -> Claim | Wait | Finished:
+    def claim(self) -> ClaimedTrial | NothingToDo | BudgetSpent:
         """The next slot to work on: the lowest open one, else a new one, while the budget lasts."""
         self.bury()
         trials = self.trials()
@@ -95,47 +95,47 @@ class Ledger:
         opened = open_slots(trials)
         slot = min(opened, default=None)
         past = opened.get(slot, []) if slot is not None else []
-        attrs: dict[str, Any] = {"worker": me(), "stage": "waiting", "fraction": 0.0}
+        attrs: dict[str, Any] = {"worker": worker_identity(), "stage": "waiting", "fraction": 0.0}
         if past:
             attrs["retry_of"] = past[0].number
         trial_id, number = self._create(attrs)
         trials = self.trials()
         if past and self.current(trials)[slots_of(trials)[number]].number != number:
-            end(self._storage, trial_id, "FAIL", lost=True)
+            end_trial(self._storage, trial_id, "FAIL", lost=True)
             return self.claim()
         if self._over([t for t in trials if t.number < number]):
             # Another worker took the last place between our look and our claim.
             self.withdraw(trial_id)
-            return Wait()
+            return NothingToDo()
         slot = slots_of(trials)[number]
         self.note(trial_id, slot=slot)
         points = [t.params for t in past if "architecture" in t.user_attrs]
-        return Claim(trial_id, number, slot, points[-1] if points else None)
+        return ClaimedTrial(trial_id, number, slot, points[-1] if points else None)
 
     def _create(self, attrs: Mapping[str, Any]) -> tuple[int, int]:
         from optuna.trial import TrialState, create_trial
 
         template = create_trial(state=TrialState.RUNNING, user_attrs=dict(attrs))
         trial_id = self._storage.create_new_trial(self._id, template_trial=template)
-        beat(self._storage, trial_id)
+        send_heartbeat(self._storage, trial_id)
         return trial_id, self._storage.get_trial(trial_id).number
 
-    def _over(self, trials: Sequence[FrozenTrial]) -> Wait | Finished | None:
+    def _over(self, trials: Sequence[FrozenTrial]) -> NothingToDo | BudgetSpent | None:
         settings, now = self._settings, self.current(trials)
         scored = [t for t in now.values() if is_scored(t)]
         running = [t for t in now.values() if t.state.name == "RUNNING"]
         full = settings.trials is not None and len(scored) + len(running) >= settings.trials
         reason = f"{len(scored)} candidates scored"
         if not full and settings.minutes is not None:
-            left = 60 * settings.minutes - spent_seconds(trials)
+            left = 60 * settings.minutes - busy_seconds(trials)
             full = left <= (statistics.median(map(seconds, scored)) if scored else 0)
             reason = f"{settings.minutes:g} minutes spent, {reason}"
         if full:
-            return Wait() if running else Finished(reason)
+            return NothingToDo() if running else BudgetSpent(reason)
         ended = [t for t in now.values() if t.state.name != "RUNNING"]
         tail = itertools.takewhile(lambda t: t.state.name == "PRUNED", reversed(ended))
         if len(list(tail)) >= INFEASIBLE_IN_A_ROW:
-            return Finished(f"the last {INFEASIBLE_IN_A_ROW} candidates were all outside the limits; widen them")
+            return BudgetSpent(f"the last {INFEASIBLE_IN_A_ROW} candidates were all outside the limits; widen them")
         return None
 
     # The dead
@@ -157,7 +157,7 @@ class Ledger:
         elif t.user_attrs.get("infeasible"):
             self.prune(t._trial_id)
         else:
-            end(self._storage, t._trial_id, "FAIL")
+            end_trial(self._storage, t._trial_id, "FAIL")
 
     # Writing
 
@@ -203,15 +203,15 @@ class Ledger:
 
     def withdraw(self, trial_id: int) -> None:
         """Give a slot back; it is open again, and this does not count as a failure."""
-        end(self._storage, trial_id, "FAIL", withdrawn=True)
+        end_trial(self._storage, trial_id, "FAIL", withdrawn=True)
 
     def crash(self, trial_id: int, error: str) -> None:
         """Say that scoring failed, and how."""
-        end(self._storage, trial_id, "FAIL", error=error)
+        end_trial(self._storage, trial_id, "FAIL", error=error)
 
     def refuse(self, trial_id: int, error: str) -> None:
         """Say that this candidate can not be scored, and that trying again is no use."""
-        end(self._storage, trial_id, "FAIL", error=error, refused=True)
+        end_trial(self._storage, trial_id, "FAIL", error=error, refused=True)
 
 
 def slots_of(trials: Sequence[FrozenTrial]) -> dict[int, int]:
@@ -233,11 +233,11 @@ def open_slots(trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
     return {
         slot: tried
         for slot, tried in by_slot.items()
-        if all(t.state.name == "FAIL" for t in tried) and not given_up(tried)
+        if all(t.state.name == "FAIL" for t in tried) and not is_abandoned(tried)
     }
 
 
-def given_up(tried: Sequence[FrozenTrial]) -> bool:
+def is_abandoned(tried: Sequence[FrozenTrial]) -> bool:
     """Whether a slot's trials failed too often to try again, or for a reason that will not go away."""
     return sum("error" in t.user_attrs for t in tried) >= CRASHES or any("refused" in t.user_attrs for t in tried)
 
@@ -258,7 +258,7 @@ def seconds(t: FrozenTrial) -> float:
     return (until - t.datetime_start).total_seconds() if t.datetime_start else 0.0
 
 
-def spent_seconds(trials: Sequence[FrozenTrial]) -> float:
+def busy_seconds(trials: Sequence[FrozenTrial]) -> float:
     """Time in which any worker was busy, over all runs of the study. What the dead took is not counted."""
     now = datetime.datetime.now()
     busy = sorted(

@@ -25,11 +25,11 @@ import numpy as np
 from PIL import Image
 
 from snapgen.errors import InputError
-from snapgen.io.atomic import aside
+from snapgen.io.atomic import atomic_write
 
 
 @dataclass(frozen=True)
-class Package:
+class NpmPackage:
     """An npm package of one version; ``sha512`` is the registry's integrity value, base64."""
 
     name: str
@@ -41,17 +41,17 @@ class Package:
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
-FLUENT = Package(
+FLUENT = NpmPackage(
     "@lobehub/fluent-emoji-3d",
     "1.1.0",
     "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
 )
-NOTO = Package(
+NOTO = NpmPackage(
     "emoji-datasource-google",
     "16.0.0",
     "ZRexfzs7MVoLnmzZmNsO4TKhnAJp5D++Vm6PpUpH/jEQQlemp3l88CjZ+DoZ2faM9R4QxZkOPJCoT8DlPhfQ3A==",
 )
-CAPTIONS = Package(
+CAPTIONS = NpmPackage(
     "emojibase-data",
     "17.0.0",
     "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
@@ -76,7 +76,7 @@ _NEUTRAL = {"1f468": "1f9d1", "1f469": "1f9d1", "1f466": "1f9d2", "1f467": "1f9d
 
 
 @dataclass(frozen=True)
-class Drawing:
+class EmojiImage:
     """One vendor's picture of one emoji, square, on white; ``code`` is its normal hexcode."""
 
     vendor: str
@@ -100,7 +100,7 @@ def concept(code: str) -> str:
     return _VARIANT.sub("", "-".join(_NEUTRAL.get(part, part) for part in parts))
 
 
-def concepts(drawings: Sequence[Drawing]) -> dict[str, str]:
+def concepts(drawings: Sequence[EmojiImage]) -> dict[str, str]:
     """Hexcode → concept, where concepts that share a picture (`SAME_PICTURE`) have become one."""
     parent = {concept(drawing.code): concept(drawing.code) for drawing in drawings}
 
@@ -153,7 +153,7 @@ def pack(packages: Path, out: Path) -> dict[str, int]:
     return counts
 
 
-def fetch(package: Package, folder: Path) -> Path:
+def fetch(package: NpmPackage, folder: Path) -> Path:
     """The package's tarball in ``folder``, fetched there with ``npm pack`` if it is missing."""
     path = folder / package.file
     if not path.is_file():
@@ -176,14 +176,14 @@ def _captions(packages: Path) -> tuple[dict[str, dict[str, object]], dict[int, s
     return {normal(entry["hexcode"]): entry for entry in entries}, {g["order"]: g["message"] for g in groups}
 
 
-def _member(packages: Path, package: Package, name: str) -> bytes:
+def _member(packages: Path, package: NpmPackage, name: str) -> bytes:
     with tarfile.open(packages / package.file) as tar:
         file = tar.extractfile(name)
         assert file is not None, f"{package.file} has no {name}"
         return file.read()
 
 
-def _drawings(packages: Path, vendor: str, labels: dict[str, dict[str, object]]) -> Iterator[Drawing]:
+def _drawings(packages: Path, vendor: str, labels: dict[str, dict[str, object]]) -> Iterator[EmojiImage]:
     package, pattern = DRAWINGS[vendor]
     found = {}
     with tarfile.open(packages / package.file) as tar:
@@ -194,7 +194,7 @@ def _drawings(packages: Path, vendor: str, labels: dict[str, dict[str, object]])
             if code in labels and code not in found:
                 file = tar.extractfile(member)
                 assert file is not None, member.name
-                found[code] = Drawing(vendor, code, on_white(Image.open(file)))
+                found[code] = EmojiImage(vendor, code, on_white(Image.open(file)))
     yield from (found[code] for code in sorted(found))
 
 
@@ -208,7 +208,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def _shard(
-    drawings: Sequence[Drawing],
+    drawings: Sequence[EmojiImage],
     resolution: int,
     quality: int,
     labels: dict[str, dict[str, object]],
@@ -248,7 +248,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with aside(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(content)
 
 

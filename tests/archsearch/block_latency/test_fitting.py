@@ -7,33 +7,33 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from archsearch.block_latency import fitting as block_times
-from archsearch.block_latency.config import TableSettings
-from archsearch.block_latency.fitting import fill
+from archsearch.block_latency import fitting
+from archsearch.block_latency.config import BlockTableConfig
+from archsearch.block_latency.fitting import fit_block_table
 from archsearch.block_latency.table import TOLERATED
 from archsearch.cost.operations import operations
 from archsearch.devices import backend
-from archsearch.latency.base import LatencyFailure
+from archsearch.latency.base import MeasurementError
 from archsearch.score import LatencyRecord
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
-from snapgen.seeding import derive
+from snapgen.seeding import derive_seed
 from tests.archsearch.summing import FIXED, NET, ONCE, UNCHECKED, Fake, added, cost
 from tests.records import latency_record
 from tests.snapgen.nets import tiny
 
 TWICE = tiny({"mid.layers": [[1, 2], [2, 0]]})
 """With places of two blocks."""
-LONE = block_index.changed(NET, [block.name for block in block_index.blocks(NET)[1:]])
+LONE = block_index.edit_blocks(NET, [block.name for block in block_index.blocks(NET)[1:]])
 """Of one block."""
 
 
 @pytest.mark.parametrize("arch", [NET, TWICE], ids=["one a place", "two in some"])
 def test_sums_give_their_parts_back(arch: Architecture) -> None:
-    table = fill(Fake(), arch, 8, 5, ONCE)
+    table = fit_block_table(Fake(), arch, 8, 5, ONCE)
     assert table.fixed_ms == pytest.approx(FIXED, abs=0.01)
-    for block in block_index.blocks(block_index.changed(arch, copied=[b.name for b in block_index.blocks(arch)])):
+    for block in block_index.blocks(block_index.edit_blocks(arch, copied=[b.name for b in block_index.blocks(arch)])):
         assert table.of(block) == pytest.approx(cost(block), rel=0.02), block.label
     assert table.predict(arch) == pytest.approx(added(arch), rel=0.005)
     assert table.before is not None
@@ -45,7 +45,7 @@ def test_sums_give_their_parts_back(arch: Architecture) -> None:
 
 def test_every_net_is_another_and_the_whole_is_the_first() -> None:
     clock = Fake()
-    table = fill(clock, NET, 8, 5, ONCE)
+    table = fit_block_table(clock, NET, 8, 5, ONCE)
     places = len(table.costs)
     assert clock.asked[0] == NET.id
     assert len(set(clock.asked)) == len(clock.asked) == len(table.measured) == 2 + 2 * places + 6
@@ -55,7 +55,7 @@ def test_every_net_is_another_and_the_whole_is_the_first() -> None:
 
 def test_more_sub_networks_begin_with_the_same_ones() -> None:
     def checked(**changes: int) -> list[str]:
-        table = fill(Fake(), NET, 8, 5, ONCE.model_copy(update=changes))
+        table = fit_block_table(Fake(), NET, 8, 5, ONCE.model_copy(update=changes))
         return [net.architecture_id for net in table.measured if net.use == "check"]
 
     assert checked(check=8)[:6] == checked()
@@ -63,7 +63,7 @@ def test_more_sub_networks_begin_with_the_same_ones() -> None:
 
 
 def test_sub_networks_differ_in_size_and_some_have_copies() -> None:
-    table = fill(Fake(), NET, 8, 5, TableSettings(check=20, least=1))
+    table = fit_block_table(Fake(), NET, 8, 5, BlockTableConfig(check=20, least=1))
     totals = [sum(net.counts) for net in table.measured if net.use == "check"]
     assert max(totals) > min(totals) + 5
     assert any(max(net.counts) > 1 for net in table.measured if net.use == "check")
@@ -76,7 +76,7 @@ def crowded(arch: Architecture) -> float:
 
 def biased(arch: Architecture) -> float:
     """A net that was timed badly, and every sub-network well."""
-    alone = block_index.changed(NET, removed=[block_index.blocks(NET)[3].name])
+    alone = block_index.edit_blocks(NET, removed=[block_index.blocks(NET)[3].name])
     return added(arch) * (0.7 if arch.id == alone.id else 1)
 
 
@@ -84,8 +84,8 @@ def biased(arch: Architecture) -> float:
 def test_the_check_sees_what_is_no_sum_and_a_correction_helps(
     ms: Callable[[Architecture], float], correction: str
 ) -> None:
-    options = TableSettings(check=20, least=1)
-    table = fill(Fake(ms), NET, 8, 5, options)
+    options = BlockTableConfig(check=20, least=1)
+    table = fit_block_table(Fake(ms), NET, 8, 5, options)
     assert table.before is not None
     assert table.after is not None
     assert table.before.largest > TOLERATED
@@ -94,7 +94,7 @@ def test_the_check_sees_what_is_no_sum_and_a_correction_helps(
     assert table.after.median < table.before.median
     parts = sum(table.of(block) for block in block_index.blocks(NET)) + table.share * table.fixed_ms
     assert parts == pytest.approx(table.predict(NET), rel=0.01)
-    fresh = [net for _, use, net in block_times._planned(NET, TableSettings(seed=1)) if use == "check"]
+    fresh = [net for _, use, net in fitting._planned(NET, BlockTableConfig(seed=1)) if use == "check"]
     errors = [abs(table.predict(net) / ms(net) - 1) for net in fresh]
     assert max(errors) < table.before.largest, "on nets that neither fit had"
     assert np.median(errors) < table.before.median
@@ -102,9 +102,9 @@ def test_the_check_sees_what_is_no_sum_and_a_correction_helps(
 
 def test_a_correction_that_does_no_better_is_not_made() -> None:
     def coin(arch: Architecture) -> float:
-        return 2.0 if derive(1, arch.id) % 2 else 1.0
+        return 2.0 if derive_seed(1, arch.id) % 2 else 1.0
 
-    table = fill(Fake(coin), NET, 8, 5, ONCE)
+    table = fit_block_table(Fake(coin), NET, 8, 5, ONCE)
     assert table.before is not None
     assert table.tried.keys() == {"refit", "curve"}
     better = [name for name, check in table.tried.items() if check.largest < table.before.largest]
@@ -118,7 +118,7 @@ def test_disturbed_measurements_are_repeated_and_the_lowest_counts() -> None:
         return added(arch) * (1 + (rng.random() < 0.4) * rng.uniform(0.2, 1)) * rng.uniform(1, 1.01)
 
     clock = Fake(disturbed)
-    table = fill(clock, NET, 8, 5, TableSettings(check=10))
+    table = fit_block_table(clock, NET, 8, 5, BlockTableConfig(check=10))
     assert table.before is not None
     assert table.before.largest < 0.1
     assert len(clock.asked) > 3 * len(table.measured)
@@ -138,20 +138,24 @@ def test_a_killed_fill_goes_on() -> None:
         return added(arch)
 
     clock = Fake(once_more)
-    options = TableSettings(check=4, least=2)
+    options = BlockTableConfig(check=4, least=2)
     with pytest.raises(KeyboardInterrupt):
-        fill(clock, NET, 8, 5, options, known=known, keep=keep)
+        fit_block_table(clock, NET, 8, 5, options, known=known, keep=keep)
     rest = Fake()
-    resumed = fill(rest, NET, 8, 5, options, known=known, keep=keep)
+    resumed = fit_block_table(rest, NET, 8, 5, options, known=known, keep=keep)
     assert sum(map(len, known.values())) == 29 + len(rest.asked) == 2 * len(resumed.measured)
-    assert fill(idle := Fake(), NET, 8, 5, options, known=known) == resumed == fill(Fake(), NET, 8, 5, options)
+    assert (
+        fit_block_table(idle := Fake(), NET, 8, 5, options, known=known)
+        == resumed
+        == fit_block_table(Fake(), NET, 8, 5, options)
+    )
     assert idle.asked == []
 
 
 def test_predictions_are_taken_once_and_their_sums_are_checked() -> None:
     timer = backend("predicted:iphone-16-pro-max")
     told: list[float] = []
-    table = fill(timer, NET, 8, 5, TableSettings(check=5), tell=told.append)
+    table = fit_block_table(timer, NET, 8, 5, BlockTableConfig(check=5), tell=told.append)
     assert table.source == "predicted"
     assert all(len(net.records) == 1 for net in table.measured)
     assert table.before is not None
@@ -159,7 +163,7 @@ def test_predictions_are_taken_once_and_their_sums_are_checked() -> None:
     assert table.predict(NET) == pytest.approx(table.whole_ms, rel=0.01)
     assert told[-1] == 1
     heavier = max(block_index.blocks(NET), key=table.of)
-    saved = operations_of(NET) - operations_of(block_index.changed(NET, [heavier.name]))
+    saved = operations_of(NET) - operations_of(block_index.edit_blocks(NET, [heavier.name]))
     assert saved > 0
 
 
@@ -170,37 +174,37 @@ def operations_of(arch: Architecture) -> int:
 @pytest.mark.parametrize(
     ("arch", "latent", "options", "named"),
     [
-        (block_index.changed(NET, [b.name for b in block_index.blocks(NET)]), 8, ONCE, "has no block; give it"),
+        (block_index.edit_blocks(NET, [b.name for b in block_index.blocks(NET)]), 8, ONCE, "has no block; give it"),
         (NET, 7, ONCE, "multiple of 2"),
-        (LONE, 8, TableSettings(check=2, least=1), "has 1 sub-networks beside those"),
+        (LONE, 8, BlockTableConfig(check=2, least=1), "has 1 sub-networks beside those"),
     ],
     ids=["no block", "latent", "sub-networks"],
 )
-def test_bad_input_is_said(arch: Architecture, latent: int, options: TableSettings, named: str) -> None:
+def test_bad_input_is_said(arch: Architecture, latent: int, options: BlockTableConfig, named: str) -> None:
     with pytest.raises(InputError, match=named):
-        fill(Fake(), arch, latent, 5, options)
+        fit_block_table(Fake(), arch, latent, 5, options)
 
 
 @pytest.mark.parametrize("wrong", [{"copies": 0}, {"check": -1}, {"least": 0}])
 def test_bad_settings_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="greater than or equal"):
-        TableSettings(**wrong)
+        BlockTableConfig(**wrong)
 
 
 def test_records_of_another_device_are_refused() -> None:
     known = {NET.id: [latency_record(1, chip="another chip")]}
     clock = Fake()
     with pytest.raises(InputError, match="different conditions: a chip and another chip"):
-        fill(clock, NET, 8, 5, UNCHECKED, known=known)
+        fit_block_table(clock, NET, 8, 5, UNCHECKED, known=known)
     assert len(clock.asked) == 1
     both = {NET.id: [*known[NET.id], latency_record(1)]}
     with pytest.raises(InputError, match="different conditions"):
-        fill(clock, NET, 8, 5, UNCHECKED, known=both)
+        fit_block_table(clock, NET, 8, 5, UNCHECKED, known=both)
 
 
 def test_a_net_that_can_not_be_timed_ends_the_fill() -> None:
     def fails(_: Architecture) -> float:
-        raise LatencyFailure("out of memory")
+        raise MeasurementError("out of memory")
 
-    with pytest.raises(LatencyFailure, match="out of memory"):
-        fill(Fake(fails), NET, 8, 5, ONCE)
+    with pytest.raises(MeasurementError, match="out of memory"):
+        fit_block_table(Fake(fails), NET, 8, 5, ONCE)

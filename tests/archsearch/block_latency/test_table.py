@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from archsearch.block_latency import table as block_table
-from archsearch.block_latency.fitting import fill
-from archsearch.block_latency.table import BlockTable, Measured
+from archsearch.block_latency.fitting import fit_block_table
+from archsearch.block_latency.table import BlockTable, NetTiming
 from archsearch.score import LatencyRecord
 from snapgen.architecture import block_index
-from snapgen.architecture.block_index import Block
+from snapgen.architecture.block_index import BlockRef
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.summing import FIXED, NET, ONCE, UNCHECKED, Fake, cost
@@ -20,7 +20,7 @@ from tests.snapgen.nets import tiny
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    table = fill(Fake(), NET, 8, 5, ONCE)
+    table = fit_block_table(Fake(), NET, 8, 5, ONCE)
     (tmp_path / "table.json").write_text(table.to_json())
     assert BlockTable.load(tmp_path / "table.json") == table
 
@@ -35,13 +35,13 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     ids=["conditions", "architecture", "no costs"],
 )
 def test_what_does_not_belong_together_is_refused(wrong: dict[str, object], named: str) -> None:
-    table = fill(Fake(), NET, 8, 5, UNCHECKED)
+    table = fit_block_table(Fake(), NET, 8, 5, UNCHECKED)
     with pytest.raises(ValueError, match=named):
         BlockTable.model_validate(table.model_dump() | wrong)
 
 
-def measured(*records: LatencyRecord) -> Measured:
-    return Measured(what="", use="fill", architecture_id="", counts=(), records=records)
+def measured(*records: LatencyRecord) -> NetTiming:
+    return NetTiming(what="", use="fill", architecture_id="", counts=(), records=records)
 
 
 def test_a_time_is_as_sure_as_its_records() -> None:
@@ -60,16 +60,16 @@ def test_a_block_of_no_cost_has_the_floors_which_grows_with_the_noise() -> None:
     def ms(arch: Architecture) -> float:
         return FIXED + sum(cost(b) for b in block_index.blocks(arch) if b.place != free.place)
 
-    table, rough = fill(Fake(ms), NET, 8, 5, ONCE), fill(Fake(ms, **spread), NET, 8, 5, ONCE)
+    table, rough = fit_block_table(Fake(ms), NET, 8, 5, ONCE), fit_block_table(Fake(ms, **spread), NET, 8, 5, ONCE)
     assert table.of(free) == table.floor_ms > 0
     assert rough.of(free) == rough.floor_ms > 3 * table.floor_ms
 
 
 def test_only_sub_networks_are_predicted() -> None:
-    table = fill(Fake(), NET, 8, 5, UNCHECKED)
+    table = fit_block_table(Fake(), NET, 8, 5, UNCHECKED)
     assert (table.before, table.after) == (None, None)
     for other in (tiny({"all.ffn_ratio": 2}), tiny({"down[0].transformers": 1})):
         with pytest.raises(InputError, match=f"{other.id} is no sub-network of the table's net {NET.id}"):
             table.predict(other)
     with pytest.raises(InputError, match=r"has no place of CA down\[0\]\.0"):
-        table.of(Block("", "transformer", "down[0]", 0, 0))
+        table.of(BlockRef("", "transformer", "down[0]", 0, 0))

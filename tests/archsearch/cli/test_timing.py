@@ -11,13 +11,13 @@ import pytest
 
 from archsearch import cli, devices
 from archsearch.latency import repeats
-from archsearch.predictor.model import Model
+from archsearch.predictor.model import LatencyModel
 from archsearch.spaces.loading import load_space
 from snapgen.architecture import block_index
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
-from tests.archsearch import apple_standin as standin
+from tests.archsearch import apple_standin
 from tests.archsearch.latency.test_records import Clock
 from tests.archsearch.studies.quick import SPACE
 from tests.records import latency_record
@@ -91,8 +91,8 @@ def test_the_host_measures(run: Any, net: Path) -> None:
 def test_core_ml_shows_where_operations_are_and_what_they_may_take(
     run: Any, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    standin.no_conversion(monkeypatch, tmp_path)
-    standin.on_a_mac(monkeypatch)
+    apple_standin.no_conversion(monkeypatch, tmp_path)
+    apple_standin.on_a_mac(monkeypatch)
     on_a_mac = (net, "--device", "coreml", "--latent", 4)
     shown = run(*on_a_mac)
     assert "measured, coreml" in shown
@@ -110,9 +110,9 @@ def test_core_ml_shows_where_operations_are_and_what_they_may_take(
 def test_what_can_not_be_timed_and_a_lost_device_are_one_line(
     run: Any, net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    standin.no_conversion(monkeypatch, tmp_path)
-    mac = standin.on_a_mac(monkeypatch)
-    bench = standin.with_a_phone(monkeypatch)
+    apple_standin.no_conversion(monkeypatch, tmp_path)
+    mac = apple_standin.on_a_mac(monkeypatch)
+    bench = apple_standin.with_a_phone(monkeypatch)
     mac.value = float("nan")
     bench.faults = [{"Load": "unplug"}]
     for device, named in (("coreml", "output with random weights is not finite"), ("iphone", "was disconnected")):
@@ -141,7 +141,7 @@ def test_records_are_sampled_fitted_and_validated(run: Any, tmp_path: Path, monk
     run("sample", space, "--count", 10, "--out", first, "--quiet")
     assert len(clock.asked) == 30, "what is there is not measured again"
     assert "fitted to 10 nets" in run("fit", first, "--out", model)
-    assert len(Model.load(model).fitted_to) == 10
+    assert len(LatencyModel.load(model).fitted_to) == 10
     run("sample", space, "--count", 5, "--seed", 1, "--out", other, "--quiet")
     shown = run("validate", model, other)
     assert "5 nets" in shown
@@ -153,7 +153,7 @@ def test_records_are_sampled_fitted_and_validated(run: Any, tmp_path: Path, monk
 def test_what_cannot_be_timed_is_said_and_the_rest_goes_on(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = repeats.drawn(load_space("emoji"), 2, seed=0)[0]
+    bad = repeats.sample_architectures(load_space("emoji"), 2, seed=0)[0]
     monkeypatch.setattr(devices, "backend", lambda *_, **__: Clock([1, 1, 1], fails=bad.id))
     assert "3 records of 1 of the 2" in run("sample", "emoji", "--count", 2, "--out", tmp_path / "r.jsonl", "--quiet")
 
@@ -163,7 +163,7 @@ def test_a_profiles_fit_prints_every_residual(run: Any, tmp_path: Path) -> None:
     assert shown.count("fitted") == 2
     assert shown.count("borrowed") == 4
     assert shown.count("check") == 4
-    assert Model.load(tmp_path / "phone.json").device == "iphone-16-pro-max"
+    assert LatencyModel.load(tmp_path / "phone.json").device == "iphone-16-pro-max"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_mistake_is_one_line(run: Any, arguments: list[object], named: str) ->
 
 def test_a_record_of_a_net_too_far_off_is_still_predicted(run: Any, tmp_path: Path) -> None:
     wide = tmp_path / "wide.json"
-    wide.write_text(changed(tiny(), {"stages[1].channels": 4096}).to_json())
+    wide.write_text(apply_overrides(tiny(), {"stages[1].channels": 4096}).to_json())
     found = json.loads(run(wide, *PHONE, "--json"))
     assert found["interval_ms"][1] > found["median_ms"]
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 from archsearch import cli
 from snapgen.autoencoders import autoencoder
-from snapgen.conditioning.captions import EncoderSettings
-from snapgen.coreml import convert as coreml
+from snapgen.conditioning.captions import TextEncoderConfig
+from snapgen.coreml import convert
 from snapgen.coreml import package as packaging
-from snapgen.coreml.convert import Options
+from snapgen.coreml.package import PackageOptions
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from tests.snapgen.coreml.test_convert import Wide
 from tests.snapgen.nets import stirred, tiny
@@ -32,7 +32,12 @@ def pipeline() -> SnapGenPipeline:
     """A net of random weights under the shipped text encoder and autoencoder."""
     net = stirred(tiny({"latent_channels": 4, "context_width": 384}))
     made = SnapGenPipeline.assembled(
-        net, autoencoder.load(), [EncoderSettings(tokens=8)], prediction="preconditioned", steps=2, resolution=SIDE
+        net,
+        autoencoder.load_autoencoder(),
+        [TextEncoderConfig(tokens=8)],
+        prediction="preconditioned",
+        steps=2,
+        resolution=SIDE,
     )
     made.set_progress_bar_config(disable=True)
     return made
@@ -101,14 +106,14 @@ def test_an_exported_run_holds_its_packages(
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
     feed = {"x": torch.empty(1, 64, 8, 8, dtype=torch.float16)}
-    package = packaging.package("wide", {}, lambda: Wide().half(), feed, "y", Options())
+    package = packaging.package("wide", {}, lambda: Wide().half(), feed, "y", PackageOptions())
     for kind in ("unet", "decoder", "text"):
 
         def stand_in(_: Any, size: int, kind: str = kind, **__: Any) -> Path:
             asked.append((kind, size))
             return package
 
-        monkeypatch.setattr(coreml, f"convert_{kind}", stand_in)
+        monkeypatch.setattr(convert, f"convert_{kind}", stand_in)
     out = run("export", "demo", "--to", "coreml")
     written = trained / "runs" / "demo" / "coreml"
     assert asked == [("unet", 4), ("decoder", 4), ("text", 8)]

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from archsearch.cost.breakdown import KINDS, Breakdown, breakdown, decoder_breakdown
-from archsearch.cost.counter import Cost, Part, cost, count, module_cost
-from archsearch.cost.meta_device import unbuilt
+from archsearch.cost.counter import Cost, CostItem, cost, count_network, module_cost
+from archsearch.cost.meta_device import on_meta_device
 from snapgen.architecture import presets
 from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
-from snapgen.models.layers import Attention, FeedForward, ResidualBlock
+from snapgen.models.layers import Attention, GEGLUFeedForward, ResidualBlock
 from snapgen.models.unet import UNet
 from tests.snapgen.nets import SD15, tiny
 
@@ -30,8 +30,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def _whole(parts: dict[str, Part]) -> dict[str, int]:
-    columns = {name: [getattr(part, name) for part in parts.values()] for name in Part.model_fields}
+def _whole(parts: dict[str, CostItem]) -> dict[str, int]:
+    columns = {name: [getattr(part, name) for part in parts.values()] for name in CostItem.model_fields}
     return {name: (max if name == "activation_bytes" else sum)(values) for name, values in columns.items()}
 
 
@@ -77,7 +77,7 @@ def test_params_are_those_of_the_modules(arch: Architecture) -> None:
     kinds = {kind: found.by_kind[kind].params if kind in found.by_kind else 0 for kind in KINDS}
     attention = _params(net, lambda m: isinstance(m, Attention), lambda name: "norm" in name)
     assert kinds["self_attention"] + kinds["cross_attention"] == attention
-    assert kinds["feed_forward"] == _params(net, lambda m: isinstance(m, FeedForward))
+    assert kinds["feed_forward"] == _params(net, lambda m: isinstance(m, GEGLUFeedForward))
     residual = _params(net, lambda m: isinstance(m, ResidualBlock), lambda name: name.startswith(("norm", "time")))
     assert kinds["residual"] == residual
     assert kinds["norm"] == _params(net, lambda m: isinstance(m, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm))
@@ -114,7 +114,7 @@ def test_memory_is_told_apart_by_hand() -> None:
     with torch.device("meta"):
         net = nn.Sequential(nn.Conv2d(4, 32, 1), nn.SiLU(), nn.Conv2d(32, 4, 1), nn.Flatten())
         places = dict(zip(net, ("wide", "wide", "narrow", "flat"), strict=True))
-        parts = count(net, torch.empty(1, 4, 5, 5), places=places).parts
+        parts = count_network(net, torch.empty(1, 4, 5, 5), places=places).parts
     by_name = {place: (part.activation_bytes, part.written_bytes) for place, part in parts.items()}
     assert by_name == {
         "wide": (2 * 64 * 25, 2 * 64 * 25),
@@ -128,7 +128,7 @@ def test_the_innermost_place_decides_and_shared_weights_count_once() -> None:
         shared = nn.Linear(6, 6, bias=False)
         inner = nn.Sequential(shared)
         net = nn.Sequential(inner, nn.SiLU(), nn.Sequential(shared))
-        found = count(net, torch.empty(1, 6), places={inner: "inner", net: "outer"})
+        found = count_network(net, torch.empty(1, 6), places={inner: "inner", net: "outer"})
     assert {place: (part.params, part.macs) for place, part in found.parts.items()} == {
         "inner": (36, 36),
         "outer": (0, 36),
@@ -137,14 +137,14 @@ def test_the_innermost_place_decides_and_shared_weights_count_once() -> None:
 
 
 def test_a_count_leaves_the_net_as_it_was() -> None:
-    net, *inputs = unbuilt(tiny(), SIZE, TOKENS)
-    before = count(net, *inputs, places=dict.fromkeys(net.modules(), "all"))
+    net, *inputs = on_meta_device(tiny(), SIZE, TOKENS)
+    before = count_network(net, *inputs, places=dict.fromkeys(net.modules(), "all"))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-    assert count(net, *inputs, places=dict.fromkeys(net.modules(), "all")) == before
+    assert count_network(net, *inputs, places=dict.fromkeys(net.modules(), "all")) == before
 
 
 def test_a_failed_pass_takes_its_hooks_along() -> None:
-    net, sample, time, context = unbuilt(tiny(), SIZE, TOKENS)
+    net, sample, time, context = on_meta_device(tiny(), SIZE, TOKENS)
     with pytest.raises(ValueError, match="multiples of 2"):
-        count(net, sample[..., :3], time, context, places=dict.fromkeys(net.modules(), "all"))
+        count_network(net, sample[..., :3], time, context, places=dict.fromkeys(net.modules(), "all"))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())

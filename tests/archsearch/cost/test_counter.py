@@ -13,13 +13,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from archsearch.cost.counter import cost, count, module_cost
-from archsearch.cost.meta_device import unbuilt
+from archsearch.cost.counter import cost, count_network, module_cost
+from archsearch.cost.meta_device import on_meta_device
 from archsearch.spaces.loading import NAMES, load_space
 from archsearch.spaces.space import Space
 from benchmarks.decoders import counted
 from snapgen.architecture import presets
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.models.unet import UNet
 from tests.snapgen.nets import SD15, inputs, tiny
@@ -45,7 +45,7 @@ ROWS: list[tuple[str, dict[str, Any], float, float, float]] = [
 def _row(name: str) -> Architecture:
     arch = presets.preset("snapgen-baseline")
     for row, changes, *_ in ROWS:
-        arch = changed(arch, changes)
+        arch = apply_overrides(arch, changes)
         if row == name:
             break
     return arch
@@ -66,9 +66,9 @@ def test_the_final_designs_have_their_published_size(name: str, params: float) -
 
 
 def test_the_imagenet_preset_is_the_last_row_of_the_ablation() -> None:
-    last = changed(_row("5"), {"qk_norm": True, "rope": True, "time.projection": "output"})
+    last = apply_overrides(_row("5"), {"qk_norm": True, "rope": True, "time.projection": "output"})
     assert presets.preset("snapgen-imagenet").id == last.id
-    assert presets.preset("snapgen-t2i").id == changed(last, {"context_width": 2304}).id
+    assert presets.preset("snapgen-t2i").id == apply_overrides(last, {"context_width": 2304}).id
 
 
 VARIETY: dict[str, Architecture] = {
@@ -88,7 +88,7 @@ def test_macs_are_half_of_torchs_flops(arch: Architecture) -> None:
 
 def _by_torch(arch: Architecture, size: int, tokens: int) -> dict[str, int]:
     """FLOPs of a pass, as torch counts what operations are made of: attention is its batched products."""
-    net, *inputs = unbuilt(arch, size, tokens)
+    net, *inputs = on_meta_device(arch, size, tokens)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(*inputs)
     flops = {str(operator).removeprefix("aten."): n for operator, n in counter.get_flop_counts()["Global"].items()}
@@ -104,8 +104,8 @@ def _by_torch(arch: Architecture, size: int, tokens: int) -> dict[str, int]:
 def _agrees_with_torch(space: Space, seed: int) -> None:
     """On a random architecture, operator by operator. At full size: on the meta device a large net is as cheap."""
     arch = space.architecture(space.sample(random.Random(seed)))
-    net, *inputs = unbuilt(arch, space.latent_size, space.context_tokens)
-    ours = count(net, *inputs, places={}).macs
+    net, *inputs = on_meta_device(arch, space.latent_size, space.context_tokens)
+    ours = count_network(net, *inputs, places={}).macs
     theirs = _by_torch(arch, space.latent_size, space.context_tokens)
     assert ours.keys() <= theirs.keys()
     for operator, flops in theirs.items():

@@ -11,17 +11,17 @@ import pytest
 
 from archsearch import devices
 from archsearch.latency.base import Backend
-from archsearch.latency.steady_state import Rule
+from archsearch.latency.steady_state import SteadyStateConfig
 from archsearch.score import LatencyRecord
-from archsearch.studies.config.study import LatencySettings
+from archsearch.studies.config.study import LatencyConfig
 from snapgen.errors import InputError
-from tests.archsearch import apple_standin as standin
+from tests.archsearch import apple_standin
 from tests.snapgen.nets import tiny
 
 SMALL = tiny()
 LARGE = tiny({"stages[1].channels": 128})
 LATENT, TOKENS = 8, 3
-BRIEF: Mapping[str, Any] = {"rule": Rule(block_seconds=0.002, seconds=0.5).model_dump()}
+BRIEF: Mapping[str, Any] = {"rule": SteadyStateConfig(block_seconds=0.002, seconds=0.5).model_dump()}
 
 TIMED = ("host", "predicted:iphone-15-pro")
 """Whose times are of the net itself."""
@@ -42,9 +42,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
         except InputError as error:
             pytest.skip(str(error))
     elif name in STOOD_IN:
-        standin.no_conversion(monkeypatch, tmp_path)
-        standin.on_a_mac(monkeypatch)
-        standin.with_a_phone(monkeypatch)
+        apple_standin.no_conversion(monkeypatch, tmp_path)
+        apple_standin.on_a_mac(monkeypatch)
+        apple_standin.with_a_phone(monkeypatch)
     return name
 
 
@@ -109,7 +109,7 @@ def test_a_latent_of_the_wrong_size_is_the_users_mistake(size: int, backend: Bac
 
 
 def test_a_study_that_names_only_the_device_can_use_it(device: str) -> None:
-    devices.backend(device, **LatencySettings(device=device).backend_options)
+    devices.backend(device, **LatencyConfig(device=device).backend_options)
 
 
 def test_an_unknown_option_is_the_users_mistake(device: str) -> None:

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 
 from archsearch import devices
-from archsearch.latency import compute_plan as placement
-from archsearch.latency import iphone as apple
-from archsearch.latency.base import DeviceLost, LatencyFailure
+from archsearch.latency import compute_plan, iphone
+from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.score import LatencyRecord
 from snapgen.coreml import convert as coreml
 from snapgen.coreml.package import quiet
 from snapgen.errors import InputError
-from tests.archsearch import apple_standin as standin
+from tests.archsearch import apple_standin
 from tests.archsearch.apple_standin import Bench, Mac, a_phone, async_wrapper, plans, remote_device
 from tests.snapgen.nets import tiny
 
@@ -29,13 +28,13 @@ ARCH, LATENT, TOKENS = tiny(), 4, 3
 
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mac:
-    standin.no_conversion(monkeypatch, tmp_path)
-    return standin.on_a_mac(monkeypatch)
+    apple_standin.no_conversion(monkeypatch, tmp_path)
+    return apple_standin.on_a_mac(monkeypatch)
 
 
 @pytest.fixture
 def bench(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> Bench:  # noqa: ARG001
-    return standin.with_a_phone(monkeypatch)
+    return apple_standin.with_a_phone(monkeypatch)
 
 
 def measured(device: str, **options: Any) -> LatencyRecord:
@@ -55,8 +54,8 @@ def test_the_stand_ins_have_coremltools_own_signatures(monkeypatch: pytest.Monke
         "compile_model": async_wrapper.compile_model,
     }
     wanted = {name: names(function) for name, function in real.items()}
-    standin.on_a_mac(monkeypatch)
-    standin.with_a_phone(monkeypatch)
+    apple_standin.on_a_mac(monkeypatch)
+    apple_standin.with_a_phone(monkeypatch)
     device = remote_device.Device
     for name, holder in (
         ("from_spec_or_path", async_wrapper.MLModelAsyncWrapper),
@@ -66,24 +65,24 @@ def test_the_stand_ins_have_coremltools_own_signatures(monkeypatch: pytest.Monke
         assert names(getattr(holder, name)) == wanted[name]
         assert inspect.iscoroutinefunction(getattr(holder, name)) == inspect.iscoroutinefunction(real[name])
     assert names(async_wrapper.compile_model) == wanted["compile_model"][:2]
-    net, local = standin.net_on(Mac()), async_wrapper.LocalMLModelAsyncWrapper
+    net, local = apple_standin.net_on(Mac()), async_wrapper.LocalMLModelAsyncWrapper
     for name in ("load", "unload", "predict", "make_state_if_needed", "retrieve_compute_plan"):
         assert names(getattr(net, name)) == names(getattr(local, name))
         assert inspect.iscoroutinefunction(getattr(net, name)) == inspect.iscoroutinefunction(getattr(local, name))
     for name in ("is_alive", "stop", "send_file_to_app", "receive_file_from_app"):
-        assert names(getattr(standin.App, name)) == names(getattr(remote_device._AppSession, name))
+        assert names(getattr(apple_standin.App, name)) == names(getattr(remote_device._AppSession, name))
     for name in (
         "get_compute_device_usage_for_mlprogram_operation",
         "get_estimated_cost_for_mlprogram_operation",
     ):
-        assert names(getattr(standin.Plan, name)) == names(getattr(plans.MLComputePlan, name))
+        assert names(getattr(apple_standin.Plan, name)) == names(getattr(plans.MLComputePlan, name))
     assert isinstance(plans.MLComputePlan.model_structure, property)
 
 
 def test_what_we_use_beside_the_public_interface_is_there() -> None:
     service = remote_device._DeviceCtlRemoteService
     assert inspect.signature(service).parameters["max_attempts"].default == 20
-    assert inspect.signature(service).parameters["poll_time"].default == apple.POLL_SECONDS
+    assert inspect.signature(service).parameters["poll_time"].default == iphone.POLL_SECONDS
     assert "_DeviceCtlRemoteService" in remote_device._RemoteMLModelService.load_on_device.__code__.co_names
     assert list(inspect.signature(remote_device._DeviceCtlError).parameters) == ["message", "error_code"]
 
@@ -132,7 +131,7 @@ def test_the_compute_units_and_the_weights_are_conditions(monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("mac")
 def test_operations_are_estimated() -> None:
     backend = devices.backend("coreml")
-    assert isinstance(backend, placement.Detailing)
+    assert isinstance(backend, compute_plan.ReportsOperations)
     found = backend.detailed(ARCH, LATENT, TOKENS)
     assert [(op.name, op.unit, op.weight) for op in found.operations] == [
         ("a", "Neural Engine", 0.6),
@@ -143,7 +142,7 @@ def test_operations_are_estimated() -> None:
 
 
 def test_a_plan_without_costs_or_no_plan_is_no_failure(mac: Mac) -> None:
-    mac.plan = lambda: standin.Plan(None)
+    mac.plan = lambda: apple_standin.Plan(None)
     record = measured("coreml")
     assert record.neural_engine_share is None
     assert record.neural_engine_operations == pytest.approx(2 / 3)
@@ -153,10 +152,10 @@ def test_a_plan_without_costs_or_no_plan_is_no_failure(mac: Mac) -> None:
 
 
 def test_operations_within_operations_are_placed() -> None:
-    plan = standin.Plan()
+    plan = apple_standin.Plan()
     main = plan.structure.program.functions["main"].block
-    main.operations[:] = [standin.operation("loop", "const", plan.placed)]
-    assert [op.name for op in placement.placed(plan)] == ["a", "b", "c"]  # type: ignore[arg-type]
+    main.operations[:] = [apple_standin.operation("loop", "const", plan.placed)]
+    assert [op.name for op in compute_plan.placed(plan)] == ["a", "b", "c"]  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("bench")
@@ -166,7 +165,7 @@ def test_what_does_not_convert_is_a_failure(device: str, monkeypatch: pytest.Mon
         raise NotImplementedError("no op for\nthat")
 
     monkeypatch.setattr(coreml, "convert_unet", broken)
-    with pytest.raises(LatencyFailure, match=f"{ARCH.id} could not be timed on {device}: no op for that"):
+    with pytest.raises(MeasurementError, match=f"{ARCH.id} could not be timed on {device}: no op for that"):
         measured(device)
 
 
@@ -175,19 +174,19 @@ def test_what_does_not_load_on_a_mac_is_a_failure(mac: Mac) -> None:
         raise RuntimeError("Error compiling model")
 
     mac.load = broken
-    with pytest.raises(LatencyFailure, match="Error compiling model"):
+    with pytest.raises(MeasurementError, match="Error compiling model"):
         measured("coreml")
 
 
 def test_what_takes_too_long_on_a_mac_is_a_failure(mac: Mac) -> None:
     mac.predict = lambda: 3600
-    with pytest.raises(LatencyFailure, match=r"not done after 0\.3 s"):
+    with pytest.raises(MeasurementError, match=r"not done after 0\.3 s"):
         measured("coreml", timeout=0.3)
 
 
 def test_what_is_not_finite_is_a_failure(mac: Mac) -> None:
     mac.value = float("nan")
-    with pytest.raises(LatencyFailure, match="not finite"):
+    with pytest.raises(MeasurementError, match="not finite"):
         measured("coreml")
 
 
@@ -222,7 +221,7 @@ def test_one_connection_serves_many_candidates_and_leaves_no_files(bench: Bench,
 def test_what_the_phone_refuses_is_a_failure_at_once(bench: Bench) -> None:
     bench.faults = [{"Load": "refuse"}]
     backend = devices.backend("iphone")
-    with pytest.raises(LatencyFailure, match="Failed to build the model execution plan"):
+    with pytest.raises(MeasurementError, match="Failed to build the model execution plan"):
         backend.measure(ARCH, LATENT, TOKENS)
     bench.apps[0].faults = {}
     assert backend.measure(ARCH, LATENT, TOKENS).median_ms == 20
@@ -239,20 +238,20 @@ def test_an_app_that_ends_is_started_again_once(method: str, bench: Bench) -> No
 @pytest.mark.parametrize("method", ["Load", "Prediction"])
 def test_an_app_that_ends_twice_is_the_candidates_failure(method: str, bench: Bench) -> None:
     bench.faults = [{method: "crash"}] * 2
-    with pytest.raises(LatencyFailure, match="memory"):
+    with pytest.raises(MeasurementError, match="memory"):
         measured("iphone")
     assert measured("iphone").median_ms == 20, "the study goes on"
     assert len(bench.connections) == 3
 
 
 def test_a_connection_that_fails_is_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apple, "patient", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(iphone, "long_timeout", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(remote_device._DeviceCtlRemoteService.__init__, "__defaults__", (0.001, 3))
     bench.faults = [{"Prediction": "cut"}]
     assert measured("iphone").median_ms == 20
     bench.faults = [{}, {}, {"Prediction": "cut"}, {"Prediction": "cut"}]
     bench.apps[-1].stop()
-    with pytest.raises(LatencyFailure, match=r"did not answer, twice: The device is not connected\."):
+    with pytest.raises(MeasurementError, match=r"did not answer, twice: The device is not connected\."):
         measured("iphone")
 
 
@@ -260,10 +259,10 @@ def test_a_connection_that_fails_is_made_again(bench: Bench, monkeypatch: pytest
 def test_a_phone_that_is_unplugged_is_lost(bench: Bench) -> None:
     bench.faults = [{"Prediction": "unplug"}]
     backend = devices.backend("iphone")
-    with pytest.raises(DeviceLost, match="Desk phone was disconnected") as lost:
+    with pytest.raises(DeviceLostError, match="Desk phone was disconnected") as lost:
         backend.measure(ARCH, LATENT, TOKENS)
     assert "cable" in lost.value.remedy
-    with pytest.raises(DeviceLost, match="no phone is connected"):
+    with pytest.raises(DeviceLostError, match="no phone is connected"):
         backend.measure(ARCH, LATENT, TOKENS)
     gc.collect()  # coremltools' own nets call the phone when they go
     bench.phones = [a_phone()]
@@ -272,7 +271,7 @@ def test_a_phone_that_is_unplugged_is_lost(bench: Bench) -> None:
 
 def test_what_takes_too_long_is_tried_again_over_a_new_connection(bench: Bench) -> None:
     bench.faults = [{"Load": "hang"}, {"Load": "hang"}]
-    with pytest.raises(LatencyFailure, match=r"not done after 0\.3 s, twice"):
+    with pytest.raises(MeasurementError, match=r"not done after 0\.3 s, twice"):
         measured("iphone", timeout=0.3)
     assert len(bench.connections) == 2
 
@@ -280,14 +279,14 @@ def test_what_takes_too_long_is_tried_again_over_a_new_connection(bench: Bench) 
 def test_at_the_end_the_app_is_stopped_and_its_files_are_removed(bench: Bench) -> None:
     measured("iphone")
     ((_, folder),) = bench.connections
-    apple.phone(None, apple.Signing("TEAM123456", None, None)).close()
+    iphone.phone(None, iphone.SigningCredentials("TEAM123456", None, None)).close()
     assert not bench.apps[0].is_alive()
     assert not folder.exists()
 
 
 def test_coremltools_patience_is_ours_within_and_its_own_after() -> None:
     own = remote_device._DeviceCtlRemoteService
-    with apple.patient(1800):
+    with iphone.long_timeout(1800):
         assert remote_device._DeviceCtlRemoteService(socket=None).max_attempts == 3600
     assert remote_device._DeviceCtlRemoteService is own
 
@@ -297,11 +296,11 @@ def test_an_app_that_cannot_be_built_or_started_loses_the_device(bench: Bench) -
     output = b"building\nerror: No Account for Team TEAM123456\nmore"
     failure.__context__ = subprocess.CalledProcessError(65, "xcodebuild", output=output)
     bench.build = failure
-    with pytest.raises(DeviceLost, match="No Account for Team TEAM123456") as lost:
+    with pytest.raises(DeviceLostError, match="No Account for Team TEAM123456") as lost:
         measured("iphone")
     assert "Xcode" in lost.value.remedy
     bench.build, bench.starts = None, False
-    with pytest.raises(DeviceLost, match="does not start"):
+    with pytest.raises(DeviceLostError, match="does not start"):
         measured("iphone")
 
 
@@ -333,11 +332,11 @@ def test_no_team_no_xcode_and_no_new_macos_are_said_at_once(monkeypatch: pytest.
     monkeypatch.delenv("ARCHSEARCH_SIGNING_TEAM")
     with pytest.raises(InputError, match="needs a signing team; set ARCHSEARCH_SIGNING_TEAM"):
         devices.backend("iphone")
-    monkeypatch.setattr(apple.shutil, "which", lambda _: None)
+    monkeypatch.setattr(iphone.shutil, "which", lambda _: None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match="needs Xcode: there is no xcodebuild; install Xcode"):
         devices.backend("iphone", team="TEAM123456")
-    monkeypatch.setattr(apple.platform, "mac_ver", lambda: ("14.7", ("", "", ""), "arm64"))
+    monkeypatch.setattr(iphone.platform, "mac_ver", lambda: ("14.7", ("", "", ""), "arm64"))
     for device in ("coreml", "iphone"):
         with pytest.raises(InputError, match=r"needs macOS 15, and this is 14\.7; update macOS"):
             devices.backend(device)
@@ -345,7 +344,7 @@ def test_no_team_no_xcode_and_no_new_macos_are_said_at_once(monkeypatch: pytest.
 
 @pytest.mark.parametrize("device", ["coreml", "iphone"])
 def test_without_a_mac_there_is_a_remedy(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apple.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(iphone.platform, "system", lambda: "Linux")
     with pytest.raises(InputError, match=f"{device} needs a Mac, and this is Linux; run archsearch device on a Mac"):
         devices.backend(device)
 
@@ -378,8 +377,8 @@ def test_wrong_settings_are_placed(options: dict[str, Any], place: str) -> None:
     ],
 )
 def test_the_thermal_state_is_what_pmset_says(said: str, state: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apple.subprocess, "run", lambda *a, **_: subprocess.CompletedProcess(a, 0, said, ""))
-    assert apple.thermal_state() == state
+    monkeypatch.setattr(iphone.subprocess, "run", lambda *a, **_: subprocess.CompletedProcess(a, 0, said, ""))
+    assert iphone.thermal_state() == state
 
 
 def test_a_package_takes_what_is_fed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,27 +11,25 @@ import pytest
 import torch
 
 from archsearch import devices, machine
-from archsearch.latency import base
-from archsearch.latency import host as latency
-from archsearch.latency import onnx_export as onnx_graph
-from archsearch.latency.base import LatencyFailure
-from archsearch.latency.host import Host, HostSettings
-from archsearch.latency.steady_state import Rule
-from snapgen.architecture.schema import Architecture, Blocks, Stage, TimeEmbedding
+from archsearch.latency import base, host, onnx_export
+from archsearch.latency.base import MeasurementError
+from archsearch.latency.host import HostBackend, HostConfig
+from archsearch.latency.steady_state import SteadyStateConfig
+from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 
 LATENT, TOKENS = 8, 5
-BRIEF = Rule(block_seconds=1e-6, seconds=1e-6)
+BRIEF = SteadyStateConfig(block_seconds=1e-6, seconds=1e-6)
 
 
 def arch(*, down: dict[str, Any] | None = None, mid: dict[str, Any] | None = None, **changes: Any) -> Architecture:
     """Two levels; the options hold for the lower one's stages, the middle's for the middle."""
-    lower = Stage(**({"channels": 32, "residual_blocks": 1, "head_width": 8} | (down or {})))
-    first = Stage(channels=16, residual_blocks=1, head_width=8)
-    middle = Blocks(**({"residual_blocks": 1, "head_width": 8} | (mid or {})))
+    lower = LevelConfig(**({"channels": 32, "residual_blocks": 1, "head_width": 8} | (down or {})))
+    first = LevelConfig(channels=16, residual_blocks=1, head_width=8)
+    middle = BlocksConfig(**({"residual_blocks": 1, "head_width": 8} | (mid or {})))
     values: dict[str, Any] = {"latent_channels": 4, "context_width": 12, "norm_groups": 4}
-    values |= {"time": TimeEmbedding(frequencies=8, width=16)} | changes
+    values |= {"time": TimeEmbeddingConfig(frequencies=8, width=16)} | changes
     return Architecture(down=(first, lower), mid=middle, up=(first, lower), **values)
 
 
@@ -42,7 +40,8 @@ KINDS = {
     "plain convs": TINY,
     "separable": arch(down={"conv": "separable"}, mid={"conv": "separable"}),
     "separable ×2, time at the output": arch(
-        down={"conv": "separable", "expansion": 2}, time=TimeEmbedding(frequencies=8, width=16, projection="output")
+        down={"conv": "separable", "expansion": 2},
+        time=TimeEmbeddingConfig(frequencies=8, width=16, projection="output"),
     ),
     "MHSA": arch(down={"transformers": 1, "cross_attention": False}, mid={"transformers": 1, "transformer_depth": 2}),
     "MQA, QK norm, RoPE": arch(down={"transformers": 1, "kv_heads": 1}, qk_norm=True, rope=True),
@@ -57,13 +56,13 @@ KINDS = {
         latent_channels=4,
         context_width=12,
         norm_groups=4,
-        time=TimeEmbedding(frequencies=8, width=16),
+        time=TimeEmbeddingConfig(frequencies=8, width=16),
         down=(
-            Stage(channels=16, residual_blocks=1, conv="separable"),
-            Stage(channels=32, residual_blocks=0, transformers=1, head_width=8),
+            LevelConfig(channels=16, residual_blocks=1, conv="separable"),
+            LevelConfig(channels=32, residual_blocks=0, transformers=1, head_width=8),
         ),
-        mid=Blocks(residual_blocks=0),
-        up=(Stage(channels=16, residual_blocks=1), Stage(channels=32, residual_blocks=2, conv="separable")),
+        mid=BlocksConfig(residual_blocks=0),
+        up=(LevelConfig(channels=16, residual_blocks=1), LevelConfig(channels=32, residual_blocks=2, conv="separable")),
     ),
 }
 
@@ -82,8 +81,8 @@ def with_weights(net: UNet) -> UNet:
 def test_the_timed_net_computes_what_the_trained_one_does(kind: str, tmp_path: Path) -> None:
     net = with_weights(UNet(KINDS[kind]))
     inputs = base.sample_inputs(KINDS[kind], LATENT, TOKENS)
-    onnx_graph.export(net, inputs, tmp_path / "unet.onnx")
-    session = latency.open_session(tmp_path / "unet.onnx", threads=1)
+    onnx_export.export(net, inputs, tmp_path / "unet.onnx")
+    session = host.open_session(tmp_path / "unet.onnx", threads=1)
     (found,) = session.run(["output"], {name: tensor.numpy() for name, tensor in inputs.items()})
     with torch.no_grad():
         wanted = net(*inputs.values()).numpy()
@@ -93,7 +92,7 @@ def test_the_timed_net_computes_what_the_trained_one_does(kind: str, tmp_path: P
 
 def test_the_graph_is_whole_and_its_weights_are_the_nets(tmp_path: Path) -> None:
     net = UNet(KINDS["MQA, QK norm, RoPE"]).eval()
-    onnx_graph.export(net, base.sample_inputs(net.arch, LATENT, TOKENS), tmp_path / "unet.onnx")
+    onnx_export.export(net, base.sample_inputs(net.arch, LATENT, TOKENS), tmp_path / "unet.onnx")
     onnx.checker.check_model(tmp_path / "unet.onnx", full_check=True)
     model = onnx.load(tmp_path / "unet.onnx")
     floats = [w for w in model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT]
@@ -112,14 +111,14 @@ def test_random_weights_are_ordinary_numbers(tmp_path: Path) -> None:
         for weight in net.parameters():
             weight.fill_(float("nan"))
     inputs = base.sample_inputs(TINY, LATENT, TOKENS)
-    onnx_graph.export(net, inputs, tmp_path / "unet.onnx", random_weights=True)
+    onnx_export.export(net, inputs, tmp_path / "unet.onnx", random_weights=True)
     smallest = np.finfo(np.float32).tiny
     for proto in onnx.load(tmp_path / "unet.onnx").graph.initializer:
         array = onnx.numpy_helper.to_array(proto, str(tmp_path))
         assert np.isfinite(array).all()
         if array.dtype == np.float32 and array.any():
             assert np.abs(array[array != 0]).min() > smallest
-    session = latency.open_session(tmp_path / "unet.onnx", threads=1)
+    session = host.open_session(tmp_path / "unet.onnx", threads=1)
     (found,) = session.run(["output"], {name: tensor.numpy() for name, tensor in inputs.items()})
     assert 0.01 < np.abs(found).mean() < 100
 
@@ -129,8 +128,8 @@ def test_an_operation_without_lines_is_refused_by_name(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.cumsum(0)
 
-    with pytest.raises(onnx_graph.Unsupported, match=r"aten\.cumsum"):
-        onnx_graph.export(Sums(), {"x": torch.zeros(3)}, tmp_path / "sums.onnx")
+    with pytest.raises(onnx_export.Unsupported, match=r"aten\.cumsum"):
+        onnx_export.export(Sums(), {"x": torch.zeros(3)}, tmp_path / "sums.onnx")
 
 
 def test_a_record_says_what_was_measured() -> None:
@@ -149,50 +148,50 @@ def test_measuring_changes_nothing_for_what_comes_after() -> None:
         return [*(torch.tensor([1e-40, 1.0]) * torch.rand(1, generator=torch.Generator().manual_seed(0))).tolist()]
 
     before, state, threads = arithmetic(), torch.get_rng_state(), torch.get_num_threads()
-    Host(HostSettings(rule=BRIEF)).measure(TINY, LATENT, TOKENS)
+    HostBackend(HostConfig(rule=BRIEF)).measure(TINY, LATENT, TOKENS)
     assert arithmetic() == before, "denormals are not flushed to zero in training"
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
 
 
 def test_threads_reach_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    onnx_graph.export(UNet(TINY).eval(), base.sample_inputs(TINY, LATENT, TOKENS), tmp_path / "unet.onnx")
-    assert latency.open_session(tmp_path / "unet.onnx", threads=3).get_session_options().intra_op_num_threads == 3
+    onnx_export.export(UNet(TINY).eval(), base.sample_inputs(TINY, LATENT, TOKENS), tmp_path / "unet.onnx")
+    assert host.open_session(tmp_path / "unet.onnx", threads=3).get_session_options().intra_op_num_threads == 3
     asked: list[int] = []
-    original = latency.open_session
+    original = host.open_session
 
     def opened(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
         asked.append(threads)
         return original(path, threads=threads)
 
-    monkeypatch.setattr(latency, "open_session", opened)
-    record = Host(HostSettings(threads=2, rule=BRIEF)).measure(TINY, LATENT, TOKENS)
+    monkeypatch.setattr(host, "open_session", opened)
+    record = HostBackend(HostConfig(threads=2, rule=BRIEF)).measure(TINY, LATENT, TOKENS)
     assert (record.threads, asked) == (2, [2])
 
 
 def test_nothing_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    Host(HostSettings(rule=BRIEF)).measure(TINY, LATENT, TOKENS)
-    with pytest.raises(LatencyFailure):
-        Host(HostSettings(rule=BRIEF, timeout=1e-6)).measure(TINY, LATENT, TOKENS)
+    HostBackend(HostConfig(rule=BRIEF)).measure(TINY, LATENT, TOKENS)
+    with pytest.raises(MeasurementError):
+        HostBackend(HostConfig(rule=BRIEF, timeout=1e-6)).measure(TINY, LATENT, TOKENS)
     assert not list(tmp_path.iterdir())
 
 
 def test_what_takes_too_long_is_a_failure_that_says_so() -> None:
-    with pytest.raises(LatencyFailure, match=f"{TINY.id} could not be timed on the host: not done after 1e-06 s"):
-        Host(HostSettings(timeout=1e-6)).measure(TINY, LATENT, TOKENS)
+    with pytest.raises(MeasurementError, match=f"{TINY.id} could not be timed on the host: not done after 1e-06 s"):
+        HostBackend(HostConfig(timeout=1e-6)).measure(TINY, LATENT, TOKENS)
 
 
 def test_what_the_runtime_refuses_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_graph, "export", lambda _net, _inputs, path, **_: path.write_bytes(b"not a model"))
-    with pytest.raises(LatencyFailure, match="could not be timed on the host"):
-        Host(HostSettings()).measure(TINY, LATENT, TOKENS)
+    monkeypatch.setattr(onnx_export, "export", lambda _net, _inputs, path, **_: path.write_bytes(b"not a model"))
+    with pytest.raises(MeasurementError, match="could not be timed on the host"):
+        HostBackend(HostConfig()).measure(TINY, LATENT, TOKENS)
 
 
 @pytest.mark.parametrize("size", [0, -2, 7])
 def test_a_latent_of_the_wrong_size_is_the_users_mistake(size: int) -> None:
     with pytest.raises(InputError, match="use a multiple of 2"):
-        Host(HostSettings()).measure(TINY, size, TOKENS)
+        HostBackend(HostConfig()).measure(TINY, size, TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +213,6 @@ def test_wrong_settings_are_placed(device: str, options: dict[str, Any], place: 
 def test_the_full_size_design_is_timed() -> None:
     from snapgen.architecture.presets import preset
 
-    record = Host(HostSettings(rule=Rule(seconds=1))).measure(preset("snapgen-imagenet"), 32, 77)
+    record = HostBackend(HostConfig(rule=SteadyStateConfig(seconds=1))).measure(preset("snapgen-imagenet"), 32, 77)
     assert record.runs >= 2
     assert record.median_ms > 50, "38 GMACs take no core of today's less"

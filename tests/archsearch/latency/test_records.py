@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from archsearch.latency import records as timings
-from archsearch.latency import repeats
-from archsearch.latency.base import LatencyFailure
-from archsearch.latency.records import Timed
+from archsearch.latency import records, repeats
+from archsearch.latency.base import MeasurementError
+from archsearch.latency.records import LatencySample
 from archsearch.score import LatencyRecord
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
@@ -22,8 +21,8 @@ from tests.records import latency_record
 from tests.snapgen.nets import tiny
 
 
-def timed(ms: float = 1.0, arch: Architecture | None = None) -> Timed:
-    return Timed(architecture=arch or tiny(), latent_size=8, context_tokens=5, record=latency_record(ms))
+def timed(ms: float = 1.0, arch: Architecture | None = None) -> LatencySample:
+    return LatencySample(architecture=arch or tiny(), latent_size=8, context_tokens=5, record=latency_record(ms))
 
 
 class Clock:
@@ -35,7 +34,7 @@ class Clock:
     def measure(self, arch: Architecture, *_: int) -> LatencyRecord:
         self.asked.append(arch.id)
         if arch.id == self.fails:
-            raise LatencyFailure("it does not run")
+            raise MeasurementError("it does not run")
         return latency_record(next(self.times))
 
 
@@ -46,24 +45,24 @@ def space() -> Space:
 
 @pytest.fixture(scope="module")
 def archs(space: Space) -> list[Architecture]:
-    return repeats.drawn(space, 4, seed=0)
+    return repeats.sample_architectures(space, 4, seed=0)
 
 
 def test_records_come_back_from_a_file(tmp_path: Path) -> None:
     written = [timed(1.5), timed(2.5, tiny({"rope": True}))]
     for one in written:
-        timings.append(tmp_path / "records.jsonl", one)
-    assert timings.read(tmp_path / "records.jsonl") == written
+        records.append(tmp_path / "records.jsonl", one)
+    assert records.load_samples(tmp_path / "records.jsonl") == written
 
 
 def test_a_torn_line_is_passed_over_and_then_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    timings.append(path, timed(1))
+    records.append(path, timed(1))
     with path.open("a") as file:
         file.write('{"architecture": {"down')
-    assert len(timings.read(path)) == 1
-    timings.append(path, timed(2))
-    assert [one.record.median_ms for one in timings.read(path)] == [1, 2]
+    assert len(records.load_samples(path)) == 1
+    records.append(path, timed(2))
+    assert [one.record.median_ms for one in records.load_samples(path)] == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -77,17 +76,17 @@ def test_a_torn_line_is_passed_over_and_then_cut_off(tmp_path: Path) -> None:
 )
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, problem: str) -> None:
     path = tmp_path / "records.jsonl"
-    timings.append(path, timed())
+    records.append(path, timed())
     with path.open("a") as file:
         file.write(line + "\n")
     with pytest.raises(InputError, match="line 2") as raised:
-        timings.read(path)
+        records.load_samples(path)
     assert problem in str(raised.value)
 
 
 def test_the_lowest_of_several_counts() -> None:
     other = tiny({"rope": True})
-    kept = timings.lowest([timed(3), timed(9, other), timed(2), timed(4)])
+    kept = records.fastest_per_net([timed(3), timed(9, other), timed(2), timed(4)])
     assert [(one.architecture.id, one.record.median_ms) for one in kept] == [(tiny().id, 2), (other.id, 9)]
 
 
@@ -96,19 +95,19 @@ def test_the_lowest_of_several_counts() -> None:
     [([1], False), ([1, 1], False), ([1, 1.6, 1.6], False), ([1.6, 1, 1.02], True), ([1.6, 1.61, 1], False)],
 )
 def test_settled_is_when_the_two_lowest_agree(medians: list[float], is_so: bool) -> None:
-    assert repeats.settled(medians) is is_so
+    assert repeats.is_repeatable(medians) is is_so
 
 
 def test_more_architectures_begin_with_the_same_ones(space: Space, archs: list[Architecture]) -> None:
-    assert repeats.drawn(space, 2, seed=0) == archs[:2]
-    assert repeats.drawn(space, 2, seed=1) != archs[:2]
+    assert repeats.sample_architectures(space, 2, seed=0) == archs[:2]
+    assert repeats.sample_architectures(space, 2, seed=1) != archs[:2]
     assert len({arch.id for arch in archs}) == 4
 
 
 def test_a_space_without_so_many_architectures_says_so(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "TRIES", 3)
     with pytest.raises(InputError, match="had 0 different architectures within its limits; ask for fewer"):
-        repeats.drawn(replace(space, limits={"params": 1.0}), 1, seed=0)
+        repeats.sample_architectures(replace(space, limits={"params": 1.0}), 1, seed=0)
 
 
 def test_each_is_measured_until_two_agree(space: Space, archs: list[Architecture], tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_each_is_measured_until_two_agree(space: Space, archs: list[Architecture
     a, b = (arch.id for arch in archs[:2])
     assert clock.asked == [a, b, a, b, a, b, b], "all once before any twice"
     assert shares[-1] == 1
-    assert [one.record.median_ms for one in timings.lowest(timings.read(path))] == [1, 2]
+    assert [one.record.median_ms for one in records.fastest_per_net(records.load_samples(path))] == [1, 2]
 
 
 def test_what_is_there_is_not_measured_again(space: Space, archs: list[Architecture], tmp_path: Path) -> None:

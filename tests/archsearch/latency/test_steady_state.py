@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from archsearch.latency.steady_state import Rule, Timing, median_interval, settle
+from archsearch.latency.steady_state import RunTimes, SteadyStateConfig, median_interval, time_until_steady
 
 
 class Clock:
@@ -21,9 +21,9 @@ class Clock:
         return seconds
 
 
-def settled(time_of: Callable[[int], float], *, waits: float = 0, **rule: float) -> tuple[Timing, Clock]:
+def settled(time_of: Callable[[int], float], *, waits: float = 0, **rule: float) -> tuple[RunTimes, Clock]:
     clock = Clock((time_of(i) for i in range(10**7)), waits=waits)
-    return settle(clock.run, Rule.model_validate(rule), clock=lambda: clock.now), clock
+    return time_until_steady(clock.run, SteadyStateConfig.model_validate(rule), clock=lambda: clock.now), clock
 
 
 def noisy(milliseconds: float, spread: float, seed: int = 0) -> Callable[[int], float]:

@@ -13,10 +13,10 @@ import pytest
 
 from archsearch import devices
 from archsearch.cost.operations import Operation, operations
-from archsearch.latency.records import Timed
+from archsearch.latency.records import LatencySample
 from archsearch.predictor import model as prediction
-from archsearch.predictor.backend import Predicted
-from archsearch.predictor.model import FEATURES, Model, features, fitted
+from archsearch.predictor.backend import PredictedBackend
+from archsearch.predictor.model import FEATURES, LatencyModel, features, fit_latency_model
 from archsearch.spaces.loading import load_space
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
@@ -34,16 +34,16 @@ def nets() -> list[tuple[Architecture, Sequence[Operation]]]:
     return [(arch, operations(arch, 8, context_tokens=16)) for arch in archs]
 
 
-def on_device(net: tuple[Architecture, Sequence[Operation]], *, noise: float, seed: int = 0) -> Timed:
+def on_device(net: tuple[Architecture, Sequence[Operation]], *, noise: float, seed: int = 0) -> LatencySample:
     x = features(net[1], element_bytes=4, cache_mb=None)
     ms = sum(DEVICE.get(name, 0) * amount for name, amount in zip(FEATURES, x, strict=True))
     ms *= np.exp(noise * np.random.default_rng([seed, int(net[0].id, 16)]).standard_normal())
-    return Timed(architecture=net[0], latent_size=8, context_tokens=16, record=latency_record(float(ms)))
+    return LatencySample(architecture=net[0], latent_size=8, context_tokens=16, record=latency_record(float(ms)))
 
 
 @pytest.fixture(scope="module")
-def model(nets: Any) -> Model:
-    return fitted([on_device(net, noise=0.02) for net in nets[:24]])
+def model(nets: Any) -> LatencyModel:
+    return fit_latency_model([on_device(net, noise=0.02) for net in nets[:24]])
 
 
 def test_features_add_up_over_a_net() -> None:
@@ -74,14 +74,14 @@ def test_attention_counts_the_heads_of_its_keys() -> None:
     assert (heads(1), heads(2), heads(None)) == (attentions, 2 * attentions, 4 * attentions)
 
 
-def test_it_predicts_nets_that_it_has_not_seen(model: Model, nets: Any) -> None:
+def test_it_predicts_nets_that_it_has_not_seen(model: LatencyModel, nets: Any) -> None:
     errors = [
         model.predict(steps).ms / on_device((arch, steps), noise=0).record.median_ms - 1 for arch, steps in nets[24:]
     ]
     assert np.abs(errors).max() < 0.06
 
 
-def test_its_interval_holds_most_of_them(model: Model, nets: Any) -> None:
+def test_its_interval_holds_most_of_them(model: LatencyModel, nets: Any) -> None:
     held = []
     for seed in range(8):
         for arch, steps in nets[24:]:
@@ -90,7 +90,7 @@ def test_its_interval_holds_most_of_them(model: Model, nets: Any) -> None:
     assert 0.75 <= np.mean(held) <= 1
 
 
-def test_the_interval_is_wider_far_from_the_records(model: Model) -> None:
+def test_the_interval_is_wider_far_from_the_records(model: LatencyModel) -> None:
     def width(channels: int) -> float:
         arch = Architecture.model_validate(
             load_space("emoji").base.model_dump()
@@ -102,28 +102,28 @@ def test_the_interval_is_wider_far_from_the_records(model: Model) -> None:
     assert width(512) > 1.2 * width(48)
 
 
-def test_the_interval_stays_finite_where_nothing_is_known(model: Model) -> None:
+def test_the_interval_stays_finite_where_nothing_is_known(model: LatencyModel) -> None:
     huge = Operation("copy", 0, 10**15, 0, (1, 8, 8, 8))
     found = model.predict([Operation("conv", 10**6, 10**4, 10**3, (1, 8, 8, 8)), huge])
     assert found.interval_ms[1] / found.ms <= 1000.001
     assert model.record(found).interval_ms == found.interval_ms
 
 
-def test_a_net_that_would_take_no_time_is_refused(model: Model) -> None:
+def test_a_net_that_would_take_no_time_is_refused(model: LatencyModel) -> None:
     idle = model.model_copy(update={"coefficients": dict.fromkeys(model.coefficients, 0.0)})
     with pytest.raises(InputError, match="no time"):
         idle.predict([Operation("conv", 10**6, 10**4, 10**3, (1, 8, 8, 8))])
 
 
-def test_the_shares_are_the_whole(model: Model, nets: Any) -> None:
+def test_the_shares_are_the_whole(model: LatencyModel, nets: Any) -> None:
     found = model.predict(nets[0][1])
     assert sum(found.shares.values()) == pytest.approx(found.ms)
     assert set(found.shares) <= {*prediction.KINDS, "weights"}
 
 
-def test_a_model_comes_back_from_its_file(model: Model, nets: Any, tmp_path: Path) -> None:
+def test_a_model_comes_back_from_its_file(model: LatencyModel, nets: Any, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(model.to_json())
-    again = Model.load(tmp_path / "model.json")
+    again = LatencyModel.load(tmp_path / "model.json")
     assert again.to_json() == model.to_json()
     for _, steps in nets[:3]:
         one, other = model.predict(steps), again.predict(steps)
@@ -131,11 +131,11 @@ def test_a_model_comes_back_from_its_file(model: Model, nets: Any, tmp_path: Pat
         assert other.interval_ms == pytest.approx(one.interval_ms, rel=1e-3)
 
 
-def test_the_backend_gives_a_record_that_shows_as_predicted(model: Model, nets: Any, tmp_path: Path) -> None:
+def test_the_backend_gives_a_record_that_shows_as_predicted(model: LatencyModel, nets: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     path.write_text(model.to_json())
     backend = devices.backend(f"predicted:{path}", threads=1)
-    assert isinstance(backend, Predicted)
+    assert isinstance(backend, PredictedBackend)
     found = backend.measure(nets[0][0], 8, 16)
     assert (found.source, found.runs, found.device, found.chip) == ("predicted", 0, "host", "a chip")
     assert found.interval_ms is not None
@@ -151,7 +151,7 @@ def test_records_without_an_interval_are_still_read() -> None:
     assert type(latency_record(1)).model_validate(values) == latency_record(1.5)
 
 
-def test_two_models_of_a_device_do_not_rank_together(model: Model, nets: Any) -> None:
+def test_two_models_of_a_device_do_not_rank_together(model: LatencyModel, nets: Any) -> None:
     other = model.model_copy(update={"tolerance": model.tolerance * 2})
     one, two = (m.record(m.predict(nets[0][1])) for m in (model, other))
     assert one.conditions != two.conditions
@@ -161,7 +161,7 @@ def test_two_models_of_a_device_do_not_rank_together(model: Model, nets: Any) ->
 def test_what_was_never_seen_is_not_predicted(nets: Any) -> None:
     plain = [net for net in nets if not any(step.kind == "depthwise" for step in net[1])]
     separable = next(net for net in nets if any(step.kind == "depthwise" for step in net[1]))
-    model = fitted([on_device(net, noise=0.02) for net in plain])
+    model = fit_latency_model([on_device(net, noise=0.02) for net in plain])
     with pytest.raises(InputError, match="knows nothing of depthwise calls"):
         model.predict(separable[1])
 
@@ -177,10 +177,10 @@ def test_what_was_never_seen_is_not_predicted(nets: Any) -> None:
 def test_records_that_make_no_model_are_refused(nets: Any, changed: Any, problem: str) -> None:
     records = [on_device(net, noise=0) for net in nets[:12]]
     with pytest.raises(InputError, match=problem):
-        fitted(changed(records))
+        fit_latency_model(changed(records))
 
 
-def _with(timed: Timed, **changes: object) -> Timed:
+def _with(timed: LatencySample, **changes: object) -> LatencySample:
     return timed.model_copy(update={"record": timed.record.model_copy(update=changes)})
 
 
@@ -195,7 +195,7 @@ def _with(timed: Timed, **changes: object) -> Timed:
         ({"speed": 3}, "unknown key"),
     ],
 )
-def test_a_file_that_is_no_model_is_refused(model: Model, tmp_path: Path, change: Any, problem: str) -> None:
+def test_a_file_that_is_no_model_is_refused(model: LatencyModel, tmp_path: Path, change: Any, problem: str) -> None:
     path = tmp_path / "model.json"
     path.write_text(json.dumps(json.loads(model.to_json()) | change))
     with pytest.raises(InputError, match=problem):
@@ -216,7 +216,7 @@ def test_a_device_that_is_none_is_refused(device: str, options: dict[str, Any], 
         devices.backend(device, **options)
 
 
-def test_other_threads_than_the_records_are_refused(model: Model, tmp_path: Path) -> None:
+def test_other_threads_than_the_records_are_refused(model: LatencyModel, tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     path.write_text(model.to_json())
     with pytest.raises(InputError, match="predicts 1 threads, not 2"):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from archsearch.predictor import profile_fitting as fitting
-from archsearch.predictor import profiles
-from archsearch.predictor.model import FEATURES, Model, Residual
-from archsearch.predictor.reference_nets import Net, architecture
+from archsearch.predictor import profile_fitting, profiles
+from archsearch.predictor.model import FEATURES, LatencyModel, Residual
+from archsearch.predictor.reference_nets import ReferenceNet, architecture
 from snapgen.architecture import presets
 from snapgen.architecture.presets import TINY_DECODER
 from snapgen.errors import InputError
@@ -15,17 +14,17 @@ from tests.archsearch.cost.test_counter import _row
 
 
 @pytest.fixture(scope="module")
-def fits() -> dict[str, Model]:
-    return {name: fitting.fit_profile(name) for name in profiles.NAMES}
+def fits() -> dict[str, LatencyModel]:
+    return {name: profile_fitting.fit_profile(name) for name in profiles.NAMES}
 
 
-def of(model: Model, what: str) -> Residual:
+def of(model: LatencyModel, what: str) -> Residual:
     return next(residual for residual in model.residuals if residual.what == what)
 
 
 @pytest.mark.parametrize(("name", "ms"), [("snapgen-t2i", 274), (TINY_DECODER, 119)])
 def test_the_16_pro_max_takes_its_published_times(name: str, ms: float) -> None:
-    found = profiles.model("iphone-16-pro-max").predict(fitting.operations_of(Net(name=name)))
+    found = profiles.model("iphone-16-pro-max").predict(profile_fitting.operations_of(ReferenceNet(name=name)))
     assert found.ms == pytest.approx(ms, rel=0.1)
     assert found.interval_ms[0] < ms < found.interval_ms[1]
 
@@ -33,7 +32,7 @@ def test_the_16_pro_max_takes_its_published_times(name: str, ms: float) -> None:
 def test_the_15_pro_has_its_published_ratios() -> None:
     """From predictions of the rows themselves, each within five points of its percentage."""
     model = profiles.model("iphone-15-pro")
-    ms = {row: model.predict(fitting.operations_of(Net(name=row))).ms for row in _ROWS}
+    ms = {row: model.predict(profile_fitting.operations_of(ReferenceNet(name=row))).ms for row in _ROWS}
     assert ms["snapgen/row 1"] / ms["snapgen-baseline"] - 1 == pytest.approx(-0.24, abs=0.05)
     assert ms["snapgen/row 2a"] / ms["snapgen/row 1"] - 1 == pytest.approx(-0.62, abs=0.05)
     assert ms["snapgen/row 2b"] / ms["snapgen/row 1"] == pytest.approx(1 / 2.4, abs=0.05)
@@ -55,7 +54,7 @@ def test_the_rows_are_the_ablations(name: str, row: str) -> None:
     assert architecture(name).id == _row(row).id
 
 
-def test_the_files_are_what_the_figures_make(fits: dict[str, Model]) -> None:
+def test_the_files_are_what_the_figures_make(fits: dict[str, LatencyModel]) -> None:
     """Run ``python -m archsearch.predictor.profile_fitting`` after a change of the figures, the prior or the
     operations."""
     for name, model in fits.items():
@@ -65,16 +64,16 @@ def test_the_files_are_what_the_figures_make(fits: dict[str, Model]) -> None:
         assert [r.what for r in shipped.residuals] == [r.what for r in model.residuals]
 
 
-def test_every_figure_is_there_whether_met_or_missed(fits: dict[str, Model]) -> None:
+def test_every_figure_is_there_whether_met_or_missed(fits: dict[str, LatencyModel]) -> None:
     for name, model in fits.items():
-        assert len(model.residuals) == len(fitting.published())
+        assert len(model.residuals) == len(profile_fitting.published())
         for residual in model.residuals:
             own = {"fitted": residual.device == name, "borrowed": residual.device in profiles.NAMES, "check": True}
             assert own[residual.used]
         assert {r.used for r in model.residuals} == {"fitted", "borrowed", "check"}
 
 
-def test_a_figure_is_shown_as_published(fits: dict[str, Model]) -> None:
+def test_a_figure_is_shown_as_published(fits: dict[str, LatencyModel]) -> None:
     model = fits["iphone-15-pro"]
     assert (of(model, "U-Net step, 1024 px").published, of(model, "U-Net step, 1024 px").unit) == (274, "ms")
     assert (of(model, "row 1 over row 2b").published, of(model, "row 1 over row 2b").unit) == (2.4, "×")
@@ -83,20 +82,20 @@ def test_a_figure_is_shown_as_published(fits: dict[str, Model]) -> None:
     assert guided.error == pytest.approx(guided.predicted / guided.published - 1)
 
 
-def test_the_intervals_hold_nine_of_ten_figures(fits: dict[str, Model]) -> None:
+def test_the_intervals_hold_nine_of_ten_figures(fits: dict[str, LatencyModel]) -> None:
     """Those that were only compared are the hardest: they are of other nets, and of older phones."""
     for name, model in fits.items():
         held = [
             low <= figure.value <= high
-            for figure in fitting.published()
+            for figure in profile_fitting.published()
             if figure.against is None
-            for low, high in [model.predict(fitting.operations_of(figure.net)).interval_ms]
+            for low, high in [model.predict(profile_fitting.operations_of(figure.net)).interval_ms]
         ]
         assert sum(held) >= len(held) - 1, name
 
 
 def test_the_prior_names_every_feature() -> None:
-    engine = fitting.settings.load(profiles.FOLDER / "neural-engine.yaml", fitting.Engine)
+    engine = profile_fitting.config.load_yaml(profiles.FOLDER / "neural-engine.yaml", profile_fitting.AcceleratorPrior)
     assert set(engine.prior) == set(FEATURES)
 
 
@@ -104,7 +103,9 @@ def test_a_figure_is_exactly_one_number() -> None:
     net = {"name": "snapgen-t2i"}
     for changes in ({}, {"ms": 1, "per_second": 2}, {"ratio": 2}, {"ms": 1, "against": net}):
         with pytest.raises(ValueError, match=r"figure|against"):
-            fitting.Figure.model_validate({"what": "x", "device": "y", "source": "z", "net": net, **changes})
+            profile_fitting.PublishedFigure.model_validate(
+                {"what": "x", "device": "y", "source": "z", "net": net, **changes}
+            )
 
 
 @pytest.mark.parametrize("name", ["snapgen/row 9", "nowhere/row 1", "no-net"])

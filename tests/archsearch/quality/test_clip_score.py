@@ -45,7 +45,7 @@ def by_hand(folder: Path, images: torch.Tensor, captions: list[str]) -> list[flo
 
 def test_it_is_the_cosine_of_both_embeddings(folder: Path) -> None:
     images = pictures(height=8, width=8)
-    found = clip_score.load(str(folder))(images, CAPTIONS)
+    found = clip_score.load_clip_score(str(folder))(images, CAPTIONS)
     assert found.dtype == torch.float64
     assert found.tolist() == pytest.approx(by_hand(folder, images, CAPTIONS), abs=1e-6)
     assert len(set(found.tolist())) == 3
@@ -55,12 +55,12 @@ def test_images_are_shrunk_as_pil_does(folder: Path) -> None:
     [image] = pictures(1)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((8, 8), Image.Resampling.BICUBIC)
     values = (np.asarray(picture) / 255 - np.array(clip_score.MEAN)) / np.array(clip_score.STD)
-    [found] = clip_score.load(str(folder)).prepared(image[None])
+    [found] = clip_score.load_clip_score(str(folder)).prepared(image[None])
     assert np.allclose(found.permute(1, 2, 0), values, atol=2 / 255 / min(clip_score.STD))  # PIL rounds in between
 
 
 def test_images_are_cut_to_a_square_about_their_centre(folder: Path) -> None:
-    clip = clip_score.load(str(folder))
+    clip = clip_score.load_clip_score(str(folder))
     wide = pictures(1, height=8, width=14)
     assert torch.equal(clip.prepared(wide), clip.prepared(wide[..., 3:11]))
 
@@ -69,7 +69,7 @@ def test_the_folder_says_how_colours_are_centred(tmp_path: Path) -> None:
     home = encoders.whole_clip(tmp_path / "clip")
     (home / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}))
     images = pictures(1, height=8, width=8)
-    assert torch.allclose(clip_score.load(str(home)).prepared(images), images / 255)
+    assert torch.allclose(clip_score.load_clip_score(str(home)).prepared(images), images / 255)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_a_damaged_folder_is_said_so(tmp_path: Path, harm: object, message: str)
     home = encoders.whole_clip(tmp_path / "clip")
     harm(home)  # type: ignore[operator]
     with pytest.raises(InputError, match=message):
-        clip_score.load(str(home))
+        clip_score.load_clip_score(str(home))
 
 
 def test_a_text_encoder_alone_is_no_clip(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds CLIPTextModel, not a CLIPModel"):
-        clip_score.load(str(encoders.clip(tmp_path / "text")))
+        clip_score.load_clip_score(str(encoders.clip(tmp_path / "text")))
 
 
 def test_a_name_that_is_nowhere(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        clip_score.load(str(tmp_path / "none"))
+        clip_score.load_clip_score(str(tmp_path / "none"))

@@ -6,8 +6,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from archsearch.quality import distances as distance
-from archsearch.quality.distances import Reference, frechet, frechet_gaussians, kernel, reference
+from archsearch.quality import distances
+from archsearch.quality.distances import ReferenceStats, frechet, frechet_gaussians, kernel, reference
 
 
 def sampled(count: int, width: int, seed: int, *, shift: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -17,7 +17,7 @@ def sampled(count: int, width: int, seed: int, *, shift: float = 0.0, scale: flo
     return rows @ (mixing + 0.5 * torch.eye(width)) * scale + shift
 
 
-def made(rows: Tensor, batch: int = 37) -> Reference:
+def made(rows: Tensor, batch: int = 37) -> ReferenceStats:
     return reference(rows.split(batch), len(rows))
 
 
@@ -38,14 +38,14 @@ def test_reference_is_the_mean_and_covariance_whatever_the_batches() -> None:
 
 
 def test_reference_keeps_evenly_spread_features_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distance, "KERNEL_REFERENCES", 10)
+    monkeypatch.setattr(distances, "KERNEL_REFERENCES", 10)
     rows = torch.arange(37, dtype=torch.float64).view(-1, 1)
     assert made(rows, 5).features.flatten().tolist() == list(range(0, 37, 4))
 
 
 def test_reference_survives_storing() -> None:
     first = made(sampled(50, 6, 0))
-    second = Reference.of_tensors(first.tensors())
+    second = ReferenceStats.of_tensors(first.tensors())
     rows = sampled(20, 6, 1)
     assert frechet(rows, second) == frechet(rows, first)
     assert kernel(rows, second).value == pytest.approx(kernel(rows, first).value, rel=1e-6)
@@ -120,7 +120,7 @@ def test_the_error_is_the_spread_over_samples(measure, slack: float) -> None:  #
 
 def test_many_features_are_quick() -> None:
     """The Gram form: 256 images of 1280 features must not cost 33 decompositions of 1280×1280."""
-    real = Reference(
+    real = ReferenceStats(
         mean=torch.zeros(1280, dtype=torch.float64),
         covariance=torch.eye(1280, dtype=torch.float64),
         features=torch.zeros(2, 1280, dtype=torch.float64),

@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from archsearch.protocol import Protocol
-from archsearch.quality import evaluation_data as materials
+from archsearch.protocol import EvaluationProtocol
+from archsearch.quality import evaluation_data
 from archsearch.quality import evaluator as quality
 from archsearch.quality.evaluator import WORST, Evaluator
 from archsearch.score import Quality
-from snapgen.architecture.schema import Architecture, Blocks, Stage, TimeEmbedding
+from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 from snapgen.data.pixels import grid
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 
-STAGE = Stage(channels=8, residual_blocks=1, head_width=4)
+STAGE = LevelConfig(channels=8, residual_blocks=1, head_width=4)
 
 
 def tiny(*, channels: int = 3, context: int = 384, attention: bool = True, stages: int = 2) -> Architecture:
@@ -28,9 +28,9 @@ def tiny(*, channels: int = 3, context: int = 384, attention: bool = True, stage
         latent_channels=channels,
         context_width=context,
         norm_groups=4,
-        time=TimeEmbedding(frequencies=8, width=16),
+        time=TimeEmbeddingConfig(frequencies=8, width=16),
         down=(stage,) * stages,
-        mid=Blocks(residual_blocks=1, head_width=4),
+        mid=BlocksConfig(residual_blocks=1, head_width=4),
         up=(stage,) * stages,
     )
 
@@ -54,8 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def protocol(folder: Path) -> Protocol:
-    return Protocol(
+def protocol(folder: Path) -> EvaluationProtocol:
+    return EvaluationProtocol(
         data=str(folder),
         resolution=8,
         autoencoder="none",
@@ -70,14 +70,14 @@ def protocol(folder: Path) -> Protocol:
 
 
 @pytest.fixture(scope="module")
-def evaluator(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+def evaluator(protocol: EvaluationProtocol, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ARCHSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         return Evaluator(protocol, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def plain(protocol: Protocol) -> Evaluator:
+def plain(protocol: EvaluationProtocol) -> Evaluator:
     """One seed, no samples."""
     return Evaluator(protocol.model_copy(update={"samples": 0, "seeds": (0,)}), torch.device("cpu"))
 
@@ -100,7 +100,7 @@ def test_says_what_an_architecture_must_fit(evaluator: Evaluator) -> None:
     assert evaluator.context_width == 384
     assert evaluator.context_tokens == 16
     evaluator.check(tiny())
-    evaluator.check(tiny(context=99, attention=False).model_copy(update={"mid": Blocks(residual_blocks=1)}))
+    evaluator.check(tiny(context=99, attention=False).model_copy(update={"mid": BlocksConfig(residual_blocks=1)}))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_score_repeats_to_the_bit(
 
 
 def test_context_width_of_a_net_without_cross_attention_means_nothing(plain: Evaluator) -> None:
-    narrow = tiny(attention=False).model_copy(update={"mid": Blocks(residual_blocks=1)})
+    narrow = tiny(attention=False).model_copy(update={"mid": BlocksConfig(residual_blocks=1)})
     wide = narrow.model_copy(update={"context_width": 99})
     assert narrow.id == wide.id
     first, second = (plain.score(arch, study_seed=0).validation_loss for arch in (narrow, wide.canonical()))
@@ -177,7 +177,7 @@ def test_training_lowers_the_loss(plain: Evaluator, monkeypatch: pytest.MonkeyPa
 
 
 def test_divergence_is_reported_and_finite(
-    evaluator: Evaluator, protocol: Protocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    evaluator: Evaluator, protocol: EvaluationProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wild = protocol.model_copy(update={"learning_rate": 1e15, "clip": 1e30, "warmup": 0.0, "steps": 20})
     monkeypatch.setattr(evaluator, "protocol", wild)
@@ -199,17 +199,17 @@ def test_no_samples_no_distances(plain: Evaluator) -> None:
 
 
 def test_what_was_prepared_is_not_computed_again(
-    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    protocol: EvaluationProtocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
-    first = materials.prepare(protocol, torch.device("cpu"))
+    first = evaluation_data.load_evaluation_data(protocol, torch.device("cpu"))
 
     def refuse(*_: object) -> None:
         raise AssertionError("computed again")
 
     monkeypatch.setattr(type(first.decoder), "encode", refuse)
-    monkeypatch.setattr(materials, "reference", refuse)
-    again = materials.prepare(protocol, torch.device("cpu"))
+    monkeypatch.setattr(evaluation_data, "reference", refuse)
+    again = evaluation_data.load_evaluation_data(protocol, torch.device("cpu"))
     assert torch.equal(first.validation, again.validation)
     assert first.reference is not None
     assert again.reference is not None
@@ -219,8 +219,8 @@ def test_what_was_prepared_is_not_computed_again(
 
 def test_prompts_are_held_out_captions_in_a_fixed_order(evaluator: Evaluator) -> None:
     captions = [f"caption {i}" for i in range(5)]
-    prompts = materials.fixed_prompts(captions * 3, 12)
-    assert prompts == materials.fixed_prompts(sorted(captions), 12)
+    prompts = evaluation_data.fixed_prompts(captions * 3, 12)
+    assert prompts == evaluation_data.fixed_prompts(sorted(captions), 12)
     assert sorted(prompts[:5]) == captions
     assert prompts[:5] != captions
     assert prompts[:5] == prompts[5:10]
@@ -236,7 +236,9 @@ def test_prompts_are_held_out_captions_in_a_fixed_order(evaluator: Evaluator) ->
 
 def test_a_resolution_that_the_autoencoder_cannot_halve_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="resolution"):
-        Evaluator(Protocol(data=str(folder), resolution=9, autoencoder="emoji", samples=0), torch.device("cpu"))
+        Evaluator(
+            EvaluationProtocol(data=str(folder), resolution=9, autoencoder="emoji", samples=0), torch.device("cpu")
+        )
 
 
 def test_grid_lays_images_in_rows() -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from scipy import stats
 
-from archsearch.protocol import Protocol
-from archsearch.quality import metrics as gauges
+from archsearch.protocol import EvaluationProtocol
+from archsearch.quality import metrics
 from archsearch.quality.evaluator import WORST, Evaluator
-from archsearch.quality.metrics import Reading, difference, estimate, gauge
-from archsearch.stats.estimate import Measured
+from archsearch.quality.metrics import MetricReading, difference, estimate, gauge
+from archsearch.stats.estimate import DistanceEstimate
 from snapgen.errors import InputError
-from snapgen.models.subnetworks import without
+from snapgen.models.subnetworks import blocks_disabled
 from snapgen.models.unet import UNet
 from tests.archsearch.quality.test_evaluator import folder, tiny  # noqa: F401 - folder is a fixture
 from tests.snapgen import encoders
@@ -23,7 +23,7 @@ from tests.snapgen import encoders
 
 @pytest.fixture(scope="module")
 def evaluator(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:  # noqa: F811
-    protocol = Protocol(
+    protocol = EvaluationProtocol(
         data=str(folder),
         resolution=8,
         autoencoder="none",
@@ -59,7 +59,7 @@ def test_a_reading_is_repeatable_and_sees_the_mask(metric: str, evaluator: Evalu
     nothing = difference(whole, again)
     assert whole.value == again.value
     assert nothing.value == 0
-    with without(unet, [BLOCK]):
+    with blocks_disabled(unet, [BLOCK]):
         masked = taken.take(unet)
     lost = difference(whole, masked)
     assert lost.value == pytest.approx(masked.value - whole.value)
@@ -81,7 +81,7 @@ def test_the_distances_are_those_of_the_evaluators_samples(evaluator: Evaluator,
 def test_clip_is_taken_of_each_caption_and_negated(evaluator: Evaluator, unet: UNet, tmp_path: Path) -> None:
     home = encoders.whole_clip(tmp_path / "clip")
     reading = gauge(f"clip_score:{home}", evaluator, samples=8).take(unet)
-    expected = gauges.clip_score.load(str(home))(evaluator.draw(unet, range(8)), evaluator.prompts)
+    expected = metrics.clip_score.load_clip_score(str(home))(evaluator.draw(unet, range(8)), evaluator.prompts)
     assert torch.equal(reading.found, -expected)
     assert estimate(reading).value == pytest.approx(-float(expected.mean()))
 
@@ -95,13 +95,16 @@ def test_more_samples_than_the_protocol_draws_begin_with_its_own(evaluator: Eval
 def test_items_are_compared_in_pairs() -> None:
     base, worse = np.random.default_rng(0).normal(size=(2, 30))
     worse = base + 0.1 + worse / 100
-    found = difference(*(Reading("retrieval", torch.tensor(one)) for one in (base, worse)))
+    found = difference(*(MetricReading("retrieval", torch.tensor(one)) for one in (base, worse)))
     low, high = stats.t.interval(0.95, 29, np.mean(worse - base), stats.sem(worse - base))
     assert (found.value, found.low, found.high) == pytest.approx((np.mean(worse - base), low, high))
 
 
 def test_distances_are_compared_by_both_errors() -> None:
-    found = difference(Reading("kernel_distance", Measured(2, 0.3)), Reading("kernel_distance", Measured(3, 0.4)))
+    found = difference(
+        MetricReading("kernel_distance", DistanceEstimate(2, 0.3)),
+        MetricReading("kernel_distance", DistanceEstimate(3, 0.4)),
+    )
     assert (found.value, found.low, found.high) == pytest.approx((1, 1 - 1.96 * 0.5, 1 + 1.96 * 0.5), abs=1e-3)
 
 

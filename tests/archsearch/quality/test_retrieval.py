@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from archsearch.quality.retrieval import STRENGTHS, Retriever, Ridge, best_strength, ranks, sentences, tally
-from snapgen.data.dataset import Images, open_images
+from archsearch.quality.retrieval import STRENGTHS, Retriever, RidgeMap, best_strength, ranks, sentences, tally
+from snapgen.data.dataset import ImageDataset, open_images
 from snapgen.errors import InputError
 from snapgen.io import cache
 
@@ -19,7 +19,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def few(images: Images, count: int) -> Images:
+def few(images: ImageDataset, count: int) -> ImageDataset:
     """The first images of a set."""
     pixels = images.pixels[:count]
     return dataclasses.replace(images, captions=images.captions[:count], digest=f"first {count}", _held=pixels)
@@ -32,7 +32,7 @@ def test_ridge_is_the_textbooks() -> None:
     # The penalty as three more observations of nothing.
     longer = torch.cat([rows, penalty.sqrt() * torch.eye(3, dtype=torch.float64)])
     solved = torch.linalg.lstsq(longer, torch.cat([wanted, torch.zeros(3, 2, dtype=torch.float64)])).solution
-    loose, tight = Ridge.fitted(features, targets, [0.5, 1e9])
+    loose, tight = RidgeMap.fitted(features, targets, [0.5, 1e9])
     torch.testing.assert_close(loose.weight, solved)
     torch.testing.assert_close(loose(features), rows @ solved)
     assert float(tight.weight.abs().max()) < 1e-6
@@ -116,7 +116,7 @@ def test_real_images_are_found_by_their_captions(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("archsearch.quality.retrieval._features", refuse)
     again = Retriever.fitted(train, resolution=64)
     assert again.score(held_out.pixels, held_out.captions) == shown
-    assert len(list((cache.folder() / "retrieval").iterdir())) == 1
+    assert len(list((cache.cache_dir() / "retrieval").iterdir())) == 1
 
 
 def test_too_few_captions_are_refused() -> None:

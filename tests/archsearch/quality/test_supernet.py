@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from archsearch.protocol import Protocol
+from archsearch.protocol import EvaluationProtocol
 from archsearch.quality import supernet as inheritance
 from archsearch.quality.evaluator import Evaluator
 from archsearch.quality.supernet import Supernet
 from snapgen.architecture import block_index
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
-from snapgen.io import prediction_note as meaning
+from snapgen.io import prediction_note
 from snapgen.models.unet import UNet
 from tests.archsearch.quality.test_evaluator import folder, protocol, tiny  # noqa: F401
 
 
 def base() -> Architecture:
-    return block_index.explicit(tiny())
+    return block_index.with_explicit_layers(tiny())
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def trained(tmp_path: Path) -> Path:
         for weight in net.parameters():
             weight.add_(0.01 * torch.ones_like(weight))
     net.save_pretrained(tmp_path / "net")
-    (tmp_path / "net" / meaning.NOTE).write_text(json.dumps({"prediction": "preconditioned"}))
+    (tmp_path / "net" / prediction_note.NOTE).write_text(json.dumps({"prediction": "preconditioned"}))
     return tmp_path / "net"
 
 
@@ -51,7 +51,7 @@ def refusal(path: Path, arch: Architecture | None = None) -> str:
 
 def test_a_sub_network_has_the_weights(trained: Path) -> None:
     found = supernet(trained)
-    arch = changed(base(), {"mid.layers[0].residual_blocks": 0, "up[0].layers[0].transformers": 2})
+    arch = apply_overrides(base(), {"mid.layers[0].residual_blocks": 0, "up[0].layers[0].transformers": 2})
     found.check(arch)
     net = found.net(arch, seed=1)
     assert net.arch == arch
@@ -90,7 +90,7 @@ def test_a_configuration_that_is_none_of_ours(trained: Path) -> None:
 def test_weights_that_are_missing_or_not_finite(trained: Path) -> None:
     config = trained / inheritance.CONFIG
     values = json.loads(config.read_text())
-    more = changed(base(), {"mid.layers[0].residual_blocks": 2}).model_dump(mode="json")
+    more = apply_overrides(base(), {"mid.layers[0].residual_blocks": 2}).model_dump(mode="json")
     config.write_text(json.dumps({**values, "arch": more}))
     assert "lacks mid.layers.0.copies.0." in refusal(trained)
     net = UNet(base())
@@ -101,11 +101,11 @@ def test_weights_that_are_missing_or_not_finite(trained: Path) -> None:
 
 
 def test_a_net_that_predicts_something_else(trained: Path) -> None:
-    (trained / meaning.NOTE).write_text('{"prediction": "velocity"}')
+    (trained / prediction_note.NOTE).write_text('{"prediction": "velocity"}')
     assert "predicts 'velocity', candidates 'preconditioned'" in refusal(trained)
-    (trained / meaning.NOTE).write_text("[")
-    assert f"{meaning.NOTE}: line 1" in refusal(trained)
-    (trained / meaning.NOTE).unlink()
+    (trained / prediction_note.NOTE).write_text("[")
+    assert f"{prediction_note.NOTE}: line 1" in refusal(trained)
+    (trained / prediction_note.NOTE).unlink()
     supernet(trained)
 
 
@@ -121,19 +121,19 @@ def test_a_net_that_predicts_something_else(trained: Path) -> None:
     ],
 )
 def test_an_architecture_that_is_no_sub_network(trained: Path, changes: dict[str, Any], said: str) -> None:
-    assert said in refusal(trained, changed(base(), changes))
+    assert said in refusal(trained, apply_overrides(base(), changes))
 
 
 def test_another_number_of_levels(trained: Path) -> None:
-    assert "whose weights it is to take, has none" in refusal(trained, block_index.explicit(tiny(stages=3)))
+    assert "whose weights it is to take, has none" in refusal(trained, block_index.with_explicit_layers(tiny(stages=3)))
 
 
-def test_a_candidate_is_trained_on(trained: Path, protocol: Protocol) -> None:  # noqa: F811
+def test_a_candidate_is_trained_on(trained: Path, protocol: EvaluationProtocol) -> None:  # noqa: F811
     given = protocol.model_copy(update={"samples": 0, "seeds": (0,), "steps": 2, "learning_rate": 1e-6})
     plain = Evaluator(given, torch.device("cpu"))
     elastic = Evaluator(given.model_copy(update={"inherit": str(trained)}), torch.device("cpu"))
     assert plain.resolved.hash != elastic.resolved.hash
-    arch = changed(base(), {"mid.layers[0].residual_blocks": 0})
+    arch = apply_overrides(base(), {"mid.layers[0].residual_blocks": 0})
     score = elastic.score(arch, study_seed=1)
     assert score == elastic.score(arch, study_seed=1).model_copy(update={"training_seconds": score.training_seconds})
     with torch.no_grad():
@@ -141,4 +141,4 @@ def test_a_candidate_is_trained_on(trained: Path, protocol: Protocol) -> None:  
     assert score.validation_loss.value == pytest.approx(float(losses.mean()), rel=1e-2), "hardly trained"
     assert score.validation_loss.value != pytest.approx(plain.score(arch, study_seed=1).validation_loss.value, rel=1e-3)
     with pytest.raises(InputError, match="has no block there"):
-        elastic.check(changed(base(), {"mid.layers[0].transformers": 1}))
+        elastic.check(apply_overrides(base(), {"mid.layers[0].transformers": 1}))

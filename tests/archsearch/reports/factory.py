@@ -12,15 +12,15 @@ import numpy as np
 import optuna
 from PIL import Image, ImageDraw
 
-from archsearch.block_latency.config import TableSettings
-from archsearch.block_latency.fitting import fill
+from archsearch.block_latency.config import BlockTableConfig
+from archsearch.block_latency.fitting import fit_block_table
 from archsearch.block_latency.table import BlockTable
-from archsearch.protocol import Protocol
+from archsearch.protocol import EvaluationProtocol
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality, Score
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from archsearch.stats.estimate import Estimate
-from archsearch.studies.evolution.rounds import ATTRIBUTE, Round, Worth
+from archsearch.studies.evolution.rounds import ATTRIBUTE, BlockImportance, EvolutionRound
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
 from tests.records import latency_record
@@ -83,7 +83,7 @@ def create(
 
 
 RESOLVED = {
-    "protocol": Protocol(steps=900, batch=64, seeds=(0,)).model_dump(mode="json"),
+    "protocol": EvaluationProtocol(steps=900, batch=64, seeds=(0,)).model_dump(mode="json"),
     "data_digest": "6c1f3b0d2a9e4877",
     "autoencoder_digest": "11",
     "text_digest": "22",
@@ -123,20 +123,20 @@ def evolved(folder: Path, *, rounds: int = 9, metric: str = "validation_loss") -
     study = blocks_study("evolution/emoji", {"evolve": how})
     study.set_user_attr("artifacts", str(folder / "artifacts"))
     space = load_space("emoji-blocks")
-    table = fill(Clock(), space.base, 8, 16, TableSettings(least=1, most=1, check=8))
+    table = fit_block_table(Clock(), space.base, 8, 16, BlockTableConfig(least=1, most=1, check=8))
     study.set_user_attr("block_table", table.model_dump(mode="json"))
     arch, parent, spent = space.base, None, 0.0
     removed: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     for number in range(rounds):
-        arch = block_index.changed(arch, removed, copied)
+        arch = block_index.edit_blocks(arch, removed, copied)
         last = number == rounds - 1
         spent += 3 * counted(arch)[1] * 64 * (900 if number == 0 else 120)
         worths = () if last else worths_of(arch, table, random.Random(number))
         names = [w.block for w in sorted(worths, key=lambda w: w.value)]
         copying = table.predict(arch) < TARGET_MS and not last
         quality = made_up_quality(arch, random.Random(number))
-        found = Round(
+        found = EvolutionRound(
             number=number,
             phase="robust" if number == 0 else "final" if last else "evolve",
             parent=parent,
@@ -161,7 +161,9 @@ def evolved(folder: Path, *, rounds: int = 9, metric: str = "validation_loss") -
     return study
 
 
-def add_round(study: optuna.Study, space: Space, slot: int, arch: Architecture, found: Round, quality: Quality) -> None:
+def add_round(
+    study: optuna.Study, space: Space, slot: int, arch: Architecture, found: EvolutionRound, quality: Quality
+) -> None:
     """One round as a trial."""
     ms = milliseconds_of(arch) * random.Random(slot).uniform(0.97, 1.04)
     record = latency_record(ms, lower_quartile_ms=ms * 0.985, upper_quartile_ms=ms * 1.03)
@@ -173,14 +175,16 @@ def add_round(study: optuna.Study, space: Space, slot: int, arch: Architecture, 
     add(study, space, slot, point, score, **{ATTRIBUTE: found.model_dump(mode="json")})
 
 
-def worths_of(arch: Architecture, table: BlockTable, rng: random.Random) -> tuple[Worth, ...]:
+def worths_of(arch: Architecture, table: BlockTable, rng: random.Random) -> tuple[BlockImportance, ...]:
     """Of every block that can go; transformers at the highest resolution are worth least."""
     found = []
     for block in block_index.removable(arch):
         loss = 0.02 * rng.gauss(0.5, 0.5) + (0.03 if block.kind == "residual" else 0.05 * ("[0]" not in block.site))
         estimate_of = Estimate(value=loss, low=loss - 0.006, high=loss + 0.006)
         place = {"site": block.site, "layer": block.layer, "kind": block.kind, "index": block.index}
-        found.append(Worth(block=block.name, label=block.label, loss=estimate_of, ms=table.of(block), **place))
+        found.append(
+            BlockImportance(block=block.name, label=block.label, loss=estimate_of, ms=table.of(block), **place)
+        )
     return tuple(found)
 
 

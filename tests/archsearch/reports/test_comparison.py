@@ -4,12 +4,12 @@ import pytest
 
 from archsearch.reports import comparison as page
 from archsearch.stats.estimate import Estimate
-from archsearch.training.comparison import Comparison, Results
+from archsearch.training.comparison import ComparisonConfig, Results
 
 VARIANTS = {"plain": {}, "good": {}, "same": {}}
 
 
-def comparison() -> Comparison:
+def comparison() -> ComparisonConfig:
     values = {
         "name": "c",
         "recipe": {},
@@ -17,7 +17,7 @@ def comparison() -> Comparison:
         "against": "plain",
         "metrics": {"validation_loss": "lower", "retrieval_mrr": "higher"},
     }
-    return Comparison.model_validate(values)
+    return ComparisonConfig.model_validate(values)
 
 
 def results() -> Results:

@@ -13,13 +13,13 @@ import pandas
 import plotly.graph_objects as go
 import pytest
 
-from archsearch.reports import study_report as pareto
+from archsearch.reports import study_report
 from archsearch.reports.rendering import html
 from archsearch.reports.study import charts, summary
 from archsearch.reports.study import data as facts
-from archsearch.score import Incomparable, Quality, Score
+from archsearch.score import ProtocolMismatch, Quality, Score
 from archsearch.spaces.loading import load_space
-from archsearch.studies.search import candidates as trials
+from archsearch.studies.search import candidates
 from snapgen.errors import InputError
 from snapgen.io import atomic
 from tests.archsearch.reports import factory
@@ -35,7 +35,7 @@ HOSTILE = {
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     study = factory.create(folder, candidates=24, names=HOSTILE)
-    return pareto.write(study, folder / "report.html")
+    return study_report.write_report(study, folder / "report.html")
 
 
 def data_of(text: str) -> dict[str, Any]:
@@ -115,12 +115,12 @@ def test_nothing_scored_is_a_clear_error(tmp_path: Path, state: str | None) -> N
         score = factory.made_up(space.base, random.Random(0)).model_copy(update={"quality": None})
         factory.add(study, space, 0, space.base_point, score if state == "PRUNED" else None, state=state, error="boom")
     with pytest.raises(InputError, match=r"study emoji: has no scored candidate.*; run archsearch search"):
-        pareto.write(study, tmp_path / "report.html")
+        study_report.write_report(study, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_single_candidate_makes_a_page(tmp_path: Path) -> None:
-    text = pareto.write(factory.create(tmp_path, candidates=1), tmp_path / "r.html").read_text()
+    text = study_report.write_report(factory.create(tmp_path, candidates=1), tmp_path / "r.html").read_text()
     assert "Only 1 candidate is scored" in text
     assert "cannot be told from 1 candidate" in text
     assert "cannot tell from fewer than 8 different candidates" in text
@@ -132,10 +132,10 @@ def test_failed_running_and_reused_trials_are_told_apart(tmp_path: Path) -> None
     factory.add(study, space, 9, space.base_point, None, state="FAIL", error="CUDA out of memory <b>")
     factory.add(study, space, 10, space.base_point, base, reused_from=0)
     factory.add(study, space, 11, space.sample(random.Random(5)), None, state="RUNNING", stage="training seed 0")
-    text = pareto.write(study, tmp_path / "r.html").read_text()
-    tiles = {name: value for value, name in summary.tiles(facts.read(study))}
+    text = study_report.write_report(study, tmp_path / "r.html").read_text()
+    tiles = {name: value for value, name in summary.tiles(facts.load_study_data(study))}
     assert (tiles["failed"], tiles["running"], tiles["reused"]) == ("1", "1", "1")
-    assert tiles["scored"] == str(len(facts.read(study).scored))
+    assert tiles["scored"] == str(len(facts.load_study_data(study).scored))
     assert "CUDA out of memory &lt;b&gt;" in text
     assert "same as trial 0" in text
     assert "has not finished" in text
@@ -148,8 +148,8 @@ def test_protocols_are_never_mixed(tmp_path: Path) -> None:
     other = score.quality.model_copy(update={"protocol_hash": "0" * 16, "extractor": "inception"})
     point = space.sample(random.Random(9))
     factory.add(study, space, 5, point, Score(cost=score.cost, latency=score.latency, quality=other))
-    with pytest.raises(Incomparable, match=r"trials 0 and 5: .*extractor: efficientnet-lite0 against inception"):
-        pareto.write(study, tmp_path / "r.html")
+    with pytest.raises(ProtocolMismatch, match=r"trials 0 and 5: .*extractor: efficientnet-lite0 against inception"):
+        study_report.write_report(study, tmp_path / "r.html")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_protocols_are_never_mixed(tmp_path: Path) -> None:
 )
 def test_other_objectives(tmp_path: Path, objectives: tuple[str, ...]) -> None:
     study = factory.create(tmp_path, candidates=14, objectives=objectives, samples=False)
-    data = data_of(pareto.write(study, tmp_path / "r.html").read_text())
+    data = data_of(study_report.write_report(study, tmp_path / "r.html").read_text())
     first = next(iter(data["fronts"]))
     assert first.split("/")[0] == objectives[0]
     if len(objectives) > 1:
@@ -172,7 +172,7 @@ def test_one_seed_and_no_samples(tmp_path: Path) -> None:
 
     study = factory.create(tmp_path, candidates=12, samples=False, adapt=lean)
     study.set_user_attr("protocol", {"protocol": {"seeds": [0]}})
-    text = pareto.write(study, tmp_path / "r.html").read_text()
+    text = study_report.write_report(study, tmp_path / "r.html").read_text()
     assert data_of(text)["samples"] == {}
     assert list(data_of(text)["charts"]) == ["hypervolume"]
     assert "a single seed" in text
@@ -181,8 +181,8 @@ def test_one_seed_and_no_samples(tmp_path: Path) -> None:
 
 def test_from_a_file_as_from_memory(tmp_path: Path) -> None:
     stored = factory.create(tmp_path, candidates=4, storage=f"sqlite:///{tmp_path / 'study.db'}")
-    ours = pareto.write(stored, tmp_path / "stored.html")
-    theirs = pareto.write(factory.create(tmp_path, candidates=4), tmp_path / "memory.html")
+    ours = study_report.write_report(stored, tmp_path / "stored.html")
+    theirs = study_report.write_report(factory.create(tmp_path, candidates=4), tmp_path / "memory.html")
     assert data_of(ours.read_text())["fronts"] == data_of(theirs.read_text())["fronts"]
 
 
@@ -192,51 +192,51 @@ def test_broken_samples_are_left_out(tmp_path: Path) -> None:
     stored[0].write_bytes(stored[0].read_bytes()[:200])
     stored[1].unlink()
     stored[2].write_bytes(b"")
-    scored = len(facts.read(study).trained)
-    data = data_of(pareto.write(study, tmp_path / "r.html").read_text())
+    scored = len(facts.load_study_data(study).trained)
+    data = data_of(study_report.write_report(study, tmp_path / "r.html").read_text())
     assert len(data["samples"]) == scored - 3
 
 
 def test_samples_of_a_run_that_was_moved(tmp_path: Path) -> None:
     study = factory.create(tmp_path, candidates=3)
     (tmp_path / "artifacts").rename(tmp_path / "moved")
-    assert data_of(pareto.write(study, tmp_path / "r.html").read_text())["samples"] == {}
+    assert data_of(study_report.write_report(study, tmp_path / "r.html").read_text())["samples"] == {}
     (tmp_path / "new").mkdir()
     (tmp_path / "moved").rename(tmp_path / "new" / "artifacts")
-    assert data_of(pareto.write(study, tmp_path / "new" / "r.html").read_text())["samples"]
+    assert data_of(study_report.write_report(study, tmp_path / "new" / "r.html").read_text())["samples"]
 
 
 def test_samples_stay_within_their_budget(tmp_path: Path) -> None:
-    from archsearch.reports.rendering import images as samples
+    from archsearch.reports.rendering import images
 
     paths = []
     for i in range(6):
         paths.append((i, tmp_path / f"{i}.png"))
         factory.grid(random.Random(i)).resize((2048, 1024)).save(paths[-1][1])
-    one = samples.data_uri(paths[0][1])
+    one = images.data_uri(paths[0][1])
     assert one is not None
     assert len(one) < 200_000
-    assert list(samples.embedded(paths, budget=int(2.5 * len(one)))) == [0, 1]
+    assert list(images.embed_images(paths, budget=int(2.5 * len(one)))) == [0, 1]
 
 
 def test_unwritable_file_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="name a writable file"):
-        atomic.put(tmp_path / "file" / "report.html", "text")
+        atomic.atomic_write_text(tmp_path / "file" / "report.html", "text")
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(InputError, match="name a writable file"):
-        atomic.put(tmp_path / "folder.html", "text")
+        atomic.atomic_write_text(tmp_path / "folder.html", "text")
 
 
 def test_embedded_json_cannot_end_its_element() -> None:
     value = {"a": "</script><!--", "b": "& \u2028 ×"}
-    text = html.embedded(value)
+    text = html.json_for_script(value)
     assert "<" not in text
     assert json.loads(text) == value
 
 
 def test_infeasible_stand_in_the_strip_at_their_latency(tmp_path: Path) -> None:
-    found = facts.read(factory.create(tmp_path, candidates=24, samples=False))
+    found = facts.load_study_data(factory.create(tmp_path, candidates=24, samples=False))
     traces = {t["name"]: t for t in charts.front_chart(found, "validation_loss", "latency_ms")["data"]}
     outside = [c for c in found.candidates if c.state == "infeasible"]
     assert len(outside) > 2
@@ -254,15 +254,19 @@ def test_importing_the_report_is_light() -> None:
 
 
 def test_intervals_are_those_by_which_candidates_are_compared(tmp_path: Path) -> None:
-    from archsearch.stats.intervals import pooled
+    from archsearch.stats.intervals import pool_intervals
 
     study = factory.create(tmp_path, candidates=10, samples=False)
     space = load_space("emoji")
     again = factory.made_up(space.base, random.Random(0))
     factory.add(study, space, 10, space.base_point, again, reused_from=0)
-    found = facts.read(study)
-    raw = {c.number: c.score.quality for c in trials.read(study) if c.score.quality and c.reused_from is None}
-    wanted = dict(zip(raw, pooled([quality.validation_loss for quality in raw.values()]), strict=True))
+    found = facts.load_study_data(study)
+    raw = {
+        c.number: c.score.quality
+        for c in candidates.load_candidates(study)
+        if c.score.quality and c.reused_from is None
+    }
+    wanted = dict(zip(raw, pool_intervals([quality.validation_loss for quality in raw.values()]), strict=True))
     assert {c.number: e for c, e in facts.estimates(found, "validation_loss")} == wanted
     assert len({round(e.high - e.value, 9) for e in wanted.values()}) == 1
     twin = next(c for c in found.candidates if c.number == 10)

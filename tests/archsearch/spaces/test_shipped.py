@@ -18,7 +18,7 @@ from torch import Tensor
 from archsearch.spaces.loading import NAMES, load_space
 from archsearch.spaces.space import Space
 from snapgen.architecture import presets
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.models.unet import UNet
 
@@ -74,7 +74,7 @@ def shrunken(arch: Architecture) -> Architecture:
     sizes = {f"{way}[{i}].channels": s.channels // by for way, stages in ways.items() for i, s in enumerate(stages)}
     small = {"norm_groups": max(1, arch.norm_groups // by), "context_width": 8, "time.frequencies": 8, "time.width": 8}
     shallow = {"all.transformer_depth": 1, "all.head_width": HEAD_WIDTH, "latent_channels": 2}
-    return changed(arch, {**sizes, **small, **shallow})
+    return apply_overrides(arch, {**sizes, **small, **shallow})
 
 
 def filled(arch: Architecture) -> UNet:
@@ -142,7 +142,7 @@ def members(draw: st.DrawFn, space: Space) -> Architecture:
 def mutated(arch: Architecture, changes: dict[str, Any]) -> Architecture:
     """The architecture changed, or itself where the change does not fit."""
     try:
-        return changed(arch, changes)
+        return apply_overrides(arch, changes)
     except ValueError:
         return arch
 

@@ -11,7 +11,7 @@ import pytest
 
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
-from archsearch.spaces.summary import FEWEST_SAMPLES, _params, summarise
+from archsearch.spaces.summary import FEWEST_SAMPLES, _params, summarize
 from snapgen.architecture.schema import Architecture
 from tests.archsearch.spaces.test_loading import BASE
 
@@ -53,14 +53,14 @@ def counted(arch: Architecture, latent_size: int, *, context_tokens: int) -> Cos
 
 def test_extremes_are_the_true_ones(space: Space) -> None:
     sizes = [_params(space.architecture(point)) for point in space.points()]
-    summary = summarise(space, counted, samples=5)
+    summary = summarize(space, counted, samples=5)
     assert (summary.smallest.params, summary.largest.params) == (min(sizes), max(sizes))
     assert summary.smallest.params <= summary.middle.params <= summary.largest.params
     assert summary.largest.macs == 64 * summary.largest.params
 
 
 def test_limits_and_references(space: Space) -> None:
-    summary = summarise(space, counted, samples=20)
+    summary = summarize(space, counted, samples=20)
     assert [member.name for member in summary.references] == ["base", "thin"]
     assert summary.references[0].id == space.base.id
     assert summary.references[1].choices["stages[1].channels"] == "32"
@@ -74,25 +74,25 @@ def test_limits_and_references(space: Space) -> None:
 
 def test_limits_that_nothing_meets(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(TEXT.replace("9.0e5", "10"))
-    summary = summarise(load_space(tmp_path / "own.yaml"), counted, samples=3)
+    summary = summarize(load_space(tmp_path / "own.yaml"), counted, samples=3)
     assert not summary.can_be_met
     assert summary.within_limits == 0
 
 
 def test_samples_fit_into_the_time(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("archsearch.spaces.summary.SECONDS", 0.0)
-    assert summarise(space, counted).samples == FEWEST_SAMPLES
+    assert summarize(space, counted).samples == FEWEST_SAMPLES
 
 
 def test_progress_rises_to_the_end(space: Space) -> None:
     told: list[float] = []
-    summarise(space, counted, samples=5, progress=told.append)
+    summarize(space, counted, samples=5, progress=told.append)
     assert told == sorted(told)
     assert 0 < told[0] < 0.5 < told[-1] <= 1
 
 
 def test_as_json(space: Space) -> None:
-    values = json.loads(json.dumps(summarise(space, counted, samples=3).to_dict()))
+    values = json.loads(json.dumps(summarize(space, counted, samples=3).to_dict()))
     assert values["size"] == len(list(product(range(3), range(3), range(3))))
     assert values["knobs"][1] == {"name": "all.ffn_ratio", "choices": ["2", "3", "4"], "ordered": True, "base": 2}
     assert values["smallest"]["choices"]["all.ffn_ratio"] == "2"

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from archsearch.stats.main_effects import FEWEST, Effects, Factor, effects
+from archsearch.stats.main_effects import FEWEST, Effects, KnobFactor, effects
 
 FACTORS = [
-    Factor("attention", ("true", "false"), ordered=False),
-    Factor("convs", ("plain", "separable", "separable ×2"), ordered=False),
-    Factor("depth", ("1", "2", "3"), ordered=True),
-    Factor("rope", ("false", "true"), ordered=False),
+    KnobFactor("attention", ("true", "false"), ordered=False),
+    KnobFactor("convs", ("plain", "separable", "separable ×2"), ordered=False),
+    KnobFactor("depth", ("1", "2", "3"), ordered=True),
+    KnobFactor("rope", ("false", "true"), ordered=False),
 ]
 TRUTH = {"attention": [0.0, 0.4], "convs": [0.0, -0.5, 0.0], "depth": [0.0, -0.2, -0.4], "rope": [0.0, 0.0]}
 
@@ -66,7 +66,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 
 
 def test_intervals_hold_the_truth_with_more_columns_than_candidates() -> None:
-    factors = [Factor(f"k{i}", ("a", "b"), ordered=False) for i in range(16)]
+    factors = [KnobFactor(f"k{i}", ("a", "b"), ordered=False) for i in range(16)]
     held, told = [], []
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -97,7 +97,7 @@ def test_noise_alone_tells_nothing() -> None:
 
 
 def test_more_columns_than_candidates() -> None:
-    factors = [Factor(f"k{i}", ("a", "b", "c", "d"), ordered=False) for i in range(6)]
+    factors = [KnobFactor(f"k{i}", ("a", "b", "c", "d"), ordered=False) for i in range(6)]
     rng = np.random.default_rng(0)
     points = [{f.name: int(rng.integers(4)) for f in factors} for _ in range(10)]
     values = [2.0 * p["k0"] + 0.01 * float(rng.standard_normal()) for p in points]
@@ -108,7 +108,7 @@ def test_more_columns_than_candidates() -> None:
 
 def test_two_knobs_that_move_together_cannot_be_told_apart() -> None:
     rng = np.random.default_rng(1)
-    factors = [*FACTORS[:1], Factor("twin", ("true", "false"), ordered=False)]
+    factors = [*FACTORS[:1], KnobFactor("twin", ("true", "false"), ordered=False)]
     points = [{"attention": i, "twin": i} for i in rng.integers(2, size=30).tolist()]
     values = [p["attention"] + 0.05 * float(rng.standard_normal()) for p in points]
     result = effects(points, values, factors, relative=False)
@@ -127,7 +127,7 @@ def test_relative_effects_are_ratios() -> None:
 
 def test_base_choice_is_what_changes_start_from() -> None:
     points, values = simulated(6, 40, 0.05)
-    factors = [Factor("convs", FACTORS[1].choices, ordered=False, base=2)]
+    factors = [KnobFactor("convs", FACTORS[1].choices, ordered=False, base=2)]
     result = effects(points, values, factors, relative=False)
     assert result is not None
     assert [e.change for e in result.knobs[0].effects] == ["separable ×2 → plain", "separable ×2 → separable"]

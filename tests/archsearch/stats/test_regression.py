@@ -7,55 +7,63 @@ import math
 import numpy as np
 import pytest
 
-from archsearch.stats.regression import Evidence, Prior, best_tolerance, conformal_quantile, fit, flat_prior, left_out
+from archsearch.stats.regression import (
+    NormalPrior,
+    Observation,
+    best_tolerance,
+    conformal_quantile,
+    fit,
+    leave_one_out,
+    weak_prior,
+)
 
 TRUE = np.array([0.01, 0.5, 0.0, 0.02])
 RNG = np.random.default_rng(7)
 NETS = RNG.uniform(1, 100, (60, 4))
 
 
-def evidence(rows: np.ndarray, *, noise: float = 0.0, tolerance: float = 0.01, seed: int = 0) -> list[Evidence]:
+def evidence(rows: np.ndarray, *, noise: float = 0.0, tolerance: float = 0.01, seed: int = 0) -> list[Observation]:
     factors = np.exp(noise * np.random.default_rng(seed).standard_normal(len(rows)))
-    return [Evidence(row, float(row @ TRUE * factor), tolerance) for row, factor in zip(rows, factors, strict=True)]
+    return [Observation(row, float(row @ TRUE * factor), tolerance) for row, factor in zip(rows, factors, strict=True)]
 
 
 def test_exact_times_give_the_coefficients_back() -> None:
     times = NETS @ TRUE
-    found = fit(evidence(NETS, tolerance=0.001), flat_prior(NETS, times))
+    found = fit(evidence(NETS, tolerance=0.001), weak_prior(NETS, times))
     assert found.coefficients @ NETS.T == pytest.approx(times, rel=0.001)
     assert found.coefficients == pytest.approx(TRUE, abs=0.001)
 
 
 def test_no_coefficient_is_negative() -> None:
     times = NETS @ np.array([0.01, 0.5, -0.05, 0.02])
-    data = [Evidence(row, float(time), 0.01) for row, time in zip(NETS, times, strict=True)]
-    assert (fit(data, flat_prior(NETS, times)).coefficients >= 0).all()
+    data = [Observation(row, float(time), 0.01) for row, time in zip(NETS, times, strict=True)]
+    assert (fit(data, weak_prior(NETS, times)).coefficients >= 0).all()
 
 
 def test_without_evidence_the_prior_stands() -> None:
-    prior = Prior(np.array([1.0, 2.0]), np.array([0.5, 0.5]))
+    prior = NormalPrior(np.array([1.0, 2.0]), np.array([0.5, 0.5]))
     found = fit([], prior)
     assert found.coefficients == pytest.approx(prior.mean)
     assert found.covariance == pytest.approx(np.diag([0.25, 0.25]))
 
 
 def test_evidence_moves_only_what_it_speaks_of() -> None:
-    prior = Prior(np.array([1.0, 2.0]), np.array([1.0, 1.0]))
-    found = fit([Evidence(np.array([10.0, 0.0]), 5.0, 0.01)], prior)
+    prior = NormalPrior(np.array([1.0, 2.0]), np.array([1.0, 1.0]))
+    found = fit([Observation(np.array([10.0, 0.0]), 5.0, 0.01)], prior)
     assert found.coefficients == pytest.approx([0.5, 2.0], rel=0.01)
 
 
 def test_a_ratio_is_fitted_as_a_ratio() -> None:
     one, other = np.array([10.0, 1.0]), np.array([1.0, 10.0])
-    data = [Evidence(one, 3.0, 0.001, against=other)]
-    found = fit(data, Prior(np.ones(2), np.ones(2)))
+    data = [Observation(one, 3.0, 0.001, against=other)]
+    found = fit(data, NormalPrior(np.ones(2), np.ones(2)))
     assert data[0].ratio(found.coefficients) == pytest.approx(1, abs=0.001)
     assert one @ found.coefficients / (other @ found.coefficients) == pytest.approx(3, rel=0.001)
 
 
 def test_less_evidence_claims_a_wider_deviation() -> None:
-    prior = flat_prior(NETS, NETS @ TRUE)
-    new = Evidence(NETS[-1], 1.0, 0.01)
+    prior = weak_prior(NETS, NETS @ TRUE)
+    new = Observation(NETS[-1], 1.0, 0.01)
     few, many = (fit(evidence(NETS[:n]), prior).deviation(new) for n in (3, 50))
     assert few > 2 * many
     assert many >= 0.01, "never less than one time's own error"
@@ -72,9 +80,9 @@ def test_the_interval_holds_its_share_of_new_nets_even_where_the_tolerance_is_wr
     for seed in range(12):
         rows = np.random.default_rng(seed).uniform(1, 100, (65, 4))
         data = evidence(rows, noise=0.08, tolerance=0.02, seed=seed)
-        prior = flat_prior(rows[:25], np.array([e.value for e in data[:25]]))
+        prior = weak_prior(rows[:25], np.array([e.value for e in data[:25]]))
         found = fit(data[:25], prior)
-        width = conformal_quantile([error / claimed for error, claimed in left_out(data[:25], prior)], 0.9)
+        width = conformal_quantile([error / claimed for error, claimed in leave_one_out(data[:25], prior)], 0.9)
         held += [abs(error) <= width * claimed for error, claimed in map(found.error, data[25:])]
     assert 0.85 <= np.mean(held) <= 0.97
 
@@ -82,9 +90,9 @@ def test_the_interval_holds_its_share_of_new_nets_even_where_the_tolerance_is_wr
 @pytest.mark.parametrize(("noise", "least", "most"), [(0.001, 0.005, 0.005), (0.04, 0.02, 0.08), (0.3, 0.16, 0.16)])
 def test_the_tolerance_follows_the_noise(noise: float, least: float, most: float) -> None:
     times = np.array([e.value for e in evidence(NETS[:25], noise=noise)])
-    assert least <= best_tolerance(NETS[:25], times, flat_prior(NETS[:25], times)) <= most
+    assert least <= best_tolerance(NETS[:25], times, weak_prior(NETS[:25], times)) <= most
 
 
 def test_an_error_is_a_logarithm() -> None:
-    found = fit([], Prior(np.array([2.0]), np.array([1.0])))
-    assert found.error(Evidence(np.array([1.0]), 1.0, 0.01))[0] == pytest.approx(math.log(2))
+    found = fit([], NormalPrior(np.array([2.0]), np.array([1.0])))
+    assert found.error(Observation(np.array([1.0]), 1.0, 0.01))[0] == pytest.approx(math.log(2))

@@ -13,17 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from archsearch.protocol import Protocol, ResolvedProtocol
+from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
 from archsearch.score import Cost, LatencyRecord, Quality
 from archsearch.spaces.space import Space
 from archsearch.stats.estimate import Estimate
-from archsearch.studies.config.study import StudySettings
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.run import search
 from archsearch.studies.search.scorer import Report
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
-from snapgen.io.atomic import aside
-from snapgen.seeding import derive
+from snapgen.io.atomic import atomic_write
+from snapgen.seeding import derive_seed
 from tests.records import latency_record
 
 SPACE = """
@@ -59,7 +59,7 @@ class QuickScorer:
     """Numbers of an architecture's own JSON. Environment: QUICK_SECONDS a stage, QUICK_LOG a file of what was scored,
     QUICK_FAULT an architecture id prefix, and how it goes wrong."""
 
-    def __init__(self, settings: StudySettings, space: Space) -> None:
+    def __init__(self, settings: StudyConfig, space: Space) -> None:
         self.settings, self.space = settings, space
         self.seconds = float(os.environ.get("QUICK_SECONDS", "0"))
 
@@ -148,18 +148,18 @@ def quick_record(arch: Architecture) -> LatencyRecord:
 
 
 def quick_loss(arch: Architecture) -> float:
-    noise = derive(7, arch.id) / 2**63 - 0.5
+    noise = derive_seed(7, arch.id) / 2**63 - 0.5
     attention = sum(b.self_attention * b.transformers for _, b, _ in arch.sites())
     return float(2 * quick_cost(arch).params ** -0.15 - 0.004 * attention + 0.004 * noise)
 
 
-def settings(folder: Path, **changes: Any) -> StudySettings:
+def settings(folder: Path, **changes: Any) -> StudyConfig:
     """The study, with its space in ``folder``; runs go under the current directory."""
     space = folder / "space.yaml"
-    with aside(space) as path:  # a search in another process may be reading it
+    with atomic_write(space) as path:  # a search in another process may be reading it
         path.write_text(SPACE)
     values: dict[str, Any] = {"name": "quick", "space": str(space), "trials": 8, "sampler": "tpe", "seed": 3}
-    return StudySettings.model_validate({**values, "protocol": Protocol(), **changes})
+    return StudyConfig.model_validate({**values, "protocol": EvaluationProtocol(), **changes})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from archsearch.training import run as training
-from archsearch.training.recipe import Recipe, architecture, find
+from archsearch.training.recipe import Recipe, architecture, load_recipe
 from snapgen.architecture.schema import Architecture
 from snapgen.io import checkpoint
 
@@ -80,7 +80,7 @@ def written(folder: Path, **changes: Any) -> Path:
 
 def recipe(folder: Path, **changes: Any) -> tuple[Recipe, Architecture]:
     """The recipe and its architecture, read from such a file."""
-    found = find(written(folder, **changes))
+    found = load_recipe(written(folder, **changes))
     return found, architecture(found.arch)
 
 

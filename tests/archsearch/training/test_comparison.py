@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from archsearch.training import comparison, recipe
-from archsearch.training.comparison import Comparison, compare, find
+from archsearch.training.comparison import ComparisonConfig, compare, load_comparison
 from snapgen.errors import InputError
 
 ARCH = {
@@ -44,14 +44,14 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def written(path: Path, **changes: Any) -> Comparison:
+def written(path: Path, **changes: Any) -> ComparisonConfig:
     path.write_text(yaml.safe_dump(VALUES | changes))
-    return find(path)
+    return load_comparison(path)
 
 
 def test_every_variant_is_judged_with_every_seed_and_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    results = compare(find(small), tell=told.append)
+    results = compare(load_comparison(small), tell=told.append)
     assert {name: len(runs) for name, runs in results.items()} == {"plain": 2, "fast": 2, "judged": 2}
     losses = {name: [run["validation_loss"].value for run in runs] for name, runs in results.items()}
     assert losses["judged"] == pytest.approx(losses["fast"]), "the same nets, judged apart"
@@ -62,7 +62,7 @@ def test_every_variant_is_judged_with_every_seed_and_once(small: Path, monkeypat
         raise AssertionError("was trained again")
 
     monkeypatch.setattr(comparison, "train", never)
-    again = compare(find(small), tell=told.append)
+    again = compare(load_comparison(small), tell=told.append)
     assert again == results
 
 
@@ -84,7 +84,7 @@ def test_a_trained_variant_is_not_changed_in_silence(small: Path) -> None:
 def test_shipped_comparisons_are_recipes_with_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("distillation", "steps", "guided_steps"):
-        found = find(name)
+        found = load_comparison(name)
         for variant in found.variants:
             made = found.recipe_of(variant, 7)
             assert made.seed == 7

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from archsearch.training.compatibility import check, shapes
-from archsearch.training.recipe import find
+from archsearch.training.compatibility import check_recipe, shapes
+from archsearch.training.recipe import load_recipe
 from snapgen.errors import InputError
 from snapgen.objectives import teacher
 from tests.archsearch.studies.tiny_recipe import DECODER, FEW, STAGES, recipe
@@ -20,7 +20,7 @@ TURBO = {**STAGES[3], "teacher": "turbo"}
 def refused(folder: Path, **changes: Any) -> str:
     found, arch = recipe(folder, **changes)
     with pytest.raises(InputError) as error:
-        check(found, arch, shapes(found))
+        check_recipe(found, arch, shapes(found))
     return str(error.value)
 
 
@@ -31,7 +31,7 @@ def save(tmp_path: Path) -> Callable[..., str]:
     def save(**values: Any) -> str:
         shape = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8}
         like = {"latent_channels": 4, "context_width": 384, "pooled_width": 384, "sample_size": 8} | values
-        teacher.built(shape, seed=0, **like).save_pretrained(tmp_path / "sd3")
+        teacher.new_teacher(shape, seed=0, **like).save_pretrained(tmp_path / "sd3")
         return str(tmp_path / "sd3")
 
     return save
@@ -44,7 +44,7 @@ def test_shapes_of_the_tiny_recipe(tmp_path: Path) -> None:
     assert given.context == given.teacher_context == (384, 8, 384)
     assert given.missing == []
     assert [given.teacher(stage) is None for stage in found.stages] == [False, True, False, False, True]
-    check(found, arch, given)
+    check_recipe(found, arch, given)
 
 
 def test_a_stage_with_a_teacher_of_its_own(tmp_path: Path, save: Callable[..., str]) -> None:
@@ -52,7 +52,7 @@ def test_a_stage_with_a_teacher_of_its_own(tmp_path: Path, save: Callable[..., s
     found, arch = recipe(tmp_path, stages=[STAGES[0], {**STAGES[3], "teacher": folder}])
     given = shapes(found)
     assert [getattr(given.teacher(stage), "depth", None) for stage in found.stages] == [2, 1]
-    check(found, arch, given)
+    check_recipe(found, arch, given)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,9 @@ def test_a_stage_with_a_teacher_of_its_own(tmp_path: Path, save: Callable[..., s
 def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     found, arch = recipe(tmp_path, **changes)
     with pytest.raises(InputError) as error:
-        check(found, arch, shapes(found), processes=2 if "accumulate" in str(changes) and "base" in str(changes) else 1)
+        check_recipe(
+            found, arch, shapes(found), processes=2 if "accumulate" in str(changes) and "base" in str(changes) else 1
+        )
     assert says in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
@@ -109,9 +111,9 @@ def test_a_net_for_other_latents_or_another_context(tmp_path: Path) -> None:
     found, arch = recipe(tmp_path)
     given = shapes(found)
     with pytest.raises(InputError, match="arch: has 3 latent channels; the autoencoder gives 4"):
-        check(found, tiny(), given)
+        check_recipe(found, tiny(), given)
     with pytest.raises(InputError, match="arch: takes a context 384 wide; the text encoders give 12"):
-        check(found, arch, dataclasses.replace(given, context=given.context._replace(context=12)))
+        check_recipe(found, arch, dataclasses.replace(given, context=given.context._replace(context=12)))
 
 
 def test_expected_stands_in_for_what_is_missing(tmp_path: Path) -> None:
@@ -135,7 +137,7 @@ def test_expected_stands_in_for_what_is_missing(tmp_path: Path) -> None:
     assert given.context == (384, 13, 100)
     assert [getattr(given.teacher(stage), "depth", None) for stage in found.stages] == [3, 3]
     assert given.missing == ["no-vae", "no-clip", "no-gemma", "no-sd3", "turbo"]
-    check(found, arch, given)
+    check_recipe(found, arch, given)
     with pytest.raises(InputError, match="no-vae"):
         shapes(found)
 
@@ -156,7 +158,7 @@ def test_files_are_held_to_what_is_expected(tmp_path: Path, expected: dict[str, 
 
 
 def test_the_papers_recipe_fits_together() -> None:
-    found = find("snapgen_t2i")
+    found = load_recipe("snapgen_t2i")
     given = shapes(found, without_files=True)
     assert given.context == (2304, 77 + 128, 0)
     assert given.teacher_context == (4096, 77 + 77, 768 + 1280)

@@ -7,7 +7,7 @@ import pytest
 from archsearch.cost.counter import cost
 from archsearch.training.compatibility import shapes
 from archsearch.training.dry_run import plan
-from archsearch.training.recipe import architecture, find
+from archsearch.training.recipe import architecture, load_recipe
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
 from tests.archsearch.studies.tiny_recipe import DECODER, recipe
 
@@ -87,7 +87,7 @@ def test_time_is_of_a_pass_here(tmp_path: Path) -> None:
     ],
 )
 def test_the_papers_recipes(name: str, params: float, steps: list[int], epochs: float | None) -> None:
-    found = find(name)
+    found = load_recipe(name)
     assert found.expected is not None
     given = shapes(found, without_files=True)
     made = plan(found, architecture(found.arch), given, examples=found.expected.images, captions=None, timed=False)

@@ -13,39 +13,39 @@ from torch import nn
 from archsearch.training import recipe as recipes
 from archsearch.training.recipe import Recipe
 from snapgen.conditioning import captions as conditioning
-from snapgen.conditioning.captions import Captions, EncoderSettings
+from snapgen.conditioning.captions import EncodedCaptions, TextEncoderConfig
 from snapgen.conditioning.embeddings import Embeddings
 from snapgen.diffusion.process import RectifiedFlow
-from snapgen.io.chunked import Rows
+from snapgen.io.chunked import ChunkedTensor
 from snapgen.models.unet import UNet
-from snapgen.objectives.build import turns
-from snapgen.objectives.teacher import Teacher, built
-from snapgen.training.batches import Feed, student_times, training_times
-from snapgen.training.loop import Loop, Report
-from snapgen.training.stages import FlowStage, StepStage
+from snapgen.objectives.build import build_objectives
+from snapgen.objectives.teacher import Teacher, new_teacher
+from snapgen.training.batches import BatchStream, few_step_timesteps, training_timesteps
+from snapgen.training.loop import StepStats, Trainer
+from snapgen.training.stages import AdversarialDistillationStage, FlowMatchingStage
 
 LATENT = 16
 DEPTH = 2
 """Of the teacher, whose width is the recipe's."""
 
 
-def captions(recipe: Recipe, encoders: Sequence[EncoderSettings]) -> Captions:
+def captions(recipe: Recipe, encoders: Sequence[TextEncoderConfig]) -> EncodedCaptions:
     """Of two images, random, as wide as the recipe's encoders give them."""
     assert recipe.expected is not None
     shapes = [recipe.expected.encoders[e.encoder] for e in encoders]
     tables = [
-        Embeddings(Rows([torch.randn(2, encoder.tokens, width)]), Rows([torch.randn(2, pooled)]))
+        Embeddings(ChunkedTensor([torch.randn(2, encoder.tokens, width)]), ChunkedTensor([torch.randn(2, pooled)]))
         for encoder, (width, pooled) in zip(encoders, shapes, strict=True)
     ]
-    return Captions(tables, torch.arange(2), conditioning.layout(encoders, shapes))
+    return EncodedCaptions(tables, torch.arange(2), conditioning.layout(encoders, shapes))
 
 
-def shallow_teacher(recipe: Recipe, told: Captions) -> Teacher:
+def shallow_teacher(recipe: Recipe, told: EncodedCaptions) -> Teacher:
     """As wide as the recipe's, with the precision that it has there."""
     assert recipe.expected is not None
     assert recipe.expected.teacher is not None
     assert recipe.teacher is not None
-    found = built(
+    found = new_teacher(
         {**recipe.expected.teacher.model_dump(), "num_layers": DEPTH},
         latent_channels=recipe.expected.latent_channels,
         context_width=told.context_width,
@@ -56,12 +56,12 @@ def shallow_teacher(recipe: Recipe, told: Captions) -> Teacher:
     return found.to(torch.bfloat16 if recipe.teacher.bfloat16 else torch.float32).eval().requires_grad_(False)
 
 
-def new_loop(name: str, stage_name: str) -> Loop:
+def new_loop(name: str, stage_name: str) -> Trainer:
     """For one step of a recipe's stage, of two images; of the net no weight is zero, so that each has a gradient."""
-    recipe = recipes.find(name)
+    recipe = recipes.load_recipe(name)
     assert recipe.expected is not None
     stage = next(stage for stage in recipe.stages if stage.name == stage_name)
-    assert isinstance(stage, FlowStage | StepStage)
+    assert isinstance(stage, FlowMatchingStage | AdversarialDistillationStage)
     stage = stage.model_copy(update={"batch": 2, "images": 2, "accumulate": 1})
     net = UNet(recipes.architecture(recipe.arch))
     net.initialise(0)
@@ -73,20 +73,20 @@ def new_loop(name: str, stage_name: str) -> Loop:
     told = captions(recipe, recipe.teacher_text) if recipes.learns_from_teacher(stage) else None
     teacher = None if told is None else shallow_teacher(recipe, told)
     shift = stage.timestep_shift
-    feed = Feed(
-        Rows([torch.randn(2, recipe.expected.latent_channels, LATENT, LATENT)]),
+    feed = BatchStream(
+        ChunkedTensor([torch.randn(2, recipe.expected.latent_channels, LATENT, LATENT)]),
         captions(recipe, recipe.text),
         teacher=told,
         dropout=[encoder.dropout for encoder in recipe.text],
         batch=2,
-        times=student_times(stage.student_steps, shift)
-        if isinstance(stage, StepStage)
-        else training_times(RectifiedFlow(shift=shift)),
+        times=few_step_timesteps(stage.student_steps, shift)
+        if isinstance(stage, AdversarialDistillationStage)
+        else training_timesteps(RectifiedFlow(shift=shift)),
         seed=0,
         device=torch.device("cpu"),
     )
-    found, settings = turns(stage, net, teacher, prediction=recipe.prediction, seed=0)
-    return Loop(stage, net, found, feed, accelerator=Accelerator(cpu=True), settings=settings)
+    found, settings = build_objectives(stage, net, teacher, prediction=recipe.prediction, seed=0)
+    return Trainer(stage, net, found, feed, accelerator=Accelerator(cpu=True), settings=settings)
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_a_stage_takes_a_step(recipe: str, stage: str, millions: int, told: set[
     weights = dict(loop.net.named_parameters())
     assert round(sum(weight.numel() for weight in weights.values()) / 1e6) == millions
     before = {name: weight.detach().double().sum().item() for name, weight in weights.items()}
-    reports: list[Report] = []
+    reports: list[StepStats] = []
     loop.run(report=reports.append, due=lambda _: False, pause=lambda: None)
     (report,) = reports
     assert report.bad == []

@@ -17,12 +17,12 @@ from archsearch.training import run as training
 from archsearch.training.compatibility import shapes
 from archsearch.training.dry_run import plan
 from archsearch.training.log import read_evaluations
-from archsearch.training.recipe import find
+from archsearch.training.recipe import load_recipe
 from snapgen.architecture import presets
 from snapgen.errors import InputError
 from snapgen.io.prediction_note import NOTE
 from snapgen.models.unet import UNet
-from snapgen.pipeline.loading import load
+from snapgen.pipeline.loading import load_pipeline
 from tests.archsearch.studies import tiny_recipe
 from tests.archsearch.studies.tiny_recipe import ARCH, EVALUATION, FEW, recipe, weights
 
@@ -55,7 +55,7 @@ def test_each_stage_halves_the_steps_and_keeps_the_guidance(whole: Path) -> None
 
 
 def test_its_pipeline_draws(whole: Path) -> None:
-    pipeline = load(whole)
+    pipeline = load_pipeline(whole)
     assert (pipeline.config.prediction, pipeline.config.steps, pipeline.config.guidance) == ("v", 1, 2)
     drawn = pipeline("a dot", output_type="pt").images
     assert drawn.shape == (1, 3, 32, 32)
@@ -147,7 +147,7 @@ def test_the_papers_recipes_can_be_planned_without_their_files() -> None:
     """A stage of halving takes 1.1 guided and unguided passes of the student and 2.2 of the teacher, forward only."""
     macs = {}
     for name in ("snapfusion_teacher", "snapfusion"):
-        found = find(name)
+        found = load_recipe(name)
         arch = presets.preset(found.arch)
         planned = plan(found, arch, shapes(found, without_files=True), examples=None, captions=None, timed=False)
         first, last = planned.stages[0], planned.stages[-1]

@@ -7,12 +7,12 @@ import torch
 
 from archsearch.training.log import TrainLog, read_evaluations
 from archsearch.training.run_folder import RunFolder
-from snapgen.training.loop import Report
+from snapgen.training.loop import StepStats
 from tests.archsearch.studies.tiny_recipe import recipe
 
 
-def report(step: int, *, bad: list[int] | None = None) -> Report:
-    return Report(step, 4, 4 * step, {"student loss": 1 / step}, bad or [], rate=1, images_per_second=10)
+def report(step: int, *, bad: list[int] | None = None) -> StepStats:
+    return StepStats(step, 4, 4 * step, {"student loss": 1 / step}, bad or [], rate=1, images_per_second=10)
 
 
 @pytest.fixture

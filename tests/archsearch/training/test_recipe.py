@@ -7,11 +7,11 @@ import pytest
 
 from archsearch.library import shipped
 from archsearch.spaces.loading import load_space
-from archsearch.studies.config.study import find as find_study
-from archsearch.training.recipe import architecture, find, learns_from_teacher, own_teacher
+from archsearch.studies.config.study import load_config as find_study
+from archsearch.training.recipe import architecture, learns_from_teacher, load_recipe, stage_teacher
 from snapgen.architecture import presets
 from snapgen.errors import InputError
-from snapgen.training.stages import FlowStage
+from snapgen.training.stages import FlowMatchingStage
 from tests.archsearch.studies.tiny_recipe import FEW, STAGES, recipe, written
 
 SHAPE = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8}
@@ -19,24 +19,24 @@ SHAPE = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 8}
 
 def refused(folder: Path, **changes: Any) -> str:
     with pytest.raises(InputError) as error:
-        find(written(folder, **changes))
+        load_recipe(written(folder, **changes))
     return str(error.value)
 
 
 @pytest.mark.parametrize("name", sorted(shipped("training")))
 def test_shipped_recipes_can_be_read(name: str) -> None:
-    found = find(name)
+    found = load_recipe(name)
     assert found.name == f"training-{name}"
     space, _, base = found.arch.partition(":")
     assert architecture(found.arch).id == (load_space(space).base if base else presets.preset(found.arch)).id
 
 
 def test_the_supernetwork_is_what_the_elastic_study_begins_with() -> None:
-    recipe, study = find("emoji_supernet"), find_study("emoji_elastic")
+    recipe, study = load_recipe("emoji_supernet"), find_study("emoji_elastic")
     (stage,) = recipe.stages
     assert study.protocol.inherit == str(recipe.folder / "stages" / f"01-{stage.name}")
     assert architecture(recipe.arch).id == study.load_space().base.id
-    assert isinstance(stage, FlowStage)
+    assert isinstance(stage, FlowMatchingStage)
     assert study.elastic is not None
     assert study.elastic.supernet_images == stage.images
     assert (recipe.prediction, recipe.data, recipe.autoencoder) == (
@@ -90,7 +90,7 @@ def test_a_stage_may_have_a_teacher_of_its_own(tmp_path: Path) -> None:
     found, _ = recipe(
         tmp_path, stages=[{**STAGES[2], "teacher": "/models/turbo"}, {**STAGES[1], "teacher": "/models/x"}]
     )
-    assert [own_teacher(stage) for stage in found.stages] == ["/models/turbo", None]
+    assert [stage_teacher(stage) for stage in found.stages] == ["/models/turbo", None]
 
 
 def test_changes_are_checked(tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_changes_are_checked(tmp_path: Path) -> None:
 
 def test_no_such_recipe(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"emojy: is neither a shipped recipe nor a file; use emoji, "):
-        find("emojy")
+        load_recipe("emojy")
     with pytest.raises(InputError, match="does not exist"):
-        find(tmp_path / "none.yaml")
+        load_recipe(tmp_path / "none.yaml")
 
 
 def test_no_such_architecture() -> None:

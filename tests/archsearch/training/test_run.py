@@ -121,7 +121,7 @@ def test_a_missing_pipeline_is_made_again(whole: Path, tmp_path: Path) -> None:
 def test_terminated_and_resumed_it_ends_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the middle of a stage with a checkpoint of the step before."""
     monkeypatch.chdir(tmp_path)
-    original = training.Loop._take
+    original = training.Trainer._take
     steps = 0
 
     def take(self: Any, step: int, *others: Any) -> Any:
@@ -131,7 +131,7 @@ def test_terminated_and_resumed_it_ends_the_same(whole: Path, tmp_path: Path, mo
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, step, *others)
 
-    monkeypatch.setattr(training.Loop, "_take", take)
+    monkeypatch.setattr(training.Trainer, "_take", take)
     with pytest.raises(KeyboardInterrupt):
         training.train(*recipe(tmp_path), tell=silent)
     told: list[str] = []
@@ -198,7 +198,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     base = {"kind": "flow", "name": "base", **FEW}
     found, arch = recipe(tmp_path, stages=[base, {**base, "name": "more"}], teacher=None)
-    original = training.Loop._take
+    original = training.Trainer._take
     with monkeypatch.context() as patch:
 
         def take(self: Any, step: int, *others: Any) -> Any:
@@ -206,7 +206,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 raise KeyboardInterrupt
             return original(self, step, *others)
 
-        patch.setattr(training.Loop, "_take", take)
+        patch.setattr(training.Trainer, "_take", take)
         with pytest.raises(KeyboardInterrupt):
             training.train(found, arch, tell=silent)
     return tmp_path / "runs" / "tiny"
@@ -253,9 +253,9 @@ def test_a_checkpoint_of_another_training(begun: Path, tmp_path: Path) -> None:
     from snapgen.io import checkpoint
 
     path = begun / "checkpoint.safetensors"
-    parts, facts = checkpoint.load(path)
+    parts, facts = checkpoint.load_checkpoint(path)
     parts["turn.student"] = {"x": torch.zeros(2)}
-    checkpoint.save(path, parts, facts)
+    checkpoint.save_checkpoint(path, parts, facts)
     with pytest.raises(InputError, match="does not fit its stage"):
         again(tmp_path)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from snapgen.architecture import presets
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.models.unet import UNet
 from tests.archsearch.cost.test_counter import ROWS
@@ -44,9 +44,9 @@ LATER: list[tuple[str, dict[str, Any]]] = [
 def _twins() -> dict[str, Architecture]:
     """Each row of the ablation on top of the one before, from a small baseline."""
     twins: dict[str, Architecture] = {}
-    arch = changed(presets.preset("snapgen-baseline"), SMALL)
+    arch = apply_overrides(presets.preset("snapgen-baseline"), SMALL)
     for name, changes in [*((row[0], row[1]) for row in ROWS), *LATER]:
-        arch = twins[name] = changed(arch, changes)
+        arch = twins[name] = apply_overrides(arch, changes)
     return twins
 
 
@@ -64,8 +64,8 @@ def test_each_row_is_another_net() -> None:
 
 def test_the_last_twins_are_the_final_designs_small() -> None:
     for name in ("snapgen-imagenet", "snapgen-t2i"):
-        small = changed(presets.preset(name), {**SMALL, "context_width": TWINS[name].context_width})
-        small = changed(small, {"down[0].residual_blocks": 0, "down[0].transformers": 2})
+        small = apply_overrides(presets.preset(name), {**SMALL, "context_width": TWINS[name].context_width})
+        small = apply_overrides(small, {"down[0].residual_blocks": 0, "down[0].transformers": 2})
         assert TWINS[name].id == small.id
 
 
@@ -87,7 +87,7 @@ def test_compiled_it_computes_the_same(twin: UNet) -> None:
     fewer = {"stages[2].transformers": 0}  # the middle has their kind; tracing takes a second a transformer
     if twin.arch.down[0].transformers:
         fewer["down[0].transformers"] = 1
-    _check_compiled(stirred(changed(twin.arch, fewer)), "aot_eager")
+    _check_compiled(stirred(apply_overrides(twin.arch, fewer)), "aot_eager")
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from snapgen.architecture.block_index import explicit
-from snapgen.architecture.overrides import changed, targets
+from snapgen.architecture.block_index import with_explicit_layers
+from snapgen.architecture.overrides import apply_overrides, resolve_path
 from tests.snapgen.nets import tiny
 
 
@@ -27,7 +27,7 @@ from tests.snapgen.nets import tiny
     ],
 )
 def test_a_path_names_its_fields(path: str, fields: list[tuple[str | int, ...]]) -> None:
-    assert targets(path, 3) == fields
+    assert resolve_path(path, 3) == fields
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,12 @@ def test_a_path_names_its_fields(path: str, fields: list[tuple[str | int, ...]])
 )
 def test_a_path_that_names_nothing_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="; "):
-        targets(path, 3)
+        resolve_path(path, 3)
 
 
 def test_later_changes_win_and_the_base_stays() -> None:
     base = tiny()
-    arch = changed(base, {"all.conv": "separable", "mid.conv": "plain", "stages[0].expansion": 2})
+    arch = apply_overrides(base, {"all.conv": "separable", "mid.conv": "plain", "stages[0].expansion": 2})
     assert [blocks.conv for _, blocks, _ in arch.sites()] == [
         "separable",
         "separable",
@@ -70,16 +70,16 @@ def test_later_changes_win_and_the_base_stays() -> None:
 
 def test_an_impossible_result_is_refused() -> None:
     with pytest.raises(ValueError, match="norm_groups"):
-        changed(tiny(), {"down[0].channels": 9})
+        apply_overrides(tiny(), {"down[0].channels": 9})
 
 
 def test_a_layers_blocks() -> None:
-    base = explicit(tiny())
-    arch = changed(base, {"mid.layers[0].transformers": 2, "down.layers[0].residual_blocks": 0})
+    base = with_explicit_layers(tiny())
+    arch = apply_overrides(base, {"mid.layers[0].transformers": 2, "down.layers[0].residual_blocks": 0})
     assert arch.mid.layers == ((1, 2), *base.mid.dealt(ends_plain=True)[1:])
     assert arch.mid.transformers == sum(count for _, count in arch.mid.layers)
     assert [stage.dealt()[0][0] for stage in arch.down] == [0, 0]
     with pytest.raises(ValueError, match=r"the layers of mid are not written out; give it layers, or name mid\.trans"):
-        changed(tiny(), {"mid.layers[0].transformers": 2})
+        apply_overrides(tiny(), {"mid.layers[0].transformers": 2})
     with pytest.raises(ValueError, match=r"down\[1\] has no layer 7; use indices from 0 to"):
-        changed(base, {"down[1].layers[7].transformers": 2})
+        apply_overrides(base, {"down[1].layers[7].transformers": 2})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from snapgen.architecture import presets
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.models.unet import UNet
 
@@ -45,7 +45,7 @@ def test_snapfusion_differs_from_sd15_in_nothing_but_blocks() -> None:
     for place, blocks, _ in sd15.sites():
         same |= {f"{place}.{kind}": getattr(blocks, kind) for kind in ("transformers", "residual_blocks")}
         same |= {f"{place}.head_width": blocks.head_width}
-    assert changed(snapfusion, same).id == sd15.id
+    assert apply_overrides(snapfusion, same).id == sd15.id
 
 
 @pytest.mark.parametrize("name", presets.NAMES)
@@ -87,5 +87,5 @@ def test_the_size_of_the_other_readings(changes: dict[str, Any], told: str) -> N
 
 
 def test_the_size_of_the_division_that_leaves_a_skip() -> None:
-    arch = changed(presets.preset("snapfusion"), {"mid.residual_blocks": 2, "up[3].residual_blocks": 1})
+    arch = apply_overrides(presets.preset("snapfusion"), {"mid.residual_blocks": 2, "up[3].residual_blocks": 1})
     assert f"| 1, 2, 1 | {params(arch) / 1e6:.1f} M |" in README

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapgen.architecture import presets
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.snapgen.nets import SD15, same_net, tiny
@@ -74,7 +74,7 @@ CHANGES_NOTHING: list[tuple[dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("first", "change"), CHANGES_THE_NET, ids=lambda c: ",".join(c))
 def test_a_knob_that_changes_the_net_changes_the_id(first: dict[str, Any], change: dict[str, Any]) -> None:
     base = tiny(first)
-    other = changed(base, change)
+    other = apply_overrides(base, change)
     assert not same_net(base, other)
     assert base.id != other.id
 
@@ -82,7 +82,7 @@ def test_a_knob_that_changes_the_net_changes_the_id(first: dict[str, Any], chang
 @pytest.mark.parametrize(("first", "change"), CHANGES_NOTHING, ids=lambda c: ",".join(c))
 def test_a_knob_that_changes_nothing_keeps_the_id(first: dict[str, Any], change: dict[str, Any]) -> None:
     base = tiny(first)
-    other = changed(base, change)
+    other = apply_overrides(base, change)
     assert base != other
     assert same_net(base, other)
     assert base.id == other.id
@@ -90,7 +90,7 @@ def test_a_knob_that_changes_nothing_keeps_the_id(first: dict[str, Any], change:
 
 def test_a_context_width_without_cross_attention_keeps_the_id() -> None:
     base = tiny({"all.cross_attention": False})
-    assert base.id == changed(base, {"context_width": 99}).id
+    assert base.id == apply_overrides(base, {"context_width": 99}).id
 
 
 KNOBS: dict[str, list[Any]] = {
@@ -126,7 +126,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
 @given(architectures(), st.sampled_from(sorted(KNOBS)), st.data())
 def test_ids_are_equal_exactly_when_the_nets_are(base: Architecture, path: str, data: st.DataObject) -> None:
     try:
-        other = changed(base, {path: data.draw(st.sampled_from(KNOBS[path]))})
+        other = apply_overrides(base, {path: data.draw(st.sampled_from(KNOBS[path]))})
     except ValueError:
         return  # e.g. a stage left without blocks
     assert same_net(base, base.canonical())

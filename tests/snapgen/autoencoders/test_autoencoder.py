@@ -15,11 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from snapgen.autoencoders import autoencoder
-from snapgen.autoencoders.autoencoder import SHIPPED, Autoencoder, ConvAutoencoder, KLAutoencoder, Pixels, WithDecoder
+from snapgen.autoencoders.autoencoder import (
+    SHIPPED,
+    Autoencoder,
+    AutoencoderWithDecoder,
+    ConvAutoencoder,
+    IdentityAutoencoder,
+    KLAutoencoder,
+)
 from snapgen.autoencoders.psnr import psnr
-from snapgen.autoencoders.training import DecoderTraining, Training, initial, tiny_decoder_for
+from snapgen.autoencoders.training import DecoderTrainer, DecoderTrainingConfig, build_tiny_decoder, new_autoencoder
 from snapgen.data.dataset import open_images
-from snapgen.data.pixels import as_float
+from snapgen.data.pixels import to_float
 from snapgen.errors import InputError
 
 SMALL: dict[str, Any] = {
@@ -31,7 +38,7 @@ SMALL: dict[str, Any] = {
     "mid_blocks": 0,
     "norm_groups": 4,
 }
-QUICK = Training(steps=3, batch=8, warmup=1, adversarial_share=0.4, latent_noise=0.1)
+QUICK = DecoderTrainingConfig(steps=3, batch=8, warmup=1, adversarial_share=0.4, latent_noise=0.1)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -69,24 +76,24 @@ def kl_folder(tmp_path: Path) -> Path:
 
 
 def test_shipped_reconstructs_unseen_images(validation: Tensor) -> None:
-    quality = psnr(autoencoder.load("emoji"), validation)
+    quality = psnr(autoencoder.load_autoencoder("emoji"), validation)
     assert quality.low > {32: 23.5, 64: 28.5}[validation.shape[-1]]
 
 
 def test_shipped_latents_are_standard(validation: Tensor) -> None:
-    ae = autoencoder.load("emoji")
-    latents = ae.encode(as_float(validation))
+    ae = autoencoder.load_autoencoder("emoji")
+    latents = ae.encode(to_float(validation))
     side = validation.shape[-1] // 4
     assert latents.shape == (len(validation), 4, side, side)
     assert (ae.factor, ae.latent_channels) == (4, 4)
     assert latents.mean((0, 2, 3)).abs().max() < 0.3
     assert ((latents.std((0, 2, 3)) - 1).abs() < 0.3).all()
-    assert torch.equal(latents, ae.encode(as_float(validation))), "encoding draws nothing by chance"
+    assert torch.equal(latents, ae.encode(to_float(validation))), "encoding draws nothing by chance"
 
 
 def test_shipped_decoder_bears_inexact_latents(validation: Tensor) -> None:
-    ae = autoencoder.load("emoji")
-    images = as_float(validation)
+    ae = autoencoder.load_autoencoder("emoji")
+    images = to_float(validation)
     latents = ae.encode(images)
     noise = 0.1 * torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
     error = (ae.decode(latents + noise) - images).square().mean()
@@ -95,14 +102,14 @@ def test_shipped_decoder_bears_inexact_latents(validation: Tensor) -> None:
 
 def test_shipped_is_small_and_frozen() -> None:
     assert sum(file.stat().st_size for file in SHIPPED["emoji"].iterdir()) < 1_000_000
-    ae = autoencoder.load("emoji")
+    ae = autoencoder.load_autoencoder("emoji")
     assert not ae.training
     assert not any(parameter.requires_grad for parameter in ae.parameters())
     assert {parameter.dtype for parameter in ae.parameters()} == {torch.float32}
 
 
 def test_decoded_images_are_in_range() -> None:
-    image = autoencoder.load("emoji").decode(torch.full((1, 4, 2, 3), 9.0))
+    image = autoencoder.load_autoencoder("emoji").decode(torch.full((1, 4, 2, 3), 9.0))
     assert image.shape == (1, 3, 8, 12)
     assert image.abs().max() <= 1
 
@@ -118,15 +125,15 @@ def test_training_lowers_the_loss(few: dict[int, Tensor]) -> None:
             first_and_last.append(losses["l1"] + losses["mse"] + losses["perceptual"])
 
     quick = QUICK.model_copy(update={"steps": 30, "adversarial_share": 0.1, "resolutions": (32,)})
-    DecoderTraining(initial(0, **SMALL), few, quick).complete(note)
+    DecoderTrainer(new_autoencoder(0, **SMALL), few, quick).complete(note)
     assert sum(first_and_last[2:]) < 0.8 * sum(first_and_last[:2])
 
 
 def test_training_repeats_from_its_seed(few: dict[int, Tensor]) -> None:
     def weights(seed: int) -> dict[str, Tensor]:
         state = torch.get_rng_state()
-        model = initial(seed, **SMALL)
-        DecoderTraining(model, few, QUICK.model_copy(update={"seed": seed})).complete()
+        model = new_autoencoder(seed, **SMALL)
+        DecoderTrainer(model, few, QUICK.model_copy(update={"seed": seed})).complete()
         assert torch.equal(state, torch.get_rng_state()), "the global random state is left alone"
         return dict(model.state_dict())
 
@@ -137,49 +144,49 @@ def test_training_repeats_from_its_seed(few: dict[int, Tensor]) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_statistics_are_those_of_the_encoder(few: dict[int, Tensor], share: float) -> None:
-    model = initial(0, **SMALL)
-    DecoderTraining(model, few, QUICK.model_copy(update={"adversarial_share": share})).complete()
+    model = new_autoencoder(0, **SMALL)
+    DecoderTrainer(model, few, QUICK.model_copy(update={"adversarial_share": share})).complete()
     with torch.no_grad():
-        latents = torch.cat([model.encode(as_float(few[side])).transpose(0, 1).flatten(1) for side in (32, 64)], 1)
+        latents = torch.cat([model.encode(to_float(few[side])).transpose(0, 1).flatten(1) for side in (32, 64)], 1)
     assert torch.allclose(latents.mean(1), torch.zeros(4), atol=1e-4)
     assert torch.allclose(latents.std(1, correction=0), torch.ones(4), atol=1e-3)
 
 
 def test_decoder_stage_leaves_the_encoder(few: dict[int, Tensor]) -> None:
-    model = initial(0, **SMALL)
+    model = new_autoencoder(0, **SMALL)
     encoder, decoder = ({k: v.clone() for k, v in part.state_dict().items()} for part in (model.encoder, model.decoder))
-    DecoderTraining(model, few, QUICK.model_copy(update={"adversarial_share": 1.0})).complete()
+    DecoderTrainer(model, few, QUICK.model_copy(update={"adversarial_share": 1.0})).complete()
     assert all(torch.equal(encoder[name], weight) for name, weight in model.encoder.state_dict().items())
     assert not all(torch.equal(decoder[name], weight) for name, weight in model.decoder.state_dict().items())
 
 
 def test_tiny_decoder_learns_another_encoders_latents(few: dict[int, Tensor], kl_folder: Path) -> None:
-    given = autoencoder.load(kl_folder)
+    given = autoencoder.load_autoencoder(kl_folder)
     before = {name: weight.clone() for name, weight in given.state_dict().items()}
-    decoder = tiny_decoder_for(given, seed=0)
+    decoder = build_tiny_decoder(given, seed=0)
     count = sum(parameter.numel() for parameter in decoder.parameters())
     assert abs(count / 1.38e6 - 1) < 0.02
-    DecoderTraining(decoder, few, QUICK.model_copy(update={"batch": 2}), given).complete()
+    DecoderTrainer(decoder, few, QUICK.model_copy(update={"batch": 2}), given).complete()
     assert all(torch.equal(before[name], weight) for name, weight in given.state_dict().items())
-    pair = WithDecoder(given, decoder)
-    assert pair.decode(pair.encode(as_float(few[32][:1]))).shape == (1, 3, 32, 32)
+    pair = AutoencoderWithDecoder(given, decoder)
+    assert pair.decode(pair.encode(to_float(few[32][:1]))).shape == (1, 3, 32, 32)
 
 
 # Files
 
 
 def test_saved_and_loaded_is_identical(tmp_path: Path, few: dict[int, Tensor]) -> None:
-    model = initial(0, **SMALL)
-    model.measure_latents(iter([as_float(few[32])]))
+    model = new_autoencoder(0, **SMALL)
+    model.measure_latents(iter([to_float(few[32])]))
     model.save_pretrained(tmp_path)
-    again = autoencoder.load(tmp_path)
-    images = as_float(few[64])
+    again = autoencoder.load_autoencoder(tmp_path)
+    images = to_float(few[64])
     assert torch.equal(again.encode(images), model.encode(images))
     assert torch.equal(again.decode(again.encode(images)), model.decode(model.encode(images)))
 
 
 def test_digest_follows_content_not_place(tmp_path: Path) -> None:
-    initial(0, **SMALL).save_pretrained(tmp_path / "a")
+    new_autoencoder(0, **SMALL).save_pretrained(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     assert autoencoder.digest(tmp_path / "a") == autoencoder.digest(str(tmp_path / "b"))
     weights = load_file(tmp_path / "b" / WEIGHTS)
@@ -191,7 +198,7 @@ def test_digest_follows_content_not_place(tmp_path: Path) -> None:
 
 
 def test_kl_autoencoder_by_path(kl_folder: Path) -> None:
-    ae = autoencoder.load(kl_folder)
+    ae = autoencoder.load_autoencoder(kl_folder)
     assert isinstance(ae, KLAutoencoder)
     assert (ae.factor, ae.latent_channels) == (8, 6)
     images = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -205,19 +212,19 @@ def test_kl_autoencoder_by_path(kl_folder: Path) -> None:
 
 def test_pipeline_folder_gives_its_vae(kl_folder: Path, tmp_path: Path) -> None:
     shutil.move(kl_folder, tmp_path / "pipeline" / "vae")
-    assert isinstance(autoencoder.load(tmp_path / "pipeline"), KLAutoencoder)
+    assert isinstance(autoencoder.load_autoencoder(tmp_path / "pipeline"), KLAutoencoder)
 
 
 def test_pixels_pass_through() -> None:
-    ae = autoencoder.load("none")
-    assert isinstance(ae, Pixels)
+    ae = autoencoder.load_autoencoder("none")
+    assert isinstance(ae, IdentityAutoencoder)
     images = torch.rand(1, 3, 5, 7) * 2 - 1
     assert torch.equal(ae.decode(ae.encode(images)), images)
 
 
 def test_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="that 4 divides"):
-        autoencoder.load("emoji").encode(torch.zeros(1, 3, 32, 30))
+        autoencoder.load_autoencoder("emoji").encode(torch.zeros(1, 3, 32, 30))
 
 
 def truncated(folder: Path) -> None:
@@ -261,17 +268,17 @@ def reconfigured(**values: Any) -> Callable[[Path], None]:
 )
 def test_damaged_folder_is_named(tmp_path: Path, damage: Callable[[Path], object], words: str) -> None:
     folder = tmp_path / "ae"
-    initial(0, **SMALL).save_pretrained(folder)
+    new_autoencoder(0, **SMALL).save_pretrained(folder)
     damage(folder)
     with pytest.raises(InputError) as caught:
-        autoencoder.load(folder)
+        autoencoder.load_autoencoder(folder)
     message = str(caught.value)
     assert words in message
     assert str(folder) in message
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("use", [autoencoder.load, autoencoder.digest])
+@pytest.mark.parametrize("use", [autoencoder.load_autoencoder, autoencoder.digest])
 def test_what_is_not_there_is_named(use: Callable[[Path | str], object], tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="does not exist; name an autoencoder's folder, OWNER/NAME on the hub, or one of: emoji, none"
@@ -283,5 +290,5 @@ def test_what_is_not_there_is_named(use: Callable[[Path | str], object], tmp_pat
 
 
 def test_every_kind_is_an_autoencoder(kl_folder: Path) -> None:
-    assert all(isinstance(autoencoder.load(name), Autoencoder) for name in ("emoji", "none", kl_folder))
-    assert isinstance(autoencoder.load("emoji"), ConvAutoencoder)
+    assert all(isinstance(autoencoder.load_autoencoder(name), Autoencoder) for name in ("emoji", "none", kl_folder))
+    assert isinstance(autoencoder.load_autoencoder("emoji"), ConvAutoencoder)

@@ -12,7 +12,7 @@ from PIL import Image
 from archsearch.cli import autoencoder as autoencoder_training
 from archsearch.cli.autoencoder import CHECKPOINT, main
 from snapgen.autoencoders import autoencoder
-from snapgen.autoencoders.autoencoder import ConvAutoencoder, WithDecoder, read_decoder
+from snapgen.autoencoders.autoencoder import AutoencoderWithDecoder, ConvAutoencoder, read_decoder
 from snapgen.autoencoders.perceptual import PerceptualLoss
 from snapgen.autoencoders.psnr import psnr
 from snapgen.errors import InputError
@@ -39,7 +39,7 @@ def test_command_writes_what_load_reads(folder: Path, tmp_path: Path, capsys: py
     threads = torch.get_num_threads()
     main(out, steps=2, data=str(folder), resolutions="16")
     torch.set_num_threads(threads)
-    assert isinstance(autoencoder.load(out), ConvAutoencoder)
+    assert isinstance(autoencoder.load_autoencoder(out), ConvAutoencoder)
     assert {file.name for file in out.iterdir()} == {
         "README.md",
         "config.json",
@@ -54,11 +54,11 @@ def test_command_writes_what_load_reads(folder: Path, tmp_path: Path, capsys: py
 
 def test_command_trains_a_decoder_for_an_encoder(folder: Path, tmp_path: Path) -> None:
     main(tmp_path / "out", steps=2, data=str(folder), resolutions="16", encoder="emoji", quiet=True)
-    pair = WithDecoder(autoencoder.load("emoji"), read_decoder(tmp_path / "out"))
+    pair = AutoencoderWithDecoder(autoencoder.load_autoencoder("emoji"), read_decoder(tmp_path / "out"))
     images = torch.zeros(1, 3, 16, 16)
     assert pair.decode(pair.encode(images)).shape == images.shape
     with pytest.raises(InputError, match="describes TinyDecoder"):
-        autoencoder.load(tmp_path / "out")
+        autoencoder.load_autoencoder(tmp_path / "out")
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_perceptual_loss_orders_by_likeness() -> None:
 def test_psnr_is_the_textbooks() -> None:
     images = torch.full((5, 3, 8, 8), 100, dtype=torch.uint8)
 
-    class Brighter(autoencoder.Pixels):
+    class Brighter(autoencoder.IdentityAutoencoder):
         def _decode(self, latents: torch.Tensor) -> torch.Tensor:
             return latents + 10 / 127.5
 

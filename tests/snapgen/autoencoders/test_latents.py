@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from snapgen import progress
-from snapgen.autoencoders import autoencoder
-from snapgen.autoencoders import latents as module
-from snapgen.autoencoders.latents import latents
-from snapgen.data import dataset as data
-from snapgen.data.dataset import Images, open_images
+from snapgen.autoencoders import autoencoder, latents
+from snapgen.autoencoders.latents import encode_dataset
+from snapgen.data import dataset
+from snapgen.data.dataset import ImageDataset, open_images
 from snapgen.data.decoding import decode
 from snapgen.errors import InputError
-from snapgen.io import chunked as rows
+from snapgen.io import chunked
 from tests.snapgen.data.test_dataset import picture, samples, shard
 
 CPU = torch.device("cpu")
@@ -26,12 +25,12 @@ CPU = torch.device("cpu")
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of eight images, none held in memory."""
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "BATCH", 4)
-    monkeypatch.setattr(rows, "LARGEST_ROWS", 9)
-    monkeypatch.setattr(data, "HELD_BYTES", 1000)
+    monkeypatch.setattr(latents, "BATCH", 4)
+    monkeypatch.setattr(chunked, "LARGEST_ROWS", 9)
+    monkeypatch.setattr(dataset, "HELD_BYTES", 1000)
 
 
-def in_folder(root: Path) -> Images:
+def in_folder(root: Path) -> ImageDataset:
     (root / "train").mkdir(parents=True)
     (root / "val").mkdir()
     for i in range(30):
@@ -41,7 +40,7 @@ def in_folder(root: Path) -> Images:
     return open_images(str(root), split="train", resolution=8)
 
 
-def in_shards(root: Path) -> Images:
+def in_shards(root: Path) -> ImageDataset:
     (root / "train").mkdir(parents=True)
     (root / "val").mkdir()
     files = samples(20)
@@ -60,8 +59,8 @@ def number(caption: str) -> int:
 def test_damaged_images_leave_no_gap_between_latents_and_captions(make: Any, tmp_path: Path) -> None:
     images = make(tmp_path / "set")
     assert (len(images), images.skipped, images._held) == (28, 2, None)
-    coder = autoencoder.load("emoji")
-    found = latents(images, coder, digest="d", device=CPU)
+    coder = autoencoder.load_autoencoder("emoji")
+    found = encode_dataset(images, coder, digest="d", device=CPU)
     assert found.shape == (28, coder.latent_channels, 8 // coder.factor, 8 // coder.factor)
     assert found.dtype == torch.float16
     assert {number(caption) for caption in images.captions} == {*range(30)} - {11, 12}
@@ -76,7 +75,7 @@ def test_damaged_images_leave_no_gap_between_latents_and_captions(make: Any, tmp
 def test_an_interrupted_pass_goes_on_where_it_was(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    images, coder = make(tmp_path / "set"), autoencoder.load("none")
+    images, coder = make(tmp_path / "set"), autoencoder.load_autoencoder("none")
     seen: list[Tensor] = []
 
     def until(last: int) -> None:
@@ -91,30 +90,30 @@ def test_an_interrupted_pass_goes_on_where_it_was(
 
     until(3)
     with pytest.raises(KeyboardInterrupt):
-        latents(images, coder, digest="d", device=CPU)
+        encode_dataset(images, coder, digest="d", device=CPU)
     until(100)
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     with caplog.at_level(logging.INFO):
-        found = latents(images, coder, digest="d", device=CPU)
+        found = encode_dataset(images, coder, digest="d", device=CPU)
     assert [len(batch) for batch in seen] == [4, 4, 4, 4, 4]  # the first eight are there
     assert "encoded 12 of 28 images" in caplog.text
     assert "encoded 28 of 28 images, 0 s left" in caplog.text
     assert torch.equal(found.whole(), (images.pixels / 127.5 - 1).half())
     until(0)
-    assert torch.equal(latents(images, coder, digest="d", device=CPU).whole(), found.whole())
+    assert torch.equal(encode_dataset(images, coder, digest="d", device=CPU).whole(), found.whole())
     [lost, *_] = sorted((tmp_path / "cache" / "latents").iterdir(), key=lambda path: path.stat().st_mtime_ns)[1:]
     lost.unlink()
     until(100)
-    assert torch.equal(latents(images, coder, digest="d", device=CPU).whole(), found.whole())
+    assert torch.equal(encode_dataset(images, coder, digest="d", device=CPU).whole(), found.whole())
     assert [len(batch) for batch in seen] == [4, 4]
 
 
 def test_another_set_autoencoder_or_resolution_is_computed_anew(tmp_path: Path) -> None:
-    images, coder = in_folder(tmp_path / "set"), autoencoder.load("none")
+    images, coder = in_folder(tmp_path / "set"), autoencoder.load_autoencoder("none")
     larger = open_images(str(tmp_path / "set"), split="train", resolution=10)
     kept = tmp_path / "cache" / "latents"
     for count, (given, digest) in enumerate([(images, "d"), (images, "e"), (larger, "d"), (images, "d")], start=1):
-        latents(given, coder, digest=digest, device=CPU)
+        encode_dataset(given, coder, digest=digest, device=CPU)
         assert len(list(kept.iterdir())) == 4 * min(count, 3)
 
 
@@ -122,11 +121,11 @@ def test_an_image_that_changed_since_is_no_silent_gap(tmp_path: Path) -> None:
     images = in_folder(tmp_path / "set")
     (tmp_path / "set" / "train" / f"{images.captions[20]}.jpg").write_bytes(b"gone bad")
     with pytest.raises(InputError, match="changed while"):
-        latents(images, autoencoder.load("none"), digest="d", device=CPU)
+        encode_dataset(images, autoencoder.load_autoencoder("none"), digest="d", device=CPU)
 
 
 def test_a_resolution_that_does_not_fit_is_named(tmp_path: Path) -> None:
     in_folder(tmp_path / "set")
     images = open_images(str(tmp_path / "set"), split="train", resolution=9)
     with pytest.raises(InputError, match=r"resolution: images of 9×9 do not fit"):
-        latents(images, autoencoder.load("emoji"), digest="d", device=CPU)
+        encode_dataset(images, autoencoder.load_autoencoder("emoji"), digest="d", device=CPU)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from snapgen.autoencoders.tiny_decoder import PAPER, ThinBlock, TinyDecoder, Upsample
+from snapgen.autoencoders.tiny_decoder import PAPER, SeparableResBlock, TinyDecoder, Upsample
 
 NARROW: dict[str, Any] = {
     "latent_channels": 12,
@@ -47,7 +47,7 @@ def test_parts_are_the_papers(config: dict[str, Any]) -> None:
         decoder = TinyDecoder(**config)
     kinds = Counter(type(module) for module in decoder.modules())
     blocks = sum(config["blocks"]) + config["mid_blocks"]
-    assert kinds[ThinBlock] == blocks
+    assert kinds[SeparableResBlock] == blocks
     assert kinds[nn.GroupNorm] == blocks + 1
     assert kinds[Upsample] == len(config["widths"]) - 1
     allowed = {nn.Conv2d, nn.GroupNorm}
@@ -60,7 +60,7 @@ def test_parts_are_the_papers(config: dict[str, Any]) -> None:
 
 
 def test_a_block_begins_at_its_input() -> None:
-    block = ThinBlock(16, expansion=2, norm_groups=8)
+    block = SeparableResBlock(16, expansion=2, norm_groups=8)
     nn.init.zeros_(block.narrow.weight)
     assert block.narrow.bias is not None
     nn.init.zeros_(block.narrow.bias)

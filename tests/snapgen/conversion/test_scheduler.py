@@ -22,10 +22,10 @@ from typer.testing import CliRunner
 from archsearch.cli import app
 from archsearch.training.run_folder import check_prediction
 from snapgen.conversion.scheduler import of_scheduler
-from snapgen.diffusion.process import PREDICTIONS, Process, of
+from snapgen.diffusion.process import PREDICTION_TYPES, NoiseProcess, make_process
 from snapgen.diffusion.variance_preserving import SCHEDULE
 from snapgen.errors import InputError
-from snapgen.io import prediction_note as meaning
+from snapgen.io import prediction_note
 from tests.snapgen.diffusers_nets import SMALL, reference
 
 SD15 = {
@@ -66,7 +66,7 @@ def test_a_type_that_is_not_written_is_the_classs_own() -> None:
 
 @pytest.mark.parametrize("prediction", ["noise", "v", "velocity"])
 def test_our_own_schedulers_say_what_they_were_made_for(prediction: Any) -> None:
-    process: Process = of(prediction)
+    process: NoiseProcess = make_process(prediction)
     config = {**process.scheduler().config, "_class_name": type(process.scheduler()).__name__}
     assert said(config)[0] == prediction
 
@@ -120,7 +120,7 @@ def converted(source: Path, out: Path, *options: str) -> str:
 def test_a_converted_pipelines_net_may_teach(net: Path, tmp_path: Path) -> None:
     out = tmp_path / "ours"
     assert "noise (PNDMScheduler of prediction_type 'epsilon')" in converted(pipeline(tmp_path / "in", net, SD15), out)
-    assert meaning.read(out) == "noise"
+    assert prediction_note.read_prediction_type(out) == "noise"
     check_prediction(out, "noise")
     told = json.loads(converted(tmp_path / "in", tmp_path / "again", "--json", "--prediction", "noise"))
     assert told["prediction"] == "noise"
@@ -137,11 +137,11 @@ def test_a_net_alone_is_of_what_the_user_says(net: Path, tmp_path: Path) -> None
         "Not noted what it predicts: without scheduler/scheduler_config.json nothing says it; "
         "convert it with --prediction before it teaches."
     ]
-    assert meaning.read(tmp_path / "silent") is None
+    assert prediction_note.read_prediction_type(tmp_path / "silent") is None
     assert json.loads(converted(net, tmp_path / "json", "--json"))["prediction"] is None
-    for prediction in PREDICTIONS:
+    for prediction in PREDICTION_TYPES:
         converted(net, tmp_path / prediction, "--prediction", prediction, "--quiet")
-        assert meaning.read(tmp_path / prediction) == prediction
+        assert prediction_note.read_prediction_type(tmp_path / prediction) == prediction
     with pytest.raises(InputError, match=r"--prediction: 'epsilon' is none of ours; use one of: velocity, "):
         converted(net, tmp_path / "wrong", "--prediction", "epsilon")
 
@@ -149,7 +149,7 @@ def test_a_net_alone_is_of_what_the_user_says(net: Path, tmp_path: Path) -> None
 def test_a_scheduler_that_says_nothing_leaves_it_to_the_user(net: Path, tmp_path: Path) -> None:
     other = pipeline(tmp_path / "other", net, {**SD15, "beta_schedule": "linear"})
     assert "beta_schedule is 'linear'" in converted(other, tmp_path / "silent")
-    assert meaning.read(tmp_path / "silent") is None
+    assert prediction_note.read_prediction_type(tmp_path / "silent") is None
     assert "v (by --prediction)" in converted(other, tmp_path / "v", "--prediction", "v")
     with pytest.raises(InputError, match=r"scheduler_config\.json: is no JSON"):
         converted(pipeline(tmp_path / "damaged", net, "{"), tmp_path / "none")

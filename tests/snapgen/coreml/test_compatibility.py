@@ -5,20 +5,22 @@ from pathlib import Path
 import pytest
 
 from snapgen.coreml.compatibility import violations
-from snapgen.coreml.mil import Operation, Program, Tensor, read
+from snapgen.coreml.mil import MILOp, MILProgram, MILValue, read_program
 from snapgen.errors import InputError
 
 
-def value(name: str, *shape: int, dtype: str = "FLOAT16", constant: bool = False, ints: tuple[int, ...] = ()) -> Tensor:
-    return Tensor(name, dtype, shape, constant, ints)
+def value(
+    name: str, *shape: int, dtype: str = "FLOAT16", constant: bool = False, ints: tuple[int, ...] = ()
+) -> MILValue:
+    return MILValue(name, dtype, shape, constant, ints)
 
 
-def program(*operations: Operation) -> Program:
-    return Program((), operations, (operations[-1].outputs[0].name,))
+def program(*operations: MILOp) -> MILProgram:
+    return MILProgram((), operations, (operations[-1].outputs[0].name,))
 
 
-def one(kind: str, x: Tensor, out: Tensor, **others: Tensor) -> Operation:
-    return Operation(kind, "it", {"x": (x,)} | {name: (tensor,) for name, tensor in others.items()}, (out,))
+def one(kind: str, x: MILValue, out: MILValue, **others: MILValue) -> MILOp:
+    return MILOp(kind, "it", {"x": (x,)} | {name: (tensor,) for name, tensor in others.items()}, (out,))
 
 
 IMAGE = value("x", 1, 8, 4, 4)
@@ -44,7 +46,7 @@ def test_what_the_engine_takes_is_passed_over() -> None:
         (one("transpose", IMAGE, value("y", 1, 4, 8, 4), perm=value("p", 4, ints=(0, 2, 1, 3))), "1 transpositions"),
     ],
 )
-def test_what_falls_off_the_engine_or_is_needless_is_told(operation: Operation, told: str) -> None:
+def test_what_falls_off_the_engine_or_is_needless_is_told(operation: MILOp, told: str) -> None:
     assert any(told in line for line in violations(program(operation)))
 
 
@@ -56,7 +58,7 @@ def test_two_moves_that_could_be_one_are_told() -> None:
 
 
 def test_macs_are_counted_by_hand() -> None:
-    def constant(*shape: int) -> Tensor:
+    def constant(*shape: int) -> MILValue:
         return value("w", *shape, constant=True)
 
     depthwise = one("conv", IMAGE, value("y", 1, 8, 2, 2), weight=constant(8, 1, 3, 3))
@@ -64,7 +66,7 @@ def test_macs_are_counted_by_hand() -> None:
     assert one("linear", value("x", 1, 5, 6), value("y", 1, 5, 7), weight=constant(7, 6)).macs == 5 * 6 * 7
     product = one("matmul", value("x", 2, 3, 5), value("z", 2, 3, 4), y=value("y", 2, 5, 4))
     assert product.macs == 2 * 3 * 4 * 5
-    attention = Operation(
+    attention = MILOp(
         "scaled_dot_product_attention",
         "it",
         {"query": (value("q", 1, 2, 6, 4),), "key": (value("k", 1, 2, 3, 4),), "value": (value("v", 1, 2, 3, 5),)},
@@ -77,4 +79,4 @@ def test_macs_are_counted_by_hand() -> None:
 def test_a_file_that_is_no_package_is_told(tmp_path: Path) -> None:
     (tmp_path / "it.mlpackage").mkdir()
     with pytest.raises(InputError, match="cannot be read as a Core ML package"):
-        read(tmp_path / "it.mlpackage")
+        read_program(tmp_path / "it.mlpackage")

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 
 from archsearch.cost.counter import cost, module_cost
 from snapgen.architecture import presets
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
-from snapgen.coreml import compatibility as neural_engine
+from snapgen.coreml import compatibility, package
 from snapgen.coreml import convert as coreml
 from snapgen.coreml import mil as mil_
-from snapgen.coreml import package as packaging
-from snapgen.coreml.convert import Options
-from snapgen.coreml.layers import Velocity, time_features
+from snapgen.coreml.layers import CoreMLUNet, time_features
+from snapgen.coreml.package import PackageOptions
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 from tests.snapgen import mil
@@ -87,26 +86,26 @@ def rounded(net: Any) -> Any:
 
 def converted(module: nn.Module, feed: dict[str, Tensor], output: str) -> Any:
     examples = {name: tensor if tensor.dtype == torch.int32 else tensor.half() for name, tensor in feed.items()}
-    with packaging.quiet():
-        return packaging._converted(module, examples, output, Options())
+    with package.quiet():
+        return package._converted(module, examples, output, PackageOptions())
 
 
 @cache
 def unet(name: str) -> tuple[UNet, dict[str, Tensor], Any]:
     """A net, an input, and its conversion."""
-    net = rounded(stirred(changed(SMALL, NETS[name])))
+    net = rounded(stirred(apply_overrides(SMALL, NETS[name])))
     sample, timestep, context = inputs(net.arch, batch=1, size=SIZE, tokens=TOKENS)
     feed = {
         "sample": sample.half().float(),
         "time_features": time_features(timestep, net.arch.time.frequencies),
         "context": context.half().float(),
     }
-    return net, feed, converted(Velocity(copy.deepcopy(net).half(), SIZE), feed, "velocity")
+    return net, feed, converted(CoreMLUNet(copy.deepcopy(net).half(), SIZE), feed, "velocity")
 
 
-def saved(model: Any, folder: Path) -> mil_.Program:
+def saved(model: Any, folder: Path) -> mil_.MILProgram:
     model.save(str(folder / "it.mlpackage"))
-    return mil_.read(folder / "it.mlpackage")
+    return mil_.read_program(folder / "it.mlpackage")
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -123,7 +122,7 @@ def test_a_converted_net_computes_what_torch_does(name: str) -> None:
 def test_a_converted_net_stays_on_the_neural_engine(name: str, tmp_path: Path) -> None:
     net, _, model = unet(name)
     program = saved(model, tmp_path)
-    assert neural_engine.violations(program) == []
+    assert compatibility.violations(program) == []
     assert program.macs == cost(net.arch, SIZE, context_tokens=TOKENS).macs
     assert (
         {t.dtype for t in program.inputs} == {t.dtype for op in program.operations for t in op.outputs} == {"FLOAT16"}
@@ -170,8 +169,8 @@ def decoder() -> TinyDecoder:
 
 
 def test_a_tiny_decoder_converts() -> None:
-    program = mil_.read(coreml.convert_decoder(decoder(), 8))
-    assert neural_engine.violations(program) == []
+    program = mil_.read_program(coreml.convert_decoder(decoder(), 8))
+    assert compatibility.violations(program) == []
     with torch.device("meta"):
         assert program.macs == module_cost(TinyDecoder(**NARROW), torch.empty(1, 16, 8, 8)).macs
     assert program.operations[-1].outputs[0].shape == (1, 3, 16, 16)
@@ -189,15 +188,17 @@ class Wide(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("options", "share"), [(Options(palette_bits=4), 0.25), (Options(int8=True), 0.5)], ids=["palette", "int8"]
+    ("options", "share"),
+    [(PackageOptions(palette_bits=4), 0.25), (PackageOptions(int8=True), 0.5)],
+    ids=["palette", "int8"],
 )
-def test_weights_are_stored_small(options: Options, share: float) -> None:
+def test_weights_are_stored_small(options: PackageOptions, share: float) -> None:
     feed = {"x": torch.empty(1, 64, 8, 8, dtype=torch.float16)}
-    path = packaging.package("wide", {}, lambda: Wide().half(), feed, "y", options)
+    path = package.package("wide", {}, lambda: Wide().half(), feed, "y", options)
     (file,) = path.rglob("weight.bin")
     assert file.stat().st_size == pytest.approx(share * 2 * 64 * 64 * 9, rel=0.1)
-    program = mil_.read(path)
-    assert neural_engine.violations(program) == []
+    program = mil_.read_program(path)
+    assert compatibility.violations(program) == []
     assert program.macs == 64 * 64 * 9 * 6 * 6
 
 
@@ -222,11 +223,11 @@ def test_a_package_is_made_once_for_all_that_it_depends_on(monkeypatch: pytest.M
         made.append(Written())
         return made[-1]
 
-    monkeypatch.setattr(packaging, "_converted", convert)
+    monkeypatch.setattr(package, "_converted", convert)
     paths = {coreml.convert_decoder(decoder(), 4) for _ in range(2)}
     assert len(made) == 1
     paths.add(coreml.convert_decoder(decoder(), 8))
-    paths.add(coreml.convert_decoder(decoder(), 4, options=Options(int8=True)))
+    paths.add(coreml.convert_decoder(decoder(), 4, options=PackageOptions(int8=True)))
     paths.add(coreml.convert_decoder(rounded(TinyDecoder(**NARROW)), 4))
     assert len(paths) == len(made) == 4
     (folder,) = {path.parent for path in paths}
@@ -234,7 +235,7 @@ def test_a_package_is_made_once_for_all_that_it_depends_on(monkeypatch: pytest.M
 
 
 def test_what_a_killed_conversion_left_is_not_taken_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaging, "_converted", lambda *_: Written())
+    monkeypatch.setattr(package, "_converted", lambda *_: Written())
     path = coreml.convert_decoder(decoder(), 4)
     left = path.with_name(f"{path.stem}.1-ab.part.mlpackage")
     path.rename(left)
@@ -249,7 +250,7 @@ def test_a_conversion_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch,
     def fail(*_: object) -> Written:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(packaging, "_converted", fail)
+    monkeypatch.setattr(package, "_converted", fail)
     with pytest.raises(RuntimeError):
         coreml.convert_decoder(decoder(), 4)
     assert list((tmp_path / "coreml").iterdir()) == []
@@ -259,13 +260,13 @@ def test_nets_of_one_id_share_a_package(monkeypatch: pytest.MonkeyPatch) -> None
     seen: list[Any] = []
     monkeypatch.setattr(coreml, "package", lambda *args: seen.append(args[1]))
     coreml.convert_unet(SMALL, 8)
-    coreml.convert_unet(changed(SMALL, {"up[0].kv_heads": 1}), 8)
-    coreml.convert_unet(changed(SMALL, {"down[0].kv_heads": 1}), 8)
+    coreml.convert_unet(apply_overrides(SMALL, {"up[0].kv_heads": 1}), 8)
+    coreml.convert_unet(apply_overrides(SMALL, {"down[0].kv_heads": 1}), 8)
     assert seen[0] == seen[1] != seen[2]
 
 
 def test_random_weights_are_of_ordinary_size_and_no_two_layers_are_one() -> None:
-    net = coreml._random_unet(changed(SMALL, {"down[1].residual_blocks": 2}))
+    net = coreml._random_unet(apply_overrides(SMALL, {"down[1].residual_blocks": 2}))
     first, second = (layer.residual.conv2.weight for layer in net.down[1].layers)
     assert first.shape == second.shape
     assert not torch.equal(first, second)
@@ -301,7 +302,7 @@ def test_a_cache_that_is_no_folder_is_told(tmp_path: Path, monkeypatch: pytest.M
 
 def test_two_forms_of_weights_at_once_are_refused() -> None:
     with pytest.raises(ValueError, match="choose one"):
-        Options(int8=True, palette_bits=4)
+        PackageOptions(int8=True, palette_bits=4)
 
 
 # --- full size ---
@@ -312,8 +313,8 @@ def test_two_forms_of_weights_at_once_are_refused() -> None:
 def test_a_final_design_converts_and_stays_on_the_neural_engine(name: str, size: int) -> None:
     arch = presets.preset(name)
     path = coreml.convert_unet(arch, size)
-    program = mil_.read(path)
-    assert neural_engine.violations(program) == []
+    program = mil_.read_program(path)
+    assert compatibility.violations(program) == []
     counted = cost(arch, size)
     assert program.macs == counted.macs
     weights = sum(file.stat().st_size for file in path.rglob("weight.bin"))
@@ -322,6 +323,6 @@ def test_a_final_design_converts_and_stays_on_the_neural_engine(name: str, size:
 
 @pytest.mark.slow
 def test_the_decoder_of_the_published_size_converts() -> None:
-    program = mil_.read(coreml.convert_decoder(TinyDecoder(**PAPER), 128))
-    assert neural_engine.violations(program) == []
+    program = mil_.read_program(coreml.convert_decoder(TinyDecoder(**PAPER), 128))
+    assert compatibility.violations(program) == []
     assert program.operations[-1].outputs[0].shape == (1, 3, 1024, 1024)

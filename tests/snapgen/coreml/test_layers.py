@@ -10,7 +10,7 @@ import torch
 
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
 from snapgen.coreml import layers
-from snapgen.coreml.layers import Velocity, substitute, time_features
+from snapgen.coreml.layers import CoreMLUNet, substitute, time_features
 from snapgen.models import layers as blocks
 from tests.snapgen.autoencoders.test_tiny_decoder import NARROW
 from tests.snapgen.nets import inputs, stirred, tiny
@@ -40,7 +40,7 @@ def test_a_net_in_its_core_ml_form_computes_the_same(
     net = stirred(tiny(changes))
     sample, timestep, context = inputs(net.arch, batch=1)
     expected = net(sample, timestep, context)
-    found = Velocity(copy.deepcopy(net), 4)(sample, time_features(timestep, net.arch.time.frequencies), context)
+    found = CoreMLUNet(copy.deepcopy(net), 4)(sample, time_features(timestep, net.arch.time.frequencies), context)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5 * expected.std().item())
 
 
@@ -64,7 +64,7 @@ def test_an_empty_captions_keys_are_no_zero_over_zero_in_half_precision() -> Non
 
 
 def test_time_features_are_those_of_the_net() -> None:
-    module = blocks.TimeFeatures(8, 16)
+    module = blocks.TimestepEmbedding(8, 16)
     seen: list[torch.Tensor] = []
     module.linear1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for timestep in (0.0, 0.123, 1.0):

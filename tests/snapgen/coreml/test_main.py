@@ -8,7 +8,7 @@ import yaml
 
 from snapgen.coreml import convert as coreml
 from snapgen.coreml.__main__ import convert, main
-from snapgen.coreml.convert import Options
+from snapgen.coreml.package import PackageOptions
 from snapgen.errors import InputError
 from tests.snapgen.coreml.test_convert import SMALL, Written, decoder
 
@@ -43,7 +43,7 @@ def test_a_name_is_taken_for_what_it_is(asked: list[tuple[Any, ...]], tmp_path: 
     (tmp_path / "arch.yaml").write_text(yaml.safe_dump(SMALL.model_dump(mode="json")))
     for name in ("snapgen-t2i", "arch.yaml", "decoder", "tiny-decoder", "minilm", "bert"):
         given = str(tmp_path / name) if (tmp_path / name).exists() else name
-        convert(given, 32, None, Options())
+        convert(given, 32, None, PackageOptions())
     assert [(kind, size) for kind, _, size in asked] == [
         ("unet", 32),
         ("unet", 32),
@@ -83,4 +83,4 @@ def test_a_folder_that_is_no_package_is_not_written_over(tmp_path: Path) -> None
 def test_a_damaged_net_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "UNet"}')
     with pytest.raises(InputError, match="cannot be read as a U-Net"):
-        convert(str(tmp_path), 32, None, Options())
+        convert(str(tmp_path), 32, None, PackageOptions())

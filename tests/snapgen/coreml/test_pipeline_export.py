@@ -16,11 +16,9 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from archsearch.cli import app
-from snapgen.coreml import convert as coreml
+from snapgen.coreml import convert, pipeline_export
 from snapgen.coreml import mil as mil_
-from snapgen.coreml import pipeline_export as export
-from snapgen.diffusion import process
-from snapgen.diffusion import rectified_flow as flow
+from snapgen.diffusion import process, rectified_flow
 from snapgen.errors import InputError
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from tests.snapgen import mil
@@ -80,13 +78,13 @@ def test_an_exported_folder_draws_what_the_pipeline_does(tmp_path: Path) -> None
     for net in (one.unet, one.decoder, one.text_encoder, one.text_encoder_2):
         rounded(net)
     one.save_pretrained(tmp_path / "pipeline")
-    told = export.write(tmp_path / "pipeline", tmp_path / "out" / "coreml")
+    told = pipeline_export.export_pipeline(tmp_path / "pipeline", tmp_path / "out" / "coreml")
     phone = Phone(tmp_path / "out" / "coreml")
     assert phone.told == told
     context = one.encode(PROMPTS[:1])
     assert context is not None
     torch.testing.assert_close(phone.context(PROMPTS[0]), context, rtol=0, atol=0.02 * float(context.std()))
-    noise = flow.image_noise([0], (4, 8, 8), seed=0)
+    noise = rectified_flow.per_image_noise([0], (4, 8, 8), seed=0)
     expected = one(PROMPTS[0], latents=noise, output_type="pt").images * 2 - 1
     found = phone.draw(PROMPTS[0], noise).clamp(-1, 1)
     assert found.shape == (1, 3, 16, 16)
@@ -108,7 +106,7 @@ def test_a_pruned_decoder_is_exported_and_drawn_with(tmp_path: Path) -> None:
     ):
         answer = CliRunner().invoke(app, command)
         assert answer.exit_code == 0, answer.exception
-    noise = flow.image_noise([0], (4, 8, 8), seed=0)
+    noise = rectified_flow.per_image_noise([0], (4, 8, 8), seed=0)
     save_file({"noise": noise}, tmp_path / "noise.safetensors")
     script = (
         "from safetensors.torch import load_file, save_file\n"
@@ -129,7 +127,7 @@ def test_a_pruned_decoder_is_exported_and_drawn_with(tmp_path: Path) -> None:
 
 
 def test_each_text_encoder_is_told_its_place(tmp_path: Path) -> None:
-    told = export.describe(made(tmp_path), 4)
+    told = pipeline_export.describe(made(tmp_path), 4)
     assert told["context"]["shape"] == [1, 13, 40]
     assert [each["place"] for each in told["text_encoders"]] == [
         {"tokens": [0, 8], "channels": [0, 16]},
@@ -143,7 +141,7 @@ def test_each_text_encoder_is_told_its_place(tmp_path: Path) -> None:
 
 
 def test_every_prediction_is_told() -> None:
-    assert tuple(process.VELOCITY) == flow.PREDICTIONS
+    assert tuple(process.VELOCITY) == rectified_flow.FLOW_PREDICTION_TYPES
 
 
 def test_an_autoencoders_own_decoder_converts() -> None:
@@ -151,10 +149,10 @@ def test_an_autoencoders_own_decoder_converts() -> None:
     latents = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0)).half().float()
     with torch.no_grad():
         expected = coder._decode(latents)
-    package = coreml.convert_decoder(coder.net, 4)
+    package = convert.convert_decoder(coder.net, 4)
     (found,) = mil.run(mil.load(package), {"latents": latents})
     assert (found - expected).abs().max() < 0.01 * expected.std()
-    counts = mil_.read(package).counts()
+    counts = mil_.read_program(package).counts()
     assert counts["scaled_dot_product_attention"] == 1
     assert not {"softmax", "matmul", "cast", "real_div"} & counts.keys()
 
@@ -177,9 +175,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_cannot_be_exported_is_told(
     changes: dict[str, Any], message: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coreml, "convert_decoder", lambda *_, **__: pytest.fail("went on"))
+    monkeypatch.setattr(convert, "convert_decoder", lambda *_, **__: pytest.fail("went on"))
     with pytest.raises(InputError, match=message):
-        export.write(**{"folder": saved, "out": tmp_path / "out", **changes})
+        pipeline_export.export_pipeline(**{"folder": saved, "out": tmp_path / "out", **changes})
     assert not list(tmp_path.iterdir())
 
 
@@ -187,4 +185,4 @@ def test_a_pipeline_of_no_size_is_to_be_given_one(tmp_path: Path) -> None:
     one: SnapGenPipeline = made(tmp_path, resolution=None)
     one.save_pretrained(tmp_path / "pipeline")
     with pytest.raises(InputError, match="--latent: is not given"):
-        export.write(tmp_path / "pipeline", tmp_path / "out")
+        pipeline_export.export_pipeline(tmp_path / "pipeline", tmp_path / "out")

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from snapgen import progress
-from snapgen.data import dataset as data
-from snapgen.data.dataset import Images, open_images
+from snapgen.data import dataset
+from snapgen.data.dataset import ImageDataset, open_images
 from snapgen.data.decoding import decode
 from snapgen.errors import InputError
 from snapgen.io import digests as digests_
@@ -59,7 +59,7 @@ def samples(count: int, first: int = 0) -> dict[str, bytes]:
     return files
 
 
-def both(source: Path | str, resolution: int = 8) -> tuple[Images, Images]:
+def both(source: Path | str, resolution: int = 8) -> tuple[ImageDataset, ImageDataset]:
     return (
         open_images(str(source), split="train", resolution=resolution),
         open_images(str(source), split="val", resolution=resolution),
@@ -70,7 +70,7 @@ def both(source: Path | str, resolution: int = 8) -> tuple[Images, Images]:
 
 
 def facts(name: str) -> list[dict[str, object]]:
-    with tarfile.open(data.EMOJI / name) as tar:
+    with tarfile.open(dataset.EMOJI / name) as tar:
         return [json.load(tar.extractfile(m)) for m in tar if m.name.endswith(".json")]  # type: ignore[arg-type]
 
 
@@ -86,7 +86,7 @@ def test_emoji_counts_and_captions() -> None:
     assert {"red apple", "rocket"} <= {*train.captions, *val.captions}
 
 
-@pytest.mark.parametrize("resolution", data.EMOJI_RESOLUTIONS)
+@pytest.mark.parametrize("resolution", dataset.EMOJI_RESOLUTIONS)
 def test_no_concept_caption_or_picture_is_in_both_splits(resolution: int) -> None:
     train, val = (facts(f"{resolution}-{split}.tar.gz") for split in ("train", "val"))
     assert not {fact["concept"] for fact in train} & {fact["concept"] for fact in val}
@@ -232,7 +232,7 @@ def test_large_sets_stream_and_stay_in_step(tmp_path: Path, monkeypatch: pytest.
     for i in range(40):
         (tmp_path / f"{i}.png").write_bytes(picture(i))
     (tmp_path / "7.png").write_bytes(b"damaged")
-    monkeypatch.setattr(data, "HELD_BYTES", 1000)
+    monkeypatch.setattr(dataset, "HELD_BYTES", 1000)
     train, _ = both(tmp_path)
     assert train._held is None
     for _ in range(2):

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from snapgen.data.dataset import open_images
-from snapgen.data.emoji import pack as pack_emoji
-from snapgen.data.emoji.pack import Drawing, Package, concept, concepts, normal, on_white, split
+from snapgen.data.emoji import pack
+from snapgen.data.emoji.pack import EmojiImage, NpmPackage, concept, concepts, normal, on_white, split
 from snapgen.errors import InputError
 
 
@@ -59,12 +59,12 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "package/LICENSE": b"MIT",
     }
     for name, contents in (("FLUENT", fluent), ("NOTO", noto), ("CAPTIONS", base)):
-        package: Package = getattr(pack_emoji, name)
+        package: NpmPackage = getattr(pack, name)
         named = replace(package, sha512=tarball(folder / package.file, contents))
-        monkeypatch.setattr(pack_emoji, name, named)
-    patterns = {vendor: pattern for vendor, (_, pattern) in pack_emoji.DRAWINGS.items()}
-    drawings = {"fluent": (pack_emoji.FLUENT, patterns["fluent"]), "noto": (pack_emoji.NOTO, patterns["noto"])}
-    monkeypatch.setattr(pack_emoji, "DRAWINGS", drawings)
+        monkeypatch.setattr(pack, name, named)
+    patterns = {vendor: pattern for vendor, (_, pattern) in pack.DRAWINGS.items()}
+    drawings = {"fluent": (pack.FLUENT, patterns["fluent"]), "noto": (pack.NOTO, patterns["noto"])}
+    monkeypatch.setattr(pack, "DRAWINGS", drawings)
     return folder
 
 
@@ -74,7 +74,7 @@ def test_packing_gives_the_same_bytes_and_what_was_packed(
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
     outs = [tmp_path / "a", tmp_path / "b"]
     for out in outs:
-        assert pack_emoji.main(["--packages", str(packages), "--out", str(out)]) == 0
+        assert pack.main(["--packages", str(packages), "--out", str(out)]) == 0
     names = sorted(path.name for path in outs[0].iterdir())
     assert names == ["32-train.tar.gz", "32-val.tar.gz", "64-train.tar.gz", "64-val.tar.gz", "LICENSE-emojibase"]
     assert all((outs[0] / name).read_bytes() == (outs[1] / name).read_bytes() for name in names)
@@ -87,7 +87,7 @@ def test_packing_gives_the_same_bytes_and_what_was_packed(
 
 
 def test_small_pictures_are_kept_exactly(packages: Path, tmp_path: Path) -> None:
-    pack_emoji.pack(packages, tmp_path / "out")
+    pack.pack(packages, tmp_path / "out")
     with tarfile.open(tmp_path / "out" / "32-train.tar.gz") as tar:
         for member in tar:
             assert (member.mtime, member.uid, member.mode) == (0, 0, 0o644)
@@ -101,9 +101,9 @@ def test_small_pictures_are_kept_exactly(packages: Path, tmp_path: Path) -> None
 
 
 def test_a_package_of_other_content_is_refused(packages: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = packages / pack_emoji.NOTO.file
+    path = packages / pack.NOTO.file
     path.write_bytes(gzip.compress(b"something else"))
-    assert pack_emoji.main(["--packages", str(packages), "--out", str(packages / "out")]) == 2
+    assert pack.main(["--packages", str(packages), "--out", str(packages / "out")]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "is not emoji-datasource-google 16.0.0; delete it" in message
@@ -113,7 +113,7 @@ def test_a_package_of_other_content_is_refused(packages: Path, capsys: pytest.Ca
 def test_without_npm_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match=r"npm pack @lobehub/fluent-emoji-3d@1\.1\.0"):
-        pack_emoji.fetch(pack_emoji.FLUENT, tmp_path / "new")
+        pack.fetch(pack.FLUENT, tmp_path / "new")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_emoji_that_share_a_picture_share_a_concept() -> None:
     pictures = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(3)]
     near = Image.fromarray(np.asarray(pictures[0]) ^ 1)
     codes = {"0a": pictures[0], "0b": pictures[1], "0c": near, "0d": pictures[2], "0b-200d-2640": pictures[2]}
-    found = concepts([Drawing("noto", code, image) for code, image in codes.items()])
+    found = concepts([EmojiImage("noto", code, image) for code, image in codes.items()])
     assert found["0a"] == found["0c"]
     assert found["0b"] == found["0d"] == found["0b-200d-2640"]
     assert found["0a"] != found["0b"]
@@ -150,7 +150,7 @@ def test_emoji_that_share_a_picture_share_a_concept() -> None:
 
 def test_about_an_eighth_of_the_concepts_is_held_back() -> None:
     held = sum(split(f"concept {i}") == "val" for i in range(5000)) / 5000
-    assert abs(held - pack_emoji.VALIDATION_SHARE) < 0.02
+    assert abs(held - pack.VALIDATION_SHARE) < 0.02
 
 
 def test_a_picture_is_squared_on_white() -> None:

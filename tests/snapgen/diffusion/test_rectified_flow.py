@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from snapgen.diffusion import rectified_flow as flow
+from snapgen.diffusion import rectified_flow
 
 
 def silent(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
@@ -23,28 +23,28 @@ def optimal(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
 
 def test_interpolate_goes_from_data_to_noise() -> None:
     data, noise = torch.full((3, 2, 2, 2), 4.0), torch.full((3, 2, 2, 2), -4.0)
-    path = flow.interpolate(data, noise, torch.tensor([0.0, 0.25, 1.0]))
+    path = rectified_flow.interpolate(data, noise, torch.tensor([0.0, 0.25, 1.0]))
     assert path[:, 0, 0, 0].tolist() == [4.0, 2.0, -4.0]
 
 
 def test_shift_is_sd3s() -> None:
     t = torch.tensor([0.0, 0.25, 0.5, 1.0])
-    assert flow.shifted(t, 3).tolist() == pytest.approx([0, 0.5, 0.75, 1])
-    assert torch.equal(flow.shifted(t, 1), t)
+    assert rectified_flow.shift_timesteps(t, 3).tolist() == pytest.approx([0, 0.5, 0.75, 1])
+    assert torch.equal(rectified_flow.shift_timesteps(t, 1), t)
 
 
 def test_timesteps_are_logit_normal_and_stratified() -> None:
-    t = flow.logit_normal(flow.stratified(4096, torch.Generator().manual_seed(0)))
+    t = rectified_flow.logit_normal(rectified_flow.stratified(4096, torch.Generator().manual_seed(0)))
     logits = torch.logit(t).double()
     assert float(logits.mean()) == pytest.approx(0, abs=0.01)
     assert float(logits.std()) == pytest.approx(1, abs=0.01)
-    u = flow.stratified(64, torch.Generator().manual_seed(1))
+    u = rectified_flow.stratified(64, torch.Generator().manual_seed(1))
     assert sorted((u * 64).long().tolist()) == list(range(64))
     assert u.argsort().tolist() != list(range(64))
 
 
-@pytest.mark.parametrize("prediction", flow.PREDICTIONS)
-def test_a_perfect_net_has_the_same_loss_however_it_predicts(prediction: flow.Prediction) -> None:
+@pytest.mark.parametrize("prediction", rectified_flow.FLOW_PREDICTION_TYPES)
+def test_a_perfect_net_has_the_same_loss_however_it_predicts(prediction: rectified_flow.FlowPredictionType) -> None:
     """Each parametrisation turned into the output that says the optimal velocity gives the optimal velocity's loss."""
 
     def says(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
@@ -58,7 +58,7 @@ def test_a_perfect_net_has_the_same_loss_however_it_predicts(prediction: flow.Pr
     generator = torch.Generator().manual_seed(2)
     data, noise = (torch.randn(2048, 1, 4, 4, generator=generator) for _ in range(2))
     t = torch.linspace(0.06, 0.99, 2048)
-    found = flow.losses(says, data, noise, t, None, prediction=prediction)
+    found = rectified_flow.losses(says, data, noise, t, None, prediction=prediction)
     expected = (1 / (t**2 + (1 - t) ** 2)).mean()
     assert float(found.mean()) == pytest.approx(float(expected), rel=0.02)
 
@@ -68,34 +68,34 @@ def test_preconditioned_target_is_unit_and_uncorrelated_with_the_input() -> None
     data, noise = (torch.randn(1, 1, 400, 400, generator=generator) for _ in range(2))
     for at in (0.02, 0.3, 0.5, 0.9):
         t = torch.tensor([at])
-        x = flow.interpolate(data, noise, t)
-        zero = flow.velocity_of(silent, x, t, None, "preconditioned")
-        one = flow.velocity_of(lambda *x: silent(*x) + 1, x, t, None, "preconditioned")
+        x = rectified_flow.interpolate(data, noise, t)
+        zero = rectified_flow.predict_velocity(silent, x, t, None, "preconditioned")
+        one = rectified_flow.predict_velocity(lambda *x: silent(*x) + 1, x, t, None, "preconditioned")
         target = ((noise - data) - zero) / (one - zero)
         assert float(target.std()) == pytest.approx(1, abs=0.02)
         assert float((target * x).mean()) == pytest.approx(0, abs=0.02)
 
 
 def test_noise_depends_on_the_image_alone() -> None:
-    together = flow.image_noise(range(8), (2, 4, 4), seed=5)
-    apart = torch.cat([flow.image_noise([i], (2, 4, 4), seed=5) for i in (6, 1)])
+    together = rectified_flow.per_image_noise(range(8), (2, 4, 4), seed=5)
+    apart = torch.cat([rectified_flow.per_image_noise([i], (2, 4, 4), seed=5) for i in (6, 1)])
     assert torch.equal(apart, together[[6, 1]])
     assert not torch.equal(together[0], together[1])
-    assert not torch.equal(together, flow.image_noise(range(8), (2, 4, 4), seed=6))
+    assert not torch.equal(together, rectified_flow.per_image_noise(range(8), (2, 4, 4), seed=6))
     assert float(together.std()) == pytest.approx(1, abs=0.15)
 
 
 def test_validation_losses_do_not_depend_on_the_batch() -> None:
     data = torch.randn(50, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    one = flow.validation_losses(optimal, data, None, seed=0, batch=50)
-    other = flow.validation_losses(optimal, data, None, seed=0, batch=7)
+    one = rectified_flow.validation_losses(optimal, data, None, seed=0, batch=50)
+    other = rectified_flow.validation_losses(optimal, data, None, seed=0, batch=7)
     assert one.dtype == torch.float64
     torch.testing.assert_close(one, other)
-    assert not torch.allclose(one, flow.validation_losses(optimal, data, None, seed=1))
+    assert not torch.allclose(one, rectified_flow.validation_losses(optimal, data, None, seed=1))
 
 
 def test_validation_times_cover_every_stratum_once() -> None:
-    t = flow.validation_times(100, seed=0)
+    t = rectified_flow.validation_times(100, seed=0)
     quantiles = torch.special.ndtr(torch.logit(t))
     assert sorted((quantiles * 100).long().tolist()) == list(range(100))
 
@@ -111,10 +111,10 @@ def test_sampling_recovers_a_gaussian() -> None:
         return (t - (1 - t) * std**2) / variance * (x - (1 - t) * mean) - mean
 
     noise = torch.randn(4096, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    found = flow.sample(field, noise, None, steps=200)
+    found = rectified_flow.sample(field, noise, None, steps=200)
     assert float(found.mean()) == pytest.approx(mean, abs=0.03)
     assert float(found.std()) == pytest.approx(std, abs=0.03)
-    coarse = flow.sample(field, noise, None, steps=200, shift=3)
+    coarse = rectified_flow.sample(field, noise, None, steps=200, shift=3)
     assert float(coarse.std()) == pytest.approx(std, abs=0.03)
 
 
@@ -128,13 +128,13 @@ def test_guidance_extrapolates_from_the_null_context() -> None:
         return torch.zeros_like(x) + context.sum((1, 2)).view(-1, 1, 1, 1)
 
     noise, context = torch.zeros(2, 1, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1)
-    assert flow.sample(net, noise, context, steps=4, guidance=3).flatten().tolist() == pytest.approx([-3, -6])
-    assert flow.sample(net, noise, context, steps=4, guidance=1).flatten().tolist() == pytest.approx([-1, -2])
+    assert rectified_flow.sample(net, noise, context, steps=4, guidance=3).flatten().tolist() == pytest.approx([-3, -6])
+    assert rectified_flow.sample(net, noise, context, steps=4, guidance=1).flatten().tolist() == pytest.approx([-1, -2])
     assert seen == [4] * 4 + [2] * 4
 
 
 def test_null_loss_is_what_silence_costs() -> None:
     data = torch.randn(512, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = flow.validation_losses(silent, data, None, seed=0)
-    assert float(found.mean()) == pytest.approx(flow.null_loss(data), rel=0.01)
-    assert math.isclose(flow.null_loss(torch.zeros(4)), 1)
+    found = rectified_flow.validation_losses(silent, data, None, seed=0)
+    assert float(found.mean()) == pytest.approx(rectified_flow.zero_velocity_loss(data), rel=0.01)
+    assert math.isclose(rectified_flow.zero_velocity_loss(torch.zeros(4)), 1)

@@ -38,8 +38,8 @@ def files(home: Path) -> list[Path]:
 
 def test_the_second_call_reads_what_the_first_computed(home: Path) -> None:
     compute = Counted()
-    first = cache.cached("kind", {"x": 1, "y": [1, "é"]}, compute)
-    second = cache.cached("kind", {"y": [1, "é"], "x": 1}, compute)
+    first = cache.cached_tensors("kind", {"x": 1, "y": [1, "é"]}, compute)
+    second = cache.cached_tensors("kind", {"y": [1, "é"], "x": 1}, compute)
     assert compute.calls == 1
     assert all(torch.equal(first[name], second[name]) and first[name].dtype == second[name].dtype for name in "ab")
     [path] = files(home)
@@ -52,33 +52,33 @@ def test_the_second_call_reads_what_the_first_computed(home: Path) -> None:
 def test_another_key_or_kind_is_another_file(home: Path) -> None:
     compute = Counted()
     for kind, key in (("k", {"x": 1}), ("k", {"x": 2}), ("k", {"x": "1"}), ("l", {"x": 1})):
-        cache.cached(kind, key, compute)
+        cache.cached_tensors(kind, key, compute)
     assert compute.calls == len(files(home)) == 4
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
 def test_a_file_cut_short_is_computed_again(home: Path, keep: int, caplog: pytest.LogCaptureFixture) -> None:
     compute = Counted()
-    cache.cached("kind", {"x": 1}, compute)
+    cache.cached_tensors("kind", {"x": 1}, compute)
     [path] = files(home)
     path.write_bytes(path.read_bytes()[:keep])
     with caplog.at_level(logging.WARNING):
-        again = cache.cached("kind", {"x": 1}, compute)
+        again = cache.cached_tensors("kind", {"x": 1}, compute)
     assert compute.calls == 2
     assert torch.equal(again["a"], Counted()()["a"])
     assert [record.getMessage().count("\n") for record in caplog.records] == [0]
-    assert cache.cached("kind", {"x": 1}, compute).keys() == again.keys()
+    assert cache.cached_tensors("kind", {"x": 1}, compute).keys() == again.keys()
     assert compute.calls == 2
 
 
 def test_a_file_of_another_key_is_not_believed(home: Path) -> None:
     compute = Counted()
-    cache.cached("kind", {"x": 1}, compute)
+    cache.cached_tensors("kind", {"x": 1}, compute)
     [one] = files(home)
-    cache.cached("kind", {"x": 2}, compute)
+    cache.cached_tensors("kind", {"x": 2}, compute)
     [two] = set(files(home)) - {one}
     one.replace(two)
-    cache.cached("kind", {"x": 2}, compute)
+    cache.cached_tensors("kind", {"x": 2}, compute)
     assert compute.calls == 3
 
 
@@ -87,14 +87,14 @@ def test_a_failing_computation_leaves_no_file(home: Path) -> None:
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        cache.cached("kind", {"x": 1}, fail)
+        cache.cached_tensors("kind", {"x": 1}, fail)
     assert not home.exists() or not files(home)
 
 
 def test_views_of_one_storage_and_views_with_strides_are_kept(home: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     for _ in range(2):
-        got = cache.cached("kind", {"x": 1}, lambda: {"a": base, "b": base, "t": base.T})
+        got = cache.cached_tensors("kind", {"x": 1}, lambda: {"a": base, "b": base, "t": base.T})
         assert torch.equal(got["b"], base)
         assert torch.equal(got["t"], base.T)
     assert len(files(home)) == 1
@@ -106,7 +106,7 @@ def test_only_files_set_aside_long_ago_are_removed(home: Path) -> None:
     old.touch()
     new.touch()
     os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
-    cache.cached("kind", {"x": 1}, Counted())
+    cache.cached_tensors("kind", {"x": 1}, Counted())
     assert new.exists()
     assert not old.exists()
 
@@ -114,7 +114,7 @@ def test_only_files_set_aside_long_ago_are_removed(home: Path) -> None:
 def test_a_cache_that_is_a_file_is_refused(home: Path) -> None:
     home.touch()
     with pytest.raises(InputError, match="ARCHSEARCH_CACHE"):
-        cache.cached("kind", {"x": 1}, Counted())
+        cache.cached_tensors("kind", {"x": 1}, Counted())
 
 
 def test_what_cannot_be_written_is_returned_with_one_warning(
@@ -127,7 +127,7 @@ def test_what_cannot_be_written_is_returned_with_one_warning(
     compute = Counted()
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            assert torch.equal(cache.cached("kind", {"x": 1}, compute)["b"], torch.ones(2, dtype=torch.float16))
+            assert torch.equal(cache.cached_tensors("kind", {"x": 1}, compute)["b"], torch.ones(2, dtype=torch.float16))
     assert compute.calls == 3
     assert len(caplog.records) == 1
     assert not files(home)
@@ -137,11 +137,11 @@ def test_what_cannot_be_written_is_returned_with_one_warning(
 def test_a_read_only_cache_still_answers(home: Path) -> None:
     home.mkdir()
     home.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    assert cache.cached("kind", {"x": 1}, Counted())["a"].shape == (2, 3)
+    assert cache.cached_tensors("kind", {"x": 1}, Counted())["a"].shape == (2, 3)
 
 
 def fill(number: int) -> float:
-    big = cache.cached("kind", {"x": 1}, lambda: {"a": torch.full((500_000,), 3.0)})
+    big = cache.cached_tensors("kind", {"x": 1}, lambda: {"a": torch.full((500_000,), 3.0)})
     return float(big["a"].mean()) + 0 * number
 
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapgen.io import chunked as rows
+from snapgen.io import chunked
 from snapgen.io.cache import JSON
-from snapgen.io.chunked import Rows
+from snapgen.io.chunked import ChunkedTensor
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=5), data=st.data())
 def test_rows_are_the_whole_tensors(sizes: list[int], data: st.DataObject) -> None:
     whole = torch.arange(sum(sizes) * 6.0).reshape(-1, 2, 3).half()
-    found = Rows(torch.split(whole, sizes))
+    found = ChunkedTensor(torch.split(whole, sizes))
     assert (len(found), found.shape, found.dtype) == (len(whole), whole.shape, whole.dtype)
     assert found.nbytes == whole.nbytes
     assert torch.equal(found.whole(), whole)
@@ -34,13 +34,13 @@ def test_rows_are_the_whole_tensors(sizes: list[int], data: st.DataObject) -> No
 @pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("index", [6, -7, 1000])
 def test_there_is_no_such_row(chunks: int, index: int) -> None:
-    found = Rows(torch.zeros(6, 2).chunk(chunks))
+    found = ChunkedTensor(torch.zeros(6, 2).chunk(chunks))
     with pytest.raises(IndexError):
         found[torch.tensor([0, index])]
 
 
 def test_another_device_holds_them_whole() -> None:
-    found = Rows([torch.zeros(2, 3), torch.zeros(1, 3)])
+    found = ChunkedTensor([torch.zeros(2, 3), torch.zeros(1, 3)])
     assert found.to(torch.device("cpu")) is found
     moved = found.to(torch.device("meta"))
     assert (moved.shape, moved.device.type) == ((3, 3), "meta")
@@ -48,16 +48,16 @@ def test_another_device_holds_them_whole() -> None:
 
 @given(count=st.integers(0, 10**6), row_bytes=st.integers(1, 10**9), multiple=st.sampled_from([1, 7, 128]))
 def test_parts_are_all_rows_in_order(count: int, row_bytes: int, multiple: int) -> None:
-    found = rows.parts(count, row_bytes, multiple=multiple)
+    found = chunked.chunk_ranges(count, row_bytes, multiple=multiple)
     assert (found[0].start, found[-1].stop) == (0, count)
     assert all(one.stop == other.start for one, other in itertools.pairwise(found))
     assert all(len(part) % multiple == 0 for part in found[:-1])
     most = max(len(part) for part in found)
-    assert most <= multiple or (most <= rows.LARGEST_ROWS and most * row_bytes <= rows.LARGEST_BYTES)
+    assert most <= multiple or (most <= chunked.LARGEST_ROWS and most * row_bytes <= chunked.LARGEST_BYTES)
 
 
 def test_only_what_is_missing_is_computed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "LARGEST_ROWS", 4)
+    monkeypatch.setattr(chunked, "LARGEST_ROWS", 4)
     seen: list[range] = []
 
     def key(part: range) -> dict[str, JSON]:
@@ -69,8 +69,8 @@ def test_only_what_is_missing_is_computed(home: Path, monkeypatch: pytest.Monkey
         seen.append(part)
         return {"a": torch.tensor(part, dtype=torch.float32)[:, None].expand(-1, 2)}
 
-    def ask() -> Rows:
-        return rows.cached_parts("kind", rows.parts(10, 8), key, compute)["a"]
+    def ask() -> ChunkedTensor:
+        return chunked.cached_chunks("kind", chunked.chunk_ranges(10, 8), key, compute)["a"]
 
     fails = 8
     with pytest.raises(KeyboardInterrupt):
@@ -100,6 +100,6 @@ def mapped(tensor: torch.Tensor) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of memory maps")
 def test_what_was_just_computed_is_read_from_its_file_too() -> None:
     for _ in range(2):
-        found = rows.cached_parts("kind", [range(4)], lambda _: {"x": 1}, lambda _: {"a": torch.ones(4, 1000)})["a"]
+        found = chunked.cached_chunks("kind", [range(4)], lambda _: {"x": 1}, lambda _: {"a": torch.ones(4, 1000)})["a"]
         assert mapped(found.whole())
     assert not mapped(torch.ones(4, 1000))

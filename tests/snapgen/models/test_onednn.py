@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snapgen.models import onednn as linear
+from snapgen.models import onednn
 from snapgen.models.onednn import Linear, Pointwise, product
 
-needs_onednn = pytest.mark.skipif(not linear.PRESENT, reason="torch was built without MKL or oneDNN")
+needs_onednn = pytest.mark.skipif(not onednn.PRESENT, reason="torch was built without MKL or oneDNN")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -20,14 +20,14 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 def through_onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Every product is worth while; the list grows with each that goes through oneDNN."""
     calls: list[int] = []
-    original = linear._through_onednn
+    original = onednn._through_onednn
 
     def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         calls.append(x.numel() * len(weight))
         return original(x, weight, bias)
 
-    monkeypatch.setattr(linear, "WORTHWHILE", 0)
-    monkeypatch.setattr(linear, "_through_onednn", counted)
+    monkeypatch.setattr(onednn, "WORTHWHILE", 0)
+    monkeypatch.setattr(onednn, "_through_onednn", counted)
     return calls
 
 
@@ -108,10 +108,10 @@ def test_only_what_gains_goes_through_onednn(through_onednn: list[int], monkeypa
     assert Linear(8, 8).to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
     with torch.device("meta"):
         assert Linear(8, 8)(torch.empty(2, 8)).is_meta
-    monkeypatch.setattr(linear, "WORTHWHILE", 2 * 8 * 8 + 1)
+    monkeypatch.setattr(onednn, "WORTHWHILE", 2 * 8 * 8 + 1)
     layer(x)
     assert not through_onednn
-    monkeypatch.setattr(linear, "WORTHWHILE", 2 * 8 * 8)
+    monkeypatch.setattr(onednn, "WORTHWHILE", 2 * 8 * 8)
     layer(x)
     assert through_onednn
 

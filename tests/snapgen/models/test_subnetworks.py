@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snapgen.architecture import block_index, presets
 from snapgen.architecture.schema import Architecture
-from snapgen.models import subnetworks as subnets
+from snapgen.models import subnetworks
 from snapgen.models.unet import UNet
 from tests.snapgen.nets import inputs, stirred, tiny
 
@@ -41,12 +41,12 @@ def test_blocks_are_modules_of_the_net_in_the_order_of_the_pass(net: UNet) -> No
     seen: list[str] = []
     for block in block_index.blocks(net.arch):
         module = net.get_submodule(block.name)
-        assert type(module).__name__ == {"residual": "ResidualBlock", "transformer": "Transformer"}[block.kind]
+        assert type(module).__name__ == {"residual": "ResidualBlock", "transformer": "SpatialTransformer"}[block.kind]
         module.register_forward_hook(lambda *_, name=block.name: seen.append(name))
     output(net)
     assert seen == names(net.arch)
     kinds = [type(module).__name__ for module in net.modules()]
-    assert len(seen) == kinds.count("ResidualBlock") + kinds.count("Transformer")
+    assert len(seen) == kinds.count("ResidualBlock") + kinds.count("SpatialTransformer")
 
 
 def test_sd15_has_the_papers_blocks() -> None:
@@ -57,7 +57,7 @@ def test_sd15_has_the_papers_blocks() -> None:
 
 def test_written_out_it_is_the_same_net() -> None:
     for arch in NETS.values():
-        written = block_index.explicit(arch)
+        written = block_index.with_explicit_layers(arch)
         assert written.id == arch.id
         assert all(blocks.layers is not None for _, blocks, _ in written.sites())
         assert block_index.blocks(written) == block_index.blocks(arch)
@@ -68,9 +68,9 @@ def test_written_out_it_is_the_same_net() -> None:
 def test_a_net_without_blocks_is_the_same_masked_or_built(net: UNet, seed: int) -> None:
     rng = random.Random(seed)
     removed = set(rng.sample(names(net.arch), rng.randint(1, len(names(net.arch)))))
-    with subnets.without(net, removed):
+    with subnetworks.blocks_disabled(net, removed):
         masked = output(net)
-    built = subnets.carried(net, removed).eval()
+    built = subnetworks.edit_network(net, removed).eval()
     assert torch.allclose(output(built), masked, atol=1e-6)
     assert not torch.allclose(output(net), masked, atol=1e-4)
     assert len(names(built.arch)) == len(names(net.arch)) - len(removed)
@@ -80,8 +80,8 @@ def test_a_net_without_blocks_is_the_same_masked_or_built(net: UNet, seed: int) 
 def test_what_is_removed_in_turns_is_what_is_removed_at_once(net: UNet) -> None:
     found = net
     for block in reversed(block_index.blocks(net.arch)):  # later ones first, so that names stay
-        found = subnets.carried(found, {block.name})
-    at_once = subnets.carried(net, names(net.arch))
+        found = subnetworks.edit_network(found, {block.name})
+    at_once = subnetworks.edit_network(net, names(net.arch))
     assert found.arch == at_once.arch
     assert block_index.blocks(found.arch) == ()
     assert torch.allclose(output(found.eval()), output(at_once.eval()))
@@ -89,10 +89,10 @@ def test_what_is_removed_in_turns_is_what_is_removed_at_once(net: UNet) -> None:
 
 def test_a_copy_begins_as_the_identity_with_the_weights(net: UNet) -> None:
     for block in block_index.blocks(net.arch):
-        copied = subnets.carried(net, copied={block.name}).eval()
+        copied = subnetworks.edit_network(net, copied={block.name}).eval()
         assert torch.allclose(output(copied), output(net), atol=1e-6), block
         twin = next(b for b in block_index.blocks(copied.arch) if b.place == block.place and b.index == block.index + 1)
-        with subnets.without(copied, {twin.name}):
+        with subnetworks.blocks_disabled(copied, {twin.name}):
             assert torch.allclose(output(copied), output(net), atol=1e-6)
         ours, theirs = copied.get_submodule(twin.name).state_dict(), net.get_submodule(block.name).state_dict()
         fitting = [key for key in ours if ours[key].shape == theirs[key].shape]
@@ -104,7 +104,7 @@ def test_a_copy_begins_as_the_identity_with_the_weights(net: UNet) -> None:
 def test_a_copy_learns() -> None:
     net = stirred(NETS["plain"])
     block = block_index.blocks(net.arch)[1]
-    copied = subnets.carried(net, copied={block.name}).requires_grad_(True)
+    copied = subnetworks.edit_network(net, copied={block.name}).requires_grad_(True)
     copied(*inputs(copied.arch)).square().mean().backward()
     twin = next(b for b in block_index.blocks(copied.arch) if b.place == block.place and b.index == 1)
     grads = [p.grad for p in copied.get_submodule(twin.name).parameters() if p.grad is not None]
@@ -114,9 +114,9 @@ def test_a_copy_learns() -> None:
 def test_removing_the_copy_gives_the_net_back() -> None:
     net = stirred(NETS["plain"]).eval()
     for block in block_index.blocks(net.arch):
-        copied = subnets.carried(net, copied={block.name})
+        copied = subnetworks.edit_network(net, copied={block.name})
         twin = next(b for b in block_index.blocks(copied.arch) if b.place == block.place and b.index == 1)
-        back = subnets.carried(copied, {twin.name}).eval()
+        back = subnetworks.edit_network(copied, {twin.name}).eval()
         assert back.arch.id == net.arch.id
         assert torch.allclose(output(back), output(net))
 
@@ -124,55 +124,55 @@ def test_removing_the_copy_gives_the_net_back() -> None:
 def test_the_first_of_two_residual_blocks_stays() -> None:
     net = UNet(NETS["plain"])
     first = next(block for block in block_index.blocks(net.arch) if block.kind == "residual")
-    copied = subnets.carried(net, copied={first.name})
+    copied = subnetworks.edit_network(net, copied={first.name})
     assert first.name not in [block.name for block in block_index.removable(copied.arch)]
     with pytest.raises(ValueError, match="can not take the place"):
-        subnets.carried(copied, {first.name})
+        subnetworks.edit_network(copied, {first.name})
 
 
 def test_a_supernets_weights_are_inherited(net: UNet) -> None:
     removed = set(names(net.arch)[::2])
-    wanted = subnets.carried(net, removed).eval()
-    found = subnets.inherited(net, wanted.arch).eval()
+    wanted = subnetworks.edit_network(net, removed).eval()
+    found = subnetworks.from_supernet(net, wanted.arch).eval()
     assert torch.equal(output(found), output(wanted))
-    twice = block_index.changed(net.arch, copied=names(net.arch)[:3])
-    assert torch.allclose(output(subnets.inherited(net, twice).eval()), output(net), atol=1e-6)
+    twice = block_index.edit_blocks(net.arch, copied=names(net.arch)[:3])
+    assert torch.allclose(output(subnetworks.from_supernet(net, twice).eval()), output(net), atol=1e-6)
 
 
 def test_what_has_no_weights_is_refused() -> None:
     net = UNet(NETS["plain"])
     first = names(net.arch)[0]
-    smaller = subnets.carried(net, {first})
+    smaller = subnetworks.edit_network(net, {first})
     with pytest.raises(ValueError, match="no weights"):
-        subnets.inherited(smaller, net.arch)
+        subnetworks.from_supernet(smaller, net.arch)
     with pytest.raises(ValueError, match="no block of the net"):
-        block_index.changed(net.arch, {"down.0.layers.7.residual"})
+        block_index.edit_blocks(net.arch, {"down.0.layers.7.residual"})
     other = tiny({"time.width": 32})
     with pytest.raises(ValueError, match="does not fit the trained net"):
-        subnets.inherited(net, other)
+        subnetworks.from_supernet(net, other)
 
 
 def test_drops_are_fair_and_repeat() -> None:
     net = UNet(NETS["plain"])
-    draws = [subnets.drop(net, 0.2, seed=3, step=step) for step in range(500)]
-    assert draws == [subnets.drop(net, 0.2, seed=3, step=step) for step in range(500)]
+    draws = [subnetworks.sample_block_dropout(net, 0.2, seed=3, step=step) for step in range(500)]
+    assert draws == [subnetworks.sample_block_dropout(net, 0.2, seed=3, step=step) for step in range(500)]
     count = len(names(net.arch))
     assert 0.18 < sum(map(len, draws)) / 500 / count < 0.22
     pairs = [sum({a, b} <= drawn for drawn in draws) / 500 for a, b in itertools.combinations(names(net.arch), 2)]
     assert max(pairs) < 0.1  # 0.04 expected: each by itself
-    assert subnets.drop(net, 0, seed=0, step=1) == frozenset()
+    assert subnetworks.sample_block_dropout(net, 0, seed=0, step=1) == frozenset()
 
 
 def test_a_drop_holds_in_training_alone() -> None:
     net = stirred(NETS["plain"])
     whole = output(net)
-    out = subnets.drop(net, 0.5, seed=0, step=1)
+    out = subnetworks.sample_block_dropout(net, 0.5, seed=0, step=1)
     assert 0 < len(out) < len(names(net.arch))
     assert torch.equal(output(net.eval()), whole)
-    with subnets.without(net, out):
+    with subnetworks.blocks_disabled(net, out):
         masked = output(net)
     assert torch.equal(output(net.train()), masked)
-    subnets.drop(net, 0, seed=0, step=2)
+    subnetworks.sample_block_dropout(net, 0, seed=0, step=2)
     assert torch.equal(output(net), whole)
 
 
@@ -182,7 +182,7 @@ def test_what_is_left_out_gets_no_gradient_also_where_activations_are_computed_a
         net = stirred(NETS["plain"]).train().requires_grad_(True)
         if again:
             net.enable_gradient_checkpointing()
-        out = subnets.drop(net, 0.5, seed=1, step=1)
+        out = subnetworks.sample_block_dropout(net, 0.5, seed=1, step=1)
         net(*inputs(net.arch)).square().mean().backward()
         gradients.append({name: p.grad for name, p in net.named_parameters()})
         for block in block_index.blocks(net.arch):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from snapgen.architecture import presets
-from snapgen.architecture.overrides import changed
-from snapgen.architecture.schema import Architecture, Blocks
+from snapgen.architecture.overrides import apply_overrides
+from snapgen.architecture.schema import Architecture, BlocksConfig
 from snapgen.models import layers as blocks
 from snapgen.models.layers import Attention
 from snapgen.models.unet import Layer, UNet
@@ -198,7 +198,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(arch: Archite
     [(2, 2, [1, 1]), (1, 2, [0, 1]), (6, 2, [3, 3]), (3, 2, [1, 2]), (0, 3, [0, 0, 0]), (4, 3, [1, 1, 2])],
 )
 def test_transformers_are_dealt_evenly_later_blocks_first(transformers: int, layers: int, shares: list[int]) -> None:
-    dealt = Blocks(residual_blocks=layers, transformers=transformers).dealt()
+    dealt = BlocksConfig(residual_blocks=layers, transformers=transformers).dealt()
     assert [count for _, count in dealt] == shares
 
 
@@ -238,7 +238,7 @@ def test_each_block_on_the_way_up_takes_the_newest_skip_left(blocks_up: int) -> 
 def test_snapfusions_result_is_an_architecture() -> None:
     """arXiv 2306.00980: cross-attention 0/2/2, 6/3/0; residual down 2/2/1, up 2/3/3, and 4 at the lowest resolution."""
     sd = Architecture.model_validate(SD15)
-    arch = changed(
+    arch = apply_overrides(
         sd,
         {
             "down[0].transformers": 0,
@@ -280,16 +280,16 @@ def test_shared_heads_are_multi_head_attention_with_repeated_weights(kv_heads: i
     for name in ("queries", "out", "query_norm", "key_norm"):
         getattr(full, name).load_state_dict(getattr(shared, name).state_dict())
     x, source = torch.randn(2, 6, 16), torch.randn(2, 6, 12)
-    turn = blocks.rotation(2, 3, 4, like=x) if turned else None
+    turn = blocks.rope_table(2, 3, 4, like=x) if turned else None
     torch.testing.assert_close(shared(x, source, turn), full(x, source, turn))
 
 
 def test_rope_makes_scores_depend_on_relative_places_alone() -> None:
     height, width, head = 5, 6, 16
     query, key = torch.randn(head), torch.randn(head)
-    table = blocks.rotation(height, width, head, like=query)
+    table = blocks.rope_table(height, width, head, like=query)
     everywhere = [
-        blocks.rotated(v.expand(1, height * width, 1, head), table).view(height, width, head) for v in (query, key)
+        blocks.apply_rope(v.expand(1, height * width, 1, head), table).view(height, width, head) for v in (query, key)
     ]
     scores = torch.einsum("abd,ced->abce", *everywhere)
     for row, column in ((1, 0), (0, 1), (2, 3)):
@@ -302,7 +302,7 @@ def test_rope_makes_scores_depend_on_relative_places_alone() -> None:
 
 def test_rope_turns_the_first_half_by_rows_and_the_second_by_columns() -> None:
     x = torch.ones(1, 12, 1, 8)
-    by_place = blocks.rotated(x, blocks.rotation(3, 4, 8, like=x)).view(3, 4, 8)
+    by_place = blocks.apply_rope(x, blocks.rope_table(3, 4, 8, like=x)).view(3, 4, 8)
     assert torch.equal(by_place[1, 0, :4], by_place[1, 3, :4])
     assert torch.equal(by_place[0, 2, 4:], by_place[2, 2, 4:])
     first, second = torch.tensor(1.0), torch.tensor(1 / blocks.ROPE_THETA**0.5)
@@ -334,7 +334,7 @@ def test_it_exports_as_one_graph_with_the_same_output() -> None:
 def test_tokens_are_a_view_of_channels_last_images() -> None:
     net = stirred(tiny(SNAPGEN))
     seen: list[Tensor] = []
-    for transformer in (m for m in net.modules() if isinstance(m, blocks.Transformer)):
+    for transformer in (m for m in net.modules() if isinstance(m, blocks.SpatialTransformer)):
         transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         transformer.proj_in.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     net(*inputs(net.arch))

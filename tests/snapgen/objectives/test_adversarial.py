@@ -7,35 +7,39 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snapgen.diffusion import rectified_flow as flow
+from snapgen.diffusion import rectified_flow
 from snapgen.errors import InputError
 from snapgen.objectives import adversarial as adversary
-from snapgen.objectives.adversarial import Critic, CriticTurn, StudentTurn
+from snapgen.objectives.adversarial import AdversarialObjective, DiscriminatorObjective, FeatureDiscriminator
 from snapgen.objectives.teacher import Teacher
-from snapgen.training.batches import Batch, Draws
-from snapgen.training.stages import Adversarial, Distillation
+from snapgen.training.batches import Batch, StepRandom
+from snapgen.training.stages import AdversarialConfig, DistillationConfig
 from tests.snapgen.lessons import NoReading, batch, frozen_teacher, student
 
 STEPS = [1.0, 0.5]  # timesteps of two of a sampler's
-OUTPUT = Distillation(features=False)
+OUTPUT = DistillationConfig(features=False)
 
 
 def turns(
-    *, teacher: Teacher | None = None, stir: bool = True, distillation: Distillation | None = OUTPUT, **settings: Any
-) -> tuple[StudentTurn, CriticTurn]:
+    *,
+    teacher: Teacher | None = None,
+    stir: bool = True,
+    distillation: DistillationConfig | None = OUTPUT,
+    **settings: Any,
+) -> tuple[AdversarialObjective, DiscriminatorObjective]:
     """Both turns, the heads' last layers no longer zero unless ``stir`` is off."""
-    made = adversary.turns(
+    made = adversary.build_adversarial_objectives(
         student(),
         prediction="preconditioned",
-        adversarial=Adversarial(**settings),
+        adversarial=AdversarialConfig(**settings),
         distillation=distillation,
         teacher=teacher or frozen_teacher(),
         seed=0,
     )
     assert list(made) == ["student", "critic"]
     first, second = made["student"], made["critic"]
-    assert isinstance(first, StudentTurn)
-    assert isinstance(second, CriticTurn)
+    assert isinstance(first, AdversarialObjective)
+    assert isinstance(second, DiscriminatorObjective)
     if stir:
         generator = torch.Generator().manual_seed(2)
         for head in second.critic.heads:
@@ -47,14 +51,14 @@ def taken(*, t: list[float] = STEPS, **options: Any) -> Batch:
     return batch(t=t, **options)
 
 
-def clean_by_hand(turn: StudentTurn, some: Batch) -> tuple[Tensor, Tensor]:
+def clean_by_hand(turn: AdversarialObjective, some: Batch) -> tuple[Tensor, Tensor]:
     """x̂₀ = x_t − t·v_θ and v_θ, with their graphs."""
-    x = flow.interpolate(some.latents, some.noise, some.t)
-    velocity = flow.velocity_of(turn.student, x, some.t, some.context, "preconditioned")
+    x = rectified_flow.interpolate(some.latents, some.noise, some.t)
+    velocity = rectified_flow.predict_velocity(turn.student, x, some.t, some.context, "preconditioned")
     return x - some.t.view(-1, 1, 1, 1) * velocity, velocity
 
 
-def answers(critic: Critic, latents: Tensor, some: Batch, name: str) -> Tensor:
+def answers(critic: FeatureDiscriminator, latents: Tensor, some: Batch, name: str) -> Tensor:
     assert some.teacher is not None
     found: Tensor = critic(critic.look(latents, some.teacher, some.draws, name))
     return found
@@ -210,7 +214,7 @@ def test_latents_are_looked_at_noised_by_the_steps_own_draws() -> None:
     assert some.teacher is not None
     found = second.critic.look(some.latents, some.teacher, some.draws, "critic")
     t = torch.sigmoid(0.3 + 2 * torch.special.ndtri(some.draws.quantiles("critic t", torch.device("cpu"))))
-    x = flow.interpolate(some.latents, some.draws.noise("critic noise", some.latents), t)
+    x = rectified_flow.interpolate(some.latents, some.draws.noise("critic noise", some.latents), t)
     (teacher,) = second.critic._teacher
     _, tokens = teacher.observe(x, t, some.teacher, [0, 1, 2])
     for grid, raw in zip(found, tokens, strict=True):
@@ -231,7 +235,7 @@ def test_a_batch_in_parts_is_looked_at_as_one() -> None:
         part = dataclasses.replace(
             whole,
             teacher=whole.teacher._make(x if x is None else x[mine] for x in whole.teacher),
-            draws=Draws(whole.draws.seed, whole.draws.step, rows),
+            draws=StepRandom(whole.draws.seed, whole.draws.step, rows),
         )
         torch.testing.assert_close(answers(second.critic, whole.latents[mine], part, "critic"), found[mine])
 
@@ -239,7 +243,7 @@ def test_a_batch_in_parts_is_looked_at_as_one() -> None:
 def test_every_draw_follows_from_the_step() -> None:
     def losses(step: int) -> list[Tensor]:
         first, second = turns()
-        some = dataclasses.replace(taken(), draws=Draws(7, step, range(2)))
+        some = dataclasses.replace(taken(), draws=StepRandom(7, step, range(2)))
         return [*first(some).values(), *second(some).values()]
 
     torch.manual_seed(0)
@@ -270,13 +274,13 @@ def test_a_bfloat16_teacher_under_autocast_judges_nearly_the_same() -> None:
 
 @pytest.mark.parametrize(("depth", "blocks"), [(38, (8, 18, 27, 37)), (3, (0, 1, 2)), (4, (0, 1, 2, 3)), (1, (0,))])
 def test_four_blocks_are_looked_at(depth: int, blocks: tuple[int, ...]) -> None:
-    assert adversary.spread(depth) == blocks
+    assert adversary.evenly_spaced(depth) == blocks
 
 
 @pytest.mark.parametrize("block", [3, -1])
 def test_blocks_that_the_teacher_has_not_are_told(block: int) -> None:
     with pytest.raises(InputError, match=f"has blocks 0 to 2, adversarial.blocks names {block}"):
-        Critic(frozen_teacher(), Adversarial(blocks=(0, block)))
+        FeatureDiscriminator(frozen_teacher(), AdversarialConfig(blocks=(0, block)))
 
 
 @pytest.mark.slow

@@ -6,23 +6,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from snapgen.diffusion import rectified_flow as flow
-from snapgen.objectives.flow_matching import FlowTurn
-from snapgen.objectives.knowledge_distillation import leading
+from snapgen.diffusion import rectified_flow
+from snapgen.objectives.flow_matching import FlowMatchingObjective
+from snapgen.objectives.knowledge_distillation import data_weight
 from snapgen.objectives.teacher import Teacher
 from snapgen.training.batches import Batch
-from snapgen.training.stages import Distillation
+from snapgen.training.stages import DistillationConfig
 from tests.snapgen.lessons import NoReading, batch, frozen_teacher, new_teacher, student
 
-BOTH = Distillation()
+BOTH = DistillationConfig()
 
 
-def taught(distillation: Distillation = BOTH, **options: object) -> FlowTurn:
+def taught(distillation: DistillationConfig = BOTH, **options: object) -> FlowMatchingObjective:
     own = frozen_teacher()
-    return FlowTurn(student(), prediction="preconditioned", distillation=distillation, teacher=own, **options)
+    return FlowMatchingObjective(
+        student(), prediction="preconditioned", distillation=distillation, teacher=own, **options
+    )
 
 
-def gradients(loss: Tensor, turn: FlowTurn) -> list[Tensor]:
+def gradients(loss: Tensor, turn: FlowMatchingObjective) -> list[Tensor]:
     weights = list(turn.student.parameters())
     found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
@@ -31,11 +33,11 @@ def gradients(loss: Tensor, turn: FlowTurn) -> list[Tensor]:
 # --- the data alone ---
 
 
-@pytest.mark.parametrize("prediction", flow.PREDICTIONS)
-def test_without_a_teacher_it_is_flow_matching(prediction: flow.Prediction) -> None:
-    turn, some = FlowTurn(student(), prediction=prediction), batch()
+@pytest.mark.parametrize("prediction", rectified_flow.FLOW_PREDICTION_TYPES)
+def test_without_a_teacher_it_is_flow_matching(prediction: rectified_flow.FlowPredictionType) -> None:
+    turn, some = FlowMatchingObjective(student(), prediction=prediction), batch()
     found = turn(some)
-    wanted = flow.losses(turn.student, some.latents, some.noise, some.t, some.context, prediction=prediction)
+    wanted = rectified_flow.losses(turn.student, some.latents, some.noise, some.t, some.context, prediction=prediction)
     assert torch.equal(found["loss"], wanted.mean())
     assert found.keys() == {"loss", "task"}
     assert torch.equal(found["task"], found["loss"])
@@ -46,7 +48,7 @@ def test_a_teacher_is_trained_the_same_way() -> None:
     own, some = new_teacher(prediction="preconditioned"), batch(size=8)
     assert some.teacher is not None
     some = dataclasses.replace(some, context=some.teacher.context, pooled=some.teacher.pooled, teacher=None)
-    turn = FlowTurn(own, prediction=own.prediction)
+    turn = FlowMatchingObjective(own, prediction=own.prediction)
     assert len(list(turn.parameters())) == len(list(own.parameters()))
     optimizer = torch.optim.AdamW(turn.parameters(), lr=3e-3)
     losses = []
@@ -65,7 +67,7 @@ def test_a_teacher_is_trained_the_same_way() -> None:
 # --- a teacher ---
 
 
-def parts_by_hand(turn: FlowTurn, some: Batch, teacher: Teacher) -> dict[str, Tensor]:
+def parts_by_hand(turn: FlowMatchingObjective, some: Batch, teacher: Teacher) -> dict[str, Tensor]:
     """(B,) each, from the formulas: ‖v_θ − (ε − x₀)‖², ‖v_T − v_θ‖², ‖f_T − φ(f_θ)‖², means over elements."""
     assert turn.projector is not None
     assert some.teacher is not None
@@ -85,7 +87,7 @@ def parts_by_hand(turn: FlowTurn, some: Batch, teacher: Teacher) -> dict[str, Te
 
 def test_the_losses_are_the_papers() -> None:
     own, some = frozen_teacher(), batch()
-    turn = FlowTurn(student(), prediction="preconditioned", distillation=BOTH, teacher=own)
+    turn = FlowMatchingObjective(student(), prediction="preconditioned", distillation=BOTH, teacher=own)
     found, wanted = turn(some), parts_by_hand(turn, some, own)
     assert found.keys() == {"loss", *wanted}
     for name, part in wanted.items():
@@ -96,10 +98,10 @@ def test_the_losses_are_the_papers() -> None:
 def test_the_gradient_is_the_mixture_of_the_parts() -> None:
     """S(task, output) + S(task, features): 2·α·∇task + (1 − α)·Σ ratio·∇kd, image by image, in every weight."""
     own, some = frozen_teacher(), batch(t=[0.1, 0.6])
-    turn = FlowTurn(student(), prediction="preconditioned", distillation=BOTH, teacher=own)
+    turn = FlowMatchingObjective(student(), prediction="preconditioned", distillation=BOTH, teacher=own)
     parts = parts_by_hand(turn, some, own)
     mixed = torch.zeros(())
-    for image, alpha in enumerate(leading(some.t).tolist()):
+    for image, alpha in enumerate(data_weight(some.t).tolist()):
         ratios = {name: (parts["task"][image] / parts[name][image]).item() for name in ("output", "features")}
         mixed = mixed + alpha * 2 * parts["task"][image] / 2
         mixed = mixed + sum((1 - alpha) * ratio * parts[name][image] / 2 for name, ratio in ratios.items())
@@ -108,7 +110,7 @@ def test_the_gradient_is_the_mixture_of_the_parts() -> None:
 
 
 def test_without_scaling_the_losses_are_weighted_and_added() -> None:
-    plain = Distillation(scaling="none", output_weight=0.5, feature_weight=0.25)
+    plain = DistillationConfig(scaling="none", output_weight=0.5, feature_weight=0.25)
     found = taught(plain)(batch())
     torch.testing.assert_close(found["loss"], found["task"] + 0.5 * found["output"] + 0.25 * found["features"])
 
@@ -116,7 +118,7 @@ def test_without_scaling_the_losses_are_weighted_and_added() -> None:
 @pytest.mark.parametrize("scaling", ["timestep", "none"])
 @pytest.mark.parametrize(("output", "features"), [(True, False), (False, True)])
 def test_each_level_can_be_left_out(output: bool, features: bool, scaling: str) -> None:
-    turn = taught(Distillation(output=output, features=features, scaling=scaling))
+    turn = taught(DistillationConfig(output=output, features=features, scaling=scaling))
     found = turn(batch())
     assert found.keys() == {"loss", "task", "output" if output else "features"}
     assert (turn.projector is not None) == features
@@ -125,7 +127,7 @@ def test_each_level_can_be_left_out(output: bool, features: bool, scaling: str) 
 
 
 def test_guidance_changes_what_the_teacher_says() -> None:
-    assert not torch.equal(taught()(batch())["output"], taught(Distillation(guidance=4))(batch())["output"])
+    assert not torch.equal(taught()(batch())["output"], taught(DistillationConfig(guidance=4))(batch())["output"])
 
 
 # --- who trains ---
@@ -135,7 +137,7 @@ def test_the_teacher_is_neither_trained_nor_copied_nor_kept_in_a_graph() -> None
     own = frozen_teacher()
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     places = {tensor.data_ptr() for tensor in own.state_dict().values()}
-    turn = FlowTurn(student(), prediction="velocity", distillation=BOTH, teacher=own)
+    turn = FlowMatchingObjective(student(), prediction="velocity", distillation=BOTH, teacher=own)
     trained = {id(weight) for weight in turn.parameters()}
     assert trained == {id(w) for net in (turn.student, turn.projector) for w in net.parameters()}
     seen: list[bool] = []
@@ -151,13 +153,13 @@ def test_the_teacher_is_neither_trained_nor_copied_nor_kept_in_a_graph() -> None
 
 def test_a_teacher_that_could_learn_is_our_mistake() -> None:
     with pytest.raises(AssertionError):
-        FlowTurn(student(), prediction="velocity", distillation=BOTH, teacher=new_teacher())
+        FlowMatchingObjective(student(), prediction="velocity", distillation=BOTH, teacher=new_teacher())
 
 
 def test_a_bfloat16_teacher_teaches_nearly_the_same() -> None:
     own = frozen_teacher()
-    exact = FlowTurn(student(), prediction="velocity", distillation=BOTH, teacher=own)(batch())
-    turn = FlowTurn(student(), prediction="velocity", distillation=BOTH, teacher=own.bfloat16())
+    exact = FlowMatchingObjective(student(), prediction="velocity", distillation=BOTH, teacher=own)(batch())
+    turn = FlowMatchingObjective(student(), prediction="velocity", distillation=BOTH, teacher=own.bfloat16())
     found = turn(batch())
     found["loss"].backward()
     assert all(value.dtype == torch.float32 for value in found.values())

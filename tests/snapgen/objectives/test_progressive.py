@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from snapgen.diffusion import variance_preserving as diffusion
+from snapgen.diffusion import variance_preserving
 from snapgen.models.unet import UNet
-from snapgen.objectives.progressive import HalvingTurn, closed_form, weight
-from snapgen.training.batches import Batch, Draws
-from snapgen.training.stages import HalvingStage
+from snapgen.objectives.progressive import ProgressiveDistillationObjective, truncated_snr, x0_for_one_step
+from snapgen.training.batches import Batch, StepRandom
+from snapgen.training.stages import ProgressiveDistillationStage
 from tests.snapgen.diffusion.test_variance_preserving import END, NEXT, NOW, at, one
 from tests.snapgen.lessons import NoReading, batch, student
 from tests.snapgen.nets import stirred, tiny
@@ -21,11 +21,11 @@ from tests.snapgen.nets import stirred, tiny
 @pytest.fixture
 def simple(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the tests of the process."""
-    monkeypatch.setattr(diffusion, "_schedule", lambda _: torch.tensor([[1, 0.8, 0.6], [0, 0.6, 0.8]]))
+    monkeypatch.setattr(variance_preserving, "_schedule", lambda _: torch.tensor([[1, 0.8, 0.6], [0, 0.6, 0.8]]))
 
 
-def stage(**changes: Any) -> HalvingStage:
-    return HalvingStage(name="x", resolution=32, images=16, batch=2, **{"teacher_steps": 16, **changes})
+def stage(**changes: Any) -> ProgressiveDistillationStage:
+    return ProgressiveDistillationStage(name="x", resolution=32, images=16, batch=2, **{"teacher_steps": 16, **changes})
 
 
 def own_teacher() -> UNet:
@@ -37,9 +37,13 @@ def own_teacher() -> UNet:
     return found
 
 
-def turn(prediction: diffusion.Prediction = "v", **changes: Any) -> tuple[HalvingTurn, UNet]:
+def turn(
+    prediction: variance_preserving.DiffusionPredictionType = "v", **changes: Any
+) -> tuple[ProgressiveDistillationObjective, UNet]:
     teaches = own_teacher()
-    return HalvingTurn(student(), teacher=teaches, stage=stage(**changes), prediction=prediction), teaches
+    return ProgressiveDistillationObjective(
+        student(), teacher=teaches, stage=stage(**changes), prediction=prediction
+    ), teaches
 
 
 def some_batch() -> Batch:
@@ -47,7 +51,7 @@ def some_batch() -> Batch:
 
 
 def coefficients(t: list[float]) -> tuple[Tensor, Tensor]:
-    return diffusion.alpha_sigma(torch.tensor(t), torch.zeros(len(t), 1, 1, 1))
+    return variance_preserving.alpha_sigma(torch.tensor(t), torch.zeros(len(t), 1, 1, 1))
 
 
 def two_steps(teaches: UNet, z: Tensor, context: Tensor, w: float | None) -> Tensor:
@@ -70,14 +74,14 @@ def two_steps(teaches: UNet, z: Tensor, context: Tensor, w: float | None) -> Ten
 @pytest.mark.usefixtures("simple")
 def test_the_closed_form_by_hand() -> None:
     """z = 2 at (0.6, 0.8), z'' = 1.85 at (0.8, 0.6): (1.85 − 0.75·2) / (0.8 − 0.75·0.6) = 1; the data as is."""
-    torch.testing.assert_close(closed_form(one(2), one(1.85), at(NOW), at(NEXT)), one(1))
-    torch.testing.assert_close(closed_form(one(2), one(0.7), at(NOW), at(END)), one(0.7))
+    torch.testing.assert_close(x0_for_one_step(one(2), one(1.85), at(NOW), at(NEXT)), one(1))
+    torch.testing.assert_close(x0_for_one_step(one(2), one(0.7), at(NOW), at(END)), one(0.7))
 
 
 @pytest.mark.usefixtures("simple")
 def test_the_weight_by_hand() -> None:
     """(0.8 / 0.6)² = 16/9; (0.6 / 0.8)² is below 1 and counts as 1."""
-    found = weight(torch.tensor([NEXT, NOW]), torch.zeros(2, 1, 1, 1))
+    found = truncated_snr(torch.tensor([NEXT, NOW]), torch.zeros(2, 1, 1, 1))
     torch.testing.assert_close(found, torch.tensor([16 / 9, 1]))
 
 
@@ -86,10 +90,10 @@ def test_one_step_to_the_target_lands_where_two_of_the_teachers_do(w: float | No
     learner, teaches = turn()
     some = some_batch()
     assert some.context is not None
-    z = diffusion.noised(some.latents, some.noise, some.t)
+    z = variance_preserving.add_noise(some.latents, some.noise, some.t)
     scale = None if w is None else torch.full((2, 1, 1, 1), w)
     wanted = learner.taught(z, some.t, some.context, scale)
-    landed = diffusion.ddim(z, wanted, some.t, torch.tensor([0.874, 0.124]))
+    landed = variance_preserving.ddim_step(z, wanted, some.t, torch.tensor([0.874, 0.124]))
     torch.testing.assert_close(landed, two_steps(teaches, z, some.context, w), rtol=1e-4, atol=1e-4)
     assert not wanted.requires_grad
 
@@ -97,18 +101,18 @@ def test_one_step_to_the_target_lands_where_two_of_the_teachers_do(w: float | No
 def test_the_last_two_steps_end_in_the_data() -> None:
     learner, teaches = turn()
     some = batch(t=[0.124, 0.124])
-    z = diffusion.noised(some.latents, some.noise, some.t)
+    z = variance_preserving.add_noise(some.latents, some.noise, some.t)
     between = torch.tensor([0.061, 0.061])  # 62.5 is rounded to even
-    first = diffusion.clean(teaches(z, some.t, some.context), z, some.t, "v")
-    z_between = diffusion.ddim(z, first, some.t, between)
-    reached = diffusion.clean(teaches(z_between, between, some.context), z_between, between, "v")
+    first = variance_preserving.predict_x0(teaches(z, some.t, some.context), z, some.t, "v")
+    z_between = variance_preserving.ddim_step(z, first, some.t, between)
+    reached = variance_preserving.predict_x0(teaches(z_between, between, some.context), z_between, between, "v")
     torch.testing.assert_close(learner.taught(z, some.t, some.context, None), reached, rtol=1e-4, atol=1e-4)
 
 
 def test_every_timestep_of_the_student_has_its_two_steps() -> None:
     for steps in (2, 16, 32, 62, 1000):
-        learner = HalvingTurn(student(), teacher=own_teacher(), stage=stage(teacher_steps=steps))
-        visited = diffusion.visited(steps)
+        learner = ProgressiveDistillationObjective(student(), teacher=own_teacher(), stage=stage(teacher_steps=steps))
+        visited = variance_preserving.ddim_timesteps(steps)
         between, end = learner._next(visited[:-1:2])
         assert torch.equal(between, visited[1::2])
         assert torch.equal(end, visited[2::2])
@@ -117,7 +121,9 @@ def test_every_timestep_of_the_student_has_its_two_steps() -> None:
 # --- the losses ---
 
 
-def losses_by_hand(learner: HalvingTurn, teaches: UNet, some: Batch, w: float | None) -> tuple[Tensor, Tensor]:
+def losses_by_hand(
+    learner: ProgressiveDistillationObjective, teaches: UNet, some: Batch, w: float | None
+) -> tuple[Tensor, Tensor]:
     """L_dstl and L_ori, (B,) each."""
     assert some.context is not None
     alpha, sigma = coefficients(some.t.tolist())
@@ -159,7 +165,7 @@ class Knowing(nn.Module):
         self.data, self.off = data, nn.Parameter(torch.tensor(float(off)))
 
     def forward(self, z: Tensor, t: Tensor, _: Tensor | None) -> Tensor:
-        alpha, sigma = diffusion.alpha_sigma(t, z)
+        alpha, sigma = variance_preserving.alpha_sigma(t, z)
         return (alpha * z - self.data.repeat(len(z) // len(self.data), 1, 1, 1) - self.off) / sigma
 
 
@@ -169,7 +175,7 @@ def test_a_perfect_student_has_no_loss(probability: float) -> None:
     teaches = Knowing(some.latents + 0.5).requires_grad_(False)
     losses = {}
     for off in (0.5, 0.6):
-        perfect = HalvingTurn(
+        perfect = ProgressiveDistillationObjective(
             Knowing(some.latents, off),
             teacher=teaches,
             stage=stage(probability=probability),  # type: ignore[arg-type]
@@ -180,13 +186,13 @@ def test_a_perfect_student_has_no_loss(probability: float) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["v", "noise"])
-def test_training_brings_the_student_to_its_teacher(prediction: diffusion.Prediction) -> None:
+def test_training_brings_the_student_to_its_teacher(prediction: variance_preserving.DiffusionPredictionType) -> None:
     learner, _ = turn(prediction, probability=0.5, guidance=(1.5, 3), original=0)
     some, optimizer = batch(t=[0.624, 0.374]), torch.optim.AdamW(learner.parameters(), lr=3e-3)
     losses = []
     for step in range(30):
         optimizer.zero_grad()
-        loss = learner(dataclasses.replace(some, draws=Draws(seed=1, step=step, rows=range(2))))["loss"]
+        loss = learner(dataclasses.replace(some, draws=StepRandom(seed=1, step=step, rows=range(2))))["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -201,10 +207,10 @@ def test_a_step_is_guided_as_often_as_it_is_said_and_whole() -> None:
     some, guided = batch(count=4), []
     for step in range(2000):
         halves = [
-            learner.guidance(dataclasses.replace(batch(count=2), draws=Draws(seed=5, step=step, rows=rows)))
+            learner.guidance(dataclasses.replace(batch(count=2), draws=StepRandom(seed=5, step=step, rows=rows)))
             for rows in (range(2), range(2, 4))
         ]
-        whole = learner.guidance(dataclasses.replace(some, draws=Draws(seed=5, step=step, rows=range(4))))
+        whole = learner.guidance(dataclasses.replace(some, draws=StepRandom(seed=5, step=step, rows=range(4))))
         if whole is None:
             assert halves == [None, None]
         else:

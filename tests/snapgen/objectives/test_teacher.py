@@ -11,8 +11,8 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from snapgen.conditioning.captions import Condition
-from snapgen.diffusion import rectified_flow as flow
+from snapgen.conditioning.captions import Conditioning
+from snapgen.diffusion import rectified_flow
 from snapgen.errors import InputError
 from snapgen.objectives import teacher
 from snapgen.objectives.teacher import Teacher
@@ -35,7 +35,7 @@ SD35_LARGE = {
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def given() -> tuple[torch.Tensor, torch.Tensor, Condition]:
+def given() -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
     some = batch(size=8)
     assert some.teacher is not None
     return some.latents, some.t, some.teacher
@@ -59,7 +59,7 @@ def test_it_is_diffusers_net_with_time_from_0_to_1000() -> None:
     ).sample
     assert theirs.abs().mean() > 0.1
     assert torch.equal(own(x, t, context, pooled), theirs)
-    assert torch.equal(own.velocity(x, t, Condition(context, pooled)), theirs)
+    assert torch.equal(own.velocity(x, t, Conditioning(context, pooled)), theirs)
 
 
 def test_without_a_pooled_embedding_it_is_zero() -> None:
@@ -115,7 +115,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 def test_guidance_leads_away_from_zeros() -> None:
     own = frozen_teacher()
     x, t, condition = given()
-    none = Condition(*(None if part is None else torch.zeros_like(part) for part in condition))
+    none = Conditioning(*(None if part is None else torch.zeros_like(part) for part in condition))
     velocity, tokens = own.observe(x, t, condition, [2], guidance=3.5)
     bare = own.velocity(x, t, none)
     torch.testing.assert_close(velocity, bare + 3.5 * (own.velocity(x, t, condition) - bare))
@@ -158,8 +158,8 @@ def test_a_new_one_learns() -> None:
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     losses = []
     for _ in range(40):
-        velocity = own.velocity(flow.interpolate(x, noise, t), t, condition)
-        loss = flow.squared_errors(velocity, noise - x).mean()
+        velocity = own.velocity(rectified_flow.interpolate(x, noise, t), t, condition)
+        loss = rectified_flow.mse_per_image(velocity, noise - x).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -168,20 +168,20 @@ def test_a_new_one_learns() -> None:
 
 
 def test_saved_and_loaded_it_is_frozen_and_says_the_same(saved: Path) -> None:
-    wanted, found = frozen_teacher(prediction="preconditioned"), teacher.load(saved)
+    wanted, found = frozen_teacher(prediction="preconditioned"), teacher.load_teacher(saved)
     x, t, condition = given()
     assert found.prediction == "preconditioned"
     assert not found.training
     assert not any(weight.requires_grad for weight in found.parameters())
     assert torch.equal(found.velocity(x, t, condition), wanted.velocity(x, t, condition))
-    half = teacher.load(saved, dtype=torch.bfloat16)
+    half = teacher.load_teacher(saved, dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.bfloat16}
 
 
 def test_its_shape_needs_no_memory(saved: Path) -> None:
     with torch.device("meta"):
         new = new_teacher()
-    for own in (teacher.shape_of(saved), new):
+    for own in (teacher.load_on_meta(saved), new):
         own.check(**FITS)
         assert all(weight.is_meta for weight in own.parameters())
 
@@ -190,7 +190,7 @@ def test_diffusers_own_folder_in_shards_in_a_pipeline_teaches_velocities(tmp_pat
     net = frozen_teacher().net
     net.save_pretrained(tmp_path / "transformer", max_shard_size="20KB")
     assert len(list(tmp_path.glob("transformer/*-of-*.safetensors"))) > 1
-    found = teacher.load(tmp_path)
+    found = teacher.load_teacher(tmp_path)
     assert found.prediction == "velocity"
     assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in found.net.state_dict().items())
 
@@ -202,7 +202,7 @@ def test_sd35_large_builds_without_memory() -> None:
     assert (own.context_width, own.pooled_width) == (4096, 2048)
     own.check(latent_channels=16, latent_size=128, context_width=4096, pooled_width=2048)
     x, t = torch.empty(1, 16, 128, 128, device="meta"), torch.empty(1, device="meta")
-    condition = Condition(torch.empty(1, 333, 4096, device="meta"), torch.empty(1, 2048, device="meta"))
+    condition = Conditioning(torch.empty(1, 333, 4096, device="meta"), torch.empty(1, 2048, device="meta"))
     velocity, (tokens,) = own.observe(x, t, condition, [37])
     assert (velocity.shape, tokens.shape) == (x.shape, (1, 2432, 64, 64))
 
@@ -224,7 +224,7 @@ FITS = {"latent_channels": 3, "latent_size": 8, "context_width": 10, "pooled_wid
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(change: dict[str, int], words: str, saved: Path) -> None:
-    own = teacher.load(saved)
+    own = teacher.load_teacher(saved)
     own.check(**FITS)
     with pytest.raises(InputError) as refused:
         own.check(**FITS | change)
@@ -261,7 +261,7 @@ def test_a_damaged_folder_is_told_in_one_line(
     shutil.copytree(saved, folder)
     damage(folder)
     with pytest.raises(InputError) as refused:
-        teacher.load(folder)
+        teacher.load_teacher(folder)
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -270,7 +270,7 @@ def test_truncated_weights_are_found_before_they_are_read(saved: Path, tmp_path:
     shutil.copytree(saved, tmp_path / "copy")
     os.truncate(tmp_path / "copy" / WEIGHTS, 20_000)
     with pytest.raises(InputError, match="cannot be read"):
-        teacher.shape_of(tmp_path / "copy")
+        teacher.load_on_meta(tmp_path / "copy")
 
 
 def test_values_that_are_not_finite_are_told(tmp_path: Path) -> None:
@@ -278,14 +278,14 @@ def test_values_that_are_not_finite_are_told(tmp_path: Path) -> None:
     own.net.proj_out.weight[0, 0] = torch.nan
     own.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"proj_out\.weight: holds values that are not finite"):
-        teacher.load(tmp_path)
+        teacher.load_teacher(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["missing", "file"])
 def test_no_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="name the folder"):
-        teacher.load(tmp_path / name)
+        teacher.load_teacher(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -300,5 +300,5 @@ def test_no_folder(name: str, tmp_path: Path) -> None:
 def test_a_shape_that_builds_no_net_is_refused(change: dict[str, int], pooled: int, words: str) -> None:
     sizes = {"latent_channels": 3, "context_width": 10, "pooled_width": pooled, "sample_size": 8, "seed": 0}
     with pytest.raises(InputError) as refused:
-        teacher.built(SHAPE | change, **sizes, source="recipe.yaml")
+        teacher.new_teacher(SHAPE | change, **sizes, source="recipe.yaml")
     assert words in str(refused.value)

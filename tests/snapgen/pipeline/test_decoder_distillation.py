@@ -15,21 +15,21 @@ from typer.testing import CliRunner
 from archsearch.cli import app
 from snapgen.autoencoders import autoencoder
 from snapgen.autoencoders.autoencoder import KLAutoencoder
-from snapgen.autoencoders.pruned_decoder import PrunedAutoencoderKL, image, pruned
-from snapgen.conditioning.captions import EncoderSettings
+from snapgen.autoencoders.pruned_decoder import PrunedAutoencoderKL, decode_image, prune_decoder
+from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.errors import InputError
 from snapgen.io import checkpoint
-from snapgen.io.chunked import Rows
-from snapgen.pipeline import synthetic_latents as synthetic
-from snapgen.pipeline.decoder_distillation import DecoderDistillation, Distillation, distil, read_prompts
+from snapgen.io.chunked import ChunkedTensor
+from snapgen.pipeline import synthetic_latents
+from snapgen.pipeline.decoder_distillation import DecoderDistillationConfig, DecoderDistiller, distil, read_prompts
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
-from snapgen.pipeline.synthetic_latents import Sampling
+from snapgen.pipeline.synthetic_latents import SamplingConfig
 from tests.snapgen.diffusers_nets import SD, small_kl
 from tests.snapgen.encoders import bert, clip
 from tests.snapgen.nets import stirred, tiny
 
-FEW = Sampling(images=12, steps=2, guidance=2, resolution=16)
-SHORT = Distillation(steps=4, batch=3, warmup=1)
+FEW = SamplingConfig(images=12, steps=2, guidance=2, resolution=16)
+SHORT = DecoderDistillationConfig(steps=4, batch=3, warmup=1)
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
 
@@ -41,7 +41,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def ours(folder: Path, coder: Any = None) -> Path:
     """A SnapGenPipeline of random weights."""
     net = stirred(tiny({"latent_channels": 4, "context_width": 16}))
-    texts = [EncoderSettings(encoder=str(bert(folder / "bert")), tokens=8)]
+    texts = [TextEncoderConfig(encoder=str(bert(folder / "bert")), tokens=8)]
     facts: dict[str, Any] = {"prediction": "preconditioned", "steps": 2, "resolution": 16}
     SnapGenPipeline.assembled(net, coder or KLAutoencoder(small_kl()), texts, **facts).save_pretrained(folder / "pipe")
     return folder / "pipe"
@@ -80,25 +80,25 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def drawn(folder: Path, prompts: list[str], sampling: Sampling = FEW) -> torch.Tensor:
-    return synthetic.latents(synthetic.open_pipeline(folder), folder, prompts, sampling).whole()
+def drawn(folder: Path, prompts: list[str], sampling: SamplingConfig = FEW) -> torch.Tensor:
+    return synthetic_latents.latents(synthetic_latents.open_pipeline(folder), folder, prompts, sampling).whole()
 
 
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
 def test_latents_are_the_pipelines_own(folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its scale, each of its prompt and of its own noise, whatever is drawn beside it; nothing is drawn twice."""
-    monkeypatch.setattr(synthetic, "PART", 5)
+    monkeypatch.setattr(synthetic_latents, "PART", 5)
     found = drawn(folders[kind], ["a fox", "the moon"])
     assert found.shape[:2] == (12, 4)
     assert len({tuple(row.flatten()[:8].tolist()) for row in found}) == 12
-    pipeline = synthetic.open_pipeline(folders[kind])
-    noise = torch.Generator().manual_seed(synthetic.seeds.derive(0, "synthetic noise", 7))
+    pipeline = synthetic_latents.open_pipeline(folders[kind])
+    noise = torch.Generator().manual_seed(synthetic_latents.seeding.derive_seed(0, "synthetic noise", 7))
     sizes = {"height": 16, "width": 16, "num_inference_steps": 2, "guidance_scale": 2.0}
     alone = pipeline("the moon", generator=[noise], output_type="latent", **sizes).images
     torch.testing.assert_close(found[7:8].float(), alone, rtol=2e-3, atol=2e-3)
     assert not torch.equal(drawn(folders[kind], ["a moon", "the moon"])[0], found[0])
     assert not torch.equal(drawn(folders[kind], ["a fox", "the moon"], FEW.model_copy(update={"seed": 1}))[0], found[0])
-    monkeypatch.setattr(synthetic, "_draw", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(synthetic_latents, "_draw", lambda *_: pytest.fail("drawn again"))
     assert torch.equal(drawn(folders[kind], ["a fox", "the moon"]), found)
 
 
@@ -108,12 +108,12 @@ def test_the_pipeline_is_written_with_the_smaller_decoder(
 ) -> None:
     result = distil(folders[kind], prompts, tmp_path / "out", sampling=FEW, training=SHORT)
     assert 3 < result.whole_params / result.params < 4
-    pipeline = synthetic.open_pipeline(tmp_path / "out")
+    pipeline = synthetic_latents.open_pipeline(tmp_path / "out")
     assert isinstance(pipeline.vae, PrunedAutoencoderKL)
     sizes: dict[str, Any] = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "np"}
     assert pipeline(["a fox"], **sizes).images.shape == (1, 16, 16, 3)
-    coder = autoencoder.load(tmp_path / "out")
-    whole = autoencoder.load(folders[kind])
+    coder = autoencoder.load_autoencoder(tmp_path / "out")
+    whole = autoencoder.load_autoencoder(folders[kind])
     pixels = torch.rand(1, 3, 16, 16)
     torch.testing.assert_close(coder.encode(pixels), whole.encode(pixels))
     assert not list(tmp_path.glob("*.checkpoint*"))
@@ -124,22 +124,22 @@ def test_the_pipeline_is_written_with_the_smaller_decoder(
 def test_training_lowers_the_error() -> None:
     whole = small_kl()
     latents = torch.randn(40, 4, 4, 4, generator=torch.Generator().manual_seed(3))
-    small = pruned(whole, 0.5)
+    small = prune_decoder(whole, 0.5)
     with torch.no_grad():
-        before = (image(small, latents[32:]) - image(whole, latents[32:])).square().mean()
+        before = (decode_image(small, latents[32:]) - decode_image(whole, latents[32:])).square().mean()
     encoder = {name: tensor.clone() for name, tensor in small.encoder.state_dict().items()}
-    training = Distillation(steps=120, batch=8, learning_rate=5e-3, warmup=10)
-    DecoderDistillation(small, whole, Rows([latents]), training, 32).complete()
-    after = (image(small, latents[32:]) - image(whole, latents[32:])).square().mean()
+    training = DecoderDistillationConfig(steps=120, batch=8, learning_rate=5e-3, warmup=10)
+    DecoderDistiller(small, whole, ChunkedTensor([latents]), training, 32).complete()
+    after = (decode_image(small, latents[32:]) - decode_image(whole, latents[32:])).square().mean()
     assert after < 0.6 * before
     assert all(torch.equal(encoder[name], tensor) for name, tensor in small.encoder.state_dict().items())
 
 
 def test_the_loss_is_between_the_two_images() -> None:
     whole, latents = small_kl(), torch.randn(1, 4, 4, 4)
-    small = pruned(whole, 0.5)
+    small = prune_decoder(whole, 0.5)
     expected = (small.decode(latents / 1.5 + 0.06).sample - whole.decode(latents / 1.5 + 0.06).sample).square().mean()
-    run = DecoderDistillation(small, whole, Rows([latents]), SHORT)
+    run = DecoderDistiller(small, whole, ChunkedTensor([latents]), SHORT)
     torch.testing.assert_close(run.step()["mse"], expected.detach())
 
 
@@ -201,7 +201,7 @@ def test_a_pipeline_that_will_not_do_is_told(
 
 
 def test_an_autoencoder_of_ours_is_no_kl(prompts: Path, tmp_path: Path) -> None:
-    folder = ours(tmp_path, autoencoder.load("emoji"))
+    folder = ours(tmp_path, autoencoder.load_autoencoder("emoji"))
     with pytest.raises(InputError, match="vae: has a ConvAutoencoder, no AutoencoderKL"):
         distil(folder, prompts, tmp_path / "out")
 

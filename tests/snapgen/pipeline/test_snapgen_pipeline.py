@@ -16,14 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from snapgen.autoencoders import autoencoder
-from snapgen.autoencoders.autoencoder import Autoencoder, KLAutoencoder, WithDecoder
+from snapgen.autoencoders.autoencoder import Autoencoder, AutoencoderWithDecoder, KLAutoencoder
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
 from snapgen.conditioning import captions as conditioning
-from snapgen.conditioning.captions import EncoderSettings
+from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.coreml.pipeline_export import describe
-from snapgen.diffusion import rectified_flow as flow
+from snapgen.diffusion import rectified_flow
 from snapgen.errors import InputError
-from snapgen.pipeline.loading import find, load
+from snapgen.pipeline.loading import find_pipeline, load_pipeline
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from tests.snapgen.conditioning.test_text_encoder import bert, clip
 from tests.snapgen.diffusers_nets import small_kl
@@ -43,26 +43,28 @@ def kl() -> KLAutoencoder:
     return KLAutoencoder(small_kl())
 
 
-def with_decoder() -> WithDecoder:
+def with_decoder() -> AutoencoderWithDecoder:
     torch.manual_seed(0)
     decoder = TinyDecoder(latent_channels=4, widths=(8, 16), blocks=(1, 1), mid_blocks=1, norm_groups=4)
-    return WithDecoder(kl(), decoder.eval())
+    return AutoencoderWithDecoder(kl(), decoder.eval())
 
 
-def encoders(folder: Path) -> list[EncoderSettings]:
+def encoders(folder: Path) -> list[TextEncoderConfig]:
     """A group of two joined on channels, and one behind it: 16 + 24 channels, 8 + 5 tokens."""
-    first = EncoderSettings(encoder=str(bert(folder / "bert")), tokens=8)
-    second = EncoderSettings(encoder=str(clip(folder / "clip")), tokens=8, layer="penultimate", join="channels")
-    return [first, second, EncoderSettings(encoder=first.encoder, tokens=5)]
+    first = TextEncoderConfig(encoder=str(bert(folder / "bert")), tokens=8)
+    second = TextEncoderConfig(encoder=str(clip(folder / "clip")), tokens=8, layer="penultimate", join="channels")
+    return [first, second, TextEncoderConfig(encoder=first.encoder, tokens=5)]
 
 
 def made(
-    folder: Path, coder: Autoencoder | None = None, texts: list[EncoderSettings] | None = None, **changes: Any
+    folder: Path, coder: Autoencoder | None = None, texts: list[TextEncoderConfig] | None = None, **changes: Any
 ) -> SnapGenPipeline:
     """A pipeline of random weights: two text encoders in three places, 16 pixels a side."""
     net = stirred(tiny({**FITTING, "context_width": 40}))
     facts: dict[str, Any] = {"prediction": "preconditioned", "steps": 2, "resolution": 16, **changes}
-    pipeline = SnapGenPipeline.assembled(net, coder or autoencoder.load("emoji"), texts or encoders(folder), **facts)
+    pipeline = SnapGenPipeline.assembled(
+        net, coder or autoencoder.load_autoencoder("emoji"), texts or encoders(folder), **facts
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -76,16 +78,18 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> SnapGenPipeline:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 @pytest.mark.parametrize("prediction", ["velocity", "preconditioned"])
 def test_it_samples_as_flow_does(
-    prediction: flow.Prediction, guidance: float, shift: float, pipeline: SnapGenPipeline
+    prediction: rectified_flow.FlowPredictionType, guidance: float, shift: float, pipeline: SnapGenPipeline
 ) -> None:
     components = {**pipeline.components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift)}
     one = SnapGenPipeline(**components, encoders=pipeline.config.encoders, prediction=prediction, guidance=guidance)
     one.set_progress_bar_config(disable=True)
     context = torch.randn(3, 13, 40, generator=torch.Generator().manual_seed(0))
-    noise = flow.image_noise(range(3), (4, 4, 4), seed=7)
+    noise = rectified_flow.per_image_noise(range(3), (4, 4, 4), seed=7)
     sizes = {"height": 16, "width": 16, "num_inference_steps": 5}
     found = one(context=context, seed=7, output_type="latent", **sizes).images
-    expected = flow.sample(one.unet, noise, context, steps=5, guidance=guidance, prediction=prediction, shift=shift)
+    expected = rectified_flow.sample(
+        one.unet, noise, context, steps=5, guidance=guidance, prediction=prediction, shift=shift
+    )
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
 
 
@@ -104,7 +108,7 @@ def test_prompts_are_encoded_as_in_training(pipeline: SnapGenPipeline, tmp_path:
 def test_what_is_saved_is_loaded(coder: Callable[[], Autoencoder] | None, tmp_path: Path) -> None:
     one = made(tmp_path, coder and coder(), shift=3, guidance=2)
     one.save_pretrained(tmp_path / "x" / "pipeline")
-    again = load(tmp_path / "x")
+    again = load_pipeline(tmp_path / "x")
     assert again.config.encoders == one.config.encoders
     assert (again.config.prediction, again.config.guidance, again.scheduler.config.shift) == ("preconditioned", 2, 3)
     found, expected = (each(PROMPTS, output_type="np").images for each in (again, one))
@@ -195,11 +199,13 @@ def test_components_that_do_not_fit_are_told(changes: dict[str, Any], message: s
 
 def test_a_net_without_cross_attention_takes_prompts_and_reads_none(tmp_path: Path) -> None:
     net = stirred(tiny({**FITTING, "all.cross_attention": False}))
-    one = SnapGenPipeline.assembled(net, autoencoder.load(), encoders(tmp_path), prediction="velocity", resolution=16)
+    one = SnapGenPipeline.assembled(
+        net, autoencoder.load_autoencoder(), encoders(tmp_path), prediction="velocity", resolution=16
+    )
     assert one.text_encoder is None
     one.set_progress_bar_config(disable=True)
     one.save_pretrained(tmp_path / "pipeline")
-    again = load(tmp_path / "pipeline")
+    again = load_pipeline(tmp_path / "pipeline")
     found, expected = (each(PROMPTS[:2], output_type="pt", num_inference_steps=2).images for each in (again, one))
     assert torch.equal(found, expected)
     told = describe(one, 4)
@@ -212,7 +218,7 @@ def test_a_net_without_cross_attention_takes_prompts_and_reads_none(tmp_path: Pa
 
 def test_pixels_are_no_latents(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no autoencoder; its latents are pixels"):
-        made(tmp_path, autoencoder.load("none"))
+        made(tmp_path, autoencoder.load_autoencoder("none"))
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +272,7 @@ def test_a_damaged_folder_is_told(
     shutil.copytree(saved, tmp_path / "run")
     damage(tmp_path / "run" / "pipeline" / file)
     with pytest.raises(InputError, match=message) as caught:
-        load(tmp_path / "run")
+        load_pipeline(tmp_path / "run")
     assert "\n" not in str(caught.value)
 
 
@@ -274,6 +280,6 @@ def test_a_run_is_found_by_its_name(saved: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     shutil.copytree(saved, tmp_path / "runs" / "x")
     expected = tmp_path / "runs" / "x" / "pipeline"
-    assert [find(name).resolve() for name in ("x", "runs/x", "runs/x/pipeline")] == [expected] * 3
+    assert [find_pipeline(name).resolve() for name in ("x", "runs/x", "runs/x/pipeline")] == [expected] * 3
     with pytest.raises(InputError, match="y: is no folder, nor the name of one under runs/"):
-        find("y")
+        find_pipeline("y")

@@ -14,12 +14,17 @@ from torch import Tensor, nn
 
 from snapgen.errors import InputError
 from snapgen.io import checkpoint
-from snapgen.objectives import adversarial as adversary
-from snapgen.objectives.flow_matching import FlowTurn
+from snapgen.objectives import adversarial
+from snapgen.objectives.flow_matching import FlowMatchingObjective
 from snapgen.training import loop
-from snapgen.training.batches import Batch, student_times
-from snapgen.training.loop import Loop, Report
-from snapgen.training.stages import Adversarial, Distillation, FlowStage, StepStage
+from snapgen.training.batches import Batch, few_step_timesteps
+from snapgen.training.loop import StepStats, Trainer
+from snapgen.training.stages import (
+    AdversarialConfig,
+    AdversarialDistillationStage,
+    DistillationConfig,
+    FlowMatchingStage,
+)
 from tests.snapgen import lessons
 from tests.snapgen.lessons import NoReading
 
@@ -40,41 +45,45 @@ def new(
     bad_image: int | None = None,
     bad_caption: int | None = None,
     **settings: Any,
-) -> Loop:
+) -> Trainer:
     """flow: a student beside a teacher, features too; steps: a student and its critic in turn."""
     values = {"name": "some", "resolution": 8, "batch": 8, "images": 8 * steps, "learning_rate": 3e-3, **settings}
     student, teacher, device = lessons.student(), lessons.frozen_teacher(), accelerator.device
     student, teacher = student.to(device), teacher.to(device)
     if kind == "flow":
-        stage: FlowStage | StepStage = FlowStage(distillation=Distillation(), **values)
-        turn = FlowTurn(student, prediction="preconditioned", distillation=stage.distillation, teacher=teacher)
+        stage: FlowMatchingStage | AdversarialDistillationStage = FlowMatchingStage(
+            distillation=DistillationConfig(), **values
+        )
+        turn = FlowMatchingObjective(
+            student, prediction="preconditioned", distillation=stage.distillation, teacher=teacher
+        )
         turns: dict[str, nn.Module] = {"student": turn}
         times, other = None, {}
     else:
-        stage = StepStage(**values)
-        turns = adversary.turns(
+        stage = AdversarialDistillationStage(**values)
+        turns = adversarial.build_adversarial_objectives(
             student,
             prediction="preconditioned",
-            adversarial=Adversarial(),
+            adversarial=AdversarialConfig(),
             distillation=stage.distillation,
             teacher=teacher,
             seed=0,
         )
-        times, other = student_times(4, 1), {"critic": stage.model_copy(update={"optimizer": "adamw"})}
+        times, other = few_step_timesteps(4, 1), {"critic": stage.model_copy(update={"optimizer": "adamw"})}
     for turn in turns.values():
         turn.to(device)
     feed = lessons.feed(times=times, bad_image=bad_image, bad_caption=bad_caption, device=device)
-    return Loop(stage, student, turns, feed, accelerator=accelerator, settings=other)
+    return Trainer(stage, student, turns, feed, accelerator=accelerator, settings=other)
 
 
-def run(some: Loop, *, pause: Callable[[], None] | None = None) -> list[Report]:
+def run(some: Trainer, *, pause: Callable[[], None] | None = None) -> list[StepStats]:
     """The reports of what is left to do; ``pause`` after every step."""
-    reports: list[Report] = []
+    reports: list[StepStats] = []
     some.run(report=reports.append, due=lambda _: pause is not None, pause=pause or (lambda: None))
     return reports
 
 
-def losses(some: Loop) -> list[dict[str, float]]:
+def losses(some: Trainer) -> list[dict[str, float]]:
     return [report.losses for report in run(some)]
 
 
@@ -86,7 +95,7 @@ def close(found: list[dict[str, float]], wanted: list[dict[str, float]], rel: fl
             assert mine[name] == pytest.approx(its[name], rel=rel, abs=rel), name
 
 
-def weights(some: Loop) -> Weights:
+def weights(some: Trainer) -> Weights:
     return {name: tensor.clone() for name, tensor in some.net.state_dict().items()}
 
 
@@ -171,14 +180,14 @@ def test_nothing_is_read_between_reports(
     accelerator: Accelerator, kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU by what is read off a tensor; what is gathered for the device beforehand lies in memory anyway."""
-    take = Loop._take
+    take = Trainer._take
 
-    def watched(self: Loop, step: int, batches: Iterator[Batch]) -> Tensor:
+    def watched(self: Trainer, step: int, batches: Iterator[Batch]) -> Tensor:
         given = iter([next(batches) for _ in range(self.stage.accumulate)])
         with NoReading():
             return take(self, step, given)
 
-    monkeypatch.setattr(Loop, "_take", watched)
+    monkeypatch.setattr(Trainer, "_take", watched)
     assert len(run(new(accelerator, kind, accumulate=2, precision=precision))) == 4
 
 
@@ -224,13 +233,13 @@ def test_going_on_from_any_step_is_to_the_bit(accelerator: Accelerator, kind: st
     steps, whole = 5, new(accelerator, kind, steps=5, accumulate=2)
 
     def save() -> None:
-        checkpoint.save(tmp_path / str(whole.step), whole.state(), {})
+        checkpoint.save_checkpoint(tmp_path / str(whole.step), whole.state(), {})
 
     told = [report.losses for report in run(whole, pause=save)]
     wanted = whole.state()
     for step in range(1, steps):
         other = new(accelerator, kind, steps=5, accumulate=2)
-        other.load(checkpoint.load(tmp_path / str(step))[0], step)
+        other.load(checkpoint.load_checkpoint(tmp_path / str(step))[0], step)
         assert losses(other) == told[step:]
         found = other.state()
         assert found.keys() == wanted.keys()
@@ -306,14 +315,14 @@ def test_a_stage_that_can_take_no_step_halts_even_so(
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_step_waits_for_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    some, take = new(Accelerator(), kind, steps=6, precision="bfloat16"), Loop._take
+    some, take = new(Accelerator(), kind, steps=6, precision="bfloat16"), Trainer._take
 
-    def watched(self: Loop, step: int, batches: Iterator[Batch]) -> Tensor:
+    def watched(self: Trainer, step: int, batches: Iterator[Batch]) -> Tensor:
         torch.cuda.set_sync_debug_mode("error" if step > 2 else "default")  # kernels are chosen in the first steps
         try:
             return take(self, step, batches)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Loop, "_take", watched)
+    monkeypatch.setattr(Trainer, "_take", watched)
     assert all(math.isfinite(value) for report in run(some) for value in report.losses.values())

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from snapgen.optim import muon
-from snapgen.optim.config import optimizers_of
-from snapgen.optim.ema import Average, gamma
-from snapgen.optim.optimizers import Optimizers
-from snapgen.optim.schedule import rate
-from snapgen.training.short_run import LatentExamples, TrainingSettings, train
+from snapgen.optim.config import build_optimizers
+from snapgen.optim.ema import EMA, ema_gamma
+from snapgen.optim.optimizers import OptimizerGroup
+from snapgen.optim.schedule import lr_scale
+from snapgen.training.short_run import LatentDataset, ShortRunConfig, train
 
 
 class Net(nn.Module):
@@ -32,26 +32,26 @@ class Net(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def examples() -> LatentExamples:
+def examples() -> LatentDataset:
     """Two captions, each a constant image of its own sign."""
     caption = torch.arange(40) % 2
     latents = torch.where(caption.view(-1, 1, 1, 1) == 0, 1.0, -1.0) * torch.ones(40, 2, 4, 4)
     contexts = torch.stack([torch.ones(3, 4), -torch.ones(3, 4)])
-    return LatentExamples(latents.half(), contexts.half(), caption)
+    return LatentDataset(latents.half(), contexts.half(), caption)
 
 
-SHORT = TrainingSettings(steps=60, batch=16, learning_rate=3e-3, prediction="velocity")
+SHORT = ShortRunConfig(steps=60, batch=16, learning_rate=3e-3, prediction="velocity")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_learns(examples: LatentExamples, optimizer: str) -> None:
+def test_learns(examples: LatentDataset, optimizer: str) -> None:
     outcome = train(Net(), examples, SHORT.model_copy(update={"optimizer": optimizer}), seed=0)
     assert len(outcome.losses) == 60
     assert not outcome.diverged
     assert sum(outcome.losses[-10:]) < 0.6 * sum(outcome.losses[:10])
 
 
-def test_a_seed_repeats_to_the_bit_and_another_does_not(examples: LatentExamples) -> None:
+def test_a_seed_repeats_to_the_bit_and_another_does_not(examples: LatentDataset) -> None:
     settings = SHORT.model_copy(update={"steps": 8})
     first, again, other = (train(Net(), examples, settings, seed=seed) for seed in (3, 3, 4))
     assert first.losses == again.losses
@@ -59,10 +59,10 @@ def test_a_seed_repeats_to_the_bit_and_another_does_not(examples: LatentExamples
     assert first.losses != other.losses
 
 
-def test_reporting_changes_nothing(examples: LatentExamples) -> None:
+def test_reporting_changes_nothing(examples: LatentDataset) -> None:
     seen: list[tuple[int, int]] = []
 
-    def report(step: int, losses: list[float], average: Average) -> None:
+    def report(step: int, losses: list[float], average: EMA) -> None:
         seen.append((step, len(losses)))
         average.state()
 
@@ -73,7 +73,7 @@ def test_reporting_changes_nothing(examples: LatentExamples) -> None:
     assert plain.losses == told.losses
 
 
-def test_a_run_that_diverges_stops_and_says_so(examples: LatentExamples) -> None:
+def test_a_run_that_diverges_stops_and_says_so(examples: LatentDataset) -> None:
     wild = SHORT.model_copy(update={"learning_rate": 1e12, "clip": 1e30, "warmup": 0.0})
     outcome = train(Net(), examples, wild, seed=0, report_every=5)
     assert outcome.diverged
@@ -81,23 +81,23 @@ def test_a_run_that_diverges_stops_and_says_so(examples: LatentExamples) -> None
 
 
 def test_rate_rises_and_falls_to_zero() -> None:
-    settings = TrainingSettings(steps=100, warmup=0.1, schedule="linear")
-    rates = [rate(step, settings, 100) for step in range(1, 101)]
+    settings = ShortRunConfig(steps=100, warmup=0.1, schedule="linear")
+    rates = [lr_scale(step, settings, 100) for step in range(1, 101)]
     assert max(rates) == rates[10] == 1
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.02
-    assert rate(100, settings.model_copy(update={"schedule": "constant"}), 100) == 1
-    assert 0 < rate(100, settings.model_copy(update={"schedule": "cosine"}), 100) < 0.01
-    assert rate(1, settings.model_copy(update={"warmup": 0.0}), 100) == 1
+    assert lr_scale(100, settings.model_copy(update={"schedule": "constant"}), 100) == 1
+    assert 0 < lr_scale(100, settings.model_copy(update={"schedule": "cosine"}), 100) < 0.01
+    assert lr_scale(1, settings.model_copy(update={"warmup": 0.0}), 100) == 1
 
 
 def test_average_has_the_width_it_promises() -> None:
     """Averaging the step number itself shows the weights' spread: σ_rel of the run."""
     width, steps = 0.1, 4000
     module = nn.Linear(1, 1, bias=False)
-    first, second = Average(module, width), nn.Linear(1, 1, bias=False)
-    squares = Average(second, width)
+    first, second = EMA(module, width), nn.Linear(1, 1, bias=False)
+    squares = EMA(second, width)
     for step in range(1, steps + 1):
         with torch.no_grad():
             module.weight.fill_(step / steps)
@@ -106,10 +106,10 @@ def test_average_has_the_width_it_promises() -> None:
         squares.update(step)
     mean, square = float(first.state()["weight"]), float(squares.state()["weight"])
     assert (square - mean**2) ** 0.5 == pytest.approx(width, rel=0.02)
-    assert gamma(0.1) == pytest.approx(6.94, abs=0.01)  # EDM2, section 3.1
+    assert ema_gamma(0.1) == pytest.approx(6.94, abs=0.01)  # EDM2, section 3.1
 
 
-def test_no_average_is_the_last_weights(examples: LatentExamples) -> None:
+def test_no_average_is_the_last_weights(examples: LatentDataset) -> None:
     net = Net()
     outcome = train(net, examples, SHORT.model_copy(update={"steps": 3, "ema": 0.0}), seed=0)
     assert all(torch.equal(outcome.average[name], tensor) for name, tensor in net.state_dict().items())
@@ -117,7 +117,7 @@ def test_no_average_is_the_last_weights(examples: LatentExamples) -> None:
     assert not torch.equal(averaged.average["leave.weight"], outcome.average["leave.weight"])
 
 
-def test_captions_are_dropped_as_often_as_told(examples: LatentExamples) -> None:
+def test_captions_are_dropped_as_often_as_told(examples: LatentDataset) -> None:
     dropped = []
 
     class Spy(Net):
@@ -130,10 +130,10 @@ def test_captions_are_dropped_as_often_as_told(examples: LatentExamples) -> None
     assert sum(dropped) / len(dropped) == pytest.approx(0.25, abs=0.05)
 
 
-def test_every_example_is_seen_equally(examples: LatentExamples) -> None:
+def test_every_example_is_seen_equally(examples: LatentDataset) -> None:
     seen: list[int] = []
 
-    class Counted(LatentExamples):
+    class Counted(LatentDataset):
         def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
             seen.extend(indices.tolist())
             return super().batch(indices)
@@ -148,7 +148,7 @@ def moved_by_muon(weights: torch.memory_format, gradient: torch.memory_format) -
     """How far one step moves the kernel inside, and the gradient it moved along; both as matrices."""
     net = Net().to(memory_format=weights)  # type: ignore[call-overload]
     before = net.middle.weight.detach().clone()
-    optimizers = Optimizers(net, kind="muon", learning_rate=0.01, beta2=0.99, weight_decay=0.0, clip=1e9)
+    optimizers = OptimizerGroup(net, kind="muon", learning_rate=0.01, beta2=0.99, weight_decay=0.0, clip=1e9)
     generator = torch.Generator().manual_seed(0)
     for param in net.parameters():
         param.grad = torch.randn(param.shape, generator=generator)
@@ -179,7 +179,7 @@ def test_muon_takes_either_layout(weights: torch.memory_format, gradient: torch.
 def test_weight_decay_spares_vectors() -> None:
     net = Net()
     before = {name: tensor.detach().clone() for name, tensor in net.named_parameters()}
-    optimizers = Optimizers(net, kind="adamw", learning_rate=0.1, beta2=0.99, weight_decay=0.5, clip=1)
+    optimizers = OptimizerGroup(net, kind="adamw", learning_rate=0.1, beta2=0.99, weight_decay=0.5, clip=1)
     for param in net.parameters():
         param.grad = torch.zeros_like(param)
     optimizers.step(1.0)
@@ -221,13 +221,13 @@ def stirred_net() -> Net:
 def test_optimizers_go_on_from_their_state_to_the_bit(optimizer: str) -> None:
     settings = SHORT.model_copy(update={"optimizer": optimizer})
     whole, first, second = stirred_net(), stirred_net(), stirred_net()
-    unbroken, before = optimizers_of(whole, settings), optimizers_of(first, settings)
+    unbroken, before = build_optimizers(whole, settings), build_optimizers(first, settings)
     for step in range(6):
         for net, optimizers in [(whole, unbroken)] + ([(first, before)] if step < 3 else []):
             backward(net, step)
             optimizers.step(1)
     second.load_state_dict({name: tensor.contiguous().clone() for name, tensor in first.state_dict().items()})
-    after = optimizers_of(second, settings)
+    after = build_optimizers(second, settings)
     after.load({name: tensor.contiguous().clone() for name, tensor in before.state().items()})
     for step in range(3, 6):
         backward(second, step)
@@ -238,7 +238,7 @@ def test_optimizers_go_on_from_their_state_to_the_bit(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_bad_gradient_changes_nothing(optimizer: str) -> None:
     net = stirred_net()
-    optimizers = optimizers_of(net, SHORT.model_copy(update={"optimizer": optimizer}))
+    optimizers = build_optimizers(net, SHORT.model_copy(update={"optimizer": optimizer}))
     backward(net, 0)
     assert optimizers.step(1, skip_bad=True).isfinite()
     weights, state = ([t.clone() for t in ts] for ts in (net.parameters(), optimizers.state().values()))

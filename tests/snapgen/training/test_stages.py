@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from snapgen.training.stages import AnyStage, DecoderStage, FlowStage, StepStage
+from snapgen.training.stages import AdversarialDistillationStage, AnyStage, DecoderStage, FlowMatchingStage
 
 STAGE: TypeAdapter[Any] = TypeAdapter(AnyStage)
 
@@ -16,7 +16,9 @@ def stage(kind: str = "flow", **values: Any) -> Any:
     return STAGE.validate_python({"kind": kind, "name": "some", **values})
 
 
-@pytest.mark.parametrize(("kind", "made"), [("flow", FlowStage), ("steps", StepStage), ("decoder", DecoderStage)])
+@pytest.mark.parametrize(
+    ("kind", "made"), [("flow", FlowMatchingStage), ("steps", AdversarialDistillationStage), ("decoder", DecoderStage)]
+)
 def test_a_stage_is_known_by_its_kind(kind: str, made: type) -> None:
     assert type(stage(kind)) is made
 

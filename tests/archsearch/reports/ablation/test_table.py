@@ -14,7 +14,7 @@ import pytest
 from archsearch.reports.ablation import page as ablation_page
 from archsearch.reports.ablation import report, reproduction, table
 from archsearch.studies.experiments.ablation import ablate
-from archsearch.studies.experiments.ablation_results import Ablation, found
+from archsearch.studies.experiments.ablation_results import Ablation, load_results
 from snapgen.errors import InputError
 from tests.archsearch.studies import quick
 from tests.archsearch.studies.config.test_ablation import LADDER
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ablation]:
             values["storage"] = f"sqlite:///{folder / 'study.db'}"
             values["artifacts"] = str(folder / "artifacts")
             settings = quick.settings(folder, **{"protocol": {"seeds": [0, 1, 2]}, **values})
-            known[key] = found(ablate(settings, quiet=True, scorer=quick.QuickScorer))
+            known[key] = load_results(ablate(settings, quiet=True, scorer=quick.QuickScorer))
         return known[key]
 
     return make
@@ -57,14 +57,14 @@ Made = Callable[..., Ablation]
 
 
 def test_every_form_is_written_beside_the_others(made: Made, tmp_path: Path) -> None:
-    out = report.write(made(), tmp_path / "deep" / "table.tex")
+    out = report.write_ablation(made(), tmp_path / "deep" / "table.tex")
     assert out == tmp_path / "deep" / "table.tex"
     assert {path.suffix for path in out.parent.iterdir()} == set(report.SUFFIXES)
 
 
 def test_another_form_is_refused(made: Made, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is no form of the table; end it in \.html, \.md"):
-        report.write(made(), tmp_path / "table.pdf")
+        report.write_ablation(made(), tmp_path / "table.pdf")
     assert not list(tmp_path.iterdir())
 
 

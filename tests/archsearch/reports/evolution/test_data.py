@@ -11,14 +11,12 @@ import optuna
 import plotly.graph_objects as go
 import pytest
 
-from archsearch.reports import study_report as pareto
-from archsearch.reports.evolution import baseline as rivals
-from archsearch.reports.evolution import data as evolution
-from archsearch.reports.evolution import tables
+from archsearch.reports import study_report
+from archsearch.reports.evolution import baseline, data, tables
 from archsearch.reports.evolution.charts import path_chart, worth_map
 from archsearch.reports.evolution.data import Evolution
-from archsearch.reports.evolution.section import Section
-from archsearch.reports.study import data as facts
+from archsearch.reports.evolution.section import EvolutionSection
+from archsearch.reports.study.data import load_study_data
 from archsearch.stats.estimate import Estimate
 from snapgen.architecture import block_index
 from snapgen.errors import InputError
@@ -39,22 +37,22 @@ def other() -> optuna.Study:
 
 @pytest.fixture(scope="module")
 def found(study: optuna.Study) -> Evolution:
-    rounds = evolution.read(study, facts.read(study))
+    rounds = data.load_evolution(study, load_study_data(study))
     assert rounds is not None
     return rounds
 
 
 @pytest.fixture(scope="module")
 def written(study: optuna.Study, other: optuna.Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pareto.write(study, tmp_path_factory.mktemp("page") / "report.html", beside=other)
+    return study_report.write_report(study, tmp_path_factory.mktemp("page") / "report.html", beside=other)
 
 
 def test_a_search_has_no_rounds(other: optuna.Study, tmp_path: Path) -> None:
-    assert evolution.read(other, facts.read(other)) is None
-    assert "evolution-title" not in pareto.write(other, tmp_path / "r.html").read_text()
+    assert data.load_evolution(other, load_study_data(other)) is None
+    assert "evolution-title" not in study_report.write_report(other, tmp_path / "r.html").read_text()
     assert not (tmp_path / "r.md").exists()
     with pytest.raises(InputError, match="does not evolve"):
-        pareto.write(other, tmp_path / "r.html", beside=other)
+        study_report.write_report(other, tmp_path / "r.html", beside=other)
 
 
 def test_the_map_has_every_block_of_every_round(found: Evolution) -> None:
@@ -91,7 +89,7 @@ def test_colours_go_by_worth_and_bar_tells_it(found: Evolution) -> None:
 
 
 def test_the_path_joins_each_round_with_its_parent(found: Evolution, other: optuna.Study) -> None:
-    figure = path_chart(found, "validation_loss", facts.read(other))
+    figure = path_chart(found, "validation_loss", load_study_data(other))
     go.Figure(figure)
     joined = next(t for t in figure["data"] if t["mode"] == "lines" and None in t["x"])
     assert joined["x"].count(None) == len(found.steps) - 1
@@ -118,7 +116,7 @@ def test_an_abandoned_round_is_counted_in_what_was_spent(found: Evolution) -> No
     before = steps[3].round.training_macs
     own = 7e9
     last = steps[5].round.model_copy(update={"parent": 3, "training_macs": before + own})
-    steps[5] = evolution.Step(last, steps[5].candidate)
+    steps[5] = data.RoundResult(last, steps[5].candidate)
     branched = Evolution(found.facts, tuple(steps))
     assert branched.spent[5] == pytest.approx(steps[4].round.training_macs + own)
     assert branched.action(branched.last).startswith("from round 3: ")
@@ -150,10 +148,10 @@ def test_the_published_counts_are_the_presets() -> None:
 
 
 def test_the_best_of_each_at_the_target_for_the_same_compute(found: Evolution, other: optuna.Study) -> None:
-    both = rivals.against(found, facts.read(other))
+    both = baseline.compare(found, load_study_data(other))
     assert both.refused == ""
     assert both.budget < both.theirs[-1].spent
-    same, theirs, whole, _ = (dict(zip(rivals.COLUMNS, row, strict=True)) for row in rivals.rows(both))
+    same, theirs, whole, _ = (dict(zip(baseline.COLUMNS, row, strict=True)) for row in baseline.rows(both))
     limit = found.settings.most_ms
     able = [s for s in found.steps if s.latency and s.latency.median_ms <= limit]
     best = min(able, key=lambda s: s.round.quality.value)
@@ -167,10 +165,12 @@ def test_the_best_of_each_at_the_target_for_the_same_compute(found: Evolution, o
     ("mine", "verdict"), [((0.30, 0.01), "better"), ((0.50, 0.01), "worse"), ((0.41, 0.01), "cannot tell")]
 )
 def test_the_verdict_is_by_both_intervals(mine: tuple[float, float], verdict: str) -> None:
-    def entry(value: float, half: float) -> rivals.Entry:
-        return rivals.Entry("", Estimate(value=value, low=value - half, high=value + half), latency_record(), 1)
+    def entry(value: float, half: float) -> baseline.BaselineEntry:
+        return baseline.BaselineEntry(
+            "", Estimate(value=value, low=value - half, high=value + half), latency_record(), 1
+        )
 
-    assert rivals._decided(entry(*mine), entry(0.4, 0.02)).startswith(verdict)
+    assert baseline._decided(entry(*mine), entry(0.4, 0.02)).startswith(verdict)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_the_verdict_is_by_both_intervals(mine: tuple[float, float], verdict: st
 def test_other_pairs_or_data_are_not_compared(found: Evolution, field: str, value: Any, message: str) -> None:
     protocol = copy.deepcopy(factory.RESOLVED)
     (protocol["protocol"] if field in protocol["protocol"] else protocol)[field] = value
-    section = Section.of(found, facts.read(factory.sampled(candidates=3, protocol=protocol)))
+    section = EvolutionSection.of(found, load_study_data(factory.sampled(candidates=3, protocol=protocol)))
     assert section.rivals is not None
     assert message in section.rivals.refused
     assert message in section.html()
@@ -191,7 +191,7 @@ def test_other_pairs_or_data_are_not_compared(found: Evolution, field: str, valu
 def test_other_training_is_compared_and_said(found: Evolution) -> None:
     protocol = copy.deepcopy(factory.RESOLVED)
     protocol["protocol"] |= {"steps": 240, "seeds": [0, 1]}
-    both = rivals.against(found, facts.read(factory.sampled(candidates=3, protocol=protocol)))
+    both = baseline.compare(found, load_study_data(factory.sampled(candidates=3, protocol=protocol)))
     assert both.refused == ""
     assert any("steps 900 here, 240 there" in line for line in both.remarks)
     counted = both.other.candidates[0].score.cost.macs
@@ -201,7 +201,7 @@ def test_other_training_is_compared_and_said(found: Evolution) -> None:
 def test_training_that_is_inherited_is_counted_first(found: Evolution) -> None:
     elastic = factory.sampled(candidates=3)
     elastic.set_user_attr("settings", elastic.user_attrs["settings"] | {"elastic": {"supernet_images": 5000}})
-    plain, both = (rivals.against(found, facts.read(s)) for s in (factory.sampled(candidates=3), elastic))
+    plain, both = (baseline.compare(found, load_study_data(s)) for s in (factory.sampled(candidates=3), elastic))
     more = 3 * 5000 * both.other.candidates[0].score.cost.macs
     assert [e.spent for e in both.theirs] == pytest.approx([e.spent + more for e in plain.theirs])
 
@@ -231,4 +231,4 @@ def test_what_is_no_blocks_is_shown_as_the_blocks_are(study: optuna.Study, power
 
 def test_rounds_that_have_only_begun(tmp_path: Path) -> None:
     begun = factory.evolved(tmp_path, rounds=2, metric="retrieval")
-    assert "Text–image cosine, negated" in pareto.write(begun, tmp_path / "r.html").read_text()
+    assert "Text–image cosine, negated" in study_report.write_report(begun, tmp_path / "r.html").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archsearch.reports import study_report as pareto
+from archsearch.reports import study_report
 from tests.archsearch.reports import factory
 from tests.archsearch.reports.study.test_in_browser import Visit, browser, pytestmark  # noqa: F401 - browser is a fixture
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def test_its_charts_draw_and_fit(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
     study = factory.evolved(tmp_path, rounds=5)
-    url = pareto.write(study, tmp_path / "r.html", beside=factory.sampled(candidates=6)).as_uri()
+    url = study_report.write_report(study, tmp_path / "r.html", beside=factory.sampled(candidates=6)).as_uri()
     visit = Visit(browser, url, width=900, dark=True)
     page = visit.page
     page.wait_for_selector("#worth-map .heatmaplayer image, #worth-map .heatmaplayer path", state="attached")

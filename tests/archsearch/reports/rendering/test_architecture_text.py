@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archsearch.reports.rendering.architecture_text import aspects, describe, differences
-from snapgen.architecture.overrides import changed
+from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 
 
@@ -21,11 +21,11 @@ def small(**changes: Any) -> Architecture:
         mid={"transformers": 1, "head_width": 16},
         up=[stage(32), stage(64), stage(96)],
     )
-    return changed(arch, {path.replace("__", "."): value for path, value in changes.items()})
+    return apply_overrides(arch, {path.replace("__", "."): value for path, value in changes.items()})
 
 
 def with_changes(changes: dict[str, Any]) -> Architecture:
-    return changed(small(), changes)
+    return apply_overrides(small(), changes)
 
 
 def test_one_line_for_snapgens_choices() -> None:

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from archsearch.reports.rendering import formatting as amounts
+from archsearch.reports.rendering import formatting
 from archsearch.spaces.loading import load_space
-from archsearch.stats.main_effects import Interval
+from archsearch.stats.main_effects import EffectInterval
 from snapgen.architecture.schema import Architecture
 from tests.archsearch.reports.factory import made_up
 
@@ -27,43 +27,46 @@ from tests.archsearch.reports.factory import made_up
     ],
 )
 def test_as_many_digits_as_the_noise_allows(value: float, noise: float, text: str) -> None:
-    assert amounts.number(value, noise) == text
+    assert formatting.number(value, noise) == text
 
 
 def test_spoken_with_unit_and_interval() -> None:
-    gap = amounts.GAP
-    assert amounts.spoken(Interval(12.34, 12.1, 12.9), "latency_ms", ends=True) == f"12.34{gap}ms [12.10, 12.90]"
-    assert amounts.spoken(Interval(0.7, 0.7, 0.7), "params", ends=True) == f"0.700{gap}M"
-    assert amounts.change(Interval(0.124, 0.08, 0.16), relative=True) == f"+12.4{gap}% [8.0, 16.0]"
-    assert amounts.change(Interval(-0.02, -0.03, -0.01), relative=False) == "−0.020 [−0.030, −0.010]"
+    gap = formatting.GAP
+    assert (
+        formatting.format_value(EffectInterval(12.34, 12.1, 12.9), "latency_ms", ends=True)
+        == f"12.34{gap}ms [12.10, 12.90]"
+    )
+    assert formatting.format_value(EffectInterval(0.7, 0.7, 0.7), "params", ends=True) == f"0.700{gap}M"
+    assert formatting.format_change(EffectInterval(0.124, 0.08, 0.16), relative=True) == f"+12.4{gap}% [8.0, 16.0]"
+    assert formatting.format_change(EffectInterval(-0.02, -0.03, -0.01), relative=False) == "−0.020 [−0.030, −0.010]"
 
 
 def test_amounts_are_in_the_units_they_say() -> None:
     base = load_space("emoji").base
     score = made_up(base, random.Random(0))
-    params, macs = amounts.amount(score, "params"), amounts.amount(score, "macs")
+    params, macs = formatting.value_of(score, "params"), formatting.value_of(score, "macs")
     assert params is not None
     assert macs is not None
     assert params.value == pytest.approx(score.cost.params / 1e6)
     assert macs.value == pytest.approx(score.cost.macs / 1e6)
-    assert (amounts.axis("macs", ""), amounts.axis("validation_loss", "")) == ("MACs (M)", "Validation loss")
+    assert (formatting.axis("macs", ""), formatting.axis("validation_loss", "")) == ("MACs (M)", "Validation loss")
 
 
 def test_a_number_not_taken_is_none() -> None:
     score = made_up(Architecture.model_validate(load_space("emoji").base.model_dump()), random.Random(0))
     bare = score.model_copy(update={"quality": None, "latency": None})
-    assert amounts.amount(bare, "validation_loss") is None
-    assert amounts.amount(bare, "latency_ms") is None
+    assert formatting.value_of(bare, "validation_loss") is None
+    assert formatting.value_of(bare, "latency_ms") is None
 
 
 def test_only_inception_is_called_fid() -> None:
-    assert amounts.axis("frechet_distance", "inception") == "FID"
-    assert amounts.axis("frechet_distance", "efficientnet-lite0") == "Fréchet distance (efficientnet-lite0)"
+    assert formatting.axis("frechet_distance", "inception") == "FID"
+    assert formatting.axis("frechet_distance", "efficientnet-lite0") == "Fréchet distance (efficientnet-lite0)"
 
 
 def test_ticks_only_where_a_logarithm_helps() -> None:
-    assert amounts.ticks([1, 4]) == []
-    assert amounts.ticks([0, 100]) == []
-    assert amounts.ticks([]) == []
-    assert {2, 5, 10} < set(amounts.ticks([2, 14]))
-    assert amounts.ticks([0.01, 90]) == sorted(amounts.ticks([0.01, 90]))
+    assert formatting.ticks([1, 4]) == []
+    assert formatting.ticks([0, 100]) == []
+    assert formatting.ticks([]) == []
+    assert {2, 5, 10} < set(formatting.ticks([2, 14]))
+    assert formatting.ticks([0.01, 90]) == sorted(formatting.ticks([0.01, 90]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from archsearch.reports import study_report as pareto
+from archsearch.reports import study_report
 from archsearch.reports.rendering import tables
 from archsearch.reports.study import audit
 from archsearch.studies.experiments.proxy_audit import Row
@@ -39,7 +39,7 @@ def test_csv_reads_back() -> None:
 
 @pytest.mark.parametrize("name", ["audit.md", "audit.csv"])
 def test_writes_both(tmp_path: Path, name: str) -> None:
-    assert audit.write(ROWS, tmp_path / name) == tmp_path / name
+    assert audit.write_audit(ROWS, tmp_path / name) == tmp_path / name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["audit.csv", "audit.md"]
     assert (tmp_path / "audit.md").read_text() == audit.markdown(ROWS)
 
@@ -47,10 +47,10 @@ def test_writes_both(tmp_path: Path, name: str) -> None:
 def test_section_is_escaped_and_in_the_report(tmp_path: Path) -> None:
     assert "a | &lt;b&gt;" in audit.section(ROWS)
     study = factory.create(tmp_path, candidates=3, samples=False)
-    plain = pareto.write(study, tmp_path / "plain.html").read_text()
+    plain = study_report.write_report(study, tmp_path / "plain.html").read_text()
     assert 'id="audit"' not in plain
     study.set_user_attr("audit", [vars(Row("x", "y", "z", 0.5, 0.1, 0.8, 9))])
-    audited = pareto.write(study, tmp_path / "audited.html").read_text()
+    audited = study_report.write_report(study, tmp_path / "audited.html").read_text()
     assert 'id="audit"' in audited
     assert "0.10 to 0.80" in audited
 

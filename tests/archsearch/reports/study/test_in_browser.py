@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from archsearch.reports import study_report as pareto
+from archsearch.reports import study_report
 from tests.archsearch.reports import factory
 from tests.archsearch.reports.test_study_report import HOSTILE
 
@@ -32,7 +32,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("run")
     study = factory.create(folder, candidates=24, names=HOSTILE)
-    return pareto.write(study, folder / "report.html").as_uri()
+    return study_report.write_report(study, folder / "report.html").as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,9 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, url: str, width: int
 
 
 def test_a_page_of_one_candidate_has_no_errors(browser: Browser, tmp_path: Path) -> None:
-    visit = Visit(browser, pareto.write(factory.create(tmp_path, candidates=1), tmp_path / "r.html").as_uri())
+    visit = Visit(
+        browser, study_report.write_report(factory.create(tmp_path, candidates=1), tmp_path / "r.html").as_uri()
+    )
     assert visit.page.locator("#table tbody tr").count() == 1
     assert visit.complaints == []
     visit.page.close()

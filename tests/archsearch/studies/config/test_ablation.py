@@ -8,8 +8,8 @@ import pytest
 
 from archsearch.cost.counter import cost
 from archsearch.spaces.loading import load_space
-from archsearch.studies.config.ablation import AblationSettings, plan, space_of
-from archsearch.studies.config.study import find
+from archsearch.studies.config.ablation import AblationConfig, plan, space_of
+from archsearch.studies.config.study import load_config
 from snapgen.errors import InputError
 
 LADDER: dict[str, Any] = {
@@ -21,9 +21,9 @@ LADDER: dict[str, Any] = {
 }
 
 
-def ladder(changes: dict[str, Any] | None = None, **given: Any) -> AblationSettings:
+def ladder(changes: dict[str, Any] | None = None, **given: Any) -> AblationConfig:
     rows = {name: dict(row) for name, row in LADDER.items()} | (changes or {})
-    return AblationSettings.model_validate({"rows": rows, "final": "3", "alone": True, **given})
+    return AblationConfig.model_validate({"rows": rows, "final": "3", "alone": True, **given})
 
 
 def base() -> Any:
@@ -58,7 +58,7 @@ def test_a_change_made_again_counts_last() -> None:
         "2a": {"title": "all", "over": "1", "changes": {"stages.ffn_ratio": 2}},
         "2b": {"title": "again", "over": "2a", "changes": {"all.ffn_ratio": 3, "qk_norm": True}},
     }
-    settings = AblationSettings.model_validate({"rows": {"0": LADDER["0"], **again}, "final": "2b", "without": False})
+    settings = AblationConfig.model_validate({"rows": {"0": LADDER["0"], **again}, "final": "2b", "without": False})
     rows = {row.name: row.architecture for row in plan(settings, base(), source="file")}
     assert (rows["2a"].down[1].ffn_ratio, rows["2a"].mid.ffn_ratio) == (2, 3)
     assert (rows["2b"].down[1].ffn_ratio, rows["2b"].mid.ffn_ratio) == (3, 3)
@@ -111,7 +111,7 @@ def test_a_row_that_does_not_fit_is_named(changes: dict[str, Any], said: str) ->
 
 @pytest.mark.parametrize("name", ["snapgen", "emoji"])
 def test_the_shipped_ablations_build(name: str) -> None:
-    settings = find(name, "ablation")
+    settings = load_config(name, "ablation")
     assert settings.ablation is not None
     rows = plan(settings.ablation, load_space(settings.space).base, source=name)
     assert [row.name for row in rows if row.group == "ladder"][:8] == ["0", "1", "2a", "2b", "3", "4", "5", "6"]
@@ -119,7 +119,7 @@ def test_the_shipped_ablations_build(name: str) -> None:
 
 def test_both_ablations_make_the_same_changes() -> None:
     """Down to the number of blocks of the first stage, which the smaller base has fewer of."""
-    small, full = (find(name, "ablation").ablation for name in ("emoji", "snapgen"))
+    small, full = (load_config(name, "ablation").ablation for name in ("emoji", "snapgen"))
     assert small is not None
     assert full is not None
     for name, row in small.rows.items():
@@ -130,7 +130,7 @@ def test_both_ablations_make_the_same_changes() -> None:
 
 def test_the_papers_deltas_are_ours_within_a_point() -> None:
     """Params and MACs of arXiv 2412.09619, section 3.1, at the 128 x 128 latent."""
-    settings = find("ablation/snapgen")
+    settings = load_config("ablation/snapgen")
     space = load_space(settings.space)
     assert settings.ablation is not None
     rows = {row.name: row for row in plan(settings.ablation, space.base, source="file") if row.group == "ladder"}

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from archsearch.library import STUDIES, Kind, shipped
-from archsearch.studies.config.study import StudySettings, find
+from archsearch.studies.config.study import StudyConfig, load_config
 from snapgen.errors import InputError
 
 GOOD = "space: emoji\ntrials: 3\n"
 
 
-def read(tmp_path: Path, text: str | bytes) -> StudySettings:
+def read(tmp_path: Path, text: str | bytes) -> StudyConfig:
     path = tmp_path / "mine.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return find(path)
+    return load_config(path)
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -32,7 +32,11 @@ def test_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", STUDIES)
 def test_shipped_studies_read(kind: Kind) -> None:
     for name in shipped(kind):
-        assert find(name, kind).name == find(f"{kind}/{name}").name == (name if kind == "search" else f"{kind}-{name}")
+        assert (
+            load_config(name, kind).name
+            == load_config(f"{kind}/{name}").name
+            == (name if kind == "search" else f"{kind}-{name}")
+        )
 
 
 def test_a_sampler_is_a_name_or_a_mapping(tmp_path: Path) -> None:
@@ -102,12 +106,12 @@ def test_each_mistake_is_one_line_with_its_place(tmp_path: Path, text: str | byt
 @pytest.mark.parametrize("name", ["no-such-study", "missing.yaml"])
 def test_missing(name: str) -> None:
     with pytest.raises(InputError, match=r"neither a shipped study|does not exist"):
-        find(name)
+        load_config(name)
 
 
 def test_a_folder_is_no_study(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="directory"):
-        find(tmp_path)
+        load_config(tmp_path)
 
 
 def test_settings_are_read_without_what_builds_nets() -> None:

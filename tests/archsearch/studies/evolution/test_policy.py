@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from archsearch.stats.estimate import Estimate
-from archsearch.studies.config.evolution import EvolveSettings
-from archsearch.studies.evolution.policy import Action, Costs, Past, decide
-from archsearch.studies.evolution.rounds import Phase, Round, Worth
+from archsearch.studies.config.evolution import EvolutionConfig
+from archsearch.studies.evolution.policy import Action, BlockCosts, Past, decide
+from archsearch.studies.evolution.rounds import BlockImportance, EvolutionRound, Phase
 from snapgen.architecture import block_index
-from snapgen.architecture.block_index import Block
-from snapgen.models import subnetworks as subnets
+from snapgen.architecture.block_index import BlockRef
+from snapgen.models import subnetworks
 from tests.snapgen.nets import tiny
 
-ARCH = block_index.explicit(tiny())
+ARCH = block_index.with_explicit_layers(tiny())
 NAMES = [block.name for block in block_index.blocks(ARCH)]
-HOW = EvolveSettings(target_ms=10, tolerance=0.05, round_steps=1, final_steps=1, group=2)
-COPIES = Costs(lambda _: 1.0, {block.place: 2 for block in block_index.blocks(ARCH)})
+HOW = EvolutionConfig(target_ms=10, tolerance=0.05, round_steps=1, final_steps=1, group=2)
+COPIES = BlockCosts(lambda _: 1.0, {block.place: 2 for block in block_index.blocks(ARCH)})
 
 
 def round_of(
@@ -29,12 +29,12 @@ def round_of(
     *,
     phase: Phase = "evolve",
     loss: Callable[[int], float] = lambda i: 0.01 * (i + 1),
-    arch: subnets.Architecture = ARCH,
+    arch: subnetworks.Architecture = ARCH,
     predicted: float | None = None,
 ) -> Past:
     """A round whose blocks cost 1 ms each, later ones worth more."""
     worths = tuple(
-        Worth(
+        BlockImportance(
             block=block.name,
             label=block.label,
             site=block.site,
@@ -46,7 +46,7 @@ def round_of(
         )
         for i, block in enumerate(block_index.removable(arch))
     )
-    found = Round(
+    found = EvolutionRound(
         number=number,
         phase=phase,
         parent=number - 1 if number else None,
@@ -63,7 +63,7 @@ def round_of(
     return Past(found, ms, arch)
 
 
-def action(*past: Past, how: EvolveSettings = HOW, costs: Costs = COPIES) -> Action:
+def action(*past: Past, how: EvolutionConfig = HOW, costs: BlockCosts = COPIES) -> Action:
     found = decide(how, costs, past)
     assert isinstance(found, Action)
     return found
@@ -103,7 +103,7 @@ def test_under_the_target_the_most_worthy_are_copied_as_far_as_they_fit() -> Non
 
 def test_a_place_that_is_full_is_left_out() -> None:
     full = dict.fromkeys(COPIES.most, 2) | {block_index.blocks(ARCH)[-1].place: 1}
-    assert action(round_of(0, 7, 1), costs=Costs(lambda _: 1.0, full)).copied == (NAMES[-2], NAMES[-3])
+    assert action(round_of(0, 7, 1), costs=BlockCosts(lambda _: 1.0, full)).copied == (NAMES[-2], NAMES[-3])
 
 
 def test_a_block_whose_use_cannot_be_told_is_not_copied() -> None:
@@ -162,7 +162,7 @@ def test_a_target_is_reached_by_whoever_goes_on() -> None:
         found = decide(HOW, COPIES, past)
         if isinstance(found, str) or found.phase == "final":
             break
-        net = block_index.changed(net, found.removed, found.copied)
+        net = block_index.edit_blocks(net, found.removed, found.copied)
     assert isinstance(found, Action)
     assert found.phase == "final"
     assert HOW.least_ms <= past[found.parent or 0].ms <= HOW.most_ms
@@ -174,15 +174,15 @@ def test_a_target_is_reached_by_whoever_goes_on() -> None:
 )
 def test_settings_are_checked(wrong: Mapping[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        EvolveSettings.model_validate({"target_ms": 1, "round_steps": 1, **wrong})
+        EvolutionConfig.model_validate({"target_ms": 1, "round_steps": 1, **wrong})
 
 
 def test_copy_costs_are_asked_of_the_block() -> None:
-    asked: list[Block] = []
+    asked: list[BlockRef] = []
 
-    def cost(block: Block) -> float:
+    def cost(block: BlockRef) -> float:
         asked.append(block)
         return 1.0
 
-    action(round_of(0, 7, 1), costs=Costs(cost, COPIES.most))
+    action(round_of(0, 7, 1), costs=BlockCosts(cost, COPIES.most))
     assert {block.name for block in asked} == set(NAMES)

@@ -18,15 +18,14 @@ import torch
 import yaml
 
 from archsearch.spaces.loading import load_space
-from archsearch.studies.config.study import StudySettings, find
-from archsearch.studies.evolution import block_table
-from archsearch.studies.evolution import run as evolving
-from archsearch.studies.evolution.rounds import Round
-from archsearch.studies.search.candidates import best, read
-from archsearch.studies.storage.database import existing
+from archsearch.studies.config.study import StudyConfig, load_config
+from archsearch.studies.evolution import block_table, run
+from archsearch.studies.evolution.rounds import EvolutionRound
+from archsearch.studies.search.candidates import best, load_candidates
+from archsearch.studies.storage.database import load_study
 from snapgen.architecture import block_index
 from snapgen.errors import InputError
-from snapgen.models import subnetworks as subnets
+from snapgen.models import subnetworks
 from snapgen.models.unet import UNet
 from tests.records import latency_record
 
@@ -74,31 +73,31 @@ def study(folder: Path, **changes: Any) -> Path:
     return folder / "study.yaml"
 
 
-def rounds(settings: StudySettings) -> list[Round]:
-    found = [c for c in existing(settings).get_trials(deepcopy=False) if "evolution" in c.user_attrs]
-    return [Round.model_validate(t.user_attrs["evolution"]) for t in found if t.state.name == "COMPLETE"]
+def rounds(settings: StudyConfig) -> list[EvolutionRound]:
+    found = [c for c in load_study(settings).get_trials(deepcopy=False) if "evolution" in c.user_attrs]
+    return [EvolutionRound.model_validate(t.user_attrs["evolution"]) for t in found if t.state.name == "COMPLETE"]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudySettings, Path]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Path]:
     folder = tmp_path_factory.mktemp("evolve")
     here = Path.cwd()
     os.chdir(folder)
     try:
-        settings = find(study(folder))
-        evolving.evolve(settings, quiet=True)
+        settings = load_config(study(folder))
+        run.evolve(settings, quiet=True)
     finally:
         os.chdir(here)
     return settings, folder
 
 
-def test_it_ends_at_the_target(done: tuple[StudySettings, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_ends_at_the_target(done: tuple[StudyConfig, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     settings, folder = done
     monkeypatch.chdir(folder)
     found = rounds(settings)
     assert [r.number for r in found] == list(range(len(found)))
     assert [r.phase for r in found] == ["robust", *["evolve"] * (len(found) - 2), "final"]
-    choice = best(existing(settings))
+    choice = best(load_study(settings))
     how = settings.evolve
     assert how is not None
     assert how.least_ms <= choice.candidate.value("latency_ms") <= how.most_ms
@@ -107,10 +106,10 @@ def test_it_ends_at_the_target(done: tuple[StudySettings, Path], monkeypatch: py
     assert found[-2].next.startswith("train round")
 
 
-def test_every_round_values_its_blocks(done: tuple[StudySettings, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_round_values_its_blocks(done: tuple[StudyConfig, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     settings, folder = done
     monkeypatch.chdir(folder)
-    candidates = {c.slot: c for c in read(existing(settings))}
+    candidates = {c.slot: c for c in load_candidates(load_study(settings))}
     for one in rounds(settings)[:-1]:
         arch = candidates[one.number].architecture
         assert [worth.block for worth in one.worths] == [block.name for block in block_index.removable(arch)]
@@ -119,16 +118,14 @@ def test_every_round_values_its_blocks(done: tuple[StudySettings, Path], monkeyp
         assert one.predicted_ms == pytest.approx(candidates[one.number].value("latency_ms"), rel=0.2)
 
 
-def test_weights_are_carried_over_every_action(
-    done: tuple[StudySettings, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_carried_over_every_action(done: tuple[StudyConfig, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     settings, folder = done
     monkeypatch.chdir(folder)
-    kept = existing(settings)
+    kept = load_study(settings)
     for one in rounds(settings)[1:]:
         assert one.parent is not None
-        parent, child = evolving._weights(kept, one.parent), evolving._weights(kept, one.number)
-        begun = subnets.carried(parent, one.removed, one.copied)
+        parent, child = run._weights(kept, one.parent), run._weights(kept, one.number)
+        begun = subnetworks.edit_network(parent, one.removed, one.copied)
         assert begun.arch.id == child.arch.id
         moved = torch.cat([(a - b).flatten() for a, b in zip(begun.parameters(), child.parameters(), strict=True)])
         fresh = UNet(child.arch)
@@ -136,35 +133,35 @@ def test_weights_are_carried_over_every_action(
         assert 0 < moved.norm() < apart.norm()
 
 
-def test_the_same_again_does_nothing(done: tuple[StudySettings, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_again_does_nothing(done: tuple[StudyConfig, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     settings, folder = done
     monkeypatch.chdir(folder)
     before = rounds(settings)
-    evolving.evolve(settings, quiet=True)
+    run.evolve(settings, quiet=True)
     assert rounds(settings) == before
 
 
 @pytest.mark.parametrize("times", [1, 3])
 def test_interrupted_it_takes_the_same_rounds(
-    done: tuple[StudySettings, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+    done: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     settings, folder = done
     monkeypatch.chdir(tmp_path)
-    own = find(study(tmp_path))
-    calls, real = 0, evolving.Evolver._round
+    own = load_config(study(tmp_path))
+    calls, real = 0, run.EvolutionScorer._round
 
-    def breaks(self: evolving.Evolver, *arguments: Any) -> Round:
+    def breaks(self: run.EvolutionScorer, *arguments: Any) -> EvolutionRound:
         nonlocal calls
         calls += 1
         if calls in range(2, 2 + 2 * times, 2):  # after its training, before it is kept
             raise KeyboardInterrupt
         return real(self, *arguments)
 
-    monkeypatch.setattr(evolving.Evolver, "_round", breaks)
+    monkeypatch.setattr(run.EvolutionScorer, "_round", breaks)
     for _ in range(times):
         with pytest.raises(KeyboardInterrupt):
-            evolving.evolve(own, quiet=True)
-    evolving.evolve(own, quiet=True)
+            run.evolve(own, quiet=True)
+    run.evolve(own, quiet=True)
     found = rounds(own)
     monkeypatch.chdir(folder)
     assert found == rounds(settings)
@@ -172,11 +169,11 @@ def test_interrupted_it_takes_the_same_rounds(
 
 @pytest.mark.slow
 def test_killed_in_any_phase_it_takes_the_same_rounds(
-    done: tuple[StudySettings, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, folder = done
     command = [sys.executable, "-m", "archsearch", "evolve", "study.yaml", "-q"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(evolving.__file__).parents[3])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(run.__file__).parents[3])}
     whole = tmp_path / "whole"
     whole.mkdir()
     study(whole)
@@ -198,16 +195,18 @@ def test_killed_in_any_phase_it_takes_the_same_rounds(
         kills += 1
     assert kills > 1
     monkeypatch.chdir(tmp_path)
-    found = rounds(find(tmp_path / "study.yaml"))
+    found = rounds(load_config(tmp_path / "study.yaml"))
     monkeypatch.chdir(folder)
     assert found == rounds(settings)
 
 
 def test_a_target_may_be_a_share_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = find(study(tmp_path, evolve={"target_share": 0.9, "round_steps": 2, "tolerance": 0.2, "rounds": 1}))
+    settings = load_config(
+        study(tmp_path, evolve={"target_share": 0.9, "round_steps": 2, "tolerance": 0.2, "rounds": 1})
+    )
     for _ in range(2):  # the second time by the study's own table
-        kept = evolving.evolve(settings, quiet=True)
+        kept = run.evolve(settings, quiet=True)
         table = block_table.table_of(settings)
         assert table is not None
         assert kept.user_attrs["settings"]["evolve"]["target_ms"] == pytest.approx(0.9 * table.whole_ms)
@@ -218,11 +217,11 @@ def test_it_begins_with_given_weights(tmp_path: Path, monkeypatch: pytest.Monkey
     given = UNet(load_space(study(tmp_path).with_name("space.yaml")).base)
     given.initialise(7)
     given.save_pretrained("given")
-    settings = find(study(tmp_path, protocol__inherit="given", evolve__final_steps=0, evolve__rounds=1))
-    evolving.evolve(settings, quiet=True)
+    settings = load_config(study(tmp_path, protocol__inherit="given", evolve__final_steps=0, evolve__rounds=1))
+    run.evolve(settings, quiet=True)
     first = rounds(settings)[0]
     assert (first.steps, first.training_macs) == (0, 0)
-    kept = evolving._weights(existing(settings), 0)
+    kept = run._weights(load_study(settings), 0)
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), given.parameters(), strict=True))
 
 
@@ -257,23 +256,23 @@ def test_bad_input_is_told_before_anything_is_trained(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("snapgen.training.short_run.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(InputError) as caught:
-        evolving.evolve(find(study(tmp_path, **changes)), quiet=True)
+        run.evolve(load_config(study(tmp_path, **changes)), quiet=True)
     assert says in str(caught.value)
     assert caught.value.place.startswith(place)
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_gone_are_named(done: tuple[StudySettings, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_gone_are_named(done: tuple[StudyConfig, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     settings, folder = done
     monkeypatch.chdir(folder)
-    kept = existing(settings)
-    candidate = next(c for c in read(kept) if c.slot == 0)
+    kept = load_study(settings)
+    candidate = next(c for c in load_candidates(kept) if c.slot == 0)
     path = Path(kept.user_attrs["artifacts"]) / candidate.artifacts["unet.safetensors"]
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
     try:
         with pytest.raises(InputError, match="weights of round 0 can not be read"):
-            evolving._weights(kept, 0)
+            run._weights(kept, 0)
     finally:
         path.write_bytes(whole)
 
@@ -285,36 +284,36 @@ def test_a_plain_study_does_not_evolve_and_an_evolving_one_is_not_searched(
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="does not say how to evolve"):
-        evolving.evolve(find("emoji"))
+        run.evolve(load_config("emoji"))
     with pytest.raises(InputError, match="run archsearch evolve"):
-        search(find(study(tmp_path)))
+        search(load_config(study(tmp_path)))
 
 
 def test_the_shipped_study_is_whole() -> None:
-    settings = find("evolution/emoji")
+    settings = load_config("evolution/emoji")
     assert settings.evolve is not None
     assert settings.load_space().name == "emoji-blocks"
 
 
 def test_a_rounds_latency_is_the_lowest_that_was_reached_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = find(study(tmp_path))
-    times, real = [2.0, 1.0, 3.0, 1.01, 5.0, 5.0], evolving.Evolver.latency
+    settings = load_config(study(tmp_path))
+    times, real = [2.0, 1.0, 3.0, 1.01, 5.0, 5.0], run.EvolutionScorer.latency
 
     class Noisy:
         def measure(self, *_: Any) -> Any:
             return latency_record(times.pop(0))
 
-    def noisy(self: evolving.Evolver, arch: Any) -> Any:
+    def noisy(self: run.EvolutionScorer, arch: Any) -> Any:
         self._backend = Noisy()
         return real(self, arch)
 
-    monkeypatch.setattr(evolving.Evolver, "latency", noisy)
-    evolving.evolve(settings.overridden(trials=1), quiet=True)
-    assert read(existing(settings))[0].value("latency_ms") == 1.0
+    monkeypatch.setattr(run.EvolutionScorer, "latency", noisy)
+    run.evolve(settings.overridden(trials=1), quiet=True)
+    assert load_candidates(load_study(settings))[0].value("latency_ms") == 1.0
     assert times == [5.0, 5.0]
     space = settings.load_space()
-    again = evolving.Evolver(settings.overridden(trials=1), space)
+    again = run.EvolutionScorer(settings.overridden(trials=1), space)
     times[:] = [1.02, 7.0]
     assert again.latency(space.base).median_ms == 1.0, "what the first round measured counts"
     assert times == [7.0]
@@ -324,7 +323,7 @@ def test_the_table_of_blocks_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     from archsearch.devices import backend
 
     monkeypatch.chdir(tmp_path)
-    settings = find(study(tmp_path))
+    settings = load_config(study(tmp_path))
     space, whole, measured = settings.load_space(), backend(DEVICE), list[str]()
 
     class Breaks:
@@ -335,12 +334,14 @@ def test_the_table_of_blocks_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
             return whole.measure(arch, *sizes)
 
     with pytest.raises(KeyboardInterrupt):
-        block_table.filled(settings, space, Breaks())
+        block_table.load_or_fit_block_table(settings, space, Breaks())
     kept = json.loads((settings.folder / block_table.TABLE).read_text())["records"]
     assert sum(map(len, kept.values())) == 9
-    table = block_table.filled(settings, space, Breaks())
+    table = block_table.load_or_fit_block_table(settings, space, Breaks())
     assert (
         sum(map(len, json.loads((settings.folder / block_table.TABLE).read_text())["records"].values()))
         == len(measured) - 1
     )
-    assert table == block_table.filled(settings, space, Breaks()), "what is measured is not measured again"
+    assert table == block_table.load_or_fit_block_table(settings, space, Breaks()), (
+        "what is measured is not measured again"
+    )

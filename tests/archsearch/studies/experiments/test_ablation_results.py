@@ -11,28 +11,28 @@ import pytest
 
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.intervals import verdict
-from archsearch.studies.config.study import StudySettings
-from archsearch.studies.experiments.ablation import ablate, with_quality
-from archsearch.studies.experiments.ablation_results import Ablation, found
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.experiments.ablation import ablate, train_rows_too
+from archsearch.studies.experiments.ablation_results import Ablation, load_results
 from archsearch.studies.search.run import search
-from archsearch.studies.storage.database import existing
+from archsearch.studies.storage.database import load_study
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.config.test_ablation import LADDER
 from tests.archsearch.studies.quick import QuickScorer, quick_cost, quick_latency, quick_loss
 
-Make = Callable[..., StudySettings]
+Make = Callable[..., StudyConfig]
 
 SEEDS = {"protocol": {"seeds": [0, 1, 2]}}
 
 
-def ablation(settings: Make, **changes: Any) -> StudySettings:
+def ablation(settings: Make, **changes: Any) -> StudyConfig:
     given = {"rows": LADDER, "final": "3", "alone": True}
     return settings(name="rows", ablation=given, trials=None, **{**SEEDS, **changes})
 
 
-def run(settings: StudySettings) -> Ablation:
-    return found(ablate(settings, quiet=True, scorer=QuickScorer))
+def run(settings: StudyConfig) -> Ablation:
+    return load_results(ablate(settings, quiet=True, scorer=QuickScorer))
 
 
 def test_every_architecture_is_trained_once_and_every_row_told(
@@ -101,7 +101,7 @@ class Additive(QuickScorer):
 
 
 def test_what_adds_up_is_said_to(settings: Make) -> None:
-    done = found(ablate(ablation(settings), quiet=True, scorer=Additive))
+    done = load_results(ablate(ablation(settings), quiet=True, scorer=Additive))
     told = {(s.name, s.group): s.verdict for s in done.sums}
     assert {told["params", g] for g in ("alone", "without")} == {"adds up"}
     assert {told["validation_loss", g] for g in ("alone", "without")} == {"adds up"}
@@ -109,7 +109,7 @@ def test_what_adds_up_is_said_to(settings: Make) -> None:
 
 def test_a_shared_seed_is_no_part_of_a_difference(settings: Make) -> None:
     """In `Additive` the seeds move every row alike: nothing is left, and the verdicts are certain."""
-    done = found(ablate(ablation(settings), quiet=True, scorer=Additive))
+    done = load_results(ablate(ablation(settings), quiet=True, scorer=Additive))
     effect = done.result("3").effects["validation_loss"]
     assert (effect.difference.value, effect.verdict) == (pytest.approx(0.2), "worse")
     assert effect.difference.high - effect.difference.low < 1e-6
@@ -134,9 +134,9 @@ class Disturbed(QuickScorer):
 def test_rows_are_timed_in_turns_until_two_measurements_agree(settings: Make) -> None:
     chosen = ablation(settings, objectives=["latency_ms"])
     assert chosen.ablation is not None
-    disturbed = found(ablate(chosen, quiet=True, scorer=Disturbed))
+    disturbed = load_results(ablate(chosen, quiet=True, scorer=Disturbed))
     turns = chosen.with_changes({"ablation": {**chosen.ablation.model_dump(mode="json"), "turns": 6}, "name": "turns"})
-    done = found(ablate(turns, quiet=True, scorer=Disturbed))
+    done = load_results(ablate(turns, quiet=True, scorer=Disturbed))
 
     def ms(found: Ablation) -> list[float]:
         return [r.score.latency.median_ms for r in found.results if r.score and r.score.latency]
@@ -153,7 +153,7 @@ def test_it_goes_on_where_it_was_killed(settings: Make, start: Any, tmp_path: Pa
     victim = start(ablate_in, tmp_path, chosen, environment)
     victim.join()
     assert victim.exitcode == 9
-    partial = found(existing(chosen))
+    partial = load_results(load_study(chosen))
     assert 0 < sum(r.score is not None for r in partial.results) < 11
     assert {r.error for r in partial.results if r.score is None} <= {"not begun", "running"}
     assert all(r.score is not None for r in run(chosen).results)
@@ -161,13 +161,13 @@ def test_it_goes_on_where_it_was_killed(settings: Make, start: Any, tmp_path: Pa
     assert len(done) == len(set(done))
 
 
-def ablate_in(folder: Path, settings: StudySettings, environment: dict[str, str]) -> None:
+def ablate_in(folder: Path, settings: StudyConfig, environment: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     ablate(settings, quiet=True, scorer=QuickScorer)
 
 
-def _id(settings: StudySettings, row: str) -> str:
+def _id(settings: StudyConfig, row: str) -> str:
     space = settings.load_space()
     return space.architecture(space.references[row]).id
 
@@ -191,12 +191,12 @@ def test_costs_alone_need_no_seeds_and_no_training(settings: Make, tmp_path: Pat
 
 def test_quality_is_a_study_of_its_own(settings: Make) -> None:
     costs = ablation(settings, objectives=["latency_ms"])
-    trained = with_quality(costs, "validation_loss")
+    trained = train_rows_too(costs, "validation_loss")
     assert (trained.objectives, trained.name) == (("validation_loss", "latency_ms"), "rows-validation_loss")
-    assert with_quality(trained, "validation_loss") is trained
-    assert with_quality(costs, None) is costs
+    assert train_rows_too(trained, "validation_loss") is trained
+    assert train_rows_too(costs, None) is costs
     with pytest.raises(InputError, match="'speed' is no quality number; use validation_loss"):
-        with_quality(costs, "speed")
+        train_rows_too(costs, "speed")
 
 
 def test_what_is_refused(settings: Make) -> None:
@@ -208,4 +208,4 @@ def test_what_is_refused(settings: Make) -> None:
         search(ablation(settings), quiet=True, scorer=QuickScorer)
     search(settings(trials=1), quiet=True, scorer=QuickScorer)
     with pytest.raises(InputError, match="is no ablation; run archsearch report"):
-        found(existing(settings()))
+        load_results(load_study(settings()))

@@ -10,19 +10,19 @@ import pytest
 
 import archsearch.reports.study.audit
 from archsearch.cost.counter import cost
-from archsearch.reports import study_report as pareto
-from archsearch.score import QUALITIES, Quality
-from archsearch.studies.config.study import StudySettings
+from archsearch.reports import study_report
+from archsearch.score import QUALITY_METRICS, Quality
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.experiments.proxy_audit import AS_IS, BASELINES, Row, audit
-from archsearch.studies.search.candidates import read
+from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.run import search
 from archsearch.studies.search.scorer import Report
-from archsearch.studies.storage.database import existing
+from archsearch.studies.storage.database import load_study
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import QuickScorer, quick_cost, quick_loss
 
-Make = Callable[..., StudySettings]
+Make = Callable[..., StudyConfig]
 
 
 class LongScorer(QuickScorer):
@@ -30,7 +30,7 @@ class LongScorer(QuickScorer):
 
     def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
         quality = super().quality(arch, progress=progress, artifacts=artifacts)
-        if self.settings.protocol.steps == StudySettings.model_fields["protocol"].default.steps:
+        if self.settings.protocol.steps == StudyConfig.model_fields["protocol"].default.steps:
             return quality
         params = float(quick_cost(arch).params)
         other = quality.validation_loss.model_copy(update={"value": params, "low": params, "high": params})
@@ -46,17 +46,21 @@ def test_scores_are_set_beside_the_long_run(settings: Make) -> None:
     short = settings(trials=9)
     search(short, quiet=True, scorer=LongScorer)
     rows = audit(short, factor=5, quiet=True, scorer=LongScorer)
-    long_loss, long_distance = (f"{name} of a run 5× as long" for name in QUALITIES[:2])
+    long_loss, long_distance = (f"{name} of a run 5× as long" for name in QUALITY_METRICS[:2])
     assert row(rows, score="validation_loss", target=long_loss, kind=AS_IS).rho == pytest.approx(1)
     assert row(rows, score="params", target=long_distance, kind=AS_IS).rho == pytest.approx(-1), "more is worse here"
     assert row(rows, score="validation_loss", target="itself with another seed", kind=AS_IS).rho == pytest.approx(1)
     assert row(rows, score="latency_ms", target=long_loss, kind="at equal latency").rho is None
     assert {r.n for r in rows} == {9}
-    assert len(rows) == 3 * (len(QUALITIES) + len(QUALITIES) * (len(QUALITIES) + len(BASELINES)))
-    assert existing(short).user_attrs["audit"] == [asdict(r) for r in rows]
-    long = [c for c in read(existing(settings(name="quick-audit-5x", storage=short.url))) if c.state == "scored"]
+    assert len(rows) == 3 * (len(QUALITY_METRICS) + len(QUALITY_METRICS) * (len(QUALITY_METRICS) + len(BASELINES)))
+    assert load_study(short).user_attrs["audit"] == [asdict(r) for r in rows]
+    long = [
+        c
+        for c in load_candidates(load_study(settings(name="quick-audit-5x", storage=short.url)))
+        if c.state == "scored"
+    ]
     assert sorted(quick_loss(c.architecture) for c in long) == sorted(
-        quick_loss(c.architecture) for c in read(existing(short)) if c.reused_from is None
+        quick_loss(c.architecture) for c in load_candidates(load_study(short)) if c.reused_from is None
     )
 
 
@@ -74,8 +78,11 @@ def test_a_few_candidates_are_spread_over_the_ranking(settings: Make) -> None:
     search(short, quiet=True, scorer=LongScorer)
     rows = audit(short, candidates=4, quiet=True, scorer=LongScorer)
     assert {r.n for r in rows} == {4}
-    losses = sorted(c.value("validation_loss") for c in read(existing(short)))
-    chosen = [c.value("validation_loss") for c in read(existing(settings(name="quick-audit-5x", storage=short.url)))]
+    losses = sorted(c.value("validation_loss") for c in load_candidates(load_study(short)))
+    chosen = [
+        c.value("validation_loss")
+        for c in load_candidates(load_study(settings(name="quick-audit-5x", storage=short.url)))
+    ]
     assert {losses[0], losses[-1]} <= set(chosen)
 
 
@@ -128,9 +135,9 @@ def test_inherited_scores_are_set_beside_scores_from_scratch(
     assert len((tmp_path / "log").read_text().split()) == 12, "resumed, nothing is scored twice"
     names = {s.study_name for s in optuna.get_all_study_summaries(short.url)}
     (scratch,) = (name for name in names if "scratch" in name)
-    protocol = existing(settings(name=scratch, storage=short.url)).user_attrs["protocol"]["protocol"]
+    protocol = load_study(settings(name=scratch, storage=short.url)).user_attrs["protocol"]["protocol"]
     assert protocol["inherit"] is None
-    scored = [c for c in read(existing(short)) if c.reused_from is None]
+    scored = [c for c in load_candidates(load_study(short)) if c.reused_from is None]
     space = short.load_space()
     whole = cost(space.base, space.latent_size, context_tokens=space.context_tokens).macs
     passes = sum(10 * 4 * 2 * c.score.cost.macs for c in scored) + 900 * whole  # two seeds
@@ -152,6 +159,6 @@ def test_the_report_shows_it(settings: Make, tmp_path: Path) -> None:
     short = settings(trials=6)
     search(short, quiet=True, scorer=LongScorer)
     audit(short, quiet=True, scorer=LongScorer)
-    page = pareto.write(existing(short), tmp_path / "report.html").read_text()
+    page = study_report.write_report(load_study(short), tmp_path / "report.html").read_text()
     assert 'id="audit"' in page
     assert "of a run 5× as long" in page

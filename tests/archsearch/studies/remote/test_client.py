@@ -16,23 +16,23 @@ from typing import Any
 import pytest
 
 from archsearch.devices import BACKENDS
-from archsearch.latency.base import LatencyFailure
+from archsearch.latency.base import MeasurementError
 from archsearch.score import LatencyRecord
 from archsearch.spaces.space import Space
-from archsearch.studies.config.study import LatencySettings, StudySettings
-from archsearch.studies.remote import client as remote
+from archsearch.studies.config.study import LatencyConfig, StudyConfig
+from archsearch.studies.remote import client
 from archsearch.studies.remote import server as device
-from archsearch.studies.remote.client import Remote, order
-from archsearch.studies.remote.queue import Measurements
-from archsearch.studies.search.candidates import read
+from archsearch.studies.remote.client import RemoteLatency, order
+from archsearch.studies.remote.queue import MeasurementQueue
+from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.run import search
-from archsearch.studies.storage.database import existing, open_storage
+from archsearch.studies.storage.database import load_study, open_storage
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import QuickScorer, quick_latency, quick_record
 from tests.archsearch.studies.search.test_run import numbers, scored, until
 
-Make = Callable[..., StudySettings]
+Make = Callable[..., StudyConfig]
 Start = Callable[..., BaseProcess]
 
 AWAY = {"device": "quick", "remote": True}
@@ -41,9 +41,9 @@ AWAY = {"device": "quick", "remote": True}
 class Away(QuickScorer):
     """Quick scores, but for the latency, which a device elsewhere takes."""
 
-    def __init__(self, settings: StudySettings, space: Space) -> None:
+    def __init__(self, settings: StudyConfig, space: Space) -> None:
         super().__init__(settings, space)
-        self._remote = Remote(settings, space)
+        self._remote = RemoteLatency(settings, space)
 
     def latency(self, arch: Architecture) -> LatencyRecord:
         return self._remote.first(arch)
@@ -62,7 +62,7 @@ class Quick:
             with Path(log).open("a") as file:
                 file.write(arch.id + "\n")
         if arch.rope:
-            raise LatencyFailure("RoPE does not compile here")
+            raise MeasurementError("RoPE does not compile here")
         return quick_record(arch)
 
 
@@ -79,12 +79,12 @@ class Guess:
 
 
 @pytest.fixture
-def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[[StudySettings], contextlib.AbstractContextManager[None]]:
+def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[[StudyConfig], contextlib.AbstractContextManager[None]]:
     """A device on a thread, for as long as the block runs."""
-    monkeypatch.setattr(remote, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(client, "POLL_SECONDS", 0.02)
 
     @contextlib.contextmanager
-    def serve(settings: StudySettings) -> Iterator[None]:
+    def serve(settings: StudyConfig) -> Iterator[None]:
         server = device._Server(open_storage(settings.url), "quick", {}, lambda _: None, lambda *_: Quick())
         over = threading.Event()
 
@@ -107,7 +107,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Callable[[StudySettings], contex
 def test_a_search_waits_for_its_device(settings: Make, serving: Any) -> None:
     chosen = settings(trials=5, latency=AWAY)
     with serving(chosen):
-        done = read(search(chosen, quiet=True, scorer=Away))
+        done = load_candidates(search(chosen, quiet=True, scorer=Away))
     assert len(scored(done)) == 5
     for candidate in scored(done):
         assert candidate.value("latency_ms") == quick_latency(candidate.architecture)
@@ -121,7 +121,7 @@ def test_what_the_device_refuses_fails_and_the_search_goes_on(settings: Make, se
     text = path.read_text().replace("  all.ffn_ratio: [2, 3, 4]", "  rope: [false, true]")
     path.write_text(text.replace("all.ffn_ratio: 2, ", "rope: true, "))
     with serving(chosen):
-        done = read(search(chosen, quiet=True, scorer=Away))
+        done = load_candidates(search(chosen, quiet=True, scorer=Away))
     failed = [c for c in done if c.state == "failed"]
     assert len(scored(done)) == 6
     assert failed
@@ -129,18 +129,20 @@ def test_what_the_device_refuses_fails_and_the_search_goes_on(settings: Make, se
     assert all(c.architecture.rope and c.attempts == 1 for c in failed)
 
 
-def guessed(settings: StudySettings, ms: float) -> Remote:
-    made = Remote(settings, settings.load_space())
+def guessed(settings: StudyConfig, ms: float) -> RemoteLatency:
+    made = RemoteLatency(settings, settings.load_space())
     made._meanwhile = Guess(ms)
     return made
 
 
-def queue_of(settings: StudySettings) -> Measurements:
+def queue_of(settings: StudyConfig) -> MeasurementQueue:
     space = settings.load_space()
-    return Measurements(open_storage(settings.url), order(settings.latency, space.latent_size, space.context_tokens))
+    return MeasurementQueue(
+        open_storage(settings.url), order(settings.latency, space.latent_size, space.context_tokens)
+    )
 
 
-def measure_one(settings: StudySettings) -> None:
+def measure_one(settings: StudyConfig) -> None:
     queue = queue_of(settings)
     claimed = queue.claim()
     assert claimed is not None
@@ -186,7 +188,7 @@ def test_a_prediction_too_wide_for_the_limit_is_not_used(settings: Make) -> None
 class Hasty(Away):
     """Never waits: predictions stand."""
 
-    def __init__(self, settings: StudySettings, space: Space) -> None:
+    def __init__(self, settings: StudyConfig, space: Space) -> None:
         super().__init__(settings, space)
         self._remote._meanwhile = Guess(7.0)
 
@@ -194,9 +196,9 @@ class Hasty(Away):
 def test_a_report_takes_the_measurements_that_came_later(settings: Make) -> None:
     chosen = settings(trials=3, latency={**AWAY, "meanwhile": "predicted:iphone-15-pro", "wait": False})
     study = search(chosen, quiet=True, scorer=Hasty)
-    assert {c.value("latency_ms") for c in scored(read(study))} == {7.0}
+    assert {c.value("latency_ms") for c in scored(load_candidates(study))} == {7.0}
     measure_one(chosen)
-    sources = [c.score.latency.source for c in scored(read(study)) if c.score.latency]
+    sources = [c.score.latency.source for c in scored(load_candidates(study)) if c.score.latency]
     assert sorted(sources) == ["measured", "predicted", "predicted"]
 
 
@@ -210,19 +212,19 @@ def test_a_report_takes_the_measurements_that_came_later(settings: Make) -> None
 )
 def test_settings_that_do_not_go_together(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        LatencySettings.model_validate(given)
+        LatencyConfig.model_validate(given)
 
 
 def test_an_unknown_prediction_is_told_before_anything_is_asked(settings: Make) -> None:
     chosen = settings(latency={**AWAY, "meanwhile": "predicted:abacus"})
     with pytest.raises(InputError, match="abacus"):
-        Remote(chosen, chosen.load_space())
+        RemoteLatency(chosen, chosen.load_space())
 
 
 # --- killed at random ---
 
 
-def search_in(folder: Path, settings: StudySettings, environment: dict[str, str]) -> None:
+def search_in(folder: Path, settings: StudyConfig, environment: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     search(settings, quiet=True, scorer=Away)
@@ -237,7 +239,7 @@ def serve_in(folder: Path, url: str, kind: str, environment: dict[str, str]) -> 
 
 
 def kill_at_random(
-    settings: StudySettings, start: Start, folder: Path, *, kills: int, environment: dict[str, str]
+    settings: StudyConfig, start: Start, folder: Path, *, kills: int, environment: dict[str, str]
 ) -> None:
     """Two searchers and two devices, one of the four killed and started again at random moments."""
     rng = random.Random(5)
@@ -263,8 +265,8 @@ def kill_at_random(
         process.join()
 
 
-def check_all_scored_once(settings: StudySettings, trials: int) -> None:
-    done = scored(read(existing(settings)))
+def check_all_scored_once(settings: StudyConfig, trials: int) -> None:
+    done = scored(load_candidates(load_study(settings)))
     assert len(done) == len({c.architecture.id for c in done}) == trials
     queue = queue_of(settings)
     complete = [t for t in queue.trials() if t.state.name == "COMPLETE"]

@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from archsearch.latency.base import DeviceLost, LatencyFailure
+from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.score import LatencyRecord
 from archsearch.spaces.loading import load_space
-from archsearch.studies.remote import server as serving
-from archsearch.studies.remote.queue import DEATHS, Measurements, Order, orders
+from archsearch.studies.remote import server
+from archsearch.studies.remote.queue import DEATHS, MeasurementQueue, MeasurementSpec, orders
 from archsearch.studies.remote.server import serve
 from archsearch.studies.storage.database import open_storage
-from archsearch.studies.storage.leases import me
+from archsearch.studies.storage.leases import worker_identity
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import quick_latency, quick_record
 
-ORDER = Order("quick", 8, 16, {"threads": 1})
+ORDER = MeasurementSpec("quick", 8, 16, {"threads": 1})
 
 
 @pytest.fixture
@@ -40,13 +40,13 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def ask(url: str, request: pytest.FixtureRequest) -> Callable[[], Measurements]:
+def ask(url: str, request: pytest.FixtureRequest) -> Callable[[], MeasurementQueue]:
     """A process's own view of one queue."""
-    order = Order(request.node.name, 8, 16, {})
-    return lambda: Measurements(open_storage(url), order)
+    order = MeasurementSpec(request.node.name, 8, 16, {})
+    return lambda: MeasurementQueue(open_storage(url), order)
 
 
-Ask = Callable[[], Measurements]
+Ask = Callable[[], MeasurementQueue]
 
 
 class Backend:
@@ -120,15 +120,15 @@ def test_what_is_refused_is_not_asked_again(ask: Ask, archs: list[Architecture])
     assert queue.claim() is None
     assert queue.bury() == []
     assert queue.claim() is None
-    with pytest.raises(LatencyFailure, match="does not compile there"):
+    with pytest.raises(MeasurementError, match="does not compile there"):
         queue.answer(archs[0])
 
 
-def _die(queue: Measurements, monkeypatch: pytest.MonkeyPatch) -> int:
+def _die(queue: MeasurementQueue, monkeypatch: pytest.MonkeyPatch) -> int:
     """Claim as a process that has ended since."""
-    dead = {**me(), "pid": 2**22 - 1}
+    dead = {**worker_identity(), "pid": 2**22 - 1}
     with monkeypatch.context() as patched:
-        patched.setattr("archsearch.studies.remote.queue.me", lambda: dead)
+        patched.setattr("archsearch.studies.remote.queue.worker_identity", lambda: dead)
         claimed = queue.claim()
     assert claimed is not None
     return claimed.number
@@ -166,7 +166,9 @@ def test_a_stopped_heartbeat_is_a_death(ask: Ask, archs: list[Architecture], mon
     queue = ask()
     queue.request(archs[0])
     with monkeypatch.context() as patched:
-        patched.setattr("archsearch.studies.remote.queue.me", lambda: {**me(), "host": "another machine"})
+        patched.setattr(
+            "archsearch.studies.remote.queue.worker_identity", lambda: {**worker_identity(), "host": "another machine"}
+        )
         claimed = queue.claim()
     assert claimed is not None
     assert queue.bury() == []
@@ -184,7 +186,7 @@ def test_a_candidate_that_kills_devices_is_given_up(
         _die(queue, monkeypatch)
         queue.bury()
     assert queue.claim() is None
-    with pytest.raises(LatencyFailure, match=f"{DEATHS} device processes died in its measurement"):
+    with pytest.raises(MeasurementError, match=f"{DEATHS} device processes died in its measurement"):
         queue.answer(archs[0])
 
 
@@ -192,23 +194,23 @@ def test_a_candidate_that_kills_devices_is_given_up(
 
 
 @pytest.fixture
-def waiting(tmp_path: Path, archs: list[Architecture]) -> tuple[str, Measurements]:
+def waiting(tmp_path: Path, archs: list[Architecture]) -> tuple[str, MeasurementQueue]:
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    queue = Measurements(open_storage(url), ORDER)
+    queue = MeasurementQueue(open_storage(url), ORDER)
     for arch in archs:
         queue.request(arch)
     return url, queue
 
 
 def serve_with(url: str, backend: Backend, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[int, list[str]]:
-    monkeypatch.setattr(serving, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(server, "POLL_SECONDS", 0.01)
     lines: list[str] = []
     made = serve(url, "quick", {}, tell=lines.append, idle_seconds=0.05, make=lambda *_: backend, **more)
     return made, lines
 
 
 def test_a_device_serves_all_that_waits(
-    waiting: tuple[str, Measurements], archs: list[Architecture], monkeypatch: pytest.MonkeyPatch
+    waiting: tuple[str, MeasurementQueue], archs: list[Architecture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, queue = waiting
     backend = Backend()
@@ -218,37 +220,37 @@ def test_a_device_serves_all_that_waits(
     assert lines[1] == f"measurement 0 ({archs[0].id}): {quick_latency(archs[0]):.4g} ms"
 
 
-def test_another_kind_of_device_is_not_served(waiting: tuple[str, Measurements], archs: list[Architecture]) -> None:
+def test_another_kind_of_device_is_not_served(waiting: tuple[str, MeasurementQueue], archs: list[Architecture]) -> None:
     url, queue = waiting
     assert list(orders(open_storage(url), "iphone")) == []
     assert list(orders(open_storage(url), "quick")) == [ORDER]
     assert queue.answer(archs[0]) is None
 
 
-@pytest.mark.parametrize("error", [LatencyFailure("does not load"), InputError("latent", "is odd", "halve it")])
+@pytest.mark.parametrize("error", [MeasurementError("does not load"), InputError("latent", "is odd", "halve it")])
 def test_what_can_not_be_measured_is_refused_and_the_rest_served(
-    waiting: tuple[str, Measurements], archs: list[Architecture], monkeypatch: pytest.MonkeyPatch, error: Exception
+    waiting: tuple[str, MeasurementQueue], archs: list[Architecture], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     url, queue = waiting
     made, lines = serve_with(url, Backend(error), monkeypatch)
     assert made == 0
     assert len(lines) == 4
-    with pytest.raises(LatencyFailure, match=r"does not load|is odd"):
+    with pytest.raises(MeasurementError, match=r"does not load|is odd"):
         queue.answer(archs[2])
 
 
 def test_a_lost_device_ends_in_one_line_and_gives_back(
-    waiting: tuple[str, Measurements], archs: list[Architecture], monkeypatch: pytest.MonkeyPatch
+    waiting: tuple[str, MeasurementQueue], archs: list[Architecture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, queue = waiting
     with pytest.raises(InputError, match=r"quick: was unplugged; measurement 0 .* waits again; plug it in"):
-        serve_with(url, Backend(DeviceLost("was unplugged", "plug it in")), monkeypatch)
+        serve_with(url, Backend(DeviceLostError("was unplugged", "plug it in")), monkeypatch)
     assert queue.answer(archs[0]) is None
     assert serve_with(url, Backend(), monkeypatch)[0] == 3
 
 
 def test_an_interrupt_gives_back(
-    waiting: tuple[str, Measurements], archs: list[Architecture], monkeypatch: pytest.MonkeyPatch
+    waiting: tuple[str, MeasurementQueue], archs: list[Architecture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, queue = waiting
     with pytest.raises(KeyboardInterrupt):
@@ -257,7 +259,7 @@ def test_an_interrupt_gives_back(
     assert serve_with(url, Backend(), monkeypatch)[0] == 3
 
 
-def test_a_death_is_told(waiting: tuple[str, Measurements], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_death_is_told(waiting: tuple[str, MeasurementQueue], monkeypatch: pytest.MonkeyPatch) -> None:
     url, queue = waiting
     number = _die(queue, monkeypatch)
     made, lines = serve_with(url, Backend(), monkeypatch)

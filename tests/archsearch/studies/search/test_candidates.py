@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 
-from archsearch.score import Cost, Incomparable, Quality, Score
+from archsearch.score import Cost, ProtocolMismatch, Quality, Score
 from archsearch.stats.estimate import Estimate
-from archsearch.studies.config.study import StudySettings
-from archsearch.studies.search.candidates import Candidate, best, eligible, front, knee, read
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.candidates import Candidate, best, eligible, knee, load_candidates, pareto_front
 from archsearch.studies.search.run import search
-from archsearch.studies.storage.database import begun
-from snapgen.architecture.schema import Architecture, Stage
+from archsearch.studies.storage.database import create_or_resume
+from snapgen.architecture.schema import Architecture, LevelConfig
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import QuickScorer
 from tests.records import latency_record
@@ -28,7 +28,7 @@ def candidate(slot: int, loss: float, ms: float, **changes: object) -> Candidate
         training_seconds=1,
     )
     width = 32 * int(changes.pop("width", slot + 1))  # type: ignore[call-overload]
-    stage = (Stage(channels=width),)
+    stage = (LevelConfig(channels=width),)
     values = {
         "number": slot,
         "slot": slot,
@@ -48,11 +48,11 @@ def candidate(slot: int, loss: float, ms: float, **changes: object) -> Candidate
 
 def test_front_by_hand() -> None:
     points = [candidate(0, 3, 1), candidate(1, 2, 2), candidate(2, 1, 3), candidate(3, 2, 3), candidate(4, 2.5, 2.5)]
-    assert [c.slot for c in front(points, NAMES)] == [2, 1, 0]
+    assert [c.slot for c in pareto_front(points, NAMES)] == [2, 1, 0]
 
 
 def test_of_equals_the_first_stays() -> None:
-    assert [c.slot for c in front([candidate(1, 1, 1), candidate(0, 1, 1)], NAMES)] == [0]
+    assert [c.slot for c in pareto_front([candidate(1, 1, 1), candidate(0, 1, 1)], NAMES)] == [0]
 
 
 def test_front_leaves_out_what_is_no_candidate() -> None:
@@ -65,23 +65,23 @@ def test_front_leaves_out_what_is_no_candidate() -> None:
         candidate(5, 5, 5, reused_from=0, width=1),
     ]
     assert [c.slot for c in eligible(points)] == [0]
-    assert [c.slot for c in front(points, NAMES)] == [0]
+    assert [c.slot for c in pareto_front(points, NAMES)] == [0]
 
 
 def test_three_objectives() -> None:
     points = [candidate(3, 1, 1), candidate(2, 1, 1), candidate(1, 2, 2)]
-    assert [c.slot for c in front(points, (*NAMES, "params"))] == [2, 1]
+    assert [c.slot for c in pareto_front(points, (*NAMES, "params"))] == [2, 1]
 
 
 def test_different_protocols_are_refused() -> None:
-    with pytest.raises(Incomparable):
-        front([candidate(0, 1, 2), candidate(1, 2, 1, protocol_hash="q")], NAMES)
+    with pytest.raises(ProtocolMismatch):
+        pareto_front([candidate(0, 1, 2), candidate(1, 2, 1, protocol_hash="q")], NAMES)
 
 
 def test_the_knee_is_furthest_below_the_chord() -> None:
     # Latency counts by its logarithm: 1, 10, 100 are evenly spread.
     points = [candidate(0, 10, 1), candidate(1, 3, 10), candidate(2, 0, 100), candidate(3, 2.9, 40)]
-    choice = knee(front(points, NAMES), NAMES)
+    choice = knee(pareto_front(points, NAMES), NAMES)
     assert choice.candidate.slot == 1
     assert "the knee of a front of 4, furthest below the line" in choice.reason
     assert "latency 10 ms, 10.00 times the least" in choice.reason
@@ -98,10 +98,10 @@ def test_a_knee_in_three_objectives() -> None:
     assert knee(points, (*NAMES, "params")).candidate.slot == 1
 
 
-def test_best_of_a_study(settings: Callable[..., StudySettings]) -> None:
+def test_best_of_a_study(settings: Callable[..., StudyConfig]) -> None:
     study = search(settings(trials=6), quiet=True, scorer=QuickScorer)
-    candidates = read(study)
-    assert best(study).candidate in front(candidates, NAMES)
+    candidates = load_candidates(study)
+    assert best(study).candidate in pareto_front(candidates, NAMES)
     smallest = best(study, objective="params")
     assert smallest.candidate.value("params") == min(c.value("params") for c in candidates)
     assert smallest.reason == "least parameters of 6 scored candidates"
@@ -109,8 +109,8 @@ def test_best_of_a_study(settings: Callable[..., StudySettings]) -> None:
         best(study, objective="fid")
 
 
-def test_best_of_nothing(settings: Callable[..., StudySettings]) -> None:
+def test_best_of_nothing(settings: Callable[..., StudyConfig]) -> None:
     scorer = QuickScorer(settings(), None)  # type: ignore[arg-type]
-    study = begun(settings(), {"space": {"digest": "d"}, **scorer.describe()})
+    study = create_or_resume(settings(), {"space": {"digest": "d"}, **scorer.describe()})
     with pytest.raises(InputError, match="no candidate is scored yet"):
         best(study)

@@ -10,21 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from archsearch.studies.config.study import StudySettings
-from archsearch.studies.search.candidates import read
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.run import search
-from archsearch.studies.storage.database import existing
+from archsearch.studies.storage.database import load_study
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import QuickScorer
 from tests.archsearch.studies.search.test_run import numbers, run_in, scored, until
 
-Make = Callable[..., StudySettings]
+Make = Callable[..., StudyConfig]
 
 
 def test_same_candidates_as_on_sqlite(settings: Make, server: str) -> None:
-    here = read(search(settings(name="here", trials=5, limits={"latency_ms": 20}), quiet=True, scorer=QuickScorer))
+    here = load_candidates(
+        search(settings(name="here", trials=5, limits={"latency_ms": 20}), quiet=True, scorer=QuickScorer)
+    )
     there = settings(name="there", trials=5, limits={"latency_ms": 20}, storage=server)
-    assert [c.score for c in read(search(there, quiet=True, scorer=QuickScorer))] == [c.score for c in here]
+    assert [c.score for c in load_candidates(search(there, quiet=True, scorer=QuickScorer))] == [c.score for c in here]
 
 
 def test_two_processes_and_a_kill(
@@ -37,9 +39,9 @@ def test_two_processes_and_a_kill(
     os.kill(both[0].pid, signal.SIGKILL)
     both[1].join()
     assert both[1].exitcode == 0
-    trials = existing(shared).get_trials()
+    trials = load_study(shared).get_trials()
     assert [t.number for t in trials] == list(range(len(trials)))
-    candidates = read(existing(shared))
+    candidates = load_candidates(load_study(shared))
     assert len(scored(candidates)) == 10
     assert len({c.architecture.id for c in scored(candidates)}) == 10
 

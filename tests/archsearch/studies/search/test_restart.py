@@ -12,23 +12,23 @@ from typing import Any
 
 import pytest
 
-from archsearch.studies.config.study import StudySettings
-from archsearch.studies.search.candidates import Candidate, read
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.candidates import Candidate, load_candidates
 from archsearch.studies.search.run import search
-from archsearch.studies.storage.database import existing
+from archsearch.studies.storage.database import load_study
 from tests.archsearch.studies.quick import QuickScorer
 
 Start = Callable[..., BaseProcess]
-Make = Callable[..., StudySettings]
+Make = Callable[..., StudyConfig]
 
 
-def run(settings: StudySettings, folder: Path, seconds: float = 0.0) -> None:
+def run(settings: StudyConfig, folder: Path, seconds: float = 0.0) -> None:
     os.chdir(folder)
     os.environ["QUICK_SECONDS"] = str(seconds)
     search(settings, quiet=True, scorer=QuickScorer)
 
 
-def run_until_write(settings: StudySettings, folder: Path, last: int) -> None:
+def run_until_write(settings: StudyConfig, folder: Path, last: int) -> None:
     """Die of SIGKILL at the so many-th write to the storage: before it, or after it, by turns."""
     from optuna.storages import RDBStorage
 
@@ -70,12 +70,12 @@ def outcome(candidates: list[Candidate]) -> list[tuple[Any, ...]]:
     ]
 
 
-def of(settings: StudySettings) -> list[tuple[Any, ...]]:
-    return outcome(read(existing(settings)))
+def of(settings: StudyConfig) -> list[tuple[Any, ...]]:
+    return outcome(load_candidates(load_study(settings)))
 
 
-def complete_numbers(settings: StudySettings) -> list[int]:
-    return [t.number for t in existing(settings).get_trials() if t.state.name in ("COMPLETE", "PRUNED")]
+def complete_numbers(settings: StudyConfig) -> list[int]:
+    return [t.number for t in load_study(settings).get_trials() if t.state.name in ("COMPLETE", "PRUNED")]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "qmc"])
@@ -86,7 +86,7 @@ def test_same_candidates_after_an_interruption(settings: Make, sampler: str) -> 
         part = settings(name="parts", sampler=sampler, trials=trials, limits={"latency_ms": 20})
         search(part, quiet=True, scorer=QuickScorer)
     assert of(whole) == of(settings(name="parts"))
-    assert sum(c.state == "scored" and c.reused_from is None for c in read(existing(whole))) == 12
+    assert sum(c.state == "scored" and c.reused_from is None for c in load_candidates(load_study(whole))) == 12
 
 
 def test_killed_at_twenty_random_moments(settings: Make, start: Start, tmp_path: Path) -> None:

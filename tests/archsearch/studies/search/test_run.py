@@ -11,36 +11,36 @@ from typing import Any
 
 import pytest
 
-from archsearch.latency.base import DeviceLost
+from archsearch.latency.base import DeviceLostError
 from archsearch.score import LatencyRecord
-from archsearch.studies.config.study import StudySettings
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import proposer as proposal
-from archsearch.studies.search.candidates import Candidate, best, read
+from archsearch.studies.search.candidates import Candidate, best, load_candidates
 from archsearch.studies.search.run import search
-from archsearch.studies.storage import trial_queue as ledger
-from archsearch.studies.storage.database import artifact_store, existing
+from archsearch.studies.storage import trial_queue
+from archsearch.studies.storage.database import artifact_store, load_study
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import SPACE, QuickScorer
 
-Make = Callable[..., StudySettings]
+Make = Callable[..., StudyConfig]
 Start = Callable[..., BaseProcess]
 
 
-def run(settings: StudySettings) -> list[Candidate]:
-    return read(search(settings, quiet=True, scorer=QuickScorer))
+def run(settings: StudyConfig) -> list[Candidate]:
+    return load_candidates(search(settings, quiet=True, scorer=QuickScorer))
 
 
-def run_in(folder: Path, settings: StudySettings, environment: dict[str, str]) -> None:
+def run_in(folder: Path, settings: StudyConfig, environment: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born ignoring it
     search(settings, quiet=True, scorer=QuickScorer)
 
 
-def under_way(settings: StudySettings) -> int:
+def under_way(settings: StudyConfig) -> int:
     """Trials that have reached a stage: an interrupt before that may leave one to the next run."""
-    trials = [t for t in existing(settings).get_trials() if t.state.name == "RUNNING"]
+    trials = [t for t in load_study(settings).get_trials() if t.state.name == "RUNNING"]
     return sum("stage" in t.user_attrs for t in trials)
 
 
@@ -59,7 +59,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_study_is_told_whole(settings: Make, log: Path) -> None:
     study = search(settings(trials=6), quiet=True, scorer=QuickScorer)
-    candidates = read(study)
+    candidates = load_candidates(study)
     assert [c.slot for c in candidates] == list(range(len(candidates)))
     assert [c.name for c in candidates[:2]] == ["base", "thin"]
     assert len(scored(candidates)) == 6
@@ -97,7 +97,7 @@ def test_ordered_knobs_are_integers_and_others_categories(settings: Make) -> Non
 def test_infeasible_candidates_are_told_by_how_much_and_never_trained(settings: Make, log: Path, sampler: str) -> None:
     limits = {"latency_ms": 9.0, "params": 2e5}
     study = search(settings(trials=5, sampler=sampler, limits=limits), quiet=True, scorer=QuickScorer)
-    candidates = read(study)
+    candidates = load_candidates(study)
     trained = log.read_text().split()
     outside = [c for c in candidates if c.state == "infeasible"]
     assert outside
@@ -115,7 +115,7 @@ def test_infeasible_candidates_are_told_by_how_much_and_never_trained(settings: 
 
 
 def test_a_limit_that_nothing_keeps_ends_the_study(settings: Make, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "INFEASIBLE_IN_A_ROW", 7)
+    monkeypatch.setattr(trial_queue, "INFEASIBLE_IN_A_ROW", 7)
     with pytest.raises(InputError, match=r"limits: the last 7 candidates were all outside .* limit 1000; widen"):
         run(settings(limits={"params": 1000}, sampler="random"))
     assert log.read_text() == ""
@@ -125,7 +125,7 @@ def test_a_limit_on_quality_is_a_constraint_of_trained_candidates(settings: Make
     study = search(
         settings(trials=6, limits={"validation_loss": 0.3}, sampler="random"), quiet=True, scorer=QuickScorer
     )
-    over = [c for c in read(study) if not c.feasible]
+    over = [c for c in load_candidates(study) if not c.feasible]
     assert over
     assert all(c.state == "scored" for c in over)
     assert best(study).candidate.value("validation_loss") <= 0.3
@@ -217,7 +217,7 @@ class Unplugged(QuickScorer):
     """Its device went away."""
 
     def latency(self, arch: Architecture) -> LatencyRecord:  # noqa: ARG002
-        raise DeviceLost("Desk phone was disconnected", "connect it")
+        raise DeviceLostError("Desk phone was disconnected", "connect it")
 
 
 def test_a_lost_device_ends_the_search_and_blames_no_candidate(settings: Make) -> None:
@@ -239,7 +239,7 @@ def test_two_workers(settings: Make, log: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(scored(candidates)) == 9
     assert [c.slot for c in candidates] == list(range(len(candidates)))
     assert max(Counter(log.read_text().split()).values()) == 1
-    pids = {t.user_attrs["worker"]["pid"] for t in existing(settings()).get_trials()}
+    pids = {t.user_attrs["worker"]["pid"] for t in load_study(settings()).get_trials()}
     assert len(pids) == 2
 
 
@@ -250,9 +250,9 @@ def test_two_processes_on_one_file(settings: Make, start: Start, tmp_path: Path)
     for process in both:
         process.join()
     assert [p.exitcode for p in both] == [0, 0]
-    study = existing(settings())
+    study = load_study(settings())
     assert [t.number for t in study.get_trials()] == list(range(len(study.get_trials())))
-    candidates = read(study)
+    candidates = load_candidates(study)
     assert [c.slot for c in candidates] == list(range(len(candidates)))
     assert len(scored(candidates)) == 12
     trained = log.read_text().split()
@@ -268,7 +268,7 @@ def test_one_process_goes_on_where_the_other_was_killed(settings: Make, start: S
     os.kill(victim.pid, signal.SIGKILL)
     survivor.join()
     assert survivor.exitcode == 0
-    candidates = read(existing(settings()))
+    candidates = load_candidates(load_study(settings()))
     assert len(scored(candidates)) == 10
     assert all(c.state == "scored" for c in candidates)
 
@@ -298,7 +298,7 @@ def test_an_interrupted_study_puts_its_trials_back(
     process.join()
     assert process.exitcode != 0
     assert numbers(changed, "RUNNING") == []
-    withdrawn = [t for t in existing(changed).get_trials() if t.user_attrs.get("withdrawn")]
+    withdrawn = [t for t in load_study(changed).get_trials() if t.user_attrs.get("withdrawn")]
     assert 1 <= len(withdrawn) <= workers
     done = len(numbers(changed, "COMPLETE")) + 3
     candidates = run(settings(trials=done, workers=1, sampler="random"))
@@ -313,7 +313,7 @@ def test_workers_do_not_outlive_a_killed_search(settings: Make, start: Start, tm
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    pids = {t.user_attrs["worker"]["pid"] for t in existing(changed).get_trials()}
+    pids = {t.user_attrs["worker"]["pid"] for t in load_study(changed).get_trials()}
     until(
         lambda: not any(Path(f"/proc/{pid}/environ").exists() and os.access(f"/proc/{pid}/fd", os.R_OK) for pid in pids)
     )
@@ -331,16 +331,16 @@ def test_a_silent_worker_of_another_machine_is_replaced(settings: Make, monkeypa
     whole = run(settings(name="whole", trials=4, sampler="random"))
     run(settings(trials=2, sampler="random"))
     elsewhere = {"host": "elsewhere", "pid": 1, "started": 0.0}
-    monkeypatch.setattr(archsearch.studies.storage.trial_queue, "me", lambda: elsewhere)
-    claim = archsearch.studies.storage.trial_queue.Ledger(existing(settings()), settings(trials=4)).claim()
+    monkeypatch.setattr(archsearch.studies.storage.trial_queue, "worker_identity", lambda: elsewhere)
+    claim = archsearch.studies.storage.trial_queue.TrialQueue(load_study(settings()), settings(trials=4)).claim()
     monkeypatch.undo()
     monkeypatch.chdir(settings().space.removesuffix("/space.yaml"))
-    assert isinstance(claim, archsearch.studies.storage.trial_queue.Claim)
+    assert isinstance(claim, archsearch.studies.storage.trial_queue.ClaimedTrial)
     monkeypatch.setattr(archsearch.studies.storage.database, "GRACE_SECONDS", 2)
     began = time.monotonic()
     candidates = run(settings(trials=4, sampler="random"))
     assert time.monotonic() - began > 1
-    assert existing(settings()).get_trials()[claim.number].state == TrialState.FAIL
+    assert load_study(settings()).get_trials()[claim.number].state == TrialState.FAIL
     assert sorted(c.architecture.id for c in candidates) == sorted(c.architecture.id for c in whole)
 
 
@@ -348,20 +348,20 @@ def test_a_proposal_that_another_worker_has_is_not_taken(settings: Make) -> None
     from archsearch.spaces.loading import load_space
 
     study = search(settings(trials=3), quiet=True, scorer=QuickScorer)
-    book = ledger.Ledger(study, settings(trials=9))
+    book = trial_queue.TrialQueue(study, settings(trials=9))
     proposer = proposal.Proposer(settings(), load_space(settings().space))
     first, second = book.claim(), book.claim()
-    assert isinstance(first, ledger.Claim)
-    assert isinstance(second, ledger.Claim)
+    assert isinstance(first, trial_queue.ClaimedTrial)
+    assert isinstance(second, trial_queue.ClaimedTrial)
     ours = proposer.propose(first, book.trials())
     book.note(second.trial_id, architecture_id=ours.architecture.id)
     other = proposer.propose(first, book.trials())
     assert other.architecture.id != ours.architecture.id
 
 
-def numbers(settings: StudySettings, state: str) -> list[int]:
+def numbers(settings: StudyConfig, state: str) -> list[int]:
     try:
-        return [t.number for t in existing(settings).get_trials() if t.state.name == state]
+        return [t.number for t in load_study(settings).get_trials() if t.state.name == state]
     except InputError:  # not begun yet
         return []
 

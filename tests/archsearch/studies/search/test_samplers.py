@@ -8,8 +8,8 @@ import pytest
 
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
-from archsearch.studies.config.study import SAMPLERS, SamplerSettings
-from archsearch.studies.search.samplers import Past, distributions, make, suggest
+from archsearch.studies.config.study import SAMPLERS, SamplerConfig
+from archsearch.studies.search.samplers import Past, build_sampler, distributions, suggest
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import SPACE, quick_latency, quick_loss
 
@@ -35,7 +35,7 @@ def past(space: Space, count: int, limit: float | None = None) -> list[Past]:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_suggestion_depends_on_slots_not_on_the_order_of_trials(space: Space, name: str) -> None:
-    known, settings = past(space, 12, limit=10), SamplerSettings(name=name)
+    known, settings = past(space, 12, limit=10), SamplerConfig(name=name)
     shuffled = random.Random(2).sample(known, len(known))
 
     def ask(trials: list[Past], slot: int, attempt: int = 0) -> dict[str, int]:
@@ -53,7 +53,7 @@ def test_the_sequence_of_qmc_goes_on_from_slot_to_slot(space: Space) -> None:
     seen: list[dict[str, int]] = []
     for slot in range(16):
         done = [Past(i, p, (1.0, 1.0)) for i, p in enumerate(seen)]
-        seen.append(suggest(SamplerSettings(name="qmc"), done, choices, objectives=NAMES, seed=1, slot=slot)[0])
+        seen.append(suggest(SamplerConfig(name="qmc"), done, choices, objectives=NAMES, seed=1, slot=slot)[0])
     # A random sequence misses one of 4 choices in 15 draws with a probability of 5 %; this one hits each 3 or 4 times.
     counts = [sum(p["stages[0].channels"] == i for p in seen[1:]) for i in range(4)]
     assert min(counts) >= 3
@@ -61,21 +61,21 @@ def test_the_sequence_of_qmc_goes_on_from_slot_to_slot(space: Space) -> None:
 
 def test_a_fixed_point_is_kept(space: Space) -> None:
     point = space.base_point
-    asked = suggest(SamplerSettings(), [], distributions(space), objectives=NAMES, seed=1, slot=0, fixed=point)
+    asked = suggest(SamplerConfig(), [], distributions(space), objectives=NAMES, seed=1, slot=0, fixed=point)
     assert asked == (point, {})
 
 
 def test_generations_are_kept(space: Space) -> None:
-    point, attrs = suggest(SamplerSettings(name="nsga2"), [], distributions(space), objectives=NAMES, seed=1, slot=0)
+    point, attrs = suggest(SamplerConfig(name="nsga2"), [], distributions(space), objectives=NAMES, seed=1, slot=0)
     assert set(attrs.values()) == {0}
     eight = [Past(i, point, (1.0 + i, 1.0), system_attrs=attrs) for i in range(8)]
-    later = suggest(SamplerSettings(name="nsga2"), eight, distributions(space), objectives=NAMES, seed=1, slot=8)[1]
+    later = suggest(SamplerConfig(name="nsga2"), eight, distributions(space), objectives=NAMES, seed=1, slot=8)[1]
     assert set(later.values()) == {1}
 
 
 def test_the_model_learns_the_limit(space: Space) -> None:
     """Asked after 24 candidates of which most are over the limit, it stays within more often than chance."""
-    limit, settings = 6.0, SamplerSettings(name="gp")
+    limit, settings = 6.0, SamplerConfig(name="gp")
     known, choices = past(space, 24, limit), distributions(space)
 
     def inside(point: dict[str, int]) -> bool:
@@ -91,17 +91,17 @@ def test_the_model_learns_the_limit(space: Space) -> None:
 def test_running_trials_need_no_values(space: Space) -> None:
     known = [*past(space, 8), Past(8, space.base_point, running=True)]
     for name in SAMPLERS:
-        suggest(SamplerSettings(name=name), known, distributions(space), objectives=NAMES, seed=1, slot=9)
+        suggest(SamplerConfig(name=name), known, distributions(space), objectives=NAMES, seed=1, slot=9)
 
 
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(InputError, match=r"mine\.yaml: sampler\.options: tpe refuses its options: .*'speed'"):
-        make(SamplerSettings(name="tpe", options={"speed": 3}), 1, source="mine.yaml")
+        build_sampler(SamplerConfig(name="tpe", options={"speed": 3}), 1, source="mine.yaml")
 
 
 def test_zero_and_negative_values_are_not_taken_the_logarithm_of(space: Space) -> None:
     known = [Past(i, space.base_point, (-1.0, 0.0)) for i in range(8)]
     point, _ = suggest(
-        SamplerSettings(), known, distributions(space), objectives=("kernel_distance", "macs"), seed=1, slot=8
+        SamplerConfig(), known, distributions(space), objectives=("kernel_distance", "macs"), seed=1, slot=8
     )
     assert all(math.isfinite(v) for v in point.values())

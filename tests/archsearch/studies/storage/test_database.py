@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from archsearch.studies.config.study import StudySettings
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.run import search
-from archsearch.studies.storage import database as storage
+from archsearch.studies.storage import database
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import SPACE, QuickScorer
 
-Make = Callable[..., StudySettings]
+Make = Callable[..., StudyConfig]
 
 
-def run(settings: StudySettings) -> Any:
+def run(settings: StudyConfig) -> Any:
     return search(settings, quiet=True, scorer=QuickScorer)
 
 
-def refused(settings: StudySettings) -> str:
+def refused(settings: StudyConfig) -> str:
     with pytest.raises(InputError) as caught:
         run(settings)
     line = str(caught.value)
@@ -79,7 +79,7 @@ def test_a_truncated_database(settings: Make, tmp_path: Path) -> None:
 
 
 def test_a_locked_database(settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.2)
     path = tmp_path / "locked.db"
     holder = sqlite3.connect(path)
     holder.execute("BEGIN EXCLUSIVE")
@@ -89,19 +89,19 @@ def test_a_locked_database(settings: Make, tmp_path: Path, monkeypatch: pytest.M
 
 def test_reading_makes_no_file(settings: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has not begun; run archsearch search first"):
-        storage.existing(settings(name="absent"))
+        database.load_study(settings(name="absent"))
     assert not (tmp_path / "runs").exists()
 
 
 def test_another_studys_file(settings: Make) -> None:
     run(settings(trials=2, storage="sqlite:///one.db"))
     with pytest.raises(InputError, match=r"no study 'other' \(it has: quick\)"):
-        storage.existing(settings(name="other", storage="sqlite:///one.db"))
+        database.load_study(settings(name="other", storage="sqlite:///one.db"))
 
 
 def test_a_run_is_found_by_its_name(settings: Make) -> None:
     run(settings(trials=2))
-    assert storage.open_study("quick").study_name == "quick"
+    assert database.open_study("quick").study_name == "quick"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def server() -> Iterator[str]:
 def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., BaseProcess]:
     """Start a function in a fresh process, which has the heavy imports behind it already."""
     # The server that forks finds our modules only by this, and says nothing when it does not.
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.studies.warm", "tests.studies.tiny_recipe"])
 
