@@ -6,7 +6,14 @@ TORCH ?= torch==2.13.0
 STUDY ?= emoji
 BIN := $(VENV)/bin
 
-.PHONY: search test test-slow lint format tools clean
+# make gpu-check: DEVICE=cpu SMALL=1 tries it without a GPU; OUT names the folder to send, LIMIT the seconds of it all.
+DEVICE ?= cuda
+OUT ?= runs/gpu-check
+WHEELS ?= gpu-wheels
+# The machine's own Python where the environment of `make test` is not there: a GPU machine may have no network.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: search test test-slow lint format tools gpu-check gpu-wheels clean
 .DEFAULT_GOAL := search
 
 search: $(VENV)/.ready
@@ -46,6 +53,13 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,postgresql]'
 	touch $@
+
+gpu-check:
+	$(GPU_PYTHON) -m benchmarks.gpu_check --device $(DEVICE) --out $(OUT) $(if $(SMALL),--small) \
+		$(if $(LIMIT),--limit $(LIMIT)) $(if $(wildcard $(WHEELS)/*.whl),--wheels $(WHEELS)) $(if $(ONLY),--only $(ONLY))
+
+gpu-wheels: $(VENV)/.ready-dev
+	$(BIN)/python -m benchmarks.gpu_check.wheels $(WHEELS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

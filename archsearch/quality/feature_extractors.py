@@ -19,7 +19,7 @@ EFFICIENTNET = "efficientnet-lite0"
 
 
 @dataclass(frozen=True)
-class Extractor:
+class FeatureExtractor:
     """A frozen net and how images are brought to it."""
 
     name: str
@@ -33,21 +33,22 @@ class Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, resolution: int, batch: int = 64) -> Tensor:
-        """Features of images: (B, 3, H, W) of [0, 255], uint8 or float → (B, width) float32.
+        """Features of images: (B, 3, H, W) of [0, 255], uint8 or float, of any device → (B, width) float32, the net's.
 
         Args:
             resolution: side in pixels that the images are brought to (bilinear, antialiased when shrinking), unless
                 the net has a size of its own.
         """
         found = []
+        parameter = next(self.net.parameters(), images)
         for start in range(0, len(images), batch):
-            some = images[start : start + batch].float()
+            some = images[start : start + batch].to(parameter.device).float()
             if not self.own_size and some.shape[-2:] != (resolution, resolution):
                 some = F.interpolate(some, (resolution, resolution), mode="bilinear", antialias=True)
             found.append(self.net(some).float())
         return torch.cat(found)
 
-    def to(self, device: torch.device) -> Extractor:
+    def to(self, device: torch.device) -> FeatureExtractor:
         """This extractor, its net moved to a device."""
         self.net.to(device)
         return self
@@ -65,15 +66,15 @@ class EfficientNetFeatures(nn.Module):
         return features.mean((2, 3))
 
 
-def load(name: str) -> Extractor:
+def load_extractor(name: str) -> FeatureExtractor:
     """An extractor by name, or Inception by the path of its weights.
 
     Raises:
         InputError: if there is none of that name and no such file, or the file holds other weights.
     """
     if name == EFFICIENTNET:
-        return Extractor(EFFICIENTNET, 1280, EfficientNetFeatures().eval(), own_size=False)
-    return Extractor(INCEPTION, inception.WIDTH, inception.load(_weights(name)), own_size=True)
+        return FeatureExtractor(EFFICIENTNET, 1280, EfficientNetFeatures().eval(), own_size=False)
+    return FeatureExtractor(INCEPTION, inception.WIDTH, inception.load_inception(_weights(name)), own_size=True)
 
 
 def digest(name: str) -> str:

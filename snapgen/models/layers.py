@@ -3,7 +3,7 @@
 Images are ``(B, C, H, W)`` in channels-last memory, so that their tokens ``(B, H·W, C)`` are views, never copies.
 
 Initial weights keep the variance of what passes through; the last layer of every residual branch is zero, so that each
-branch begins as the identity (see `zero_ended`). The papers do not give theirs: this is our choice.
+branch begins as the identity (see `zero_init_layers`). The papers do not give theirs: this is our choice.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from snapgen.models.onednn import Linear, Pointwise
 
 ROPE_THETA = 10_000.0
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and signed sines, each ``(N, 1, head width)``: see `rotation`."""
+RopeTable = tuple[Tensor, Tensor]
+"""Cosines and signed sines, each ``(N, 1, head width)``: see `rope_table`."""
 
 
 def conv3x3(inside: int, outside: int, kind: Literal["plain", "separable"], *, stride: int = 1) -> nn.Module:
@@ -83,11 +83,11 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def rotation(height: int, width: int, head_width: int, *, like: Tensor) -> Rotation:
+def rope_table(height: int, width: int, head_width: int, *, like: Tensor) -> RopeTable:
     """Tables of 2-D RoPE for a grid: the first half of a head turns with the row, the second with the column.
 
     Each half pairs its channel ``i`` with ``i + head_width / 4`` (half-split layout), turned by
-    ``position · θ^(−i / (head_width / 4))``. The sines carry the sign of their pair's member, for `rotated`.
+    ``position · θ^(−i / (head_width / 4))``. The sines carry the sign of their pair's member, for `apply_rope`.
     """
     quarter = head_width // 4
     steps = torch.arange(quarter, device=like.device, dtype=torch.float32)
@@ -97,11 +97,11 @@ def rotation(height: int, width: int, head_width: int, *, like: Tensor) -> Rotat
     rows = angles[:height, None].expand(-1, width, -1)
     columns = angles[None, :width].expand(height, -1, -1)
     angles = torch.cat([rows, rows, columns, columns], -1).reshape(height * width, 1, head_width)
-    sign = torch.tensor([-1.0, 1.0, -1.0, 1.0], device=like.device).repeat_interleave(quarter)
-    return angles.cos().to(like.dtype), (angles.sin() * sign).to(like.dtype)
+    a, b, c, d = angles.sin().chunk(4, -1)  # no table of signs: it would be copied from the host, which CUDA waits for
+    return angles.cos().to(like.dtype), torch.cat([-a, b, -c, d], -1).to(like.dtype)
 
 
-def rotated(x: Tensor, by: Rotation) -> Tensor:
+def apply_rope(x: Tensor, by: RopeTable) -> Tensor:
     """Heads ``(B, N, heads, head width)`` turned by their token's position."""
     a, b, c, d = x.chunk(4, -1)
     return x * by[0] + torch.cat([b, a, d, c], -1) * by[1]
@@ -126,7 +126,7 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(head_width, eps=1e-6) if norm else nn.Identity()
         self.out = Linear(width, width)
 
-    def forward(self, x: Tensor, source: Tensor, turn: Rotation | None = None) -> Tensor:
+    def forward(self, x: Tensor, source: Tensor, turn: RopeTable | None = None) -> Tensor:
         """``x`` (B, N, C) attends to ``source`` (B, M, C′) → (B, N, C)."""
         batch, tokens, width = x.shape
         shared = self.heads // self.kv_heads
@@ -134,7 +134,7 @@ class Attention(nn.Module):
         keys, values = self.keys_values(source).view(batch, -1, 2 * self.kv_heads, self.head_width).chunk(2, 2)
         keys = self.key_norm(keys)
         if turn is not None:
-            queries, keys = rotated(queries, turn), rotated(keys, turn)
+            queries, keys = apply_rope(queries, turn), apply_rope(keys, turn)
         # B N (kv shared) D → B kv (N shared) D
         queries = queries.view(batch, tokens, self.kv_heads, shared, self.head_width).transpose(1, 2).flatten(2, 3)
         hidden = F.scaled_dot_product_attention(queries, keys.transpose(1, 2), values.transpose(1, 2))
@@ -143,7 +143,7 @@ class Attention(nn.Module):
         return out
 
 
-class FeedForward(nn.Module):
+class GEGLUFeedForward(nn.Module):
     """GEGLU: C → 2·inner, inner → C."""
 
     def __init__(self, width: int, inner: int) -> None:
@@ -183,9 +183,9 @@ class TransformerBlock(nn.Module):
                 width, context_width, head_width=head_width, kv_heads=kv_heads, norm=qk_norm
             )
         self.norm3 = nn.LayerNorm(width)
-        self.feed_forward = FeedForward(width, inner)
+        self.feed_forward = GEGLUFeedForward(width, inner)
 
-    def forward(self, x: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
         """Tokens (B, N, C), context (B, M, context width) → (B, N, C)."""
         if self.norm1 is not None and self.attend_self is not None:
             hidden = self.norm1(x)
@@ -197,7 +197,7 @@ class TransformerBlock(nn.Module):
         return out
 
 
-class Transformer(nn.Module):
+class SpatialTransformer(nn.Module):
     """Norm, projection, transformer blocks over the grid's tokens, projection, residual add."""
 
     runs = True
@@ -211,7 +211,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.proj_out = Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor | None, turn: Rotation | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
         if not self.runs or (self.dropped and self.training):
             return x
@@ -223,7 +223,7 @@ class Transformer(nn.Module):
         return out
 
 
-class Upsampler(nn.Module):
+class Upsample(nn.Module):
     """Nearest ×2, then a convolution."""
 
     def __init__(self, width: int, kind: Literal["plain", "separable"]) -> None:
@@ -235,7 +235,7 @@ class Upsampler(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # type: ignore[no-any-return]
 
 
-class TimeFeatures(nn.Module):
+class TimestepEmbedding(nn.Module):
     """Cosines and sines of 1000·t at geometric frequencies, then an MLP; the result has passed SiLU."""
 
     def __init__(self, frequencies: int, width: int) -> None:
@@ -253,7 +253,7 @@ class TimeFeatures(nn.Module):
         return F.silu(self.linear2(F.silu(self.linear1(features))))
 
 
-def zero_ended(root: nn.Module) -> list[nn.Module]:
+def zero_init_layers(root: nn.Module) -> list[nn.Module]:
     """The layers that end a residual branch, and those that add to its end: they begin at zero."""
     ends: list[nn.Module] = []
     for module in root.modules():
@@ -261,6 +261,6 @@ def zero_ended(root: nn.Module) -> list[nn.Module]:
             ends.append(module.conv2[-1] if isinstance(module.conv2, nn.Sequential) else module.conv2)
             if module.time_at == "output":
                 ends.append(module.time)
-        elif isinstance(module, Transformer):
+        elif isinstance(module, SpatialTransformer):
             ends.append(module.proj_out)
     return ends

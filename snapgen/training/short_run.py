@@ -15,11 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from snapgen.diffusion import rectified_flow as flow
-from snapgen.optim.config import Optimisation, optimizers_of
-from snapgen.optim.ema import Average
-from snapgen.optim.schedule import rate
-from snapgen.seeding import derive
+from snapgen.diffusion import rectified_flow
+from snapgen.optim.config import OptimizerConfig, build_optimizers
+from snapgen.optim.ema import EMA
+from snapgen.optim.schedule import lr_scale
+from snapgen.seeding import derive_seed
 
 if TYPE_CHECKING:
     from snapgen.models.unet import UNet
@@ -29,18 +29,18 @@ HOPELESS = 4.0
 """A run whose recent loss is this many times its first one has diverged."""
 
 
-class TrainingSettings(Optimisation):
+class ShortRunConfig(OptimizerConfig):
     """How a U-Net is trained in a short run; every field changes the outcome."""
 
     steps: int = Field(default=240, ge=1)
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """How often a caption is replaced by the null context, for classifier-free guidance."""
-    prediction: flow.Prediction = "preconditioned"
+    prediction: rectified_flow.FlowPredictionType = "preconditioned"
     shift: float = Field(default=1, gt=0)
     """Resolution shift of the timesteps."""
 
 
-class Examples(Protocol):
+class TrainingData(Protocol):
     """Latents with their context, by index; how many of them lie in memory is the implementation's affair."""
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class Examples(Protocol):
 
 
 @dataclass(frozen=True)
-class LatentExamples:
+class LatentDataset:
     """Examples whose latents are one tensor and whose contexts are one row a distinct caption.
 
     The tensors may be memory-mapped and of half precision: only the batch's rows are read, and made float32.
@@ -76,16 +76,16 @@ class LatentExamples:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and contexts of so many indices, float32."""
-        indices = indices.to(self.latents.device)
+        indices = indices.to(self.latents.device, non_blocking=True)
         return self.latents[indices].float(), self.contexts[self.caption[indices]].float()
 
-    def to(self, device: torch.device) -> LatentExamples:
+    def to(self, device: torch.device) -> LatentDataset:
         """The same, whole, on a device; for sets that fit."""
-        return LatentExamples(self.latents.to(device), self.contexts.to(device), self.caption.to(device))
+        return LatentDataset(self.latents.to(device), self.contexts.to(device), self.caption.to(device))
 
 
 @dataclass
-class Outcome:
+class TrainResult:
     """What a run left behind."""
 
     average: dict[str, Tensor]
@@ -97,20 +97,20 @@ class Outcome:
     diverged: bool = False
 
 
-Report = Callable[[int, list[float], "Average"], None]
+EvalCallback = Callable[[int, list[float], "EMA"], None]
 """(steps done, losses since the last report, averaged weights so far)."""
 
 
 def train(
     unet: UNet,
-    examples: Examples,
-    settings: TrainingSettings,
+    examples: TrainingData,
+    settings: ShortRunConfig,
     *,
     seed: int,
     block_dropout: float = 0,
-    report: Report | None = None,
+    report: EvalCallback | None = None,
     report_every: int = 50,
-) -> Outcome:
+) -> TrainResult:
     """Train a U-Net where it lies.
 
     Args:
@@ -124,19 +124,19 @@ def train(
     """
     device = next(unet.parameters()).device
     unet.train().requires_grad_(True).to(memory_format=torch.channels_last)
-    optimizers = optimizers_of(unet, settings)
-    average = Average(unet, settings.ema)
-    outcome = Outcome(average={})
+    optimizers = build_optimizers(unet, settings)
+    average = EMA(unet, settings.ema)
+    outcome = TrainResult(average={})
     pending = torch.zeros(report_every, device=device)
     batches = _batches(examples, settings, seed=seed, device=device)
     started, reporting = time.perf_counter(), 0.0
     for step in range(1, settings.steps + 1):
         if block_dropout:
-            from snapgen.models import subnetworks as subnets
+            from snapgen.models import subnetworks
 
-            subnets.drop(unet, block_dropout, seed=seed, step=step)
+            subnetworks.sample_block_dropout(unet, block_dropout, seed=seed, step=step)
         pending[(step - 1) % report_every] = _backward(unet, next(batches), settings)
-        optimizers.step(rate(step, settings, settings.steps))
+        optimizers.step(lr_scale(step, settings, settings.steps))
         average.update(step)
         if step % report_every and step < settings.steps:
             continue
@@ -156,28 +156,31 @@ def train(
     return outcome
 
 
-def _backward(unet: nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor], settings: TrainingSettings) -> Tensor:
+def _backward(unet: nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor], settings: ShortRunConfig) -> Tensor:
     """Adds a batch's gradients; its loss, on the device."""
     data, context, noise, t = batch
     with torch.autocast(data.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        loss = flow.losses(unet, data, noise, t, context, prediction=settings.prediction).mean()
+        loss = rectified_flow.losses(unet, data, noise, t, context, prediction=settings.prediction).mean()
     torch.autograd.backward(loss)
     return loss.detach()
 
 
 def _batches(
-    examples: Examples, settings: TrainingSettings, *, seed: int, device: torch.device
+    examples: TrainingData, settings: ShortRunConfig, *, seed: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Batches without end: latents, contexts with some captions dropped, noise, timesteps."""
-    indices = _shuffled(len(examples), settings.batch, seed=derive(seed, "order"))
-    draws = torch.Generator().manual_seed(derive(seed, "draws"))
-    noises = torch.Generator(device).manual_seed(derive(seed, "noise"))
+    indices = _shuffled(len(examples), settings.batch, seed=derive_seed(seed, "order"))
+    draws = torch.Generator().manual_seed(derive_seed(seed, "draws"))
+    noises = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
     while True:
         data, context = (tensor.to(device, non_blocking=True) for tensor in examples.batch(next(indices)))
-        t = flow.shifted(flow.logit_normal(flow.stratified(settings.batch, draws)), settings.shift)
+        t = rectified_flow.shift_timesteps(
+            rectified_flow.logit_normal(rectified_flow.stratified(settings.batch, draws)), settings.shift
+        )
         kept = torch.rand(settings.batch, generator=draws) >= settings.caption_dropout
         noise = torch.randn(data.shape, generator=noises, device=device)
-        yield data, context * kept.to(device).view(-1, 1, 1), noise, t.to(device)
+        kept, t = kept.to(device, non_blocking=True), t.to(device, non_blocking=True)
+        yield data, context * kept.view(-1, 1, 1), noise, t
 
 
 def _shuffled(count: int, batch: int, *, seed: int) -> Iterator[Tensor]:

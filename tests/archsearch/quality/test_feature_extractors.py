@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from archsearch.quality import feature_extractors as features
-from archsearch.quality import inception
+from archsearch.quality import feature_extractors, inception
 from archsearch.score import metric_label
 from snapgen.errors import InputError
 
@@ -30,7 +29,7 @@ def images(count: int = 2, size: int = 32) -> Tensor:
 
 
 def test_efficientnet_features() -> None:
-    extractor = features.load("efficientnet-lite0")
+    extractor = feature_extractors.load_extractor("efficientnet-lite0")
     found = extractor(images(5), resolution=64, batch=2)
     assert found.shape == (5, extractor.width) == (5, 1280)
     assert metric_label("frechet_distance", extractor.name) == "Fréchet distance (efficientnet-lite0)"
@@ -40,9 +39,9 @@ def test_efficientnet_features() -> None:
 
 
 def test_efficientnet_is_given_what_it_was_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    extractor = features.load("efficientnet-lite0")
+    extractor = feature_extractors.load_extractor("efficientnet-lite0")
     seen: list[Tensor] = []
-    assert isinstance(extractor.net, features.EfficientNetFeatures)
+    assert isinstance(extractor.net, feature_extractors.EfficientNetFeatures)
 
     def spy(x: Tensor) -> Tensor:
         seen.append(x)
@@ -52,6 +51,14 @@ def test_efficientnet_is_given_what_it_was_trained_with(monkeypatch: pytest.Monk
     extractor(torch.full((1, 3, 32, 32), 255, dtype=torch.uint8), resolution=64)
     assert seen[0].shape == (1, 3, 64, 64)
     assert float(seen[0].max()) == float(seen[0].min()) == 1.0
+
+
+def test_images_come_to_the_net_wherever_they_lie() -> None:
+    """A judge draws its samples to the CPU and keeps its net on CUDA; here the net is on the meta device."""
+    extractor = feature_extractors.load_extractor("efficientnet-lite0").to(torch.device("meta"))
+    found = extractor(torch.zeros(3, 3, 64, 64, dtype=torch.uint8), resolution=64, batch=2)
+    assert found.device.type == "meta"
+    assert found.shape == (3, extractor.width)
 
 
 def test_inception_has_the_published_size_and_names() -> None:
@@ -70,7 +77,7 @@ def test_inception_has_the_published_size_and_names() -> None:
 
 
 def test_inception_loads_by_path_and_is_called_fid(weights: Path) -> None:
-    extractor = features.load(str(weights))
+    extractor = feature_extractors.load_extractor(str(weights))
     found = extractor(images(), resolution=64)
     assert found.shape == (2, 2048)
     assert found.isfinite().all()
@@ -93,10 +100,10 @@ def test_inception_pools_as_fid_does() -> None:
 def test_digest_follows_the_content(weights: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.pth"
     copy.write_bytes(weights.read_bytes())
-    assert features.digest(str(copy)) == features.digest(str(weights))
+    assert feature_extractors.digest(str(copy)) == feature_extractors.digest(str(weights))
     copy.write_bytes(b"x" + weights.read_bytes()[1:])
-    assert features.digest(str(copy)) != features.digest(str(weights))
-    assert len(features.digest("efficientnet-lite0")) == 16
+    assert feature_extractors.digest(str(copy)) != feature_extractors.digest(str(weights))
+    assert len(feature_extractors.digest("efficientnet-lite0")) == 16
 
 
 def test_wrong_files_are_refused_in_one_line(weights: Path, tmp_path: Path) -> None:
@@ -124,10 +131,10 @@ def test_wrong_files_are_refused_in_one_line(weights: Path, tmp_path: Path) -> N
         torch.save(table | {"fc.bias": change}, paths[name])
     for path in paths.values():
         with pytest.raises(InputError) as caught:
-            features.load(str(path))
+            feature_extractors.load_extractor(str(path))
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
     for missing in (str(tmp_path / "none.pth"), str(tmp_path), "resnet"):
-        for act in (features.load, features.digest):
+        for act in (feature_extractors.load_extractor, feature_extractors.digest):
             with pytest.raises(InputError):
                 act(missing)

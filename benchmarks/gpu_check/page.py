@@ -1,0 +1,90 @@
+"""The check as one Markdown file, and its raw results as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_check.parts import Part
+from benchmarks.gpu_check.runner import Ending
+from snapgen.io.atomic import atomic_write
+
+MARKDOWN, RAW = "gpu-check.md", "gpu-check.json"
+
+
+@dataclass
+class Page:
+    """The file as far as it has come; `write` writes it whole, aside, and renames it.
+
+    Attributes:
+        out: the folder.
+        about: what the check ran on, name to value, shown as a list.
+        command: that made the file.
+        parts: that were asked for.
+        sections: what each has said, by its name.
+        endings: how each ended, by its name; one that has none is running or waits.
+    """
+
+    out: Path
+    about: Mapping[str, str]
+    command: str
+    parts: Sequence[Part]
+    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    endings: dict[str, Ending] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """Both files."""
+        raw = {
+            "command": self.command,
+            "about": dict(self.about),
+            "parts": {
+                part.name: {
+                    **({} if part.name not in self.endings else self.endings[part.name]._asdict()),
+                    "records": self.sections.get(part.name, {}).get("records", []),
+                }
+                for part in self.parts
+            },
+        }
+        for name, text in ((MARKDOWN, self.markdown()), (RAW, json.dumps(raw, indent=1, ensure_ascii=False) + "\n")):
+            with atomic_write(self.out / name) as file:
+                file.write_text(text)
+
+    def markdown(self) -> str:
+        """The file for people."""
+        lines = ["# GPU check", "", f"Made by `{self.command}`.", ""]
+        lines += [f"- {name}: {value}" for name, value in self.about.items()]
+        lines += ["", "| part | | seconds |", "|---|---|---|"]
+        for part in self.parts:
+            state, reason, seconds = self._ending(part)
+            said = f"{state}: {reason}" if reason else state
+            lines.append(f"| {part.title} | {cell(said)} | {'–' if seconds is None else f'{seconds:.0f}'} |")
+        for number, part in enumerate(self.parts, 1):
+            lines += ["", f"## {number}. {part.title}", "", *self._section(part)]
+        return "\n".join(lines) + "\n"
+
+    def _ending(self, part: Part) -> tuple[str, str, float | None]:
+        if part.name in self.endings:
+            return self.endings[part.name]
+        return ("running when this was written" if part.name in self.sections else "not begun", "", None)
+
+    def _section(self, part: Part) -> list[str]:
+        state, reason, _ = self._ending(part)
+        lines = [] if state == "done" else [f"**{state[0].upper()}{state[1:]}**{': ' + reason if reason else '.'}", ""]
+        for block in self.sections.get(part.name, {}).get("blocks", []):
+            lines += [block["text"], ""] if "text" in block else _table(block)
+        return lines[:-1] if lines and not lines[-1] else lines
+
+
+def _table(block: Mapping[str, Any]) -> list[str]:
+    if not block["rows"]:
+        return []
+    head = [f"| {' | '.join(map(cell, block['columns']))} |", "|" + "---|" * len(block["columns"])]
+    return [f"**{block['title']}**", "", *head, *(f"| {' | '.join(map(cell, row))} |" for row in block["rows"]), ""]
+
+
+def cell(text: str) -> str:
+    """Text that leaves a table whole."""
+    return " ".join(text.split()).replace("|", "\\|")
