@@ -1,7 +1,7 @@
-# make search: from an empty machine to a Pareto report.   make test: everything that must hold.
+# make search: from an empty machine to a Pareto report.   make test: everything that must hold.   make docs: the site.
 PYTHON ?= python3
 VENV ?= .venv
-# The CPU build suffices. On Linux the plain name pulls CUDA's packages too; see README, "Installing".
+# The CPU build suffices. On Linux the plain name pulls CUDA's packages too; see docs/install.md.
 TORCH ?= torch==2.13.0
 STUDY ?= emoji
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ WHEELS ?= gpu-wheels
 # The machine's own Python where the environment of `make test` is not there: a GPU machine may have no network.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: search test test-slow lint format tools gpu-check gpu-wheels clean
+.PHONY: search test test-slow lint format docs tools gpu-check gpu-wheels clean
 .DEFAULT_GOAL := search
 
 search: $(VENV)/.ready
@@ -35,6 +35,11 @@ format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Writes docs/reference and builds the site into build/docs/site; a warning is an error.
+docs: $(VENV)/.ready-dev
+	$(BIN)/python docs/reference.py
+	$(BIN)/python docs/build.py
+
 # The report's tests drive Chromium, some of the studies' start a PostgreSQL server; without one they are skipped, saying
 # so. Continuous integration installs both.
 tools:
@@ -51,7 +56,7 @@ $(VENV)/.ready: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,postgresql]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,docs,postgresql]'
 	touch $@
 
 gpu-check:

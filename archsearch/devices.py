@@ -1,4 +1,4 @@
-"""The latency backends by the name of their device."""
+"""Registry of latency backends, by device name."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from snapgen.errors import InputError
 
 
 def backend(device: str = "host", **options: Any) -> Backend:
-    """The backend of a device, from a study's ``latency`` settings; ``predicted:x`` predicts the device x.
+    """Build the latency backend for a device, from the ``latency`` section of a study.
+
+    Args:
+        device: a key of `BACKENDS`, or ``predicted:x`` for the latency model of device ``x``.
+        options: settings of that backend.
 
     Raises:
         InputError: for an unknown device or option.
     """
-    kind, _, predicted = device.partition(":")
-    if kind == "predicted" and predicted:
-        from archsearch.predictor import backend  # built on this module
+    kind, _, predicted_device = device.partition(":")
+    if kind == "predicted" and predicted_device:
+        from archsearch.predictor import backend  # imports this module
 
-        return backend.predicted_backend(predicted, options)
+        return backend.predicted_backend(predicted_device, options)
     if device not in BACKENDS:
-        known = ", ".join([*BACKENDS, "predicted:…"])
-        raise InputError("latency", f"unknown device {device!r:.80}", f"use one of: {known}", place="device")
+        names = ", ".join([*BACKENDS, "predicted:…"])
+        raise InputError("latency", f"unknown device {device!r:.80}", f"use one of: {names}", place="device")
     return BACKENDS[device](options)
 
 
@@ -33,7 +37,7 @@ def _host(options: Mapping[str, Any]) -> HostBackend:
 
 
 def _coreml(options: Mapping[str, Any]) -> Backend:
-    from archsearch.latency import coreml  # built on this module
+    from archsearch.latency import coreml  # optional dependency: coremltools
 
     return coreml.on_mac(options)
 
@@ -45,4 +49,4 @@ def _iphone(options: Mapping[str, Any]) -> Backend:
 
 
 BACKENDS: Mapping[str, Callable[[Mapping[str, Any]], Backend]] = {"host": _host, "coreml": _coreml, "iphone": _iphone}
-"""Device to what makes its backend of a study's options."""
+"""Factory of each device's backend; it receives the study's options."""

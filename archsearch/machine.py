@@ -1,4 +1,4 @@
-"""What this machine is: what latencies, reports and studies were made on."""
+"""Description of the current machine, stored with latencies, studies and reports."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import psutil
 
 LIBRARIES = ("torch", "onnxruntime", "optuna", "diffusers", "transformers", "numpy")
 
+"""Packages whose versions are recorded."""
+
 JSON = str | int | float | dict[str, str] | None
 
 
 def system_info() -> dict[str, JSON]:
-    """Chip, cores, memory in GiB, operating system, device that trains, versions; all of it JSON."""
+    """Chip, cores, memory in GiB, operating system, training device and library versions, as JSON values."""
     return {
         "chip": chip(),
         "cores": cores(),
@@ -31,7 +33,7 @@ def system_info() -> dict[str, JSON]:
 
 @functools.cache
 def chip() -> str:
-    """The processor's name as its maker writes it, or the architecture where no one says."""
+    """The processor's marketing name, or the CPU architecture where the system does not report a name."""
     return _chip_of(platform.system()) or platform.processor() or platform.machine()
 
 
@@ -48,7 +50,7 @@ def _chip_of(system: str) -> str:
 
 
 def model_name(cpuinfo: str) -> str:
-    """The first processor's name in Linux's ``/proc/cpuinfo``; empty if it has none, as on some ARM kernels."""
+    """The first processor's name in Linux's ``/proc/cpuinfo``; empty if absent, e.g. on some ARM kernels."""
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model"):
@@ -57,14 +59,14 @@ def model_name(cpuinfo: str) -> str:
 
 
 def cores() -> int:
-    """Logical cores that this process may use."""
+    """Number of logical cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def operating_system() -> str:
-    """Name, release and architecture, e.g. ``Linux 6.18 x86_64``, ``macOS 26.1 arm64``."""
+    """Name, release and CPU architecture, e.g. ``Linux 6.18 x86_64``, ``macOS 26.1 arm64``."""
     if platform.system() == "Darwin":
         return f"macOS {platform.mac_ver()[0]} {platform.machine()}"
     release = ".".join(platform.release().split("-")[0].split(".")[:2])
@@ -72,17 +74,17 @@ def operating_system() -> str:
 
 
 def training_device() -> str:
-    """The device that training uses, with its name where it has one."""
+    """The torch device that training uses by default; for CUDA with the GPU's name."""
     import torch
 
     from snapgen import devices
 
-    chosen = devices.default_device()
-    return f"{chosen.type} ({torch.cuda.get_device_name()})" if chosen.type == "cuda" else chosen.type
+    device = devices.default_device()
+    return f"{device.type} ({torch.cuda.get_device_name()})" if device.type == "cuda" else device.type
 
 
 def installed(package: str) -> str | None:
-    """The version of an installed package, without importing it."""
+    """The version of an installed package, without importing it; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The protocol: everything that a quality number depends on. Its hash travels with the number."""
+"""The evaluation protocol: everything that a quality number depends on. Its hash is stored with every number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from snapgen.config import Config
 from snapgen.training.short_run import ShortRunConfig
 
 REVISION = 1
-"""Of the code that turns a protocol into numbers; raised whenever the same protocol would give other numbers."""
+"""Version of the evaluation code; raised whenever the same protocol would give different numbers."""
 
 
 def _enough(samples: int) -> int:
@@ -21,102 +21,125 @@ def _enough(samples: int) -> int:
     return samples
 
 
-Samples = Annotated[int, Field(ge=0), AfterValidator(_enough)]
-"""Images drawn for the distances; 0: none."""
+NumSamples = Annotated[int, Field(ge=0), AfterValidator(_enough)]
+"""Number of images generated for the distances; 0 means none."""
 
 
 class EvaluationProtocol(ShortRunConfig):
-    """How a candidate is trained and judged. The defaults are the quick start's (benchmarks/short_run.py)."""
+    """Training and evaluation settings of a candidate. The defaults are the quick start's (benchmarks/short_run.py)."""
 
     data: str = "emoji"
-    """`emoji`, a folder of images, or webdataset shards."""
+    """emoji, a folder of images, or webdataset shards."""
     resolution: int = Field(default=32, ge=8, le=4096)
-    """Of the images, in pixels."""
+    """Height and width of the images, in pixels."""
     autoencoder: str = "emoji"
-    """Of the latents: a name or a folder."""
-    text: str = "minilm"
-    """The text encoder: a name or a folder."""
+    """Autoencoder of the latents: emoji, none (pixels), or a folder."""
+    text_encoder: str = "minilm"
+    """Text encoder of the captions: minilm or a folder."""
     context_tokens: int = Field(default=16, ge=1, le=512)
-    sampler_steps: int = Field(default=10, ge=1, le=1000)
-    """Euler steps."""
-    guidance: float = Field(default=2, ge=0, le=100)
-    """Classifier-free guidance scale; 1: none."""
-    samples: Samples = 256
-    """Images drawn for the distances; 0: no distances."""
-    extractor: str = "efficientnet-lite0"
-    """Of the distances' features: a name, or the path of the FID Inception weights."""
+    """Captions are cut to this many tokens."""
+    num_inference_steps: int = Field(default=10, ge=1, le=1000)
+    """Euler steps when samples are drawn."""
+    guidance_scale: float = Field(default=2, ge=0, le=100)
+    """Classifier-free guidance scale when samples are drawn; 1: no guidance."""
+    num_samples: NumSamples = 256
+    """Images drawn for the Fréchet and kernel distances; 0: no distances, otherwise at least 8."""
+    feature_extractor: str = "efficientnet-lite0"
+    """Features for the distances: efficientnet-lite0, or the path of the FID Inception weights. Only the latter give an
+    FID."""
     feature_resolution: int = Field(default=64, ge=32, le=1024)
-    """Images are brought to it before the extractor (which may have a size of its own: Inception's is 299)."""
+    """Images are resized to this before the extractor, which may resize them again (Inception: 299)."""
     validation_pairs: int = Field(default=512, ge=2)
-    """Fixed (image, t, noise) triples behind the validation loss."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=64)] = (0, 1)
-    """Of the training runs, each a candidate's whole score; the score is their mean."""
-    inherit: str | None = None
-    """Folder of a trained U-Net (`archsearch.quality.supernet`) whose weights candidates begin with; None: new
-    weights."""
+    """Number of fixed (image, timestep, noise) triples behind the validation loss."""
+    train_seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=64)] = (
+        0,
+        1,
+    )
+    """Seeds of the training runs. Each run gives a whole score; the candidate's score is their mean."""
+    init_from: str | None = None
+    """Folder of a trained U-Net whose weights the candidates inherit; None: new weights."""
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Self:
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed stands twice; name each once")
+        if len(set(self.train_seeds)) < len(self.train_seeds):
+            raise ValueError("a seed is listed twice; list each once")
         return self
 
 
-_NAMES_FILES = {
+_DIGESTS = {
     "data": "data_digest",
     "autoencoder": "autoencoder_digest",
-    "text": "text_digest",
-    "extractor": "extractor_digest",
+    "text_encoder": "text_encoder_digest",
+    "feature_extractor": "feature_extractor_digest",
 }
+"""Fields that name something outside the protocol, and the digests that replace them in the hash."""
 
+_SAMPLING_FIELDS = ("num_inference_steps", "guidance_scale", "feature_extractor", "feature_resolution")
+"""Fields that have no effect if no samples are generated."""
 
-_OF_SAMPLES = ("sampler_steps", "guidance", "extractor", "feature_resolution")
+_HASHED_NAMES = {
+    "batch_size": "batch",
+    "grad_clip": "clip",
+    "warmup_fraction": "warmup",
+    "lr_schedule": "schedule",
+    "ema_sigma_rel": "ema",
+    "prediction_type": "prediction",
+    "timestep_shift": "shift",
+    "text_encoder": "text",
+    "num_inference_steps": "sampler_steps",
+    "guidance_scale": "guidance",
+    "num_samples": "samples",
+    "feature_extractor": "extractor",
+    "train_seeds": "seeds",
+    "init_from": "inherit",
+}
+"""Field names as they were when hashes were first published. Hashes use them, so that renames keep hashes valid."""
 
 
 class ResolvedProtocol(Config):
-    """A protocol with the digests of what it names: all that two numbers must share to be compared."""
+    """A protocol with the digests of the files it refers to: two numbers are comparable if these are equal."""
 
     protocol: EvaluationProtocol
     data_digest: str
-    """Of the images and captions, both splits."""
+    """Digest of the images and captions of both splits."""
     autoencoder_digest: str
-    text_digest: str
-    extractor_digest: str
-    """Empty where no samples are drawn."""
-    inherit_digest: str = ""
-    """Of the U-Net whose weights candidates begin with; empty where they begin with new ones."""
+    text_encoder_digest: str
+    feature_extractor_digest: str
+    """Digest of the feature extractor's weights; empty if no samples are generated."""
+    init_from_digest: str = ""
+    """Digest of the U-Net whose weights candidates start from; empty for random initialization."""
     revision: int = REVISION
 
     @property
     def hash(self) -> str:
-        """16 hex digits, equal exactly when `first_difference` finds none.
+        """Protocol hash of 16 hex digits; two hashes are equal if and only if `first_difference` returns None.
 
-        What is named counts by its content, not by where it lies; what samples are drawn with does not count where none
-        are.
+        Files count by their content, not by their path. Sampling settings do not count if no samples are generated.
         """
-        text = json.dumps(self._identity(), sort_keys=True, separators=(",", ":"))
+        values = {_HASHED_NAMES.get(name, name): value for name, value in self._identity().items()}
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def first_difference(self, other: ResolvedProtocol) -> str | None:
-        """The first field that tells two protocols apart, with both values; None if nothing does."""
-        ours, theirs = self._identity(), other._identity()
-        for name in ours | theirs:
-            one, another = ours.get(name), theirs.get(name)
-            if one == another:
+        """The first field in which two protocols differ, with both values; None if they are equal."""
+        own_identity, other_identity = self._identity(), other._identity()
+        for name in own_identity | other_identity:
+            own_digest, other_digest = own_identity.get(name), other_identity.get(name)
+            if own_digest == other_digest:
                 continue
-            a, b = getattr(self.protocol, name, one), getattr(other.protocol, name, another)
-            if a == b:
-                a, b = f"{a} with digest {one}", another
+            a, b = getattr(self.protocol, name, own_digest), getattr(other.protocol, name, other_digest)
+            if a == b:  # the same name, but other content
+                a, b = f"{a} with digest {own_digest}", other_digest
             return f"{name}: {a} against {b}"
         return None
 
     def _identity(self) -> dict[str, Any]:
         values = self.protocol.model_dump(mode="json")
-        values |= {name: getattr(self, digest) for name, digest in _NAMES_FILES.items()}
-        if not self.protocol.samples:
-            values |= dict.fromkeys(_OF_SAMPLES)
-        if self.protocol.inherit is None:
-            del values["inherit"]  # so that the hash of every other protocol is what it was before there was this one
+        values |= {name: getattr(self, digest) for name, digest in _DIGESTS.items()}
+        if not self.protocol.num_samples:
+            values |= dict.fromkeys(_SAMPLING_FIELDS)
+        if self.protocol.init_from is None:
+            del values["init_from"]  # keeps hashes that were published before this field existed
         else:
-            values["inherit"] = self.inherit_digest
+            values["init_from"] = self.init_from_digest
         return values | {"revision": self.revision}

@@ -1,4 +1,4 @@
-"""What is known of a candidate: cost, latency record and quality, and the numbers a study may optimise."""
+"""The score of a candidate (cost, latency record, quality) and the metrics that a study may optimize."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from snapgen.config import Config
 from snapgen.errors import InputError
 
 INCEPTION = "inception"
-"""The extractor whose Fréchet distance may be called FID: the Inception net of the original FID code."""
-
+"""Name of the feature extractor whose Fréchet distance may be called FID: the Inception net of the original FID code.
+"""
 
 QUALITY_METRICS = ("validation_loss", "frechet_distance", "kernel_distance")
-"""The metrics of `Quality`, by the names of its fields."""
+"""The metrics of `Quality`, by field name."""
 
 
 class MissingScore(LookupError):
-    """A score was asked for a number that was never taken."""
+    """Raised if a score does not hold the requested number because it was not measured."""
 
 
 class ProtocolMismatch(InputError):
-    """Two quality numbers of different protocols were about to be compared, ranked or drawn on one axis."""
+    """Raised before quality numbers of different protocols are compared, ranked or drawn on one axis."""
 
 
 class Quality(Config):
-    """How good a short run was, under one protocol."""
+    """Quality of a candidate after its short training runs, under one protocol."""
 
     validation_loss: Estimate
     frechet_distance: Estimate | None = None
@@ -41,22 +41,22 @@ class Quality(Config):
 
 
 class Cost(Config):
-    """What a forward pass needs at batch 1, counted, not measured."""
+    """Cost of one forward pass at batch size 1, counted on the meta device rather than measured."""
 
     params: int = Field(ge=0)
     macs: int = Field(ge=0)
     activation_bytes: int = Field(ge=0)
-    """Peak of the live activations in fp16."""
+    """Peak size of the live activations in fp16."""
 
 
 class LatencyRecord(Config):
-    """Milliseconds of one forward pass at batch 1, and all that they depend on."""
+    """Latency of one forward pass at batch size 1 in milliseconds, with the conditions that it was obtained under."""
 
     median_ms: float = Field(gt=0)
     lower_quartile_ms: float = Field(gt=0)
     upper_quartile_ms: float = Field(gt=0)
     runs: int = Field(ge=0)
-    """Forward passes behind the median; 0 for a number that was not measured here."""
+    """Number of timed forward passes; 0 for a number that was not measured here."""
     source: Literal["measured", "predicted", "published"]
     device: str
     compute_units: str
@@ -64,20 +64,20 @@ class LatencyRecord(Config):
     os: str
     threads: int | None = Field(default=None, ge=1)
     load_ms: float = Field(ge=0)
-    """Loading and preparing the model, which is not in the median."""
+    """Time to load and prepare the model; not part of the median."""
     runtime: str
     steady: bool
-    """Whether the times settled; False: the median is of what there was when the time was up."""
+    """Whether the times reached a steady state; if False, the median is over the runs made before the time limit."""
     placement: dict[str, str] | None = None
-    """Operator to compute units, with the number of its operations on each, where the runtime tells."""
+    """Compute units of each operator, with the number of operations on each, if the runtime reports them."""
     neural_engine_share: float | None = Field(default=None, ge=0, le=1)
-    """Of the time that the runtime's plan estimates: on the Neural Engine."""
+    """Fraction of the time estimated by the runtime's compute plan that is spent on the Neural Engine."""
     neural_engine_operations: float | None = Field(default=None, ge=0, le=1)
-    """Of the number of operations: on the Neural Engine."""
+    """Fraction of the operations that run on the Neural Engine."""
     thermal_state: str | None = None
-    """Once measured, where the system tells."""
+    """Thermal state of the device after the measurement, if the system reports it."""
     interval_ms: tuple[float, float] | None = None
-    """Of a prediction: where the true time is held to be, nine times out of ten; its quartiles, every other time."""
+    """90 % interval of a prediction; the quartiles of a prediction are its 50 % interval."""
 
     @field_validator("placement")
     @classmethod
@@ -88,21 +88,21 @@ class LatencyRecord(Config):
     def _in_order(self) -> Self:
         if not self.lower_quartile_ms <= self.median_ms <= self.upper_quartile_ms:
             raise ValueError(
-                f"the quartiles {self.lower_quartile_ms:g} and {self.upper_quartile_ms:g} ms do not hold "
+                f"the quartiles {self.lower_quartile_ms:g} and {self.upper_quartile_ms:g} ms do not enclose "
                 f"the median {self.median_ms:g} ms; correct them"
             )
         if self.interval_ms and not self.interval_ms[0] <= self.median_ms <= self.interval_ms[1]:
-            raise ValueError(f"the interval {self.interval_ms} ms does not hold {self.median_ms:g} ms; correct it")
+            raise ValueError(f"the interval {self.interval_ms} ms does not contain {self.median_ms:g} ms; correct it")
         return self
 
     @property
     def conditions(self) -> tuple[str, str, str, str, str, str]:
-        """Source, device, compute units, chip, threads, runtime: only latencies that share them can be ranked."""
+        """Source, device, compute units, chip, threads, runtime: only latencies with equal conditions can be ranked."""
         return self.source, self.device, self.compute_units, self.chip, str(self.threads), self.runtime
 
 
 class Score(Config):
-    """All that is known of one candidate; what has not been taken yet is None."""
+    """Cost, latency and quality of one candidate; None for what has not been measured."""
 
     cost: Cost
     latency: LatencyRecord | None = None
@@ -110,30 +110,30 @@ class Score(Config):
 
 
 class Metric(NamedTuple):
-    """A number of the score that a study may minimise; a smaller one is better, always."""
+    """A number of the score that a study may minimize; smaller is always better."""
 
     label: str
     unit: str
-    """Of the number as `getter` gives it; empty: none."""
+    """Unit of the number that `getter` returns; empty if it has none."""
     getter: Callable[[Score], float]
-    """The number of a score.
+    """Reads the number from a score.
 
     Raises:
-        Missing: if the score has none.
+        MissingScore: if the score does not hold it.
     """
 
 
-def _of_cost(field: str) -> Callable[[Score], float]:
+def _cost_getter(field: str) -> Callable[[Score], float]:
     return lambda score: float(getattr(score.cost, field))
 
 
-def _of_quality(field: str) -> Callable[[Score], float]:
+def _quality_getter(field: str) -> Callable[[Score], float]:
     def get(score: Score) -> float:
         if score.quality is None:
             raise MissingScore(f"no {field}: the candidate was not trained")
         estimate: Estimate | None = getattr(score.quality, field)
         if estimate is None:
-            raise MissingScore(f"no {field}: the protocol draws no samples")
+            raise MissingScore(f"no {field}: the protocol generates no samples")
         return estimate.value
 
     return get
@@ -141,25 +141,25 @@ def _of_quality(field: str) -> Callable[[Score], float]:
 
 def _latency(score: Score) -> float:
     if score.latency is None:
-        raise MissingScore("no latency_ms: the candidate was not timed")
+        raise MissingScore("no latency_ms: the latency was not measured")
     return score.latency.median_ms
 
 
 OBJECTIVES: Mapping[str, Metric] = types.MappingProxyType(
     {
-        "validation_loss": Metric("validation loss", "", _of_quality("validation_loss")),
-        "frechet_distance": Metric("Fréchet distance", "", _of_quality("frechet_distance")),
-        "kernel_distance": Metric("kernel distance", "", _of_quality("kernel_distance")),
+        "validation_loss": Metric("validation loss", "", _quality_getter("validation_loss")),
+        "frechet_distance": Metric("Fréchet distance", "", _quality_getter("frechet_distance")),
+        "kernel_distance": Metric("kernel distance", "", _quality_getter("kernel_distance")),
         "latency_ms": Metric("latency", "ms", _latency),
-        "params": Metric("parameters", "", _of_cost("params")),
-        "macs": Metric("MACs", "", _of_cost("macs")),
-        "activation_bytes": Metric("activation memory", "B", _of_cost("activation_bytes")),
+        "params": Metric("parameters", "", _cost_getter("params")),
+        "macs": Metric("MACs", "", _cost_getter("macs")),
+        "activation_bytes": Metric("activation memory", "B", _cost_getter("activation_bytes")),
     }
 )
 
 
 def metric_label(name: str, extractor: str) -> str:
-    """An objective's name for people; a distance names its features: only Inception's may be called FID and KID.
+    """Display name of a metric. Distances name their feature extractor; only Inception's are called FID and KID.
 
     >>> metric_label("frechet_distance", "efficientnet-lite0")
     'Fréchet distance (efficientnet-lite0)'
@@ -171,13 +171,13 @@ def metric_label(name: str, extractor: str) -> str:
 
 
 def comparable(a: Quality, b: Quality, *, difference: str | None = None) -> None:
-    """Refuse to compare numbers of different protocols.
+    """Check that two quality numbers were measured under the same protocol.
 
     Args:
-        difference: what tells the protocols apart (``ResolvedProtocol.first_difference``), where it is known.
+        difference: the field in which the protocols differ (``ResolvedProtocol.first_difference``), if known.
 
     Raises:
-        Incomparable: if the hashes differ; the line names both, and the difference.
+        ProtocolMismatch: if the hashes differ; the message names both hashes and the difference.
     """
     if a.protocol_hash == b.protocol_hash:
         return
@@ -186,5 +186,5 @@ def comparable(a: Quality, b: Quality, *, difference: str | None = None) -> None
     raise ProtocolMismatch(
         "protocol",
         f"{a.protocol_hash} and {b.protocol_hash} are different" + (f" ({difference})" if difference else ""),
-        "compare only numbers taken under the same protocol",
+        "compare only numbers measured under the same protocol",
     )

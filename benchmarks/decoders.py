@@ -1,13 +1,13 @@
-"""SnapGen's tiny decoder and SD3's pruned by half, as SnapFusion does, beside SD3's: what one image takes.
+"""Benchmark of decoders: SnapGen's tiny decoder and SD3's decoder pruned by half (SnapFusion), compared with SD3's.
 
-Size, compute, memory and time. SD3's decoder is as diffusers builds it; `snapgen.autoencoders.pruned_decoder` prunes
-it.
+Compares size, compute, memory and time per image. SD3's decoder is built by diffusers and pruned by
+`snapgen.autoencoders.pruned_decoder`.
 
-Params, MACs and activations are counted on the meta device. Memory is measured in a process for each decoder, by how
-much its peak rises over what it held before the pass; time in one process, in turns, after a pass of each that does not
-count. Float32, random weights, channels-last memory, which is the faster for both. On one thread (OMP_NUM_THREADS=1)
-times are processor time of that thread, which leaves out what a busy neighbour took; on several they are the wall
-clock's. Prints a Markdown table.
+Params, MACs and activations are counted on the meta device. Memory is the growth of the peak resident size during a
+pass, measured in a separate process for each decoder. Time is measured round-robin in one process, after a warm-up pass
+of each. Weights are random and float32, in channels-last memory, which is faster for both. With one thread
+(OMP_NUM_THREADS=1) times are the CPU time of that thread, which excludes other processes; otherwise they are wall-clock
+times. Prints a Markdown table.
 
     OMP_NUM_THREADS=1 python benchmarks/decoders.py [--pixels 1024] [--passes 3]
 """
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from archsearch.cost.counter import CostItem, count_network
 from archsearch.machine import chip, operating_system
-from snapgen.autoencoders.pruned_decoder import HALF, prune_decoder
+from snapgen.autoencoders.pruned_decoder import SNAPFUSION_RATIO, prune_decoder
 from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
 
 # stable-diffusion-3-medium-diffusers, vae/config.json
@@ -60,7 +60,7 @@ def sd3() -> nn.Module:
 
 def half() -> nn.Module:
     """The same."""
-    decoder: nn.Module = prune_decoder(AutoencoderKL(**SD3), HALF).decoder
+    decoder: nn.Module = prune_decoder(AutoencoderKL(**SD3), SNAPFUSION_RATIO).decoder
     return decoder
 
 
@@ -80,10 +80,10 @@ class Memory(NamedTuple):
 
 
 def counted(name: str, pixels: int) -> CostItem:
-    """What a pass needs."""
+    """Cost of a forward pass."""
     with torch.device("meta"):
         net, latent = DECODERS[name]().eval(), torch.empty(1, 16, pixels // FACTOR, pixels // FACTOR)
-    return count_network(net, latent, places={net: name}).parts[name]
+    return count_network(net, latent, groups={net: name}).by_group[name]
 
 
 def ready(name: str, pixels: int) -> tuple[nn.Module, Tensor]:
@@ -94,7 +94,7 @@ def ready(name: str, pixels: int) -> tuple[nn.Module, Tensor]:
 
 
 def memory(name: str, pixels: int) -> Memory:
-    """What this process held before a pass, and at most in it."""
+    """Resident bytes of this process before a pass, and their peak during it."""
     net, latent = ready(name, pixels)
     before = psutil.Process().memory_info().rss
     with torch.inference_mode():
@@ -104,14 +104,14 @@ def memory(name: str, pixels: int) -> Memory:
 
 
 def in_a_process_of_its_own(name: str, pixels: int) -> Memory:
-    """`memory`, where nothing was held before."""
+    """Result of `memory` in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(memory, name, pixels).result()
 
 
 @torch.inference_mode()
 def timed(pixels: int, passes: int) -> dict[str, list[float]]:
-    """Seconds of passes in turns."""
+    """Seconds of each decoder's passes, measured round-robin."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     decoders = {name: ready(name, pixels) for name in DECODERS}
     taken: dict[str, list[float]] = {name: [] for name in DECODERS}
@@ -127,7 +127,7 @@ def timed(pixels: int, passes: int) -> dict[str, list[float]]:
 
 
 def table(counts: dict[str, CostItem], held: dict[str, Memory], taken: dict[str, list[float]], clock: str) -> str:
-    """All of it in Markdown, with how many times SD3's number is each of the others."""
+    """The results as a Markdown table, with the ratio of SD3's number to each of the others."""
     memories, passes = held.items(), len(taken["tiny"])
     spread = ", ".join(f"{name} {min(seconds):.2f} to {max(seconds):.2f}" for name, seconds in taken.items())
     rows = [
@@ -168,7 +168,7 @@ def _line(cells: list[str]) -> str:
 
 
 def main() -> None:
-    """Parse the command line, measure, print."""
+    """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixels", type=int, default=1024, help="of the image, a multiple of 8")
     parser.add_argument("--passes", type=int, default=3, help="that count, of each")

@@ -1,8 +1,9 @@
-"""How the host's latency is best taken: ONNX Runtime against PyTorch, and how well it repeats next to a busy neighbour.
+"""Benchmark of methods to measure the host's latency: ONNX Runtime and PyTorch, and repeatability next to other load.
 
-Every way runs the same net in one process, one thread, in turns of 50 ms, so that a change of the machine's speed meets
-them all alike. Times are processor time of the thread (see `archsearch.latency.host.HostBackend`); "prepare" is the
-wall clock's time from the net to the first answer, the second time, when the libraries are loaded.
+Every method runs the same net in one process on one thread, round-robin in slices of 50 ms, so that changes of the
+machine's speed affect all methods alike. Times are the CPU time of the thread (see
+`archsearch.latency.host.HostBackend`); "prepare" is the wall-clock time from the net to the first output, the second
+time, when libraries are loaded.
 
     python benchmarks/host_latency.py compare emoji emoji-large [--seconds 20]
     python benchmarks/host_latency.py repeat emoji [--times 10] [--busy 1]
@@ -30,9 +31,9 @@ from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from snapgen.models.unet import UNet
 
-TURN_SECONDS = 0.05
-# A neighbour as a second worker is one: convolutions and their gradients on one thread.
-NEIGHBOUR = """
+SLICE_SECONDS = 0.05
+# Load like that of a second worker: convolutions and their gradients on one thread.
+LOAD_SCRIPT = """
 import torch
 torch.set_num_threads(1)
 net = torch.nn.Sequential(torch.nn.Conv2d(32, 64, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(64, 32, 3, padding=1))
@@ -46,7 +47,7 @@ Run = Callable[[], object]
 
 
 def drawn(space: Space) -> tuple[UNet, Inputs]:
-    """A space's base net with no zero weights, and an input."""
+    """A space's base net without zero weights, and an input."""
     net = UNet(space.base).eval()
     with torch.no_grad():
         for weight in net.parameters():
@@ -55,13 +56,13 @@ def drawn(space: Space) -> tuple[UNet, Inputs]:
 
 
 def ours(net: UNet, inputs: Inputs, folder: Path) -> Run:
-    """ONNX Runtime on the graph that latency records are taken from."""
+    """ONNX Runtime with the graph used for latency records."""
     onnx_export.export(net, inputs, folder / "ours.onnx")
     return _session(folder / "ours.onnx", inputs)
 
 
 def torchs(net: UNet, inputs: Inputs, folder: Path) -> Run:
-    """ONNX Runtime on the graph that ``torch.onnx`` writes."""
+    """ONNX Runtime with the graph that ``torch.onnx`` exports."""
     with torch.no_grad():
         program = torch.onnx.export(net, tuple(inputs.values()), dynamo=True, verbose=False, opset_version=18)
     assert program is not None
@@ -76,12 +77,12 @@ def _session(path: Path, inputs: Inputs) -> Run:
 
 
 def eager(net: UNet, inputs: Inputs, _folder: Path) -> Run:
-    """PyTorch as it is."""
+    """Eager PyTorch."""
     return lambda: net(*inputs.values())
 
 
 def compiled(net: UNet, inputs: Inputs, _folder: Path) -> Run:
-    """PyTorch through ``torch.compile``."""
+    """PyTorch with ``torch.compile``."""
     torch.compiler.reset()
     fast = torch.compile(net)
     return lambda: fast(*inputs.values())
@@ -91,7 +92,7 @@ WAYS = {"ONNX Runtime": ours, "ONNX Runtime, torch.onnx": torchs, "PyTorch": eag
 
 
 def compare(space: Space, seconds: float) -> None:
-    """Print each way's time for a net, and how far its answer is from PyTorch's."""
+    """Print each method's time for a net, and the deviation of its output from PyTorch's."""
     net, inputs = drawn(space)
     wanted = net(*inputs.values())
     prepared: dict[str, float] = {}
@@ -119,9 +120,9 @@ def compare(space: Space, seconds: float) -> None:
 
 
 def turn(run: Run) -> list[float]:
-    """Processor times of runs for `TURN_SECONDS` of them."""
+    """CPU times of repeated runs during `SLICE_SECONDS`."""
     taken: list[float] = []
-    while sum(taken) < TURN_SECONDS:
+    while sum(taken) < SLICE_SECONDS:
         began = time.thread_time()
         run()
         taken.append(time.thread_time() - began)
@@ -129,8 +130,8 @@ def turn(run: Run) -> list[float]:
 
 
 def repeat(space: Space, times: int, busy: int) -> None:
-    """Print the same net's latency record, several times over, next to so many busy processes."""
-    neighbours = [subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) for _ in range(busy)]
+    """Measure a net's latency several times next to a number of competing processes, and print the records."""
+    competitors = [subprocess.Popen([sys.executable, "-c", LOAD_SCRIPT]) for _ in range(busy)]
     medians, seconds = [], []
     try:
         for i in range(times + 1):
@@ -144,8 +145,8 @@ def repeat(space: Space, times: int, busy: int) -> None:
             steady = "steady" if record.steady else "not steady"
             print(f"{record.median_ms:8.3f} ms  {quartiles}  {record.runs:5} runs  {seconds[-1]:.1f} s  {steady}")
     finally:
-        for neighbour in neighbours:
-            neighbour.kill()
+        for competitor in competitors:
+            competitor.kill()
     spread = max(medians) / min(medians) - 1
     deviation = np.std(medians, ddof=1) / np.mean(medians)
     print(f"medians: largest over smallest +{spread:.1%}, standard deviation {deviation:.1%}")
@@ -159,7 +160,7 @@ def main() -> None:
     parser.add_argument("spaces", nargs="+", help="whose base is timed")
     parser.add_argument("--seconds", type=float, default=20, help="for all ways together")
     parser.add_argument("--times", type=int, default=10)
-    parser.add_argument("--busy", type=int, default=1, help="neighbours on one thread each")
+    parser.add_argument("--busy", type=int, default=1, help="competing processes on one thread each")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)

@@ -1,14 +1,13 @@
-"""Our full-size nets against diffusers' of the same widths and depths, and the ablation's rows against each other.
+"""Benchmark of full-size nets: ours compared with diffusers' of equal widths and depths, and the ablation's rows.
 
-All nets of a run are timed in one process, in turns, so that a change of the machine's speed meets them all alike;
-ratios are of times in the same turn. They share one memory for their weights, random numbers, and one for the
-optimizer's averages. A train step is forward, backward and one of AdamW (fused), on the mean square of the output.
+All nets of a run are timed round-robin in one process, so that changes of the machine's speed affect all alike; ratios
+are taken within a round. The nets share one storage for their random weights and one for the optimizer's averages. A
+train step is forward, backward and a step of fused AdamW, on the mean square of the output.
 
-On the CPU: float32; diffusers' nets in both memory layouts, ours in its own, channels-last, with and without what
-`snapgen.models.onednn` does. With one thread a time is the processor time of that thread, which leaves out what a busy
-neighbour took; otherwise it is the wall clock's. Where there is CUDA the same nets run there after it in bfloat16,
-weights and averages too, channels-last, as they are and through ``torch.compile``. The CUDA part has not been run: it
-was written on a machine without.
+On the CPU, nets run in float32: diffusers' in both memory layouts, ours in channels-last, with and without
+`snapgen.models.onednn`. With one thread, times are the CPU time of that thread, which excludes other processes;
+otherwise they are wall-clock times. If CUDA is available, the same nets also run there in bfloat16 (including weights
+and averages) and channels-last, eager and with ``torch.compile``. The CUDA part has not been run yet.
 
     python benchmarks/peers.py --peers dreamlite unet2d [--latent 32] [--batch 1] [--passes 7] [--what forward train]
     python benchmarks/peers.py --rows 0 1 2a 2b 3 4 5 --latent 128 --passes 3 --what forward [--backend onnxruntime]
@@ -44,7 +43,7 @@ from snapgen.models.unet import UNet
 TOKENS = 77
 ALIGNED = 16  # numbers: 64 bytes of float32
 LEARNING_RATE = 1e-6
-ONEDNN = linear.PRESENT
+ONEDNN = linear.AVAILABLE
 
 # The baseline's widths and depths in diffusers' words, and the time embedding's width as ours has it.
 SHAPE = {
@@ -63,26 +62,26 @@ PLAIN = {
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 }
 # DreamLite's first stage has residual blocks before its cross-attention; ours has cross-attention alone.
-AS_DREAMLITE = {"down[0].residual_blocks": 2, "time.projection": "expanded", "rope": False}
+AS_DREAMLITE = {"down[0].num_res_blocks": 2, "time.projection": "expanded", "rope": False}
 
 Make = Callable[[], nn.Module]
 Times = dict[str, dict[str, list[float]]]
-"""What was timed, to the net's name, to seconds in every turn."""
+"""Seconds in every round, by kind of pass and name of the net."""
 
 
 def ours(arch: Architecture) -> Make:
-    """Makes our net."""
+    """Build our net."""
     return lambda: UNet(arch)
 
 
 def dreamlite() -> nn.Module:
-    """DreamLite's net with SnapGen's choices where it has them: MQA, QK norm, feed-forward ratio 3."""
+    """DreamLite's net with SnapGen's choices that it supports: MQA, QK norm, feed-forward ratio 3."""
     net: nn.Module = DreamLiteUNetModel(**SHAPE, ff_mult=3, num_kv_heads=1)
     return net
 
 
 def unet2d() -> nn.Module:
-    """The thin, short SDXL that SnapGen's ablation begins with."""
+    """The thin, short SDXL that is the baseline of SnapGen's ablation."""
     net: nn.Module = UNet2DConditionModel(**SHAPE, **PLAIN)
     return net
 
@@ -102,7 +101,7 @@ def rows() -> dict[str, Architecture]:
     """The ablation's rows by their names in the table."""
     space = load_space("snapgen")
     found = {"0": space.base}
-    for name, point in space.points_of().items():
+    for name, point in space.reference_points().items():
         if name.startswith("row "):
             found[name.removeprefix("row ")] = space.architecture(point)
     return found
@@ -122,7 +121,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where all nets run, and on what."""
+    """Device and inputs of all nets."""
 
     device: torch.device
     threads: int
@@ -131,7 +130,7 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of everything."""
+        """Data type of weights and inputs."""
         return torch.float32 if self.device.type == "cpu" else torch.bfloat16
 
     def inputs(self, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +142,7 @@ class Setting:
         return sample.to(place, self.dtype), torch.full((self.batch,), 0.5, device=place), context.to(place, self.dtype)
 
     def now(self) -> float:
-        """Seconds, once the device has done all it was given."""
+        """Current time in seconds, after synchronizing the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.thread_time() if self.device.type == "cpu" and self.threads == 1 else time.perf_counter()
@@ -158,11 +157,11 @@ class Storage:
 
     @staticmethod
     def size(net: nn.Module) -> int:
-        """How much of it a net takes."""
+        """Number of elements of the storage that a net uses."""
         return sum(_aligned(p) for p in net.parameters())
 
     def views(self, net: nn.Module, layout: torch.memory_format) -> Iterator[Tensor]:
-        """Of every parameter's shape, matrices of convolutions in that layout."""
+        """Views with the shapes of the parameters; convolution weights in that memory layout."""
         begin = 0
         for parameter in net.parameters():
             flat = self._numbers[begin : begin + parameter.numel()]
@@ -179,7 +178,7 @@ def _aligned(parameter: Tensor) -> int:
 
 
 class Contestant:
-    """A net with weights of the common storage, ready to run."""
+    """A net whose weights are views of the common storage."""
 
     def __init__(self, entry: Entry, setting: Setting, weights: Storage, averages: Sequence[Storage]) -> None:
         self.setting, self.onednn = setting, entry.onednn
@@ -213,7 +212,7 @@ class Contestant:
         return self.run(self.sample, self.timestep, self.context)  # type: ignore[no-any-return]
 
     def forward_seconds(self) -> dict[str, float]:
-        """Of one forward pass, without gradients."""
+        """Seconds of one forward pass without gradients."""
         began = self.setting.now()
         with torch.inference_mode():
             out = self.forward()
@@ -222,7 +221,7 @@ class Contestant:
         return {"forward": seconds}
 
     def train_seconds(self) -> dict[str, float]:
-        """Of one train step, and of its part before the optimizer."""
+        """Seconds of one train step, and of its forward and backward pass."""
         began = self.setting.now()
         torch.autograd.backward(self.forward().float().square().mean())
         middle = self.setting.now()
@@ -233,7 +232,7 @@ class Contestant:
 
 
 def timed(entries: Sequence[Entry], setting: Setting, what: Sequence[str], passes: int) -> Times:
-    """Seconds of every net in every turn; a first turn warms up."""
+    """Seconds of every net in every round, after a warm-up round."""
     with torch.device("meta"):
         size = max(Storage.size(entry.make()) for entry in entries)
     weights = Storage(size, setting, deviation=0.02)
@@ -242,7 +241,7 @@ def timed(entries: Sequence[Entry], setting: Setting, what: Sequence[str], passe
     times: Times = {}
     for turn in range(passes + 1):
         for name, contestant in contestants.items():
-            linear.PRESENT = contestant.onednn and ONEDNN
+            linear.AVAILABLE = contestant.onednn and ONEDNN
             found = contestant.forward_seconds() if "forward" in what else {}
             found |= contestant.train_seconds() if "train" in what else {}
             if turn:
@@ -252,7 +251,7 @@ def timed(entries: Sequence[Entry], setting: Setting, what: Sequence[str], passe
 
 
 def through_onnxruntime(archs: Mapping[str, Architecture], setting: Setting, passes: int) -> Times:
-    """The same of `archsearch.latency.host.HostBackend`, whose median over several runs is one turn's time."""
+    """Seconds measured by `archsearch.latency.host.HostBackend`: per round, its median over several runs."""
     host = HostBackend(HostConfig(threads=setting.threads, timeout=3600))
     times: dict[str, list[float]] = {}
     for _ in range(passes):
@@ -262,7 +261,7 @@ def through_onnxruntime(archs: Mapping[str, Architecture], setting: Setting, pas
 
 
 def entries_of(makes: Mapping[str, Make], device: torch.device) -> list[Entry]:
-    """How each net runs on a device; the first is the one that others compare to."""
+    """Variants of each net on a device; the others are compared with the first."""
     if device.type == "cuda":
         return [
             Entry(f"{name}, {way}", make, compiled=way == "compiled")
@@ -277,7 +276,7 @@ def entries_of(makes: Mapping[str, Make], device: torch.device) -> list[Entry]:
 
 
 def show(times: Times, makes: Mapping[str, Make], setting: Setting) -> None:
-    """Markdown tables: what each net is, then its times and how the first's compare."""
+    """Markdown tables of the nets, their times, and the ratios to the first."""
     print("| | params, M | GMACs |\n|---|---|---|")
     for name, make in makes.items():
         with torch.device("meta"):
@@ -287,7 +286,7 @@ def show(times: Times, makes: Mapping[str, Make], setting: Setting) -> None:
 
 
 def compare(times: Times) -> None:
-    """Markdown tables of times and of how the first net's compare, turn by turn."""
+    """Markdown tables of times, and of the ratios to the first net within each round."""
     for what, of in times.items():
         first = next(iter(of))
         print(f"\n| {what} | ms | quartiles | {first} over it | quartiles |\n|---|---|---|---|---|")
@@ -302,7 +301,7 @@ def _spread(values: np.ndarray, form: str) -> str:
 
 
 def main() -> None:
-    """Parse the command line, measure, print."""
+    """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     archs = rows()
     group = parser.add_mutually_exclusive_group(required=True)

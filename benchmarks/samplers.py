@@ -1,9 +1,9 @@
-"""Which sampler finds the better front in tens of trials: the share of the best known front's hypervolume, by trials.
+"""Benchmark of samplers: fraction of the best known front's hypervolume after tens of trials.
 
-The space is the quick start's; quality and latency are formulas of the same shape as its real ones (loss falls with
-capacity, each knob at its own rate, with interactions and 1 % noise; latency rises with work and with the number of
-operations), so that ten seeds of every sampler take minutes instead of days. Hypervolume is of the noiseless values,
-between the logarithms of both objectives, against the front of all that any sampler found and 3000 random points.
+The space is the quick start's. Quality and latency are synthetic formulas that resemble the real ones (loss falls with
+capacity, at a different rate for each knob, with interactions and 1 % noise; latency rises with work and with the
+number of operations), so that ten seeds of every sampler take minutes instead of days. Hypervolume is computed from the
+logarithms of the noiseless objectives, relative to the front of all points found by any sampler and 3000 random points.
 
     python benchmarks/samplers.py --samplers gp tpe nsga2 qmc random --trials 14 24 --seeds 8 [--limit 0.9]
 
@@ -35,7 +35,7 @@ import numpy as np
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from archsearch.studies.config.study import SamplerConfig
-from archsearch.studies.search.samplers import Past, distributions, suggest
+from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
 
@@ -44,22 +44,22 @@ OBJECTIVES = ("validation_loss", "latency_ms")
 
 @dataclass(frozen=True)
 class Landscape:
-    """The formulas: `work` of a site stands for its MACs, `operations` for its kernels."""
+    """Synthetic objectives: `work` of a site represents its MACs, `operations` its kernels."""
 
     space: Space
     noise: float = 0.01
 
     def values(self, point: Mapping[str, int]) -> tuple[float, float]:
-        """Noiseless loss and milliseconds."""
+        """Loss and latency in milliseconds, without noise."""
         arch = self.space.architecture(point)
-        works, operations, attention = zip(*(self._site(arch, *site) for site in arch.sites()), strict=True)
+        works, operations, attention = zip(*(self._site(arch, *site) for site in arch.named_levels()), strict=True)
         capacity = sum(math.sqrt(w) for w in works)
         loss = 0.35 + 1.6 * capacity**-0.45 * (1 - 0.03 * sum(attention[:3]) ** 0.5)
         loss *= 1 - 0.012 * arch.qk_norm - 0.015 * (arch.rope and sum(attention) > 0)
         return loss, 0.25 + 0.012 * sum(operations) + sum(works) / 9e4
 
     def seen(self, point: Mapping[str, int], seed: int) -> tuple[float, float]:
-        """As a study would see them: the loss with noise, which is the same whenever the same point is scored."""
+        """Objectives as observed by a study: the loss has noise that depends only on the point."""
         loss, ms = self.values(point)
         rng = random.Random(derive_seed(seed, "noise", json.dumps(dict(sorted(point.items())))))
         return loss * (1 + rng.gauss(0, self.noise)), ms
@@ -68,23 +68,23 @@ class Landscape:
         b = arch.mid if path == "mid" else blocks
         level = len(arch.down) - 1 if path == "mid" else int(path[path.index("[") + 1 : -1])
         area = 0.25**level
-        plain = b.conv == "plain"  # type: ignore[attr-defined]
+        plain = b.conv == "standard"  # type: ignore[attr-defined]
         conv = 18.0 if plain else 2 * b.expansion + 1.0  # type: ignore[attr-defined]
         n = b.transformers * b.transformer_depth  # type: ignore[attr-defined]
-        kv = 1.0 if b.kv_heads is None else b.kv_heads * b.head_width / channels  # type: ignore[attr-defined]
+        kv = 1.0 if b.num_kv_heads is None else b.num_kv_heads * b.head_dim / channels  # type: ignore[attr-defined]
         block = 3 * b.ffn_ratio + (2 + 2 * kv) * (b.self_attention + b.cross_attention)  # type: ignore[attr-defined]
-        work = area * channels**2 * (b.residual_blocks * conv + n * block)  # type: ignore[attr-defined]
-        kernels = b.residual_blocks * (6 if plain else 10) + n * (8 + 9 * b.self_attention)  # type: ignore[attr-defined]
+        work = area * channels**2 * (b.num_res_blocks * conv + n * block)  # type: ignore[attr-defined]
+        kernels = b.num_res_blocks * (6 if plain else 10) + n * (8 + 9 * b.self_attention)  # type: ignore[attr-defined]
         return work + 1.0, float(kernels), float(n * b.self_attention)  # type: ignore[attr-defined]
 
 
 def run(
     name: str, options: Mapping[str, int], landscape: Landscape, *, trials: int, seed: int, limit: float | None
-) -> list[Past]:
-    """A study's candidates: every architecture once, over the limit (on milliseconds) not counted in ``trials``."""
+) -> list[ObservedTrial]:
+    """Candidates of a study, each architecture once; those over the latency limit do not count as ``trials``."""
     space, settings = landscape.space, SamplerConfig(name=name, options=dict(options))  # type: ignore[arg-type]
-    first, choices = list(space.points_of().values()), distributions(landscape.space)
-    past: list[Past] = []
+    first, choices = list(space.reference_points().values()), distributions(landscape.space)
+    past: list[ObservedTrial] = []
     known: set[str] = set()
     while sum((p.excess or 0) <= 0 for p in past) < trials and len(past) < 4 * trials:
         slot = len(past)
@@ -99,12 +99,12 @@ def run(
         known.add(space.architecture(point).id)
         loss, ms = landscape.seen(point, seed)
         excess = None if limit is None else ms / limit - 1
-        past.append(Past(slot, point, (loss if (excess or 0) <= 0 else None, ms), excess, system_attrs=attrs))
+        past.append(ObservedTrial(slot, point, (loss if (excess or 0) <= 0 else None, ms), excess, system_attrs=attrs))
     return past
 
 
 def main() -> None:
-    """Print a row a sampler: median (and quartiles) of the share of the hypervolume, and seconds an ask."""
+    """Print a row per sampler: median (quartiles) of the hypervolume fraction, and seconds per ask."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samplers", nargs="+", default=["gp", "tpe", "nsga2", "qmc", "random"], help="name[:options]")
     parser.add_argument("--trials", nargs="+", type=int, default=[14, 24, 40])
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def area(points: Sequence[tuple[float, float]], worst: tuple[float, float]) -> float:
-    """Hypervolume of two objectives, of their logarithms."""
+    """Hypervolume of the logarithms of two objectives."""
     total, y = 0.0, math.log(worst[1])
     for a, b in sorted((math.log(a), math.log(b)) for a, b in points):
         total += max(0.0, math.log(worst[0]) - a) * max(0.0, y - b)

@@ -1,8 +1,8 @@
-"""What the quick start's short run gains from each of its settings.
+"""Benchmark of the quick start's short run: effect of each of its settings.
 
-Trains a few fixed architectures of the `emoji` space under variants of the protocol and prints, a variant: the mean
-validation loss of the averaged weights, the spread between seeds, and the processor time a run took (wall-clock time
-says little on a shared machine). One thread.
+Trains a few fixed architectures of the `emoji` space under variants of the protocol and prints for each variant the
+mean validation loss of the EMA weights, the spread between seeds, and the CPU time of a run (wall-clock time is
+unreliable on a shared machine). Uses one thread.
 
     python benchmarks/short_run.py
     python benchmarks/short_run.py --change optimizer=muon --change learning_rate=4e-3,batch=32 --csv short_run.csv
@@ -27,16 +27,16 @@ from archsearch.spaces.loading import load_space
 from snapgen import config
 from snapgen.architecture.schema import Architecture
 
-# Changes to the space's base: from a tenth of a second a step to a quarter of that.
+# Changes to the space's base, with steps from 0.1 s down to a quarter of that.
 ARCHITECTURES: dict[str, dict[str, str]] = {
     "base": {},
-    "thin": {"stages[2].channels": "32", "down blocks": "1", "up blocks": "1", "lowest depth": "1"},
-    "separable": {"convs": "separable ×2", "stages[0:2].self_attention": "false", "up blocks": "1"},
-    "wide": {"stages[0].channels": "32", "stages[1].channels": "48", "up blocks": "1", "lowest depth": "1"},
+    "thin": {"levels[2].channels": "32", "down blocks": "1", "up blocks": "1", "lowest depth": "1"},
+    "separable": {"convs": "separable ×2", "levels[0:2].self_attention": "false", "up blocks": "1"},
+    "wide": {"levels[0].channels": "32", "levels[1].channels": "48", "up blocks": "1", "lowest depth": "1"},
 }
 
 
-class Row(NamedTuple):
+class RunResult(NamedTuple):
     """One run."""
 
     change: str
@@ -52,7 +52,7 @@ class Row(NamedTuple):
 def architectures(names: list[str]) -> dict[str, Architecture]:
     """The fixed architectures; `snapgen` is the space's reference of that name."""
     space = load_space("emoji")
-    points = space.points_of()
+    points = space.reference_points()
     chosen = {}
     for name in names:
         point = dict(points["base" if name in ARCHITECTURES else name])
@@ -75,27 +75,27 @@ def pairs(change: str) -> dict[str, Any]:
 
 def run(
     change: str, chosen: dict[str, Architecture], base: dict[str, Any], study_seed: int, out: Path | None
-) -> list[Row]:
-    """Every architecture under one protocol, all its seeds; prints as it goes."""
+) -> list[RunResult]:
+    """Train every architecture with all seeds of a protocol, printing each run."""
     evaluator = Evaluator(protocol(change, base), torch.device("cpu"))
     rows = []
     for name, arch in chosen.items():
         started = time.process_time()
         artifacts = out / (change or "default") / name if out else None
         quality = evaluator.score(arch, study_seed=study_seed, artifacts=artifacts)
-        seconds = (time.process_time() - started) / len(evaluator.protocol.seeds)
+        seconds = (time.process_time() - started) / len(evaluator.protocol.train_seeds)
         params = sum(p.numel() for p in evaluator.net(arch).parameters())
         frechet, kernel = quality.frechet_distance, quality.kernel_distance
-        for number, seed in enumerate(evaluator.protocol.seeds):
+        for number, seed in enumerate(evaluator.protocol.train_seeds):
             loss = quality.validation_loss.by_seed[number]
             distances = [None if e is None else e.by_seed[number] for e in (frechet, kernel)]
-            rows.append(Row(change, name, params, seed, loss, *distances, seconds))
+            rows.append(RunResult(change, name, params, seed, loss, *distances, seconds))
         shown = " ".join(f"{row.validation_loss:.4f}" for row in rows if row.architecture == name)
         print(f"  {name:10} {params / 1e6:5.2f} M  loss {shown}  {seconds:5.1f} s a run", flush=True)
     return rows
 
 
-def summary(change: str, rows: list[Row]) -> str:
+def summary(change: str, rows: list[RunResult]) -> str:
     """Mean loss, spread between seeds (pooled over architectures), time."""
     losses: dict[str, list[float]] = {}
     for row in rows:
@@ -121,7 +121,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     chosen = architectures(given.architectures.split(","))
-    base = pairs(given.base) | {"seeds": [int(seed) for seed in given.seeds.split(",")]}
+    base = pairs(given.base) | {"train_seeds": [int(seed) for seed in given.seeds.split(",")]}
     for change in given.change or [""]:
         print(change or "default", flush=True)
         rows = run(change, chosen, base, given.study_seed, given.out)
@@ -130,13 +130,13 @@ def main() -> None:
             append(given.csv, rows)
 
 
-def append(path: Path, rows: list[Row]) -> None:
-    """Add the runs to a CSV file, with a header where it is new."""
+def append(path: Path, rows: list[RunResult]) -> None:
+    """Append the runs to a CSV file, with a header if it is new."""
     new = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow(Row._fields)
+            writer.writerow(RunResult._fields)
         writer.writerows(rows)
 
 

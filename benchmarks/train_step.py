@@ -1,24 +1,23 @@
-"""A step of training: our nets against diffusers' `UNet2DConditionModel` of the same widths and blocks.
+"""Benchmark of a training step: our nets compared with diffusers' `UNet2DConditionModel` of equal widths and blocks.
 
-A step is what `snapgen.training.loop` does with a batch: forward and backward through a turn
-(`snapgen.objectives.flow_matching`), clipping and the optimizer (`snapgen.optim.optimizers`), the weights' average;
-every net with the same settings. Nets are timed in one process, in turns, a median of several steps each; ratios are of
-the same turn. ``--alone`` keeps one net at a time in memory and makes it anew every turn. With one thread on the CPU a
-time is that thread's processor time.
+A step consists of what `snapgen.training.loop` does with a batch: forward and backward pass of an objective
+(`snapgen.objectives.flow_matching`), gradient clipping, the optimizer (`snapgen.optim.optimizers`) and the EMA, with
+the same settings for every net. Nets are timed round-robin in one process, with the median of several steps per round;
+ratios are taken within a round. ``--alone`` keeps one net at a time in memory and rebuilds it every round. With one
+thread on the CPU, times are the CPU time of that thread.
 
-Peak memory is of a fresh process that makes a net and takes three steps: on the CPU the growth of its largest resident
-size since everything was imported (weights, gradients, averages, activations and what the allocator holds; the garbage
-of importing hides up to its own size), on CUDA ``torch.cuda.max_memory_allocated``.
+Peak memory is measured in a fresh process that builds a net and takes three steps. On the CPU it is the growth of the
+peak resident size since all imports (weights, gradients, averages, activations and allocator overhead; memory freed
+after importing may hide some of it), on CUDA ``torch.cuda.max_memory_allocated``.
 
     python -m benchmarks.train_step --size embedded --latent 8 16 --batch 32 --optimizer adamw muon
     python -m benchmarks.train_step --size full --latent 16 --batch 1 --optimizer adamw --alone
     python -m benchmarks.train_step --size embedded --latent 8 --batch 32 --what loop
     python -m benchmarks.train_step --utilisation --size full --latent 32 128 --batch 64 8 [--peak FLOPS]
 
-``--utilisation`` is for CUDA: the share of the device's dense bfloat16 peak that a step of the 379 M net gets (6 FLOPs
-a MAC of `archsearch.cost.counter`: 2 forward, 4 backward), latents of 32 and 128 for 256 and 1024 px, channels-last,
-eager and compiled. Nothing here has been run on CUDA: it was written on a machine without. Results:
-``reports/results/train_step.md``.
+``--utilisation`` is for CUDA: the fraction of the device's dense bfloat16 peak that a step of the 379 M net reaches (6
+FLOPs per MAC of `archsearch.cost.counter`: 2 forward, 4 backward), with latents of 32 and 128 for 256 and 1024 px,
+channels-last, eager and compiled. The CUDA part has not been run yet. Results: ``reports/results/train_step.md``.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ from snapgen.training.loop import Trainer
 from snapgen.training.stages import FlowMatchingStage
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 FLOP/s of NVIDIA's SXM modules, from its data sheets."""
+"""Dense bfloat16 FLOP/s of NVIDIA's SXM modules, from their data sheets."""
 FLOPS_A_MAC = 6
 LOOP_STEPS = 10
 
 
 def timed(entries: Sequence[Entry], setting: Setting, *, turns: int, steps: int, alone: bool) -> Times:
-    """Every net's median step in every turn; two steps warm up."""
+    """Median step time of every net in every round, after two warm-up steps."""
     times: Times = {}
     kept: dict[str, Contestant] = {}
     for _ in range(turns):
@@ -80,7 +79,7 @@ def _medians(contestant: Contestant, steps: int) -> dict[str, float]:
 
 
 def peak_memory(entry: Entry, setting: Setting) -> int:
-    """Bytes that a net's training takes at most, in a process of its own."""
+    """Peak memory of a net's training in bytes, measured in a separate process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as child:
         return child.submit(_peak_here, entry, setting).result()
 
@@ -95,7 +94,7 @@ def _peak_here(entry: Entry, setting: Setting) -> int:
 
 
 def _largest(device: torch.device) -> int:
-    """Bytes held at most by this process so far."""
+    """Peak memory of this process so far, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":  # here ru_maxrss begins with the parent's
@@ -106,12 +105,12 @@ def _largest(device: torch.device) -> int:
 
 
 def looped(setting: Setting, turns: int) -> Times:
-    """A step of the loop, with its feed and a report every ten steps, against the bare step on one batch of it."""
+    """A step of the training loop, with data loading and a report every ten steps, compared with the bare step."""
     contestant = Contestant(setting.size.entries[0], setting)
-    stage = setting.stage.model_copy(update={"images": setting.stage.batch * LOOP_STEPS * (turns + 1)})
+    stage = setting.stage.model_copy(update={"num_images": setting.stage.batch_size * LOOP_STEPS * (turns + 1)})
     cpu = setting.device.type == "cpu"
     accelerator = Accelerator(cpu=cpu)
-    loop = Trainer(stage, contestant.net, {"flow": contestant.turn}, contestant.feed, accelerator=accelerator)
+    loop = Trainer(stage, contestant.net, {"flow": contestant.objective}, contestant.feed, accelerator=accelerator)
     loop.report_every = LOOP_STEPS
     began, found = [setting.now()], Times(step={"the loop": [], "bare": [], "its feed alone": []})
 
@@ -127,12 +126,12 @@ def looped(setting: Setting, turns: int) -> Times:
                 found["step"][name].append(one)
         began[0] = setting.now()
 
-    loop.run(report=lambda _: None, due=lambda step: step % LOOP_STEPS == 0, pause=pause)
+    loop.run(report=lambda _: None, should_pause=lambda step: step % LOOP_STEPS == 0, pause=pause)
     return found
 
 
 def macs(entry: Entry, setting: Setting) -> tuple[int, int]:
-    """Of a forward pass over one image, and parameters."""
+    """Cost of a forward pass of one image, and number of parameters."""
     with torch.device("meta"):
         sample = torch.empty(1, setting.size.channels, setting.latent, setting.latent)
         context = torch.empty(1, setting.size.captions.tokens, setting.size.captions.context)
@@ -141,12 +140,12 @@ def macs(entry: Entry, setting: Setting) -> tuple[int, int]:
 
 
 def utilisation(macs: int, images: int, seconds: float, peak: float) -> float:
-    """The share of a device's peak FLOP/s that a step gets: ``macs`` of one image's forward pass."""
+    """Fraction of a device's peak FLOP/s that a step reaches; ``macs`` are those of one image's forward pass."""
     return FLOPS_A_MAC * macs * images / (seconds * peak)
 
 
 def show_utilisation(setting: Setting, latents: Sequence[int], batches: Sequence[int], peak: float, steps: int) -> None:
-    """The first net's, eager and compiled; a batch that does not fit is halved."""
+    """Utilization of the first net, eager and compiled; a batch that does not fit into memory is halved."""
     ours = setting.size.entries[0]
     print("| latent | batch | | params, M | GMACs an image | ms a step | images/s | of the peak | peak memory, GiB |")
     print("|" + "---|" * 9)
@@ -167,7 +166,7 @@ def show_utilisation(setting: Setting, latents: Sequence[int], batches: Sequence
 def _fitting(entry: Entry, setting: Setting, batch: int, steps: int) -> tuple[float, int, int]:
     """Seconds of a step, images in it, bytes."""
     while True:
-        stage = setting.stage.model_copy(update={"batch": batch})
+        stage = setting.stage.model_copy(update={"batch_size": batch})
         try:
             if setting.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
@@ -185,7 +184,7 @@ def _fitting(entry: Entry, setting: Setting, batch: int, steps: int) -> tuple[fl
 
 
 def show(entries: Sequence[Entry], setting: Setting) -> None:
-    """What each net is, and what its training holds."""
+    """Markdown table of the nets and the memory of their training."""
     print("| | params, M | GMACs an image | peak memory, MiB | first over it |\n|---|---|---|---|---|")
     first = 0
     for entry in entries:
@@ -197,14 +196,14 @@ def show(entries: Sequence[Entry], setting: Setting) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Iterator[tuple[str, Setting]]:
-    """A table each."""
+    """Markdown tables of the results."""
     for latent in options.latent:
         for optimizer in options.optimizer:
             stage = FlowMatchingStage(
                 name="timed",
                 resolution=8 * latent,
-                images=options.batch[0],
-                batch=options.batch[0],
+                num_images=options.batch[0],
+                batch_size=options.batch[0],
                 optimizer=optimizer,
                 precision="bfloat16" if options.device.type == "cuda" else "float32",
             )
@@ -212,7 +211,7 @@ def settings_of(options: argparse.Namespace) -> Iterator[tuple[str, Setting]]:
 
 
 def main() -> None:
-    """Parse the command line, measure, print."""
+    """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="embedded")
     parser.add_argument("--latent", type=int, nargs="+", default=[8], help="height and width, a multiple of 4")

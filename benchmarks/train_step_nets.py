@@ -27,7 +27,7 @@ from snapgen.training.batches import Batch, BatchStream, MicroBatch, training_ti
 from snapgen.training.stages import DistillationConfig, FlowMatchingStage
 
 IMAGES = 256
-"""Of the feed; random latents and captions."""
+"""Number of images in the data, which are random latents and captions."""
 
 EMOJI = {
     "in_channels": 4,
@@ -45,27 +45,27 @@ EMOJI = {
 # The baseline with the widths and depths above.
 AS_EMOJI: dict[str, Any] = {
     "latent_channels": 4,
-    "context_width": 384,
+    "context_dim": 384,
     "norm_groups": 16,
-    "time.frequencies": 64,
-    "time.width": 128,
-    "mid.head_width": 16,
+    "time.embed_dim": 64,
+    "time.hidden_dim": 128,
+    "mid.head_dim": 16,
     "mid.transformer_depth": 2,
     **{f"{way}[{level}].channels": width for way in ("down", "up") for level, width in enumerate((64, 96, 128))},
-    **{f"{way}[{level}].head_width": 16 for way in ("down", "up") for level in range(3)},
-    **{f"down[{level}].residual_blocks": 1 for level in range(3)},
-    **{f"up[{level}].residual_blocks": 2 for level in range(3)},
-    **{f"down[{level}].transformers": 1 for level in (1, 2)},
-    **{f"up[{level}].transformers": 2 for level in (1, 2)},
+    **{f"{way}[{level}].head_dim": 16 for way in ("down", "up") for level in range(3)},
+    **{f"down[{level}].num_res_blocks": 1 for level in range(3)},
+    **{f"up[{level}].num_res_blocks": 2 for level in range(3)},
+    **{f"down[{level}].num_transformers": 1 for level in (1, 2)},
+    **{f"up[{level}].num_transformers": 2 for level in (1, 2)},
     **{f"{way}[{level}].transformer_depth": level for way in ("down", "up") for level in (1, 2)},
 }
 SD35_LARGE = {"num_layers": 38, "num_attention_heads": 38, "attention_head_dim": 64, "pos_embed_max_size": 192}
 SMALL_TEACHER = {"num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 32, "pos_embed_max_size": 32}
-"""Of ``studies/training/emoji.yaml``."""
+"""The teacher of ``studies/training/emoji.yaml``."""
 
 
 class Theirs(nn.Module):
-    """diffusers' net, called as ours."""
+    """Adapter that calls diffusers' net with the arguments of ours."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Theirs(nn.Module):
         return self.net(sample, 1000 * t, context, return_dict=False)[0]  # type: ignore[no-any-return]
 
     def enable_gradient_checkpointing(self) -> None:
-        """diffusers' own."""
+        """Enable diffusers' gradient checkpointing."""
         self.net.enable_gradient_checkpointing()
 
 
@@ -87,7 +87,7 @@ def theirs(**shape: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class Entry:
-    """A net and how it is trained."""
+    """A net and the settings of its training."""
 
     name: str
     make: Make
@@ -99,12 +99,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Size:
-    """Nets that are comparable, and what they are trained on."""
+    """Comparable nets and their training data."""
 
     entries: tuple[Entry, ...]
-    """Ours first."""
+    """The nets; ours is the first."""
     channels: int
-    """Of the latents."""
+    """Number of channels of the latents."""
     captions: ConditioningDims
     teacher: dict[str, int]
     teaching: ConditioningDims
@@ -141,7 +141,7 @@ SIZES = {
         _entries(
             "snapgen-t2i",
             partial(UNet, preset("snapgen-t2i")),
-            partial(UNet, apply_overrides(preset("snapgen-baseline"), {"context_width": 2304})),
+            partial(UNet, apply_overrides(preset("snapgen-baseline"), {"context_dim": 2304})),
             {**SHAPE, **PLAIN, "cross_attention_dim": 2304},
         ),
         channels=16,
@@ -154,16 +154,18 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how all nets of a table are trained."""
+    """Device and settings with which all nets of a table are trained."""
 
     size: Size
     device: torch.device
     threads: int
     latent: int
-    stage: FlowMatchingStage = field(default_factory=lambda: FlowMatchingStage(name="timed", resolution=32, images=1))
+    stage: FlowMatchingStage = field(
+        default_factory=lambda: FlowMatchingStage(name="timed", resolution=32, num_images=1)
+    )
 
     def now(self) -> float:
-        """Seconds, once the device has done all it was given."""
+        """Current time in seconds, after synchronizing the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.thread_time() if self.device.type == "cpu" and self.threads == 1 else time.perf_counter()
@@ -177,15 +179,15 @@ class Setting:
             captions_of(self.size.captions, noise),
             teacher=captions_of(self.size.teaching, noise) if taught else None,
             dropout=[0.1],
-            batch=self.stage.batch,
-            times=training_timesteps(RectifiedFlow()),
+            batch_size=self.stage.batch_size,
+            timesteps=training_timesteps(RectifiedFlow()),
             seed=0,
             device=self.device,
         )
 
 
 def captions_of(shape: ConditioningDims, noise: torch.Generator) -> EncodedCaptions:
-    """Random embeddings of such a shape, one a latent."""
+    """Random embeddings of that shape, one per latent."""
     tokens, pooled = (IMAGES, shape.tokens, shape.context), (IMAGES, max(1, shape.pooled))
     table = Embeddings(*(ChunkedTensor([torch.randn(size, generator=noise).half()]) for size in (tokens, pooled)))
     encoder = TextEncoderConfig(tokens=shape.tokens, pooled=shape.pooled > 0)
@@ -193,7 +195,7 @@ def captions_of(shape: ConditioningDims, noise: torch.Generator) -> EncodedCapti
 
 
 class Contestant:
-    """A net with random weights and what trains it."""
+    """A net with random weights and its optimizer."""
 
     def __init__(self, entry: Entry, setting: Setting) -> None:
         self.setting = setting
@@ -205,17 +207,17 @@ class Contestant:
         self.teacher = self._teacher() if entry.distilled else None
         self.teacher_seconds = 0.0
         distillation = DistillationConfig() if entry.distilled else None
-        self.turn = FlowMatchingObjective(
+        self.objective = FlowMatchingObjective(
             self.net, prediction="velocity", distillation=distillation, teacher=self.teacher
         )
-        self.turn.to(setting.device)
+        self.objective.to(setting.device)
         self.feed = setting.feed(taught=entry.distilled)
         self.batch = self.feed.batch(MicroBatch(1))
-        self.optimizers = build_optimizers(self.turn, setting.stage)
-        self.average = EMA(self.net, setting.stage.ema)
+        self.optimizers = build_optimizers(self.objective, setting.stage)
+        self.ema = EMA(self.net, setting.stage.ema_sigma_rel)
         self.steps = 0
         if entry.compiled:
-            self.turn.compile()
+            self.objective.compile()
 
     def _teacher(self) -> teacher.Teacher:
         size = self.setting.size
@@ -223,7 +225,7 @@ class Contestant:
             made = teacher.new_teacher(
                 size.teacher,
                 latent_channels=size.channels,
-                context_width=size.teaching.context,
+                context_dim=size.teaching.context,
                 pooled_width=size.teaching.pooled,
                 sample_size=self.setting.latent,
                 seed=0,
@@ -239,18 +241,18 @@ class Contestant:
         self.teacher_seconds += seconds
 
     def step(self, batch: Batch | None = None) -> dict[str, float]:
-        """Seconds of one step and of its parts."""
+        """Seconds of one step and of its phases."""
         stage, now = self.setting.stage, self.setting.now
         self.steps += 1
         self.teacher_seconds = 0.0
         times = [now()]
         with torch.autocast(self.setting.device.type, torch.bfloat16, enabled=stage.precision == "bfloat16"):
-            loss = self.turn(self.batch if batch is None else batch)["loss"]
+            loss = self.objective(self.batch if batch is None else batch)["loss"]
         torch.autograd.backward(loss)
         times.append(now())
-        self.optimizers.step(1.0, skip_bad=True)
+        self.optimizers.step(1.0, skip_nonfinite=True)
         times.append(now())
-        self.average.update(self.steps)
+        self.ema.update(self.steps)
         times.append(now())
         parts = ("forward and backward", "clip and optimizer", "average")
         found = {name: after - before for name, before, after in zip(parts, times, times[1:], strict=False)}
@@ -260,7 +262,7 @@ class Contestant:
 
 @torch.no_grad()
 def filled(net: nn.Module, device: torch.device) -> nn.Module:
-    """A net of the meta device on a real one: matrices small and random, scales one, biases zero."""
+    """Materialize a net from the meta device: small random matrices, scales of one, biases of zero."""
     net.to_empty(device=device)
     noise = torch.Generator(device).manual_seed(0)
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:

@@ -1,4 +1,4 @@
-"""Settings: frozen pydantic models read from YAML or JSON, unknown keys refused, each mistake with its place."""
+"""Base class of configurations: frozen pydantic models read from YAML or JSON files; unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from snapgen.errors import InputError
 
-# No settings file of ours comes near this; a larger one is a data file named by mistake.
-LARGEST_FILE = 1 << 20
+# Configuration files are far smaller; a larger file is data that was named by mistake.
+MAX_FILE_BYTES = 1 << 20
 
 
 class Config(BaseModel):
-    """Base of everything that is written in a file by a person: frozen, strict about keys, never NaN."""
+    """Base class of every configuration that people write in a file: frozen, strict about keys, without NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def digest(self) -> str:
-        """Hex digest (16 digits) of the canonical JSON of every field; equal settings have equal digests."""
+        """Hex digest (16 digits) of the canonical JSON of all fields; equal configurations have equal digests."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -31,15 +31,15 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def read_text(path: Path) -> str:
-    """The text of a settings file.
+    """Read the text of a configuration file.
 
     Raises:
-        InputError: if it is missing, a folder, too large, empty or not UTF-8.
+        InputError: if the file is missing, a folder, too large, empty or not UTF-8.
     """
     try:
         size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise InputError(path, f"is {size:,} bytes, too large for settings", "name the YAML file itself")
+        if size > MAX_FILE_BYTES:
+            raise InputError(path, f"is {size:,} bytes, too large for a configuration", "name the YAML file itself")
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise InputError(
@@ -55,10 +55,10 @@ def read_text(path: Path) -> str:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping at the top of a YAML (or JSON) file; duplicate keys are refused.
+    """Read the mapping at the top level of a YAML (or JSON) file; duplicate keys are an error.
 
     Raises:
-        InputError: as `read_text`, or if it is not YAML or not a mapping.
+        InputError: as `read_text`, or if the file is not YAML or not a mapping.
     """
     text = read_text(path)
     try:
@@ -67,26 +67,36 @@ def read_mapping(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "is not YAML"
-        remedy = "inside { } put names with brackets in quotes" if "got '['" in problem else "mend the line"
+        remedy = "quote names with brackets inside { }" if "got '['" in problem else "correct the line"
         raise InputError(path, f"not valid YAML: {problem}", remedy, place=place) from None
     except (ValueError, RecursionError):
-        raise InputError(path, "not valid YAML", "mend the file") from None
+        raise InputError(path, "not valid YAML", "correct the file") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise InputError(path, f"must be a mapping of names, not {type(value).__name__}", "write 'key: value' lines")
     return value
 
 
 def load_yaml(path: Path, model: type[S]) -> S:
-    """The settings in a file, checked against a model.
+    """Read a configuration file and validate it against a model.
 
     Raises:
-        InputError: as `read_mapping`, or naming the place of the first field that is wrong.
+        InputError: as `read_mapping`, or naming the first invalid field.
     """
     return parse_config(read_mapping(path), model, source=path)
 
 
 def parse_config(values: object, model: type[S], *, source: str | Path, place: str = "") -> S:
-    """``values`` as a ``model``; ``source`` and ``place`` say in an error where they were read."""
+    """Validate ``values`` as a ``model``.
+
+    Args:
+        values: plain data, as read from YAML or JSON.
+        model: the pydantic model to build.
+        source: file that the values come from, for error messages.
+        place: path of the values within the source, for error messages.
+
+    Raises:
+        InputError: naming the first invalid field.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -101,13 +111,13 @@ def parse_config(values: object, model: type[S], *, source: str | Path, place: s
 
 
 def _dotted(loc: tuple[int | str, ...], place: str) -> str:
-    for part in loc:
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    for step in loc:
+        place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else str(step)
     return place
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys in silence; a knob lost that way costs a study."""
+    """Safe YAML loader that raises on duplicate keys, of which plain YAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()

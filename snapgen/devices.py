@@ -1,4 +1,4 @@
-"""Where tensors live: CUDA, then MPS, then CPU, chosen once."""
+"""Choice of the torch device: CUDA, then MPS, then CPU."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ import torch
 
 
 def fits_on_device(size: int, device: torch.device) -> bool:
-    """Whether so many bytes may live on the device: a quarter of its free memory, or any size where they lie now."""
+    """Whether a data set of ``size`` bytes may be kept on the device.
+
+    On CUDA it may take up to a quarter of the free memory. Data always fit on the CPU, where they already are, and are
+    never moved to other devices.
+    """
     if device.type != "cuda":
         return device.type == "cpu"
-    free, _ = torch.cuda.mem_get_info(device)
-    return size * 4 < free
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    return size * 4 < free_bytes
 
 
 @functools.cache
 def default_device() -> torch.device:
-    """The best device of this machine."""
+    """The best torch device of this machine; looked up once per process."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""Seeds by name: everything random comes from a study's seed, a number and a name."""
+"""Seeds derived by name: every random draw depends on a study's seed, a number and a name, never on global state."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import hashlib
 
 
 def derive_seed(seed: int, *names: int | str) -> int:
-    """A 63-bit seed that depends on ``seed`` and on every one of ``names``, in order.
+    """Derive a 63-bit seed from ``seed`` and ``names``, whose order matters.
 
-    Independent of the process, the platform and ``PYTHONHASHSEED``.
+    The result does not depend on the process, the platform or ``PYTHONHASHSEED``.
     """
     text = "/".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

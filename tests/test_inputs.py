@@ -18,22 +18,22 @@ from PIL import Image
 
 from archsearch import cli
 from snapgen.architecture.presets import preset
-from snapgen.config import LARGEST_FILE
+from snapgen.config import MAX_FILE_BYTES
 
-STUDY = {"space": "emoji", "trials": 1, "protocol": {"steps": 2, "samples": 8}}
+STUDY = {"space": "emoji", "trials": 1, "protocol": {"steps": 2, "num_samples": 8}}
 SPACE = {
-    "latent": 8,
+    "latent_size": 8,
     "context_tokens": 16,
     "base": {
         "latent_channels": 4,
-        "context_width": 384,
+        "context_dim": 384,
         "norm_groups": 8,
         "down": [{"channels": 16}, {"channels": 32}],
         "up": [{"channels": 16}, {"channels": 32}],
     },
     "knobs": {
-        "stages[0].residual_blocks": [1, 2],
-        "convs": {"a": {"all.conv": "plain"}, "b": {"all.conv": "separable"}},
+        "levels[0].num_res_blocks": [1, 2],
+        "convs": {"a": {"all.conv": "standard"}, "b": {"all.conv": "separable"}},
     },
 }
 
@@ -55,7 +55,7 @@ def evolving(
     folder: Path, names: str = "study.yaml", *, evolve: dict[str, object] | None = None, **changes: object
 ) -> Case:
     how = {"target_ms": 1.0, "round_steps": 2, **(evolve or {})}
-    one_seed = {"steps": 2, "samples": 8, "seeds": [0]}
+    one_seed = {"steps": 2, "num_samples": 8, "train_seeds": [0]}
     study(folder, **{"space": "emoji-blocks", "evolve": how, "protocol": one_seed, **changes})
     return ["evolve", str(folder / "study.yaml")], names
 
@@ -83,7 +83,7 @@ def extractor(folder: Path, content: bytes | None) -> Case:
     path = folder / "inception.pth"
     if content is not None:
         path.write_bytes(content)
-    arguments, _ = protocol(folder, extractor=str(path))
+    arguments, _ = protocol(folder, feature_extractor=str(path))
     return arguments, "inception.pth"
 
 
@@ -94,15 +94,15 @@ def storage(folder: Path, url: str, names: str) -> Case:
 
 def ablation(folder: Path, changes: object = None, *, final: str = "1", over: object = "0", **given: object) -> Case:
     """An ablation of one row, with something wrong in it or beside it."""
-    row = {"title": "one", "over": over, "changes": {"qk_norm": True} if changes is None else changes}
-    rows = {"rows": {"0": {"title": "base"}, "1": row}, "final": final}
-    values = {"space": "emoji", "ablation": rows, "protocol": {"seeds": [0, 1, 2]}, **given}
+    row = {"title": "one", "baseline": over, "overrides": {"qk_norm": True} if changes is None else changes}
+    rows = {"rows": {"0": {"title": "base"}, "1": row}, "final_row": final}
+    values = {"space": "emoji", "ablation": rows, "protocol": {"train_seeds": [0, 1, 2]}, **given}
     return ["ablate", study(folder, yaml.safe_dump(values))[0][1]], "study.yaml"
 
 
 def of_weights(folder: Path, content: bytes) -> Case:
     path = written(folder / "inception.pth", content)
-    return ablation(folder, protocol={"seeds": [0, 1, 2], "extractor": str(path)})[0], "inception.pth"
+    return ablation(folder, protocol={"train_seeds": [0, 1, 2], "feature_extractor": str(path)})[0], "inception.pth"
 
 
 def without(key: str, of: dict[str, object]) -> str:
@@ -163,12 +163,12 @@ def half_database(folder: Path) -> Path:
     return path
 
 
-BASE = {"kind": "flow", "name": "base", "resolution": 32, "images": 8, "batch": 4}
+BASE = {"kind": "flow_matching", "name": "base", "resolution": 32, "num_images": 8, "batch_size": 4}
 
 
 def train(folder: Path, names: str = "recipe.yaml", **changes: object) -> Case:
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({"arch": "snapgen-emoji", "stages": [BASE], **changes}))
+    path.write_text(yaml.safe_dump({"architecture": "snapgen-emoji", "stages": [BASE], **changes}))
     return ["train", str(path)], names
 
 
@@ -178,8 +178,8 @@ def halving(folder: Path, names: str = "recipe.yaml", **changes: object) -> Case
     teacher.mkdir()
     (teacher / "config.json").write_text(json.dumps({"arch": preset("sd15-emoji").model_dump(mode="json")}))
     (teacher / "prediction.json").write_text('{"prediction": "noise"}')
-    stage = {**BASE, "kind": "halving", "teacher": str(teacher), **changes}
-    return train(folder, names, arch="sd15-emoji", prediction="v", stages=[stage])
+    stage = {**BASE, "kind": "progressive", "teacher": str(teacher), **changes}
+    return train(folder, names, architecture="sd15-emoji", prediction_type="v", stages=[stage])
 
 
 CASES: dict[str, Callable[[Path], Case]] = {
@@ -189,7 +189,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "study a folder": lambda f: (["search", str(f)], f.name),
     "study empty": lambda f: study(f, ""),
     "study binary": lambda f: (["search", str(written(f / "s.yaml", b"\x80\x04\xff"))], "s.yaml"),
-    "study huge": lambda f: study(f, "#" * (LARGEST_FILE + 1)),
+    "study huge": lambda f: study(f, "#" * (MAX_FILE_BYTES + 1)),
     "study a list": lambda f: study(f, "- space: emoji"),
     "study truncated": lambda f: study(f, "space: emoji\nprotocol: {steps: 2, sam"),
     "study unknown key": lambda f: study(f, trails=3),
@@ -203,9 +203,9 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "study unknown objective": lambda f: study(f, objectives=["beauty"]),
     "study objective twice": lambda f: study(f, objectives=["params", "params"]),
     "study no objective": lambda f: study(f, objectives=[]),
-    "study unknown limit": lambda f: study(f, limits={"weight": 1}),
-    "study limit NaN": lambda f: study(f, limits={"params": float("nan")}),
-    "study limit negative": lambda f: study(f, limits={"latency_ms": -3}),
+    "study unknown limit": lambda f: study(f, constraints={"weight": 1}),
+    "study limit NaN": lambda f: study(f, constraints={"params": float("nan")}),
+    "study limit negative": lambda f: study(f, constraints={"latency_ms": -3}),
     "study name a path": lambda f: study(f, name="../up"),
     "study seed too large": lambda f: study(f, seed=1 << 70),
     "study unknown device": lambda f: study(f, latency={"device": "abacus"}),
@@ -213,8 +213,8 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "study unknown space": lambda f: study(f, space="emojis"),
     "protocol unknown key": lambda f: protocol(f, step=3),
     "protocol steps a float": lambda f: protocol(f, steps=2.5),
-    "protocol seeds twice": lambda f: protocol(f, seeds=[1, 1]),
-    "protocol too few samples": lambda f: protocol(f, samples=3),
+    "protocol seeds twice": lambda f: protocol(f, train_seeds=[1, 1]),
+    "protocol too few samples": lambda f: protocol(f, num_samples=3),
     "protocol rate infinite": lambda f: protocol(f, learning_rate=float("inf")),
     # A space's file
     "space missing": lambda f: (["space", "show", str(f / "none.yaml")], "none.yaml"),
@@ -226,15 +226,15 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "space bad base": lambda f: space(f, base={"down": [{"channels": 16}], "up": []}),
     "space unknown key": lambda f: space(f, limit={"params": 1}),
     "space unknown field": lambda f: knobs(f, **{"stages[0].chanels": [16, 32]}),
-    "space no such stage": lambda f: knobs(f, **{"stages[7].channels": [16, 32]}),
+    "space no such stage": lambda f: knobs(f, **{"levels[7].channels": [16, 32]}),
     "space no knobs": lambda f: space(f, knobs={}),
     "space one choice": lambda f: knobs(f, qk_norm=[True]),
     "space choice twice": lambda f: knobs(f, qk_norm=[True, True]),
     "space choice of wrong type": lambda f: knobs(f, rope=[False, "maybe"]),
-    "space choice that never fits": lambda f: knobs(f, **{"stages[1].channels": [32, 33]}),
-    "space two knobs for one field": lambda f: knobs(f, **{"down[0].residual_blocks": [1, 2]}),
-    "space unknown limit": lambda f: space(f, limits={"parms": 3}),
-    "space limit in words": lambda f: space(f, limits={"params": "small"}),
+    "space choice that never fits": lambda f: knobs(f, **{"levels[1].channels": [32, 33]}),
+    "space two knobs for one field": lambda f: knobs(f, **{"down[0].num_res_blocks": [1, 2]}),
+    "space unknown limit": lambda f: space(f, constraints={"parms": 3}),
+    "space limit in words": lambda f: space(f, constraints={"params": "small"}),
     "space reference to unknown knob": lambda f: space(f, references={"best": {"conv": "a"}}),
     "space reference to unknown choice": lambda f: space(f, references={"best": {"convs": "c"}}),
     "space latent odd": lambda f: space(f, latent=9),
@@ -255,21 +255,21 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "extractor of other weights": lambda f: extractor(f, saved({"a": torch.ones(9)})),
     "extractor no tensors": lambda f: extractor(f, saved([1, 2])),
     "extractor malicious": lambda f: extractor(f, pickle.dumps(Malicious())),
-    "extractor a folder": lambda f: (protocol(f, extractor=str(f))[0], f.name),
+    "extractor a folder": lambda f: (protocol(f, feature_extractor=str(f))[0], f.name),
     "autoencoder missing": lambda f: (protocol(f, autoencoder=str(f / "vae"))[0], "vae"),
     "autoencoder a file": lambda f: (protocol(f, autoencoder=str(written(f / "vae", b"x")))[0], "vae"),
-    "text encoder missing": lambda f: (protocol(f, text=str(f / "bert"))[0], "bert"),
+    "text encoder missing": lambda f: (protocol(f, text_encoder=str(f / "bert"))[0], "bert"),
     "protocol does not fit the space": lambda f: protocol(f, resolution=20),
     # An ablation
-    "ablation wrong row name": lambda f: (ablation(f, over="zero")[0], "'zero' is no row above it"),
-    "ablation wrong final row": lambda f: (ablation(f, final="2c")[0], "'2c' is no row above the base"),
-    "ablation unknown knob": lambda f: (ablation(f, {"all.colour": 3})[0], "ablation.rows.1.changes.all.colour"),
-    "ablation value of wrong type": lambda f: (ablation(f, {"all.ffn_ratio": "x"})[0], "changes.all.ffn_ratio"),
-    "ablation contradictory row": lambda f: (ablation(f, {"all.expansion": 2})[0], "changes.all.expansion"),
+    "ablation wrong row name": lambda f: (ablation(f, over="zero")[0], "'zero' is not an earlier row"),
+    "ablation wrong final row": lambda f: (ablation(f, final="2c")[0], "'2c' is not a row after the base"),
+    "ablation unknown knob": lambda f: (ablation(f, {"all.colour": 3})[0], "ablation.rows.1.overrides.all.colour"),
+    "ablation value of wrong type": lambda f: (ablation(f, {"all.ffn_ratio": "x"})[0], "overrides.all.ffn_ratio"),
+    "ablation contradictory row": lambda f: (ablation(f, {"all.expansion": 2})[0], "overrides.all.expansion"),
     "ablation row that changes nothing": lambda f: (ablation(f, {"qk_norm": False})[0], "same net as row 0"),
-    "ablation row that does not fit": lambda f: (ablation(f, {"stages[1].channels": 33})[0], "ablation.rows.1"),
-    "ablation changes a list": lambda f: (ablation(f, ["qk_norm"])[0], "changes"),
-    "ablation too few seeds": lambda f: (ablation(f, protocol={"seeds": [0, 1]})[0], "protocol.seeds"),
+    "ablation row that does not fit": lambda f: (ablation(f, {"levels[1].channels": 33})[0], "ablation.rows.1"),
+    "ablation changes a list": lambda f: (ablation(f, ["qk_norm"])[0], "overrides"),
+    "ablation too few seeds": lambda f: (ablation(f, protocol={"train_seeds": [0, 1]})[0], "protocol.train_seeds"),
     "ablation unknown quality": lambda f: ([*ablation(f)[0], "--quality", "beauty"], "beauty"),
     "ablation other form of table": lambda f: ([*ablation(f)[0], "--out", str(f / "table.pdf")], "table.pdf"),
     "ablation no ImageNet": lambda _: (
@@ -293,9 +293,9 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "cost unknown architecture": lambda _: (["cost", "tiny-decodr"], "tiny-decoder"),
     "cost a file that is missing": lambda f: (["cost", str(f / "none.json")], "none.json"),
     "cost a bad architecture": lambda f: (["cost", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
-    "cost latent not halved": lambda _: (["cost", "snapgen-t2i", "--latent", "30"], "multiple of 4"),
-    "cost latent too large": lambda _: (["cost", "tiny-decoder", "--latent", "5000"], "--latent"),
-    "cost no tokens": lambda _: (["cost", "snapgen-t2i", "--tokens", "0"], "--tokens"),
+    "cost latent not halved": lambda _: (["cost", "snapgen-t2i", "--latent-size", "30"], "multiple of 4"),
+    "cost latent too large": lambda _: (["cost", "tiny-decoder", "--latent-size", "5000"], "--latent-size"),
+    "cost no tokens": lambda _: (["cost", "snapgen-t2i", "--context-tokens", "0"], "--context-tokens"),
     "score unknown architecture": lambda _: (["score", "snapgenius"], "snapgenius"),
     "score a bad architecture": lambda f: (["score", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
     "score an architecture that does not fit": lambda _: (["score", "snapgen-baseline"], "latent_channels"),
@@ -324,9 +324,9 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "evolve bad probability": lambda f: evolving(f, "evolve.block_dropout", evolve={"block_dropout": 1.5}),
     "evolve no target": lambda f: evolving(f, "give a target", evolve={"target_ms": 0}),
     "evolve unknown metric": lambda f: evolving(f, "evolve.metric", evolve={"metric": "beauty"}),
-    "evolve several seeds": lambda f: evolving(f, "protocol.seeds", protocol={"steps": 2, "samples": 8}),
+    "evolve several seeds": lambda f: evolving(f, "protocol.train_seeds", protocol={"steps": 2, "num_samples": 8}),
     "evolve missing weights": lambda f: evolving(
-        f, "nowhere", protocol={"steps": 2, "samples": 8, "seeds": [0], "inherit": str(f / "nowhere")}
+        f, "nowhere", protocol={"steps": 2, "num_samples": 8, "train_seeds": [0], "init_from": str(f / "nowhere")}
     ),
     "train bad block dropout": lambda f: train(f, stages=[{**BASE, "block_dropout": 1}]),
     "train no recipe": lambda f: (["train", str(f / "none.yaml")], "none.yaml"),
@@ -334,19 +334,21 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "train unknown key": lambda f: train(f, stagse=[]),
     "train missing data": lambda f: train(f, "pictures", data=str(f / "pictures")),
     "train missing autoencoder": lambda f: train(f, "vae", autoencoder=str(f / "vae")),
-    "train missing text encoder": lambda f: train(f, "clip", text=[{"encoder": str(f / "clip")}]),
+    "train missing text encoder": lambda f: train(f, "clip", text_encoders=[{"encoder": str(f / "clip")}]),
     "train resolution that does not fit": lambda f: train(
         f, "stages[0].resolution", stages=[{**BASE, "resolution": 36}]
     ),
-    "train a study of no trials": lambda f: ([*train(f)[0], "--arch", "nosuchstudy:best"], "nosuchstudy"),
+    "train a study of no trials": lambda f: ([*train(f)[0], "--architecture", "nosuchstudy:best"], "nosuchstudy"),
     "halving by a teacher of another prediction": lambda f: halving(f, "net: predicts 'noise'"),
-    "halving by a teacher that is missing": lambda f: halving(f, "gone: is no folder", teacher=str(f / "gone")),
-    "halving with a bad probability": lambda f: halving(f, "stages[0].halving.probability", probability=1.2),
-    "halving with a bad range of guidance": lambda f: halving(f, "guidance is from 9 to 2", guidance=[9, 2]),
+    "halving by a teacher that is missing": lambda f: halving(f, "gone: is not a folder", teacher=str(f / "gone")),
+    "halving with a bad probability": lambda f: halving(
+        f, "stages[0].progressive.cfg_probability", cfg_probability=1.2
+    ),
+    "halving with a bad range of guidance": lambda f: halving(f, "cfg_range [9, 2] is not 0", cfg_range=[9, 2]),
     "halving of odd steps": lambda f: halving(f, "teacher_steps 9 is odd", teacher_steps=9),
     "train bad seed": lambda f: ([*train(f)[0], "--seed", "-3"], "--seed"),
     "train bad name": lambda f: ([*train(f)[0], "--name", "../up"], "../up"),
-    "train until no stage": lambda f: ([*train(f)[0], "--until", "end"], "--until"),
+    "train to no stage": lambda f: ([*train(f)[0], "--stop-after", "end"], "--stop-after"),
     "plan missing data": lambda f: ([*train(f, data=str(f / "pictures"))[0], "--dry-run"], "pictures"),
     "unknown command": lambda _: (["serach"], "serach"),
     "unknown option": lambda _: (["search", "emoji", "--fast"], "--fast"),

@@ -12,14 +12,14 @@ from typing import get_args
 import pytest
 import yaml
 
-from archsearch.library import Kind
+from archsearch.library import Kind, SchemaKind, schema_path
 
 ROOT = Path(__file__).parent.parent
 STUDY = {
     "name": "tiny",
     "space": "emoji",
     "trials": 2,
-    "protocol": {"steps": 3, "samples": 8, "validation_pairs": 8, "sampler_steps": 2, "seeds": [0]},
+    "protocol": {"steps": 3, "num_samples": 8, "validation_pairs": 8, "num_inference_steps": 2, "train_seeds": [0]},
 }
 
 
@@ -63,6 +63,8 @@ def test_the_wheel_has_two_packages_and_all_that_is_shipped(site: Path) -> None:
     checkout = run([sys.executable, "-c", code], cwd=site.parent, PYTHONPATH=str(ROOT))
     assert installed == checkout
     assert "snapgen_t2i" in installed
+    for kind in get_args(SchemaKind):
+        assert (site / schema_path(kind).relative_to(ROOT)).is_file()
 
 
 def test_a_checkout_without_links_finds_what_is_shipped(tmp_path: Path) -> None:

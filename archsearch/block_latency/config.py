@@ -1,4 +1,4 @@
-"""How a table of blocks is filled: apart from the table, for studies are read without what builds nets."""
+"""Settings of block latency tables, separate from the tables so that studies can be loaded without torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from snapgen.config import Config
 
 
 class BlockTableConfig(Config):
-    """How a table is filled."""
+    """Measurements that a block latency table is fitted to."""
 
-    copies: int = Field(default=3, ge=1, le=16)
-    """More of a block in the net that its copies' cost is taken from."""
-    check: int = Field(default=20, ge=0, le=1000)
-    """Random sub-networks that the sums are held to."""
+    extra_copies: int = Field(default=3, ge=1, le=16)
+    """Further copies of a block in the net from which the latency of a copy is derived."""
+    validation_nets: int = Field(default=20, ge=0, le=1000)
+    """Number of random sub-networks against which sums of block latencies are validated."""
     seed: int = Field(default=0, ge=0)
-    """Of these."""
-    least: int = Field(default=3, ge=1, le=100)
-    """Measurements of each net; predictions are taken once."""
-    most: int = Field(default=8, ge=1, le=100)
-    """And further ones until the two lowest agree, up to so many."""
+    """Seed of the choice of those sub-networks."""
+    min_repeats: int = Field(default=3, ge=1, le=100)
+    """Smallest number of measurements of each net. A predicted latency is taken once."""
+    max_repeats: int = Field(default=8, ge=1, le=100)
+    """Largest number of measurements of each net; measuring stops earlier when the two lowest agree."""

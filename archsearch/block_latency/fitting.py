@@ -1,13 +1,13 @@
-"""Fill a table of blocks from times of whole nets (arXiv 2306.00980, 3.2).
+"""Fitting of block latency tables to the latencies of whole nets (arXiv 2306.00980, section 3.2).
 
-A backend times whole nets alone, so the blocks' shares are solved for: the net is timed as it is, without any block,
-without each place's blocks, and with more copies of each, and the table's model is fitted to that, no part of it
-negative (`archsearch.stats.regression`).
+A backend can only measure whole nets, so the latencies of blocks are inferred: the net is measured unchanged, without
+any block, without the blocks of each site, and with additional copies of each, and a non-negative linear model is
+fitted to these latencies (`archsearch.stats.regression`).
 
-What such a sum is worth is measured too, on random sub-networks that had no part in the fit. If one of them is missed
-by more than `TOLERATED`, it is corrected by them in two ways, and their errors are then those of corrections that left
-each out: a *refit*, in which they count as the other nets do, which mends single costs; and a *curve*, a power of the
-sum, which mends what all blocks have in common, as where a device does several at a time. The better one is taken.
+The predictions are validated on random sub-networks that are not part of the fit. If the error for any of them exceeds
+`TOLERATED`, two corrections are tried, and evaluated by leave-one-out on the sub-networks: a *refit* that includes the
+sub-networks, which corrects single blocks; and a *curve*, a power of the sum, which corrects effects common to all
+blocks, e.g. of a device that runs several blocks concurrently. The better one is applied.
 """
 
 from __future__ import annotations
@@ -41,14 +41,16 @@ from snapgen.architecture import block_index
 from snapgen.architecture.block_index import BlockRef, BlockSite
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
+from snapgen.progress import ProgressCallback, ignore_progress
 
-FEWEST = 4
-"""Sub-networks under which nothing is corrected by them."""
+MIN_VALIDATION_NETS = 4
+"""Fewest sub-networks for which corrections are tried."""
 
-LEAST_KEPT = 0.25
-"""A random sub-network keeps each block with a probability between this and one."""
-COPYING = 0.25
-"""And every other sub-network has a copy of a block that it keeps with this probability."""
+MIN_KEEP_PROB = 0.25
+"""Smallest probability with which a random sub-network keeps a block; it is drawn for each, up to 1."""
+
+COPY_PROB = 0.25
+"""Probability with which a kept block is duplicated, in about half of the sub-networks."""
 
 
 def fit_block_table(
@@ -58,124 +60,134 @@ def fit_block_table(
     context_tokens: int,
     options: BlockTableConfig | None = None,
     *,
-    known: Mapping[str, Sequence[LatencyRecord]] | None = None,
-    keep: Callable[[Architecture, LatencyRecord], None] = lambda *_: None,
-    tell: Callable[[float], None] = lambda _: None,
+    existing: Mapping[str, Sequence[LatencyRecord]] | None = None,
+    save: Callable[[Architecture, LatencyRecord], None] = lambda *_: None,
+    progress: ProgressCallback = ignore_progress,
 ) -> BlockTable:
-    """Take the times of a net and of its sub-networks, in turns, and make the table of them.
+    """Measure a net and its sub-networks in rounds, and fit the table of its block latencies.
 
     Args:
-        backend: any; it is asked for whole nets alone.
-        known: records that there are already, by architecture id; each counts as one of the measurements.
-        keep: given each new record as it comes, so that a fill that was killed goes on from there.
-        tell: told the share done.
+        backend: measures whole nets.
+        arch: the net.
+        latent_size: height and width of the latent.
+        context_tokens: length of the context.
+        options: number of copies, validation nets and repeats.
+        existing: existing records by architecture id, which count as measurements.
+        save: called with each new record, so that an interrupted measurement can be resumed.
+        progress: called after each measurement.
 
     Raises:
-        InputError: if the net has no block, does not take such a latent, has too few sub-networks to check, or the
-            records are of different conditions.
-        LatencyFailure, DeviceLost: as the backend's.
+        InputError: if the net has no block, does not support the latent size, has too few sub-networks for validation,
+            or the conditions of the records differ.
+        MeasurementError, DeviceLostError: raised by the backend.
     """
     options = options or BlockTableConfig()
-    arch.check_latent(latent_size)
-    plan = list(_planned(arch, options))
-    records = {net.id: list((known or {}).get(net.id, ())) for _, _, net in plan}
+    arch.validate_latent_size(latent_size)
+    plan = list(_planned_nets(arch, options))
+    records = {net.id: list((existing or {}).get(net.id, ())) for _, _, net in plan}
 
-    def kept(net: Architecture, record: LatencyRecord) -> None:
+    def check_and_save(net: Architecture, record: LatencyRecord) -> None:
         _check_conditions([record, *itertools.chain(*records.values())])
-        keep(net, record)
+        save(net, record)
 
     _check_conditions(list(itertools.chain(*records.values())))
-    for done in measure_round_robin(
+    measure_round_robin(
         backend,
         [net for _, _, net in plan],
         records,
         latent_size=latent_size,
         context_tokens=context_tokens,
-        keep=kept,
-        least=options.least,
-        most=options.most,
-    ):
-        tell(done)
-    places = list(block_index.block_counts(arch))
+        save=check_and_save,
+        min_repeats=options.min_repeats,
+        max_repeats=options.max_repeats,
+        progress=progress,
+    )
+    sites = list(block_index.block_counts(arch))
     measured = [
         NetTiming(
             what=what,
             use=use,
             architecture_id=net.id,
-            counts=tuple(block_index.block_counts(net).get(place, 0) for place in places),
+            counts=tuple(block_index.block_counts(net).get(site, 0) for site in sites),
             records=tuple(records[net.id]),
         )
         for what, use, net in plan
     ]
-    return _solved(arch, places, measured, settings=options, latent_size=latent_size, context_tokens=context_tokens)
+    return _fit_table(arch, sites, measured, settings=options, latent_size=latent_size, context_tokens=context_tokens)
 
 
 Planned = tuple[str, Literal["fill", "check"], Architecture]
 
 
-def _planned(arch: Architecture, options: BlockTableConfig) -> Iterator[Planned]:
-    """Every net to be timed: in words, what for, and itself; the whole net is the first, and none is there twice."""
-    whole = block_index.block_counts(arch)
-    if not whole:
+def _planned_nets(arch: Architecture, options: BlockTableConfig) -> Iterator[Planned]:
+    """Every net to measure, with a description and its use: the whole net first, without duplicates."""
+    full = block_index.block_counts(arch)
+    if not full:
         raise InputError("architecture", "has no block", "give it a residual block or a transformer")
-    found: list[Planned] = [("the whole net", "fill", arch), ("without any block", "fill", with_block_counts(arch, {}))]
-    for place, count in whole.items():
-        label = BlockRef("", place[2], place[0], place[1], 0).label
-        more = {**whole, place: count + options.copies}
-        found.append((f"without {label}", "fill", with_block_counts(arch, {**whole, place: 0})))
-        found.append((f"{options.copies} more of {label}", "fill", with_block_counts(arch, more)))
-    unique = {net.id: (what, use, net) for what, use, net in reversed(found)}
+    nets: list[Planned] = [("the whole net", "fill", arch), ("without any block", "fill", with_block_counts(arch, {}))]
+    for block_site, count in full.items():
+        site, layer, kind = block_site
+        label = BlockRef("", kind, site, layer, 0).label
+        more = {**full, block_site: count + options.extra_copies}
+        nets.append((f"without {label}", "fill", with_block_counts(arch, {**full, block_site: 0})))
+        nets.append((f"{options.extra_copies} more of {label}", "fill", with_block_counts(arch, more)))
+    unique = {net.id: (what, use, net) for what, use, net in reversed(nets)}  # the first of equal nets wins
     yield from reversed(unique.values())
-    yield from _drawn(arch, options, set(unique))
+    yield from _validation_nets(arch, options, set(unique))
 
 
-def _drawn(arch: Architecture, options: BlockTableConfig, taken: set[str]) -> Iterator[Planned]:
-    """Random sub-networks, each of a seed of its own: more of them begin with the same ones."""
+def _validation_nets(arch: Architecture, options: BlockTableConfig, used: set[str]) -> Iterator[Planned]:
+    """Random sub-networks, each with its own seed, so that a larger number starts with the same ones."""
     drawn = 0
-    for attempt in range(options.check * TRIES):
-        if drawn == options.check:
+    for attempt in range(options.validation_nets * TRIES):
+        if drawn == options.validation_nets:
             return
         rng = random.Random(seeding.derive_seed(options.seed, arch.id, "sub-networks", attempt))
-        keep, copy = rng.uniform(LEAST_KEPT, 1), rng.choice((0.0, COPYING))
+        keep_prob, copy_prob = rng.uniform(MIN_KEEP_PROB, 1), rng.choice((0.0, COPY_PROB))
         counts: Counter[BlockSite] = Counter()
         for block in block_index.blocks(arch):
-            kept, copied = rng.random() < keep, rng.random() < copy
-            counts[block.place] += kept + (kept and copied)
+            kept, copied = rng.random() < keep_prob, rng.random() < copy_prob
+            counts[block.block_site] += kept + (kept and copied)
         net = with_block_counts(arch, counts)
-        if net.id not in taken:
-            taken.add(net.id)
+        if net.id not in used:
+            used.add(net.id)
             drawn += 1
             yield f"sub-network {drawn}", "check", net
-    if drawn < options.check:
-        problem = f"has {drawn} sub-networks beside those that the table is filled from, fewer than {options.check}"
-        raise InputError("architecture", problem, "check fewer")
+    if drawn < options.validation_nets:
+        problem = f"only {drawn} sub-networks are left for validation, {options.validation_nets} were requested"
+        raise InputError("architecture", problem, "lower --validation-nets")
 
 
-def _solved(
+def _fit_table(
     arch: Architecture,
-    places: Sequence[BlockSite],
+    sites: Sequence[BlockSite],
     measured: Sequence[NetTiming],
     *,
     settings: BlockTableConfig,
     latent_size: int,
     context_tokens: int,
 ) -> BlockTable:
-    filling = [_evidence(net) for net in measured if net.use == "fill"]
-    checking = [_evidence(net) for net in measured if net.use == "check"]
-    prior = weak_prior(np.array([e.features for e in filling]), np.array([e.value for e in filling]))
-    found, scale, power = fit(filling, prior), 1.0, 1.0
-    before = PredictionErrors(errors=tuple(e.ratio(found.coefficients) - 1 for e in checking)) if checking else None
+    fitted = [_observation(net) for net in measured if net.use == "fill"]
+    validation = [_observation(net) for net in measured if net.use == "check"]
+    prior = weak_prior(np.array([e.features for e in fitted]), np.array([e.value for e in fitted]))
+    result, scale, power = fit(fitted, prior), 1.0, 1.0
+    before = (
+        PredictionErrors(errors=tuple(e.ratio(result.coefficients) - 1 for e in validation)) if validation else None
+    )
     tried: dict[Correction, PredictionErrors] = {}
-    if before and before.largest > TOLERATED and len(checking) >= FEWEST:
-        tried = {"refit": _refitted(filling, checking, prior), "curve": _curved(checking, found.coefficients)}
+    if before and before.largest > TOLERATED and len(validation) >= MIN_VALIDATION_NETS:
+        tried = {
+            "refit": _refit_errors(fitted, validation, prior),
+            "curve": _curve_errors(validation, result.coefficients),
+        }
     correction = min(tried, key=lambda name: tried[name].largest, default=None)
     if correction and before and tried[correction].largest >= before.largest:
         correction = None
     if correction == "refit":
-        found = fit([*filling, *checking], prior)
+        result = fit([*fitted, *validation], prior)
     if correction == "curve":
-        scale, power = _curve(checking, found.coefficients)
-    fixed, *costs = found.coefficients.tolist()
+        scale, power = _fit_curve(validation, result.coefficients)
+    fixed, *costs = result.coefficients.tolist()
     first = measured[0].records[0]
     return BlockTable(
         **first.model_dump(include={"source", "device", "compute_units", "chip", "os", "threads", "runtime"}),
@@ -184,10 +196,10 @@ def _solved(
         context_tokens=context_tokens,
         settings=settings,
         fixed_ms=fixed,
-        floor_ms=float(np.median(np.sqrt(np.diag(found.covariance)[1:]))),
+        floor_ms=float(np.median(np.sqrt(np.diag(result.covariance)[1:]))),
         costs=tuple(
             BlockCost(site=site, layer=layer, kind=kind, ms=ms, copy_ms=copy_ms)
-            for (site, layer, kind), ms, copy_ms in zip(places, costs[::2], costs[1::2], strict=True)
+            for (site, layer, kind), ms, copy_ms in zip(sites, costs[::2], costs[1::2], strict=True)
         ),
         scale=scale,
         power=power,
@@ -198,26 +210,30 @@ def _solved(
     )
 
 
-def _evidence(net: NetTiming) -> Observation:
+def _observation(net: NetTiming) -> Observation:
     return Observation(features(net.counts), net.ms, net.tolerance)
 
 
-def _refitted(filling: Sequence[Observation], checking: Sequence[Observation], prior: NormalPrior) -> PredictionErrors:
-    """Errors of sums that are fitted to all nets but the one foretold."""
-    fits = [fit([*filling, *others], prior).coefficients for others in _all_but_one(checking)]
-    return PredictionErrors(errors=tuple(e.ratio(found) - 1 for e, found in zip(checking, fits, strict=True)))
+def _refit_errors(
+    fitted: Sequence[Observation], validation: Sequence[Observation], prior: NormalPrior
+) -> PredictionErrors:
+    """Leave-one-out errors of the refit on the validation nets."""
+    fits = [fit([*fitted, *others], prior).coefficients for others in _all_but_one(validation)]
+    return PredictionErrors(
+        errors=tuple(e.ratio(coefficients) - 1 for e, coefficients in zip(validation, fits, strict=True))
+    )
 
 
-def _curved(checking: Sequence[Observation], coefficients: Array) -> PredictionErrors:
-    """Errors of powers of the sum that are fitted to all sub-networks but the one foretold."""
-    curves = [_curve(others, coefficients) for others in _all_but_one(checking)]
-    sums = [float(e.features @ coefficients) for e in checking]
+def _curve_errors(validation: Sequence[Observation], coefficients: Array) -> PredictionErrors:
+    """Leave-one-out errors of the curve on the validation nets."""
+    curves = [_fit_curve(others, coefficients) for others in _all_but_one(validation)]
+    sums = [float(e.features @ coefficients) for e in validation]
     times = [scale * total**power for total, (scale, power) in zip(sums, curves, strict=True)]
-    return PredictionErrors(errors=tuple(ms / e.value - 1 for ms, e in zip(times, checking, strict=True)))
+    return PredictionErrors(errors=tuple(ms / e.value - 1 for ms, e in zip(times, validation, strict=True)))
 
 
-def _curve(nets: Sequence[Observation], coefficients: Array) -> tuple[float, float]:
-    """Scale and power: the line of least squares between the logarithms of sums and times."""
+def _fit_curve(nets: Sequence[Observation], coefficients: Array) -> tuple[float, float]:
+    """Scale and power of ms = scale · sum ** power, by least squares on logarithms."""
     sums = np.log([net.features @ coefficients for net in nets])
     power, logarithm = np.polyfit(sums, np.log([net.value for net in nets]), 1)
     return float(np.exp(logarithm)), float(power)
@@ -231,4 +247,4 @@ def _check_conditions(records: Sequence[LatencyRecord]) -> None:
     conditions: set[tuple[str, ...]] = {record.conditions for record in records}
     if len(conditions) > 1:
         problem = f"records of different conditions: {condition_mismatch(conditions)}"
-        raise InputError("block table", problem, "keep each device's records apart")
+        raise InputError("block table", problem, "use a separate file of records for each device")

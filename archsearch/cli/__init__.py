@@ -1,8 +1,5 @@
 """The command line: ``archsearch COMMAND``.
 
-Commands: search, report, best, audit, ablate, evolve, score, cost, latency, convert, train, compare, generate, export,
-prune-decoder, space show.
-
 Heavy imports are made inside the commands, so that ``--help`` and a mistyped name answer at once.
 """
 
@@ -10,20 +7,65 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
-from archsearch.cli import convert, inspect, latency, latency_blocks, pipeline, study, train
+from archsearch.cli import (
+    autoencoder,
+    convert,
+    doctor,
+    inspect,
+    latency,
+    latency_blocks,
+    pipeline,
+    schema,
+    study,
+    train,
+)
 from snapgen.errors import InputError
+
+if TYPE_CHECKING:
+    from typer._click.core import Context
 
 BAD_INPUT = 2
 INTERRUPTED = 130
 
+COMMANDS = (
+    "search",
+    "report",
+    "best",
+    "audit",
+    "ablate",
+    "evolve",
+    "cost",
+    "score",
+    "space",
+    "latency",
+    "serve-device",
+    "train",
+    "compare-recipes",
+    "generate",
+    "export",
+    "convert",
+    "prune-decoder",
+    "train-autoencoder",
+    "doctor",
+    "schema",
+)
+"""In the order in which ``--help`` lists them: a search, single networks, trainings, trained networks, the rest."""
+
+
+class _Ordered(TyperGroup):
+    def list_commands(self, ctx: Context) -> list[str]:
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
+
+
 app = typer.Typer(
     name="archsearch",
+    cls=_Ordered,
     help="Search text-to-image diffusion U-Nets for quality and measured latency.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -33,14 +75,35 @@ app.add_typer(inspect.app)
 latency.latency_app.add_typer(latency_blocks.app)
 app.add_typer(latency.app)
 app.add_typer(convert.app)
+app.add_typer(autoencoder.app)
 app.add_typer(train.app)
 app.add_typer(pipeline.app)
+app.add_typer(doctor.app)
+app.add_typer(schema.app)
+
+
+def _print_version(wanted: bool) -> None:
+    from archsearch.installation import version
+
+    if wanted:
+        libraries = ", ".join(f"{name} {version(name) or 'missing'}" for name in ("torch", "optuna"))
+        typer.echo(f"archsearch {version('archsearch') or 'of a checkout'} ({libraries})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of archsearch itself."""
 
 
 def main() -> NoReturn:
     """Entry point: every mistake of the user's is one line on standard error and exit status 2."""
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="archsearch", standalone_mode=False)
     except InputError as error:
         _fail(str(error), BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,15 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archsearch.cli.options import Json, Quiet
-from archsearch.cli.output import bar, print_json, print_table
-from snapgen import config
+from archsearch.cli.output import print_json, print_table, progress_bar
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from snapgen.conversion.from_diffusers import Conversion
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 app = typer.Typer()
 
@@ -47,20 +42,22 @@ def convert(
 
     sizes = None if time_ids is None else _sizes(time_ids)
     with atomic_folder(out) as folder:
-        with bar("converting", quiet=quiet or as_json) as tell:
-            conversion = from_diffusers(source, prediction=prediction, time_ids=sizes, partial=partial, progress=tell)
+        with progress_bar("converting", quiet=quiet or as_json) as progress:
+            conversion = from_diffusers(
+                source, prediction=prediction, time_ids=sizes, partial=partial, progress=progress
+            )
         conversion.net.save_pretrained(folder)
-        if conversion.meaning.prediction is not None:
-            prediction_note.write_prediction_type(folder, conversion.meaning.prediction)
+        if conversion.prediction_source.prediction is not None:
+            prediction_note.write_prediction_type(folder, conversion.prediction_source.prediction)
     if as_json:
         print_json(
             {
                 "architecture_id": conversion.net.arch.id,
                 "params": _params(conversion),
-                "left_out": conversion.left_out,
-                "unused": conversion.unused,
-                "new": conversion.new,
-                "prediction": conversion.meaning.prediction,
+                "left_out": conversion.dropped,
+                "unused": conversion.unexpected_keys,
+                "new": conversion.missing_keys,
+                "prediction": conversion.prediction_source.prediction,
                 "folder": str(out),
             }
         )
@@ -70,11 +67,11 @@ def convert(
 
 def _print(conversion: Conversion, out: Path) -> None:
     rows = [("architecture", conversion.net.arch.id), ("params", f"{_params(conversion) / 1e6:.3f} M")]
-    rows += [("left out", phrase) for phrase in conversion.left_out]
-    for what, names in (("no place for", conversion.unused), ("begins anew", conversion.new)):
+    rows += [("left out", phrase) for phrase in conversion.dropped]
+    for what, names in (("no place for", conversion.unexpected_keys), ("begins anew", conversion.missing_keys)):
         if names:
             rows.append((what, f"{len(names)} weights, {names[0]} to {names[-1]}"))
-    meaning = conversion.meaning
+    meaning = conversion.prediction_source
     if meaning.prediction is not None:
         rows.append(("predicts", f"{meaning.prediction} ({meaning.reason})"))
     print_table("", ("", ""), rows)
@@ -107,8 +104,10 @@ def prune_decoder(
     ],
     prompts: Annotated[Path, typer.Option(help="A text file, one prompt a line: what latents are drawn for.")],
     out: Annotated[Path, typer.Option(help="The folder to write: the pipeline with the smaller decoder.")],
-    ratio: Annotated[float, typer.Option(help="Of the decoder's channels to cut; 0.5 is SnapFusion's.")] = 0.5,
-    images: Annotated[int, typer.Option(help="Latents to draw; kept in the cache.")] = 1024,
+    prune_ratio: Annotated[
+        float, typer.Option(help="Share of the decoder's channels to cut; 0.5 is SnapFusion's.")
+    ] = 0.5,
+    num_latents: Annotated[int, typer.Option(help="Number of latents to draw; they are kept in the cache.")] = 1024,
     sampler_steps: Annotated[int | None, typer.Option(help="Of the sampler, if not the pipeline's own.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Of the sampler, likewise.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Pixels of a side, likewise.")] = None,
@@ -120,19 +119,28 @@ def prune_decoder(
     quiet: Quiet = False,
 ) -> None:
     """Cut an AutoencoderKL decoder's channels, and train it against the whole one on the pipeline's own latents."""
-    from snapgen.pipeline.decoder_distillation import DecoderDistillationConfig, distil
+    from snapgen import config
+    from snapgen.pipeline.decoder_distillation import DecoderDistillationConfig, distill
     from snapgen.pipeline.synthetic_latents import SamplingConfig
 
-    sampled: dict[str, Any] = {"images": images, "steps": sampler_steps, "guidance": guidance, "resolution": resolution}
-    sampling = config.parse_config({**sampled, "seed": seed}, SamplingConfig, source="options")
-    trained = {"ratio": ratio, "steps": steps, "batch": batch, "learning_rate": learning_rate, "seed": seed}
+    sampled: dict[str, Any] = {
+        "num_latents": num_latents,
+        "num_inference_steps": sampler_steps,
+        "guidance_scale": guidance,
+        "resolution": resolution,
+        "seed": seed,
+    }
+    trained = {
+        "prune_ratio": prune_ratio,
+        "steps": steps,
+        "batch_size": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    sampling = config.parse_config(sampled, SamplingConfig, source="options")
     training = config.parse_config(trained, DecoderDistillationConfig, source="options")
-    with bar("drawing latents", quiet=quiet or as_json) as tell:
-
-        def progress(step: int, steps: int, _losses: Mapping[str, Tensor]) -> None:
-            tell(step / steps, f"training, step {step} of {steps}")
-
-        found = distil(run, prompts, out, sampling=sampling, training=training, progress=progress)
+    with progress_bar("drawing latents", quiet=quiet or as_json) as progress:
+        found = distill(run, prompts, out, sampling=sampling, training=training, progress=progress)
     if as_json:
         print_json({"folder": str(out), **asdict(found)})
         return

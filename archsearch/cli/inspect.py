@@ -9,32 +9,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import Json, Quiet
-from archsearch.cli.output import bar, cost_cells, print_json, print_score, print_table
-from archsearch.score import Score
-from snapgen.architecture import presets
-from snapgen.architecture.presets import TINY_DECODER
+from archsearch.cli.options import ContextTokens, Json, LatentSize, Quiet
+from archsearch.cli.output import cost_cells, print_json, print_score, print_table, progress_bar
 
 if TYPE_CHECKING:
     from archsearch.cost.breakdown import Breakdown
     from archsearch.cost.counter import CostItem
 
 
-LARGEST_LATENT = 4096
-LONGEST_CONTEXT = 65536
-
 app = typer.Typer()
 
 
-@app.command(epilog="Example: archsearch cost snapgen-imagenet --latent 32 --json")
+@app.command(epilog="Example: archsearch cost snapgen-imagenet --latent-size 32 --json")
 def cost(
     name: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file of an architecture, or tiny-decoder.")],
-    latent: Annotated[int, typer.Option(min=1, max=LARGEST_LATENT, help="Height and width of the latent.")] = 128,
-    tokens: Annotated[int, typer.Option(min=1, max=LONGEST_CONTEXT, help="Length of the context.")] = 77,
+    latent_size: LatentSize = 128,
+    context_tokens: ContextTokens = 77,
     as_json: Json = False,
 ) -> None:
     """Count params, MACs and activation memory, by stage and by kind of block; no weights are made."""
-    found, about = _counted(name, latent, tokens)
+    found, about = _counted(name, latent_size, context_tokens)
     if as_json:
         print_json({"name": name, **about, **found.model_dump(mode="json")})
         return
@@ -56,12 +50,14 @@ def _counted(name: str, latent: int, tokens: int) -> tuple[Breakdown, dict[str, 
         InputError: for an unknown name, a bad file, or a latent that does not fit.
     """
     from archsearch.cost.breakdown import breakdown, decoder_breakdown
+    from snapgen.architecture import presets
+    from snapgen.architecture.presets import TINY_DECODER
     from snapgen.autoencoders.tiny_decoder import PAPER
 
     if name == TINY_DECODER:
         return decoder_breakdown(PAPER, latent), {"latent": latent, "image": latent * 2 ** (len(PAPER["widths"]) - 1)}
-    arch = presets.resolve(name, besides=(TINY_DECODER,))
-    arch.check_latent(latent, source="--latent")
+    arch = presets.resolve(name, other_names=(TINY_DECODER,))
+    arch.validate_latent_size(latent, source="--latent-size")
     about: dict[str, str | int] = {"architecture_id": arch.id, "latent": latent, "context_tokens": tokens}
     return breakdown(arch, latent, context_tokens=tokens), about
 
@@ -94,19 +90,21 @@ def score(
     quiet: Quiet = False,
 ) -> None:
     """Score one architecture as a study would: cost, latency, and quality by the short run."""
+    from archsearch.score import Score
     from archsearch.studies.config.study import load_config
     from archsearch.studies.search.scorer import ArchsearchScorer
+    from snapgen.architecture import presets
 
     settings = load_config(study)
     space = settings.load_space()
-    point = space.points_of().get(architecture)
+    point = space.reference_points().get(architecture)
     arch = presets.resolve(architecture) if point is None else space.architecture(point)
-    with bar("preparing", quiet=quiet or as_json) as tell, TemporaryDirectory() as scratch:
+    with progress_bar("preparing", quiet=quiet or as_json) as progress, TemporaryDirectory() as scratch:
         scorer = ArchsearchScorer(settings, space)
         scorer.check(arch)
         result = Score(cost=scorer.cost(arch), latency=scorer.latency(arch))
         if quality:
-            trained = scorer.quality(arch, progress=lambda stage, done: tell(done, stage), artifacts=Path(scratch))
+            trained = scorer.quality(arch, progress=progress, artifacts=Path(scratch))
             result = result.model_copy(update={"quality": trained})
     if as_json:
         print_json(result.model_dump(mode="json"))
@@ -125,8 +123,8 @@ def space_show(
     from archsearch.spaces.loading import load_space
     from archsearch.spaces.summary import summarize
 
-    with bar("counting costs", quiet=quiet or as_json) as tell:
-        summary = summarize(load_space(space), cost, progress=tell)
+    with progress_bar("counting costs", quiet=quiet or as_json) as progress:
+        summary = summarize(load_space(space), cost, progress=progress)
     if as_json:
         print_json(summary.to_dict())
         return

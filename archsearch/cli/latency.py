@@ -1,22 +1,19 @@
-"""Commands on latency: latency, and device, which measures for searches elsewhere."""
+"""Commands on latency: latency, and serve-device, which measures for searches elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from archsearch.cli.options import Json, Quiet
-from archsearch.cli.output import bar, print_json, print_table
+from archsearch.cli.options import ContextTokens, Json, LatentSize, Quiet
+from archsearch.cli.output import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from typer._click.core import Context
-
     from archsearch.latency.compute_plan import PlacedOp
     from archsearch.predictor.model import LatencyModel, LatencyPrediction
     from archsearch.score import LatencyRecord
@@ -25,14 +22,17 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Example: archsearch device --storage postgresql+psycopg://me@db/studies --device iphone")
-def device(
+@app.command(
+    "serve-device",
+    epilog="Example: archsearch serve-device --storage postgresql+psycopg://me@db/st --device iphone",
+)
+def serve_device(
     storage: Annotated[str, typer.Option(help="Where the searches are: their Optuna URL.")],
     device: Annotated[str, typer.Option(help="What to measure on: host, coreml or iphone.")] = "host",
-    option: Annotated[
-        list[str] | None, typer.Option(help="The device's own setting, KEY=VALUE; may be given again.")
+    device_option: Annotated[
+        list[str] | None, typer.Option(help="A setting of the device, KEY=VALUE; may be given again.")
     ] = None,
-    idle: Annotated[
+    idle_timeout: Annotated[
         float | None, typer.Option(min=0, help="End after so many seconds without work; default: never.")
     ] = None,
     quiet: Quiet = False,
@@ -44,30 +44,20 @@ def device(
     from snapgen.errors import InputError
 
     options = {}
-    for text in option or []:
+    for text in device_option or []:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise InputError("--option", f"{text!r:.60} sets nothing", "write KEY=VALUE")
+            raise InputError("--device-option", f"{text!r:.60} sets nothing", "write KEY=VALUE")
         options[key] = yaml.safe_load(value)
-    tell = (lambda _: None) if quiet else (lambda line: typer.echo(line))
-    made = serve(storage, device, options, tell=tell, idle_seconds=idle)
+    log: Callable[[str], None] = (lambda _: None) if quiet else typer.echo
+    made = serve(storage, device, options, log=log, idle_seconds=idle_timeout)
     typer.echo(f"{made} measurements made")
 
 
-class _NetOrCommand(TyperGroup):
-    """Whatever is none of its commands is a net: ``latency NET`` is ``latency of NET``."""
-
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, *ctx.help_option_names):
-            args = ["of", *args]
-        return super().parse_args(ctx, args)
-
-
 latency_app = typer.Typer(
-    cls=_NetOrCommand,
-    help="Time a net, or predict its time: latency NET --device DEVICE. Fit a prediction, and see how far to trust it.",
+    help="Time a net, or predict its time; fit a prediction, and see how far to trust it.",
     no_args_is_help=True,
-    epilog="Example: archsearch latency snapgen-t2i --device predicted:iphone-16-pro-max",
+    epilog="Example: archsearch latency measure snapgen-t2i --device predicted:iphone-16-pro-max",
 )
 app.add_typer(latency_app, name="latency")
 
@@ -79,15 +69,15 @@ Device = Annotated[
 ]
 
 
-@latency_app.command(epilog="Example: archsearch latency tiny-decoder --device predicted:iphone-16-pro-max")
-def of(
+@latency_app.command(epilog="Example: archsearch latency measure tiny-decoder --device predicted:iphone-16-pro-max")
+def measure(
     net: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file, a space's reference, or tiny-decoder.")],
     device: Device = "host",
-    latent: Annotated[int, typer.Option(min=1, help="Height and width of the latent.")] = 128,
-    tokens: Annotated[int, typer.Option(min=1, help="Length of the context.")] = 77,
+    latent_size: LatentSize = 128,
+    context_tokens: ContextTokens = 77,
     as_json: Json = False,
 ) -> None:
-    """Time one forward pass of a net, or predict it; "of" may be left out."""
+    """Time one forward pass of a net, or predict it."""
     from archsearch.devices import backend
     from archsearch.latency.compute_plan import ReportsOperations
     from archsearch.predictor.backend import PredictedBackend
@@ -98,7 +88,7 @@ def of(
     timer = backend(device)
     operations: tuple[PlacedOp, ...] = ()
     if isinstance(timer, PredictedBackend):
-        prediction = timer.model.predict(ReferenceNet(name=net, latent=latent, tokens=tokens).operations())
+        prediction = timer.model.predict(ReferenceNet(name=net, latent=latent_size, tokens=context_tokens).operations())
         record, model = timer.model.record(prediction), timer.model
     else:
         if net == TINY_DECODER:
@@ -106,9 +96,9 @@ def of(
         prediction, model = None, None
         with told_in_a_line(device):
             if isinstance(timer, ReportsOperations):
-                record, operations = timer.detailed(architecture(net), latent, tokens)
+                record, operations = timer.detailed(architecture(net), latent_size, context_tokens)
             else:
-                record = timer.measure(architecture(net), latent, tokens)
+                record = timer.measure(architecture(net), latent_size, context_tokens)
     if as_json:
         shares = {"share_ms": prediction.shares} if prediction else {}
         published = {"published": [r.model_dump() for r in model.residuals]} if model and model.residuals else {}
@@ -122,16 +112,16 @@ def of(
     _print_operations(record, operations)
 
 
-@latency_app.command(epilog="Example: archsearch latency sample emoji --count 25 --out records.jsonl    Resumes.")
+@latency_app.command(epilog="Example: archsearch latency sample emoji --num 25 --out records.jsonl    Resumes.")
 def sample(
     space: Annotated[str, typer.Argument(help="A shipped space (emoji, emoji-large, snapgen) or a YAML file.")],
     out: Annotated[Path, typer.Option(help="The file of JSON lines; what it has is not measured again.")],
-    count: Annotated[int, typer.Option(min=1, help="So many random architectures, within the space's limits.")] = 25,
+    num: Annotated[int, typer.Option(min=1, help="Number of random architectures, within the space's limits.")] = 25,
     seed: Annotated[int, typer.Option(min=0, help="Which ones: 25 of a seed are the first of its 40.")] = 0,
-    least: Annotated[int, typer.Option(min=2, help="Measure each so often at least; more on a busy machine.")] = 3,
-    most: Annotated[int, typer.Option(min=2, help="And until its two lowest agree, but at most so often.")] = 8,
+    min_repeats: Annotated[int, typer.Option(min=2, help="Measure each at least so often.")] = 3,
+    max_repeats: Annotated[int, typer.Option(min=2, help="Until its two lowest agree, but at most so often.")] = 8,
     device: Device = "host",
-    when_idle: Annotated[bool, typer.Option(help="Before each, wait until this machine is idle.")] = False,
+    wait_until_idle: Annotated[bool, typer.Option(help="Before each, wait until this machine is idle.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure random architectures of a space into a file, to fit or to validate a prediction."""
@@ -142,24 +132,23 @@ def sample(
 
     wanted = load_space(space)
     timings.ensure_writable(out)
-    archs = repeats.sample_architectures(wanted, count, seed=seed)
-    with bar("measuring", quiet=quiet) as tell, told_in_a_line(device):
-        collecting = repeats.collect(
+    archs = repeats.sample_architectures(wanted, num, seed=seed)
+    with progress_bar("measuring", quiet=quiet) as progress, told_in_a_line(device):
+        repeats.collect(
             backend(device),
             wanted,
             archs,
             out,
-            least=least,
-            most=most,
-            ready=repeats.wait_until_idle if when_idle else lambda: None,
+            min_repeats=min_repeats,
+            max_repeats=max_repeats,
+            ready=repeats.wait_until_idle if wait_until_idle else lambda: None,
             failed=lambda _, why: typer.echo(why, err=True),
+            progress=progress,
         )
-        for done in collecting:
-            tell(done)
     ids = {arch.id for arch in archs}
     of_ours = [timed for timed in timings.load_samples(out) if timed.architecture.id in ids]
     nets = len(timings.fastest_per_net(of_ours))
-    typer.echo(f"{out}: {len(of_ours)} records of {nets} of the {count} architectures")
+    typer.echo(f"{out}: {len(of_ours)} records of {nets} of the {num} architectures")
 
 
 @latency_app.command(epilog="Example: archsearch latency fit records.jsonl --out my-phone.json")
@@ -217,7 +206,7 @@ def validate(
         ranks = (f"{rho.rho:.3f}", f"{rho.low:.3f}–{rho.high:.3f}") if rho else ("–", "–")
         coverage = "–" if row.coverage is None else f"{row.coverage:.1%}"
         cells.append((row.name, *ranks, f"{row.kendall:.3f}", f"{row.within_5:.1%}", f"{row.within_10:.1%}", coverage))
-    left = f" ({found.known} it was fitted to left out)" if found.known else ""
+    left = f" ({found.excluded} it was fitted to left out)" if found.excluded else ""
     print_table(f"{found.nets} nets{left}", header, cells)
     typer.echo(f"The interval is meant to hold {COVERAGE:.0%}; its upper end is {found.interval:+.0%}, in the median.")
 

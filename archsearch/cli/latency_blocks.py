@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archsearch.cli.latency import Device, told_in_a_line
-from archsearch.cli.options import Json, Quiet
-from archsearch.cli.output import bar, print_json, print_table
+from archsearch.cli.options import ContextTokens, Json, LatentSize, Quiet
+from archsearch.cli.output import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from archsearch.block_latency.table import BlockTable, PredictionErrors
@@ -20,25 +20,29 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Example: archsearch latency blocks emoji/base --latent 8 --tokens 16 --out table.json    Resumes.")
+@app.command(epilog="Example: archsearch latency blocks emoji/base --latent-size 8 --out table.json    Resumes.")
 def blocks(
     net: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file, or a space's reference.")],
     out: Annotated[Path, typer.Option(help="The table, .json; its raw records go beside it as they come, .jsonl.")],
     device: Device = "host",
-    latent: Annotated[int, typer.Option(min=1, help="Height and width of the latent.")] = 128,
-    tokens: Annotated[int, typer.Option(min=1, help="Length of the context.")] = 77,
-    check: Annotated[
-        int, typer.Option(min=0, max=1000, help="So many random sub-networks that sums are held to.")
+    latent_size: LatentSize = 128,
+    context_tokens: ContextTokens = 77,
+    validation_nets: Annotated[
+        int, typer.Option(min=0, max=1000, help="Number of random sub-networks that sums are validated against.")
     ] = 20,
-    copies: Annotated[int, typer.Option(min=1, max=16, help="Copies of a block that their cost is taken from.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sub-networks.")] = 0,
-    least: Annotated[int, typer.Option(min=1, max=100, help="Measure each net so often at least.")] = 3,
-    most: Annotated[int, typer.Option(min=1, max=100, help="Until its two lowest agree, but at most so often.")] = 8,
+    extra_copies: Annotated[
+        int, typer.Option(min=1, max=16, help="Copies added to a block to measure what one more costs.")
+    ] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random sub-networks.")] = 0,
+    min_repeats: Annotated[int, typer.Option(min=1, max=100, help="Measure each net at least so often.")] = 3,
+    max_repeats: Annotated[
+        int, typer.Option(min=1, max=100, help="Until its two lowest agree, but at most so often.")
+    ] = 8,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """What each block of a net costs in milliseconds, and how well sums of blocks foretell sub-networks' times."""
+    """Measure what each block of a net costs in milliseconds, and how well sums of blocks predict sub-networks."""
     from archsearch.block_latency import fitting
     from archsearch.block_latency.config import BlockTableConfig
     from archsearch.devices import backend
@@ -50,18 +54,27 @@ def blocks(
     if out.suffix != ".json" or out.is_dir():
         raise InputError(out, "is no .json file", "name one, e.g. table.json")
     arch, timer, raw = architecture(net), backend(device), out.with_suffix(".jsonl")
-    arch.check_latent(latent, source="--latent")
-    options = BlockTableConfig(copies=copies, check=check, seed=seed, least=least, most=most)
+    arch.validate_latent_size(latent_size, source="--latent-size")
+    options = BlockTableConfig(
+        extra_copies=extra_copies,
+        validation_nets=validation_nets,
+        seed=seed,
+        min_repeats=min_repeats,
+        max_repeats=max_repeats,
+    )
     records.ensure_writable(raw)
-    known = records.group_by_architecture(raw, latent, tokens)
+    known = records.group_by_architecture(raw, latent_size, context_tokens)
 
     def keep(measured: Architecture, record: LatencyRecord) -> None:
-        records.append(
-            raw, records.LatencySample(architecture=measured, latent_size=latent, context_tokens=tokens, record=record)
+        sample = records.LatencySample(
+            architecture=measured, latent_size=latent_size, context_tokens=context_tokens, record=record
         )
+        records.append(raw, sample)
 
-    with bar("measuring", quiet=quiet) as tell, told_in_a_line(device):
-        table = fitting.fit_block_table(timer, arch, latent, tokens, options, known=known, keep=keep, tell=tell)
+    with progress_bar("measuring", quiet=quiet) as progress, told_in_a_line(device):
+        table = fitting.fit_block_table(
+            timer, arch, latent_size, context_tokens, options, existing=known, save=keep, progress=progress
+        )
     atomic_write_text(out, table.to_json())
     if as_json:
         print_json(_as_json(table))
@@ -89,13 +102,13 @@ def _rows(table: BlockTable) -> list[tuple[str, ...]]:
     from snapgen.architecture import block_index
 
     whole = table.predict(table.architecture)
-    copy_ms = {cost.place: table.share * cost.copy_ms for cost in table.costs}
+    copy_ms = {cost.block_site: table.share * cost.copy_ms for cost in table.costs}
     fixed = table.share * table.fixed_ms
     rows = [("without any block", f"{fixed:.3g}", f"{fixed / whole:.1%}", "")]
     for block in block_index.blocks(table.architecture):
-        ms = table.of(block)
+        ms = table.block_ms(block)
         less = "≤ " if ms == table.floor_ms else ""
-        copy = "" if block.index else f"{copy_ms[block.place]:.3g}"
+        copy = "" if block.index else f"{copy_ms[block.block_site]:.3g}"
         rows.append((block.label, f"{less}{ms:.3g}", f"{less}{ms / whole:.1%}", copy))
     return [*rows, ("sum", f"{whole:.3g}", "100.0%", "")]
 
@@ -135,6 +148,6 @@ def _as_json(table: BlockTable) -> dict[str, Any]:
         **table.model_dump(mode="json", exclude_none=True),
         "whole_ms": table.whole_ms,
         "floor_ms": table.floor_ms,
-        "blocks": {block.label: table.of(block) for block in block_index.blocks(table.architecture)},
+        "blocks": {block.label: table.block_ms(block) for block in block_index.blocks(table.architecture)},
         "checks": {n: {f: getattr(check, f) for f in figures} for n, check in checks if check},
     }

@@ -6,6 +6,11 @@ from typing import Annotated
 
 import typer
 
+LARGEST_LATENT = 4096
+LONGEST_CONTEXT = 65536
+
+LatentSize = Annotated[int, typer.Option(min=1, max=LARGEST_LATENT, help="Height and width of the latent.")]
+ContextTokens = Annotated[int, typer.Option(min=1, max=LONGEST_CONTEXT, help="Length of the context in tokens.")]
 Study = Annotated[str, typer.Argument(help="A shipped study (emoji, emoji_large, snapgen) or a YAML file.")]
 Storage = Annotated[str | None, typer.Option(help="Where the study is, if not where its YAML says: an Optuna URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]

@@ -1,13 +1,14 @@
-"""What the commands print: tables, scores, JSON, a bar on a terminal."""
+"""Output of the commands: tables, scores, JSON, a bar on a terminal."""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -15,8 +16,11 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from archsearch.score import QUALITY_METRICS, Score, metric_label
-from archsearch.spaces.space import HasCosts
+from snapgen.progress import SECONDS_BETWEEN_LINES, ProgressCallback, ignore_progress, time_left
+
+if TYPE_CHECKING:
+    from archsearch.score import Score
+    from archsearch.spaces.space import HasCosts
 
 
 def print_json(values: Mapping[str, Any]) -> None:
@@ -24,11 +28,11 @@ def print_json(values: Mapping[str, Any]) -> None:
     typer.echo(json.dumps(values, indent=2, allow_nan=False))
 
 
-def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """A titled table, its first column to the left and the others to the right."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, numbers: bool = True) -> None:
+    """A titled table; its first column is to the left, the others to the right if they hold numbers."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=any(header))
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(name, justify="right" if numbers and i else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # not markup: a choice may stand in brackets
     Console().print(table)
@@ -39,12 +43,6 @@ def cost_cells(cost: HasCosts) -> tuple[str, str, str]:
     return f"{cost.params / 1e6:.3f}", f"{cost.macs / 1e9:.3f}", f"{cost.activation_bytes / 1e6:.1f}"
 
 
-class Tell(Protocol):
-    """Told the share done, and of what."""
-
-    def __call__(self, done: float, stage: str = ...) -> None: ...
-
-
 def show_log() -> None:
     """Print what long preparations log of their progress (`snapgen.progress`), a line each."""
     logging.basicConfig(format="%(message)s")
@@ -52,16 +50,47 @@ def show_log() -> None:
 
 
 @contextmanager
-def bar(what: str, *, quiet: bool) -> Iterator[Tell]:
-    """A bar for a share done, on a terminal; silence elsewhere."""
-    console = Console(stderr=True, quiet=quiet or not sys.stderr.isatty())
-    with Progress(*Progress.get_default_columns(), console=console, transient=True) as progress:
-        task = progress.add_task(what, total=1.0)
-        yield lambda done, stage=what: progress.update(task, completed=done, description=stage)
+def progress_bar(description: str, *, quiet: bool) -> Iterator[ProgressCallback]:
+    """A progress callback that draws a bar with the time left on a terminal, and writes plain lines elsewhere.
+
+    Args:
+        description: shown until the first message comes.
+        quiet: show nothing.
+    """
+    if quiet:
+        yield ignore_progress
+    elif not sys.stderr.isatty():
+        yield _PlainLines(description)
+    else:
+        console = Console(stderr=True)
+        with Progress(*Progress.get_default_columns(), console=console, transient=True) as bar:
+            task = bar.add_task(description, total=1.0)
+            yield lambda fraction, message="": bar.update(task, completed=fraction, description=message or None)
+
+
+class _PlainLines:
+    """A progress callback that writes a line now and then, for a log file."""
+
+    def __init__(self, description: str) -> None:
+        self._message = description
+        self._begun = self._written = time.monotonic()
+        self._first: float | None = None
+
+    def __call__(self, fraction: float, message: str = "") -> None:
+        now, self._message = time.monotonic(), message or self._message
+        if self._first is None:  # what an earlier run of the same command did takes no time now
+            self._first = fraction
+        if now - self._written < SECONDS_BETWEEN_LINES:
+            return
+        self._written = now
+        left = time_left(now - self._begun, (fraction - self._first) / max(1e-9, 1 - self._first))
+        typer.echo(f"{self._message}: {fraction:.0%}" + (f", {left}" if left else ""), err=True)
 
 
 def print_score(score: Score) -> None:
     """A score, a row a number."""
+    from archsearch.score import QUALITY_METRICS, metric_label
+
     extractor = score.quality.extractor if score.quality else ""
     rows = [("params", f"{score.cost.params / 1e6:.3f} M"), ("MACs", f"{score.cost.macs / 1e9:.3f} G")]
     if latency := score.latency:

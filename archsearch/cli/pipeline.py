@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archsearch.cli.options import Json, Quiet
-from archsearch.cli.output import bar, print_json, print_table
-from snapgen import config
+from archsearch.cli.output import print_json, print_table, progress_bar
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from snapgen.coreml.compatibility import PackageSummary
 
 app = typer.Typer()
 
@@ -26,7 +29,7 @@ Run = Annotated[str, typer.Argument(help="A run's folder, its name under runs/, 
 
 
 class Target(StrEnum):
-    """What a pipeline is exported to."""
+    """Format that a pipeline is exported to."""
 
     COREML = "coreml"
 
@@ -67,12 +70,26 @@ def generate(
         typer.echo(f"{out}: {len(drawn)} of {drawn.shape[3]}×{drawn.shape[2]} pixels")
 
 
-@app.command(epilog="Example: archsearch export demo --to coreml --out demo-coreml")
+@app.command(epilog="Example: archsearch export snapgen-t2i --to coreml --out unet.mlpackage --latent-size 128")
 def export(
-    run: Run,
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A run or a pipeline's folder; or one net: a preset, an architecture's file, minilm, tiny-decoder, or "
+            "the folder of a U-Net, a tiny decoder or a text encoder."
+        ),
+    ],
     to: Annotated[Target, typer.Option(help="The format.")],
-    out: Annotated[Path | None, typer.Option(help="The folder to write; else coreml/ beside the pipeline.")] = None,
-    latent: Annotated[int | None, typer.Option(min=1, help="Side of the latent, if not the run's own.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder to write, else coreml/ beside the pipeline; of one net NAME.mlpackage."),
+    ] = None,
+    latent_size: Annotated[
+        int | None, typer.Option(min=1, help="Height and width of the latent; default: the run's own, of one net 128.")
+    ] = None,
+    context_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of one net's context; default: 77, of a text encoder 16.")
+    ] = None,
     palette_bits: Annotated[
         int | None, typer.Option(help="Weights in palettes of so many bits: 1, 2, 3, 4, 6, 8.")
     ] = None,
@@ -80,33 +97,54 @@ def export(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn a trained run into Core ML packages and a JSON file that says how to run them.
+    """Turn a trained run into Core ML packages with a JSON file that says how to run them, or one net into one package.
 
-    Works on Linux. What a phone does with the packages has not been run.
+    An architecture gets random weights. Works on Linux. What a phone does with the packages has not been run.
     """
-    from snapgen.coreml import compatibility, mil
+    from snapgen import config
+    from snapgen.coreml.compatibility import summarize_package
+    from snapgen.coreml.net_export import LATENT_SIZE, export_net
     from snapgen.coreml.package import PackageOptions
     from snapgen.coreml.pipeline_export import DESCRIPTION, export_pipeline
-    from snapgen.pipeline.loading import find_pipeline
+    from snapgen.pipeline.loading import find_pipeline, is_run
 
     options = config.parse_config({"palette_bits": palette_bits, "int8": int8}, PackageOptions, source="options")
-    folder = find_pipeline(run)
+    if not is_run(what):
+        out = out or Path(f"{Path(what).stem}.mlpackage")
+        with progress_bar(f"converting {what}", quiet=quiet or as_json):
+            size = latent_size or LATENT_SIZE
+            export_net(what, out, latent_size=size, context_tokens=context_tokens, options=options)
+        _print_package(summarize_package(out), out, as_json=as_json, quiet=quiet)
+        return
+    if context_tokens is not None:
+        raise InputError("--context-tokens", f"{what} is a run, which has its own", "leave it out")
+    folder = find_pipeline(what)
     out = out or folder.parent / to
-    with bar("reading", quiet=quiet or as_json) as tell:
-        described = export_pipeline(folder, out, latent_size=latent, options=options, progress=tell)
+    with progress_bar("reading", quiet=quiet or as_json) as progress:
+        described = export_pipeline(folder, out, latent_size=latent_size, options=options, progress=progress)
     if as_json:
         print_json({"folder": str(out), **described})
         return
-    rows, told = [], []
-    for package in sorted(out.glob("*.mlpackage")):
-        program = mil.read_program(package)
-        size = sum(file.stat().st_size for file in package.rglob("*") if file.is_file())
-        rows.append((package.name, f"{size / 1e6:.1f}", str(len(program.operations)), f"{program.macs / 1e9:.3f}"))
-        told += [f"{package.name}: {line}" for line in compatibility.violations(program)]
+    _print_packages([summarize_package(package) for package in sorted(out.glob("*.mlpackage"))], quiet=quiet)
+    typer.echo(f"\nHow to run them: {(out / DESCRIPTION).resolve()}")
+
+
+def _print_package(summary: PackageSummary, out: Path, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print_json({"package": str(out), **asdict(summary)})
+        return
+    _print_packages([summary], quiet=quiet)
+    typer.echo(f"\nPackage: {out.resolve()}")
+
+
+def _print_packages(packages: Sequence[PackageSummary], *, quiet: bool) -> None:
+    rows = [(p.name, f"{p.size_bytes / 1e6:.1f}", f"{p.operations:,}", f"{p.macs / 1e9:.3f}") for p in packages]
     print_table("", ("", "MB", "operations", "GMACs"), rows)
-    if told and not quiet:
-        typer.echo("\nKnown to fall off the Neural Engine:\n" + "\n".join(told))
-    typer.echo(f"\nhow to run them: {(out / DESCRIPTION).resolve()}")
+    violations = [f"{p.name}: {line}" for p in packages for line in p.violations]
+    if violations and not quiet:
+        typer.echo("\nKnown to fall off the Neural Engine:\n" + "\n".join(violations))
+    if not violations:
+        typer.echo("\nNothing is known to fall off the Neural Engine.")
 
 
 def _sides(size: str | None) -> tuple[int | None, int | None]:

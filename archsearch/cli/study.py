@@ -35,9 +35,9 @@ def ablate(
     import archsearch.studies.experiments.ablation_results
     from archsearch.studies.config.study import load_config
 
-    archsearch.reports.ablation.report.check_form(out)
+    archsearch.reports.ablation.report.check_suffix(out)
     settings = archsearch.studies.experiments.ablation.train_rows_too(load_config(study, "ablation"), quality)
-    settings = settings.overridden(workers=workers, storage=storage)
+    settings = settings.with_overrides(workers=workers, storage=storage)
     done = archsearch.studies.experiments.ablation_results.load_results(
         archsearch.studies.experiments.ablation.ablate(settings, quiet=quiet or as_json)
     )
@@ -45,7 +45,7 @@ def ablate(
     if out:
         archsearch.reports.ablation.report.write_ablation(done, out)
     if as_json:
-        print_json(archsearch.reports.ablation.report.plain(done))
+        print_json(archsearch.reports.ablation.report.to_dict(done))
         return
     typer.echo(archsearch.reports.ablation.table.markdown(done))
     typer.echo(f"Report: {page.resolve()}")
@@ -64,7 +64,7 @@ def evolve(
 
     if not quiet:
         show_log()
-    settings = load_config(study, "evolution").overridden(storage=storage)
+    settings = load_config(study, "evolution").with_overrides(storage=storage)
     done = archsearch.studies.evolution.run.evolve(settings, quiet=quiet)
     page = archsearch.reports.study_report.write_report(done, settings.folder / "report.html", source=study)
     typer.echo(f"Report: {page.resolve()}")
@@ -83,7 +83,7 @@ def search(
     import archsearch.studies.search.run
     from archsearch.studies.config.study import load_config
 
-    settings = load_config(study).overridden(trials=trials, workers=workers, storage=storage)
+    settings = load_config(study).with_overrides(trials=trials, workers=workers, storage=storage)
     done = archsearch.studies.search.run.search(settings, quiet=quiet)
     page = archsearch.reports.study_report.write_report(done, settings.folder / "report.html", source=study)
     typer.echo(f"Report: {page.resolve()}")
@@ -94,17 +94,17 @@ def report(
     study: Study,
     storage: Storage = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file; a CSV is put beside it.")] = None,
-    beside: Annotated[str | None, typer.Option(help="Another study, to compare one that evolves with.")] = None,
+    compare_with: Annotated[str | None, typer.Option(help="Another study, to compare one that evolves with.")] = None,
 ) -> None:
     """Write a study's report: one HTML file that needs no network, and a CSV beside it."""
     import archsearch.reports.study_report
     from archsearch.studies.config.study import load_config
     from archsearch.studies.storage.database import load_study
 
-    settings = load_config(study).overridden(storage=storage)
-    other = load_study(load_config(beside).overridden(storage=storage)) if beside else None
+    settings = load_config(study).with_overrides(storage=storage)
+    other = load_study(load_config(compare_with).with_overrides(storage=storage)) if compare_with else None
     page = archsearch.reports.study_report.write_report(
-        load_study(settings), out or settings.folder / "report.html", source=study, beside=other
+        load_study(settings), out or settings.folder / "report.html", source=study, compare_with=other
     )
     typer.echo(f"Report: {page.resolve()}")
 
@@ -123,7 +123,7 @@ def best(
     from archsearch.studies.storage.database import load_study
     from snapgen.io.atomic import atomic_write_text
 
-    settings = load_config(study).overridden(storage=storage)
+    settings = load_config(study).with_overrides(storage=storage)
     choice = best_of(load_study(settings), objective=objective)
     candidate = choice.candidate
     if out:
@@ -160,7 +160,7 @@ def audit(
     from archsearch.studies.experiments.proxy_audit import audit as run
     from archsearch.studies.storage.database import load_study
 
-    settings = load_config(study).overridden(storage=storage)
+    settings = load_config(study).with_overrides(storage=storage)
     rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
     page = study_report.write_report(load_study(settings), settings.folder / "report.html", source=study)
     if out:

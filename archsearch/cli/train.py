@@ -1,4 +1,4 @@
-"""The commands that train: train, compare."""
+"""The commands that train by a recipe: train, compare-recipes."""
 
 from __future__ import annotations
 
@@ -22,26 +22,31 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command(epilog="Example: archsearch train emoji --arch emoji:best    The same command resumes a killed run.")
+@app.command(
+    epilog="Example: archsearch train emoji --architecture emoji:best    The same command resumes a killed run."
+)
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (emoji, …) or a YAML file.")],
-    arch: Annotated[str | None, typer.Option(help="A preset, a file, SPACE:base, STUDY:best or STUDY:TRIAL.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="A preset, a file, SPACE:base, STUDY:best or STUDY:TRIAL, if not the recipe's.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the run, if not the recipe's: the folder runs/NAME.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random, if not the recipe's.")] = None,
-    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    stop_after: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and train nothing.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train an architecture by a recipe, from images to a pipeline; or go on with a run that was stopped."""
-    from archsearch.training.recipe import architecture, load_recipe
+    from archsearch.training.recipe import architecture as find_architecture
+    from archsearch.training.recipe import load_recipe
 
-    given = {"arch": arch, "name": name, "seed": seed}
-    found = load_recipe(recipe).changed({key: value for key, value in given.items() if value is not None})
-    net = architecture(found.arch)
-    if until is not None and until not in [stage.name for stage in found.stages]:
+    given = {"architecture": architecture, "name": name, "seed": seed}
+    found = load_recipe(recipe).with_changes({key: value for key, value in given.items() if value is not None})
+    net = find_architecture(found.architecture)
+    if stop_after is not None and stop_after not in [stage.name for stage in found.stages]:
         names = ", ".join(stage.name for stage in found.stages)
-        raise InputError("--until", f"{until!r} is no stage", f"use one of: {names}")
+        raise InputError("--stop-after", f"{stop_after!r} is not a stage", f"use one of: {names}")
     if dry_run:
         _plan(found, net, as_json=as_json)
         return
@@ -49,24 +54,26 @@ def train(
 
     if not quiet:
         show_log()
-    folder = training.train(found, net, tell=(lambda _: None) if quiet else typer.echo, until=until)
+    log: Callable[[str], None] = (lambda _: None) if quiet else typer.echo
+    folder = training.train(found, net, log=log, stop_after=stop_after)
     typer.echo(f"Run: {folder.resolve()}")
 
 
-@app.command(epilog="Example: archsearch compare distillation --out distillation.md    Resumes.")
-def compare(
+@app.command(
+    "compare-recipes", epilog="Example: archsearch compare-recipes distillation --out distillation.md    Resumes."
+)
+def compare_recipes(
     comparison: Annotated[str, typer.Argument(help="A shipped comparison (distillation, …) or a YAML file.")],
     out: Annotated[Path | None, typer.Option(help="A .md file; a .csv is put beside it.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train variants of a recipe over the same seeds, and say what each choice is worth."""
     import archsearch.reports.comparison
-    from archsearch.training.comparison import compare as run
-    from archsearch.training.comparison import load_comparison
+    from archsearch.training.comparison import compare, load_comparison
     from snapgen.io.atomic import atomic_write_text
 
     found = load_comparison(comparison)
-    results = run(found, tell=(lambda _: None) if quiet else lambda line: typer.echo(line, err=True))
+    results = compare(found, log=(lambda _: None) if quiet else lambda line: typer.echo(line, err=True))
     page = archsearch.reports.comparison.markdown(found, results)
     if out:
         atomic_write_text(out.with_suffix(".md"), page)
@@ -77,10 +84,10 @@ def compare(
 
 
 def _plan(recipe: Recipe, net: Architecture, *, as_json: bool) -> None:
-    from archsearch.training.compatibility import shapes
+    from archsearch.training.compatibility import resolve_shapes
     from archsearch.training.dry_run import plan
 
-    given = shapes(recipe, without_files=True)
+    given = resolve_shapes(recipe, without_files=True)
     examples, captions, missing = _counted(recipe)
     missing = [*given.missing, *missing]
     found = plan(recipe, net, given, examples=examples, captions=captions, timed=True)
@@ -98,23 +105,23 @@ def _counted(recipe: Recipe) -> tuple[int | None, int | None, list[str]]:
     missing.
     """
     from snapgen.conditioning.embeddings import deduplicate
-    from snapgen.data.dataset import open_images
+    from snapgen.data.dataset import load_dataset
     from snapgen.training.stages import Stage
 
     sides = [stage.resolution for stage in recipe.stages if isinstance(stage, Stage)]
     try:
-        images = open_images(recipe.data, split="train", resolution=min(sides, default=32))
+        images = load_dataset(recipe.data, split="train", resolution=min(sides, default=32))
     except InputError as error:
-        if recipe.expected is None:
+        if recipe.expected_shapes is None:
             raise
-        return recipe.expected.images, recipe.expected.captions, [error.source]
+        return recipe.expected_shapes.images, recipe.expected_shapes.captions, [error.source]
     return len(images), len(deduplicate(images.captions)[0]), []
 
 
 def _print_plan(title: str, found: Plan) -> None:
     """A column a stage; their numbers multiply and add up."""
     for stage in found.stages:
-        typer.echo(f"{stage.name}: {stage.does}")
+        typer.echo(f"{stage.name}: {stage.description}")
     typer.echo()
     lines: list[tuple[str, Callable[[StagePlan], str], str]] = [
         ("net", lambda s: _count(s.net_params), ""),
@@ -128,7 +135,7 @@ def _print_plan(title: str, found: Plan) -> None:
         ("time", lambda s: _time(found.seconds(s.macs)), _time(found.seconds(found.macs))),
         ("memory", lambda s: f"{_count(s.memory)}B", ""),
         ("+ an image", lambda s: f"{_count(s.image_memory)}B", ""),
-        ("at a time", lambda s: f"{s.at_a_time:,}", ""),
+        ("at a time", lambda s: f"{s.micro_batch_size:,}", ""),
     ]
     rows = [(name, *map(of, found.stages), total) for name, of, total in lines]
     print_table(title, ("", *(stage.name for stage in found.stages), "total"), rows)
@@ -143,7 +150,7 @@ def _print_plan(title: str, found: Plan) -> None:
         "CPU, one process. Encoding, evaluation and checkpoints are not in it, and other resolutions and the teacher "
         "run at other rates: an order of magnitude.\n"
         "memory: predicted, of a process: weights, gradients, moments and averages, then for each of the images it "
-        "takes at a time. With N processes each takes an N-th of the batch; accumulate takes that in parts."
+        "takes at a time. With N processes each takes an N-th of the batch; gradient_accumulation_steps splits that."
     )
 
 

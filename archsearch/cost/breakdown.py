@@ -1,4 +1,4 @@
-"""Where a net's cost lies: by stage, by kind of block and by operator, from one pass on the meta device."""
+"""Breakdown of a net's cost by level, by type of block and by operator, from one pass on the meta device."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ ENDS, TIME, OTHER = "ends", "time", "other"
 KINDS = {
     "residual": "residual blocks: convolutions, activations, the shortcut and its addition",
     "sampling": "down- and upsampling",
-    "self_attention": "projections, RoPE and attention of a grid to itself",
-    "cross_attention": "projections and attention of a grid to the context",
+    "self_attention": "projections, RoPE and attention among the positions of the latent",
+    "cross_attention": "projections and attention to the context",
     "feed_forward": "feed-forward layers",
-    "norm": "every norm, wherever it stands",
-    "projection": "1×1 layers around transformers, and the one that widens a stage without residual blocks",
-    TIME: "the timestep's features and their projection into residual blocks",
+    "norm": "all norms, in any block",
+    "projection": "1×1 layers around transformers, and those that widen a level without residual blocks",
+    TIME: "the timestep embedding and its projection into residual blocks",
     ENDS: "the first and the last convolution",
-    OTHER: "what stands between blocks: residual additions in transformers, the joining of skips, the last activation",
+    OTHER: "everything between blocks: residual additions in transformers, concatenation of skips, the last activation",
 }
-"""The kinds of block, and what is in each."""
+"""Types of blocks and their contents."""
 
-_OF_TYPE: dict[type[nn.Module], str] = {
+_KIND_BY_TYPE: dict[type[nn.Module], str] = {
     blocks.ResidualBlock: "residual",
     tiny_decoder.SeparableResBlock: "residual",
     blocks.Upsample: "sampling",
@@ -47,9 +47,9 @@ _OF_TYPE: dict[type[nn.Module], str] = {
     blocks.TimestepEmbedding: TIME,
 }
 
-_OF_MEMBER: dict[tuple[type[nn.Module], str], str] = {
-    (unet.DownStage, "sampler"): "sampling",
-    (unet.DownStage, "widen"): "projection",
+_KIND_BY_MEMBER: dict[tuple[type[nn.Module], str], str] = {
+    (unet.DownLevel, "downsample"): "sampling",
+    (unet.DownLevel, "widen"): "projection",
     (blocks.TransformerBlock, "attend_self"): "self_attention",
     (blocks.TransformerBlock, "attend_context"): "cross_attention",
     (blocks.SpatialTransformer, "proj_in"): "projection",
@@ -62,33 +62,33 @@ _OF_MEMBER: dict[tuple[type[nn.Module], str], str] = {
 
 
 class Breakdown(Config):
-    """A net's cost and where it lies. See `archsearch.cost.counter.CostItem` for the numbers and for what they add up
-    to."""
+    """A net's total cost and its breakdown; `archsearch.cost.counter.CostItem` explains how the items add up."""
 
     total: CostItem
     by_stage: dict[str, CostItem]
     """Under ``time`` (the timestep's MLP), ``ends`` (first and last convolution, with the last norm and activation),
-    ``down[i]``, ``mid`` and ``up[i]``, in the order of the pass. A stage has its blocks and its sampler; the joining of
-    skips is in ``up[i]``."""
+    ``down[i]``, ``mid`` and ``up[i]``, in the order of the pass. A level includes its resampling convolution; the
+    concatenation of skips counts for ``up[i]``."""
     by_kind: dict[str, CostItem]
-    """Under the names of `KINDS`; kinds that the net has nothing of are left out."""
+    """Cost of each type of block that the net has, under the names in `KINDS`."""
     macs_by_operator: dict[str, int]
+    """MACs of each operator: convolution, linear, attention, matmul."""
 
 
 def breakdown(arch: Architecture, latent_size: int, *, context_tokens: int = 77) -> Breakdown:
-    """Where the cost of one forward pass at batch 1 lies; arguments as in `archsearch.cost.counter.cost`."""
+    """Break down the cost of one forward pass at batch size 1; arguments as for `archsearch.cost.counter.cost`."""
     net, *inputs = on_meta_device(arch, latent_size, context_tokens)
     down = {stage: f"down[{level}]" for level, stage in enumerate(net.down)}
     up = {stage: f"up[{level}]" for level, stage in enumerate(net.up)}
     stages = {net.time: TIME, **down, net.mid: "mid", **dict(reversed(up.items()))}
-    return _broken_down(net, inputs, stages, kinds={})
+    return _break_down(net, inputs, stages, kinds={})
 
 
 def decoder_breakdown(config: Mapping[str, Any], latent_size: int) -> Breakdown:
-    """The same for a tiny decoder, whose levels are ``up[i]``, the highest resolution first.
+    """Break down the cost of a tiny decoder, whose levels are ``up[i]``; level 0 has the highest resolution.
 
     Args:
-        config: arguments of `TinyDecoder`.
+        config: constructor arguments of `TinyDecoder`.
         latent_size: height and width of the latent.
     """
     with torch.device("meta"):
@@ -97,50 +97,52 @@ def decoder_breakdown(config: Mapping[str, Any], latent_size: int) -> Breakdown:
     layers = iter(net.layers)
     kinds = {next(layers): ENDS}
     stages = {next(layers): "mid" for _ in range(net.config.mid_blocks)}
-    for level, blocks_there in reversed(list(enumerate(net.config.blocks))):
-        stages |= {next(layers): f"up[{level}]" for _ in range(blocks_there + bool(level))}
-    return _broken_down(net, [latent], stages, kinds)
+    for level, num_blocks in reversed(list(enumerate(net.config.blocks))):
+        stages |= {next(layers): f"up[{level}]" for _ in range(num_blocks + bool(level))}  # all but level 0 upsample
+    return _break_down(net, [latent], stages, kinds)
 
 
-class _Place(NamedTuple):
+class _Group(NamedTuple):
     stage: str
     kind: str
 
 
-def _broken_down(
+def _break_down(
     net: nn.Module, inputs: Sequence[Tensor], stages: Mapping[nn.Module, str], kinds: Mapping[nn.Module, str]
 ) -> Breakdown:
-    """A pass by the places of modules; what is in no stage is of the ends."""
-    found = count_network(net, *inputs, places=_places(net, _Place(ENDS, OTHER), stages, kinds))
-    parts = {cast(_Place, place): part for place, part in found.parts.items()}
-    present = [kind for kind in KINDS if any(place.kind == kind for place in parts)]
+    """Count a pass by stage and kind; modules outside of all stages belong to the ends."""
+    count = count_network(net, *inputs, groups=_groups(net, _Group(ENDS, OTHER), stages, kinds))
+    items = {cast(_Group, group): item for group, item in count.by_group.items()}
+    present = [kind for kind in KINDS if any(group.kind == kind for group in items)]
     return Breakdown(
-        total=_merged(parts.values()),
+        total=_sum(items.values()),
         by_stage={
-            stage: _merged(part for place, part in parts.items() if place.stage == stage)
+            stage: _sum(item for group, item in items.items() if group.stage == stage)
             for stage in dict.fromkeys([ENDS, *stages.values()])
         },
-        by_kind={kind: _merged(part for place, part in parts.items() if place.kind == kind) for kind in present},
-        macs_by_operator=found.macs,
+        by_kind={kind: _sum(item for group, item in items.items() if group.kind == kind) for kind in present},
+        macs_by_operator=count.macs,
     )
 
 
-def _places(
-    module: nn.Module, here: _Place, stages: Mapping[nn.Module, str], kinds: Mapping[nn.Module, str]
-) -> dict[nn.Module, _Place]:
-    """The module's place and those of all within: its owner's, but for what is said of itself."""
-    places = {module: here}
+def _groups(
+    module: nn.Module, group: _Group, stages: Mapping[nn.Module, str], kinds: Mapping[nn.Module, str]
+) -> dict[nn.Module, _Group]:
+    """Groups of a module and all its descendants; a child inherits its parent's group unless it has its own."""
+    groups = {module: group}
     for name, child in module.named_children():
-        kind = kinds.get(child) or _OF_MEMBER.get((type(module), name)) or _OF_TYPE.get(type(child), here.kind)
-        places |= _places(child, _Place(stages.get(child, here.stage), kind), stages, kinds)
-    return places
+        kind = (
+            kinds.get(child) or _KIND_BY_MEMBER.get((type(module), name)) or _KIND_BY_TYPE.get(type(child), group.kind)
+        )
+        groups |= _groups(child, _Group(stages.get(child, group.stage), kind), stages, kinds)
+    return groups
 
 
-def _merged(parts: Iterable[CostItem]) -> CostItem:
-    parts = list(parts)
+def _sum(items: Iterable[CostItem]) -> CostItem:
+    items = list(items)
     return CostItem(
-        params=sum(part.params for part in parts),
-        macs=sum(part.macs for part in parts),
-        activation_bytes=max((part.activation_bytes for part in parts), default=0),
-        written_bytes=sum(part.written_bytes for part in parts),
+        params=sum(item.params for item in items),
+        macs=sum(item.macs for item in items),
+        activation_bytes=max((item.activation_bytes for item in items), default=0),
+        written_bytes=sum(item.written_bytes for item in items),
     )

@@ -1,7 +1,7 @@
-"""Exact cost of an architecture: params, MACs and activation memory, from the meta device, without weights.
+"""Exact cost of an architecture (params, MACs, activation memory) from a pass on the meta device, without weights.
 
-fvcore's formulas count the MACs. Its own tracer (`torch.jit.trace`) is not used: on the meta device it records no
-convolution under torch 2.13, and it takes several times as long as the single pass here.
+MACs are counted with fvcore's formulas. fvcore's tracer (`torch.jit.trace`) is not used: on the meta device it records
+no convolutions under torch 2.13, and it takes several times as long as the single pass used here.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from archsearch.cost.meta_device import MetaTrace, aten, on_meta_device, storage
 from archsearch.score import Cost
 from snapgen.architecture.schema import Architecture
 
-BYTES = 2  # an activation's element in fp16, as phones run it
+ELEMENT_BYTES = 2
+"""Size of an activation's element: fp16, which phones use."""
 
 
 class CostItem(Cost):
-    """What a part of a net needs. Over all parts the numbers add up to the net's own, but for one.
+    """Cost of one group of modules. Over all groups the costs add up to those of the net, except ``activation_bytes``.
 
-    That one is ``activation_bytes``: the peak of the net's live activations, wherever they come from, while this part
-    ran. The net's is the largest of them.
+    ``activation_bytes`` is the peak size of all live activations of the net while a module of the group runs; the net's
+    is the maximum over the groups.
     """
 
     written_bytes: int = Field(ge=0)
-    """All that its operations write, in fp16: a measure of memory traffic."""
+    """Size of all outputs of the group's operations in fp16: a measure of memory traffic."""
 
 
 class CostCount(NamedTuple):
-    """What a pass came to."""
+    """Result of `count_network`."""
 
-    parts: dict[Hashable, CostItem]
-    """By place."""
+    by_group: dict[Hashable, CostItem]
+    """Cost of each group of modules."""
     macs: dict[str, int]
-    """By operator: convolution, linear, attention, matmul."""
+    """MACs of each operator: convolution, linear, attention, matmul."""
 
 
 def cost(arch: Architecture, latent_size: int, *, context_tokens: int = 77) -> Cost:
-    """What one forward pass at batch 1 needs; see `module_cost`.
+    """Cost of one forward pass at batch size 1; see `module_cost`.
 
     Args:
         arch: the architecture.
@@ -57,68 +58,71 @@ def cost(arch: Architecture, latent_size: int, *, context_tokens: int = 77) -> C
 
 
 def module_cost(net: nn.Module, *inputs: Tensor) -> Cost:
-    """What a forward pass of a module and its inputs needs, both on the meta device.
+    """Cost of a forward pass of any module. The module and its inputs must be on the meta device.
 
-    MACs are those of convolutions, linear layers and attention. Activation memory is the peak of live operations'
-    outputs in fp16, each kept until its last use, with fused attention; inputs and weights are not in it.
+    MACs are those of convolutions, linear layers and attention. Activation memory is the peak size of the live
+    operations' outputs in fp16, each kept until its last use, with fused attention; inputs and weights are excluded.
     """
-    whole = count_network(net, *inputs, places={}).parts[None]
-    return Cost(params=whole.params, macs=whole.macs, activation_bytes=whole.activation_bytes)
+    total = count_network(net, *inputs, groups={}).by_group[None]
+    return Cost(params=total.params, macs=total.macs, activation_bytes=total.activation_bytes)
 
 
-def count_network(net: nn.Module, *inputs: Tensor, places: Mapping[nn.Module, Hashable]) -> CostCount:
-    """As `module_cost`, told apart by place.
+def count_network(net: nn.Module, *inputs: Tensor, groups: Mapping[nn.Module, Hashable]) -> CostCount:
+    """Cost of a forward pass like `module_cost`, broken down by groups of modules.
 
     Args:
         net: the module, on the meta device.
-        inputs: what it takes, on the meta device.
-        places: of modules; what is in none of them is at None. The innermost decides.
+        inputs: its inputs, on the meta device.
+        groups: group of each module, including its children unless they have a group of their own. Everything outside
+            of these modules is counted under None.
     """
     counter = _Counter([*net.parameters(), *net.buffers(), *inputs])
-    for parameter, place in _placed(net, places):
-        counter.tallies[place].params += parameter.numel()
-    # In inference mode composite operations arrive whole: attention as one, without its matrix of scores.
-    with torch.inference_mode(), _followed(places, counter), counter:
+    for parameter, group in _grouped_parameters(net, groups):
+        counter.tallies[group].params += parameter.numel()
+    # In inference mode composite operations are not decomposed: attention is one operation without a score matrix.
+    with torch.inference_mode(), _track_groups(groups, counter), counter:
         net(*inputs)
-    return CostCount({place: CostItem(**asdict(tally)) for place, tally in counter.tallies.items()}, dict(counter.macs))
+    return CostCount({group: CostItem(**asdict(tally)) for group, tally in counter.tallies.items()}, dict(counter.macs))
 
 
-def _placed(net: nn.Module, places: Mapping[nn.Module, Hashable]) -> Iterator[tuple[nn.Parameter, Hashable]]:
-    """Every parameter once, at the place of the first module that has it."""
+def _grouped_parameters(
+    net: nn.Module, groups: Mapping[nn.Module, Hashable]
+) -> Iterator[tuple[nn.Parameter, Hashable]]:
+    """Every parameter once, with the group of the first module that owns it."""
     seen: set[nn.Parameter] = set()
 
-    def below(module: nn.Module, place: Hashable) -> Iterator[tuple[nn.Parameter, Hashable]]:
-        place = places.get(module, place)
+    def visit(module: nn.Module, group: Hashable) -> Iterator[tuple[nn.Parameter, Hashable]]:
+        group = groups.get(module, group)
         for parameter in module.parameters(recurse=False):
             if parameter not in seen:
                 seen.add(parameter)
-                yield parameter, place
+                yield parameter, group
         for child in module.children():
-            yield from below(child, place)
+            yield from visit(child, group)
 
-    return below(net, None)
+    return visit(net, None)
 
 
 @contextmanager
-def _followed(places: Mapping[nn.Module, Hashable], counter: _Counter) -> Iterator[None]:
-    """The counter told whenever one of the modules begins and ends."""
+def _track_groups(groups: Mapping[nn.Module, Hashable], counter: _Counter) -> Iterator[None]:
+    """Keep the counter's stack of groups up to date by hooks on the modules."""
 
-    def enter(place: Hashable) -> Callable[..., None]:
-        return lambda *_: counter.stack.append(place)
+    def enter(group: Hashable) -> Callable[..., None]:
+        return lambda *_: counter.stack.append(group)
 
     def leave(*_: object) -> None:
         counter.stack.pop()
 
     with ExitStack() as hooks:
-        for module, place in places.items():
-            hooks.callback(module.register_forward_pre_hook(enter(place)).remove)
+        for module, group in groups.items():
+            hooks.callback(module.register_forward_pre_hook(enter(group)).remove)
             hooks.callback(module.register_forward_hook(leave).remove)
         yield
 
 
 @dataclass
 class _Tally:
-    """A `CostItem` in the making."""
+    """Mutable counterpart of `CostItem`."""
 
     params: int = 0
     macs: int = 0
@@ -127,49 +131,51 @@ class _Tally:
 
 
 class _Counter(MetaTrace):
-    """Adds up MACs and follows the memory of operations' outputs; views cost nothing, nor what was ``there`` before.
+    """Sums MACs and tracks the memory of operations' outputs. Views and ``existing`` tensors cost no memory.
 
     Attributes:
-        stack: the places that the pass is in, the innermost last.
-        tallies: what each place has come to.
-        macs: by operator.
+        stack: groups of the modules that are running, innermost last.
+        tallies: cost of each group so far.
+        macs: MACs of each operator so far.
     """
 
-    def __init__(self, there: Sequence[Tensor]) -> None:
+    def __init__(self, existing: Sequence[Tensor]) -> None:
         super().__init__()
         self.stack: list[Hashable] = [None]
         self.tallies: defaultdict[Hashable, _Tally] = defaultdict(_Tally)
         self.macs: Counter[str] = Counter()
-        self._handles = _handles()
-        self._there = {storage_of(tensor) for tensor in there}
+        self._formulas = _mac_formulas()
+        self._existing = {storage_of(tensor) for tensor in existing}
         self._live: dict[StorageWeakRef, int] = {}
 
-    def see(self, func: Callable[..., Any], args: tuple[Any, ...], outputs: list[Tensor]) -> None:
-        """See `MetaTrace.see`."""
-        here = self.tallies[self.stack[-1]]
-        if func in self._handles:
-            operator, handle = self._handles[func]
-            macs = handle(args, outputs)
-            here.macs += macs
+    def on_operation(self, func: Callable[..., Any], args: tuple[Any, ...], outputs: list[Tensor]) -> None:
+        """See `MetaTrace.on_operation`."""
+        tally = self.tallies[self.stack[-1]]
+        if func in self._formulas:
+            operator, formula = self._formulas[func]
+            macs = formula(args, outputs)
+            tally.macs += macs
             self.macs[operator] += macs
-        self._remember(outputs, here)
+        self._track_memory(outputs, tally)
 
-    def _remember(self, outputs: Sequence[Tensor], here: _Tally) -> None:
+    def _track_memory(self, outputs: Sequence[Tensor], tally: _Tally) -> None:
+        # a weak reference expires once the last tensor on its storage is gone: the activation is no longer live
         self._live = {storage: size for storage, size in self._live.items() if not storage.expired()}  # type: ignore[no-untyped-call]
         for tensor in outputs:
             reference = storage_of(tensor)
-            if reference not in self._there and reference not in self._live:
-                size = tensor.untyped_storage().nbytes() // tensor.element_size() * BYTES
+            if reference not in self._existing and reference not in self._live:
+                size = tensor.untyped_storage().nbytes() // tensor.element_size() * ELEMENT_BYTES
                 self._live[reference] = size
-                here.written_bytes += size
-        here.activation_bytes = max(here.activation_bytes, sum(self._live.values()))
+                tally.written_bytes += size
+        tally.activation_bytes = max(tally.activation_bytes, sum(self._live.values()))
 
 
 MacFormula = Callable[[Sequence[Any], Sequence[Tensor]], int]
+"""MACs of an operation from its arguments and outputs."""
 
 
-def _handles() -> dict[object, tuple[str, MacFormula]]:
-    """Operators' names, and their MACs from arguments and outputs."""
+def _mac_formulas() -> dict[object, tuple[str, MacFormula]]:
+    """Name and MAC formula of every counted operator."""
     from fvcore.nn import jit_handles
 
     def sizes(values: Sequence[Any]) -> list[Any]:
@@ -193,7 +199,7 @@ def _handles() -> dict[object, tuple[str, MacFormula]]:
 
 
 class _Sized(NamedTuple):
-    """A tensor as fvcore's handles expect it: a value of a traced graph that knows its sizes."""
+    """Stand-in for a value of a traced graph with known sizes, which fvcore's formulas expect."""
 
     shape: list[int]
 
@@ -207,7 +213,7 @@ class _Sized(NamedTuple):
         return self.shape
 
 
-def _attention(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:  # noqa: ARG001 - a handle
-    """softmax(QKᵀ)V of sizes (…, N, D), (…, M, D), (…, M, E): N·M·(D + E) a head; fvcore has no handle for it."""
+def _attention(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:  # noqa: ARG001 - a MacFormula
+    """MACs of softmax(QKᵀ)V for (…, N, D), (…, M, D), (…, M, E): N·M·(D + E) per head. fvcore has no formula for it."""
     queries, _, values = (value.shape for value in args[:3])
     return int(math.prod(queries[:-1]) * values[-2] * (queries[-1] + values[-1]))

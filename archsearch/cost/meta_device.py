@@ -1,4 +1,4 @@
-"""Forward passes on the meta device: every shape, no values, and none of the work."""
+"""Tracing of forward passes on the meta device, which computes shapes but no values."""
 
 from __future__ import annotations
 
@@ -19,70 +19,70 @@ aten = torch.ops.aten
 def on_meta_device(
     arch: Architecture, latent_size: int, context_tokens: int, *, batch: int = 1
 ) -> tuple[UNet, Tensor, Tensor, Tensor]:
-    """The net and its inputs, all on the meta device: shapes without values."""
+    """A U-Net and its inputs (sample, timestep, context) on the meta device."""
     with torch.device("meta"):
         sample = torch.empty(batch, arch.latent_channels, latent_size, latent_size)
-        return UNet(arch).eval(), sample, torch.empty(batch), torch.empty(batch, context_tokens, arch.context_width)
+        return UNet(arch).eval(), sample, torch.empty(batch), torch.empty(batch, context_tokens, arch.context_dim)
 
 
 class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operation of a pass on the meta device; a subclass says what becomes of it in `see`.
+    """Intercepts every operation of a pass on the meta device; subclasses handle them in `on_operation`.
 
-    Run under ``torch.inference_mode()``: there composite operations arrive whole, attention as one, without its matrix
-    of scores.
+    Use under ``torch.inference_mode()``, where composite operations are not decomposed: attention is one operation
+    without a score matrix.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known: dict[Hashable, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+        self._cache: dict[Hashable, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
 
-    def see(self, func: Callable[..., Any], args: tuple[Any, ...], outputs: list[Tensor]) -> None:
-        """An operation, its arguments and the tensors that it returned."""
+    def on_operation(self, func: Callable[..., Any], args: tuple[Any, ...], outputs: list[Tensor]) -> None:
+        """Handle an operation, given its arguments and the tensors that it returned."""
         raise NotImplementedError
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = self._result(func, args, kwargs or {})
-        alone = func is aten.einsum.default and len(args[1]) == 1  # of one tensor it only turns its axes
-        assert alone or func not in UNCOUNTED, f"{func} multiplies matrices and has no handle"
-        self.see(func, args, tensors(result))
+        permutes = func is aten.einsum.default and len(args[1]) == 1  # einsum of a single tensor only permutes axes
+        assert permutes or func not in UNCOUNTED, f"{func} multiplies matrices and has no MAC formula"
+        self.on_operation(func, args, tensors(result))
         return result
 
     def _result(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the operation returns, at once where one like it has returned a tensor of its own before.
+        """Result of the operation, cached by the signature of its arguments.
 
-        A net repeats its layers, and two thirds of a pass were spent working out the same shapes.
+        Nets repeat their layers; without the cache, two thirds of a pass are spent inferring the same shapes again.
         """
         if func is aten.scaled_dot_product_attention.default:
             queries, _, values = args[:3]
             return queries.new_empty(*queries.shape[:-1], values.shape[-1])
         key = func, _signature(args), _signature(kwargs.items())
-        if key in self._known:
-            size, stride, dtype = self._known[key]
+        if key in self._cache:
+            size, stride, dtype = self._cache[key]
             return torch.empty_strided(size, stride, dtype=dtype, device="meta")
         result = func(*args, **kwargs)
-        given = {storage_of(value) for value in [*args, *kwargs.values()] if isinstance(value, Tensor)}
-        if isinstance(result, Tensor) and storage_of(result) not in given:
-            self._known[key] = result.shape, result.stride(), result.dtype
+        inputs = {storage_of(value) for value in [*args, *kwargs.values()] if isinstance(value, Tensor)}
+        if isinstance(result, Tensor) and storage_of(result) not in inputs:  # views must keep sharing their storage
+            self._cache[key] = result.shape, result.stride(), result.dtype
         return result
 
 
-# What inference mode leaves of other products, should a net come to use them.
 UNCOUNTED = {
     op.default for op in (aten.mm, aten.bmm, aten.addmm, aten.baddbmm, aten.einsum, aten.conv1d, aten.conv_transpose1d)
 }
+"""Products without a MAC formula. No net uses them; one that does fails an assertion instead of being undercounted."""
 
 
 def tensors(value: object) -> list[Tensor]:
-    """Those in arguments or results, however nested."""
+    """All tensors in possibly nested arguments or results."""
     if isinstance(value, Tensor):
         return [value]
-    return [tensor for part in value for tensor in tensors(part)] if isinstance(value, tuple | list) else []
+    return [tensor for item in value for tensor in tensors(item)] if isinstance(value, tuple | list) else []
 
 
 def _signature(value: Any) -> Hashable:
-    """What of an operation's arguments decides the form of its result."""
+    """The properties of an operation's arguments that determine the shape of its result."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
@@ -91,5 +91,5 @@ def _signature(value: Any) -> Hashable:
 
 
 def storage_of(tensor: Tensor) -> StorageWeakRef:
-    """What tells tensors that share memory; it does not keep the memory."""
+    """Weak reference to a tensor's storage: equal for tensors that share memory, without keeping the memory alive."""
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]

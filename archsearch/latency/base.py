@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class MeasurementError(RuntimeError):
-    """A candidate could not be timed, for a reason of its own or the device's; a study records it and goes on."""
+    """Raised if a candidate cannot be measured on a device; a study records the failure and continues."""
 
 
 class DeviceLostError(RuntimeError):
-    """The device itself is gone, which says nothing of the candidate: another one, or this one later, may time it."""
+    """Raised if the device is disconnected. The candidate is not at fault and may be measured later or elsewhere."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem)
@@ -24,26 +24,31 @@ class DeviceLostError(RuntimeError):
 
 
 class Backend(Protocol):
-    """Times architectures on one device."""
+    """Interface of a backend that measures the latency of architectures on one device."""
 
     def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
-        """The latency of one forward pass at batch 1, on a square latent of that size and that many context tokens.
+        """Measure the latency of one forward pass at batch size 1.
+
+        Args:
+            arch: the architecture, with random weights.
+            latent_size: height and width of the latent.
+            context_tokens: length of the context.
 
         Raises:
-            InputError: if the architecture does not take a latent of that size.
-            LatencyFailure: if it cannot be built, loaded or run there, or not in time.
-            DeviceLost: if the device went away.
+            InputError: if the architecture does not support a latent of that size.
+            MeasurementError: if the net cannot be built, loaded or run on the device, or not before the timeout.
+            DeviceLostError: if the device is disconnected.
         """
         ...
 
 
 def sample_inputs(arch: Architecture, latent_size: int, context_tokens: int) -> dict[str, Tensor]:
-    """What a net takes in a forward pass at batch 1, float32: noise, the middle timestep, a random context."""
+    """Float32 inputs of a forward pass at batch size 1: noise, timestep 0.5 and a random context."""
     import torch
 
     noise = torch.Generator().manual_seed(0)
     return {
         "sample": torch.randn(1, arch.latent_channels, latent_size, latent_size, generator=noise),
         "timestep": torch.full((1,), 0.5),
-        "context": torch.randn(1, context_tokens, arch.context_width, generator=noise),
+        "context": torch.randn(1, context_tokens, arch.context_dim, generator=noise),
     }

@@ -1,4 +1,4 @@
-"""Where Core ML means to run each operation, and what it reckons each to cost: a compute plan, read."""
+"""Core ML compute plans: the preferred compute unit and the estimated cost of each operation."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ NEURAL_ENGINE = "Neural Engine"
 
 
 class PlacedOp(NamedTuple):
-    """An operation of the program, by its result's name and its operator."""
+    """An operation of a Core ML program with its compute unit."""
 
     name: str
     operator: str
     unit: str
-    """``Neural Engine``, ``GPU`` or ``CPU``: the one that Core ML prefers."""
+    """Compute unit that Core ML prefers: ``Neural Engine``, ``GPU`` or ``CPU``."""
     weight: float
-    """Its share of the whole program's time, as the plan estimates it; nothing measures it."""
+    """Fraction of the program's time, estimated by the plan; it is not measured."""
 
     def estimate(self, ms: float) -> dict[str, str | float]:
-        """Its part of a measured time, and where it is, as JSON."""
+        """The operation as JSON, with its estimated share of a measured latency."""
         return {"name": self.name, "operator": self.operator, "unit": self.unit, "estimated_ms": self.weight * ms}
 
 
 class DetailedRecord(NamedTuple):
-    """A record, and what Core ML reckons of each operation; nothing if it told no plan."""
+    """A latency record, with the plan's operations; empty if Core ML provided no plan."""
 
     record: LatencyRecord
     operations: tuple[PlacedOp, ...]
@@ -44,25 +44,25 @@ class DetailedRecord(NamedTuple):
 
 @runtime_checkable
 class ReportsOperations(Protocol):
-    """A backend that knows of single operations."""
+    """Interface of a backend that can report single operations."""
 
     def detailed(self, arch: Architecture, latent_size: int, context_tokens: int) -> DetailedRecord:
-        """A measurement, with its operations; raises as `archsearch.latency.base.Backend.measure`."""
+        """Measure latency and report operations; raises like `archsearch.latency.base.Backend.measure`."""
         ...
 
 
 class NeuralEngineShare(NamedTuple):
-    """Of the Neural Engine: of the estimated cost (None where the plan has none), and of the operations' number."""
+    """Fractions of the estimated cost (None if the plan has none) and of the operations on the Neural Engine."""
 
     cost: float | None
     operations: float
 
 
-def placed(plan: MLComputePlan) -> tuple[PlacedOp, ...]:
-    """The operations that a plan places, in the program's order; constants have no place."""
+def placed_operations(plan: MLComputePlan) -> tuple[PlacedOp, ...]:
+    """Operations that a plan assigns to compute units, in program order; constants are not assigned."""
     program = plan.model_structure.program
-    assert program is not None, "a package of ours holds a program"
-    found = []
+    assert program is not None, "packages that this project writes contain an ML program"
+    placed = []
     for function in program.functions.values():
         for operation in _operations(function.block):
             usage = plan.get_compute_device_usage_for_mlprogram_operation(operation)
@@ -71,21 +71,23 @@ def placed(plan: MLComputePlan) -> tuple[PlacedOp, ...]:
             cost = plan.get_estimated_cost_for_mlprogram_operation(operation)
             name = operation.outputs[0].name if operation.outputs else ""
             unit = _unit(usage.preferred_compute_device)
-            found.append(PlacedOp(name, operation.operator_name, unit, cost.weight if cost else 0.0))
-    return tuple(found)
+            placed.append(PlacedOp(name, operation.operator_name, unit, cost.weight if cost else 0.0))
+    return tuple(placed)
 
 
-def shares(operations: Sequence[PlacedOp]) -> NeuralEngineShare:
-    """How much of a program of at least one operation is on the Neural Engine."""
-    there = [op for op in operations if op.unit == NEURAL_ENGINE]
-    whole = sum(op.weight for op in operations)
-    return NeuralEngineShare(sum(op.weight for op in there) / whole if whole else None, len(there) / len(operations))
+def neural_engine_share(operations: Sequence[PlacedOp]) -> NeuralEngineShare:
+    """Fractions of a non-empty program that run on the Neural Engine."""
+    on_engine = [op for op in operations if op.unit == NEURAL_ENGINE]
+    total = sum(op.weight for op in operations)
+    return NeuralEngineShare(
+        sum(op.weight for op in on_engine) / total if total else None, len(on_engine) / len(operations)
+    )
 
 
 def by_operator(operations: Sequence[PlacedOp]) -> dict[str, str]:
-    """Each operator's units with the number of its operations there.
+    """Compute units of each operator, with the number of operations on each.
 
-    >>> by_operator([Placed("a", "conv", "Neural Engine", 0.9), Placed("b", "conv", "CPU", 0.1)])
+    >>> by_operator([PlacedOp("a", "conv", "Neural Engine", 0.9), PlacedOp("b", "conv", "CPU", 0.1)])
     {'conv': 'CPU 1, Neural Engine 1'}
     """
     counts: dict[str, Counter[str]] = {}
@@ -105,12 +107,12 @@ def _operations(block: MLModelStructureProgramBlock) -> Iterator[MLModelStructur
 
 
 def _unit(device: MLComputeDevice) -> str:
-    from coremltools.models import compute_device as kinds
+    from coremltools.models import compute_device as devices
 
-    named = {
-        kinds.MLNeuralEngineComputeDevice: NEURAL_ENGINE,
-        kinds.MLGPUComputeDevice: "GPU",
-        kinds.MLCPUComputeDevice: "CPU",
+    names = {
+        devices.MLNeuralEngineComputeDevice: NEURAL_ENGINE,
+        devices.MLGPUComputeDevice: "GPU",
+        devices.MLCPUComputeDevice: "CPU",
     }
-    # A phone's plan has subclasses of coremltools' own.
-    return next((name for kind, name in named.items() if isinstance(device, kind)), type(device).__name__)
+    # A phone's plan uses subclasses of these classes.
+    return next((name for kind, name in names.items() if isinstance(device, kind)), type(device).__name__)

@@ -1,6 +1,6 @@
-"""Latency under Core ML: on this Mac, and on a phone that is connected to it.
+"""Latency backends for Core ML: on this Mac and on a connected iPhone.
 
-Nothing here has been run on a Mac or a phone yet; it is tested against stand-ins of coremltools' own interface.
+This code has not been run on a Mac or a phone yet; it is tested against stand-ins for coremltools' interface.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ from pydantic import Field
 from archsearch import machine
 from archsearch.latency import iphone
 from archsearch.latency.base import DeviceLostError, MeasurementError, sample_inputs
-from archsearch.latency.compute_plan import DetailedRecord, PlacedOp, by_operator, placed, shares
+from archsearch.latency.compute_plan import (
+    DetailedRecord,
+    PlacedOp,
+    by_operator,
+    neural_engine_share,
+    placed_operations,
+)
 from archsearch.latency.iphone import AppTerminated, AsyncRunner, Phone, SigningCredentials
 from archsearch.latency.steady_state import RunTimes, SteadyStateConfig, time_until_steady
 from archsearch.score import LatencyRecord
@@ -36,34 +42,37 @@ T = TypeVar("T")
 ModelInputs = dict[str, np.ndarray[Any, np.dtype[np.float16]]]
 
 NAME = r"^[A-Za-z0-9.\-]+$"
-"""Signing's names go into a shell's command, which coremltools writes."""
+"""Pattern of signing identifiers, which coremltools inserts into a shell command."""
 
 
 class CoreMLConfig(Config):
-    """How a Mac is timed."""
+    """Settings of measurements on a Mac."""
 
     compute_units: Literal["all", "cpu_and_ne", "cpu_and_gpu", "cpu_only"] = "cpu_and_ne"
-    """Which Core ML may use; ``cpu_and_ne`` leaves the phone's GPU to its screen."""
+    """Compute units that Core ML may use; ``cpu_and_ne`` leaves a phone's GPU free for its display."""
     weights: convert.PackageOptions = convert.PackageOptions()
+    """How the weights are stored."""
     rule: SteadyStateConfig = SteadyStateConfig()
+    """When repeated runs count as steady."""
     timeout: float = Field(default=900, gt=0)
-    """Seconds after which a candidate is given up; its conversion is not in them."""
+    """Seconds before the measurement of a candidate is aborted, excluding its conversion."""
 
 
 class IPhoneConfig(CoreMLConfig):
-    """How a phone is timed; what is not said about it and its app is taken from the environment."""
+    """Settings of measurements on an iPhone. Settings of the phone and its app default to environment variables."""
 
     rule: SteadyStateConfig = SteadyStateConfig(block_seconds=0.002, seconds=240)
-    """A prediction's files take seconds to pass, so that a block is a run or two."""
+    """Steady-state rule. Transferring a prediction's files takes seconds, so a block consists of one or two runs."""
     timeout: float = Field(default=1800, gt=0)
+    """Seconds after which a candidate is given up, not counting its conversion."""
     phone: str | None = None
-    """Its name or identifier; ARCHSEARCH_PHONE. Only needed if several are connected."""
+    """Name or identifier of the phone, if several are connected; environment variable ARCHSEARCH_PHONE."""
     team: str | None = Field(default=None, pattern=NAME)
-    """Signs the app; ARCHSEARCH_SIGNING_TEAM."""
+    """Signing team of the app; environment variable ARCHSEARCH_SIGNING_TEAM."""
     bundle_id: str | None = Field(default=None, pattern=NAME)
-    """ARCHSEARCH_BUNDLE_ID."""
+    """Bundle identifier of the app; environment variable ARCHSEARCH_BUNDLE_ID."""
     profile: str | None = Field(default=None, pattern=NAME)
-    """UUID of a provisioning profile, instead of the team; ARCHSEARCH_PROVISIONING_PROFILE."""
+    """UUID of a provisioning profile, instead of the team; environment variable ARCHSEARCH_PROVISIONING_PROFILE."""
 
 
 ENVIRONMENT = {
@@ -81,10 +90,10 @@ class _Run(NamedTuple):
 
 
 class CoreMLBackend:
-    """This Mac: Core ML on the units that are asked for, float16, random weights.
+    """Measures on this Mac with Core ML, in float16 with random weights.
 
-    A run's time is that of Core ML's own prediction, as coremltools reports it, without what Python adds.
-    `archsearch.latency.steady_state.time_until_steady` says how often a net is run.
+    The time of a run is the duration of Core ML's prediction as reported by coremltools, without Python's overhead.
+    `archsearch.latency.steady_state.time_until_steady` determines the number of runs.
     """
 
     device = "coreml"
@@ -97,35 +106,35 @@ class CoreMLBackend:
         return self.detailed(arch, latent_size, context_tokens).record
 
     def detailed(self, arch: Architecture, latent_size: int, context_tokens: int) -> DetailedRecord:
-        """A measurement, with its operations.
+        """Measure latency and report operations.
 
         Raises:
-            InputError, LatencyFailure, DeviceLost: as `measure`.
+            InputError, MeasurementError, DeviceLostError: like `measure`.
         """
-        arch.check_latent(latent_size)
+        arch.validate_latent_size(latent_size)
         try:
             package = convert.convert_unet(
                 arch, latent_size, context_tokens=context_tokens, options=self.options.weights
             )
-            found = self._run(package, _feed(arch, latent_size, context_tokens))
+            run = self._run(package, _model_inputs(arch, latent_size, context_tokens))
         except (InputError, DeviceLostError):
             raise
         except Exception as error:  # coremltools' and Core ML's errors share no class but Exception
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise MeasurementError(f"{arch.id} could not be timed on {self.device}: {reason}") from error
-        return DetailedRecord(self._record(found), found.operations)
+            raise MeasurementError(f"{arch.id} could not be measured on {self.device}: {reason}") from error
+        return DetailedRecord(self._record(run), run.operations)
 
-    def _run(self, package: Path, feed: ModelInputs) -> _Run:
+    def _run(self, package: Path, inputs: ModelInputs) -> _Run:
         loop = AsyncRunner()
         try:
-            return self._timed(package, feed, loop, None, lambda: True)
+            return self._measure_once(package, inputs, loop, None, lambda: True)
         except TimeoutError:
-            raise MeasurementError(f"not done after {self.options.timeout:g} s") from None
+            raise MeasurementError(f"timed out after {self.options.timeout:g} s") from None
         finally:
             loop.stop()
 
-    def _timed(
-        self, package: Path, feed: ModelInputs, loop: AsyncRunner, device: Device | None, alive: Callable[[], bool]
+    def _measure_once(
+        self, package: Path, inputs: ModelInputs, loop: AsyncRunner, device: Device | None, alive: Callable[[], bool]
     ) -> _Run:
         deadline = time.monotonic() + self.options.timeout
 
@@ -137,43 +146,43 @@ class CoreMLBackend:
             call(model.load())
 
             def run() -> float:
-                outputs = call(model.predict(dict(feed), None))
+                outputs = call(model.predict(dict(inputs), None))
                 if not all(np.isfinite(array).all() for array in outputs.values()):
                     raise MeasurementError("its output with random weights is not finite")
                 return _seconds(model.last_predict_duration_in_nano_seconds)
 
             timing = time_until_steady(run, self.options.rule)
             operations: tuple[PlacedOp, ...] = ()
-            with contextlib.suppress(Exception):  # it has been timed; where its operations are is only told beside it
-                operations = placed(call(model.retrieve_compute_plan()))
+            with contextlib.suppress(Exception):  # the measurement is complete; the plan is optional
+                operations = placed_operations(call(model.retrieve_compute_plan()))
             return _Run(_seconds(model.load_duration_in_nano_seconds) * 1e3, timing, operations)
         finally:
             try:
                 loop.call(model.unload(), 10, alive=alive)
-            except Exception:  # the device may be gone
+            except Exception:  # the device may be disconnected
                 iphone.detach(model)
             model.cleanup()
 
-    def _record(self, found: _Run) -> LatencyRecord:
-        lower, median, upper = (seconds * 1e3 for seconds in found.timing.quartiles())
-        there = shares(found.operations) if found.operations else None
+    def _record(self, run: _Run) -> LatencyRecord:
+        lower, median, upper = (seconds * 1e3 for seconds in run.timing.quartiles())
+        share = neural_engine_share(run.operations) if run.operations else None
         weights = self.options.weights
-        stored = f", {weights.palette_bits}-bit weights" if weights.palette_bits else ", int8 weights"
+        compression = f", {weights.palette_bits}-bit weights" if weights.palette_bits else ", int8 weights"
         return LatencyRecord(
             median_ms=median,
             lower_quartile_ms=lower,
             upper_quartile_ms=upper,
-            runs=len(found.timing.runs),
+            runs=len(run.timing.runs),
             source="measured",
             device=self.device,
             compute_units=self.options.compute_units,
-            load_ms=found.load_ms,
+            load_ms=run.load_ms,
             runtime=f"Core ML, coremltools {machine.installed('coremltools')}"
-            + (stored if weights != convert.PackageOptions() else ""),
-            steady=found.timing.steady,
-            placement=by_operator(found.operations) if found.operations else None,
-            neural_engine_share=there.cost if there else None,
-            neural_engine_operations=there.operations if there else None,
+            + (compression if weights != convert.PackageOptions() else ""),
+            steady=run.timing.steady,
+            placement=by_operator(run.operations) if run.operations else None,
+            neural_engine_share=share.cost if share else None,
+            neural_engine_operations=share.operations if share else None,
             **self._conditions(),
         )
 
@@ -182,10 +191,10 @@ class CoreMLBackend:
 
 
 class IPhoneBackend(CoreMLBackend):
-    """A connected phone, through the app that coremltools puts on it.
+    """Measures on a connected iPhone, through the app that coremltools installs on it.
 
-    Times and loads are the phone's own. Between two predictions their files pass, in which it rests: these are the
-    times of a cool phone. A record's chip is the phone's model, which says it.
+    Run and load times are measured on the phone. It rests while files are transferred between predictions, so the times
+    are those of a cool phone. The chip of a record is the phone's model, which determines the chip.
     """
 
     device = "iphone"
@@ -194,39 +203,39 @@ class IPhoneBackend(CoreMLBackend):
         super().__init__(options)
         self._phone = phone
 
-    def _run(self, package: Path, feed: ModelInputs) -> _Run:
-        """Once more over a new connection, if it is the connection that failed."""
+    def _run(self, package: Path, inputs: ModelInputs) -> _Run:
+        """Measure, and retry once over a new connection if the connection failed."""
         problem = ""
         for _ in range(2):
             device, loop = self._phone.connect()
             try:
                 with iphone.own_temporary_folder(), iphone.long_timeout(self.options.timeout):
-                    return self._timed(package, feed, loop, device, self._phone.alive)
+                    return self._measure_once(package, inputs, loop, device, self._phone.alive)
             except TimeoutError:
-                problem = f"not done after {self.options.timeout:g} s, twice"
+                problem = f"timed out after {self.options.timeout:g} s, twice"
             except AppTerminated:
-                problem = "the app on the phone ended twice, as it does when a net does not fit into its memory"
+                problem = "the app on the phone terminated twice, probably because the net does not fit into its memory"
             except Exception as error:
                 if iphone.is_phone_error(error):
                     raise
                 problem = f"the phone did not answer, twice: {iphone.summarize_error(error)}"
             finally:
-                self._phone.tidy()
+                self._phone.clear_transfers()
             self._phone.disconnect()
             if not self._phone.present():
-                raise DeviceLostError(f"{self._phone.found.name} was disconnected", iphone.RECONNECT) from None
+                raise DeviceLostError(f"{self._phone.device.name} was disconnected", iphone.RECONNECT) from None
         raise MeasurementError(problem)
 
     def _conditions(self) -> dict[str, Any]:
-        found = self._phone.found
-        return {"chip": self._phone.model, "os": f"iOS {found.os_version} ({found.os_build_number})"}
+        device = self._phone.device
+        return {"chip": self._phone.model, "os": f"iOS {device.os_version} ({device.os_build_number})"}
 
 
 def on_mac(options: Mapping[str, Any]) -> CoreMLBackend:
-    """The backend ``coreml``.
+    """Build the ``coreml`` backend.
 
     Raises:
-        InputError: if this is no Mac, or for a wrong option.
+        InputError: if this is not a Mac, or for an invalid option.
     """
     iphone.check_mac("coreml")
     return CoreMLBackend(config.parse_config(dict(options), CoreMLConfig, source="latency"))
@@ -238,30 +247,40 @@ def on_phone(options: Mapping[str, Any]) -> IPhoneBackend:
     Raises:
         InputError: for a wrong option, or if this is no Mac, has no Xcode, no signing team or no phone.
     """
-    iphone.check_mac("iphone")
-    around = {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
-    wanted = config.parse_config({**around, **options}, IPhoneConfig, source="latency")
-    if wanted.team is None and wanted.profile is None:
-        remedy = "set ARCHSEARCH_SIGNING_TEAM to the team's identifier, from developer.apple.com/account"
-        raise InputError("iphone", "the app for measuring needs a signing team", remedy)
+    wanted = phone_config(options)
     return IPhoneBackend(
         wanted, iphone.phone(wanted.phone, SigningCredentials(wanted.team, wanted.profile, wanted.bundle_id))
     )
 
 
-def _feed(arch: Architecture, latent_size: int, context_tokens: int) -> ModelInputs:
-    """What a net's package takes."""
+def phone_config(options: Mapping[str, Any]) -> IPhoneConfig:
+    """The settings of the backend ``iphone``, from its options and the environment.
+
+    Raises:
+        InputError: for a wrong option, or if this is no Mac or there is no signing team.
+    """
+    iphone.check_mac("iphone")
+    defaults = {key: os.environ[name] for key, name in ENVIRONMENT.items() if os.environ.get(name)}
+    settings = config.parse_config({**defaults, **options}, IPhoneConfig, source="latency")
+    if settings.team is None and settings.profile is None:
+        remedy = "set ARCHSEARCH_SIGNING_TEAM to the team's identifier, from developer.apple.com/account"
+        raise InputError("iphone", "the app for measuring needs a signing team", remedy)
+    return settings
+
+
+def _model_inputs(arch: Architecture, latent_size: int, context_tokens: int) -> ModelInputs:
+    """Float16 inputs of a converted net."""
     from snapgen.coreml.layers import time_features
 
     inputs = sample_inputs(arch, latent_size, context_tokens)
-    inputs["time_features"] = time_features(inputs.pop("timestep"), arch.time.frequencies)
+    inputs["time_features"] = time_features(inputs.pop("timestep"), arch.time.embed_dim)
     if not arch.has_cross_attention:
         del inputs["context"]
     return {name: tensor.numpy().astype(np.float16) for name, tensor in inputs.items()}
 
 
 def _model(package: Path, compute_units: str, device: Device | None) -> Any:
-    """A net, not loaded yet: coremltools' ``MLModelAsyncWrapper``, half of whose methods have no types."""
+    """A model that is not loaded yet: coremltools' ``MLModelAsyncWrapper``, which is only partly typed."""
     with quiet():
         from coremltools import ComputeUnit
         from coremltools.models.ml_program.experimental.async_wrapper import MLModelAsyncWrapper
@@ -276,5 +295,5 @@ def _model(package: Path, compute_units: str, device: Device | None) -> Any:
 
 def _seconds(nanoseconds: int | None) -> float:
     if nanoseconds is None:
-        raise MeasurementError("Core ML did not say how long it took")
+        raise MeasurementError("Core ML reported no duration")
     return nanoseconds / 1e9

@@ -1,4 +1,4 @@
-"""How long one forward pass takes: backends that measure it, each for one kind of device."""
+"""Latency backend for the CPU of this machine, with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -29,21 +29,23 @@ ModelInputs = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
 
 class HostConfig(Config):
-    """How the host is timed."""
+    """Settings of measurements on this machine's CPU."""
 
     threads: int = Field(default=1, ge=1, le=1024)
+    """CPU threads of one forward pass; a study's latency.threads sets it."""
     rule: SteadyStateConfig = SteadyStateConfig()
+    """When repeated runs count as steady."""
     timeout: float = Field(default=900, gt=0)
-    """Seconds after which all runs of one candidate are given up."""
+    """Seconds before the measurement of a candidate is aborted."""
 
 
 class HostBackend:
-    """ONNX Runtime on this machine's CPU, float32, random weights.
+    """Measures with ONNX Runtime on this machine's CPU, in float32 with random weights.
 
-    With one thread a run's time is the processor time of that thread: on an idle machine that is the wall clock's;
-    next to a busy one it leaves out the time in which another process held the core. What it cannot leave out is a
-    neighbour on the same core's other hyperthread, or in the shared cache. With several threads it is the wall clock's.
-    `archsearch.latency.steady_state.time_until_steady` says how often a net is run.
+    With one thread, the time of a run is the CPU time of that thread: equal to wall-clock time on an idle machine, and
+    without the time in which other processes occupy the core on a busy one. It does not compensate for processes on the
+    core's other hyperthread or in the shared cache. With several threads it is wall-clock time.
+    `archsearch.latency.steady_state.time_until_steady` determines the number of runs.
     """
 
     def __init__(self, options: HostConfig) -> None:
@@ -51,14 +53,14 @@ class HostBackend:
 
     def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
         """See `Backend.measure`."""
-        arch.check_latent(latent_size)
-        with tempfile.TemporaryDirectory(prefix="archsearch-") as folder, _failures(arch):
+        arch.validate_latent_size(latent_size)
+        with tempfile.TemporaryDirectory(prefix="archsearch-") as folder, _measurement_errors(arch):
             path = Path(folder) / "unet.onnx"
-            feed = _write_net(arch, latent_size, context_tokens, path)
-            began = time.perf_counter()
+            model_inputs = _write_net(arch, latent_size, context_tokens, path)
+            start = time.perf_counter()
             session = open_session(path, threads=self.options.threads)
-            load_ms = (time.perf_counter() - began) * 1e3
-            timing = self._time(session, feed)
+            load_ms = (time.perf_counter() - start) * 1e3
+            timing = self._time(session, model_inputs)
         lower, median, upper = (seconds * 1e3 for seconds in timing.quartiles())
         return LatencyRecord(
             median_ms=median,
@@ -76,33 +78,33 @@ class HostBackend:
             steady=timing.steady,
         )
 
-    def _time(self, session: onnxruntime.InferenceSession, feed: ModelInputs) -> RunTimes:
+    def _time(self, session: onnxruntime.InferenceSession, inputs: ModelInputs) -> RunTimes:
         import onnxruntime
 
         clock = time.thread_time if self.options.threads == 1 else time.perf_counter
         deadline = time.perf_counter() + self.options.timeout
-        given_up = onnxruntime.RunOptions()
+        run_options = onnxruntime.RunOptions()
         binding = session.io_binding()
-        for name, array in feed.items():
+        for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("output")
 
         def run() -> float:
-            began = clock()
-            session.run_with_iobinding(binding, given_up)
-            seconds = clock() - began
-            # The alarm ends a long run; between short ones it may come too late.
+            start = clock()
+            session.run_with_iobinding(binding, run_options)
+            seconds = clock() - start
+            # The alarm aborts a long run, but short runs may complete before they notice it.
             if time.perf_counter() >= deadline:
-                given_up.terminate = True
+                run_options.terminate = True
                 raise TimeoutError
             return seconds
 
-        with _alarm(self.options.timeout, lambda: setattr(given_up, "terminate", True)):
+        with _alarm(self.options.timeout, lambda: setattr(run_options, "terminate", True)):
             try:
                 timing = time_until_steady(run, self.options.rule)
             except Exception:
-                if given_up.terminate:
-                    raise MeasurementError(f"not done after {self.options.timeout:g} s") from None
+                if run_options.terminate:
+                    raise MeasurementError(f"timed out after {self.options.timeout:g} s") from None
                 raise
         (output,) = binding.copy_outputs_to_cpu()
         if not np.isfinite(output).all():
@@ -111,7 +113,7 @@ class HostBackend:
 
 
 def _write_net(arch: Architecture, latent_size: int, context_tokens: int, path: Path) -> ModelInputs:
-    """The net with random weights as an ONNX file, and an input for it; its weights are never in memory together."""
+    """Write the net with random weights as an ONNX file, one weight in memory at a time; returns inputs for it."""
     import torch
 
     from archsearch.latency import onnx_export
@@ -126,7 +128,7 @@ def _write_net(arch: Architecture, latent_size: int, context_tokens: int, path: 
 
 
 def open_session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
-    """An ONNX file, optimised and ready to run on so many threads of the CPU."""
+    """Open an ONNX file as an optimized session that runs on that number of CPU threads."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -139,8 +141,9 @@ def open_session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
 
 
 @contextmanager
-def _alarm(seconds: float, ring: Callable[[], None]) -> Iterator[None]:
-    timer = threading.Timer(seconds, ring)
+def _alarm(seconds: float, callback: Callable[[], None]) -> Iterator[None]:
+    """Call back after that number of seconds, unless the block has ended."""
+    timer = threading.Timer(seconds, callback)
     timer.daemon = True
     timer.start()
     try:
@@ -150,12 +153,12 @@ def _alarm(seconds: float, ring: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _failures(arch: Architecture) -> Iterator[None]:
-    """Whatever stops this one candidate, as one kind of failure; ONNX Runtime's errors share no class but Exception."""
+def _measurement_errors(arch: Architecture) -> Iterator[None]:
+    """Turn all errors but InputError into MeasurementError; ONNX Runtime's have no common class except Exception."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise MeasurementError(f"{arch.id} could not be timed on the host: {reason}") from error
+        raise MeasurementError(f"{arch.id} could not be measured on the host: {reason}") from error

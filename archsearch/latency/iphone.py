@@ -1,7 +1,7 @@
-"""Apple's devices: whether this is a Mac that can measure, and a phone that is connected to it.
+"""Apple devices: checks of this Mac, and the connection to an iPhone.
 
-The phone runs an app of coremltools', which Xcode builds, signs and installs when it is first needed. None of this has
-been run on a Mac or a phone yet; it is tested against stand-ins of coremltools' own interface.
+The phone runs an app provided by coremltools, which Xcode builds, signs and installs on first use. This code has not
+been run on a Mac or a phone yet; it is tested against stand-ins for coremltools' interface.
 """
 
 from __future__ import annotations
@@ -32,77 +32,94 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OLDEST_MACOS = 15
-OLDEST_IOS = 18
-"""The packages are of iOS 18, which is macOS 15."""
+MIN_MACOS = 15
+MIN_IOS = 18
+"""Minimum versions: the exported packages target iOS 18, which corresponds to macOS 15."""
 
 BUILD_SECONDS = 900.0
+"""Time limit for building and installing the app."""
+
 START_SECONDS = 3.0
-"""For an app that a locked phone refuses to start to be seen to have ended."""
+"""Wait after starting the app, to detect that a locked phone refused to start it."""
+
 WATCH_SECONDS = 1.0
+"""Interval of the checks whether the app is still running."""
+
 POLL_SECONDS = 0.5
-"""Between coremltools' questions to the phone."""
-WITHOUT_MAC = "run archsearch device on a Mac for the study's storage, or use predicted:iphone-15-pro"
+"""Interval at which coremltools polls the phone."""
+
+WITHOUT_MAC = "run archsearch serve-device on a Mac for the study's storage, or use predicted:iphone-15-pro"
 RECONNECT = "connect the phone by cable, unlock it, let it trust this Mac, then run the same command again"
 
 
 class AppTerminated(Exception):
-    """The app on the phone is no longer there."""
+    """Raised if the app on the phone is no longer running."""
 
 
 def check_mac(device: str) -> None:
-    """Raise InputError unless this is a Mac that runs our packages."""
+    """Check that this is a Mac that can run exported packages.
+
+    Raises:
+        InputError: if it is not.
+    """
     if platform.system() != "Darwin":
-        raise InputError("latency", f"{device} needs a Mac, and this is {platform.system()}", WITHOUT_MAC)
+        raise InputError("latency", f"{device} needs a Mac, but this is {platform.system()}", WITHOUT_MAC)
     version = platform.mac_ver()[0]
-    if _major(version) < OLDEST_MACOS:
-        raise InputError("latency", f"{device} needs macOS {OLDEST_MACOS}, and this is {version}", "update macOS")
+    if _major(version) < MIN_MACOS:
+        raise InputError("latency", f"{device} needs macOS {MIN_MACOS}, but this is {version}", "update macOS")
 
 
 def thermal_state() -> str | None:
-    """``nominal``, or what ``pmset`` says of a Mac's throttling; None if it says nothing."""
+    """Thermal state of a Mac: ``nominal``, or the throttling reported by ``pmset``; None if it reports nothing."""
     try:
         command = ["/usr/bin/pmset", "-g", "therm"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    values = {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in found.splitlines())}
-    full = {"CPU_Scheduler_Limit": "100", "CPU_Speed_Limit": "100", "Thermal Warning Level": "0"}
-    throttled = [f"{name} {values[name]}" for name in full if values.get(name, full[name]) != full[name]]
+    values = {name.strip(): value.strip() for name, _, value in (line.partition("=") for line in output.splitlines())}
+    unthrottled = {"CPU_Scheduler_Limit": "100", "CPU_Speed_Limit": "100", "Thermal Warning Level": "0"}
+    throttled = [
+        f"{name} {values[name]}" for name in unthrottled if values.get(name, unthrottled[name]) != unthrottled[name]
+    ]
     if throttled:
         return ", ".join(throttled)
-    return "nominal" if found.strip() else None
+    return "nominal" if output.strip() else None
 
 
 class AsyncRunner:
-    """An event loop in a thread of its own, for calls that may never come back; one of them costs a thread."""
+    """Runs coroutines in an event loop on its own thread, because calls to a phone may never return."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     def call(self, work: Coroutine[Any, Any, T], seconds: float, *, alive: Callable[[], bool] = lambda: True) -> T:
-        """What the work gives.
+        """Run a coroutine and return its result.
+
+        Args:
+            work: the coroutine.
+            seconds: timeout.
+            alive: checked regularly; returns False if the result can no longer arrive.
 
         Raises:
-            TimeoutError: if it takes longer.
-            Ended: if meanwhile it turns out not to be alive.
+            TimeoutError: if it takes longer than ``seconds``.
+            AppTerminated: if ``alive`` returns False before the result arrives.
         """
-        until = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         with quiet():
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
             try:
-                while not _done(future, min(WATCH_SECONDS, until - time.monotonic())):
+                while not _done(future, min(WATCH_SECONDS, deadline - time.monotonic())):
                     if not alive():
                         raise AppTerminated
-                    if time.monotonic() >= until:
+                    if time.monotonic() >= deadline:
                         raise TimeoutError
                 return future.result()
             finally:
                 future.cancel()
 
     def stop(self) -> None:
-        """End the thread, as soon as it is free."""
+        """Stop the thread once it is idle."""
         self._loop.call_soon_threadsafe(self._loop.stop)
 
 
@@ -111,7 +128,7 @@ def _done(future: concurrent.futures.Future[Any], seconds: float) -> bool:
 
 
 class SigningCredentials(NamedTuple):
-    """Whose app the phone is asked to run; a team, or a provisioning profile with the bundle id that it is for."""
+    """Credentials that sign the app: a team, or a provisioning profile with its bundle id."""
 
     team: str | None
     profile: str | None
@@ -119,39 +136,44 @@ class SigningCredentials(NamedTuple):
 
 
 class Phone:
-    """A phone, and the app on it while it is connected."""
+    """An iPhone and the connection to the app on it.
 
-    def __init__(self, wanted: str | None, signing: SigningCredentials) -> None:
-        self._wanted, self._signing = wanted, signing
-        self.found = find_phone(wanted)
-        self.model = marketing_name(self.found.identifier) or self.found.name
+    Args:
+        name: name or identifier of the phone; None: the only connected one.
+        signing: credentials that sign the app.
+    """
+
+    def __init__(self, name: str | None, signing: SigningCredentials) -> None:
+        self._name, self._signing = name, signing
+        self.device = find_phone(name)
+        self.model = marketing_name(self.device.identifier) or self.device.name
         self._folder = Path(tempfile.mkdtemp(prefix="archsearch-phone-"))
         self._session: tuple[Device, AsyncRunner] | None = None
         atexit.register(self.close)
 
     def connect(self) -> tuple[Device, AsyncRunner]:
-        """The phone with the app running on it, and the loop that talks to it.
+        """Start the app and return the device, with the runner of calls to it.
 
         Raises:
-            DeviceLost: if there is no phone, or no app on it.
+            DeviceLostError: if the phone is not connected, or the app cannot be started.
         """
         if self._session and self.alive():
             return self._session
         self.disconnect()
         try:
-            device = find_phone(self._wanted)
+            device = find_phone(self._name)
         except InputError as error:
             raise DeviceLostError(error.problem, error.remedy) from None
         loop = AsyncRunner()
         try:
-            prepared = loop.call(self._prepared(device), BUILD_SECONDS)
+            prepared = loop.call(self._install(device), BUILD_SECONDS)
         except Exception as error:
             loop.stop()
-            # A build that failed may have left an app, which coremltools would take for a good one.
+            # A failed build may leave an incomplete app behind, which coremltools would reuse.
             shutil.rmtree(self._folder, ignore_errors=True)
-            problem = f"the app for measuring could not be put on {device.name}: {summarize_error(error)}"
+            problem = f"the app for measuring could not be installed on {device.name}: {summarize_error(error)}"
             raise DeviceLostError(
-                problem, "unlock the phone, see Xcode's settings for the team's account, and try again"
+                problem, "unlock the phone, check the team's account in Xcode's settings, and try again"
             ) from None
         self._session = prepared, loop
         time.sleep(START_SECONDS)
@@ -160,7 +182,7 @@ class Phone:
             raise DeviceLostError(f"the app for measuring does not start on {device.name}", RECONNECT)
         return self._session
 
-    async def _prepared(self, device: Device) -> Device:
+    async def _install(self, device: Device) -> Device:
         from coremltools.models.ml_program.experimental.remote_device import AppSigningCredentials
 
         self._folder.mkdir(exist_ok=True)
@@ -169,83 +191,83 @@ class Phone:
             provisioning_profile_uuid=self._signing.profile,
             bundle_identifier=self._signing.bundle_id,
         )
-        # In one folder, so that a second connection does not build it again.
+        # Always in the same folder, so that a second connection does not rebuild the app.
         prepared: Device = await device.prepare_for_model_debugging(
             credentials=credentials, working_directory=self._folder
         )
         return prepared
 
     def alive(self) -> bool:
-        """Whether the app is running, as far as the Mac knows."""
+        """Whether the app is running, according to the Mac."""
         return self._session is not None and self._session[0].session.is_alive()
 
     def present(self) -> bool:
         """Whether the phone is connected."""
         try:
-            find_phone(self._wanted)
+            find_phone(self._name)
         except InputError:
             return False
         return True
 
     def disconnect(self) -> None:
-        """End the app."""
+        """Stop the app."""
         if self._session:
             device, loop = self._session
             self._session = None
-            with contextlib.suppress(Exception):  # it may have ended itself
+            with contextlib.suppress(Exception):  # it may have stopped already
                 device.session.stop()
             loop.stop()
 
     def close(self) -> None:
-        """End the app, and remove all files of it here."""
+        """Stop the app and remove its files on this Mac."""
         self.disconnect()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def tidy(self) -> None:
-        """Remove what passed between the phone and this Mac."""
+    def clear_transfers(self) -> None:
+        """Remove the files exchanged between the phone and this Mac."""
         if self._session:
-            for part in Path(self._session[0].session.working_directory).glob("*/re*s"):
-                if part.name in ("requests", "responses"):
-                    shutil.rmtree(part, ignore_errors=True)
+            for folder in Path(self._session[0].session.working_directory).glob("*/re*s"):
+                if folder.name in ("requests", "responses"):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
-def phone(wanted: str | None, signing: SigningCredentials) -> Phone:
-    """The one object of a phone in this process: two apps on it would end each other.
+def phone(name: str | None, signing: SigningCredentials) -> Phone:
+    """The only `Phone` object of a phone in this process: a second app would terminate the first.
 
     Raises:
-        InputError: if there is no such phone, or no Xcode.
+        InputError: if the phone is not connected, or Xcode is not installed.
     """
-    _find_tools()
-    return Phone(wanted, signing)
+    find_tools()
+    return Phone(name, signing)
 
 
-def find_phone(wanted: str | None) -> Device:
-    """The connected phone of that name or identifier; the only one, if no name is given.
+def find_phone(name: str | None) -> Device:
+    """Find the connected phone with that name or identifier; without a name, the only connected one.
 
     Raises:
-        InputError: if there is none, or it is not one to measure on.
+        InputError: if there is none, there are several, or the phone does not meet the requirements.
     """
     from coremltools.models.ml_program.experimental.remote_device import Device, DeviceType
 
     try:
         with quiet():
             devices = Device.get_connected_devices(DeviceType.IPHONE)
-    except Exception as error:  # coremltools' own, which has no public name, ValueError, and what a bad answer makes
+    except Exception as error:  # coremltools' private class, ValueError, and errors from parsing invalid output
         raise InputError(
             "iphone", f"phones cannot be listed: {summarize_error(error)}", "run: xcrun devicectl list devices"
         ) from None
-    named = [device for device in devices if wanted in (None, device.name, device.identifier, device.udid)]
-    if not named:
+    matching = [device for device in devices if name in (None, device.name, device.identifier, device.udid)]
+    if not matching:
         others = ", ".join(device.name for device in devices)
-        problem = f"no phone called {wanted!r} is connected, only {others}" if others else "no phone is connected"
+        problem = f"no phone called {name!r} is connected, only {others}" if others else "no phone is connected"
         raise InputError("iphone", problem, RECONNECT)
-    if len(named) > 1:
-        names = ", ".join(device.name for device in named)
+    if len(matching) > 1:
+        names = ", ".join(device.name for device in matching)
         raise InputError("iphone", f"several phones are connected: {names}", "name one: phone, or ARCHSEARCH_PHONE")
-    (device,) = named
-    if _major(device.os_version) < OLDEST_IOS:
-        raise InputError("iphone", f"{device.name} runs iOS {device.os_version}", f"update it to iOS {OLDEST_IOS}")
+    (device,) = matching
+    if _major(device.os_version) < MIN_IOS:
+        raise InputError("iphone", f"{device.name} runs iOS {device.os_version}", f"update it to iOS {MIN_IOS}")
     if device.developer_mode_state == "disabled":
         remedy = "switch it on in Settings, Privacy & Security"
         raise InputError("iphone", f"{device.name} is not in developer mode", remedy)
@@ -254,24 +276,24 @@ def find_phone(wanted: str | None) -> Device:
 
 @contextlib.contextmanager
 def long_timeout(seconds: float) -> Iterator[None]:
-    """Let a call to the phone take so long.
+    """Extend the timeout of calls to the phone.
 
-    coremltools asks twenty times for an answer, which a large net's first load outlasts; it has no
-    setting for it. `AsyncRunner.call` sees sooner if the phone is gone.
+    coremltools polls for an answer twenty times, which is too short for the first load of a large net, and has no
+    setting for it. `AsyncRunner.call` still detects a disconnected phone early.
     """
     from coremltools.models.ml_program.experimental import remote_device
 
-    own = remote_device._DeviceCtlRemoteService
+    original = remote_device._DeviceCtlRemoteService
     attempts = max(20, round(seconds / POLL_SECONDS))
-    remote_device._DeviceCtlRemoteService = functools.partial(own, max_attempts=attempts)
+    remote_device._DeviceCtlRemoteService = functools.partial(original, max_attempts=attempts)
     try:
         yield
     finally:
-        remote_device._DeviceCtlRemoteService = own
+        remote_device._DeviceCtlRemoteService = original
 
 
 def detach(model: Any) -> None:
-    """Keep coremltools from calling, whenever Python drops a net, a phone that is gone."""
+    """Prevent coremltools from calling a disconnected phone when Python deletes the model."""
     service = getattr(model, "_remote_service", None)
     if service is not None:
         service._state = service.State.Unloaded
@@ -279,41 +301,41 @@ def detach(model: Any) -> None:
 
 @contextlib.contextmanager
 def own_temporary_folder() -> Iterator[None]:
-    """Remove what is left in it: coremltools leaves each prediction's input behind."""
-    before = tempfile.tempdir
+    """Use a temporary folder that is removed afterwards: coremltools does not delete the inputs of predictions."""
+    previous = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="archsearch-", ignore_cleanup_errors=True) as folder:
         tempfile.tempdir = folder
         try:
             yield
         finally:
-            tempfile.tempdir = before
+            tempfile.tempdir = previous
 
 
 def is_phone_error(error: BaseException) -> bool:
-    """Whether an error is the phone's own answer, such as that a model does not compile, not a connection's failure."""
+    """Whether an error was reported by the phone, e.g. that a model does not compile, rather than by the connection."""
     from coremltools.models.ml_program.experimental import remote_device
 
     if not isinstance(error, remote_device._DeviceCtlError):
-        return True  # made on this Mac, before or after anything went to the phone
-    # The tool's own failures come with its standard error, in bytes.
+        return True  # raised on this Mac, before or after the transfer
+    # Failures of devicectl itself carry its standard error, as bytes.
     return isinstance(error.message, str) and error.error_code is not None
 
 
-def _find_tools() -> None:
-    """See that Xcode is there; coremltools calls devicectl by its name, and only xcrun knows where it is."""
+def find_tools() -> None:
+    """Check that Xcode is installed, and add its tools to PATH: coremltools expects devicectl there."""
     remedy = "install Xcode, open it once, then: sudo xcode-select -s /Applications/Xcode.app"
     for tool in ("xcodebuild", "devicectl"):
         if shutil.which(tool):
             continue
         try:
-            found = subprocess.run(["xcrun", "--find", tool], capture_output=True, text=True, timeout=60, check=True)
+            result = subprocess.run(["xcrun", "--find", tool], capture_output=True, text=True, timeout=60, check=True)
         except (OSError, subprocess.SubprocessError):
-            raise InputError("iphone", f"needs Xcode: there is no {tool}", remedy) from None
-        os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{Path(found.stdout.strip()).parent}"
+            raise InputError("iphone", f"needs Xcode: {tool} was not found", remedy) from None
+        os.environ["PATH"] = f"{os.environ.get('PATH', '')}{os.pathsep}{Path(result.stdout.strip()).parent}"
 
 
 def marketing_name(identifier: str) -> str | None:
-    """``iPhone 15 Pro (iPhone16,1)``, which coremltools does not keep."""
+    """Model of a phone, e.g. ``iPhone 15 Pro (iPhone16,1)``, which coremltools does not provide; None if unknown."""
     with tempfile.TemporaryDirectory(prefix="archsearch-") as folder:
         path = Path(folder) / "devices.json"
         try:
@@ -332,14 +354,14 @@ def _major(version: str) -> int:
 
 
 def summarize_error(error: BaseException) -> str:
-    """An error in a line; of a build, its first complaint, which coremltools drops."""
+    """One-line summary of an error; for a failed build its first compiler error, which coremltools omits."""
     if isinstance(error, TimeoutError):
         return "it took too long"
     output = getattr(error.__context__, "output", None)
     if isinstance(output, bytes):
-        complaints = [line for line in output.decode(errors="replace").splitlines() if "error:" in line]
-        if complaints:
-            return complaints[0].partition("error:")[2].strip()[:200]
+        errors = [line for line in output.decode(errors="replace").splitlines() if "error:" in line]
+        if errors:
+            return errors[0].partition("error:")[2].strip()[:200]
     message = getattr(error, "message", None)
     text = message.decode(errors="replace") if isinstance(message, bytes) else str(error)
     return " ".join(text.split())[:200] or type(error).__name__

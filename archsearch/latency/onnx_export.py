@@ -1,8 +1,8 @@
-"""A net as an ONNX file, for ONNX Runtime: traced by ``torch.export``, written operation by operation.
+"""Export of a net to ONNX for ONNX Runtime: traced by ``torch.export``, converted operation by operation.
 
-Every operation that `snapgen.models.unet` uses has its own lines here; one that has none is refused by name, and the
-tests hold the result against PyTorch's. ``torch.onnx`` can write the same nets, but takes many times as long and leaves
-the runtime more operations to run (``benchmarks/host_latency.py`` compares the two).
+Every operation that `snapgen.models.unet` uses has a writer here; other operations raise an error. The tests compare
+the result with PyTorch's output. ``torch.onnx`` can export the same nets, but takes many times as long and produces
+graphs with more operations (``benchmarks/host_latency.py`` compares the two).
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 OPSET = 23
-# Weights are mapped into memory from their file page by page; what is smaller than a page stands in the graph itself.
 PAGE = 4096
+"""Alignment of weights in their file, which is memory-mapped. Weights smaller than a page are stored in the graph."""
 
 Value = Any
-"""An operation's input: a `Weight`, a tensor or number known before the run, the name of an ONNX value, a list."""
+"""Input of an operation: a `Weight`, a constant tensor or number, the name of an ONNX value, or a list of these."""
 
 aten = torch.ops.aten
 
 
 class Unsupported(NotImplementedError):
-    """The net uses an operation that has no lines here."""
+    """Raised if the net uses an operation without a writer."""
 
 
 class Weight(NamedTuple):
@@ -40,28 +40,30 @@ class Weight(NamedTuple):
     name: str
     tensor: Tensor
     spread: float
-    """Standard deviation of random values in its place."""
-    centre: float
+    """Standard deviation of random values that replace it."""
+    center: float
+    """Mean of random values that replace it."""
 
     @classmethod
-    def of(cls, name: str, tensor: Tensor) -> Weight:
-        """As named by the net; matrices keep the variance of what they multiply, norms are about the identity."""
+    def from_tensor(cls, name: str, tensor: Tensor) -> Weight:
+        """A weight with random statistics that preserve the variance (matrices) or are near the identity (norms)."""
         if tensor.dim() > 1:
-            return cls(name, tensor, spread=float(tensor[0].numel()) ** -0.5, centre=0.0)
-        return cls(name, tensor, spread=0.1, centre=1.0 if name.endswith("weight") else 0.0)
+            return cls(name, tensor, spread=float(tensor[0].numel()) ** -0.5, center=0.0)
+        return cls(name, tensor, spread=0.1, center=1.0 if name.endswith("weight") else 0.0)
 
 
 def export(net: nn.Module, inputs: dict[str, Tensor], path: Path, *, random_weights: bool = False) -> None:
-    """Write a net for inputs of fixed shapes; large weights go, one at a time, to ``<path>.weights`` beside it.
+    """Export a net for inputs of fixed shapes; large weights are written, one at a time, to ``<path>.weights``.
 
     Args:
-        net: float32, on the CPU; its forward takes ``inputs`` in their order and gives one tensor, named ``output``.
+        net: float32 net on the CPU; its forward takes ``inputs`` in order and returns one tensor, named ``output``.
+        inputs: example inputs by name.
         path: the ONNX file.
-        random_weights: write random weights of ordinary size in place of the net's, which are then never read: they
-            may be memory that nothing was written to.
+        random_weights: write random weights with typical statistics instead of the net's, which are then never read
+            and may be uninitialized memory.
 
     Raises:
-        Unsupported: naming the operation.
+        Unsupported: if the net uses an operation without a writer.
     """
     import onnx
 
@@ -73,8 +75,8 @@ def export(net: nn.Module, inputs: dict[str, Tensor], path: Path, *, random_weig
     body = onnx.helper.make_graph(
         graph.nodes,
         type(net).__name__,
-        [_described(name, tensor) for name, tensor in inputs.items()],
-        [_described("output", output)],
+        [_value_info(name, tensor) for name, tensor in inputs.items()],
+        [_value_info("output", output)],
         graph.initializers,
     )
     opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid("com.microsoft", 1)]
@@ -82,7 +84,7 @@ def export(net: nn.Module, inputs: dict[str, Tensor], path: Path, *, random_weig
     path.write_bytes(model.SerializeToString())
 
 
-def _described(name: str, tensor: Tensor) -> onnx.ValueInfoProto:
+def _value_info(name: str, tensor: Tensor) -> onnx.ValueInfoProto:
     import onnx
 
     assert tensor.dtype == torch.float32, f"{name} is {tensor.dtype}"
@@ -90,44 +92,45 @@ def _described(name: str, tensor: Tensor) -> onnx.ValueInfoProto:
 
 
 def _write(program: torch.export.ExportedProgram, graph: Graph, names: list[str]) -> Tensor:
-    """Every traced operation into ``graph``, in order; returns the output, as traced."""
+    """Write every traced operation to ``graph``, in order; returns the traced output."""
     values: dict[Node, Value] = {}
-    known = _known(program)
+    constants = _weights_and_constants(program)
     inputs = iter(names)
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            values[node] = known[node.name] if node.name in known else next(inputs)
+            values[node] = constants[node.name] if node.name in constants else next(inputs)
             continue
         if node.op == "output":
             (output,) = node.args[0]
             graph.add("Identity", values[output], out="output")
             return output.meta["val"]  # type: ignore[no-any-return]
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        if not _waits([*args, *kwargs.values()]):
+        if not _depends_on_run([*args, *kwargs.values()]):
             values[node] = node.target(*args, **kwargs)
         elif node.target in WRITERS:
             values[node] = WRITERS[node.target](graph, node.meta.get("val"), *args, **kwargs)
         else:
-            raise Unsupported(f"{node.target} cannot be written as ONNX yet")
+            raise Unsupported(f"{node.target} has no ONNX writer yet")
     raise AssertionError("a trace ends with its output")
 
 
-def _known(program: torch.export.ExportedProgram) -> dict[str, Weight | Tensor]:
-    """What stands behind each placeholder that is not an input."""
+def _weights_and_constants(program: torch.export.ExportedProgram) -> dict[str, Weight | Tensor]:
+    """The weight or constant of each placeholder that is not an input of the net."""
     signature = program.graph_signature
     weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    found: dict[str, Weight | Tensor] = {
-        place: Weight.of(name, program.state_dict[name]) for place, name in weights.items()
+    values: dict[str, Weight | Tensor] = {
+        placeholder: Weight.from_tensor(name, program.state_dict[name]) for placeholder, name in weights.items()
     }
-    return found | {
-        place: program.constants[name] for place, name in signature.inputs_to_lifted_tensor_constants.items()
+    return values | {
+        placeholder: program.constants[name]
+        for placeholder, name in signature.inputs_to_lifted_tensor_constants.items()
     }
 
 
-def _waits(args: Iterable[Value]) -> bool:
-    """Whether any argument is known only in a run, or is a weight."""
+def _depends_on_run(args: Iterable[Value]) -> bool:
+    """Whether any argument is a weight or a value that is only known when the net runs; others are constant-folded."""
     return any(
-        _waits(a) if isinstance(a, list | tuple) and not isinstance(a, Weight) else isinstance(a, str | Weight)
+        _depends_on_run(a) if isinstance(a, list | tuple) and not isinstance(a, Weight) else isinstance(a, str | Weight)
         for a in args
     )
 
@@ -136,8 +139,8 @@ class Graph:
     """The nodes and initializers of an ONNX graph under construction.
 
     Args:
-        file: takes the large weights.
-        rng: draws weights; None: the weights' own values.
+        file: file that large weights are written to.
+        rng: draws random weights; None: write the weights' own values.
     """
 
     def __init__(self, file: IO[bytes], rng: np.random.Generator | None) -> None:
@@ -150,20 +153,20 @@ class Graph:
     def add(
         self, kind: str, *inputs: Value, out: str = "", outputs: int = 1, domain: str = "", **attributes: Any
     ) -> Any:
-        """A node; returns the name of its output, or the names of several."""
+        """Add a node; returns the name of its output, or the list of names if it has several."""
         import onnx
 
         names = [out or f"v{len(self.nodes)}_{i}" for i in range(outputs)]
-        node = onnx.helper.make_node(kind, [self.named(v) for v in inputs], names, domain=domain, **attributes)
+        node = onnx.helper.make_node(kind, [self.name_of(v) for v in inputs], names, domain=domain, **attributes)
         self.nodes.append(node)
         return names[0] if outputs == 1 else names
 
     def ints(self, values: Sequence[int]) -> Tensor:
-        """A shape or a list of axes, as an input."""
+        """A shape or a list of axes as an int64 tensor, the form in which ONNX operations take it."""
         return torch.tensor(list(values), dtype=torch.int64)
 
-    def named(self, value: Value) -> str:
-        """The name of an ONNX value that holds ``value``."""
+    def name_of(self, value: Value) -> str:
+        """Name of the ONNX value for ``value``; constants and weights become initializers."""
         if isinstance(value, str):
             return value
         if isinstance(value, int | float):
@@ -183,7 +186,7 @@ class Graph:
     def _values(self, weight: Weight) -> np.ndarray[Any, np.dtype[np.float32]]:
         if self._pool is None:
             return weight.tensor.detach().contiguous().numpy()
-        return np.resize(self._pool, tuple(weight.tensor.shape)) * np.float32(weight.spread) + np.float32(weight.centre)
+        return np.resize(self._pool, tuple(weight.tensor.shape)) * np.float32(weight.spread) + np.float32(weight.center)
 
     def _initializer(self, name: str, array: np.ndarray[Any, Any]) -> None:
         import onnx
@@ -194,20 +197,21 @@ class Graph:
         if array.nbytes < PAGE:
             proto.raw_data = array.tobytes()
             return
+        # start at the next multiple of PAGE
         self._file.seek(-(-self._file.tell() // PAGE) * PAGE)
         proto.data_location = onnx.TensorProto.EXTERNAL
-        place = {"location": Path(self._file.name).name, "offset": self._file.tell(), "length": array.nbytes}
-        proto.external_data.extend(onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in place.items())
+        location = {"location": Path(self._file.name).name, "offset": self._file.tell(), "length": array.nbytes}
+        proto.external_data.extend(onnx.StringStringEntryProto(key=k, value=str(v)) for k, v in location.items())
         self._file.write(array.data)
 
 
 Writer = Callable[..., Value]
 WRITERS: dict[object, Writer] = {}
-"""Operation to the function that writes it: takes the graph, the traced result, and the operation's arguments."""
+"""Writer of each operation: a function of the graph, the traced result and the operation's arguments."""
 
 
 def writes(*operations: object) -> Callable[[Writer], Writer]:
-    """Registers a function as the writer of these operations."""
+    """Register a function as the writer of these operations."""
 
     def register(writer: Writer) -> Writer:
         WRITERS.update(dict.fromkeys(operations, writer))
@@ -286,13 +290,13 @@ def _transpose(graph: Graph, result: Tensor, x: Value, a: int, b: int) -> Value:
 
 @writes(aten.chunk.default)
 def _chunk(graph: Graph, result: Sequence[Tensor], x: Value, _chunks: int, dim: int = 0) -> Value:
-    sizes = graph.ints([part.shape[dim] for part in result])
+    sizes = graph.ints([chunk.shape[dim] for chunk in result])
     return graph.add("Split", x, sizes, outputs=len(result), axis=dim)
 
 
 @writes(aten.cat.default)
-def _cat(graph: Graph, _result: Tensor, parts: Sequence[Value], dim: int = 0) -> Value:
-    return graph.add("Concat", *parts, axis=dim)
+def _cat(graph: Graph, _result: Tensor, tensors: Sequence[Value], dim: int = 0) -> Value:
+    return graph.add("Concat", *tensors, axis=dim)
 
 
 @writes(aten.upsample_nearest2d.vec)
@@ -326,7 +330,7 @@ def _conv(
 def _linear(graph: Graph, result: Tensor, x: Value, weight: Weight, bias: Weight | None = None) -> Value:
     if result.dim() == 2 and bias is not None:
         return graph.add("Gemm", x, weight, bias, transB=1)
-    product = graph.add("MatMul", x, weight._replace(tensor=weight.tensor.t()))
+    product = graph.add("MatMul", x, weight._replace(tensor=weight.tensor.t()))  # weight: (out, in) -> (in, out)
     return product if bias is None else graph.add("Add", product, bias)
 
 
@@ -334,12 +338,12 @@ def _linear(graph: Graph, result: Tensor, x: Value, weight: Weight, bias: Weight
 def _group_norm(
     graph: Graph, result: Tensor, x: Value, groups: int, weight: Weight, bias: Weight, eps: float = 1e-5, *_: Value
 ) -> Value:
-    # ONNX Runtime has no kernel of its own for GroupNormalization on the CPU.
-    rows = graph.add("Reshape", x, graph.ints([result.shape[0], groups, -1]))
-    rows = graph.add("InstanceNormalization", rows, torch.ones(groups), torch.zeros(groups), epsilon=eps)
-    normal = graph.add("Reshape", rows, graph.ints(result.shape))
+    # ONNX Runtime has no CPU kernel for GroupNormalization: use instance normalization of the groups.
+    grouped = graph.add("Reshape", x, graph.ints([result.shape[0], groups, -1]))  # (B, C, H, W) -> (B, G, C/G·H·W)
+    grouped = graph.add("InstanceNormalization", grouped, torch.ones(groups), torch.zeros(groups), epsilon=eps)
+    normalized = graph.add("Reshape", grouped, graph.ints(result.shape))  # (B, G, C/G·H·W) -> (B, C, H, W)
     scale, shift = (w._replace(tensor=w.tensor.view(-1, 1, 1)) for w in (weight, bias))
-    return graph.add("Add", graph.add("Mul", normal, scale), shift)
+    return graph.add("Add", graph.add("Mul", normalized, scale), shift)
 
 
 @writes(aten.layer_norm.default)

@@ -1,4 +1,4 @@
-"""Latency records with what they are of, one to a line of a file: what a prediction is learned from and held to."""
+"""Files of latency records as JSON lines: training and validation data of latency models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from snapgen.errors import InputError
 
 
 class LatencySample(Config):
-    """One architecture's latency record, and the input that it was taken with."""
+    """A latency record with the architecture and the input size that it was measured for."""
 
     architecture: Architecture
     latent_size: int
@@ -25,19 +25,19 @@ class LatencySample(Config):
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What was timed: architecture id, latent size, context tokens."""
+        """Key of the measured net: architecture id, latent size, context tokens."""
         return self.architecture.id, self.latent_size, self.context_tokens
 
     def operations(self) -> list[Operation]:
-        """What was timed, operation by operation."""
+        """Operations of the measured net."""
         return operations(self.architecture, self.latent_size, context_tokens=self.context_tokens)
 
 
 def load_samples(path: Path) -> list[LatencySample]:
-    """Every record of a JSON-lines file; a last line that a killed writer left torn is passed over.
+    """Load all samples of a JSON lines file; an incomplete last line, left by a killed process, is ignored.
 
     Raises:
-        InputError: naming the file and the line that is no record.
+        InputError: naming the file and the invalid line.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -47,64 +47,64 @@ def load_samples(path: Path) -> list[LatencySample]:
         raise InputError(path, "is not text (not UTF-8)", "name a file of JSON lines") from None
     except OSError as error:
         raise InputError(path, (error.strerror or "cannot be read").lower(), "name a readable file") from None
-    return [_parsed(line, path, number) for number, line in enumerate(_whole_lines(text), start=1) if line.strip()]
+    return [_parse(line, path, number) for number, line in enumerate(_complete_lines(text), start=1) if line.strip()]
 
 
-def _whole_lines(text: str) -> list[str]:
+def _complete_lines(text: str) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def _parsed(line: str, path: Path, number: int) -> LatencySample:
+def _parse(line: str, path: Path, number: int) -> LatencySample:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
-        raise InputError(path, "is not JSON", "remove or mend the line", place=f"line {number}") from None
+        raise InputError(path, "is not JSON", "remove or repair the line", place=f"line {number}") from None
     return config.parse_config(values, LatencySample, source=path, place=f"line {number}")
 
 
 def ensure_writable(path: Path) -> None:
-    """Make the file, if it is missing, before anything is spent on what goes there.
+    """Create the file if it is missing, to detect an unwritable path before measuring.
 
     Raises:
-        InputError: if it can not be written.
+        InputError: if it cannot be written.
     """
     try:
         path.open("ab").close()
     except OSError as error:
         raise InputError(
-            path, (error.strerror or "can not be written").lower(), "name a file in a folder that is there"
+            path, (error.strerror or "cannot be written").lower(), "name a file in an existing folder"
         ) from None
 
 
-def append(path: Path, timed: LatencySample) -> None:
-    """Add a record to a file, which is made if it is missing; a torn last line is cut off first."""
+def append(path: Path, sample: LatencySample) -> None:
+    """Append a sample to a file, creating the file if it is missing and removing an incomplete last line."""
     with path.open("a+b") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(json.dumps(timed.model_dump(mode="json", exclude_defaults=True), allow_nan=False).encode() + b"\n")
+        file.write(json.dumps(sample.model_dump(mode="json", exclude_defaults=True), allow_nan=False).encode() + b"\n")
 
 
 def group_by_architecture(path: Path, latent_size: int, context_tokens: int) -> dict[str, list[LatencyRecord]]:
-    """A file's records of such an input, by architecture id; none where there is no file.
+    """A file's records for that input size, by architecture id; empty if the file does not exist.
 
     Raises:
-        InputError: as `load_samples`.
+        InputError: like `load_samples`.
     """
-    found: dict[str, list[LatencyRecord]] = defaultdict(list)
-    for timed in load_samples(path) if path.exists() else []:
-        if timed.key[1:] == (latent_size, context_tokens):
-            found[timed.key[0]].append(timed.record)
-    return found
+    records: dict[str, list[LatencyRecord]] = defaultdict(list)
+    for sample in load_samples(path) if path.exists() else []:
+        if sample.key[1:] == (latent_size, context_tokens):
+            records[sample.key[0]].append(sample.record)
+    return records
 
 
-def fastest_per_net(records: Iterable[LatencySample]) -> list[LatencySample]:
-    """Of several records of one thing the one with the lowest median, in the order of their first.
+def fastest_per_net(samples: Iterable[LatencySample]) -> list[LatencySample]:
+    """Select the sample with the lowest median for each net, in the order of first occurrence.
 
-    What disturbs a measurement only ever adds to it.
+    Disturbances can only increase a measured time, so the lowest median is the best estimate.
     """
-    best: dict[tuple[str, int, int], LatencySample] = {}
-    for timed in records:
-        known = best.setdefault(timed.key, timed)
-        if timed.record.median_ms < known.record.median_ms:
-            best[timed.key] = timed
-    return list(best.values())
+    fastest: dict[tuple[str, int, int], LatencySample] = {}
+    for sample in samples:
+        current = fastest.setdefault(sample.key, sample)
+        if sample.record.median_ms < current.record.median_ms:
+            fastest[sample.key] = sample
+    return list(fastest.values())

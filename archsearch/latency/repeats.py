@@ -1,9 +1,9 @@
-"""Time networks again and again until two measurements agree."""
+"""Repeated latency measurements of networks until two measurements agree."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -15,58 +15,59 @@ from archsearch.spaces.space import Space
 from snapgen import seeding
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
+from snapgen.progress import ProgressCallback, ignore_progress
 
 TRIES = 100
-"""Random points for each architecture wanted, after which a space is said not to have so many."""
-
+"""Number of random points per requested architecture before a space is considered too small."""
 
 AGREEMENT = 0.03
-"""Of the two lowest of several measurements, at which they are taken for undisturbed."""
-
+"""Relative difference of the two lowest measurements up to which they count as undisturbed."""
 
 IDLE_PERCENT = 15
-"""Of all processors together, under which the machine counts as idle."""
+"""CPU utilization of the whole machine up to which it counts as idle."""
 
 
 def sample_architectures(space: Space, count: int, *, seed: int) -> list[Architecture]:
-    """So many different random architectures of a space, all within its limits; more begin with the same ones.
+    """Sample distinct architectures that satisfy a space's constraints.
+
+    A larger count with the same seed starts with the same architectures.
 
     Raises:
-        InputError: if random points do not find so many.
+        InputError: if random points do not yield that number of architectures.
     """
     from archsearch.cost.counter import cost
 
     rng = random.Random(seeding.derive_seed(seed, space.digest, "timings"))
-    found: dict[str, Architecture] = {}
+    sampled: dict[str, Architecture] = {}
     tried: set[str] = set()
     for _ in range(count * TRIES):
-        if len(found) == count:
+        if len(sampled) == count:
             break
         arch = space.architecture(space.sample(rng))
         if arch.id not in tried:
             tried.add(arch.id)
-            if not space.limits or space.within_limits(
+            if not space.constraints or space.meets_constraints(
                 cost(arch, space.latent_size, context_tokens=space.context_tokens)
             ):
-                found[arch.id] = arch
-    if len(found) < count:
-        problem = f"{count * TRIES} random points had {len(found)} different architectures within its limits"
+                sampled[arch.id] = arch
+    if len(sampled) < count:
+        problem = f"{count * TRIES} random points had {len(sampled)} different architectures within the constraints"
         raise InputError(space.source, problem, "ask for fewer")
-    return list(found.values())
+    return list(sampled.values())
 
 
-def is_repeatable(medians: Sequence[float], least: int = 3) -> bool:
-    """Whether there are so many measurements of one thing at least, and the two lowest agree within `AGREEMENT`.
+def is_repeatable(medians: Sequence[float], min_repeats: int = 3) -> bool:
+    """Whether there are at least ``min_repeats`` measurements and the two lowest agree within `AGREEMENT`.
 
-    A neighbour on the same core slows whole measurements down, mostly each by another factor: what was reached twice,
-    and not undercut by any other, is taken to be the undisturbed time.
+    A process on the same core slows down entire measurements, each usually by a different factor. The lowest time is
+    therefore considered undisturbed once it has been reached twice.
     """
     ordered = sorted(medians)
-    return len(ordered) >= max(least, 2) and ordered[1] <= ordered[0] * (1 + AGREEMENT)
+    return len(ordered) >= max(min_repeats, 2) and ordered[1] <= ordered[0] * (1 + AGREEMENT)
 
 
 def wait_until_idle() -> None:
-    """Return once the machine has done next to nothing for a second."""
+    """Block until the machine has been idle for a second."""
     while psutil.cpu_percent(interval=1) > IDLE_PERCENT:
         pass
 
@@ -77,31 +78,46 @@ def collect(
     archs: Sequence[Architecture],
     path: Path,
     *,
-    least: int = 3,
-    most: int = 8,
+    min_repeats: int = 3,
+    max_repeats: int = 8,
     ready: Callable[[], None] = lambda: None,
     failed: Callable[[Architecture, str], None] = lambda *_: None,
-) -> Iterator[float]:
-    """Measure architectures into a file until each is `is_repeatable`, at most so many times; what is there counts.
+    progress: ProgressCallback = ignore_progress,
+) -> None:
+    """Measure architectures and append the samples to a file, until the measurements of each agree (`is_repeatable`).
 
-    They take turns (`measure_round_robin`), so that a busy spell does not meet one alone.
+    Samples in the file count. Architectures are measured in rounds (`measure_round_robin`), so that a period of load
+    does not affect a single one.
 
     Args:
-        ready: called before each measurement, which it may hold up (`wait_until_idle`).
-        failed: told an architecture that could not be timed, and why; it is not tried again.
-
-    Yields:
-        The share of the architectures that are done.
+        backend: measures the architectures.
+        space: determines latent size and context length.
+        archs: architectures to measure.
+        path: JSON lines file of samples.
+        min_repeats: fewest measurements per architecture.
+        max_repeats: most measurements per architecture, whether or not they agree.
+        ready: called before each measurement; may block, e.g. `wait_until_idle`.
+        failed: called with an architecture that could not be measured and the reason; it is not tried again.
+        progress: called after each measurement, with the fraction of the architectures that are done.
     """
-    known = group_by_architecture(path, space.latent_size, space.context_tokens)
-    records = {arch.id: known[arch.id] for arch in archs}
-    where = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
+    existing = group_by_architecture(path, space.latent_size, space.context_tokens)
+    records = {arch.id: existing[arch.id] for arch in archs}
+    input_size = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
 
-    def keep(arch: Architecture, record: LatencyRecord) -> None:
-        append(path, LatencySample(**where, architecture=arch, record=record))
+    def save(arch: Architecture, record: LatencyRecord) -> None:
+        append(path, LatencySample(**input_size, architecture=arch, record=record))
 
-    yield from measure_round_robin(
-        backend, archs, records, keep=keep, least=least, most=most, ready=ready, failed=failed, **where
+    measure_round_robin(
+        backend,
+        archs,
+        records,
+        save=save,
+        min_repeats=min_repeats,
+        max_repeats=max_repeats,
+        ready=ready,
+        failed=failed,
+        progress=progress,
+        **input_size,
     )
 
 
@@ -112,51 +128,48 @@ def measure_round_robin(
     *,
     latent_size: int,
     context_tokens: int,
-    keep: Callable[[Architecture, LatencyRecord], None],
-    least: int,
-    most: int,
+    save: Callable[[Architecture, LatencyRecord], None],
+    min_repeats: int,
+    max_repeats: int,
     ready: Callable[[], None] = lambda: None,
     failed: Callable[[Architecture, str], None] | None = None,
-) -> Iterator[float]:
-    """Measure architectures until each is `is_repeatable`, at most so many times, all once before any is measured
-    twice.
+    progress: ProgressCallback = ignore_progress,
+) -> None:
+    """Measure architectures in rounds, each once per round, until the measurements of each agree (`is_repeatable`).
 
-    Predictions are the same every time, so one of each does.
+    Predicted latencies are deterministic, so they are not repeated.
 
     Args:
-        records: what there is of each, by id; what is measured is added.
-        keep: given each record as it comes.
-        ready: as `collect`.
-        failed: as `collect`; without it the failure is raised.
-
-    Yields:
-        The share of the architectures that are done.
+        records: existing records by architecture id; new records are appended.
+        save: called with each new record.
+        ready, failed: see `collect`; without ``failed`` the error is raised.
+        progress: see `collect`.
     """
     from archsearch.latency.base import MeasurementError
 
-    def done(taken: Sequence[LatencyRecord]) -> bool:
+    def done(measured: Sequence[LatencyRecord]) -> bool:
         return (
-            is_repeatable([record.median_ms for record in taken], least)
-            or len(taken) >= max(most, least)
-            or any(record.source == "predicted" for record in taken)
+            is_repeatable([record.median_ms for record in measured], min_repeats)
+            or len(measured) >= max(max_repeats, min_repeats)
+            or any(record.source == "predicted" for record in measured)
         )
 
     waiting = list(archs)
-    for turn in range(1, max(most, least) + 1):
+    for repeat in range(1, max(max_repeats, min_repeats) + 1):
         for arch in list(waiting):
-            taken = records[arch.id]
+            measured = records[arch.id]
             try:
-                if len(taken) < turn and not done(taken):
+                if len(measured) < repeat and not done(measured):
                     ready()
                     record = backend.measure(arch, latent_size, context_tokens)
-                    keep(arch, record)
-                    taken.append(record)
+                    save(arch, record)
+                    measured.append(record)
             except MeasurementError as failure:
                 if failed is None:
                     raise
                 failed(arch, str(failure))
                 waiting.remove(arch)
             else:
-                if done(taken):
+                if done(measured):
                     waiting.remove(arch)
-            yield 1 - len(waiting) / len(archs)
+            progress(1 - len(waiting) / len(archs))

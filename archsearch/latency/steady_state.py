@@ -1,4 +1,4 @@
-"""When a repeated run's times have settled, and what they settled on."""
+"""Repetition of a timed run until its times reach a steady state."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ from pydantic import Field
 from snapgen.config import Config
 
 AGREEING_BLOCKS = 3
-# The range of n values holds their median's true value with probability 1 − 2^(1−n): 97 % for six, 94 % for five.
-FEWEST_BLOCKS = 6
+"""Number of consecutive blocks that must agree to end the warm-up."""
+
+MIN_BLOCKS = 6
+"""Fewest blocks after the warm-up. The range of n values contains the true median with probability 1 − 2^(1−n): 97 %
+for six values, 94 % for five."""
+
 DEVIATIONS_95 = 1.96
+"""Half width of a normal distribution's 95 % interval, in standard deviations."""
 
 
 class SteadyStateConfig(Config):
-    """Until when a run is repeated; see `time_until_steady`."""
+    """Rule for the number of repetitions; see `time_until_steady`."""
 
     block_seconds: float = Field(default=0.05, gt=0, le=60)
+    """Approximate duration of a block of runs."""
     agreement: float = Field(default=0.05, gt=0, le=1)
+    """Relative difference of the medians of consecutive blocks that ends the warm-up."""
     precision: float = Field(default=0.03, gt=0, le=1)
+    """Relative half width of the median's 95 % interval at which the times count as steady."""
     seconds: float = Field(default=4, gt=0, le=3600)
+    """Time limit."""
 
 
 @dataclass(frozen=True)
 class RunTimes:
-    """The times of the runs that count, in seconds, in their order."""
+    """Times of the runs after the warm-up, in seconds, in order."""
 
     runs: tuple[float, ...]
     steady: bool
@@ -44,51 +53,52 @@ def time_until_steady(
 ) -> RunTimes:
     """Repeat ``run`` until its times are in a steady state.
 
-    The first run never counts. The others are grouped into blocks of about ``block_seconds``, at least one run each,
-    and a block is known by its median, which a run that was disturbed does not move. Blocks are warm-up, and dropped,
-    until three in a row have medians within ``agreement`` of each other (relative). The times are steady once there
-    are six blocks since, and the 95 % interval of the median over them (order statistics of the blocks' medians: runs
-    of one block are not independent) lies within ``precision`` of it on both sides. After ``seconds`` it ends as it
-    is, though not before three blocks: steady if what there is lies that close, otherwise not. Times that never
-    agreed are reported without their first half.
+    The first run is discarded. The others are grouped into blocks of about ``block_seconds`` with at least one run
+    each, represented by their median, which is robust to single disturbed runs. Blocks count as warm-up and are
+    discarded until three consecutive medians lie within ``agreement`` of each other (relative). The times are steady
+    once there are six blocks after the warm-up and the 95 % interval of the median over them lies within ``precision``
+    of it on both sides. The interval uses order statistics of the blocks' medians, because runs of one block are not
+    independent. After ``seconds``, but not before three blocks, the repetition stops; the result counts as steady if
+    the interval is that narrow. If the medians never agreed, the first half of the blocks is discarded.
 
     Args:
-        run: runs once and returns its seconds.
-        clock: seconds, for the limit.
+        run: runs once and returns its duration in seconds.
+        rule: block duration, thresholds and time limit.
+        clock: current time in seconds, for the time limit.
     """
-    began = clock()
+    start = clock()
     run()
     size = max(1, round(rule.block_seconds / max(run(), 1e-6)))
     blocks: list[list[float]] = []
     medians: list[float] = []
-    warm: int | None = None
+    warm: int | None = None  # number of warm-up blocks, once known
     while True:
         blocks.append([run() for _ in range(size)])
         medians.append(float(np.median(blocks[-1])))
         if warm is None and _agree(medians[-AGREEING_BLOCKS:], rule.agreement):
             warm = len(blocks) - AGREEING_BLOCKS
         precise = warm is not None and _precise(medians[warm:], rule.precision)
-        enough = warm is not None and len(blocks) - warm >= FEWEST_BLOCKS
-        late = clock() - began >= rule.seconds and len(blocks) >= AGREEING_BLOCKS
+        enough = warm is not None and len(blocks) - warm >= MIN_BLOCKS
+        late = clock() - start >= rule.seconds and len(blocks) >= AGREEING_BLOCKS
         if late or (precise and enough):
-            kept = blocks[len(blocks) // 2 if warm is None else warm :]
-            return RunTimes(tuple(seconds for block in kept for seconds in block), steady=precise)
+            steady_blocks = blocks[len(blocks) // 2 if warm is None else warm :]
+            return RunTimes(tuple(seconds for block in steady_blocks for seconds in block), steady=precise)
 
 
-def _agree(medians: Sequence[float], within: float) -> bool:
-    return len(medians) == AGREEING_BLOCKS and max(medians) <= min(medians) * (1 + within)
+def _agree(medians: Sequence[float], tolerance: float) -> bool:
+    return len(medians) == AGREEING_BLOCKS and max(medians) <= min(medians) * (1 + tolerance)
 
 
-def _precise(medians: Sequence[float], within: float) -> bool:
+def _precise(medians: Sequence[float], tolerance: float) -> bool:
     low, high = median_interval(medians)
     median = float(np.median(medians))
-    return median * (1 - within) <= low and high <= median * (1 + within)
+    return median * (1 - tolerance) <= low and high <= median * (1 + tolerance)
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the median of independent values, by order statistics; of fewer than six, their range."""
+    """95 % interval of the median of independent values by order statistics; the range for fewer than six values."""
     ordered = sorted(values)
     n = len(ordered)
-    # The rank below the median that the normal approximation of the binomial gives, rounded outwards.
+    # rank below the median by the normal approximation of the binomial distribution, rounded outwards
     below = max(0, int(n / 2 - DEVIATIONS_95 * n**0.5 / 2))
     return ordered[below], ordered[n - 1 - below]

@@ -1,4 +1,4 @@
-"""Spaces, studies, ablations, evolutions, recipes and comparisons that come with archsearch, found by name.
+"""Spaces, studies, recipes and comparisons that come with archsearch, found by name, and the schemas of such files.
 
 People edit and read them in the folders ``spaces`` and ``studies`` at the top of a checkout, to which the links beside
 this file lead; the wheel has the files themselves in their place.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator
 
@@ -27,6 +27,9 @@ NOUNS: dict[Kind, str] = {
     "training": "recipe",
     "comparison": "comparison",
 }
+SchemaKind = Literal["study", "space", "recipe", "comparison", "architecture"]
+"""The kinds of file that people write; searches, ablations and evolutions are all studies."""
+
 RUNS = Path("runs")
 """Folder of all runs, under the current directory."""
 
@@ -45,6 +48,17 @@ def shipped(kind: Kind) -> dict[str, Path]:
     """Files of a kind that come with archsearch, by name."""
     folder = _folder("spaces") if kind == "space" else _folder("studies") / kind
     return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+
+
+def schema_path(kind: str) -> Path:
+    """The JSON schema of a kind of file, which `archsearch.schemas` makes.
+
+    Raises:
+        InputError: if there is no such kind; the message lists them.
+    """
+    if kind not in get_args(SchemaKind):
+        raise InputError(kind, "is not a kind of file", f"use one of: {', '.join(get_args(SchemaKind))}")
+    return Path(__file__).parent / "schemas" / f"{kind}.schema.json"
 
 
 def _folder(name: str) -> Path:

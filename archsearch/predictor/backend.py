@@ -1,4 +1,4 @@
-"""A latency backend that predicts by a fitted model."""
+"""Latency backend that predicts with a fitted model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from snapgen.errors import InputError
 
 
 class PredictedBackend:
-    """A backend that runs nothing: it predicts by a model."""
+    """Latency backend that predicts with a model instead of measuring."""
 
     def __init__(self, model: LatencyModel) -> None:
         self.model = model
@@ -28,35 +28,36 @@ class PredictedBackend:
         return self.model.record(self.predict(arch, latent_size, context_tokens))
 
     def predict(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyPrediction:
-        """What is behind the record of `measure`."""
+        """The prediction, with its intervals, that the record of `measure` is made of."""
         return self.model.predict(operations(arch, latent_size, context_tokens=context_tokens))
 
 
 class PredictedConfig(Config):
-    """What a study may say beside the device's name; a model was fitted under settings of its own."""
+    """Options of a predicted device. They must agree with the conditions that the model was fitted under."""
 
     threads: int | None = Field(default=None, ge=1)
+    """CPU threads; must be those that the model was fitted under."""
 
 
 def predicted_backend(device: str, options: Mapping[str, Any]) -> PredictedBackend:
-    """The backend of a shipped profile's name, or of a file that ``archsearch latency fit`` wrote.
+    """Build the backend of a shipped profile, by name, or of a file written by ``archsearch latency fit``.
 
     Raises:
-        InputError: if it is neither, or the options are not those that it was fitted under.
+        InputError: if it is neither, or the options differ from the conditions that the model was fitted under.
     """
     model = load_latency_model(device)
     threads = config.parse_config(dict(options), PredictedConfig, source="latency").threads
     if None not in (threads, model.threads) and threads != model.threads:
         problem = f"{device} predicts {model.threads} threads, not {threads}"
-        raise InputError("latency", problem, f"say threads: {model.threads}, or fit a model to such records")
+        raise InputError("latency", problem, f"set threads: {model.threads}, or fit a model to such records")
     return PredictedBackend(model)
 
 
 def load_latency_model(device: str) -> LatencyModel:
-    """A shipped profile's model by its name, or one's own by its path.
+    """Load the model of a shipped profile, by name, or a model file, by path.
 
     Raises:
-        InputError: if there is none.
+        InputError: if it does not exist.
     """
     from archsearch.predictor import profiles
 

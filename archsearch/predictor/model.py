@@ -1,7 +1,8 @@
-"""Latency that is predicted, not measured: a model of one device, and how wrong it may be.
+"""Latency models: linear models of one device's latency, with prediction intervals.
 
-A model is data, a JSON file: what a device takes for each kind of operation (a call, a billion MACs, a megabyte moved),
-fitted to records of the device (`fit_latency_model`) or to figures published of it (`archsearch.predictor.profiles`).
+A model is a JSON file with the time that a device takes for each kind of operation (per call, per billion MACs, per
+megabyte moved), fitted to latency records (`fit_latency_model`) or to published figures
+(`archsearch.predictor.profiles`).
 """
 
 from __future__ import annotations
@@ -34,68 +35,65 @@ from snapgen.config import Config
 from snapgen.errors import InputError
 
 COVERAGE = 0.9
-"""Of the interval that a prediction carries."""
+"""Coverage of a prediction's interval."""
 
+MAX_INTERVAL_FACTOR = 1000.0
+"""Largest ratio of an interval's end to the prediction; a prediction with such an interval is meaningless."""
 
-WIDEST = 1000.0
-"""The interval's ends are at most so many times apart from the prediction, which then says nothing."""
-
-
-FEWEST = 10
-"""Records under which no model is fitted: its interval would be the largest error, whatever the coverage."""
-
+MIN_RECORDS = 10
+"""Fewest records to fit a model: with fewer, the interval would be the largest error, regardless of the coverage."""
 
 ELEMENT_BYTES = {"host": 4}
-"""Float32 there; every other device runs float16."""
+"""Size of an element on devices that run float32; all others run float16."""
 
-
-COMPUTING: tuple[Kind, ...] = ("conv", "depthwise", "pointwise", "linear", "attention")
-
+KINDS_WITH_MACS: tuple[Kind, ...] = ("conv", "depthwise", "pointwise", "linear", "attention")
 
 FEATURES = (
     *(f"{kind} calls" for kind in KINDS),
-    *(f"{kind} GMACs" for kind in COMPUTING),
+    *(f"{kind} GMACs" for kind in KINDS_WITH_MACS),
     *(f"{kind} MB" for kind in KINDS),
     "attention heads",
     "spilled conv GMACs",
     "weights MB",
 )
-"""What a net's time is the sum of: dispatches, arithmetic and memory traffic, a kind of operation at a time.
+"""Features of a net: dispatches, arithmetic and memory traffic of each kind of operation.
 
-Attention's heads are those of its keys: each is a pair of matrix products of its own, however small.
+Attention heads are counted separately because each is a pair of matrix products of its own, however small.
 """
 
 
 def features(steps: Sequence[Operation], *, element_bytes: int, cache_mb: float | None) -> Array:
-    """What each of `FEATURES` comes to in a net.
+    """Feature vector of a net, in the order of `FEATURES`.
 
     Args:
-        element_bytes: of an activation or a weight on the device.
-        cache_mb: its fast memory. Where the activations of a dense convolution, of one image of the batch, do not fit
-            in it, the share of its MACs that has to fetch them again for every output channel is *spilled*.
+        steps: operations of the net.
+        element_bytes: size of an activation or a weight on the device.
+        cache_mb: size of the device's fast memory. If the activations of a dense convolution, for one image of the
+            batch, exceed it, the fraction of its MACs that must fetch activations again counts as *spilled*.
     """
-    found = dict.fromkeys(FEATURES, 0.0)
+    amounts = dict.fromkeys(FEATURES, 0.0)
     for step in steps:
         megabytes = step.moved * element_bytes / 1e6
-        found[f"{step.kind} calls"] += 1
-        found[f"{step.kind} MB"] += megabytes
-        found["weights MB"] += step.weights * element_bytes / 1e6
+        amounts[f"{step.kind} calls"] += 1
+        amounts[f"{step.kind} MB"] += megabytes
+        amounts["weights MB"] += step.weights * element_bytes / 1e6
         if step.macs:
-            found[f"{step.kind} GMACs"] += step.macs / 1e9
+            amounts[f"{step.kind} GMACs"] += step.macs / 1e9
         if step.kind == "attention":
-            found["attention heads"] += math.prod(step.shape[:-2])
+            amounts["attention heads"] += math.prod(step.shape[:-2])
         if step.kind == "conv" and cache_mb is not None:
             spilled = max(0.0, 1 - cache_mb / (megabytes / step.shape[0]))
-            found["spilled conv GMACs"] += spilled * step.macs / 1e9
-    return np.array([found[name] for name in FEATURES])
+            amounts["spilled conv GMACs"] += spilled * step.macs / 1e9
+    return np.array([amounts[name] for name in FEATURES])
 
 
 FigureUse = Literal["fitted", "borrowed", "check"]
-"""Fitted to; fitted to, though it is another device's, and so with a tolerance of its own; or only compared."""
+"""Use of a published figure: fitted to; fitted to although it is another device's, with its own tolerance; or only
+compared with the prediction."""
 
 
 class Residual(Config):
-    """A published figure beside what the model says of it, in the figure's own unit."""
+    """A published figure and the model's prediction of it, in the figure's unit."""
 
     what: str
     device: str
@@ -107,14 +105,14 @@ class Residual(Config):
 
     @property
     def error(self) -> float:
-        """Relative: +0.1 is a tenth too much."""
+        """Relative error: +0.1 means 10 % too high."""
         return self.predicted / self.published - 1
 
 
 class LatencyPrediction(NamedTuple):
-    """Milliseconds of a net; the interval that holds the truth at `COVERAGE`, and the one that holds it half the time.
+    """Predicted latency of a net in milliseconds, with its interval of coverage `COVERAGE` and its 50 % interval.
 
-    ``shares`` are what each kind of operation, and fetching the weights, adds to it: an estimate of its own.
+    ``shares`` holds the estimated milliseconds of each kind of operation and of fetching the weights.
     """
 
     ms: float
@@ -124,10 +122,10 @@ class LatencyPrediction(NamedTuple):
 
 
 class LatencyModel(Config):
-    """What one device takes, by `FEATURES`, under the conditions of the records or figures that it was fitted to."""
+    """Linear latency model of one device, under the conditions of the records or figures that it was fitted to."""
 
     version: Literal[1] = 1
-    """Of the file's form and of the features' meaning."""
+    """Version of the file format and of the features."""
     device: str
     compute_units: str
     chip: str
@@ -137,19 +135,19 @@ class LatencyModel(Config):
     element_bytes: int = Field(ge=1, le=8)
     cache_mb: float | None = Field(default=None, gt=0)
     coefficients: dict[str, float]
-    """Milliseconds for one of each feature; one that is not named was never seen, and nothing is known of it."""
+    """Milliseconds per unit of each feature; features that never occurred in the fitted nets are missing."""
     covariance: tuple[tuple[float, ...], ...]
-    """Of the named coefficients, in their order."""
+    """Covariance of the coefficients, in their order."""
     tolerance: float = Field(gt=0)
-    """Relative error of a single time."""
+    """Relative error of a single latency."""
     quantiles: dict[Literal["half", "most"], float]
-    """Claimed deviations that held half of the left-out evidence, and `COVERAGE` of it."""
+    """Multiples of the claimed deviation that covered half, and `COVERAGE`, of the left-out observations."""
     fitted_to: tuple[str, ...] = ()
     """Ids of the architectures whose records it was fitted to."""
     baselines: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    """What the same records make of one number alone: milliseconds at zero, and for each million of it."""
+    """Linear fit of the same records on each of `BASELINES`: milliseconds at zero, and per million."""
     residuals: tuple[Residual, ...] = ()
-    """Published figures, those that are missed included."""
+    """All published figures with their predictions, including those that the model does not fit well."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -157,68 +155,68 @@ class LatencyModel(Config):
         if unknown:
             raise ValueError(f"unknown feature {unknown[0]!r:.60}; use {', '.join(FEATURES)}")
         if any(value < 0 for value in self.coefficients.values()):
-            raise ValueError("a coefficient is below zero; fit the model again")
+            raise ValueError("a coefficient is negative; fit the model again")
         size = len(self.coefficients)
         if len(self.covariance) != size or any(len(row) != size for row in self.covariance):
             raise ValueError(f"the covariance is not {size} × {size}; fit the model again")
         if self.quantiles.keys() != {"half", "most"}:
-            raise ValueError("quantiles are not of half and most; fit the model again")
+            raise ValueError("the keys of quantiles are not half and most; fit the model again")
         return self
 
     @classmethod
     def load(cls, path: Path) -> LatencyModel:
-        """From a file.
+        """Load a model from a file.
 
         Raises:
-            InputError: if it is no model of this version.
+            InputError: if it is not a model of this version.
         """
         return config.load_yaml(path, cls)
 
     def to_json(self) -> str:
-        """As a file has it, which `load` reads back: one line a field, numbers to six digits."""
+        """The content of a model file: one line per field, numbers rounded to six digits."""
         values = _rounded(self.model_dump(mode="json", exclude_defaults=True))
         lines = (f"  {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
         return '{\n  "version": 1,\n' + ",\n".join(lines) + "\n}\n"
 
     @property
     def regression(self) -> LinearFit:
-        """Its coefficients as the regression has them."""
+        """The coefficients and their covariance as a `LinearFit`."""
         return LinearFit(np.array(list(self.coefficients.values())), np.array(self.covariance))
 
     def predict(self, steps: Sequence[Operation]) -> LatencyPrediction:
-        """What a net of these operations takes.
+        """Predict the latency of a net from its operations.
 
         Raises:
-            InputError: if it has a feature that nothing the model was fitted to had.
+            InputError: if the net has a feature that did not occur in the fitted nets.
         """
-        found = dict(
+        amounts = dict(
             zip(FEATURES, features(steps, element_bytes=self.element_bytes, cache_mb=self.cache_mb), strict=True)
         )
-        unseen = [name for name, amount in found.items() if amount and name not in self.coefficients]
+        unseen = [name for name, amount in amounts.items() if amount and name not in self.coefficients]
         if unseen:
-            problem = f"knows nothing of {unseen[0]}: no net that it was fitted to had any"
+            problem = f"cannot predict {unseen[0]}: no net that it was fitted to has any"
             raise InputError(f"predicted:{self.device}", problem, "fit it to records of such nets too")
-        x = np.array([found[name] for name in self.coefficients])
+        x = np.array([amounts[name] for name in self.coefficients])
         regression = self.regression
-        parts = x * regression.coefficients
-        ms = float(parts.sum())
+        contributions = x * regression.coefficients
+        ms = float(contributions.sum())
         if ms <= 0:
-            problem = "gives every operation of this net no time"
+            problem = "predicts zero for every operation of this net"
             raise InputError(f"predicted:{self.device}", problem, "fit it to records of such nets too")
         deviation = regression.deviation(Observation(x, ms, self.tolerance))
 
-        def within(quantile: float) -> tuple[float, float]:
-            factor = math.exp(min(quantile * deviation, math.log(WIDEST)))
+        def interval(quantile: float) -> tuple[float, float]:
+            factor = math.exp(min(quantile * deviation, math.log(MAX_INTERVAL_FACTOR)))
             return ms / factor, ms * factor
 
         shares: dict[str, float] = {}
-        for name, part in zip(self.coefficients, parts, strict=True):
-            group = name.rpartition(" ")[0].removeprefix("spilled ")
-            shares[group] = shares.get(group, 0.0) + float(part)
-        return LatencyPrediction(ms, within(self.quantiles["most"]), within(self.quantiles["half"]), shares)
+        for name, contribution in zip(self.coefficients, contributions, strict=True):
+            kind = name.rpartition(" ")[0].removeprefix("spilled ")  # "spilled conv GMACs" -> "conv"
+            shares[kind] = shares.get(kind, 0.0) + float(contribution)
+        return LatencyPrediction(ms, interval(self.quantiles["most"]), interval(self.quantiles["half"]), shares)
 
     def record(self, prediction: LatencyPrediction) -> LatencyRecord:
-        """A prediction as a latency record; two models of one device do not share its conditions."""
+        """A prediction as a latency record. Its conditions include a digest of the model, so models are not mixed."""
         digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
         return LatencyRecord(
             median_ms=prediction.ms,
@@ -242,74 +240,78 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
-        return {key: _rounded(part) for key, part in value.items()}
-    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def fit_latency_model(records: Sequence[LatencySample], *, source: str | Path = "records") -> LatencyModel:
-    """The model of a device that its records make.
+    """Fit the latency model of a device to its records.
 
     Args:
-        records: one of each net, all under the same conditions.
-        source: where they are from, for errors.
+        records: one record per net, all measured under the same conditions.
+        source: file of the records, for error messages.
 
     Raises:
-        InputError: if they are too few, or of several conditions.
+        InputError: if there are too few records, or their conditions differ.
     """
     _check(records, source)
     first = records[0].record
     element_bytes = ELEMENT_BYTES.get(first.device, 2)
-    passes = [timed.operations() for timed in records]
+    passes = [sample.operations() for sample in records]
     x = np.array([features(steps, element_bytes=element_bytes, cache_mb=None) for steps in passes])
-    times = np.array([timed.record.median_ms for timed in records])
-    seen = x.any(0)
-    x = x[:, seen]
+    times = np.array([sample.record.median_ms for sample in records])
+    present = x.any(0)  # features that occur in any net
+    x = x[:, present]  # (nets, all features) -> (nets, features)
     prior = weak_prior(x, times)
     tolerance = best_tolerance(x, times, prior)
-    evidence = [Observation(row, time, tolerance) for row, time in zip(x, times, strict=True)]
-    found = fit(evidence, prior)
+    observations = [Observation(row, time, tolerance) for row, time in zip(x, times, strict=True)]
+    result = fit(observations, prior)
     return LatencyModel(
         **first.model_dump(include={"device", "compute_units", "chip", "os", "threads", "runtime"}),
         element_bytes=element_bytes,
-        coefficients=dict(zip(np.array(FEATURES)[seen].tolist(), found.coefficients.tolist(), strict=True)),
-        covariance=found.covariance.tolist(),
+        coefficients=dict(zip(np.array(FEATURES)[present].tolist(), result.coefficients.tolist(), strict=True)),
+        covariance=result.covariance.tolist(),
         tolerance=tolerance,
-        quantiles=quantiles(leave_one_out(evidence, prior)),
-        fitted_to=tuple(timed.architecture.id for timed in records),
+        quantiles=quantiles(leave_one_out(observations, prior)),
+        fitted_to=tuple(sample.architecture.id for sample in records),
         baselines={name: _line([baseline_amounts(steps)[name] for steps in passes], times) for name in BASELINES},
     )
 
 
 def quantiles(errors: Sequence[tuple[float, float]]) -> dict[Literal["half", "most"], float]:
-    """What a claimed deviation is worth, from left-out errors and their claims
-    (`archsearch.stats.regression.leave_one_out`)."""
-    normalised = [error / claimed for error, claimed in errors]
-    return {"half": conformal_quantile(normalised, 0.5), "most": conformal_quantile(normalised, COVERAGE)}
+    """Conformal quantiles of normalized errors.
+
+    Args:
+        errors: errors and claimed deviations from `archsearch.stats.regression.leave_one_out`.
+    """
+    normalized = [error / claimed for error, claimed in errors]
+    return {"half": conformal_quantile(normalized, 0.5), "most": conformal_quantile(normalized, COVERAGE)}
 
 
 def _check(records: Sequence[LatencySample], source: str | Path) -> None:
-    if len(records) < FEWEST:
+    if len(records) < MIN_RECORDS:
         problem = f"has records of {len(records)} nets, too few to fit"
-        raise InputError(source, problem, f"measure at least {FEWEST}: archsearch latency sample")
-    conditions = {timed.record.conditions for timed in records}
+        raise InputError(source, problem, f"measure at least {MIN_RECORDS}: archsearch latency sample")
+    conditions = {sample.record.conditions for sample in records}
     if len(conditions) > 1:
-        one, other = sorted(conditions)[:2]
-        differing = next(f"{a} and {b}" for a, b in zip(one, other, strict=True) if a != b)
-        raise InputError(source, f"has records of different conditions: {differing}", "fit each from a file of its own")
-    if "measured" not in {timed.record.source for timed in records}:
-        raise InputError(source, f"has {records[0].record.source} records", "fit to measured ones")
+        a_conditions, b_conditions = sorted(conditions)[:2]
+        differing = next(f"{a} and {b}" for a, b in zip(a_conditions, b_conditions, strict=True) if a != b)
+        raise InputError(source, f"has records of different conditions: {differing}", "fit each from a separate file")
+    if "measured" not in {sample.record.source for sample in records}:
+        raise InputError(source, f"has {records[0].record.source} records", "use measured records")
 
 
 BASELINES = ("MACs", "params")
+"""Single numbers that a latency model should predict better than."""
 
 
 def baseline_amounts(steps: Sequence[Operation]) -> dict[str, float]:
-    """Of `BASELINES`, in millions: what a prediction must beat to be worth its name."""
+    """Values of `BASELINES` for a net, in millions."""
     return {"MACs": sum(step.macs for step in steps) / 1e6, "params": sum(step.weights for step in steps) / 1e6}
 
 
 def _line(amounts: Sequence[float], times: Array) -> tuple[float, float]:
-    """The straight line of least relative error."""
+    """Offset and slope of the line with the least squared relative error."""
     rows = np.stack([np.ones(len(times)), np.array(amounts)], 1) / times[:, None]
     offset, slope = np.linalg.lstsq(rows, np.ones(len(times)))[0]
     return float(offset), float(slope)

@@ -1,8 +1,8 @@
-"""Fits the profiles' models to published figures: ``python -m archsearch.predictor.profile_fitting`` writes their JSON
-files.
+"""Fitting of the shipped latency models to published figures.
 
-A device has fewer figures than its model has coefficients, so the prior decides whatever the figures leave open. The
-figures that are only compared count for the interval, as if left out, which each fitted one is in turn.
+``python -m archsearch.predictor.profile_fitting`` writes the models' JSON files. A device has fewer published figures
+than its model has coefficients, so the prior determines what the figures leave open. Intervals are calibrated with the
+leave-one-out errors of the fitted figures and the errors of those that are only compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class PublishedFigure(Config):
-    """A published figure, as published: exactly one of ``ms``, ``per_second`` and ``ratio``."""
+    """A figure as published: exactly one of ``ms``, ``per_second`` and ``ratio``."""
 
     what: str
     device: str
@@ -40,14 +40,14 @@ class PublishedFigure(Config):
     @model_validator(mode="after")
     def _is_one_figure(self) -> Self:
         if sum(value is not None for value in (self.ms, self.per_second, self.ratio)) != 1:
-            raise ValueError("is not one figure; give one of ms, per_second and ratio")
+            raise ValueError("is not a single figure; give one of ms, per_second and ratio")
         if (self.ratio is None) != (self.against is None):
-            raise ValueError("a ratio is against another net, and nothing else is; mend against")
+            raise ValueError("against is required for a ratio and not allowed otherwise; correct against")
         return self
 
     @property
     def value(self) -> float:
-        """Milliseconds, or the ratio."""
+        """The figure in milliseconds, or the ratio."""
         if self.per_second is not None:
             return 1000 / self.per_second
         value = self.ms if self.ratio is None else self.ratio
@@ -56,51 +56,53 @@ class PublishedFigure(Config):
 
 
 class Figures(Config):
-    """The file of them."""
+    """Schema of ``figures.yaml``."""
 
     figures: tuple[PublishedFigure, ...]
 
 
 class AcceleratorPrior(Config):
-    """What is held of a kind of processor before any figure."""
+    """Prior of the coefficients for a type of accelerator."""
 
     element_bytes: int
     cache_mb: float
     prior: dict[str, tuple[Positive, Positive]]
-    """Of each feature: milliseconds for one, and their standard deviation over that."""
+    """Milliseconds per unit of each feature, and their relative standard deviation."""
 
     def regression_prior(self) -> NormalPrior:
-        """As the regression takes it, in the order of `FEATURES`."""
+        """The prior as a `NormalPrior`, in the order of `FEATURES`."""
         mean, deviation = np.array([self.prior[name] for name in FEATURES]).T
         return NormalPrior(mean, mean * deviation)
 
 
 class DeviceProfile(Config):
-    """A device: its engine, and how far it trusts which device's figures."""
+    """Profile of a device: its accelerator's prior, and the tolerances of the figures that it is fitted to."""
 
     engine: str
     chip: str
     tolerances: dict[str, Positive]
-    """Device to the relative error taken for its figures; those of other devices are only compared."""
+    """Relative error of the figures of each device; figures of devices that are not listed are only compared."""
 
     def use(self, device: str, own: str) -> FigureUse:
-        """What is made of a device's figures for the profile of the device ``own``."""
+        """How the figures of ``device`` are used in the profile of the device ``own``."""
         return "check" if device not in self.tolerances else "fitted" if device == own else "borrowed"
 
 
 def fit_profile(name: str) -> LatencyModel:
-    """The model of a device of `archsearch.predictor.profiles.NAMES`, from its YAML and the figures."""
+    """Fit the model of a device in `archsearch.predictor.profiles.NAMES` to the published figures."""
     profile = config.load_yaml(profiles.FOLDER / f"{name}.yaml", DeviceProfile)
     engine = config.load_yaml(profiles.FOLDER / profile.engine, AcceleratorPrior)
     prior = engine.regression_prior()
-    own = profile.tolerances[name]
+    own_tolerance = profile.tolerances[name]
     figures = published()
-    evidence = [_evidence(figure, profile.tolerances.get(figure.device, own), engine) for figure in figures]
+    observations = [
+        _observation(figure, profile.tolerances.get(figure.device, own_tolerance), engine) for figure in figures
+    ]
     uses = [profile.use(figure.device, name) for figure in figures]
-    fitting = [one for one, use in zip(evidence, uses, strict=True) if use != "check"]
-    found = fit(fitting, prior)
-    checks = [one for one, use in zip(evidence, uses, strict=True) if use == "check"]
-    errors = leave_one_out(fitting, prior) + [found.error(one) for one in checks]
+    fitted = [o for o, use in zip(observations, uses, strict=True) if use != "check"]
+    result = fit(fitted, prior)
+    checks = [o for o, use in zip(observations, uses, strict=True) if use == "check"]
+    errors = leave_one_out(fitted, prior) + [result.error(o) for o in checks]
     return LatencyModel(
         device=name,
         compute_units="Neural Engine",
@@ -109,23 +111,23 @@ def fit_profile(name: str) -> LatencyModel:
         runtime="Core ML",
         element_bytes=engine.element_bytes,
         cache_mb=engine.cache_mb,
-        coefficients=dict(zip(FEATURES, found.coefficients.tolist(), strict=True)),
-        covariance=found.covariance.tolist(),
-        tolerance=own,
+        coefficients=dict(zip(FEATURES, result.coefficients.tolist(), strict=True)),
+        covariance=result.covariance.tolist(),
+        tolerance=own_tolerance,
         quantiles=quantiles(errors),
         residuals=tuple(
-            _residual(figure, one, found.coefficients, use)
-            for figure, one, use in zip(figures, evidence, uses, strict=True)
+            _residual(figure, o, result.coefficients, use)
+            for figure, o, use in zip(figures, observations, uses, strict=True)
         ),
     )
 
 
 def published() -> tuple[PublishedFigure, ...]:
-    """Every figure of ``figures.yaml``."""
+    """All figures of ``figures.yaml``."""
     return config.load_yaml(profiles.FOLDER / "figures.yaml", Figures).figures
 
 
-def _evidence(figure: PublishedFigure, tolerance: float, engine: AcceleratorPrior) -> Observation:
+def _observation(figure: PublishedFigure, tolerance: float, engine: AcceleratorPrior) -> Observation:
     return Observation(
         _features(figure.net, engine),
         figure.value,
@@ -140,16 +142,16 @@ def _features(net: ReferenceNet, engine: AcceleratorPrior) -> Array:
 
 @cache
 def operations_of(net: ReferenceNet) -> list[Operation]:
-    """A net's, which several figures may be of, counted once."""
+    """Operations of a net, cached because several figures may refer to the same net."""
     return net.operations()
 
 
-def _residual(figure: PublishedFigure, evidence: Observation, coefficients: Array, used: FigureUse) -> Residual:
+def _residual(figure: PublishedFigure, observation: Observation, coefficients: Array, used: FigureUse) -> Residual:
     return Residual(
         what=figure.what,
         device=figure.device,
         published=figure.value,
-        predicted=figure.value * evidence.ratio(coefficients),
+        predicted=figure.value * observation.ratio(coefficients),
         unit="ms" if figure.ratio is None else "×",
         source=figure.source,
         used=used,
@@ -157,10 +159,10 @@ def _residual(figure: PublishedFigure, evidence: Observation, coefficients: Arra
 
 
 def main() -> None:
-    """Write every profile's model."""
+    """Fit and write the model of every profile."""
     for name in profiles.NAMES:
-        with atomic_write(profiles.FOLDER / f"{name}.json") as part:
-            part.write_text(fit_profile(name).to_json(), encoding="utf-8")
+        with atomic_write(profiles.FOLDER / f"{name}.json") as temporary:
+            temporary.write_text(fit_profile(name).to_json(), encoding="utf-8")
 
 
 if __name__ == "__main__":

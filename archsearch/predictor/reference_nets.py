@@ -1,4 +1,4 @@
-"""Nets by name, those of published figures among them, as the operations that a device's model predicts from."""
+"""Nets that published figures refer to, by name, as lists of operations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from snapgen.config import Config
 
 
 class ReferenceNet(Config):
-    """A net and the input that it is timed with."""
+    """A net and its input size."""
 
     name: str
     """A preset, ``tiny-decoder``, a reference of a shipped space (``snapgen/row 1``), or a file."""
     changes: dict[str, Any] = Field(default_factory=dict)
-    """Made to the architecture, path to value."""
+    """Overrides of the architecture, by path."""
     latent: int = Field(default=128, ge=1)
     tokens: int = Field(default=77, ge=1)
     batch: int = Field(default=1, ge=1)
@@ -30,10 +30,10 @@ class ReferenceNet(Config):
         return hash(self.digest())
 
     def operations(self) -> list[Operation]:
-        """Of one forward pass; the paper-size decoder's if it is ``tiny-decoder``.
+        """Operations of one forward pass; ``tiny-decoder`` is the decoder of the paper's size.
 
         Raises:
-            InputError: for an unknown name, or a latent that the net does not take.
+            InputError: for an unknown name, or a latent size that the net does not support.
         """
         if self.name == TINY_DECODER:
             return _decoder_operations(self.latent, batch=self.batch)
@@ -42,20 +42,20 @@ class ReferenceNet(Config):
 
 
 def architecture(name: str) -> Architecture:
-    """The architecture of a preset's name, a space's reference or a JSON or YAML file.
+    """The architecture of a preset, a space's reference, or a JSON or YAML file.
 
     Raises:
-        InputError: if there is none.
+        InputError: if it does not exist.
     """
     from archsearch.spaces.loading import NAMES, load_space
 
     space, _, reference = name.partition("/")
     if space in NAMES and reference and not Path(name).exists():
         shipped = load_space(space)
-        points = shipped.points_of()
+        points = shipped.reference_points()
         if reference in points:
             return shipped.architecture(points[reference])
-    return presets.resolve(name, besides=(TINY_DECODER,))
+    return presets.resolve(name, other_names=(TINY_DECODER,))
 
 
 def _decoder_operations(latent: int, *, batch: int) -> list[Operation]:

@@ -1,7 +1,7 @@
-"""Distances between two sets of features, each with the standard error that its finite sample leaves.
+"""Fréchet and kernel distance between two sets of features, each with its standard error.
 
-The *reference* (real images) is a fixed part of the protocol: errors are those of the generated sample alone, which is
-what tells two candidates apart that share a reference.
+The reference (real images) is fixed by the protocol, so errors include only the variance of the generated sample, which
+is what matters for comparing candidates with a common reference.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ from torch import Tensor
 from archsearch.stats.estimate import DistanceEstimate
 
 GROUPS = 32
-"""Of the delete-a-group jackknife; a sample of fewer images is deleted one by one."""
-
+"""Number of groups of the delete-a-group jackknife; smaller samples use one group per image."""
 
 KERNEL_REFERENCES = 4096
-"""Reference images that the kernel distance looks at, evenly spread over the set; all, if there are fewer."""
+"""Largest number of reference images used by the kernel distance, evenly spaced over the set."""
 
 
 @dataclass(frozen=True)
 class ReferenceStats:
-    """What the distances need to know of the real images; float64 on the CPU."""
+    """Statistics of the real images that the distances need; float64 on the CPU."""
 
     mean: Tensor
-    """(D,)."""
+    """Mean of the features, (D,)."""
     covariance: Tensor
-    """(D, D), unbiased."""
+    """Unbiased covariance of the features, (D, D)."""
     features: Tensor
-    """(M, D) of at most `KERNEL_REFERENCES` images."""
+    """Features of at most `KERNEL_REFERENCES` images, (M, D)."""
     similarity: float
-    """Mean kernel between two different ones of ``features``."""
+    """Mean kernel between two different images of ``features``."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """As named tensors, to be stored; features in float32."""
+        """The statistics as named tensors for storage; features in float32."""
         return {
             "mean": self.mean,
             "covariance": self.covariance,
@@ -45,8 +44,8 @@ class ReferenceStats:
         }
 
     @classmethod
-    def of_tensors(cls, tensors: dict[str, Tensor]) -> ReferenceStats:
-        """From what `tensors` gave."""
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> ReferenceStats:
+        """Statistics from the result of `tensors`."""
         return cls(
             mean=tensors["mean"],
             covariance=tensors["covariance"],
@@ -56,87 +55,95 @@ class ReferenceStats:
 
 
 def reference(batches: Iterable[Tensor], count: int) -> ReferenceStats:
-    """The reference of ``count`` feature rows that come in batches (B, D); memory does not grow with their number."""
+    """Statistics of ``count`` feature vectors in batches (B, D), with memory independent of the number of batches."""
     stride = max(1, -(-count // KERNEL_REFERENCES))
-    total, mean, scatter, kept = 0, torch.zeros(()), torch.zeros(()), []
+    total, mean, scatter, subset = 0, torch.zeros(()), torch.zeros(()), []
     for batch in batches:
         rows = batch.double().cpu()
-        kept.append(rows[-total % stride :: stride].float())
-        # Chan's update: exact where a sum of squares would cancel.
+        subset.append(rows[-total % stride :: stride].float())
+        # Parallel update of mean and scatter (Chan et al.): avoids the cancellation of a sum of squares.
         total += len(rows)
-        here = rows.mean(0)
-        shift = here - mean
-        centred = rows - here
-        scatter = scatter + centred.T @ centred + torch.outer(shift, shift) * (len(rows) * (total - len(rows)) / total)
+        batch_mean = rows.mean(0)
+        shift = batch_mean - mean
+        centered = rows - batch_mean
+        scatter = (
+            scatter + centered.T @ centered + torch.outer(shift, shift) * (len(rows) * (total - len(rows)) / total)
+        )
         mean = mean + shift * (len(rows) / total)
     assert total == count > 1, f"{total} rows of {count}"
-    features = torch.cat(kept).double()
-    gram = _kernel(features, features)
-    others = len(features) * (len(features) - 1)
-    return ReferenceStats(mean, scatter / (total - 1), features, float((gram.sum() - gram.trace()) / others))
+    features = torch.cat(subset).double()
+    gram = _kernel(features, features)  # (M, D) -> (M, M)
+    num_pairs = len(features) * (len(features) - 1)
+    return ReferenceStats(mean, scatter / (total - 1), features, float((gram.sum() - gram.trace()) / num_pairs))
 
 
 def frechet_gaussians(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
-    """Squared Fréchet distance of two Gaussians (arXiv 1706.08500, equation 6), float64.
+    """Squared Fréchet distance of two Gaussians (arXiv 1706.08500, equation 6), in float64.
 
-    Symmetric form: tr √(Σ_a Σ_b) is the sum of the roots of the eigenvalues of Σ_a^½ Σ_b Σ_a^½, which is symmetric, so
-    they are real and what is negative among them is rounding.
+    tr √(Σ_a Σ_b) is the sum of the square roots of the eigenvalues of Σ_a^½ Σ_b Σ_a^½. That matrix is symmetric and
+    positive semi-definite, so negative eigenvalues are rounding errors.
     """
-    root = _root(covariance_a.double())
+    root = _sqrt(covariance_a.double())
     inner = root @ covariance_b.double() @ root
-    apart = (mean_a.double() - mean_b.double()).square().sum()
-    return _frechet(apart, covariance_a.double().trace() + covariance_b.double().trace(), inner)
+    mean_distance = (mean_a.double() - mean_b.double()).square().sum()  # ‖μ_a - μ_b‖²
+    return _frechet(mean_distance, covariance_a.double().trace() + covariance_b.double().trace(), inner)
 
 
 def frechet(features: Tensor, real: ReferenceStats) -> DistanceEstimate:
-    """Squared Fréchet distance of features (N, D) to the reference, with a delete-a-group jackknife error.
+    """Squared Fréchet distance of features (N, D) to the reference, with a delete-a-group jackknife standard error.
 
-    The estimate is biased upwards for small N (by about 1 / N); compare only equal N.
+    The estimate is biased upwards for small N (by about 1 / N); compare only estimates with equal N.
     """
     rows = features.double().cpu()
-    # The eigenvalues of Σ^½ AᵀA Σ^½ that are not zero are those of AΣAᵀ, which for few images is far smaller, and of
-    # which every subset is a submatrix. With many images each subset costs a D×D decomposition: fewer groups.
+    # The non-zero eigenvalues of Σ^½ AᵀA Σ^½ (D, D) are those of AΣAᵀ (N, N), which is much smaller for few images, and
+    # whose submatrices belong to subsets of the images. With many images, each subset needs a (D, D) decomposition, so
+    # there are fewer groups.
     few = len(rows) <= rows.shape[1]
     groups = torch.arange(len(rows)) % min(GROUPS if few else GROUPS // 4, len(rows))
     gram = rows @ real.covariance @ rows.T if few else torch.empty(0)
-    root = torch.empty(0) if few else _root(real.covariance)
+    root = torch.empty(0) if few else _sqrt(real.covariance)
 
-    def distance(kept: Tensor) -> float:
-        some = rows[kept]
-        mean = some.mean(0)
-        covered = (some - mean).square().sum() / (len(some) - 1)
-        inner = _doubly_centred(gram[kept][:, kept]) / (len(some) - 1) if few else root @ torch.cov(some.T) @ root
-        return _frechet((mean - real.mean).square().sum(), covered + real.covariance.trace(), inner)
+    def distance(keep_mask: Tensor) -> float:
+        subset = rows[keep_mask]
+        mean = subset.mean(0)
+        trace = (subset - mean).square().sum() / (len(subset) - 1)
+        if few:
+            inner = _center_gram(gram[keep_mask][:, keep_mask]) / (len(subset) - 1)
+        else:
+            inner = root @ torch.cov(subset.T) @ root
+        return _frechet((mean - real.mean).square().sum(), trace + real.covariance.trace(), inner)
 
     left_out = [distance(groups != group) for group in range(int(groups.max()) + 1)]
     return DistanceEstimate(distance(groups >= 0), _jackknife_error(torch.tensor(left_out, dtype=torch.float64)))
 
 
-def _root(covariance: Tensor) -> Tensor:
+def _sqrt(covariance: Tensor) -> Tensor:
+    """Square root of a symmetric positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     return root
 
 
-def _frechet(apart: Tensor, traces: Tensor, inner: Tensor) -> float:
-    cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
-    return float((apart + traces - 2 * cross).clamp(min=0))
+def _frechet(mean_distance: Tensor, traces: Tensor, inner: Tensor) -> float:
+    """‖μ_a - μ_b‖² + tr Σ_a + tr Σ_b - 2 tr √(Σ_a Σ_b)."""
+    cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()  # tr √(Σ_a Σ_b)
+    return float((mean_distance + traces - 2 * cross).clamp(min=0))
 
 
 def kernel(features: Tensor, real: ReferenceStats) -> DistanceEstimate:
-    """Unbiased squared kernel distance (KID, arXiv 1801.01401): polynomial kernel (x·y / D + 1)³, all images at once.
+    """Unbiased squared kernel distance (KID, arXiv 1801.01401) with the kernel (x·y / D + 1)³ over all images.
 
-    The error is the jackknife's (one image left out at a time, exactly, from row sums): a bootstrap would count an
-    image drawn twice as its own neighbour and push the estimate up. May be below zero.
+    The standard error is that of the leave-one-image-out jackknife, computed exactly from row sums. A bootstrap would
+    be biased upwards, because it compares images that are drawn twice with themselves. The estimate may be negative.
     """
     rows = features.double().cpu()
     count = len(rows)
-    own = _kernel(rows, rows)
-    to_others = own.sum(1) - own.diagonal()
-    to_real = _kernel(rows, real.features).mean(1)
+    gram = _kernel(rows, rows)  # (N, N)
+    to_others = gram.sum(1) - gram.diagonal()  # (N,)
+    to_real = _kernel(rows, real.features).mean(1)  # (N, M) -> (N,)
 
-    def distance(pairs: Tensor, reals: Tensor, n: int) -> Tensor:
-        return pairs / (n * (n - 1)) - 2 * reals / n + real.similarity
+    def distance(within: Tensor, cross: Tensor, n: int) -> Tensor:
+        return within / (n * (n - 1)) - 2 * cross / n + real.similarity
 
     value = distance(to_others.sum(), to_real.sum(), count)
     left_out = distance(to_others.sum() - 2 * to_others, to_real.sum() - to_real, count - 1)
@@ -147,11 +154,12 @@ def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def _doubly_centred(gram: Tensor) -> Tensor:
+def _center_gram(gram: Tensor) -> Tensor:
+    """Gram matrix of centered rows, from the Gram matrix of the rows."""
     return gram - gram.mean(0) - gram.mean(1, keepdim=True) + gram.mean()
 
 
 def _jackknife_error(left_out: Tensor) -> float:
-    """Standard error from the estimates that each leave one part of the sample out."""
-    parts = len(left_out)
-    return float(((parts - 1) / parts * (left_out - left_out.mean()).square().sum()).sqrt())
+    """Jackknife standard error from the estimates that leave out one group each, (groups,)."""
+    groups = len(left_out)
+    return float(((groups - 1) / groups * (left_out - left_out.mean()).square().sum()).sqrt())

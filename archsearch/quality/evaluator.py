@@ -1,10 +1,10 @@
-"""Quality of a candidate: a short training run a seed, samples, distances, and the fixed-pair validation loss."""
+"""Evaluation of candidates: a short training run per seed, samples, distances and validation loss."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,119 +27,116 @@ from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.models.unet import UNet
 from snapgen.optim.ema import EMA
+from snapgen.progress import ProgressCallback, ignore_progress, subtask
 from snapgen.seeding import derive_seed
 from snapgen.training.short_run import ShortRunConfig, TrainResult, train
 
-ProgressCallback = Callable[[str, float], None]
-"""(what is being done, share of the whole score that is done)."""
-
-
 WORST = 1e6
-"""Stands for every number of a run that diverged: finite, so that it can be stored, and behind every other."""
+"""Value of every metric of a diverged run: finite, so that it can be stored, and worse than every other value."""
 
-
-REPORTS = 20
-"""Times a training run reports its progress."""
-
+PROGRESS_REPORTS = 20
+"""Number of progress reports per training run."""
 
 CURVE_POINTS = 4
-"""Times a run's validation loss is taken for the curve, evenly spread, the last at its end."""
-
+"""Number of evenly spaced steps at which the curve has a validation loss, including the last."""
 
 TRAINING_SHARE = 0.85
-"""Of a seed's time, roughly; for progress alone."""
+"""Approximate fraction of a seed's time that is spent on training; only used for progress."""
 
-
-SAMPLING_BATCH = 64
-
+SAMPLING_BATCH_SIZE = 64
+"""Number of images that are generated at once."""
 
 GRID = (6, 8)
-"""Rows and columns of samples.png, where there are so many samples."""
+"""Rows and columns of samples.png, if there are that many samples."""
 
 
-def _silent(stage: str, fraction: float) -> None:
+def _silent(phase: str, fraction: float) -> None:
     pass
 
 
 @dataclass
 class SeedRun:
-    """One seed's training and what was measured of it."""
+    """Training run of one seed, with its evaluation."""
 
     outcome: TrainResult
     unet: UNet
-    """With the averaged weights."""
+    """The net with the EMA weights."""
     curve: list[tuple[int, float, float | None]]
-    """Steps, training loss since the row before, validation loss where it was taken."""
+    """Step, mean training loss since the previous row, and validation loss if it was measured."""
     pair_losses: Tensor
-    """(pairs,) float64."""
+    """Loss of each validation pair, (pairs,) float64."""
     frechet: DistanceEstimate | None = None
     kernel: DistanceEstimate | None = None
     images: Tensor | None = None
-    """(samples, 3, H, W) uint8."""
+    """Generated samples, (samples, 3, H, W) uint8."""
 
 
 class Evaluator:
     """Scores candidates under one protocol.
 
-    Latents, text embeddings and the reference's features are computed (or read from the cache) here, once. Samples are
-    drawn for captions of held-out concepts; the reference of the distances is the training images. Everything that is
-    not a candidate's own training (prompts, sampling noise, validation pairs) is the same for all candidates.
+    Latents, text embeddings and reference statistics are computed once, or read from the cache. Samples are generated
+    for captions of held-out concepts; the reference of the distances is the training images. Everything except a
+    candidate's own training (prompts, sampling noise, validation pairs) is the same for all candidates.
+
+    Args:
+        protocol: training and evaluation settings.
+        device: device to train and sample on; None: the default device.
 
     Raises:
-        InputError: if something that the protocol names cannot be had.
+        InputError: if data or models of the protocol cannot be loaded.
     """
 
     def __init__(self, protocol: EvaluationProtocol, device: torch.device | None = None) -> None:
         self.protocol = protocol
         self.device = device or devices.default_device()
-        self._materials: EvaluationData = load_evaluation_data(protocol, self.device)
+        self._data: EvaluationData = load_evaluation_data(protocol, self.device)
         self._supernet = None
-        if protocol.inherit is not None:
-            self._supernet = Supernet(protocol.inherit, prediction=protocol.prediction)
+        if protocol.init_from is not None:
+            self._supernet = Supernet(protocol.init_from, prediction=protocol.prediction_type)
             self._supernet.unet.to(self.device)
 
     @property
     def resolved(self) -> ResolvedProtocol:
-        """The protocol with its digests."""
-        return self._materials.resolved
+        """The protocol with the digests of its files."""
+        return self._data.resolved
 
     @property
     def latent_channels(self) -> int:
-        """That an architecture must have."""
-        return self._materials.latent_shape[0]
+        """Number of latent channels that an architecture must have."""
+        return self._data.latent_shape[0]
 
     @property
     def latent_size(self) -> int:
-        """Side of the latents; an architecture's stride must divide it."""
-        return self._materials.latent_shape[1]
+        """Height and width of the latents; must be divisible by an architecture's stride."""
+        return self._data.latent_shape[1]
 
     @property
-    def context_width(self) -> int:
-        """That an architecture with cross-attention must have."""
-        return int(self._materials.validation_context.shape[2])
+    def context_dim(self) -> int:
+        """Context dimension that an architecture with cross-attention must have."""
+        return int(self._data.validation_context.shape[2])
 
     @property
     def context_tokens(self) -> int:
-        """Tokens of every context."""
-        return int(self._materials.validation_context.shape[1])
+        """Length of every context."""
+        return int(self._data.validation_context.shape[1])
 
     def check(self, arch: Architecture) -> None:
-        """Refuse an architecture that this protocol cannot train.
+        """Check that an architecture can be trained under this protocol.
 
         Raises:
-            InputError: if its latent channels, context width or stride do not fit, or it is none of the nets that take
-                the weights of the trained one (`EvaluationProtocol.inherit`).
+            InputError: if its latent channels, context dimension or stride do not fit, or it is not a sub-network of
+                the supernetwork (`EvaluationProtocol.init_from`).
         """
         source = f"architecture {arch.id}"
         if arch.latent_channels != self.latent_channels:
-            problem = f"is {arch.latent_channels}; the protocol's autoencoder gives {self.latent_channels}"
+            problem = f"is {arch.latent_channels}; the protocol's autoencoder has {self.latent_channels}"
             raise InputError(source, problem, "make them equal", place="latent_channels")
-        if arch.has_cross_attention and arch.context_width != self.context_width:
-            problem = f"is {arch.context_width}; the protocol's text encoder gives {self.context_width}"
-            raise InputError(source, problem, "make them equal", place="context_width")
+        if arch.has_cross_attention and arch.context_dim != self.context_dim:
+            problem = f"is {arch.context_dim}; the protocol's text encoder has {self.context_dim}"
+            raise InputError(source, problem, "make them equal", place="context_dim")
         if self.latent_size % arch.stride:
-            problem = f"has {len(arch.down)} stages, which a latent of {self.latent_size} cannot be halved for"
-            raise InputError(source, problem, "remove stages or raise the resolution", place="down")
+            problem = f"has {len(arch.down)} levels, but a latent of size {self.latent_size} cannot be halved as often"
+            raise InputError(source, problem, "remove levels or raise the resolution", place="down")
         if self._supernet is not None:
             self._supernet.check(arch)
 
@@ -148,28 +145,29 @@ class Evaluator:
         arch: Architecture,
         *,
         study_seed: int,
-        progress: ProgressCallback | None = None,
+        progress: ProgressCallback = ignore_progress,
         artifacts: Path | None = None,
     ) -> Quality:
-        """Train the candidate once a seed of the protocol, and judge it.
+        """Train a candidate with each seed of the protocol, and evaluate it.
 
-        Equal for equal canonical architecture, protocol and ``study_seed`` on one machine with one number of threads.
-        Each number is the mean over seeds; how its interval is made: `intervals`.
+        The result is deterministic for a canonical architecture, protocol and ``study_seed``, on one machine with a
+        fixed number of threads. Each metric is the mean over seeds; see `archsearch.stats.intervals` for its interval.
 
         Args:
-            artifacts: folder that gets, of the first seed, ``samples.png``, ``curve.csv`` and ``unet/`` (averaged
-                weights, as `UNet.from_pretrained` reads them, with the protocol beside them).
+            arch: the candidate.
+            study_seed: seed from which the seeds of the runs are derived.
+            progress: called with the current phase and the completed fraction.
+            artifacts: folder for the artifacts of the first seed: ``samples.png``, ``curve.csv`` and ``unet/`` (EMA
+                weights for `UNet.from_pretrained`, and the protocol).
 
         Raises:
-            InputError: as `check`.
+            InputError: like `check`.
         """
         self.check(arch)
-        tell = progress or _silent
-        runs = []
-        for number, seed in enumerate(self.protocol.seeds):
-            run = self._run(
-                arch, seed, derive_seed(study_seed, "run", seed), _part(tell, number, len(self.protocol.seeds))
-            )
+        runs, seeds = [], self.protocol.train_seeds
+        for number, seed in enumerate(seeds):
+            part = subtask(progress, number / len(seeds), (number + 1) / len(seeds))
+            run = self._run(arch, seed, derive_seed(study_seed, "run", seed), part)
             if artifacts is not None and number == 0:
                 self.write(run, artifacts)
             run.images = None
@@ -178,16 +176,16 @@ class Evaluator:
                 break
         return self.quality(runs)
 
-    def _run(self, arch: Architecture, seed: int, derived: int, tell: ProgressCallback) -> SeedRun:
-        unet = self.begun(arch, derive_seed(derived, "weights"))
-        return self.run(unet, self.protocol, number=seed, seed=derived, tell=tell)
+    def _run(self, arch: Architecture, seed: int, derived: int, progress: ProgressCallback) -> SeedRun:
+        unet = self.initial_network(arch, derive_seed(derived, "weights"))
+        return self.run(unet, self.protocol, number=seed, seed=derived, progress=progress)
 
-    def begun(self, arch: Architecture, seed: int) -> UNet:
-        """The net to train, with the weights that it begins with."""
+    def initial_network(self, arch: Architecture, seed: int) -> UNet:
+        """The net to train, with its initial weights."""
         if self._supernet is not None:
             return self._supernet.net(arch, seed=seed)
         unet = self.net(arch)
-        unet.initialise(seed)
+        unet.init_weights(seed)
         return unet
 
     def run(
@@ -198,169 +196,168 @@ class Evaluator:
         number: int,
         seed: int,
         block_dropout: float = 0,
-        tell: ProgressCallback = _silent,
+        progress: ProgressCallback = ignore_progress,
     ) -> SeedRun:
-        """Train a net on the protocol's data from where it stands, and measure it with its averaged weights.
+        """Train a net on the protocol's data, and evaluate it with its EMA weights.
 
         Args:
-            unet: on the evaluator's device; trained in place.
-            training: the protocol itself, or other settings for its data.
-            number: what the run is called in progress.
-            seed: as `snapgen.training.short_run.train`, as is ``block_dropout``.
+            unet: net on the evaluator's device; trained in place.
+            training: the protocol itself, or other training settings for its data.
+            number: number of the run in progress messages.
+            seed, block_dropout: see `snapgen.training.short_run.train`.
+            tell: progress callback.
         """
-        judge = self.net(unet.arch)
+        ema_unet = self.net(unet.arch)
         curve: list[tuple[int, float, float | None]] = []
         steps = training.steps
-        every = max(1, steps // REPORTS)
+        every = max(1, steps // PROGRESS_REPORTS)
 
         def report(step: int, losses: list[float], average: EMA) -> None:
-            due = step // every % max(1, REPORTS // CURVE_POINTS) == 0 and step < steps
             validation = None
-            if due:
-                judge.load_state_dict(average.state())
-                validation = float(self.pair_losses(judge).mean())
+            if step // every % max(1, PROGRESS_REPORTS // CURVE_POINTS) == 0 and step < steps:
+                ema_unet.load_state_dict(average.state())
+                validation = float(self.pair_losses(ema_unet).mean())
             curve.append((step, sum(losses) / len(losses), validation))
-            tell(f"training seed {number}", TRAINING_SHARE * step / steps)
+            progress(TRAINING_SHARE * step / steps, f"training seed {number}")
 
         outcome = train(
             unet,
-            self._materials.training,
+            self._data.training,
             training,
             seed=seed,
             block_dropout=block_dropout,
             report=report,
             report_every=every,
         )
-        judge.load_state_dict(outcome.average)
-        outcome.average = {}
-        run = self.measured(judge, number=number, tell=tell)
+        ema_unet.load_state_dict(outcome.ema_weights)
+        outcome.ema_weights = {}
+        run = self.evaluate(ema_unet, number=number, progress=progress)
         outcome.diverged |= run.outcome.diverged
         if curve and not outcome.diverged:
             curve[-1] = (*curve[-1][:2], float(run.pair_losses.mean()))
         return dataclasses.replace(run, outcome=outcome, curve=curve)
 
-    def measured(self, unet: UNet, *, number: int, tell: ProgressCallback = _silent) -> SeedRun:
-        """What is measured of a run, of a net that is not trained."""
+    def evaluate(self, unet: UNet, *, number: int, progress: ProgressCallback = ignore_progress) -> SeedRun:
+        """Evaluate a net without training it."""
         pair_losses = self.pair_losses(unet)
         finite = all(bool(tensor.isfinite().all()) for tensor in [pair_losses, *unet.state_dict().values()])
-        run = SeedRun(TrainResult(average={}, diverged=not finite), unet, [], pair_losses)
+        run = SeedRun(TrainResult(ema_weights={}, diverged=not finite), unet, [], pair_losses)
         if finite:
-            self._sample(run, number, tell)
-        tell(f"seed {number} done", 1.0)
+            self._sample(run, number, subtask(progress, TRAINING_SHARE, 1))
+        progress(1.0, f"seed {number} done")
         return run
 
     def net(self, arch: Architecture) -> UNet:
-        """The untrained net of an architecture that fits, on the evaluator's device."""
-        # Without cross-attention a net has no context width of its own: with this one it takes a context, unused.
-        fitting = arch.model_copy(update={"context_width": self.context_width})
-        unet: UNet = UNet(fitting).to(self.device)
+        """The uninitialized net of a compatible architecture, on the evaluator's device."""
+        # Nets without cross-attention accept and ignore a context; give it the protocol's dimension.
+        compatible = arch.model_copy(update={"context_dim": self.context_dim})
+        unet: UNet = UNet(compatible).to(self.device)
         return unet
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.protocol.precision == "bfloat16")
 
     def pair_losses(self, unet: UNet) -> Tensor:
-        """The loss of each of the protocol's fixed pairs: (pairs,) float64."""
+        """Loss of the net on each of the protocol's validation pairs: (pairs,) float64."""
         unet.eval()
         with self._autocast():
             return rectified_flow.validation_losses(
                 unet,
-                self._materials.validation,
-                self._materials.validation_context,
+                self._data.validation,
+                self._data.validation_context,
                 seed=FIXED,
-                prediction=self.protocol.prediction,
-                shift=self.protocol.shift,
+                prediction_type=self.protocol.prediction_type,
+                shift=self.protocol.timestep_shift,
             )
 
-    def _sample(self, run: SeedRun, seed: int, tell: ProgressCallback) -> None:
-        """Draws the samples, and measures how far they are from the reference."""
-        if self._materials.extractor is None:
+    def _sample(self, run: SeedRun, seed: int, progress: ProgressCallback) -> None:
+        """Generate the samples, and compute their distances to the reference."""
+        if self._data.extractor is None:
             return
 
-        def drawn(_: str, fraction: float) -> None:
-            tell(f"sampling seed {seed}", TRAINING_SHARE + (1 - TRAINING_SHARE) * fraction)
+        def sampling_progress(fraction: float, message: str = "sampling") -> None:
+            progress(fraction, f"{message} seed {seed}")
 
         try:
-            run.images = self.samples(run.unet, self.protocol.samples, drawn)
+            run.images = self.samples(run.unet, self.protocol.num_samples, sampling_progress)
             run.frechet, run.kernel = self.distances(run.images)
         except FloatingPointError:
             run.outcome.diverged = True
 
     @property
     def prompts(self) -> list[str]:
-        """Captions of held-out concepts, one a sample."""
-        return self._materials.prompts
+        """Captions of held-out concepts, one per sample."""
+        return self._data.prompts
 
-    def samples(self, unet: UNet, count: int, progress: ProgressCallback | None = None) -> Tensor:
-        """The first so many of the protocol's samples: (count, 3, H, W) uint8 on the CPU.
+    def samples(self, unet: UNet, count: int, progress: ProgressCallback = ignore_progress) -> Tensor:
+        """Generate the first ``count`` of the protocol's samples: (count, 3, H, W) uint8 on the CPU.
 
         Raises:
-            FloatingPointError: as `draw`.
+            FloatingPointError: like `sample_images`.
         """
         images = []
-        for start in range(0, count, SAMPLING_BATCH):
-            images.append(self.draw(unet, range(start, min(start + SAMPLING_BATCH, count))).cpu())
-            if progress is not None:
-                progress("sampling", (start + len(images[-1])) / count)
+        for start in range(0, count, SAMPLING_BATCH_SIZE):
+            images.append(self.sample_images(unet, range(start, min(start + SAMPLING_BATCH_SIZE, count))).cpu())
+            progress((start + len(images[-1])) / count, "sampling")
         return torch.cat(images)
 
     def distances(self, images: Tensor) -> tuple[DistanceEstimate, DistanceEstimate]:
-        """Fréchet and kernel distance of samples to the reference, under a protocol that draws samples.
+        """Fréchet and kernel distance of samples to the reference; the protocol must generate samples.
 
         Raises:
             FloatingPointError: if their features are not finite.
         """
-        extractor, real = self._materials.extractor, self._materials.reference
-        assert extractor is not None, "a protocol without samples"
+        extractor, real = self._data.extractor, self._data.reference
+        assert extractor is not None, "the protocol generates no samples"
         assert real is not None
-        found = extractor(images.to(self.device), resolution=self.protocol.feature_resolution)
-        if not found.isfinite().all():
+        features = extractor(images.to(self.device), resolution=self.protocol.feature_resolution)
+        if not features.isfinite().all():
             raise FloatingPointError("features")
-        return distances.frechet(found, real), distances.kernel(found, real)
+        return distances.frechet(features, real), distances.kernel(features, real)
 
     @torch.no_grad()
-    def draw(self, unet: UNet, indices: Sequence[int]) -> Tensor:
-        """The samples of so many indices of the protocol's prompts: (len(indices), 3, H, W) uint8.
+    def sample_images(self, unet: UNet, indices: Sequence[int]) -> Tensor:
+        """Generate samples for the prompts with these indices: (len(indices), 3, H, W) uint8.
 
         Raises:
-            FloatingPointError: if the net gives latents that are not finite; as bytes they would look like images.
+            FloatingPointError: if the latents are not finite, which would be invisible after conversion to bytes.
         """
-        noise = rectified_flow.per_image_noise(indices, self._materials.latent_shape, seed=FIXED, name="sample").to(
+        noise = rectified_flow.per_image_noise(indices, self._data.latent_shape, seed=FIXED, name="sample").to(
             self.device
         )
         with self._autocast():
             latents = rectified_flow.sample(
                 unet.eval(),
                 noise,
-                self._materials.prompt_context[list(indices)],
-                steps=self.protocol.sampler_steps,
-                guidance=self.protocol.guidance,
-                prediction=self.protocol.prediction,
-                shift=self.protocol.shift,
+                self._data.prompt_context[list(indices)],
+                steps=self.protocol.num_inference_steps,
+                guidance=self.protocol.guidance_scale,
+                prediction_type=self.protocol.prediction_type,
+                shift=self.protocol.timestep_shift,
             )
         if not latents.isfinite().all():
             raise FloatingPointError("latents")
-        return to_uint8(self._materials.decoder.decode(latents.float()))
+        return to_uint8(self._data.decoder.decode(latents.float()))
 
     def quality(self, runs: Sequence[SeedRun]) -> Quality:
-        """What runs of one candidate, a seed each, come to."""
+        """Combine the runs of one candidate, one per seed."""
         diverged = any(run.outcome.diverged for run in runs)
-        sampled = self._materials.extractor is not None
+        sampled = self._data.extractor is not None
         worst = Estimate(value=WORST, low=WORST, high=WORST)
         return Quality(
             validation_loss=worst if diverged else intervals.validation_estimate([run.pair_losses for run in runs]),
             frechet_distance=(worst if diverged else _estimate([run.frechet for run in runs])) if sampled else None,
             kernel_distance=(worst if diverged else _estimate([run.kernel for run in runs])) if sampled else None,
-            extractor=self._materials.extractor.name if self._materials.extractor else "none",
+            extractor=self._data.extractor.name if self._data.extractor else "none",
             protocol_hash=self.resolved.hash,
             training_seconds=sum(run.outcome.seconds for run in runs),
             diverged=diverged,
         )
 
     def write(self, run: SeedRun, folder: Path) -> None:
-        """Leave a run's samples, curve and weights in a folder."""
+        """Write a run's samples, curve and weights to a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / "curve.csv") as part, part.open("w", newline="") as file:
+        with atomic_write(folder / "curve.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["step", "training_loss", "validation_loss"])
             writer.writerows(
@@ -369,14 +366,9 @@ class Evaluator:
         run.unet.save_pretrained(folder / "unet")
         (folder / "unet" / "protocol.json").write_text(self.resolved.model_dump_json(indent=2) + "\n")
         if run.images is not None:
-            with atomic_write(folder / "samples.png") as part:
-                Image.fromarray(grid(run.images, *GRID).permute(1, 2, 0).numpy()).save(part, format="png")
+            with atomic_write(folder / "samples.png") as temporary:
+                Image.fromarray(grid(run.images, *GRID).permute(1, 2, 0).numpy()).save(temporary, format="png")
 
 
 def _estimate(measured: Sequence[DistanceEstimate | None]) -> Estimate:
-    return intervals.distance_estimate([one for one in measured if one is not None])
-
-
-def _part(tell: ProgressCallback, number: int, parts: int) -> ProgressCallback:
-    """Progress of one of several equal parts."""
-    return lambda stage, fraction: tell(stage, (number + fraction) / parts)
+    return intervals.distance_estimate([estimate for estimate in measured if estimate is not None])

@@ -1,4 +1,4 @@
-"""Feature extractors: from images to the vectors whose distributions the distances compare."""
+"""Feature extractors, which map images to the vectors whose distributions the distances compare."""
 
 from __future__ import annotations
 
@@ -20,42 +20,44 @@ EFFICIENTNET = "efficientnet-lite0"
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A frozen net and how images are brought to it."""
+    """A frozen feature network with its preprocessing."""
 
     name: str
-    """`efficientnet-lite0`, or `inception` for the weights behind FID."""
+    """`efficientnet-lite0`, or `inception` for the weights that FID is defined with."""
     width: int
-    """Features an image."""
+    """Number of features per image."""
     net: nn.Module
-    """(B, 3, H, W) of [0, 255] → (B, width)."""
+    """The network: images (B, 3, H, W) in [0, 255] → features (B, width)."""
     own_size: bool
-    """Whether the net brings images to a size of its own."""
+    """Whether the network resizes images to a fixed size itself."""
 
     @torch.no_grad()
     def __call__(self, images: Tensor, *, resolution: int, batch: int = 64) -> Tensor:
-        """Features of images: (B, 3, H, W) of [0, 255], uint8 or float, of any device → (B, width) float32, the net's.
+        """Extract features: images (B, 3, H, W) in [0, 255] → (B, width) float32 on the network's device.
 
         Args:
-            resolution: side in pixels that the images are brought to (bilinear, antialiased when shrinking), unless
-                the net has a size of its own.
+            images: uint8 or float, on any device.
+            resolution: side in pixels that the images are resized to (bilinear, antialiased), unless the network
+                resizes them itself.
+            batch: number of images that are processed at once.
         """
-        found = []
+        features = []
         parameter = next(self.net.parameters(), images)
         for start in range(0, len(images), batch):
-            some = images[start : start + batch].to(parameter.device).float()
-            if not self.own_size and some.shape[-2:] != (resolution, resolution):
-                some = F.interpolate(some, (resolution, resolution), mode="bilinear", antialias=True)
-            found.append(self.net(some).float())
-        return torch.cat(found)
+            x = images[start : start + batch].to(parameter.device).float()
+            if not self.own_size and x.shape[-2:] != (resolution, resolution):
+                x = F.interpolate(x, (resolution, resolution), mode="bilinear", antialias=True)
+            features.append(self.net(x).float())
+        return torch.cat(features)
 
     def to(self, device: torch.device) -> FeatureExtractor:
-        """This extractor, its net moved to a device."""
+        """Move the network to a device and return this extractor."""
         self.net.to(device)
         return self
 
 
 class EfficientNetFeatures(nn.Module):
-    """EfficientNet-Lite0's last feature map, pooled to 1280 numbers."""
+    """EfficientNet-Lite0's last feature map, average-pooled to 1280 features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,14 +65,14 @@ class EfficientNetFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.net.extract_features((images - 127) / 128)  # type: ignore[operator]
-        return features.mean((2, 3))
+        return features.mean((2, 3))  # (B, 1280, h, w) -> (B, 1280)
 
 
 def load_extractor(name: str) -> FeatureExtractor:
-    """An extractor by name, or Inception by the path of its weights.
+    """Load an extractor by name, or Inception by the path of its weights.
 
     Raises:
-        InputError: if there is none of that name and no such file, or the file holds other weights.
+        InputError: if the name is unknown and not a file, or the file contains other weights.
     """
     if name == EFFICIENTNET:
         return FeatureExtractor(EFFICIENTNET, 1280, EfficientNetFeatures().eval(), own_size=False)
@@ -78,10 +80,10 @@ def load_extractor(name: str) -> FeatureExtractor:
 
 
 def digest(name: str) -> str:
-    """Digest of an extractor's weights, wherever they lie; 16 hex digits.
+    """Digest of an extractor's weights (16 hex digits), independent of their path.
 
     Raises:
-        InputError: if there is none of that name and no such file.
+        InputError: if the name is unknown and not a file.
     """
     hashed = hashlib.sha256()
     if name == EFFICIENTNET:
@@ -96,8 +98,8 @@ def digest(name: str) -> str:
 def _weights(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "is no known extractor and no file"
+        problem = "is a folder" if path.is_dir() else "is neither a known extractor nor a file"
         raise InputError(
-            name, problem, f"use {EFFICIENTNET}, or the path of the FID Inception weights", place="extractor"
+            name, problem, f"use {EFFICIENTNET}, or the path of the FID Inception weights", place="feature_extractor"
         )
     return path

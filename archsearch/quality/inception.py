@@ -1,8 +1,9 @@
-"""The Inception-v3 of the original FID code, whose 2048 pooled features make a Fréchet distance an FID.
+"""Inception-v3 of the original FID code; FID is the Fréchet distance of its 2048 pooled features.
 
-It differs from the usual Inception-v3 in three places: average pools leave the padding out of their mean, the last
-block pools by maximum, and the images are resized by plain bilinear interpolation. Names of layers and weights are
-those of the public port of the TensorFlow graph of 2015-12-05 (``pt_inception-2015-12-05-*.pth``), whose file loads.
+It differs from the usual Inception-v3 in three ways: average pooling excludes the padding, the last block uses max
+pooling, and images are resized by bilinear interpolation without antialiasing. Names of layers and weights are those of
+the public port of the TensorFlow graph of 2015-12-05, so its weights file (``pt_inception-2015-12-05-*.pth``) can be
+loaded.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from snapgen.errors import InputError
 SIZE = 299
 WIDTH = 2048
 CLASSES = 1008
-"""Of the final layer, which the file holds and FID does not use."""
+"""Outputs of the final layer, which the weights file contains but FID does not use."""
 
 REMEDY = "name the pt_inception-2015-12-05 weights file that FID is computed with"
 
 
 class Conv(nn.Module):
-    """Convolution without bias, batch norm, ReLU; an uneven kernel is padded to keep the size."""
+    """Convolution without bias, batch norm and ReLU; non-square kernels are padded to keep the size."""
 
     def __init__(
-        self, inside: int, outside: int, kernel: int | tuple[int, int], stride: int = 1, padding: int = 0
+        self, in_channels: int, out_channels: int, kernel: int | tuple[int, int], stride: int = 1, padding: int = 0
     ) -> None:
         super().__init__()
         pads = padding if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
-        self.conv = nn.Conv2d(inside, outside, kernel, stride=stride, padding=pads, bias=False)
-        self.bn = nn.BatchNorm2d(outside, eps=1e-3)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=pads, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)), inplace=True)
@@ -46,17 +47,17 @@ def _average(x: Tensor) -> Tensor:
 
 
 class BlockA(nn.Module):
-    """35×35: 1×1, 5×5 and double 3×3 branches."""
+    """Block at 35×35 with 1×1, 5×5, double 3×3 and pooling branches."""
 
-    def __init__(self, inside: int, pooled: int) -> None:
+    def __init__(self, in_channels: int, pool_channels: int) -> None:
         super().__init__()
-        self.branch1x1 = Conv(inside, 64, 1)
-        self.branch5x5_1 = Conv(inside, 48, 1)
+        self.branch1x1 = Conv(in_channels, 64, 1)
+        self.branch5x5_1 = Conv(in_channels, 48, 1)
         self.branch5x5_2 = Conv(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = Conv(inside, 64, 1)
+        self.branch3x3dbl_1 = Conv(in_channels, 64, 1)
         self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
         self.branch3x3dbl_3 = Conv(96, 96, 3, padding=1)
-        self.branch_pool = Conv(inside, pooled, 1)
+        self.branch_pool = Conv(in_channels, pool_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         five = self.branch5x5_2(self.branch5x5_1(x))
@@ -65,12 +66,12 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """35×35 to 17×17."""
+    """Downsampling block from 35×35 to 17×17."""
 
-    def __init__(self, inside: int) -> None:
+    def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.branch3x3 = Conv(inside, 384, 3, stride=2)
-        self.branch3x3dbl_1 = Conv(inside, 64, 1)
+        self.branch3x3 = Conv(in_channels, 384, 3, stride=2)
+        self.branch3x3dbl_1 = Conv(in_channels, 64, 1)
         self.branch3x3dbl_2 = Conv(64, 96, 3, padding=1)
         self.branch3x3dbl_3 = Conv(96, 96, 3, stride=2)
 
@@ -80,20 +81,20 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """17×17: branches of 1×7 and 7×1."""
+    """Block at 17×17 with branches of 1×7 and 7×1 convolutions."""
 
-    def __init__(self, inside: int, width: int) -> None:
+    def __init__(self, in_channels: int, hidden_channels: int) -> None:
         super().__init__()
-        self.branch1x1 = Conv(inside, 192, 1)
-        self.branch7x7_1 = Conv(inside, width, 1)
-        self.branch7x7_2 = Conv(width, width, (1, 7))
-        self.branch7x7_3 = Conv(width, 192, (7, 1))
-        self.branch7x7dbl_1 = Conv(inside, width, 1)
-        self.branch7x7dbl_2 = Conv(width, width, (7, 1))
-        self.branch7x7dbl_3 = Conv(width, width, (1, 7))
-        self.branch7x7dbl_4 = Conv(width, width, (7, 1))
-        self.branch7x7dbl_5 = Conv(width, 192, (1, 7))
-        self.branch_pool = Conv(inside, 192, 1)
+        self.branch1x1 = Conv(in_channels, 192, 1)
+        self.branch7x7_1 = Conv(in_channels, hidden_channels, 1)
+        self.branch7x7_2 = Conv(hidden_channels, hidden_channels, (1, 7))
+        self.branch7x7_3 = Conv(hidden_channels, 192, (7, 1))
+        self.branch7x7dbl_1 = Conv(in_channels, hidden_channels, 1)
+        self.branch7x7dbl_2 = Conv(hidden_channels, hidden_channels, (7, 1))
+        self.branch7x7dbl_3 = Conv(hidden_channels, hidden_channels, (1, 7))
+        self.branch7x7dbl_4 = Conv(hidden_channels, hidden_channels, (7, 1))
+        self.branch7x7dbl_5 = Conv(hidden_channels, 192, (1, 7))
+        self.branch_pool = Conv(in_channels, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         once = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
@@ -103,13 +104,13 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """17×17 to 8×8."""
+    """Downsampling block from 17×17 to 8×8."""
 
-    def __init__(self, inside: int) -> None:
+    def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.branch3x3_1 = Conv(inside, 192, 1)
+        self.branch3x3_1 = Conv(in_channels, 192, 1)
         self.branch3x3_2 = Conv(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = Conv(inside, 192, 1)
+        self.branch7x7x3_1 = Conv(in_channels, 192, 1)
         self.branch7x7x3_2 = Conv(192, 192, (1, 7))
         self.branch7x7x3_3 = Conv(192, 192, (7, 1))
         self.branch7x7x3_4 = Conv(192, 192, 3, stride=2)
@@ -122,20 +123,20 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8×8: 3×3 branches that fork into 1×3 and 3×1."""
+    """Block at 8×8 whose 3×3 branches split into 1×3 and 3×1 convolutions."""
 
-    def __init__(self, inside: int, pool: Literal["average", "max"]) -> None:
+    def __init__(self, in_channels: int, pool: Literal["average", "max"]) -> None:
         super().__init__()
         self.pool = pool
-        self.branch1x1 = Conv(inside, 320, 1)
-        self.branch3x3_1 = Conv(inside, 384, 1)
+        self.branch1x1 = Conv(in_channels, 320, 1)
+        self.branch3x3_1 = Conv(in_channels, 384, 1)
         self.branch3x3_2a = Conv(384, 384, (1, 3))
         self.branch3x3_2b = Conv(384, 384, (3, 1))
-        self.branch3x3dbl_1 = Conv(inside, 448, 1)
+        self.branch3x3dbl_1 = Conv(in_channels, 448, 1)
         self.branch3x3dbl_2 = Conv(448, 384, 3, padding=1)
         self.branch3x3dbl_3a = Conv(384, 384, (1, 3))
         self.branch3x3dbl_3b = Conv(384, 384, (3, 1))
-        self.branch_pool = Conv(inside, 192, 1)
+        self.branch_pool = Conv(in_channels, 192, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         once = self.branch3x3_1(x)
@@ -147,7 +148,7 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """(B, 3, H, W) of [0, 255] → pooled features (B, 2048)."""
+    """Inception-v3 feature network: images (B, 3, H, W) in [0, 255] → pooled features (B, 2048)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,33 +177,33 @@ class Inception(nn.Module):
         x = F.max_pool2d(x, 3, stride=2)
         for name, block in self.named_children():
             x = block(x) if name.startswith("Mixed") else x
-        return x.mean((2, 3))
+        return x.mean((2, 3))  # (B, 2048, 8, 8) -> (B, 2048)
 
 
 def load_inception(path: Path) -> Inception:
-    """The net with the weights of a file, frozen.
+    """Load the frozen network from its weights file.
 
     Raises:
-        InputError: if the file is truncated, of another kind, or of another net.
+        InputError: if the file is truncated, has another format, or belongs to another network.
     """
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
-        raise InputError(path, "is damaged or holds no weights", REMEDY) from None
+        raise InputError(path, "is damaged or contains no weights", REMEDY) from None
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise InputError(path, "holds no table of weights", REMEDY)
+        raise InputError(path, "does not contain a state dict", REMEDY)
     with torch.device("meta"):
         net = Inception()
-    wanted = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith("num_batches_tracked")}
-    for name, tensor in wanted.items():
+    expected = {name: tensor for name, tensor in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    for name, tensor in expected.items():
         if name not in weights:
             raise InputError(path, "lacks a weight of the FID Inception", REMEDY, place=name)
         if weights[name].shape != tensor.shape:
-            shape, wanted_shape = list(weights[name].shape), list(tensor.shape)
-            raise InputError(path, f"has a weight of {shape}, not {wanted_shape}", REMEDY, place=name)
+            shape, expected_shape = list(weights[name].shape), list(tensor.shape)
+            raise InputError(path, f"has a weight of {shape}, not {expected_shape}", REMEDY, place=name)
         if not weights[name].isfinite().all():
             raise InputError(path, "has a weight that is not finite", REMEDY, place=name)
-    net.load_state_dict({name: weights[name].float() for name in wanted}, strict=False, assign=True)
+    net.load_state_dict({name: weights[name].float() for name in expected}, strict=False, assign=True)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.num_batches_tracked = torch.zeros((), dtype=torch.int64)

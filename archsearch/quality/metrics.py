@@ -1,4 +1,4 @@
-"""How good a net is as it runs, by one metric: always on the same pairs, prompts and noise, for paired differences."""
+"""Metrics of a net without training it, always on the same pairs, prompts and noise, so that differences are paired."""
 
 from __future__ import annotations
 
@@ -24,138 +24,141 @@ PAIRS = "validation_loss"
 DISTANCES = ("frechet_distance", "kernel_distance")
 RETRIEVAL = "retrieval"
 CLIP = "clip_score:"
-"""And behind it a CLIP's folder or its name on the hub."""
+"""Prefix of a CLIP model's folder or hub name."""
 METRICS = (PAIRS, *DISTANCES, RETRIEVAL, f"{CLIP}FOLDER")
-FEWEST = 8
-"""Samples, for those metrics that take them."""
+MIN_SAMPLES = 8
+"""Fewest samples for the metrics that generate samples."""
 
 
 @dataclass(frozen=True)
 class MetricReading:
-    """What a gauge showed: a number for each fixed pair or prompt, or one for all samples; smaller is better."""
+    """Measurement of a metric; smaller is better."""
 
     metric: str
-    found: Tensor | DistanceEstimate
-    """(items,) float64 on the CPU, or a distance with its error."""
+    result: Tensor | DistanceEstimate
+    """A value for each validation pair or prompt, (items,) float64 on the CPU, or a distance with its error."""
 
     @property
     def value(self) -> float:
-        """The metric itself."""
-        return self.found.value if isinstance(self.found, DistanceEstimate) else float(self.found.mean())
+        """Value of the metric."""
+        return self.result.value if isinstance(self.result, DistanceEstimate) else float(self.result.mean())
 
 
 class NetMetric(ABC):
-    """One metric of a net, taken again and again on the same material.
+    """A metric of nets that is always computed on the same data.
 
-    Sampling has the evaluator's protocol's steps and guidance. A net that gives no finite numbers reads `WORST`.
+    Samples are generated with the number of steps and the guidance scale of the evaluator's protocol. Nets with
+    non-finite outputs get the value `WORST`.
     """
 
     metric: str
 
-    def take(self, unet: UNet) -> MetricReading:
-        """Of a net as it runs: blocks that are left out (`subnets.without`) are so here, too."""
+    def measure(self, unet: UNet) -> MetricReading:
+        """Measure a net in its current state, e.g. with disabled blocks (`subnetworks.blocks_disabled`)."""
         try:
-            found = self._found(unet)
+            result = self._measure(unet)
         except FloatingPointError:
-            found = self._broken()
-        if isinstance(found, Tensor):
-            found = found.double().cpu().nan_to_num(nan=WORST, posinf=WORST, neginf=WORST)
-        return MetricReading(self.metric, found)
+            result = self._worst()
+        if isinstance(result, Tensor):
+            result = result.double().cpu().nan_to_num(nan=WORST, posinf=WORST, neginf=WORST)
+        return MetricReading(self.metric, result)
 
     @abstractmethod
-    def _found(self, unet: UNet) -> Tensor | DistanceEstimate:
-        """As `MetricReading.found`."""
+    def _measure(self, unet: UNet) -> Tensor | DistanceEstimate:
+        """Compute `MetricReading.result`."""
 
-    def _broken(self) -> Tensor | DistanceEstimate:
-        """Of a net that gives no finite samples."""
+    def _worst(self) -> Tensor | DistanceEstimate:
+        """Result for a net with non-finite samples."""
         return DistanceEstimate(WORST, 0)
 
 
-class _OfPairs(NetMetric):
+class _ValidationLoss(NetMetric):
     metric = PAIRS
 
     def __init__(self, evaluator: Evaluator) -> None:
         self._evaluator = evaluator
 
-    def _found(self, unet: UNet) -> Tensor:
+    def _measure(self, unet: UNet) -> Tensor:
         return self._evaluator.pair_losses(unet)
 
 
-class _OfDistance(NetMetric):
+class _Distance(NetMetric):
     def __init__(self, metric: Literal["frechet_distance", "kernel_distance"], evaluator: Evaluator, samples: int):
         self.metric = metric
         self._evaluator, self._samples = evaluator, samples
 
-    def _found(self, unet: UNet) -> DistanceEstimate:
+    def _measure(self, unet: UNet) -> DistanceEstimate:
         return self._evaluator.distances(self._evaluator.samples(unet, self._samples))[DISTANCES.index(self.metric)]
 
 
-class _OfCaptions(NetMetric):
-    """How little each sample shows its caption: the cosine, negated."""
+class _TextAlignment(NetMetric):
+    """Negated cosine similarity of each sample and its caption."""
 
-    def __init__(self, metric: str, judge: Retriever | ClipScore, evaluator: Evaluator, samples: int) -> None:
+    def __init__(self, metric: str, scorer: Retriever | ClipScore, evaluator: Evaluator, samples: int) -> None:
         self.metric = metric
-        self._judge, self._evaluator, self._samples = judge, evaluator, samples
+        self._scorer, self._evaluator, self._samples = scorer, evaluator, samples
 
-    def _found(self, unet: UNet) -> Tensor:
+    def _measure(self, unet: UNet) -> Tensor:
         images, captions = self._evaluator.samples(unet, self._samples), self._evaluator.prompts[: self._samples]
-        return -(self._judge.cosines if isinstance(self._judge, Retriever) else self._judge)(images, captions)
+        return -(self._scorer.cosines if isinstance(self._scorer, Retriever) else self._scorer)(images, captions)
 
-    def _broken(self) -> Tensor:
+    def _worst(self) -> Tensor:
         return torch.full((self._samples,), WORST)
 
 
-def gauge(metric: str, evaluator: Evaluator, *, samples: int) -> NetMetric:
-    """The gauge of a metric.
+def build_metric(metric: str, evaluator: Evaluator, *, samples: int) -> NetMetric:
+    """Build a metric by name.
 
     Args:
-        metric: ``validation_loss`` (the protocol's fixed pairs), ``frechet_distance`` or ``kernel_distance`` (samples
-            against the protocol's reference), ``retrieval`` (cosine of the caption that a sample calls for and its own,
-            negated; see `archsearch.quality.retrieval`), or ``clip_score:FOLDER`` (CLIP's cosine, negated).
-        evaluator: whose pairs, captions, noise and sampling settings they are.
-        samples: images drawn for a reading; unused for the validation loss.
+        metric: ``validation_loss`` (on the protocol's validation pairs), ``frechet_distance`` or ``kernel_distance``
+            (samples against the protocol's reference), ``retrieval`` (negated cosine of a sample's predicted and actual
+            caption embedding, see `archsearch.quality.retrieval`), or ``clip_score:FOLDER`` (negated CLIP score).
+        evaluator: provides pairs, captions, noise and sampling settings.
+        samples: number of images per measurement; unused for the validation loss.
 
     Raises:
-        InputError: if there is no such metric, no such CLIP, or too few samples.
+        InputError: for an unknown metric, a missing CLIP model, or too few samples.
     """
     if metric == PAIRS:
-        return _OfPairs(evaluator)
+        return _ValidationLoss(evaluator)
     if metric not in (*DISTANCES, RETRIEVAL) and not metric.startswith(CLIP):
-        raise InputError(metric or "metric", "is no metric", f"use one of: {', '.join(METRICS)}", place="metric")
-    if samples < FEWEST:
-        remedy = f"draw {FEWEST} or more, or use {PAIRS}"
-        raise InputError(metric, f"is taken from samples, and {samples} are too few", remedy, place="samples")
-    judge = clip_score.load_clip_score(metric.removeprefix(CLIP), evaluator.device) if metric.startswith(CLIP) else None
-    if samples > evaluator.protocol.samples:
-        evaluator = Evaluator(evaluator.protocol.model_copy(update={"samples": samples}), evaluator.device)
+        raise InputError(metric or "metric", "is not a metric", f"use one of: {', '.join(METRICS)}", place="metric")
+    if samples < MIN_SAMPLES:
+        remedy = f"raise num_samples, or use {PAIRS}"
+        raise InputError(metric, f"needs at least {MIN_SAMPLES} samples, not {samples}", remedy, place="num_samples")
+    scorer = (
+        clip_score.load_clip_score(metric.removeprefix(CLIP), evaluator.device) if metric.startswith(CLIP) else None
+    )
+    if samples > evaluator.protocol.num_samples:
+        evaluator = Evaluator(evaluator.protocol.model_copy(update={"num_samples": samples}), evaluator.device)
     if metric in DISTANCES:
-        return _OfDistance(metric, evaluator, samples)  # type: ignore[arg-type]
-    return _OfCaptions(metric, judge or _retriever(evaluator), evaluator, samples)
+        return _Distance(metric, evaluator, samples)  # type: ignore[arg-type]
+    return _TextAlignment(metric, scorer or _retriever(evaluator), evaluator, samples)
 
 
 def estimate(reading: MetricReading) -> Estimate:
-    """The metric with a 95 % interval: for other pairs or captions, or for other samples."""
-    if isinstance(reading.found, DistanceEstimate):
-        return intervals.distance_estimate([reading.found])
-    return intervals.validation_estimate([reading.found])
+    """The metric with a 95 % interval that covers the choice of pairs, captions or samples."""
+    if isinstance(reading.result, DistanceEstimate):
+        return intervals.distance_estimate([reading.result])
+    return intervals.validation_estimate([reading.result])
 
 
 def difference(base: MetricReading, other: MetricReading) -> Estimate:
-    """How much worse ``other`` is than ``base``: its metric less that of base, with a 95 % interval.
+    """Difference of ``other`` and ``base`` with a 95 % interval; positive if ``other`` is worse.
 
-    Pairs and captions are compared one by one, so that how hard they are cancels. Of the distances both errors count in
-    full, though the samples share prompts and noise: their intervals are wider than need be.
+    Differences are taken for each pair or caption, so that their difficulty cancels. For distances the errors of both
+    are combined as if independent; as the samples share prompts and noise, these intervals are conservative.
     """
     assert base.metric == other.metric, f"{base.metric} against {other.metric}"
-    if isinstance(base.found, DistanceEstimate) and isinstance(other.found, DistanceEstimate):
-        error = math.hypot(base.found.error, other.found.error)
-        return intervals.distance_estimate([DistanceEstimate(other.found.value - base.found.value, error)])
-    assert isinstance(base.found, Tensor)
-    assert isinstance(other.found, Tensor)
-    return intervals.validation_estimate([other.found - base.found])
+    if isinstance(base.result, DistanceEstimate) and isinstance(other.result, DistanceEstimate):
+        error = math.hypot(base.result.error, other.result.error)
+        return intervals.distance_estimate([DistanceEstimate(other.result.value - base.result.value, error)])
+    assert isinstance(base.result, Tensor)
+    assert isinstance(other.result, Tensor)
+    return intervals.validation_estimate([other.result - base.result])
 
 
 def _retriever(evaluator: Evaluator) -> Retriever:
     protocol = evaluator.protocol
-    train = dataset.open_images(protocol.data, split="train", resolution=protocol.resolution)
+    train = dataset.load_dataset(protocol.data, split="train", resolution=protocol.resolution)
     return Retriever.fitted(train, device=evaluator.device)

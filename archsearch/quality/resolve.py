@@ -1,4 +1,4 @@
-"""Fill in what an evaluation protocol leaves to its data: digests and splits."""
+"""Resolution of an evaluation protocol: digests of the files that it refers to."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 
 def resolved(protocol: EvaluationProtocol) -> ResolvedProtocol:
-    """The protocol with the digests of all that it names, which is opened: data, autoencoder, text encoder, extractor,
-    trained U-Net.
+    """The protocol with the digests of its data, autoencoder, text encoder, feature extractor and supernetwork.
 
     Raises:
         InputError: if one of them is missing or unreadable.
@@ -25,25 +24,25 @@ def resolved(protocol: EvaluationProtocol) -> ResolvedProtocol:
 
 
 def resolve(protocol: EvaluationProtocol) -> tuple[ResolvedProtocol, dict[Literal["train", "val"], ImageDataset]]:
-    """As `resolved`, with the images of each split, which had to be opened."""
+    """Like `resolved`, and also return the images of each split."""
     from archsearch.quality import feature_extractors, supernet
     from snapgen.autoencoders import autoencoder
     from snapgen.conditioning import text_encoder
     from snapgen.data import dataset
 
     images = {
-        split: dataset.open_images(protocol.data, split=split, resolution=protocol.resolution) for split in SPLITS
+        split: dataset.load_dataset(protocol.data, split=split, resolution=protocol.resolution) for split in SPLITS
     }
     return ResolvedProtocol(
         protocol=protocol,
         data_digest=joint_digest(*(split.digest for split in images.values())),
         autoencoder_digest=autoencoder.digest(protocol.autoencoder),
-        text_digest=text_encoder.digest(protocol.text),
-        extractor_digest=feature_extractors.digest(protocol.extractor) if protocol.samples else "",
-        inherit_digest=supernet.digest(protocol.inherit) if protocol.inherit is not None else "",
+        text_encoder_digest=text_encoder.digest(protocol.text_encoder),
+        feature_extractor_digest=feature_extractors.digest(protocol.feature_extractor) if protocol.num_samples else "",
+        init_from_digest=supernet.digest(protocol.init_from) if protocol.init_from is not None else "",
     ), images
 
 
 def joint_digest(*digests: str) -> str:
-    """One digest of several, in order; 16 hex digits."""
+    """Digest of several digests, in order; 16 hex digits."""
     return hashlib.sha256("/".join(digests).encode()).hexdigest()[:16]

@@ -1,8 +1,7 @@
-"""Does an image show what its caption says? A text–image score that needs no CLIP.
+"""Text–image alignment by caption retrieval, without CLIP.
 
-A ridge regression from the images' features to their captions' sentence embeddings, fitted on the training images,
-says which caption an image calls for; the score is how often that is its own among the captions of concepts that were
-never trained on.
+A ridge regression, fitted on the training images, maps image features to the sentence embedding of the caption. The
+score is how often the predicted embedding retrieves an image's own caption among the captions of held-out concepts.
 """
 
 from __future__ import annotations
@@ -29,20 +28,28 @@ from snapgen.errors import InputError
 from snapgen.io import cache
 from snapgen.seeding import derive_seed
 
-MOST = 20_000
-"""Training images that are looked at: the first ones, which are a fair sample of the set."""
+MAX_IMAGES = 20_000
+"""Largest number of training images used; the first ones, which are a fair sample of the set."""
+
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-"""Of the ridge, relative to the features' mean variance; one is chosen by cross-validation over training captions."""
+"""Ridge penalties relative to the features' mean variance; one is chosen by cross-validation over training captions."""
+
 FOLDS = 5
-BATCH = 128
+"""Number of cross-validation folds."""
+
+BATCH_SIZE = 128
+"""Number of images whose features are extracted at once."""
+
 ROUNDING = 1e-6
-"""Cosines as near as this are a tie."""
+"""Cosines that differ by less than this are ties."""
+
 PLUS_FOUR = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
-"""Two imaginary hits and misses (Agresti and Coull 1998), so that no hit among few concepts is not taken for never."""
+"""Two pseudo-hits and two pseudo-misses (Agresti and Coull 1998), so that no hits among few concepts do not yield an
+interval of zero width."""
 
 
 class RetrievalRates(NamedTuple):
-    """The three numbers of a retrieval, each in [0, 1]."""
+    """Rates of a retrieval: recall at 1, recall at 10 and mean reciprocal rank, each in [0, 1]."""
 
     r1: float
     r10: float
@@ -50,110 +57,116 @@ class RetrievalRates(NamedTuple):
 
 
 class RetrievalScore(Config):
-    """How often images call for their own captions; every interval is over concepts and over seeds."""
+    """Retrieval of captions by images; intervals cover the choice of concepts and of seeds."""
 
     r1: Estimate
-    """Share of the concepts whose own caption comes first."""
+    """Recall at 1: fraction of the concepts whose own caption ranks first."""
     r10: Estimate
-    """Share of the concepts whose own caption is among the first ten."""
+    """Recall at 10: fraction of the concepts whose own caption is among the first ten."""
     mrr: Estimate
-    """Mean of one over the rank of the own caption."""
+    """Mean reciprocal rank of the own caption."""
     concepts: int = Field(ge=1)
-    """Distinct captions, all of which stand to choice for every image."""
+    """Number of distinct captions that every image is compared with."""
     images: int = Field(ge=1)
-    """Of one seed."""
+    """Number of images per seed."""
     protocol_hash: str = Field(min_length=1)
-    """Of all that the numbers depend on beside the images; only equal ones may be compared."""
+    """Hash of everything that the rates depend on except the images; only rates with equal hashes are comparable."""
 
     @property
     def chance(self) -> RetrievalRates:
-        """What guessing gives, on average."""
+        """Expected rates of a random ranking."""
         ranks = 1 / torch.arange(1, self.concepts + 1, dtype=torch.float64)
         return RetrievalRates(1 / self.concepts, min(10, self.concepts) / self.concepts, float(ranks.mean()))
 
 
 @dataclass(frozen=True)
 class RidgeMap:
-    """A linear map fitted with a penalty on its weights; float64."""
+    """Linear map fitted by ridge regression; float64."""
 
     mean: Tensor
-    """(D,), of the features."""
+    """Mean of the features, (D,)."""
     weight: Tensor
-    """(D, W)."""
+    """Weights, (D, W)."""
     centre: Tensor
-    """(W,), of the targets."""
+    """Mean of the targets, (W,)."""
 
     @classmethod
     def fitted(cls, features: Tensor, targets: Tensor, strengths: Sequence[float]) -> list[Self]:
-        """From features (N, D) and targets (N, W), one for each strength.
+        """Fit one map for each penalty strength.
 
         Args:
-            strengths: of the penalty, relative to the features' mean variance.
+            features: (N, D).
+            targets: (N, W).
+            strengths: penalties relative to the features' mean variance.
         """
         mean, centre = features.mean(0), targets.mean(0)
         rows = features - mean
         gram, cross = rows.T @ rows, rows.T @ (targets - centre)
         scale = gram.diagonal().mean()
+        # ridge solution (XᵀX + λI)⁻¹ XᵀY for each λ
         identity = torch.eye(len(gram), dtype=gram.dtype)
         factors = (torch.linalg.cholesky(gram + strength * scale * identity) for strength in strengths)
         return [cls(mean, torch.cholesky_solve(cross, factor), centre) for factor in factors]
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(N, D) → (N, W), how far from the targets' centre: what all captions share tells none from another."""
+        """Map features (N, D) to targets relative to their mean, (N, W); the mean does not affect rankings."""
         return (features - self.mean) @ self.weight
 
 
 def best_strength(features: Tensor, targets: Tensor, concept: Tensor) -> float:
-    """The strength whose ridge ranks captions best that it was not fitted on (mean reciprocal rank).
+    """Penalty strength with the best cross-validated mean reciprocal rank.
 
     Args:
-        features, targets: (N, D) and (N, W).
-        concept: (N,) int64, from 0, none left out; images of one concept have one target and are held out together.
+        features: (N, D).
+        targets: (N, W).
+        concept: concept of each image, (N,) int64 without gaps from 0; images of a concept share their target and are
+            held out together.
     """
     concepts = int(concept.max()) + 1
     order = torch.randperm(concepts, generator=torch.Generator().manual_seed(derive_seed(0, "retrieval", "folds")))
-    fold, place = order % FOLDS, order // FOLDS  # of each concept: its fold, and its place therein
+    fold, index_in_fold = order % FOLDS, order // FOLDS  # for each concept
     captions = torch.empty(concepts, targets.shape[1], dtype=targets.dtype)
     captions[order[concept]] = targets
 
     reciprocal = torch.zeros(len(STRENGTHS), dtype=torch.float64)
-    for held in range(FOLDS):
-        out = fold[concept] == held
-        for index, ridge in enumerate(RidgeMap.fitted(features[~out], targets[~out], STRENGTHS)):
-            found = ranks(ridge(features[out]), captions[held::FOLDS] - ridge.centre, place[concept[out]])
-            reciprocal[index] += (1 / found.double()).sum()
+    for heldout_fold in range(FOLDS):
+        heldout = fold[concept] == heldout_fold
+        for i, ridge in enumerate(RidgeMap.fitted(features[~heldout], targets[~heldout], STRENGTHS)):
+            candidates = captions[heldout_fold::FOLDS] - ridge.centre
+            heldout_ranks = ranks(ridge(features[heldout]), candidates, index_in_fold[concept[heldout]])
+            reciprocal[i] += (1 / heldout_ranks.double()).sum()
     return STRENGTHS[int(reciprocal.argmax())]
 
 
-def ranks(found: Tensor, captions: Tensor, own: Tensor) -> Tensor:
-    """Each image's rank of its own caption by cosine, from 1; captions that tie with it come before it.
+def ranks(image_embeds: Tensor, caption_embeds: Tensor, own: Tensor) -> Tensor:
+    """Rank of each image's own caption by cosine similarity, (N,) from 1; tied captions rank before it.
 
     Args:
-        found: (N, W), the images' embeddings.
-        captions: (C, W), those of all captions, from the same centre.
-        own: (N,) int64, each image's caption.
+        image_embeds: embeddings predicted from the images, (N, W).
+        caption_embeds: embeddings of all captions relative to the same mean, (C, W).
+        own: index of each image's caption, (N,) int64.
     """
-    cosine = functional.normalize(found, dim=1) @ functional.normalize(captions, dim=1).T
+    cosine = functional.normalize(image_embeds, dim=1) @ functional.normalize(caption_embeds, dim=1).T  # (N, C)
     return (cosine > cosine.gather(1, own[:, None]) - ROUNDING).sum(1)
 
 
 def sentences(captions: Sequence[str], *, encoder: str = text_encoder.MINILM, tokens: int = 16) -> Tensor:
-    """Captions as unit vectors (N, W) float64: the mean of their tokens' embeddings."""
+    """Sentence embeddings of captions as unit vectors (N, W) float64: normalized sums of their token embeddings."""
     return functional.normalize(embeddings.encode(captions, name=encoder, tokens=tokens).double().sum(1), dim=1)
 
 
 @dataclass(frozen=True)
 class Retriever:
-    """Judges images by the captions that they call for."""
+    """Scores images by the captions that they retrieve."""
 
     ridge: RidgeMap
     extractor: FeatureExtractor
     resolution: int
-    """Side in pixels at which features are taken."""
+    """Side in pixels that images are resized to for feature extraction."""
     encoder: str
     tokens: int
     key: str
-    """Everything that this depends on, as JSON."""
+    """Everything that the retriever depends on, as JSON."""
 
     @classmethod
     def fitted(
@@ -166,17 +179,20 @@ class Retriever:
         tokens: int = 16,
         device: torch.device | None = None,
     ) -> Self:
-        """Fitted on training images, or read from the cache (80 s for 3,333 at 128 px on one thread).
+        """Fit a retriever to training images, or read it from the cache (80 s for 3,333 images on one thread).
 
         Args:
-            train: of the resolution of the images that will be judged: how blurred they are is seen in the features.
-            resolution: side in pixels that images are brought to for their features.
-            tokens: captions are cut to so many.
+            train: training images, of the same resolution as the images to score, because features depend on blur.
+            resolution: side in pixels that images are resized to for feature extraction.
+            extractor: name of the feature extractor.
+            encoder: name of the text encoder.
+            tokens: maximum number of tokens of a caption.
+            device: device of the feature extractor; None: the CPU.
 
         Raises:
-            InputError: if there are too few captions, or the extractor or encoder cannot be had.
+            InputError: if there are too few captions, or the extractor or encoder cannot be loaded.
         """
-        captions, concept = _distinct(train.captions[:MOST])
+        captions, concept = _deduplicate(train.captions[:MAX_IMAGES])
         if len(captions) < FOLDS:
             problem = f"has {len(captions)} different captions; a retriever needs {FOLDS} or more"
             raise InputError(train.name, problem, "name a set of captioned images")
@@ -201,73 +217,74 @@ class Retriever:
         return cls(ridge, net, resolution, encoder, tokens, json.dumps(key, sort_keys=True))
 
     def score(self, images: Tensor | Sequence[Tensor], captions: Sequence[str]) -> RetrievalScore:
-        """How often images call for their own captions among all of ``captions``.
+        """Retrieval rates of images among all of ``captions``.
 
         Args:
-            images: uint8 (N, 3, H, W), of any device; or one such tensor a seed.
-            captions: one an image, of concepts that are not among the training images; a caption may have several
-                images, which count as one concept.
+            images: (N, 3, H, W) uint8 on any device, or one such tensor per seed.
+            captions: caption of each image, of concepts that are not in the training images; images with the same
+                caption count as one concept.
         """
-        distinct, own = _distinct(captions)
-        known = sentences(distinct, encoder=self.encoder, tokens=self.tokens) - self.ridge.centre
+        distinct, own = _deduplicate(captions)
+        caption_embeds = sentences(distinct, encoder=self.encoder, tokens=self.tokens) - self.ridge.centre
         sets = [images] if isinstance(images, Tensor) else list(images)
-        found = torch.stack([ranks(self._embedded(one), known, own) for one in sets])
-        return tally(found, own, protocol_hash=self._hash(distinct))
+        image_ranks = torch.stack([ranks(self._embed(images), caption_embeds, own) for images in sets])
+        return tally(image_ranks, own, protocol_hash=self._hash(distinct))
 
     def cosines(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """How near each image comes to its own caption, from what all captions share: (N,) float64 in [-1, 1].
+        """Cosine similarity of each image and its caption, relative to the mean caption: (N,) float64 in [-1, 1].
 
         Args:
-            images, captions: as `score`; of one image a caption.
+            images: (N, 3, H, W) uint8 on any device.
+            captions: caption of each image.
         """
-        distinct, own = _distinct(captions)
-        known = sentences(distinct, encoder=self.encoder, tokens=self.tokens) - self.ridge.centre
-        return functional.cosine_similarity(self._embedded(images), known[own], dim=1)
+        distinct, own = _deduplicate(captions)
+        caption_embeds = sentences(distinct, encoder=self.encoder, tokens=self.tokens) - self.ridge.centre
+        return functional.cosine_similarity(self._embed(images), caption_embeds[own], dim=1)
 
-    def _embedded(self, images: Tensor) -> Tensor:
+    def _embed(self, images: Tensor) -> Tensor:
         return self.ridge(self.extractor(images, resolution=self.resolution).double().cpu())
 
     def _hash(self, captions: Sequence[str]) -> str:
         return hashlib.sha256(json.dumps([self.key, *captions]).encode()).hexdigest()[:16]
 
 
-def tally(found: Tensor, own: Tensor, *, protocol_hash: str) -> RetrievalScore:
-    """The rates from ranks (seeds, N), of images whose concepts are ``own`` (N,)."""
-    measures = ((found <= 1).double(), (found <= 10).double(), 1 / found.double())
-    r1, r10, mrr = (_estimate(_by_concept(each, own)) for each in measures)
+def tally(image_ranks: Tensor, own: Tensor, *, protocol_hash: str) -> RetrievalScore:
+    """Retrieval rates from ranks (seeds, N) of images with the concepts ``own``, (N,)."""
+    values = ((image_ranks <= 1).double(), (image_ranks <= 10).double(), 1 / image_ranks.double())
+    r1, r10, mrr = (_estimate(_by_concept(value, own)) for value in values)
     concepts = int(own.max()) + 1
     return RetrievalScore(
-        r1=r1, r10=r10, mrr=mrr, concepts=concepts, images=found.shape[1], protocol_hash=protocol_hash
+        r1=r1, r10=r10, mrr=mrr, concepts=concepts, images=image_ranks.shape[1], protocol_hash=protocol_hash
     )
 
 
 def _by_concept(values: Tensor, own: Tensor) -> Tensor:
-    """(seeds, N) → the mean of each concept's images (seeds, concepts)."""
+    """Mean over the images of each concept: (seeds, N) → (seeds, concepts)."""
     total = torch.zeros(len(values), int(own.max()) + 1, dtype=values.dtype).index_add(1, own, values)
     return total / own.bincount()
 
 
 def _estimate(table: Tensor) -> Estimate:
-    """The mean of a table (seeds, concepts) in [0, 1] with its interval, for other concepts and other seeds."""
+    """Mean of a table (seeds, concepts) in [0, 1], with an interval over concepts and seeds."""
     by_concept = table.mean(0)
     within = float(torch.cat([by_concept, PLUS_FOUR]).var()) / len(by_concept)
-    found = intervals.mean_over_seeds(table.mean(1).tolist(), within, within_freedom=max(1, len(by_concept) - 1))
-    return found.model_copy(update={"low": max(0.0, found.low), "high": min(1.0, found.high)})
+    mean = intervals.mean_over_seeds(table.mean(1).tolist(), within, within_freedom=max(1, len(by_concept) - 1))
+    return mean.model_copy(update={"low": max(0.0, mean.low), "high": min(1.0, mean.high)})
 
 
 def _features(images: ImageDataset, extractor: FeatureExtractor, resolution: int) -> Tensor:
-    """Features (≤ MOST, D) float64 on the CPU."""
+    """Features of at most `MAX_IMAGES` images, (N, D) float64 on the CPU."""
     device = next(extractor.net.parameters()).device
-    found: list[Tensor] = []
-    for batch in images.batches(BATCH):
-        found.append(extractor(batch.to(device), resolution=resolution).cpu())
-        if len(found) * BATCH >= MOST:
+    features: list[Tensor] = []
+    for batch in images.batches(BATCH_SIZE):
+        features.append(extractor(batch.to(device), resolution=resolution).cpu())
+        if len(features) * BATCH_SIZE >= MAX_IMAGES:
             break
-    return torch.cat(found)[:MOST].double()
+    return torch.cat(features)[:MAX_IMAGES].double()
 
 
-def _distinct(captions: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The different captions, sorted, and which of them each one is (N,)."""
+def _deduplicate(captions: Sequence[str]) -> tuple[list[str], Tensor]:
+    """Sorted distinct captions, and the index of each caption among them, (N,)."""
     distinct = sorted(set(captions))
-    number = {caption: index for index, caption in enumerate(distinct)}
-    return distinct, torch.tensor([number[caption] for caption in captions])
+    index = {caption: i for i, caption in enumerate(distinct)}
+    return distinct, torch.tensor([index[caption] for caption in captions])

@@ -1,0 +1,21 @@
+"""Reports on studies, ablations, evolutions and comparisons of recipes: HTML pages, Markdown, LaTeX and CSV."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from archsearch.reports.ablation.report import write_ablation
+    from archsearch.reports.study.audit import write_audit
+    from archsearch.reports.study_report import write_report
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "archsearch.reports.ablation.report": ["write_ablation"],
+            "archsearch.reports.study.audit": ["write_audit"],
+            "archsearch.reports.study_report": ["write_report"],
+        },
+    )
+
+__all__ = ["write_ablation", "write_audit", "write_report"]

@@ -1,4 +1,4 @@
-"""A comparison of recipes as a table: every variant's numbers, and what can be told from the one compared with."""
+"""Table of a comparison of recipes: the metrics of every variant, and its differences from the baseline."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ LABELS = {
 Verdict = Literal["better", "worse", "cannot tell", ""]
 
 
-def over_seeds(results: Results, metric: str) -> dict[str, Estimate]:
-    """A metric of every variant, over its seeds; intervals by the pooled interaction of variant and seed."""
+def mean_over_seeds(results: Results, metric: str) -> dict[str, Estimate]:
+    """Mean of a metric over the seeds of every variant; intervals from the pooled interaction of variant and seed."""
     by_seed = {name: tuple(float(numbers[metric].value) for numbers in runs) for name, runs in results.items()}
-    plain = [Estimate(value=sum(v) / len(v), low=min(v), high=max(v), by_seed=v) for v in by_seed.values()]
-    return dict(zip(results, intervals.pool_intervals(plain), strict=True))
+    means = [Estimate(value=sum(v) / len(v), low=min(v), high=max(v), by_seed=v) for v in by_seed.values()]
+    return dict(zip(results, intervals.pool_intervals(means), strict=True))
 
 
-def difference(found: dict[str, Estimate], name: str, against: str) -> Estimate:
-    """A variant less the one compared with, over the same seeds."""
-    weights = [float(other == name) - float(other == against) for other in found]
-    return intervals.contrast(list(found.values()), weights)
+def difference(estimates: dict[str, Estimate], name: str, baseline: str) -> Estimate:
+    """Difference of a variant from the baseline, paired by seed."""
+    weights = [float(variant == name) - float(variant == baseline) for variant in estimates]
+    return intervals.contrast(list(estimates.values()), weights)
 
 
-def verdict(size: Estimate, better: Literal["lower", "higher"]) -> Verdict:
-    """What a difference's interval allows to say."""
-    if size.low <= 0 <= size.high:
+def verdict(change: Estimate, better: Literal["lower", "higher"]) -> Verdict:
+    """Verdict on a difference by its interval; ``better`` says which direction is an improvement."""
+    if change.low <= 0 <= change.high:
         return "cannot tell"
-    return "better" if (size.value < 0) == (better == "lower") else "worse"
+    return "better" if (change.value < 0) == (better == "lower") else "worse"
 
 
 def frame(comparison: ComparisonConfig, results: Results) -> pandas.DataFrame:
-    """A row a variant and metric."""
+    """Data frame with one row per metric and variant."""
     rows = []
     for metric, better in comparison.metrics.items():
-        found = over_seeds(results, metric)
-        for name, estimate in found.items():
-            size = difference(found, name, comparison.against) if name != comparison.against else None
+        estimates = mean_over_seeds(results, metric)
+        for name, estimate in estimates.items():
+            change = difference(estimates, name, comparison.baseline) if name != comparison.baseline else None
             rows.append(
                 {
                     "variant": name,
@@ -58,38 +58,38 @@ def frame(comparison: ComparisonConfig, results: Results) -> pandas.DataFrame:
                     "low": estimate.low,
                     "high": estimate.high,
                     **{f"seed {s}": v for s, v in zip(comparison.seeds, estimate.by_seed, strict=True)},
-                    "difference": None if size is None else size.value,
-                    "difference low": None if size is None else size.low,
-                    "difference high": None if size is None else size.high,
-                    "verdict": "" if size is None else verdict(size, better),
+                    "difference": None if change is None else change.value,
+                    "difference low": None if change is None else change.low,
+                    "difference high": None if change is None else change.high,
+                    "verdict": "" if change is None else verdict(change, better),
                 }
             )
     return pandas.DataFrame(rows)
 
 
 def markdown(comparison: ComparisonConfig, results: Results) -> str:
-    """A row a variant: each metric with its interval, and the verdict against the one compared with."""
+    """Format the comparison as Markdown: one row per variant, each metric with its interval and verdict."""
     header = ["variant", *(f"{LABELS.get(m, m)} ({b} is better)" for m, b in comparison.metrics.items())]
-    estimates = {metric: over_seeds(results, metric) for metric in comparison.metrics}
+    estimates = {metric: mean_over_seeds(results, metric) for metric in comparison.metrics}
     rows = []
     for name in comparison.variants:
         cells = [name]
         for metric, better in comparison.metrics.items():
-            found = estimates[metric]
-            cell = _amount(found[name])
-            if name != comparison.against:
-                size = difference(found, name, comparison.against)
-                cell += f"; {verdict(size, better)} ({_amount(size, signed=True)})"
+            cell = _with_interval(estimates[metric][name])
+            if name != comparison.baseline:
+                change = difference(estimates[metric], name, comparison.baseline)
+                cell += f"; {verdict(change, better)} ({_with_interval(change, signed=True)})"
             cells.append(cell)
         rows.append(cells)
     seeds = ", ".join(map(str, comparison.seeds))
     return (
-        f"Seeds {seeds}; means with 95 % intervals, pooled over variants. In brackets after a verdict: the difference "
-        f"from “{comparison.against}”, over the same seeds, with its interval.\n\n" + tables.markdown(header, rows)
+        f"Seeds {seeds}; means with 95 % intervals, pooled over variants. In parentheses after a verdict: the "
+        f"difference from “{comparison.baseline}”, paired by seed, with its interval.\n\n"
+        + tables.markdown(header, rows)
     )
 
 
-def _amount(estimate: Estimate, *, signed: bool = False) -> str:
+def _with_interval(estimate: Estimate, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
     value, low, high = (format(x, f"{sign}.3g") for x in (estimate.value, estimate.low, estimate.high))
     return f"{value} [{low}, {high}]"

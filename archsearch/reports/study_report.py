@@ -1,4 +1,4 @@
-"""The report of a study: one HTML file that needs no network, and tables beside it."""
+"""Write the report of a study: one HTML file that needs no network, a CSV and, for an evolution, a Markdown file."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ if TYPE_CHECKING:
     from optuna import Study
 
 
-def write_report(study: Study, out: Path, *, source: str = "", beside: Study | None = None) -> Path:
-    """Write the report of a study, running or finished, and ``out`` with the suffix ``.csv`` beside it.
+def write_report(study: Study, out: Path, *, source: str = "", compare_with: Study | None = None) -> Path:
+    """Write the HTML report of a study, running or finished, and a CSV with the same stem.
 
-    Of an evolving study there is a ``.md`` too, with its rounds.
+    If the study evolves a network, a Markdown file with its rounds is written too.
 
     Args:
-        source: how the command line names the study, for the commands that the page gives; default: its name.
-        beside: another study, which an evolving one is compared with.
+        study: the study.
+        out: the HTML file.
+        source: name of the study on the command line, for the commands that the page shows; default: its own name.
+        compare_with: another study that an evolving study is compared with.
 
     Returns:
         ``out``.
 
     Raises:
-        InputError: if nothing was scored yet, protocols are mixed, ``beside`` is given for a study that does not
-            evolve, or a file cannot be written.
+        InputError: if nothing has been scored yet, candidates of several protocols are mixed, ``compare_with`` is given
+            for a study that does not evolve a network, or a file cannot be written.
     """
     from archsearch.reports.evolution.data import load_evolution
     from archsearch.reports.evolution.section import EvolutionSection
@@ -34,15 +36,19 @@ def write_report(study: Study, out: Path, *, source: str = "", beside: Study | N
     from archsearch.reports.study import candidates, page
     from archsearch.reports.study.data import load_study_data
 
-    found = load_study_data(study)
-    rounds = load_evolution(study, found)
-    if beside is not None and rounds is None:
-        raise InputError(found.name, "does not evolve", "name a study of archsearch evolve, or leave out --beside")
-    evolved = EvolutionSection.of(rounds, load_study_data(beside) if beside is not None else None) if rounds else None
-    atomic_write_text(
-        out, page.render(found, source=source or found.name, beside=out.parent / "artifacts", evolved=evolved)
-    )
-    if evolved:
-        atomic_write_text(out.with_suffix(".md"), evolved.markdown())
-    atomic_write_text(out.with_suffix(".csv"), tables.csv(candidates.candidates(found)))
+    data = load_study_data(study)
+    evolution = load_evolution(study, data)
+    if compare_with is not None and evolution is None:
+        problem = "does not evolve a network, so it cannot be compared with another study"
+        raise InputError(data.name, problem, "name a study of archsearch evolve, or omit --compare-with")
+    section = None
+    if evolution:
+        section = EvolutionSection.create(
+            evolution, load_study_data(compare_with) if compare_with is not None else None
+        )
+    html = page.render(data, source=source or data.name, assets_dir=out.parent / "artifacts", evolution=section)
+    atomic_write_text(out, html)
+    if section:
+        atomic_write_text(out.with_suffix(".md"), section.markdown())
+    atomic_write_text(out.with_suffix(".csv"), tables.csv(candidates.candidates(data)))
     return out

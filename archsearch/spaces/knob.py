@@ -1,4 +1,4 @@
-"""Knobs: one thing that may vary in an architecture, and what it may be."""
+"""Knobs: one varying choice of an architecture, with its possible values."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ Overrides = Mapping[str, Any]
 Field = tuple[str | int, ...]
 """One field of an architecture, e.g. ``("down", 0, "channels")``."""
 
-_GIVEN = ("latent_channels", "context_width")
-"""What the autoencoder and the text encoder decide: candidates that differ here could not be trained alike."""
+_SET_BY_DATA = ("latent_channels", "context_dim")
+"""Fields fixed by the autoencoder and the text encoder; candidates that differ in them cannot share training data."""
 
-_FEWEST = "give it at least two choices, or set it in the base and remove the knob"
+_NEEDS_TWO_CHOICES = "give it at least two choices, or set it in the base and remove the knob"
+"""Remedy for a knob with fewer than two choices."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One thing that may vary.
+    """One varying choice of an architecture.
 
     Attributes:
-        name: as written in the file; a path into the architecture, or any name where each choice lists its changes.
-        choices: what each choice is called, e.g. ``("2", "3", "4")`` or ``("plain", "separable ×2")``.
-        settings: what each choice changes in the base, in the order of ``choices``.
-        ordered: whether the choices stand in order, so that neighbouring ones are alike: each sets the same fields to
-            numbers, and from one choice to the next none of them turns back. ``null`` (a key/value head for every
-            query head) comes after every number. Samplers see an ordered knob as an integer, any other as a category.
+        name: name in the space's file: a path into the architecture, or any name if each choice lists its changes.
+        choices: label of each choice, e.g. ``("2", "3", "4")`` or ``("plain", "separable ×2")``.
+        settings: overrides of the base for each choice, in the order of ``choices``.
+        ordered: whether adjacent choices are similar: every choice sets the same fields to numbers, and each field
+            changes monotonically from one choice to the next. ``null`` (one key/value head per query head) counts as
+            larger than every number. Samplers treat an ordered knob as an integer and any other as categorical.
     """
 
     name: str
@@ -47,11 +48,11 @@ class Knob:
     ordered: bool
 
     def changes(self, choice: int) -> dict[str, Any]:
-        """What the choice of that index changes in the base."""
+        """Overrides of the base for the choice with that index."""
         return dict(self.settings[choice])
 
     def fields(self, levels: int) -> dict[Field, str]:
-        """Every field that any choice sets in an architecture of so many levels, and the path that names it."""
+        """Every field that any choice sets in an architecture with that number of levels, and the path that sets it."""
         return {
             field: path
             for changes in self.settings
@@ -60,36 +61,36 @@ class Knob:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data for JSON."""
+        """The knob as JSON-serializable data."""
         changes = [dict(changes) for changes in self.settings]
         return {"name": self.name, "choices": list(self.choices), "ordered": self.ordered, "changes": changes}
 
-    def alternatives(self, choice: int) -> Iterator[int]:
-        """The choices one step from that one: next to it where they are ordered, every other one where not."""
-        near = (choice - 1, choice + 1) if self.ordered else range(len(self.choices))
-        return (i for i in near if i != choice and 0 <= i < len(self.choices))
+    def adjacent_choices(self, choice: int) -> Iterator[int]:
+        """Choices one step away: the direct neighbors of an ordered knob, every other choice of an unordered one."""
+        candidates = (choice - 1, choice + 1) if self.ordered else range(len(self.choices))
+        return (i for i in candidates if i != choice and 0 <= i < len(self.choices))
 
-    def choice_of(self, arch: Architecture) -> int | None:
-        """The choice that leaves the architecture as it is; None if each would change it."""
-        made = {i: overrides.apply_overrides(arch, changes) for i, changes in self._fitting(arch)}
-        exact = [i for i, other in made.items() if other == arch]
-        same = [i for i, other in made.items() if other.id == arch.id]
-        return next(iter(exact + same), None)
+    def current_choice(self, arch: Architecture) -> int | None:
+        """The choice that leaves the architecture unchanged; None if every choice changes it."""
+        modified = {i: overrides.apply_overrides(arch, changes) for i, changes in self._valid_choices(arch)}
+        exact = [i for i, other in modified.items() if other == arch]
+        same_net = [i for i, other in modified.items() if other.id == arch.id]
+        return next(iter(exact + same_net), None)
 
-    def _fitting(self, arch: Architecture) -> Iterator[tuple[int, Overrides]]:
+    def _valid_choices(self, arch: Architecture) -> Iterator[tuple[int, Overrides]]:
         for i, changes in enumerate(self.settings):
             with contextlib.suppress(ValueError):
                 overrides.apply_overrides(arch, changes)
                 yield i, changes
 
-    def place(self, choice: int) -> str:
-        """Where the choice stands in the file: ``knobs.qk_norm[1]``, ``knobs.convs.separable ×2``."""
+    def location(self, choice: int) -> str:
+        """Location of the choice in the file, e.g. ``knobs.qk_norm[1]`` or ``knobs.convs.separable ×2``."""
         is_path = all(tuple(changes) == (self.name,) for changes in self.settings)
         return f"knobs.{self.name}[{choice}]" if is_path else f"knobs.{self.name}.{self.choices[choice]}"
 
 
 def label(value: object) -> str:
-    """A choice's value as YAML writes it: ``true``, ``null``, ``3``, ``2.5``, ``separable``."""
+    """A choice's value in YAML notation: ``true``, ``null``, ``3``, ``2.5``, ``separable``."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -98,16 +99,17 @@ def label(value: object) -> str:
 
 
 def read_knob(name: str, choices: object, levels: int, *, source: str) -> Knob:
-    """A knob as its file has it: ``path: [value, …]`` or ``name: {label: {path: value, …}, …}``.
+    """Parse a knob from a space's file: ``path: [value, …]`` or ``name: {label: {path: value, …}, …}``.
 
     Args:
-        name: the key under ``knobs``.
-        choices: what stands there.
-        levels: of the architecture that it varies.
-        source: the file, for errors.
+        name: key under ``knobs``.
+        choices: value of that key.
+        levels: number of resolution levels of the base architecture.
+        source: path of the file, for error messages.
 
     Raises:
-        InputError: naming the choice that is wrong: an unknown path, a value of the wrong type, two alike, too few.
+        InputError: naming the invalid choice: an unknown path, a value of the wrong type, a duplicate, or too few
+            choices.
     """
     place = f"knobs.{name}"
     if isinstance(choices, list):
@@ -121,18 +123,18 @@ def read_knob(name: str, choices: object, levels: int, *, source: str) -> Knob:
 def _path_knob(name: str, choices: list[object], levels: int, *, source: str, place: str) -> Knob:
     field = _field_of(name, levels, source=source, place=place)
     if len(choices) < 2:
-        raise InputError(source, f"has {_count(choices)}", _FEWEST, place=place)
+        raise InputError(source, f"has {_count(choices)}", _NEEDS_TWO_CHOICES, place=place)
     values = [_checked(value, field, source=source, place=f"{place}[{i}]") for i, value in enumerate(choices)]
     for i, value in enumerate(values):
         if value in values[:i]:
-            raise InputError(source, f"{label(value)} is there twice", "remove one", place=f"{place}[{i}]")
+            raise InputError(source, f"{label(value)} is listed twice", "remove one", place=f"{place}[{i}]")
     settings = tuple({name: value} for value in values)
     return Knob(name, tuple(map(label, values)), settings, _in_order(settings, levels))
 
 
 def _named_knob(name: str, choices: dict[object, object], levels: int, *, source: str, place: str) -> Knob:
     if len(choices) < 2:
-        raise InputError(source, f"has {_count(choices)}", _FEWEST, place=place)
+        raise InputError(source, f"has {_count(choices)}", _NEEDS_TWO_CHOICES, place=place)
     labels, settings = [], []
     for key, changes in choices.items():
         if not isinstance(key, str) or not key:
@@ -141,27 +143,27 @@ def _named_knob(name: str, choices: dict[object, object], levels: int, *, source
         here = f"{place}.{key}"
         if not isinstance(changes, dict):
             problem = f"must map paths to values, not be {label(changes)}"
-            raise InputError(source, problem, "write e.g. {mid.kv_heads: 1}, or {} to leave the base", place=here)
+            raise InputError(source, problem, "write e.g. {mid.num_kv_heads: 1}, or {} to leave the base", place=here)
         labels.append(key)
         settings.append(read_changes(changes, levels, source=source, place=here))
     effects = [_effect(changes, levels) for changes in settings]
     for i, effect in enumerate(effects):
         if effect in effects[:i]:
-            problem = f"changes just what {labels[effects.index(effect)]!r} does"
+            problem = f"changes the same fields to the same values as {labels[effects.index(effect)]!r}"
             raise InputError(source, problem, "remove one", place=f"{place}.{labels[i]}")
     return Knob(name, tuple(labels), tuple(settings), _in_order(settings, levels))
 
 
 def read_changes(changes: Mapping[Any, object], levels: int, *, source: str, place: str) -> dict[str, Any]:
-    """Changes as a file has them, each value checked against the field that its path sets.
+    """Parse overrides from a file, checking each value against the field that its path sets.
 
     Raises:
-        InputError: naming the path that is unknown or the value that is wrong.
+        InputError: naming the unknown path or the invalid value.
     """
     checked = {}
     for path, value in changes.items():
         if not isinstance(path, str):
-            raise InputError(source, f"{label(path)} is not a path", "write e.g. mid.kv_heads: 1", place=place)
+            raise InputError(source, f"{label(path)} is not a path", "write e.g. mid.num_kv_heads: 1", place=place)
         field = _field_of(path, levels, source=source, place=f"{place}.{path}")
         checked[path] = _checked(value, field, source=source, place=f"{place}.{path}")
     return checked
@@ -172,40 +174,40 @@ def _count(choices: Sequence[object] | Mapping[object, object]) -> str:
 
 
 def _field_of(path: str, levels: int, *, source: str, place: str) -> FieldInfo:
-    """The model field that a path sets; where it sets several they are the same field of several stages."""
+    """The pydantic field that a path sets. A path that sets several fields sets the same field of several levels."""
     try:
-        *way, name = overrides.resolve_path(path, levels)[0]
+        *parents, name = overrides.resolve_path(path, levels)[0]
     except ValueError as error:
         problem, _, remedy = str(error).partition("; ")
         raise InputError(source, problem, remedy or "correct it", place=place) from None
-    if "layers" in way:
+    if "layers" in parents:
         return BlocksConfig.model_fields[overrides.COUNTS[int(name)]]
-    if name in _GIVEN:
-        raise InputError(source, f"{name} is the data's, not a choice", "set it in the base", place=place)
-    homes: dict[str, type[Config]] = {
+    if name in _SET_BY_DATA:
+        raise InputError(source, f"{name} is determined by the data, not a choice", "set it in the base", place=place)
+    config_classes: dict[str, type[Config]] = {
         "down": LevelConfig,
         "up": LevelConfig,
         "mid": BlocksConfig,
         "time": TimeEmbeddingConfig,
     }
-    home = homes[str(way[0])] if way else Architecture
-    return home.model_fields[str(name)]
+    config_class = config_classes[str(parents[0])] if parents else Architecture
+    return config_class.model_fields[str(name)]
 
 
 def _checked(value: object, field: FieldInfo, *, source: str, place: str) -> Any:
-    """The value as the field takes it. Strictly: YAML has true, 2 and '2' apart, and so has a person's intent."""
-    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    """The value validated against the field. Strict, because YAML distinguishes true, 2 and '2', and so do users."""
+    field_type: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     try:
-        return TypeAdapter(kind).validate_python(value, strict=True)
+        return TypeAdapter(field_type).validate_python(value, strict=True)
     except ValidationError as error:
-        wanted = (
+        expected = (
             error.errors(include_url=False)[0]["msg"]
             .removeprefix("Input should be ")
             .replace("a valid integer", "a whole number")
             .replace("a valid ", "a ")
         )
-        shown = repr(value) if isinstance(value, str) else label(value)
-        problem = f"{shown:.40} is not {wanted}"
+        displayed = repr(value) if isinstance(value, str) else label(value)
+        problem = f"{displayed:.40} is not {expected}"
         raise InputError(source, problem, "correct it or remove it", place=place) from None
 
 
@@ -214,14 +216,16 @@ def _effect(changes: Overrides, levels: int) -> dict[Field, Any]:
 
 
 def _in_order(settings: Sequence[Overrides], levels: int) -> bool:
+    """Whether all choices set the same fields to numbers, each non-decreasing or each non-increasing."""
     effects = [_effect(changes, levels) for changes in settings]
     if any(effect.keys() != effects[0].keys() for effect in effects):
         return False
-    if not all(_is_rank(value) for effect in effects for value in effect.values()):
+    if not all(_is_ordinal(value) for effect in effects for value in effect.values()):
         return False
+    # null (one key/value head per query head) sorts after every number
     columns = [[math.inf if effect[field] is None else effect[field] for effect in effects] for field in effects[0]]
-    return any(all(sorted(column, reverse=down) == column for column in columns) for down in (False, True))
+    return any(all(sorted(column, reverse=falling) == column for column in columns) for falling in (False, True))
 
 
-def _is_rank(value: object) -> bool:
+def _is_ordinal(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

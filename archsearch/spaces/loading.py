@@ -1,4 +1,4 @@
-"""A space from its YAML file, with the place of each mistake in it."""
+"""Loading of a search space from its YAML file. Errors name the location of the mistake."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from archsearch.spaces.knob import Knob, label, read_knob
 from archsearch.spaces.space import BASE, LARGEST_COUNT, TRIES, Point, Space
 from snapgen import config, seeding
 from snapgen.architecture import overrides, presets
-from snapgen.architecture.schema import MOST, Architecture
+from snapgen.architecture.schema import MAX_BLOCKS, Architecture
 from snapgen.config import Config
 from snapgen.errors import InputError
 
 NAMES = tuple(shipped("space"))
-"""The shipped spaces."""
+"""Names of the shipped spaces."""
 
 
 def _not_bool(value: object) -> object:
@@ -31,52 +31,65 @@ def _not_bool(value: object) -> object:
     return value
 
 
+def _unchanged(value: object) -> object:
+    return value  # `_base` checks it, and knows where the file is
+
+
 _Count = Annotated[int, Field(strict=True, ge=1, le=65536)]
-_Most = Annotated[float, BeforeValidator(_not_bool), Field(gt=0)]  # not strict: YAML reads 2.5e6 as text
+_UpperBound = Annotated[float, BeforeValidator(_not_bool), Field(gt=0)]  # not strict: YAML reads 2.5e6 as text
 
 
 class BlockKnobsConfig(Config):
-    """A knob for the number of blocks of a kind in each layer of the base that has any."""
+    """Adds a knob for the number of blocks of each type in each layer of the base that has any."""
 
-    copies: Annotated[int, Field(strict=True, ge=0, le=MOST)] = 1
-    """Blocks that a layer may have beyond the base's."""
+    extra_copies: Annotated[int, Field(strict=True, ge=0, le=MAX_BLOCKS)] = 1
+    """Number of blocks that a layer may have in addition to the base's."""
 
 
 class SpaceConfig(Config):
-    """The form of a space's file; what the keys mean is in spaces/README.md."""
+    """Schema of a space's file; spaces/README.md explains the keys."""
 
-    base: Any
-    latent: _Count
+    base: Annotated[Any, BeforeValidator(_unchanged, json_schema_input_type=str | Architecture)]
+    """The architecture that the knobs change: a preset's name, an architecture's file beside this one, or the
+    architecture itself."""
+    latent_size: _Count
+    """Height and width of the latent for which cost and latency are taken."""
     context_tokens: _Count = 77
+    """Length of the context for which cost and latency are taken."""
     knobs: dict[str, Any] | None = Field(default=None, min_length=1)
+    """Knobs by name: a path and its values, or a name and what each of its choices changes."""
     blocks: BlockKnobsConfig | None = None
-    limits: Mapping[Literal["params", "macs", "activation_bytes"], _Most] = Field(default={})
+    """Adds a knob for the number of blocks of each kind in each layer of the base."""
+    constraints: Mapping[Literal["params", "macs", "activation_bytes"], _UpperBound] = Field(default={})
+    """Upper bounds on a candidate's cost."""
     references: dict[str, dict[str, Any]] = Field(default={})
+    """Designs that every study of the space scores beside its base: knob to choice, the base's where a knob is not
+    named."""
 
 
 def load_space(name_or_path: str | Path) -> Space:
-    """The shipped space of that name, or the one in the file.
+    """Load a shipped space by name, or a space from a YAML file.
 
     Raises:
-        InputError: naming the file, the place and the remedy.
+        InputError: naming the file, the location in it and the remedy.
     """
     path = _find(name_or_path)
     file = config.load_yaml(path, SpaceConfig)
     source = str(path)
     base = _base(file, path)
     if file.knobs is None and file.blocks is None:
-        raise InputError(path, "is required where no blocks may vary", "give knobs, blocks or both", place="knobs")
-    written = dict(file.knobs or {})
+        raise InputError(path, "is required if blocks is not given", "give knobs, blocks or both", place="knobs")
+    choices_by_knob = dict(file.knobs or {})
     if file.blocks is not None:
-        base, counted = _with_blocks(base, file.blocks.copies)
-        for name in written.keys() & counted.keys():
-            raise InputError(source, "is a knob of blocks already", "remove it", place=f"knobs.{name}")
-        written = counted | written
-    knobs = tuple(read_knob(name, choices, len(base.down), source=source) for name, choices in written.items())
-    limits = {str(name): most for name, most in file.limits.items()}
-    space = Space(path.stem, source, base, knobs, file.latent, file.context_tokens, limits, {})
+        base, block_counts = _with_block_knobs(base, file.blocks.extra_copies)
+        for name in choices_by_knob.keys() & block_counts.keys():
+            raise InputError(source, "is already added by blocks", "remove it", place=f"knobs.{name}")
+        choices_by_knob = block_counts | choices_by_knob
+    knobs = tuple(read_knob(name, choices, len(base.down), source=source) for name, choices in choices_by_knob.items())
+    constraints = {str(name): upper_bound for name, upper_bound in file.constraints.items()}
+    space = Space(path.stem, source, base, knobs, file.latent_size, file.context_tokens, constraints, {})
     _check_layers(space)
-    _check_apart(space)
+    _check_disjoint(space)
     _check_base(space)
     _check_choices(space)
     references = {name: _reference(space, name, choices) for name, choices in file.references.items()}
@@ -88,12 +101,12 @@ def _find(name_or_path: str | Path) -> Path:
         return shipped("space")[str(name_or_path)]
     path = Path(name_or_path)
     if not path.suffix and len(path.parts) < 2 and not path.exists():
-        raise InputError(str(name_or_path), "is no shipped space", f"use {', '.join(NAMES)} or the path of a YAML file")
+        problem = "is not a shipped space"
+        raise InputError(str(name_or_path), problem, f"use {', '.join(NAMES)} or the path of a YAML file")
     return path
 
 
 def _base(file: SpaceConfig, path: Path) -> Architecture:
-
     if isinstance(file.base, dict):
         base = config.parse_config(file.base, Architecture, source=path, place="base")
     elif not isinstance(file.base, str):
@@ -102,95 +115,98 @@ def _base(file: SpaceConfig, path: Path) -> Architecture:
     elif file.base in presets.NAMES:
         base = presets.preset(file.base)
     else:
-        beside = path.parent / file.base
-        if not beside.is_file():
-            problem = f"{file.base!r} is no preset, and no file beside this one"
+        architecture_file = path.parent / file.base
+        if not architecture_file.is_file():
+            problem = f"{file.base!r} is neither a preset nor a file in this folder"
             raise InputError(path, problem, f"name one of {', '.join(presets.NAMES)}, or a file", place="base")
-        base = Architecture.load(beside)
-    base.check_latent(file.latent, source=path, place="latent")
+        base = Architecture.load(architecture_file)
+    base.validate_latent_size(file.latent_size, source=path, place="latent_size")
     return base
 
 
-def _with_blocks(base: Architecture, copies: int) -> tuple[Architecture, dict[str, list[int]]]:
-    """The base with its layers written out, and a knob for each count of blocks: from none to so many more."""
-    from snapgen.architecture import block_index  # torch is slow to come, and few spaces need it
+def _with_block_knobs(base: Architecture, extra_copies: int) -> tuple[Architecture, dict[str, list[int]]]:
+    """The base with explicit layers, and choices 0 … count + extra_copies for the number of blocks in each layer."""
+    from snapgen.architecture import block_index  # imports torch, which is slow, and few spaces need it
 
     base = block_index.with_explicit_layers(base)
     counts = {
-        f"{site}.layers[{i}].{kind}": count
-        for site, given, _ in base.sites()
-        for i, layer in enumerate(given.layers or ())
-        for kind, count in zip(overrides.COUNTS, layer, strict=True)
+        f"{site}.layers[{i}].{field}": count
+        for site, level, _ in base.named_levels()
+        for i, layer in enumerate(level.layers or ())
+        for field, count in zip(overrides.COUNTS, layer, strict=True)
     }
-    return base, {name: [*range(count + copies + 1)] for name, count in counts.items() if count}
+    return base, {name: [*range(count + extra_copies + 1)] for name, count in counts.items() if count}
 
 
 def _check_layers(space: Space) -> None:
-    """A knob may name a layer only where the base has it."""
+    """Check that every layer that a knob names exists in the base."""
     for knob in space.knobs:
         for choice, changes in enumerate(knob.settings):
             for path in changes:
                 try:
                     overrides.validate_path(space.base, path)
                 except ValueError as error:
-                    problem, remedy = _reason(error)
-                    raise InputError(space.source, problem, remedy, place=knob.place(choice)) from None
+                    problem, remedy = _problem_and_remedy(error)
+                    raise InputError(space.source, problem, remedy, place=knob.location(choice)) from None
 
 
-def _check_apart(space: Space) -> None:
-    """No two knobs may set the same field: the later would win in silence, and the other mean nothing."""
+def _check_disjoint(space: Space) -> None:
+    """Check that no two knobs set the same field: the later one would silently override the earlier one."""
     owners: dict[tuple[str | int, ...], tuple[Knob, str]] = {}
     for knob in space.knobs:
         for field, path in knob.fields(len(space.base.down)).items():
-            others = (known for rival, known in owners.items() if known[0] is not knob and _same(field, rival))
-            other, other_path = next(others, (knob, path))
+            conflicts = (owner for owned, owner in owners.items() if owner[0] is not knob and _overlap(field, owned))
+            other, other_path = next(conflicts, (knob, path))
             if other is not knob:
                 problem = f"{path} sets a field that {other_path} of the knob {other.name!r} sets too"
                 raise InputError(space.source, problem, "leave it to one of them", place=f"knobs.{knob.name}")
             owners[field] = knob, path
 
 
-def _same(one: tuple[str | int, ...], other: tuple[str | int, ...]) -> bool:
-    """Whether two fields are one, or one is a layer's count and the other its site's layers or their sum."""
-    for layer, whole in ((one, other), (other, one)):
-        if "layers" in layer[:-1] and whole in (
+def _overlap(a: tuple[str | int, ...], b: tuple[str | int, ...]) -> bool:
+    """Whether two fields are equal, or one is a block count of a layer and the other covers all layers of its level."""
+    for layer, level in ((a, b), (b, a)):
+        if "layers" in layer[:-1] and level in (
             (*layer[:-3], "layers"),
             (*layer[:-3], overrides.COUNTS[int(layer[-1])]),
         ):
             return True
-    return one == other
+    return a == b
 
 
 def _check_base(space: Space) -> None:
+    """Check that the base is a point of the space."""
     for knob in space.knobs:
-        if knob.choice_of(space.base) is None:
+        if knob.current_choice(space.base) is None:
             raise InputError(
                 space.source,
-                "every choice changes the base, which would be no point of its own space",
+                "every choice changes the base, so that the base would not be a point of its own space",
                 "add the base's value as a choice, or change the base",
                 place=f"knobs.{knob.name}",
             )
     if space.architecture(space.base_point).id != space.base.id:
-        problem = "choices that each leave the base as it is change it together"
-        raise InputError(space.source, problem, "set them in the base to what they are among the choices", place="base")
+        problem = "choices that each leave the base unchanged change it in combination"
+        raise InputError(
+            space.source, problem, "set the fields of the base to the values of these choices", place="base"
+        )
 
 
 def _check_choices(space: Space) -> None:
-    """Every choice must fit: alone on the base, or in some combination with others."""
+    """Check that every choice is valid on its own or in some combination with other knobs' choices."""
     for knob in space.knobs:
         for choice in range(len(knob.choices)):
             try:
                 space.architecture({**space.base_point, knob.name: choice})
             except ValueError as error:
-                if any(map(space.valid, _with(space, knob, choice))):
+                if any(map(space.valid, _points_with(space, knob, choice))):
                     continue
-                problem, remedy = _reason(error)
-                problem = f"fits with none of the other knobs' choices: {problem}"
-                raise InputError(space.source, problem, remedy, place=knob.place(choice)) from None
+                problem, remedy = _problem_and_remedy(error)
+                problem = f"is invalid with every combination of the other knobs' choices: {problem}"
+                raise InputError(space.source, problem, remedy, place=knob.location(choice)) from None
 
 
-def _with(space: Space, knob: Knob, choice: int) -> Iterator[Point]:
-    """Points with that choice: all in a small space; else one and two other knobs moved, then random ones."""
+def _points_with(space: Space, knob: Knob, choice: int) -> Iterator[Point]:
+    """Points with that choice: all of them in a small space; else one or two other knobs changed, then random ones."""
     fixed = {knob.name: choice}
     others = [other for other in space.knobs if other is not knob]
     if math.prod(len(other.choices) for other in others) <= LARGEST_COUNT:
@@ -199,8 +215,8 @@ def _with(space: Space, knob: Knob, choice: int) -> Iterator[Point]:
         return
     moves = [{other.name: i} for other in others for i in range(len(other.choices))]
     pairs = itertools.combinations(moves, 2)
-    yield from ({**space.base_point, **fixed, **one} for one in moves)
-    yield from ({**space.base_point, **fixed, **one, **two} for one, two in itertools.islice(pairs, 10 * TRIES))
+    yield from ({**space.base_point, **fixed, **move} for move in moves)
+    yield from ({**space.base_point, **fixed, **a, **b} for a, b in itertools.islice(pairs, 10 * TRIES))
     rng = random.Random(seeding.derive_seed(0, knob.name, choice))
     for _ in range(TRIES):
         yield {other.name: rng.randrange(len(other.choices)) for other in others} | fixed
@@ -209,28 +225,28 @@ def _with(space: Space, knob: Knob, choice: int) -> Iterator[Point]:
 def _reference(space: Space, name: str, choices: Mapping[str, object]) -> Point:
     place = f"references.{name}"
     if name == BASE:
-        raise InputError(space.source, "the base is a reference already", "use another name", place=place)
+        raise InputError(space.source, "this name is reserved for the base", "use another name", place=place)
     point = dict(space.base_point)
     by_name = {knob.name: knob for knob in space.knobs}
     for knob_name, choice in choices.items():
         here = f"{place}.{knob_name}"
         if knob_name not in by_name:
-            raise InputError(space.source, "is no knob", f"use one of: {', '.join(by_name)}", place=here)
+            raise InputError(space.source, "is not a knob", f"use one of: {', '.join(by_name)}", place=here)
         knob = by_name[knob_name]
         if label(choice) not in knob.choices:
-            problem = f"{label(choice)} is none of the knob's choices"
+            problem = f"{label(choice)} is not one of the knob's choices"
             raise InputError(space.source, problem, f"use one of: {', '.join(knob.choices)}", place=here)
         point[knob_name] = knob.choices.index(label(choice))
     try:
         space.architecture(point)
     except ValueError as error:
-        problem, remedy = _reason(error)
+        problem, remedy = _problem_and_remedy(error)
         raise InputError(space.source, problem, remedy, place=place) from None
     return point
 
 
-def _reason(error: ValueError) -> tuple[str, str]:
-    """Problem and remedy from what an architecture that does not fit together says."""
+def _problem_and_remedy(error: ValueError) -> tuple[str, str]:
+    """Problem and remedy from the error of an invalid architecture."""
     errors = getattr(error, "errors", None)
     message = str(errors(include_url=False)[0]["msg"] if errors else error).removeprefix("Value error, ")
     problem, _, remedy = message.partition("; ")

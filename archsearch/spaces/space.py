@@ -1,6 +1,6 @@
-"""Spaces: what may vary in an architecture. A base, knobs over it, limits, and the designs to stand beside.
+"""Search spaces: a base architecture, knobs that vary it, constraints on cost, and reference designs.
 
-The file's form is in spaces/README.md; `archsearch.spaces.loading.load_space` reads one and says where each mistake is.
+spaces/README.md describes the file format; `archsearch.spaces.loading.load_space` reads it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 
 Point = Mapping[str, int]
-"""One member of a space: each knob's name and the index of its choice."""
+"""One point of a space: the index of the choice of every knob, by the knob's name."""
 
 BASE = "base"
-"""The name of the base's own point beside the references."""
+"""Name of the base's own point among the references."""
 
 TRIES = 1000
-"""Random points tried before a space is said to have no valid one."""
+"""Number of random points tried before a space is considered to have no valid point."""
 
 LARGEST_COUNT = 4096
-"""Spaces of at most so many points are counted by going through them."""
+"""Largest number of points up to which a space is counted exhaustively."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """What may vary.
+    """A search space over architectures.
 
     Attributes:
-        name: the shipped space's name, or the file's without its ending.
-        source: the file it was read from.
-        base: the architecture that the knobs change; always one of the space's points.
-        knobs: in the order of the file. No two set the same field, so their order does not matter.
-        latent_size: height and width of the latent that cost and latency are counted at.
-        context_tokens: the length of the context, likewise.
-        limits: most that a candidate may cost, by the name of the cost (`params`, `macs`, `activation_bytes`).
-        references: designs to stand beside, by name.
+        name: name of a shipped space, or the file's stem.
+        source: path of the file that the space was read from.
+        base: architecture that the knobs change; always a point of the space.
+        knobs: knobs in the order of the file. No two set the same field, so their order has no effect.
+        latent_size: height and width of the latent at which cost and latency are determined.
+        context_tokens: length of the context at which cost and latency are determined.
+        constraints: upper bounds on a candidate's cost, by name (`params`, `macs`, `activation_bytes`).
+        references: designs that studies compare candidates with, by name.
     """
 
     name: str
@@ -54,41 +54,41 @@ class Space:
     knobs: tuple[Knob, ...]
     latent_size: int
     context_tokens: int
-    limits: Mapping[str, float]
+    constraints: Mapping[str, float]
     references: Mapping[str, Point]
 
     def architecture(self, point: Point) -> Architecture:
         """The architecture at a point.
 
         Raises:
-            ValueError: if its choices do not fit together; the message says which part.
+            ValueError: if its choices are not valid in combination; the message names the cause.
         """
         return overrides.apply_overrides(self.base, self.changes(point))
 
     def changes(self, point: Point) -> dict[str, Any]:
-        """All that the point's choices change in the base."""
+        """Overrides of the base for all choices of the point."""
         assert point.keys() == self._by_name.keys(), f"{sorted(point)} are not the knobs of {self.name}"
         chosen = (knob.changes(point[knob.name]) for knob in self.knobs)
         return {path: value for changes in chosen for path, value in changes.items()}
 
     def labels(self, point: Point) -> dict[str, str]:
-        """The point in words: each knob's name and what its choice is called."""
+        """Label of each knob's choice at the point, by the knob's name."""
         return {knob.name: knob.choices[point[knob.name]] for knob in self.knobs}
 
     def valid(self, point: Point) -> bool:
-        """Whether the point's choices fit together. Limits are no part of it: they are on cost."""
+        """Whether the point's choices are valid in combination. Constraints on cost are not checked."""
         try:
             self.architecture(point)
         except ValueError:
             return False
         return True
 
-    def within_limits(self, costs: HasCosts) -> bool:
-        """Whether an architecture's costs are within every limit."""
-        return all(getattr(costs, name) <= most for name, most in self.limits.items())
+    def meets_constraints(self, costs: HasCosts) -> bool:
+        """Whether an architecture's costs satisfy every constraint."""
+        return all(getattr(costs, name) <= upper_bound for name, upper_bound in self.constraints.items())
 
     def size(self) -> int:
-        """The number of points. Some may be invalid, and some may be the same architecture (`distinct`)."""
+        """Number of points. Some may be invalid, and several may be the same architecture (see `distinct`)."""
         return math.prod(len(knob.choices) for knob in self.knobs)
 
     def log_size(self) -> float:
@@ -96,15 +96,15 @@ class Space:
         return math.log10(self.size())
 
     def points(self) -> Iterator[dict[str, int]]:
-        """Every point, valid or not, in the order of the knobs."""
+        """Iterate over every point, valid or not, in the order of the knobs."""
         for choices in itertools.product(*(range(len(knob.choices)) for knob in self.knobs)):
             yield dict(zip(self._by_name, choices, strict=True))
 
     def sample(self, rng: random.Random) -> dict[str, int]:
-        """A random point among the valid ones, each as likely as another.
+        """Draw a valid point uniformly at random.
 
         Args:
-            rng: e.g. ``random.Random(seeds.derive(seed, trial, "point"))``.
+            rng: source of randomness, e.g. ``random.Random(derive_seed(seed, trial, "point"))``.
 
         Raises:
             InputError: if `TRIES` random points in a row are invalid.
@@ -113,54 +113,56 @@ class Space:
             point = {knob.name: rng.randrange(len(knob.choices)) for knob in self.knobs}
             if self.valid(point):
                 return point
-        problem = f"choices do not fit together at {TRIES} random points in a row"
-        raise InputError(self.source, problem, "take out choices that rarely fit", place="knobs")
+        problem = f"{TRIES} random points in a row were invalid combinations of choices"
+        raise InputError(self.source, problem, "remove choices that are rarely valid", place="knobs")
 
-    def neighbours(self, point: Point) -> Iterator[dict[str, int]]:
-        """The valid points that differ from this one in a single knob, by one step where its choices are ordered."""
+    def neighbors(self, point: Point) -> Iterator[dict[str, int]]:
+        """Valid points that differ from this one in a single knob, and by one step if its choices are ordered."""
         for knob in self.knobs:
-            for choice in knob.alternatives(point[knob.name]):
-                neighbour = {**point, knob.name: choice}
-                if self.valid(neighbour):
-                    yield neighbour
+            for choice in knob.adjacent_choices(point[knob.name]):
+                neighbor = {**point, knob.name: choice}
+                if self.valid(neighbor):
+                    yield neighbor
 
     @cached_property
     def base_point(self) -> dict[str, int]:
-        """The point that is the base itself."""
-        point = {knob.name: knob.choice_of(self.base) for knob in self.knobs}
-        assert None not in point.values(), "the reader refuses a base that is no point"
+        """The point of the base architecture."""
+        point = {knob.name: knob.current_choice(self.base) for knob in self.knobs}
+        assert None not in point.values(), "load_space rejects a base that is not a point of its space"
         return {name: choice for name, choice in point.items() if choice is not None}
 
-    def points_of(self, names: Iterable[str] | None = None) -> dict[str, dict[str, int]]:
-        """The points to try first, by name: the base's, then every reference's, or only those named.
+    def reference_points(self, names: Iterable[str] | None = None) -> dict[str, dict[str, int]]:
+        """Points to evaluate first, by name: the base and all references, or only those in ``names``.
 
         Raises:
-            KeyError: for a name that is no reference.
+            KeyError: for an unknown name.
         """
-        wanted = (BASE, *self.references) if names is None else tuple(names)
-        return {name: dict(self.base_point if name == BASE else self.references[name]) for name in wanted}
+        names = (BASE, *self.references) if names is None else tuple(names)
+        return {name: dict(self.base_point if name == BASE else self.references[name]) for name in names}
 
     def distinct(self, *, samples: int = 100, seed: int = 0) -> tuple[int, bool]:
-        """How many valid architectures of different ids there are, and whether that number is exact.
+        """Number of valid architectures with different ids, and whether that number is exact.
 
-        Up to `LARGEST_COUNT` points all are counted. Beyond, the number is estimated: a random point that shares its
-        architecture with m - 1 others stands for 1/m of an architecture, and m is taken as the product, over the
-        knobs, of the choices that leave the id as it is; that is exact where knobs do nothing independently.
+        Spaces of up to `LARGEST_COUNT` points are counted exhaustively. For larger ones the number is estimated: a
+        random point that shares its architecture with m - 1 others counts as 1/m of an architecture. Here m is the
+        product, over the knobs, of the number of choices that leave the id unchanged; this is exact if the knobs'
+        redundancies are independent of each other.
         """
         if self.size() <= LARGEST_COUNT:
             return len({*map(self._id, self.points())} - {None}), True
         rng = random.Random(seed)
-        found = 0.0
+        total = 0.0
         for _ in range(samples):
             point = {knob.name: rng.randrange(len(knob.choices)) for knob in self.knobs}
-            found += 1 / self._same(point) if self.valid(point) else 0
-        return self.size() * round(1e6 * found / samples) // 10**6, False  # a size may be past every float
+            total += 1 / self._multiplicity(point) if self.valid(point) else 0
+        # integer arithmetic: the size may exceed the range of a float
+        return self.size() * round(1e6 * total / samples) // 10**6, False
 
-    def _same(self, point: Point) -> int:
-        """About how many points are this one's architecture."""
-        here = self._id(point)
+    def _multiplicity(self, point: Point) -> int:
+        """Estimated number of points with the same architecture as this one."""
+        arch_id = self._id(point)
         others = ([{**point, knob.name: i} for i in range(len(knob.choices))] for knob in self.knobs)
-        return math.prod(sum(other == point or self._id(other) == here for other in row) for row in others)
+        return math.prod(sum(other == point or self._id(other) == arch_id for other in row) for row in others)
 
     def _id(self, point: Point) -> str | None:
         try:
@@ -170,12 +172,12 @@ class Space:
 
     @cached_property
     def digest(self) -> str:
-        """Hex digest (16 digits) of all that makes the space; its name and the file's place are no part of it."""
+        """Hex digest (16 digits) of the space's content; its name and the path of its file are not included."""
         text = json.dumps(self._content(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data for JSON: what a study keeps beside its trials. Points are written with their labels."""
+        """The space as JSON-serializable data, stored with a study. Points are written with their labels."""
         return {"name": self.name, "digest": self.digest, **self._content()}
 
     def _content(self) -> dict[str, Any]:
@@ -184,7 +186,7 @@ class Space:
             "latent_size": self.latent_size,
             "context_tokens": self.context_tokens,
             "knobs": [knob.to_dict() for knob in self.knobs],
-            "limits": dict(self.limits),
+            "constraints": dict(self.constraints),
             "references": {name: self.labels(point) for name, point in self.references.items()},
         }
 
@@ -194,7 +196,7 @@ class Space:
 
 
 class HasCosts(Protocol):
-    """The costs of one forward pass, as `archsearch.cost.counter.cost` counts them."""
+    """Costs of one forward pass, e.g. those that `archsearch.cost.counter.cost` returns."""
 
     @property
     def params(self) -> int: ...
@@ -205,6 +207,6 @@ class HasCosts(Protocol):
 
 
 class CostFunction(Protocol):
-    """`archsearch.cost.counter.cost`, or anything like it."""
+    """Interface of `archsearch.cost.counter.cost`."""
 
     def __call__(self, arch: Architecture, latent_size: int, *, context_tokens: int) -> HasCosts: ...

@@ -1,4 +1,4 @@
-"""What a space holds and what its candidates cost, before anyone spends a minute on one."""
+"""Summary of a search space: its size and the cost of its candidates, before any candidate is trained."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +14,21 @@ from archsearch.spaces.knob import Knob
 from archsearch.spaces.space import CostFunction, HasCosts
 from snapgen import seeding
 from snapgen.architecture.schema import Architecture
+from snapgen.progress import ProgressCallback, ignore_progress
 
 if TYPE_CHECKING:
     from archsearch.spaces.space import Point, Space
 
 
-MOST_SAMPLES = 200
-
-
-FEWEST_SAMPLES = 20
-
-
+MAX_SAMPLES = 200
+MIN_SAMPLES = 20
 SECONDS = 6.0
-"""About how long the random samples may take; a full-size net takes long to count, so fewer are."""
+"""Approximate time for counting random samples; full-size nets take longer to count, so fewer are sampled."""
 
 
 @dataclass(frozen=True)
 class KnobSummary:
-    """A knob: its choices by name, which of them is the base's, and whether they stand in order."""
+    """A knob's choices, whether they are ordered, and the index of the base's choice."""
 
     name: str
     choices: tuple[str, ...]
@@ -41,7 +38,7 @@ class KnobSummary:
 
 @dataclass(frozen=True)
 class CandidateSummary:
-    """One architecture of the space: its point in words and what it costs."""
+    """One architecture of the space: the labels of its choices and its cost."""
 
     name: str
     id: str
@@ -54,18 +51,19 @@ class CandidateSummary:
 
 @dataclass(frozen=True)
 class SpaceSummary:
-    """What `archsearch space show` prints.
+    """Summary of a space, as printed by `archsearch space show`.
 
     Attributes:
-        size, log_size: points, and the base-10 logarithm of their number.
-        distinct, distinct_is_exact: valid architectures with different ids, counted or estimated.
-        smallest, largest: by params, as found by going through the knobs one by one, ordered ones at their ends: the
-            true ones unless the knobs' effects on params turn each other round.
-        middle: the random sample of median params.
-        references: the base's and every reference's cost.
-        samples: random valid points that were counted.
-        within_limits: the share of those samples that meet the limits; 1 without limits.
-        can_be_met: whether any architecture that was looked at meets the limits.
+        size, log_size: number of points and its base-10 logarithm.
+        distinct, distinct_is_exact: number of valid architectures with different ids, and whether it is exact.
+        limits: constraints on cost.
+        smallest, largest: candidates of the fewest and most params found by coordinate descent over the knobs. They
+            are the true extremes unless one knob reverses the effect of another on params.
+        middle: random sample with the median number of params.
+        references: the base and every reference.
+        samples: number of random valid points that were counted.
+        within_limits: fraction of those samples that satisfy the constraints; 1 without constraints.
+        can_be_met: whether any of the counted architectures satisfies the constraints.
     """
 
     name: str
@@ -87,7 +85,7 @@ class SpaceSummary:
     can_be_met: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data for JSON."""
+        """The summary as JSON-serializable data."""
         return asdict(self)
 
 
@@ -96,28 +94,29 @@ def summarize(
     cost_function: CostFunction,
     *,
     samples: int | None = None,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: ProgressCallback = ignore_progress,
 ) -> SpaceSummary:
-    """Goes through a space's knobs and some random points of it.
+    """Summarize a space from its references, random points and extreme points.
 
     Args:
-        space: what to look at.
+        space: space to summarize.
         cost_function: counts the cost of an architecture.
-        samples: random points to count; None: `MOST_SAMPLES`, or as many as fit into `SECONDS`, but `FEWEST_SAMPLES`.
-        progress: told the share done, from 0 to 1, after each architecture that was counted.
+        samples: number of random points to count; None: as many as fit into `SECONDS`, between `MIN_SAMPLES` and
+            `MAX_SAMPLES`.
+        progress: called with the completed fraction, from 0 to 1, after each counted architecture.
     """
     counter = _Counter(space, cost_function)
-    references = [counter.member(name, point) for name, point in space.points_of().items()]
+    references = [counter.candidate(name, point) for name, point in space.reference_points().items()]
     if samples is None:
-        samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, round(SECONDS / max(counter.least_seconds, 1e-6))))
-    counter.tell(progress, expected=samples + 3 * sum(len(_ends(knob)) - 1 for knob in space.knobs))
+        samples = min(MAX_SAMPLES, max(MIN_SAMPLES, round(SECONDS / max(counter.fastest_seconds, 1e-6))))
+    counter.report_to(progress, expected=samples + 3 * sum(len(_ends(knob)) - 1 for knob in space.knobs))
     rng = random.Random(seeding.derive_seed(0, "space summary"))
-    points = sorted((space.sample(rng) for _ in range(samples)), key=lambda point: counter.member("", point).params)
-    drawn = [counter.member("middle", point) for point in points]
-    smallest = counter.member("smallest", _extreme(space, counter, -1, points[0]))
-    largest = counter.member("largest", _extreme(space, counter, 1, points[-1]))
+    points = sorted((space.sample(rng) for _ in range(samples)), key=lambda point: counter.candidate("", point).params)
+    sampled = [counter.candidate("middle", point) for point in points]
+    smallest = counter.candidate("smallest", _extreme(space, counter, -1, points[0]))
+    largest = counter.candidate("largest", _extreme(space, counter, 1, points[-1]))
     distinct, exact = space.distinct()
-    members = (*references, *drawn, smallest, largest)
+    candidates = (*references, *sampled, smallest, largest)
     return SpaceSummary(
         name=space.name,
         digest=space.digest,
@@ -128,54 +127,54 @@ def summarize(
         log_size=space.log_size(),
         distinct=distinct,
         distinct_is_exact=exact,
-        limits=dict(space.limits),
+        limits=dict(space.constraints),
         smallest=smallest,
-        middle=drawn[(len(drawn) - 1) // 2],
+        middle=sampled[(len(sampled) - 1) // 2],
         largest=largest,
         references=tuple(references),
         samples=samples,
-        within_limits=statistics.fmean(member.within_limits for member in drawn),
-        can_be_met=any(member.within_limits for member in members),
+        within_limits=statistics.fmean(candidate.within_limits for candidate in sampled),
+        can_be_met=any(candidate.within_limits for candidate in candidates),
     )
 
 
 @dataclass
 class _Counter:
-    """Counts a space's architectures, each once, and tells how far it has come."""
+    """Counts each architecture of a space once, and reports progress."""
 
     space: Space
     cost_function: CostFunction
     costs: dict[str, HasCosts] = field(default_factory=dict)
-    least_seconds: float = math.inf
-    known_params: dict[str, int] = field(default_factory=dict)
-    progress: Callable[[float], None] = lambda _: None
+    fastest_seconds: float = math.inf
+    params_by_id: dict[str, int] = field(default_factory=dict)
+    progress: ProgressCallback = ignore_progress
     left: int = 0
     expected: int = 0
 
-    def tell(self, progress: Callable[[float], None], *, expected: int) -> None:
+    def report_to(self, progress: ProgressCallback, *, expected: int) -> None:
         self.progress, self.left, self.expected = progress, expected, expected
 
-    def member(self, name: str, point: Point) -> CandidateSummary:
+    def candidate(self, name: str, point: Point) -> CandidateSummary:
         arch = self.space.architecture(point)
         costs = self.costs.get(arch.id)
         if costs is None:
             started = time.perf_counter()
             costs = self.cost_function(arch, self.space.latent_size, context_tokens=self.space.context_tokens)
-            self.least_seconds = min(self.least_seconds, time.perf_counter() - started)
+            self.fastest_seconds = min(self.fastest_seconds, time.perf_counter() - started)
             self.costs[arch.id] = costs
             self._counted()
-        labels, within = self.space.labels(point), self.space.within_limits(costs)
+        labels, within = self.space.labels(point), self.space.meets_constraints(costs)
         return CandidateSummary(name, arch.id, labels, costs.params, costs.macs, costs.activation_bytes, within)
 
     def params(self, point: Point) -> int:
-        """Parameters alone: a net's shapes say them, without going through a forward pass."""
+        """Number of parameters only, from the shapes of the weights, without a forward pass."""
         arch = self.space.architecture(point)
         if arch.id in self.costs:
             return self.costs[arch.id].params
-        if arch.id not in self.known_params:
-            self.known_params[arch.id] = _params(arch)
+        if arch.id not in self.params_by_id:
+            self.params_by_id[arch.id] = _params(arch)
             self._counted()
-        return self.known_params[arch.id]
+        return self.params_by_id[arch.id]
 
     def _counted(self) -> None:
         self.left = max(0, self.left - 1)
@@ -192,12 +191,12 @@ def _params(arch: Architecture) -> int:
         return sum(parameter.numel() for parameter in UNet(arch).parameters())
 
 
-def _extreme(space: Space, counter: _Counter, sign: int, known: Point) -> Point:
-    """The point of most (sign 1) or least (-1) params, by coordinate descent.
+def _extreme(space: Space, counter: _Counter, sign: int, sampled: Point) -> Point:
+    """The point of the most (sign 1) or fewest (-1) params, by coordinate descent.
 
-    Every knob is first moved alone from the base to its best choice; all those moves together, as far as they fit,
-    are where the descent starts, unless a known point is better. It then goes through the knobs, taking whatever choice
-    is better, until a whole round takes none. Of ordered choices only the first and the last are tried.
+    The descent starts from each knob's best single change to the base, combined as far as the combination is valid, or
+    from the sampled point if that is better. It then changes one knob at a time to its best choice until a full round
+    over the knobs changes nothing. For ordered knobs only the first and the last choice are tried.
     """
 
     def rank(point: Point) -> int:
@@ -208,20 +207,21 @@ def _extreme(space: Space, counter: _Counter, sign: int, known: Point) -> Point:
     for knob in space.knobs:
         moved = {**point, knob.name: max(_moves(space, base, knob), key=rank)[knob.name]}
         point = moved if space.valid(moved) else point
-    point = max(point, known, key=rank)
+    point = max(point, sampled, key=rank)
     while True:
         start = point
         for knob in space.knobs:
-            point = max([point, *_moves(space, point, knob)], key=rank)  # of equals the first: it ends
+            point = max([point, *_moves(space, point, knob)], key=rank)  # ties keep the current point, so this ends
         if point == start:
             return point
 
 
 def _moves(space: Space, point: Point, knob: Knob) -> list[Point]:
-    """This point, and the valid ones with another of the knob's choices that may be extreme."""
+    """This point, and the valid points with another of the knob's possibly extreme choices."""
     return [point, *filter(space.valid, ({**point, knob.name: i} for i in _ends(knob)))]
 
 
 def _ends(knob: Knob) -> tuple[int, ...]:
+    """Choices that may be extreme: the first and the last of an ordered knob, all of an unordered one."""
     last = len(knob.choices) - 1
     return (0, last) if knob.ordered else tuple(range(last + 1))

@@ -1,1 +1,23 @@
-"""Estimates with intervals, rank correlation, regression, Pareto."""
+"""Statistics: estimates with intervals, rank correlation, regression, Pareto fronts."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from archsearch.stats.estimate import Estimate
+    from archsearch.stats.intervals import contrast, pool_intervals, verdict
+    from archsearch.stats.pareto import hypervolume
+    from archsearch.stats.rank_correlation import Correlation, spearman
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "archsearch.stats.estimate": ["Estimate"],
+            "archsearch.stats.intervals": ["contrast", "pool_intervals", "verdict"],
+            "archsearch.stats.pareto": ["hypervolume"],
+            "archsearch.stats.rank_correlation": ["Correlation", "spearman"],
+        },
+    )
+
+__all__ = ["Correlation", "Estimate", "contrast", "hypervolume", "pool_intervals", "spearman", "verdict"]

@@ -1,4 +1,4 @@
-"""A number with its standard error or its interval."""
+"""Numbers with a standard error or a confidence interval."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class DistanceEstimate(NamedTuple):
 class Estimate(Config):
     """A number with its 95 % interval.
 
-    An end of the interval that the arithmetic left on the wrong side of the value is moved to the value: an interval
-    from a bootstrap may exclude its own estimate.
+    The interval always contains the value: an end on the wrong side of it is moved to the value. A bootstrap interval,
+    for example, may exclude its own estimate.
     """
 
     value: float
     low: float
     high: float
     by_seed: tuple[float, ...] = ()
-    """The value of each of the protocol's seeds, in their order."""
+    """Value for each training seed of the protocol, in the protocol's order."""
 
     @model_validator(mode="before")
     @classmethod
-    def _holds_its_value(cls, data: object) -> object:
+    def _contains_its_value(cls, data: object) -> object:
         if not isinstance(data, Mapping) or not all(_is_number(data.get(k)) for k in ("value", "low", "high")):
             return data
         if data["low"] > data["high"]:

@@ -1,4 +1,4 @@
-"""95 % intervals of numbers that were taken with a few seeds."""
+"""95 % confidence intervals of numbers that were measured with a few seeds."""
 
 from __future__ import annotations
 
@@ -15,63 +15,64 @@ from torch import Tensor
 from archsearch.stats.estimate import DistanceEstimate, Estimate
 
 CONFIDENCE = 0.95
-MANY = 1e6
-"""Degrees of freedom of a variance that is as good as known."""
+KNOWN_VARIANCE = 1e6
+"""Degrees of freedom of a variance that is practically known."""
 
 
-def mean_over_seeds(values: Sequence[float], within: float, *, within_freedom: float = MANY) -> Estimate:
-    """The mean over seeds, with Student's interval.
+def mean_over_seeds(values: Sequence[float], within: float, *, within_freedom: float = KNOWN_VARIANCE) -> Estimate:
+    """Mean over seeds with Student's t interval.
 
-    Its variance is the seeds' spread, s² / S, plus ``within``; the degrees of freedom are Welch and Satterthwaite's.
-    Two seeds alone know their own spread badly, and their interval is honestly wide: `pool_intervals` does better in a
-    study.
+    The variance of the mean is s² / S, for sample variance s² over S seeds, plus ``within``; the degrees of freedom
+    follow Welch and Satterthwaite. With only two seeds the interval is wide, because s² is poorly estimated;
+    `pool_intervals` yields narrower intervals within a study.
 
     Args:
-        values: one a seed.
-        within: variance of the mean that is left when the seeds agree: the finite sample, the finite pairs.
-        within_freedom: degrees of freedom behind ``within``.
+        values: one value per seed.
+        within: remaining variance of the mean if the seeds agree, from the finite number of samples or pairs.
+        within_freedom: degrees of freedom of ``within``.
     """
     mean, count = float(np.mean(values)), len(values)
     between = float(np.var(values, ddof=1)) / count if count > 1 else 0.0
     total = between + within
     if total == 0:
         return Estimate(value=mean, low=mean, high=mean, by_seed=tuple(values))
+    # Welch–Satterthwaite: (Σ vᵢ)² / Σ (vᵢ² / νᵢ)
     freedom = total**2 / (between**2 / max(1, count - 1) + within**2 / within_freedom)
     half = _quantile(freedom) * math.sqrt(total)
     return Estimate(value=mean, low=mean - half, high=mean + half, by_seed=tuple(values))
 
 
 def validation_estimate(losses: Sequence[Tensor]) -> Estimate:
-    """The validation loss from the losses of the fixed pairs, (pairs,) a seed.
+    """Validation loss with its interval, from the losses on the fixed validation pairs, (pairs,) per seed.
 
-    The pairs are the protocol's, the same for every candidate, so how hard they are is no part of the interval. What is
-    left within a run is how differently two seeds do on the same pair: the interaction of seed and pair. With one seed
-    that cannot be told from hardness, and the interval is that of other pairs.
+    All candidates share the protocol's pairs, so the difficulty of the pairs does not enter the interval. The variance
+    within a run is the interaction of seed and pair: how differently two seeds perform on the same pair. With a single
+    seed the interaction cannot be separated from difficulty, and the interval describes a new set of pairs.
     """
-    table = torch.stack(list(losses)).double()  # seeds × pairs
+    table = torch.stack(list(losses)).double()  # [(P,)] * S -> (S, P) for S seeds and P pairs
     seeds, pairs = table.shape
     values = table.mean(1).tolist()
-    rest = table - table.mean(1, keepdim=True)
+    residuals = table - table.mean(1, keepdim=True)
     if seeds > 1:
-        rest = rest - rest.mean(0)
+        residuals = residuals - residuals.mean(0)  # also remove each pair's difficulty
     freedom = (pairs - 1) * max(1, seeds - 1)
-    variance = float(rest.square().sum()) / freedom / (pairs * seeds)
+    variance = float(residuals.square().sum()) / freedom / (pairs * seeds)
     return mean_over_seeds(values, variance, within_freedom=freedom)
 
 
 def distance_estimate(measured: Sequence[DistanceEstimate]) -> Estimate:
-    """A distance from one measurement a seed, each with the error of its finite sample."""
-    within = sum(one.error**2 for one in measured) / len(measured) ** 2
-    return mean_over_seeds([one.value for one in measured], within)
+    """Distance with its interval, from one measurement per seed, each with the standard error of its finite sample."""
+    within = sum(estimate.error**2 for estimate in measured) / len(measured) ** 2
+    return mean_over_seeds([estimate.value for estimate in measured], within)
 
 
 def pool_intervals(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """The same estimates, with intervals by which candidates of one study are compared.
+    """Replace the intervals of estimates by intervals for comparing candidates of one study.
 
-    One seed means the same draws for every candidate: what it does to all alike (the seed's own effect) is no part of a
-    comparison. What is left, the interaction of seed and candidate, has about the same variance for all, and is pooled:
-    with ten candidates of two seeds it has nine degrees of freedom, where each alone has one. Estimates with other
-    numbers of seeds than most, or a single seed, come back as they are.
+    A seed fixes the same random draws for every candidate, so its common effect on all candidates cancels in a
+    comparison. The interaction of seed and candidate has about the same variance for all candidates and is pooled: ten
+    candidates with two seeds have nine degrees of freedom, compared with one for each candidate alone. Estimates with a
+    single seed, or with another number of seeds than most, are returned unchanged.
     """
     counts = [len(e.by_seed) for e in estimates]
     seeds = max(counts, key=counts.count, default=0)
@@ -86,29 +87,30 @@ def pool_intervals(estimates: Sequence[Estimate]) -> list[Estimate]:
 
 
 def contrast(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
-    """A weighted sum of estimates whose weights add up to 0, such as a difference, with its interval.
+    """A contrast with its interval: a weighted sum of estimates with weights that add up to 0, e.g. a difference.
 
-    All have the same seeds. What a seed does to all alike cancels; the rest is pooled over all the estimates given,
-    those of weight 0 too, as in `pool_intervals`.
+    All estimates must have the same seeds. Effects of a seed that are common to all estimates cancel; the interaction
+    is pooled over all estimates, including those of weight 0, as in `pool_intervals`.
     """
-    assert abs(sum(weights)) < 1e-9, "no contrast"
+    assert abs(sum(weights)) < 1e-9, "the weights of a contrast add up to 0"
     table = np.array([e.by_seed for e in estimates])
     assert min(table.shape) > 1, "a contrast needs two estimates or more, each of the same two seeds or more"
-    each = np.asarray(weights) @ table
-    value = float(each.mean())
+    by_seed = np.asarray(weights) @ table  # (E,) @ (E, S) -> (S,)
+    value = float(by_seed.mean())
     half = _half_width(table) * math.sqrt(sum(weight**2 for weight in weights))
-    return Estimate(value=value, low=value - half, high=value + half, by_seed=tuple(each.tolist()))
+    return Estimate(value=value, low=value - half, high=value + half, by_seed=tuple(by_seed.tolist()))
 
 
 def _half_width(table: npt.NDArray[np.float64]) -> float:
-    """Of the interval of one row's mean, from the interaction of the table's rows and its seeds, the columns."""
+    """Half width of the interval of one row's mean, from the interaction of rows and columns (the seeds)."""
     rows, seeds = table.shape
-    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    residuals = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()  # two-way interaction, (E, S)
     freedom = (rows - 1) * (seeds - 1)
-    return _quantile(freedom) * math.sqrt(float((rest**2).sum()) / freedom / seeds)
+    return _quantile(freedom) * math.sqrt(float((residuals**2).sum()) / freedom / seeds)
 
 
 def _quantile(freedom: float) -> float:
+    """Two-sided quantile of Student's t distribution."""
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
@@ -116,7 +118,7 @@ Verdict = Literal["better", "worse", "cannot tell"]
 
 
 def verdict(difference: Estimate) -> Verdict:
-    """Of a difference in a number of which less is better."""
+    """Verdict on a difference in a number that is better if smaller."""
     if difference.high < 0:
         return "better"
     return "worse" if difference.low > 0 else "cannot tell"

@@ -1,9 +1,9 @@
-"""What each knob does to a number of the score: a ridge regression on main effects, with posterior intervals.
+"""Main effects of knobs on a metric: Bayesian ridge regression with posterior intervals.
 
-Tens of candidates, as many columns: least squares would fit noise. So every effect is drawn towards zero as far as
-the data themselves ask for (empirical shrinkage, integrated over), and the interval is the posterior's: it takes the
-error of the fit, the noise of the scores and the shrinkage's own uncertainty in. See Gelman et al., *Bayesian Data
-Analysis*, 3rd ed., 15; the variance shares are those of a functional ANOVA's main effects (Hooker 2007).
+With tens of candidates and about as many columns, least squares would fit noise. Effects are therefore shrunk towards
+zero by an amount that is inferred from the data and integrated over. The posterior intervals include the error of the
+fit, the noise of the scores and the uncertainty of the shrinkage. See Gelman et al., *Bayesian Data Analysis*, 3rd ed.,
+chapter 15; the variance shares are those of a functional ANOVA's main effects (Hooker 2007).
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from snapgen.seeding import derive_seed
 
 Array = NDArray[np.float64]
 
-FEWEST = 8
-"""Candidates under which no effect is told from any other."""
+MIN_CANDIDATES = 8
+"""Fewest candidates for which effects are estimated."""
 
 DRAWS = 4000
+"""Number of posterior samples."""
+
 _RATIOS = np.logspace(-3, 3.5, 53)
-"""Noise variance over effect variance: the grid over which the shrinkage is integrated."""
+"""Grid of the ratio of noise variance to effect variance, over which the shrinkage is integrated."""
 
 
 @dataclass(frozen=True)
 class KnobFactor:
-    """A knob as the regression sees it: its choices' names, whether they are ordered, which of them is the base's."""
+    """A knob as a factor of the regression. ``base`` is the index of the base's choice."""
 
     name: str
     choices: tuple[str, ...]
@@ -45,14 +47,14 @@ class EffectInterval:
     high: float
 
     @property
-    def tells(self) -> bool:
-        """Whether the interval leaves zero out."""
+    def significant(self) -> bool:
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What one change of a knob does."""
+    """Effect of one change of a knob."""
 
     change: str
     size: EffectInterval
@@ -60,7 +62,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Knob:
-    """What a knob does: its share of the variance, and the effect of each change."""
+    """Effects of a knob: its share of the variance, and the effect of each change."""
 
     name: str
     share: EffectInterval
@@ -69,14 +71,14 @@ class Knob:
 
 @dataclass(frozen=True)
 class Effects:
-    """What every knob does to one number.
+    """Effects of every knob on one metric.
 
     Attributes:
-        n: candidates behind it.
-        relative: whether effects are relative changes (0.1: 10 % more) of a positive number, else differences.
-        explained: share of the variance of a left-out candidate that the sum of effects predicts (leave-one-out R²).
-        knobs: the most important first; a knob of which every candidate had the same choice is left out.
-        constant: names of those left out.
+        n: number of candidates.
+        relative: whether effects are relative changes of a positive metric (0.1: 10 % more) instead of differences.
+        explained: leave-one-out R², the fraction of a left-out candidate's variance that the effects predict.
+        knobs: knobs by decreasing importance, without those for which all candidates have the same choice.
+        constant: names of the knobs without variation.
     """
 
     n: int
@@ -89,19 +91,20 @@ class Effects:
 def effects(
     points: Sequence[Mapping[str, int]], values: Sequence[float], factors: Sequence[KnobFactor], *, relative: bool
 ) -> Effects | None:
-    """Main effects of every knob on a number.
+    """Estimate the main effects of every knob on a metric.
 
     Args:
-        points: each candidate's choice (index) of every knob.
-        values: each candidate's number; positive where ``relative``.
-        relative: model the logarithm, and give relative changes.
+        points: index of the choice of every knob, for each candidate.
+        values: the metric of each candidate; positive if ``relative``.
+        factors: the knobs.
+        relative: model the logarithm of the metric and return relative changes.
 
     Returns:
-        None where nothing can be said: under `FEWEST` candidates, or all alike.
+        The effects; None for fewer than `MIN_CANDIDATES` candidates, or if knobs or values do not vary.
     """
     target = np.log(values) if relative else np.asarray(values, dtype=np.float64)
     varied = [f for f in factors if len({point[f.name] for point in points}) > 1]
-    if len(points) < FEWEST or not varied or float(np.ptp(target)) <= 1e-9 * float(np.abs(target).max()):
+    if len(points) < MIN_CANDIDATES or not varied or float(np.ptp(target)) <= 1e-9 * float(np.abs(target).max()):
         return None
     blocks = [_columns(np.array([point[f.name] for point in points]), f) for f in varied]
     fit = _fit(np.hstack(blocks), target)
@@ -117,12 +120,12 @@ def effects(
 
 
 def _columns(chosen: NDArray[np.int64], factor: KnobFactor) -> Array:
-    """(n, 1) steps of an ordered knob, (n, choices) indicators of another, scaled to equal prior variance."""
+    """Columns of the design matrix: (n, 1) for an ordered knob, (n, choices) otherwise, with equal prior variance."""
     return np.asarray(_levels(factor)[chosen], dtype=np.float64)
 
 
 def _levels(factor: KnobFactor) -> Array:
-    """The columns' values for each choice: over equally frequent choices their variance is that of one effect."""
+    """Column values for each choice, (choices, columns), scaled so that equally frequent choices have unit variance."""
     count = len(factor.choices)
     if factor.ordered:
         steps = np.arange(count, dtype=np.float64)[:, None] - (count - 1) / 2
@@ -133,10 +136,11 @@ def _levels(factor: KnobFactor) -> Array:
 @dataclass(frozen=True)
 class _Fit:
     draws: Array
-    """(draws, columns) of the coefficients."""
+    """Posterior samples of the coefficients, (draws, columns)."""
     noise: Array
-    """(draws,) of the noise variance."""
+    """Posterior samples of the noise variance, (draws,)."""
     explained: float
+    """Leave-one-out R²."""
 
 
 def _fit(x: Array, y: Array) -> _Fit:
@@ -144,38 +148,40 @@ def _fit(x: Array, y: Array) -> _Fit:
     n = len(y)
     x, y = x - x.mean(axis=0), y - y.mean()
     u, s, vt = np.linalg.svd(x, full_matrices=False)
-    along = u.T @ y
-    beside = float(y @ y - along @ along)
-    shrink = s**2 / (s**2 + _RATIOS[:, None])
-    misfit = np.maximum(beside + ((1 - shrink) * along**2).sum(axis=1), 1e-12 * float(y @ y))
+    projected = u.T @ y  # (n, r), (n,) -> (r,)
+    orthogonal = float(y @ y - projected @ projected)
+    shrink = s**2 / (s**2 + _RATIOS[:, None])  # (ratios, r)
+    misfit = np.maximum(orthogonal + ((1 - shrink) * projected**2).sum(axis=1), 1e-12 * float(y @ y))
+    # log marginal likelihood of each ratio, with the noise variance integrated out
     evidence = 0.5 * np.log1p(-np.minimum(shrink, 1 - 1e-15)).sum(axis=1) - (n - 1) / 2 * np.log(misfit)
-    # Half-Cauchy prior (Gelman 2006) on the effects' standard deviation over the noise's. A flat one would let a fit
-    # with as many columns as candidates believe that there is no noise.
+    # Half-Cauchy prior (Gelman 2006) on the ratio of the effects' standard deviation to the noise's. With a flat prior,
+    # a fit with as many columns as candidates could infer that there is no noise.
     evidence -= np.logaddexp(0.5 * np.log(_RATIOS), -0.5 * np.log(_RATIOS))
     weights = np.exp(evidence - evidence.max())
     weights /= weights.sum()
     rng = np.random.default_rng(derive_seed(0, "effects"))
     ratio = rng.choice(len(_RATIOS), DRAWS, p=weights)
-    noise = misfit[ratio] / rng.chisquare(n - 1, DRAWS)
+    noise = misfit[ratio] / rng.chisquare(n - 1, DRAWS)  # scaled inverse chi-squared posterior
     spread = np.sqrt(noise[:, None] / (s**2 + _RATIOS[ratio, None]))
-    means = shrink[ratio] * along / np.where(s > 0, s, 1)
+    means = shrink[ratio] * projected / np.where(s > 0, s, 1)
     draws = means + spread * rng.standard_normal((DRAWS, len(s)))
-    beyond = np.sqrt(noise / _RATIOS[ratio])[:, None] * rng.standard_normal((DRAWS, x.shape[1]))
-    return _Fit(draws @ vt + beyond - beyond @ vt.T @ vt, noise, _left_out(u, y, weights @ shrink))
+    # directions that the data do not determine keep their prior: (draws, columns), projected onto the null space of x
+    prior = np.sqrt(noise / _RATIOS[ratio])[:, None] * rng.standard_normal((DRAWS, x.shape[1]))
+    return _Fit(draws @ vt + prior - prior @ vt.T @ vt, noise, _leave_one_out_r2(u, y, weights @ shrink))
 
 
-def _left_out(u: Array, y: Array, shrink: Array) -> float:
-    """Leave-one-out R² of a linear smoother: residuals over one minus leverage."""
+def _leave_one_out_r2(u: Array, y: Array, shrink: Array) -> float:
+    """Leave-one-out R² of a linear smoother, from residuals divided by one minus leverage."""
     n = len(y)
-    hat = (u * shrink) @ u.T + 1 / n
+    hat = (u * shrink) @ u.T + 1 / n  # (n, n)
     errors = (y - hat @ y) / np.maximum(1 - np.diag(hat), 1e-9)
     from_mean = y * n / (n - 1)
     return float(1 - (errors @ errors) / (from_mean @ from_mean))
 
 
 def _variance(draws: Array, factor: KnobFactor) -> Array:
-    """Each draw's variance of the knob's effect, were its choices equally frequent."""
-    return np.asarray((draws @ _levels(factor).T).var(axis=1))
+    """Variance of the knob's effect over equally frequent choices, for each posterior sample."""
+    return np.asarray((draws @ _levels(factor).T).var(axis=1))  # (draws, columns) -> (draws, choices) -> (draws,)
 
 
 def _changes(draws: Array, factor: KnobFactor, *, relative: bool) -> tuple[Effect, ...]:
@@ -187,11 +193,11 @@ def _changes(draws: Array, factor: KnobFactor, *, relative: bool) -> tuple[Effec
     else:
         others = [i for i in range(len(names)) if i != factor.base]
         pairs = [(f"{names[factor.base]} → {names[i]}", factor.base, i) for i in others]
-    found = []
+    changes = []
     for change, old, new in pairs:
         size = draws @ (levels[new] - levels[old])
-        found.append(Effect(change, _interval(np.expm1(size) if relative else size)))
-    return tuple(found)
+        changes.append(Effect(change, _interval(np.expm1(size) if relative else size)))
+    return tuple(changes)
 
 
 def _interval(draws: Array) -> EffectInterval:

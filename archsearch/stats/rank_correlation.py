@@ -1,4 +1,4 @@
-"""Rank correlation with an interval, whole or with another quantity held."""
+"""Rank correlation with an interval, optionally controlling for a third quantity."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from snapgen.seeding import derive_seed
 Array = NDArray[np.float64]
 
 RESAMPLES = 2000
-FEWEST = 4
-"""Candidates under which a rank correlation says nothing."""
+"""Number of bootstrap resamples."""
+
+MIN_CANDIDATES = 4
+"""Fewest candidates for which a rank correlation is computed."""
 
 
 @dataclass(frozen=True)
@@ -26,43 +28,43 @@ class Correlation:
     high: float
 
 
-def spearman(a: Sequence[float], b: Sequence[float], given: Sequence[float] | None = None) -> Correlation | None:
-    """The rank correlation of ``a`` and ``b``; with ``given``, their partial one, its ranks held.
+def spearman(a: Sequence[float], b: Sequence[float], control: Sequence[float] | None = None) -> Correlation | None:
+    """Spearman's rank correlation of ``a`` and ``b``; with ``control``, their partial rank correlation.
 
-    The partial one is the correlation of what is left of the ranks of ``a`` and of ``b`` after a straight line in the
-    ranks of ``given`` is taken out.
+    The partial rank correlation is the correlation of the residuals of the ranks of ``a`` and ``b`` after linear
+    regression on the ranks of ``control``.
 
     Returns:
-        None if there are fewer than `FEWEST` candidates, or one side has nothing left to rank by.
+        The correlation; None for fewer than `MIN_CANDIDATES` candidates, or without rank variance.
     """
-    columns = np.array([a, b] if given is None else [a, b, given], dtype=np.float64)
-    if columns.shape[1] < FEWEST:
+    columns = np.array([a, b] if control is None else [a, b, control], dtype=np.float64)
+    if columns.shape[1] < MIN_CANDIDATES:
         return None
     rho = float(_rho(columns))
     if np.isnan(rho):
         return None
     rng = np.random.default_rng(derive_seed(0, "agreement"))
-    again = rng.integers(columns.shape[1], size=(RESAMPLES, columns.shape[1]))
-    low, high = np.nanquantile(_rho(columns[:, again]), (0.025, 0.975))
+    resampled = rng.integers(columns.shape[1], size=(RESAMPLES, columns.shape[1]))
+    low, high = np.nanquantile(_rho(columns[:, resampled]), (0.025, 0.975))  # (2 or 3, resamples, n) -> (resamples,)
     return Correlation(rho, float(low), float(high))
 
 
 def _rho(columns: Array) -> Array:
-    """(2 or 3, ..., n) to (...); NaN where a side ties throughout, or is the given one over again."""
+    """Correlation of the ranks, (2 or 3, ..., n) -> (...); NaN if one side has no variance left."""
     from scipy.stats import rankdata
 
     ranks = rankdata(columns, axis=-1)
     ranks -= ranks.mean(axis=-1, keepdims=True)
-    a, b, *held = ranks
-    for given in held:
-        a, b = _without(a, given), _without(b, given)
+    a, b, *controls = ranks
+    for control in controls:
+        a, b = _residuals(a, control), _residuals(b, control)
     scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
     return np.asarray((a * b).sum(-1) / np.where(scale > 1e-9, scale, np.nan))
 
 
-def _without(ranks: Array, given: Array) -> Array:
-    """What is left of centred ranks after their line in the given ones."""
-    square = (given**2).sum(-1, keepdims=True)
-    slope = (ranks * given).sum(-1, keepdims=True) / np.where(square > 0, square, 1)
-    left: Array = ranks - slope * given
-    return np.where(np.abs(left) < 1e-9, 0, left)
+def _residuals(ranks: Array, control: Array) -> Array:
+    """Residuals of centered ranks after linear regression on the control's centered ranks."""
+    square = (control**2).sum(-1, keepdims=True)
+    slope = (ranks * control).sum(-1, keepdims=True) / np.where(square > 0, square, 1)
+    residuals: Array = ranks - slope * control
+    return np.where(np.abs(residuals) < 1e-9, 0, residuals)

@@ -1,12 +1,14 @@
-"""Non-negative linear models of milliseconds, fitted on relative error, that say how wrong they may be.
+"""Non-negative linear latency models, fitted on relative error, with conformal prediction intervals.
 
-A net's time is the sum of its features, each times a coefficient. Evidence is a time, or the ratio of two times. The
-coefficients minimise the squared relative errors of the evidence, in units of its tolerance, plus the squared distances
-from their prior, in units of the prior's deviation, over the non-negative numbers (`scipy.optimize.nnls`).
+A net's latency is a linear combination of its features. An observation is a latency, or the ratio of two latencies. The
+coefficients minimize the squared relative errors of the observations, in units of their tolerance, plus the squared
+distances from the prior's mean, in units of the prior's deviation, subject to being non-negative
+(`scipy.optimize.nnls`).
 
-The interval is conformal: each piece of evidence is left out in turn, predicted by a fit of the others, and its error
-divided by the deviation that this fit claims. The quantiles of those normalised errors are what a claimed deviation is
-worth, whatever of the claim was wrong; under exchangeability an interval so scaled holds its share of new nets.
+Intervals are conformal: each observation is left out in turn and predicted by a fit of the others, and its error is
+divided by the standard deviation that this fit claims. Quantiles of these normalized errors scale the claimed deviation
+of a new prediction. Under exchangeability such intervals have the intended coverage even if the claimed deviations are
+wrong.
 """
 
 from __future__ import annotations
@@ -21,15 +23,18 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 REWEIGHTINGS = 4
-"""A ratio's relative error depends on the coefficients; so many fits settle it."""
+"""Number of reweighted fits if ratios are observed: their relative error depends on the coefficients."""
 
 TOLERANCES = tuple(0.005 * 2**step for step in range(6))
-"""What `best_tolerance` chooses from: 0.5 % to 16 %."""
+"""Candidate values of `best_tolerance`: 0.5 % to 16 %."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """``features`` take ``value`` milliseconds, or ``value`` times what ``against`` takes, within a ``tolerance``."""
+    """An observed latency: ``features`` take ``value`` milliseconds, or ``value`` times as long as ``against``.
+
+    ``tolerance`` is the standard deviation of the relative error.
+    """
 
     features: Array
     value: float
@@ -37,14 +42,14 @@ class Observation:
     against: Array | None = None
 
     def ratio(self, coefficients: Array) -> float:
-        """What the coefficients say of it, over what it says itself."""
+        """Predicted value divided by observed value."""
         time = float(self.features @ coefficients)
         return time / self.value / (1.0 if self.against is None else float(self.against @ coefficients))
 
 
 @dataclass(frozen=True)
 class NormalPrior:
-    """What is held of the coefficients before any evidence: their means and standard deviations."""
+    """Independent normal prior of the coefficients: means and standard deviations."""
 
     mean: Array
     deviation: Array
@@ -52,58 +57,60 @@ class NormalPrior:
 
 @dataclass(frozen=True)
 class LinearFit:
-    """Coefficients, and how sure of them the evidence and the prior make."""
+    """Fitted coefficients and their covariance."""
 
     coefficients: Array
     covariance: Array
 
-    def deviation(self, evidence: Observation) -> float:
-        """Claimed standard deviation of the logarithm of a prediction's ratio to the truth."""
-        slope = evidence.features / float(evidence.features @ self.coefficients)
-        if evidence.against is not None:
-            slope = slope - evidence.against / float(evidence.against @ self.coefficients)
-        return math.sqrt(max(0.0, float(slope @ self.covariance @ slope)) + evidence.tolerance**2)
+    def deviation(self, observation: Observation) -> float:
+        """Claimed standard deviation of the log of the ratio of prediction to truth."""
+        # delta method: gradient of log(f · c) with respect to the coefficients c
+        gradient = observation.features / float(observation.features @ self.coefficients)
+        if observation.against is not None:
+            gradient = gradient - observation.against / float(observation.against @ self.coefficients)
+        return math.sqrt(max(0.0, float(gradient @ self.covariance @ gradient)) + observation.tolerance**2)
 
-    def error(self, evidence: Observation) -> tuple[float, float]:
-        """Log error of what it says of evidence, and its claimed deviation."""
-        return math.log(evidence.ratio(self.coefficients)), self.deviation(evidence)
+    def error(self, observation: Observation) -> tuple[float, float]:
+        """Log error of the prediction of an observation, and its claimed standard deviation."""
+        return math.log(observation.ratio(self.coefficients)), self.deviation(observation)
 
 
-def fit(evidence: Sequence[Observation], prior: NormalPrior) -> LinearFit:
-    """The coefficients of least error; see the module.
+def fit(observations: Sequence[Observation], prior: NormalPrior) -> LinearFit:
+    """Fit the coefficients; see the module docstring for the objective.
 
-    The covariance is that of the same problem without the bound at zero, which only makes it larger.
+    The covariance is that of the unconstrained problem, which is an upper bound.
     """
     from scipy.optimize import nnls
 
-    near_prior = np.diag(1 / prior.deviation)
+    prior_rows = np.diag(1 / prior.deviation)
     coefficients = np.maximum(prior.mean, prior.deviation)
-    rows = near_prior
-    for _ in range(REWEIGHTINGS if any(e.against is not None for e in evidence) else 1):
-        linear = [_row(e, coefficients) for e in evidence]
-        rows = np.vstack([*(row for row, _ in linear), near_prior])
+    rows = prior_rows
+    for _ in range(REWEIGHTINGS if any(e.against is not None for e in observations) else 1):
+        linear = [_row(e, coefficients) for e in observations]
+        rows = np.vstack([*(row for row, _ in linear), prior_rows])  # (observations + features, features)
         targets = np.concatenate([[target for _, target in linear], prior.mean / prior.deviation])
         coefficients = nnls(rows, targets, maxiter=100 * rows.shape[1])[0]
     return LinearFit(coefficients, np.asarray(np.linalg.inv(rows.T @ rows), dtype=np.float64))
 
 
-def _row(evidence: Observation, coefficients: Array) -> tuple[Array, float]:
-    if evidence.against is None:
-        scale = evidence.tolerance * evidence.value
-        return evidence.features / scale, evidence.value / scale
-    scale = evidence.tolerance * evidence.value * float(evidence.against @ coefficients)
-    return (evidence.features - evidence.value * evidence.against) / scale, 0.0
+def _row(observation: Observation, coefficients: Array) -> tuple[Array, float]:
+    """Row and target of the least squares problem; a ratio f·c / a·c = v becomes (f - v a)·c = 0."""
+    if observation.against is None:
+        scale = observation.tolerance * observation.value
+        return observation.features / scale, observation.value / scale
+    scale = observation.tolerance * observation.value * float(observation.against @ coefficients)
+    return (observation.features - observation.value * observation.against) / scale, 0.0
 
 
-def leave_one_out(evidence: Sequence[Observation], prior: NormalPrior) -> list[tuple[float, float]]:
-    """Of each piece of evidence, predicted by a fit of the others: the log error, and its claimed deviation."""
-    return [fit([*evidence[:i], *evidence[i + 1 :]], prior).error(one) for i, one in enumerate(evidence)]
+def leave_one_out(observations: Sequence[Observation], prior: NormalPrior) -> list[tuple[float, float]]:
+    """Log error and claimed standard deviation of each observation, predicted by a fit of the others."""
+    return [fit([*observations[:i], *observations[i + 1 :]], prior).error(o) for i, o in enumerate(observations)]
 
 
 def conformal_quantile(errors: Sequence[float], coverage: float) -> float:
-    """The magnitude that a new error keeps within with that probability, if it is one of a kind with these.
+    """Magnitude that a new, exchangeable error does not exceed with probability ``coverage``.
 
-    The ⌈coverage · (n + 1)⌉-th smallest; with too few errors for the coverage, the largest.
+    This is the ⌈coverage · (n + 1)⌉-th smallest magnitude, or the largest if there are too few errors.
     """
     ordered = sorted(abs(error) for error in errors)
     rank = math.ceil(coverage * (len(ordered) + 1))
@@ -111,24 +118,27 @@ def conformal_quantile(errors: Sequence[float], coverage: float) -> float:
 
 
 def weak_prior(features: Array, times: Array) -> NormalPrior:
-    """For records alone: zero, within about the time that each feature would take if it took all.
+    """Weak prior for fits without a device profile.
+
+    The mean is zero; the deviation of a coefficient is about the one with which its feature alone would explain the
+    measured latencies.
 
     Args:
-        features: (records, features), every feature present somewhere.
-        times: (records,) milliseconds.
+        features: (records, features); no column may be zero throughout.
+        times: (records,) latencies in milliseconds.
     """
     return NormalPrior(np.zeros(features.shape[1]), np.median(times) / features.mean(0))
 
 
 def best_tolerance(features: Array, times: Array, prior: NormalPrior) -> float:
-    """The relative error of one record, among `TOLERANCES`, under which the left-out records are likeliest.
+    """The relative error of a record, among `TOLERANCES`, with the highest leave-one-out likelihood.
 
-    It is also the weight of the prior: the larger the error, the more of the coefficients is left to it.
+    A larger tolerance also gives the prior more weight.
     """
 
-    def unlikelihood(tolerance: float) -> float:
+    def negative_log_likelihood(tolerance: float) -> float:
         errors = leave_one_out([Observation(x, t, tolerance) for x, t in zip(features, times, strict=True)], prior)
         return sum(math.log(claimed) + (error / claimed) ** 2 / 2 for error, claimed in errors)
 
-    best: float = min(TOLERANCES, key=unlikelihood)
+    best: float = min(TOLERANCES, key=negative_log_likelihood)
     return best

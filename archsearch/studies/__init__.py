@@ -1,0 +1,21 @@
+"""Studies: which candidates are scored, in which order and with what budget (search, ablation, evolution, audit)."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from archsearch.studies.config.study import StudyConfig, load_config
+    from archsearch.studies.search.candidates import Candidate, load_candidates
+    from archsearch.studies.storage.database import open_study
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "archsearch.studies.config.study": ["StudyConfig", "load_config"],
+            "archsearch.studies.search.candidates": ["Candidate", "load_candidates"],
+            "archsearch.studies.storage.database": ["open_study"],
+        },
+    )
+
+__all__ = ["Candidate", "StudyConfig", "load_candidates", "load_config", "open_study"]

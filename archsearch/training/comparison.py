@@ -1,4 +1,4 @@
-"""Variants of a recipe side by side, over the same seeds: what a choice in training is worth."""
+"""Comparison of variants of a recipe over the same seeds, to measure the effect of a choice in training."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from archsearch.library import RUNS, read_named
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.signals import terminable
 from archsearch.training.data import RecipeData
-from archsearch.training.evaluation import RecipeEvaluator, sampler_of
+from archsearch.training.evaluation import RecipeEvaluator, sampling_config
 from archsearch.training.log import read_evaluations
 from archsearch.training.recipe import Recipe, architecture, trains_student
 from archsearch.training.run import train
@@ -28,164 +28,183 @@ from snapgen.io.atomic import atomic_write
 from snapgen.training.stages import NetStage
 
 SEED = "{seed}"
-"""Stands for the seed in a recipe's texts, e.g. in the path of weights."""
-_STEP = re.compile(r"([a-z_0-9]+)((?:\[\d+\])*)")
+"""Placeholder of the seed in a recipe's texts, e.g. in the path of weights."""
+_PATH_STEP = re.compile(r"([a-z_0-9]+)((?:\[\d+\])*)")
 
 
 class SamplingOverride(Config):
-    """How a variant's net is sampled from, where that is not its last stage's own way."""
+    """Sampling settings of a variant that differ from those of its last stage."""
 
-    steps: int | None = Field(default=None, ge=1, le=1000)
-    guidance: float | None = Field(default=None, ge=0, le=100)
+    num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
+    """Sampling steps; None: those of the variant's last stage."""
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    """Guidance scale; None: that of the variant's last stage."""
 
 
 class VariantConfig(Config):
     """One row of a comparison."""
 
-    changes: dict[str, Any] = Field(default_factory=dict)
-    """Path in the recipe to its value, e.g. ``stages[0].distillation.output: false``."""
-    unet: str | None = None
-    """Folder of a net to judge; nothing is trained."""
-    sampler: SamplingOverride = SamplingOverride()
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Paths in the recipe and their values, e.g. `stages[0].distillation.output: false`."""
+    checkpoint: str | None = None
+    """Folder of a net to evaluate instead of training one; it may contain {seed}."""
+    sampling: SamplingOverride = SamplingOverride()
+    """Sampling settings of this variant, where they differ from those of its last stage."""
+
+
+def _unchanged(value: object) -> object:
+    return value  # a recipe only once its seed and a variant's overrides are filled in
 
 
 class ComparisonConfig(Config):
-    """A recipe, and what is varied in it."""
+    """A recipe and its variants."""
 
     name: str
-    recipe: dict[str, Any]
-    """As `archsearch.training.recipe.Recipe`, with `{seed}` where a text depends on it."""
+    """Name of the comparison; its runs are runs/NAME-VARIANT-SEED. By default the name of the file."""
+    recipe: Annotated[dict[str, Any], BeforeValidator(_unchanged, json_schema_input_type=Recipe)]
+    """The recipe that all variants share; {seed} in a text stands for the seed."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=2)
+    """Seeds of each variant; at least two, since intervals come from their spread."""
     variants: dict[str, VariantConfig] = Field(min_length=2)
-    against: str
-    """The variant that the others are compared with."""
+    """Variants by name; each is one row of the table."""
+    baseline: str
+    """Name of the variant that the others are compared with."""
     metrics: dict[str, Literal["lower", "higher"]] = Field(min_length=1)
-    """What is compared, and which way is better."""
+    """Metrics of the table, each with the direction that is better: lower or higher."""
 
     _source: str = PrivateAttr(default="comparison")
 
     @model_validator(mode="after")
-    def _has_what_is_compared_with(self) -> Self:
-        if self.against not in self.variants:
-            raise ValueError(f"against {self.against!r:.60} is no variant; use one of: {', '.join(self.variants)}")
+    def _baseline_and_seeds_are_valid(self) -> Self:
+        if self.baseline not in self.variants:
+            raise ValueError(f"baseline {self.baseline!r:.60} is not a variant; use one of: {', '.join(self.variants)}")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("a seed stands twice; name each once")
+            raise ValueError("a seed is listed twice; list each once")
         return self
 
     @property
     def source(self) -> str:
-        """The file it was read from, for errors."""
+        """File that the comparison was read from, for error messages."""
         return self._source
 
     def recipe_of(self, variant: str, seed: int) -> Recipe:
-        """The recipe of one run.
+        """Recipe of one run: the shared recipe with the overrides of a variant, and a seed.
 
         Raises:
-            InputError: if a change's path leads nowhere, or the result is no recipe.
+            InputError: if the path of an override does not exist, or the result is not a valid recipe.
         """
         values = copy.deepcopy(self.recipe)
-        for path, value in self.variants[variant].changes.items():
-            _set(values, path, value, source=self.source, place=f"variants.{variant}.changes")
-        values = _filled(values, seed) | {"name": f"{self.name}-{variant}-{seed}", "seed": seed}
-        found = config.parse_config(values, Recipe, source=self.source, place=f"variants.{variant}")
-        found._source = self.source
-        return found
+        for path, value in self.variants[variant].overrides.items():
+            _set(values, path, value, source=self.source, place=f"variants.{variant}.overrides")
+        values = _with_seed(values, seed) | {"name": f"{self.name}-{variant}-{seed}", "seed": seed}
+        recipe = config.parse_config(values, Recipe, source=self.source, place=f"variants.{variant}")
+        recipe._source = self.source
+        return recipe
 
 
 Results = dict[str, list[dict[str, Estimate]]]
-"""Of each variant, one seed after another: its numbers."""
+"""Metrics of each variant, one mapping per seed."""
 
 
 def load_comparison(name_or_path: str | Path) -> ComparisonConfig:
-    """A shipped comparison by its name, or one's own by its path.
+    """Load a shipped comparison by its name, or a comparison's YAML file by its path.
 
     Raises:
-        InputError: naming the file, the place and the remedy.
+        InputError: if the file does not exist or is invalid.
     """
     path, values = read_named(name_or_path, ("comparison",))
-    found = config.parse_config(values, ComparisonConfig, source=path)
-    found._source = str(path)
-    return found
+    comparison = config.parse_config(values, ComparisonConfig, source=path)
+    comparison._source = str(path)
+    return comparison
 
 
-def compare(comparison: ComparisonConfig, *, tell: Callable[[str], None]) -> Results:
-    """Train what is not trained yet, and judge every variant with every seed; resumes as a training does.
+def compare(comparison: ComparisonConfig, *, log: Callable[[str], None]) -> Results:
+    """Train and evaluate every variant with every seed, or resume; finished results are reused.
+
+    Args:
+        comparison: the comparison.
+        log: called with each line for the user.
 
     Raises:
-        InputError: as `archsearch.training.run.train`, or if a variant's numbers lack a metric.
+        InputError: for the reasons of `archsearch.training.run.train`, or if a variant lacks a metric.
     """
-    for variant in comparison.variants:  # every mistake before anything is trained
+    for variant in comparison.variants:  # report every mistake before anything is trained
         comparison.recipe_of(variant, comparison.seeds[0])
     results: Results = {variant: [] for variant in comparison.variants}
     with terminable():
         for seed in comparison.seeds:
             for variant in comparison.variants:
-                numbers = _numbers(comparison, variant, seed, tell)
-                lacking = [metric for metric in comparison.metrics if metric not in numbers]
-                if lacking:
-                    known = ", ".join(numbers)
+                numbers = _load_or_evaluate(comparison, variant, seed, log)
+                missing = [metric for metric in comparison.metrics if metric not in numbers]
+                if missing:
+                    measured = ", ".join(numbers)
                     raise InputError(
-                        comparison.source, f"{lacking[0]} is not measured", f"use {known}", place="metrics"
+                        comparison.source, f"{missing[0]} is not measured", f"use {measured}", place="metrics"
                     )
                 results[variant].append(numbers)
     return results
 
 
-def _numbers(comparison: ComparisonConfig, variant: str, seed: int, tell: Callable[[str], None]) -> dict[str, Estimate]:
+def _load_or_evaluate(
+    comparison: ComparisonConfig, variant: str, seed: int, log: Callable[[str], None]
+) -> dict[str, Estimate]:
     path = RUNS / comparison.name / f"{variant}-{seed}.json"
     recipe = comparison.recipe_of(variant, seed)
-    said = {"recipe": recipe.model_dump(mode="json"), "variant": comparison.variants[variant].model_dump(mode="json")}
+    inputs = {"recipe": recipe.model_dump(mode="json"), "variant": comparison.variants[variant].model_dump(mode="json")}
     if path.exists():
-        known = json.loads(path.read_text())
-        if {name: known.get(name) for name in said} == said:
-            return {name: Estimate.model_validate(number) for name, number in known["numbers"].items()}
-    tell(f"{variant}, seed {seed}")
-    numbers = _judged(comparison.variants[variant], recipe, seed, tell)
+        stored = json.loads(path.read_text())
+        if {name: stored.get(name) for name in inputs} == inputs:
+            return {name: Estimate.model_validate(number) for name, number in stored["numbers"].items()}
+    log(f"{variant}, seed {seed}")
+    numbers = _evaluate(comparison.variants[variant], recipe, seed, log)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part:
+    with atomic_write(path) as file:
         listed = {name: number.model_dump(mode="json") for name, number in numbers.items()}
-        part.write_text(json.dumps({**said, "numbers": listed}, indent=2) + "\n")
+        file.write_text(json.dumps({**inputs, "numbers": listed}, indent=2) + "\n")
     return numbers
 
 
-def _judged(variant: VariantConfig, recipe: Recipe, seed: int, tell: Callable[[str], None]) -> dict[str, Estimate]:
-    arch = architecture(recipe.arch)
+def _evaluate(variant: VariantConfig, recipe: Recipe, seed: int, log: Callable[[str], None]) -> dict[str, Estimate]:
+    arch = architecture(recipe.architecture)
     number, stage = [(i, stage) for i, stage in enumerate(recipe.stages) if trains_student(stage)][-1]
     assert isinstance(stage, NetStage)
-    own = sampler_of(recipe, stage)
-    change = variant.sampler.model_dump(exclude_none=True)
+    default_sampling = sampling_config(recipe, stage)
+    overrides = variant.sampling.model_dump(exclude_none=True)
     folder = RunFolder(recipe, arch).result(number)
-    if variant.unet is not None:
-        folder = Path(_filled({"unet": variant.unet}, seed)["unet"])
+    if variant.checkpoint is not None:
+        folder = Path(_with_seed({"unet": variant.checkpoint}, seed)["unet"])
     else:
-        train(recipe, arch, tell=tell)
-        if not change:
+        train(recipe, arch, log=log)
+        if not overrides:
             last = [e for e in read_evaluations(recipe.folder) if e["stage"] == stage.name][-1]
             return {name: Estimate.model_validate(value) for name, value in last["numbers"].items()}
     unet = read_unet(folder, arch)
     assert unet is not None
     device = devices.default_device()
-    judge = RecipeEvaluator(RecipeData(recipe, device), stage.resolution)
-    return judge.measure(unet.to(device), dataclasses.replace(own, **change))
+    evaluator = RecipeEvaluator(RecipeData(recipe, device), stage.resolution)
+    return evaluator.measure(unet.to(device), dataclasses.replace(default_sampling, **overrides))
 
 
-def _filled(values: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """With the seed in every text that names it."""
-    filled: dict[str, Any] = json.loads(json.dumps(values).replace(SEED, str(seed)))
-    return filled
+def _with_seed(values: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The values with the seed in place of every `SEED` placeholder."""
+    replaced: dict[str, Any] = json.loads(json.dumps(values).replace(SEED, str(seed)))
+    return replaced
 
 
 def _set(values: dict[str, Any], path: str, value: Any, *, source: str, place: str) -> None:
+    """Set the value at a path such as ``stages[0].distillation.output``."""
     steps: list[str | int] = []
-    for part in path.split("."):
-        match = _STEP.fullmatch(part)
+    for segment in path.split("."):
+        match = _PATH_STEP.fullmatch(segment)
         if not match:
-            raise InputError(source, f"{part!r} is no step of a path", "write e.g. stages[0].batch", place=place)
+            raise InputError(
+                source, f"{segment!r} is not a valid step of a path", "write e.g. stages[0].batch_size", place=place
+            )
         steps += [match[1], *map(int, re.findall(r"\d+", match[2]))]
-    home: Any = values
+    parent: Any = values
     try:
         for step in steps[:-1]:
-            home = home.setdefault(step, {}) if isinstance(home, dict) else home[step]
-        home[steps[-1]] = value
+            parent = parent.setdefault(step, {}) if isinstance(parent, dict) else parent[step]
+        parent[steps[-1]] = value
     except (AttributeError, IndexError, KeyError, TypeError):
-        raise InputError(source, f"{path} leads nowhere in the recipe", "correct the path", place=place) from None
+        raise InputError(source, f"{path} does not exist in the recipe", "correct the path", place=place) from None

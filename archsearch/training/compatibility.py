@@ -1,4 +1,4 @@
-"""Whether a recipe's parts fit together: the shapes of what it names, read from the files or as the recipe expects."""
+"""Check that a recipe's models fit together, by shapes read from their files or expected by the recipe."""
 
 from __future__ import annotations
 
@@ -43,28 +43,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ResolvedShapes:
-    """Of everything that a recipe names."""
+    """Shapes of everything that a recipe names."""
 
     factor: int
+    """Image pixels along a side for one pixel of the latent."""
     latent_channels: int
     encoders: dict[str, tuple[int, int]]
-    """Channels of each text encoder's tokens and of its pooled embedding."""
+    """Channels of each text encoder's tokens and of its pooled embedding, by its name or folder."""
     context: ConditioningDims
-    """Of the student."""
+    """Dimensions of the student's conditioning."""
     teacher_context: ConditioningDims
+    """Dimensions of the teacher's conditioning."""
     teachers: dict[str | None, Teacher]
-    """Stages' own, by their folders, and the recipe's, at None; on the meta device."""
+    """Teachers on the meta device: those of single stages by their folders, that of the recipe at None."""
     unets: dict[str, Architecture] = field(default_factory=dict)
-    """U-Nets that teach, by their folders."""
+    """Architectures of the U-Nets that teach progressive stages, by their folders."""
     missing: list[str] = field(default_factory=list)
-    """What is not on this machine, and was taken as the recipe expects it."""
+    """Sources that are not on this machine, whose shapes are those that the recipe expects."""
 
     def teacher(self, stage: AnyStage) -> Teacher | None:
-        """The one that a stage trains or learns from."""
+        """Teacher that a stage trains or learns from, if any."""
         return self.teachers[stage_teacher(stage)] if _uses_teacher(stage) else None
 
     def unet(self, stage: AnyStage, arch: Architecture) -> UNet | None:
-        """The U-Net that teaches a stage, frozen, on the meta device; ``arch`` is the student's."""
+        """U-Net that teaches a progressive stage, frozen, on the meta device.
+
+        Args:
+            arch: architecture of the student, which the stage's own net has.
+        """
         if not isinstance(stage, ProgressiveDistillationStage):
             return None
         folder = unet_teacher(stage)
@@ -74,24 +80,24 @@ class ResolvedShapes:
         return unet
 
 
-def shapes(recipe: Recipe, *, without_files: bool = False) -> ResolvedShapes:
-    """The shapes of what a recipe names.
+def resolve_shapes(recipe: Recipe, *, without_files: bool = False) -> ResolvedShapes:
+    """Resolve the shapes of everything that a recipe names.
 
     Args:
-        without_files: take what is missing as ``expected`` says.
+        without_files: whether to use ``expected_shapes`` for files that are missing.
 
     Raises:
-        InputError: if something is missing that nothing is expected of, or it is not as expected.
+        InputError: if a file is missing and has no expected shape, or its shape is not the expected one.
     """
     reader = _Reader(recipe, without_files)
-    factor, channels = reader.coder()
-    names = dict.fromkeys(e.encoder for e in (*recipe.text, *recipe.teacher_text))
+    factor, channels = reader.autoencoder()
+    names = dict.fromkeys(e.encoder for e in (*recipe.text_encoders, *recipe.teacher_text_encoders))
     encoders = {name: reader.encoder(name) for name in names}
 
-    def widths(of: tuple[captions.TextEncoderConfig, ...]) -> ConditioningDims:
-        return captions.widths(of, [encoders[e.encoder] for e in of])
+    def dims(configs: tuple[captions.TextEncoderConfig, ...]) -> ConditioningDims:
+        return captions.conditioning_dims(configs, [encoders[config.encoder] for config in configs])
 
-    context, teacher_context = widths(recipe.text), widths(recipe.teacher_text)
+    context, teacher_context = dims(recipe.text_encoders), dims(recipe.teacher_text_encoders)
     teachers: dict[str | None, Teacher] = {}
     if recipe.teacher is not None:
         for own in dict.fromkeys(stage_teacher(stage) for stage in recipe.stages if _uses_teacher(stage)):
@@ -110,93 +116,97 @@ def _uses_teacher(stage: AnyStage) -> bool:
 
 
 class _Reader:
-    """Reads what files say, or takes what the recipe expects where they are missing."""
+    """Reads shapes from files, or uses those that the recipe expects if the files are missing."""
 
     def __init__(self, recipe: Recipe, without_files: bool) -> None:
         self.recipe, self.missing = recipe, list[str]()
-        self.guesses: ExpectedShapes | None = recipe.expected if without_files else None
+        self.fallback: ExpectedShapes | None = recipe.expected_shapes if without_files else None
 
-    def coder(self) -> tuple[int, int]:
-        """Factor and latent channels of the autoencoder."""
-        expected = self.recipe.expected
+    def autoencoder(self) -> tuple[int, int]:
+        """Downscale factor and latent channels of the autoencoder."""
+        expected = self.recipe.expected_shapes
 
-        def found() -> tuple[int, int]:
-            coder = autoencoder.load_autoencoder(self.recipe.autoencoder)
-            return coder.factor, coder.latent_channels
+        def load() -> tuple[int, int]:
+            loaded = autoencoder.load_autoencoder(self.recipe.autoencoder)
+            return loaded.factor, loaded.latent_channels
 
-        given = self._read(found, (self.guesses.factor, self.guesses.latent_channels) if self.guesses else None)
+        shapes = self.fallback
+        fallback = None if shapes is None else (shapes.downscale_factor, shapes.latent_channels)
+        factor, channels = self._read(load, fallback)
         if expected is not None:
-            self._hold("factor", given[0], expected.factor)
-            self._hold("latent_channels", given[1], expected.latent_channels)
-        return given
+            self._check_expected("downscale_factor", factor, expected.downscale_factor)
+            self._check_expected("latent_channels", channels, expected.latent_channels)
+        return factor, channels
 
     def encoder(self, name: str) -> tuple[int, int]:
         """Channels of a text encoder's tokens and of its pooled embedding."""
-        guess = self.guesses.encoders.get(name) if self.guesses else None
-        given = self._read(lambda: (text_encoder.width(name), text_encoder.pooled_width(name)), guess)
-        if self.recipe.expected is not None:
-            self._hold(f"encoders.{name}", given, self.recipe.expected.encoders.get(name, given))
-        return given
+        fallback = self.fallback.text_encoders.get(name) if self.fallback else None
+        dims = self._read(lambda: (text_encoder.width(name), text_encoder.pooled_width(name)), fallback)
+        if self.recipe.expected_shapes is not None:
+            expected = self.recipe.expected_shapes.text_encoders.get(name, dims)
+            self._check_expected(f"text_encoders.{name}", dims, expected)
+        return dims
 
     def teacher(self, path: str, factor: int, channels: int, widths: ConditioningDims) -> Teacher:
-        """A teacher by its folder."""
-        shape = self.guesses.teacher if self.guesses else None
-        guess = None if shape is None else teacher_on_meta(self.recipe, shape, factor, channels, widths)
-        return self._read(lambda: teacher.load_on_meta(Path(path)), guess)
+        """Teacher in a folder, on the meta device."""
+        shape = self.fallback.teacher if self.fallback else None
+        fallback = None if shape is None else teacher_on_meta(self.recipe, shape, factor, channels, widths)
+        return self._read(lambda: teacher.load_on_meta(Path(path)), fallback)
 
     def unet(self, path: str) -> Architecture:
-        """The architecture of a U-Net that teaches, by its folder."""
-        named = self.guesses.unets.get(path) if self.guesses else None
+        """Architecture of the teaching U-Net in a folder."""
+        expected = self.fallback.unets.get(path) if self.fallback else None
 
-        def found() -> Architecture:
+        def load() -> Architecture:
             if not Path(path).is_dir():
-                remedy = "name the folder of a U-Net of ours, as a run's stage or archsearch convert leaves it"
-                raise InputError(path, "is no folder", remedy)
-            own = unet_arch(Path(path))
-            check_prediction(Path(path), self.recipe.prediction)
-            return own
+                remedy = "name the folder of a U-Net that a run's stage or archsearch convert wrote"
+                raise InputError(path, "is not a folder", remedy)
+            arch = unet_arch(Path(path))
+            check_prediction(Path(path), self.recipe.prediction_type)
+            return arch
 
-        return self._read(found, None if named is None else architecture(named))
+        return self._read(load, None if expected is None else architecture(expected))
 
-    def _read(self, found: Callable[[], T], guess: T | None) -> T:
+    def _read(self, load: Callable[[], T], fallback: T | None) -> T:
+        """The loaded value, or the fallback if loading fails; the missing source is recorded."""
         try:
-            return found()
+            return load()
         except InputError as error:
-            if guess is None:
+            if fallback is None:
                 raise
             self.missing.append(error.source)
-            return guess
+            return fallback
 
-    def _hold(self, name: str, given: object, expected: object) -> None:
-        if given != expected:
-            problem = f"is {expected}; the files give {given}"
+    def _check_expected(self, name: str, actual: object, expected: object) -> None:
+        if actual != expected:
+            problem = f"is {expected}; the files give {actual}"
             remedy = "name the files that the recipe was written for, or change what it expects"
-            raise InputError(self.recipe.source, problem, remedy, place=f"expected.{name}")
+            raise InputError(self.recipe.source, problem, remedy, place=f"expected_shapes.{name}")
 
 
 def teacher_on_meta(
     recipe: Recipe, shape: TeacherConfig, factor: int, channels: int, widths: ConditioningDims
 ) -> Teacher:
-    """A teacher of a shape on the meta device.
+    """Build a teacher of a given shape on the meta device.
 
     Raises:
-        InputError: if there can be no such net.
+        InputError: if the shape is invalid.
     """
     with torch.device("meta"):
         return new_teacher(recipe, shape, factor, channels, widths)
 
 
 def new_teacher(recipe: Recipe, shape: TeacherConfig, factor: int, channels: int, widths: ConditioningDims) -> Teacher:
-    """A teacher of a shape, untrained, large enough for every stage.
+    """Build an untrained teacher of a given shape, large enough for every stage.
 
     Raises:
-        InputError: if there can be no such net.
+        InputError: if the shape is invalid.
     """
     largest = max(stage.resolution for stage in recipe.stages if isinstance(stage, Stage))
     return teacher.new_teacher(
         shape.model_dump(),
         latent_channels=channels,
-        context_width=widths.context,
+        context_dim=widths.context,
         pooled_width=widths.pooled,
         sample_size=largest // factor,
         seed=seeding.derive_seed(recipe.seed, "teacher weights"),
@@ -204,81 +214,87 @@ def new_teacher(recipe: Recipe, shape: TeacherConfig, factor: int, channels: int
     )
 
 
-def check_recipe(recipe: Recipe, arch: Architecture, given: ResolvedShapes, *, processes: int = 1) -> None:
-    """Whether architecture, autoencoder, text encoders, teachers and stages fit together.
+def check_recipe(recipe: Recipe, arch: Architecture, shapes: ResolvedShapes, *, processes: int = 1) -> None:
+    """Check that architecture, autoencoder, text encoders, teachers and stages fit together.
+
+    Args:
+        processes: number of processes that share each batch.
 
     Raises:
-        InputError: naming the recipe and the place.
+        InputError: if something does not fit; it names the recipe and the setting.
     """
 
-    def refuse(place: str, problem: str, remedy: str) -> NoReturn:
+    def reject(place: str, problem: str, remedy: str) -> NoReturn:
         raise InputError(recipe.source, problem, remedy, place=place)
 
-    if arch.latent_channels != given.latent_channels:
-        problem = f"has {arch.latent_channels} latent channels; the autoencoder gives {given.latent_channels}"
-        refuse("arch", problem, "make them equal")
-    if arch.has_cross_attention and arch.context_width != given.context.context:
-        problem = f"takes a context {arch.context_width} wide; the text encoders give {given.context.context}"
-        refuse("arch", problem, "make them equal")
+    if arch.latent_channels != shapes.latent_channels:
+        problem = f"has {arch.latent_channels} latent channels; the autoencoder gives {shapes.latent_channels}"
+        reject("architecture", problem, "make them equal")
+    if arch.has_cross_attention and arch.context_dim != shapes.context.context:
+        problem = f"takes a context {arch.context_dim} wide; the text encoders give {shapes.context.context}"
+        reject("architecture", problem, "make them equal")
     for number, stage in enumerate(recipe.stages):
         place = f"stages[{number}]"
         if isinstance(stage, DecoderStage):
             try:
-                build_tiny_decoder(given, seed=0, **stage.decoder)
+                build_tiny_decoder(shapes, seed=0, **stage.decoder)
             except InputError as error:
-                refuse(f"{place}.{error.place or 'decoder'}", error.problem, error.remedy)
+                reject(f"{place}.{error.place or 'decoder'}", error.problem, error.remedy)
             for side in stage.training.resolutions:
-                if side % given.factor:
-                    problem = f"{side} px do not fit the autoencoder"
-                    refuse(f"{place}.training.resolutions", problem, f"use multiples of {given.factor}")
+                if side % shapes.factor:
+                    problem = f"{side} px does not fit the autoencoder"
+                    reject(f"{place}.training.resolutions", problem, f"use multiples of {shapes.factor}")
             continue
-        size, rest = divmod(stage.resolution, given.factor)
+        size, rest = divmod(stage.resolution, shapes.factor)
         if rest or size % arch.stride:
-            by = given.factor * arch.stride
-            refuse(f"{place}.resolution", f"{stage.resolution} px do not fit the net", f"use a multiple of {by}")
-        if stage.batch % (stage.accumulate * processes):
-            problem = f"batch {stage.batch} does not fall into {processes} × {stage.accumulate} equal parts"
-            refuse(f"{place}.batch", problem, "use a multiple, or another accumulate")
+            multiple = shapes.factor * arch.stride
+            problem = f"{stage.resolution} px does not fit the net"
+            reject(f"{place}.resolution", problem, f"use a multiple of {multiple}")
+        if stage.batch_size % (stage.gradient_accumulation_steps * processes):
+            divisor = f"{processes} processes × {stage.gradient_accumulation_steps} accumulation steps"
+            problem = f"batch_size {stage.batch_size} is not a multiple of {divisor}"
+            reject(f"{place}.batch_size", problem, "use a multiple, or other gradient_accumulation_steps")
         folder = unet_teacher(stage)
         if folder is not None:
-            _check_unet(folder, given.unets[folder], given, size)
-        teaches = given.teacher(stage)
-        if teaches is not None:
-            teaches.check(
-                latent_channels=given.latent_channels,
+            _check_unet(folder, shapes.unets[folder], shapes, size)
+        teacher_net = shapes.teacher(stage)
+        if teacher_net is not None:
+            teacher_net.check(
+                latent_channels=shapes.latent_channels,
                 latent_size=size,
-                context_width=given.teacher_context.context,
-                pooled_width=given.teacher_context.pooled,
+                context_dim=shapes.teacher_context.context,
+                pooled_width=shapes.teacher_context.pooled,
             )
-            trained_params(recipe, arch, stage, teaches)
+            trained_params(recipe, arch, stage, teacher_net)
 
 
-def _check_unet(folder: str, arch: Architecture, given: ResolvedShapes, size: int) -> None:
-    """Whether a U-Net can teach on a stage's latents and captions."""
-    if arch.latent_channels != given.latent_channels:
-        problem = f"has {arch.latent_channels} latent channels; the autoencoder gives {given.latent_channels}"
+def _check_unet(folder: str, arch: Architecture, shapes: ResolvedShapes, size: int) -> None:
+    """Check that a U-Net can teach on a stage's latents and captions."""
+    if arch.latent_channels != shapes.latent_channels:
+        problem = f"has {arch.latent_channels} latent channels; the autoencoder gives {shapes.latent_channels}"
         raise InputError(folder, problem, "name a teacher for the same autoencoder")
-    if arch.has_cross_attention and arch.context_width != given.context.context:
-        problem = f"takes a context {arch.context_width} wide; the text encoders give {given.context.context}"
+    if arch.has_cross_attention and arch.context_dim != shapes.context.context:
+        problem = f"takes a context {arch.context_dim} wide; the text encoders give {shapes.context.context}"
         raise InputError(folder, problem, "name a teacher of the student's text encoders")
     if size % arch.stride:
-        problem = f"takes latents whose sides {arch.stride} divides, the stage's have {size}"
+        problem = f"needs latents whose size is a multiple of {arch.stride}; those of the stage have {size}"
         raise InputError(folder, problem, "change the resolution")
 
 
 def trained_params(recipe: Recipe, arch: Architecture, stage: NetStage, teacher_or_none: Teacher | UNet | None) -> int:
-    """Parameters that a stage trains: its net's, a projector's, a discriminator's heads'.
+    """Number of parameters that a stage trains: those of its net, feature projector and discriminator heads.
 
     Raises:
-        InputError: if the teacher has no such blocks as the discriminator is to look at.
+        InputError: if the teacher lacks the blocks that the discriminator reads features from.
     """
     is_teacher = isinstance(stage, FlowMatchingStage) and stage.net == "teacher"
-    teaches = None if is_teacher else teacher_or_none
+    frozen = None if is_teacher else teacher_or_none
     with torch.device("meta"):
         net = teacher_or_none if is_teacher else UNet(arch)
         assert net is not None
         net.requires_grad_(True)
-        if teaches is not None:
-            teaches.requires_grad_(False)
-        trained, _ = build_objectives(stage, net, teaches, prediction=recipe.prediction, seed=0)
-    return sum(weight.numel() for turn in trained.values() for weight in turn.parameters() if weight.requires_grad)
+        if frozen is not None:
+            frozen.requires_grad_(False)
+        objectives, _ = build_objectives(stage, net, frozen, prediction=recipe.prediction_type, seed=0)
+    parameters = (parameter for objective in objectives.values() for parameter in objective.parameters())
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)

@@ -1,9 +1,9 @@
-"""The stage that trains a tiny decoder for the recipe's frozen encoder."""
+"""Stage that trains a tiny decoder for the latents of the recipe's frozen autoencoder."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,15 +16,15 @@ from snapgen.autoencoders import psnr
 from snapgen.autoencoders.autoencoder import Autoencoder, AutoencoderWithDecoder
 from snapgen.autoencoders.training import DecoderTrainer, build_tiny_decoder
 from snapgen.data.dataset import ImageDataset
-from snapgen.training.loop import REPORTS
+from snapgen.training.loop import MIN_REPORTS
 from snapgen.training.stages import DecoderStage
 
 if TYPE_CHECKING:
     from archsearch.training.data import RecipeData
     from archsearch.training.run_folder import RunFolder
 
-HELD_OUT = 400
-"""Held-out images that a decoder's PSNR is taken on."""
+NUM_HELDOUT = 400
+"""Number of held-out images on which the PSNR of a decoder is measured."""
 
 
 def train_decoder(
@@ -32,72 +32,83 @@ def train_decoder(
     log: TrainLog,
     *,
     number: int,
-    material: RecipeData,
+    data: RecipeData,
     folder: RunFolder,
     device: torch.device,
     save: Callable[[DecoderTrainer], None],
     save_seconds: float,
 ) -> None:
-    """Train the decoder, or go on with it, and leave it as the stage's result.
+    """Train the decoder, or resume its training, and write it as the stage's result.
 
     Args:
-        number: of the stage in its recipe.
-        material: the recipe's images and its autoencoder.
-        folder: of the run.
-        device: where to train.
+        stage: the stage.
+        log: log of the stage.
+        number: index of the stage in the recipe.
+        data: the recipe's images and autoencoder.
+        folder: folder of the run.
+        device: device to train on.
         save: writes a checkpoint.
         save_seconds: time between checkpoints.
 
     Raises:
-        InputError: if no tiny decoder is for such an encoder, or nothing can be written.
+        InputError: if no tiny decoder fits the autoencoder, or a file cannot be written.
     """
-    settings, coder = stage.training, material.autoencoder
-    decoder = build_tiny_decoder(coder, seed=settings.seed, **stage.decoder).to(device)
-    pixels = {side: first(material.images("train", side), stage.held) for side in sorted(set(settings.resolutions))}
-    training = DecoderTrainer(decoder, pixels, settings, coder)
-    parts, facts = folder.read_checkpoint(number)
-    if facts is not None:
-        with folder.fitting_checkpoint():
-            training.load(parts, facts)
-    log.begin(training.done)
+    settings, autoencoder = stage.training, data.autoencoder
+    decoder = build_tiny_decoder(autoencoder, seed=settings.seed, **stage.decoder).to(device)
+    pixels = {
+        resolution: first_images(data.images("train", resolution), stage.max_images)
+        for resolution in sorted(set(settings.resolutions))
+    }
+    trainer = DecoderTrainer(decoder, pixels, settings, autoencoder)
+    tensors, metadata = folder.read_checkpoint(number)
+    if metadata is not None:
+        with folder.checkpoint_errors():
+            trainer.load(tensors, metadata)
+    log.start(trainer.done)
     pending: list[dict[str, Tensor]] = []
-    every, began, saved = max(1, settings.steps // REPORTS), time.monotonic(), time.monotonic()
-    while training.done < settings.steps:
-        pending.append(training.step())
-        if training.done % every and training.done < settings.steps:
+    interval, began, saved = max(1, settings.steps // MIN_REPORTS), time.monotonic(), time.monotonic()
+    while trainer.done < settings.steps:
+        pending.append(trainer.step())
+        if trainer.done % interval and trainer.done < settings.steps:
             continue
-        names = list(pending[-1])
-        means = {name: float(torch.stack([p[name] for p in pending if name in p]).mean()) for name in names}
-        log.decoder_row(training.done, settings.steps, means, seconds=time.monotonic() - began)
+        log.log_decoder_stats(trainer.done, settings.steps, _mean_losses(pending), seconds=time.monotonic() - began)
         pending, began = [], time.monotonic()
-        if time.monotonic() - saved >= save_seconds and training.done < settings.steps:
-            save(training)
+        if time.monotonic() - saved >= save_seconds and trainer.done < settings.steps:
+            save(trainer)
             saved = time.monotonic()
-    training.finish()
+    trainer.finish()
     largest = max(settings.resolutions)
     numbers = psnrs(
-        {"encoder's own": coder, "psnr": AutoencoderWithDecoder(coder, decoder)}, material.images("val", largest)
+        {"encoder's own": autoencoder, "psnr": AutoencoderWithDecoder(autoencoder, decoder)},
+        data.images("val", largest),
     )
-    log.measured(settings.steps, numbers, SamplingConfig(steps=0, guidance=1, shift=1))
-    folder.finish(number, decoder.to("cpu").save_pretrained)
+    log.log_evaluation(
+        settings.steps, numbers, SamplingConfig(num_inference_steps=0, guidance_scale=1, timestep_shift=1)
+    )
+    folder.write_result(number, decoder.to("cpu").save_pretrained)
 
 
-def psnrs(coders: dict[str, Autoencoder], images: ImageDataset) -> dict[str, Estimate]:
-    """How well autoencoders give held-out images back, in dB."""
-    pixels = first(images, HELD_OUT)
-    found = {}
-    for name, coder in coders.items():
-        device = next(coder.parameters()).device
-        measured = psnr.psnr(coder, pixels.to(device))
-        found[name] = Estimate(value=measured.value, low=measured.low, high=measured.high)
-    return found
+def _mean_losses(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Mean of each loss of the last step over the steps that have it."""
+    return {name: float(torch.stack([losses[name] for losses in steps if name in losses]).mean()) for name in steps[-1]}
 
 
-def first(images: ImageDataset, count: int) -> Tensor:
-    """The first images, at most so many: (N, 3, H, W) uint8."""
-    found: list[Tensor] = []
+def psnrs(autoencoders: dict[str, Autoencoder], images: ImageDataset) -> dict[str, Estimate]:
+    """PSNR of autoencoders on held-out images, in dB, by name."""
+    pixels = first_images(images, NUM_HELDOUT)
+    estimates = {}
+    for name, autoencoder in autoencoders.items():
+        device = next(autoencoder.parameters()).device
+        measured = psnr.psnr(autoencoder, pixels.to(device))
+        estimates[name] = Estimate(value=measured.value, low=measured.low, high=measured.high)
+    return estimates
+
+
+def first_images(images: ImageDataset, count: int) -> Tensor:
+    """The first images, at most ``count``: (N, 3, H, W) uint8."""
+    batches: list[Tensor] = []
     for batch in images.batches(256):
-        found.append(batch)
-        if len(found) * 256 >= count:
+        batches.append(batch)
+        if len(batches) * 256 >= count:
             break
-    return torch.cat(found)[:count]
+    return torch.cat(batches)[:count]

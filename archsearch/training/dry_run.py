@@ -1,4 +1,4 @@
-"""What a recipe will take, before anything is trained: params, images, steps, multiplications, memory, disk, time."""
+"""Plan of a recipe before anything is trained: parameters, images, steps, MACs, memory, disk space and time."""
 
 from __future__ import annotations
 
@@ -30,70 +30,69 @@ from snapgen.training.stages import (
     Stage,
 )
 
-BACKWARD = 2
-"""A backward pass in forward passes, by multiplications; to the inputs alone it is half of that."""
-FLOAT, HALF = 4, 2
-"""Bytes of a number."""
+BACKWARD_PASSES = 2
+"""MACs of a backward pass relative to a forward pass; a backward pass to the inputs alone takes half of that."""
+FLOAT32_BYTES, FLOAT16_BYTES = 4, 2
 PROBE_MACS = 2e11
-"""Multiplications of a timed pass, unless one image's are more."""
+"""MACs of a timed pass, unless a single image needs more."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage, in numbers."""
+    """Plan of one stage."""
 
     name: str
-    does: str
+    description: str
     net_params: int
-    """Of the net, which is what the stage leaves."""
+    """Parameters of the net that the stage produces."""
     params: int
-    """Trained: the net's, a projector's, a discriminator's heads'."""
+    """Trained parameters: those of the net, the feature projector and the discriminator heads."""
     teacher_params: int
-    """Frozen."""
+    """Parameters of the frozen teacher."""
     images: int
     steps: int
     batch: int
     epochs: float | None
-    """None: nobody knows how many images there are."""
+    """None if the number of training images is unknown."""
     macs: int
-    """Of all images of the stage: passes forward and backward, the teacher's too."""
+    """MACs of the whole stage: forward and backward passes, including the teacher's."""
     memory: int
-    """Bytes, in a process: trained weights, gradients, moments and average, and the teacher's weights."""
+    """Bytes in each process: trained weights, gradients, moments and EMA, and the teacher's weights."""
     image_memory: int
-    """Bytes for each image that a process takes at a time: what the operations write until the gradient is taken."""
-    at_a_time: int
-    """Images that one process takes at a time, if there is one process."""
+    """Bytes for each image of a micro-batch: what the operations write until the gradient is computed."""
+    micro_batch_size: int
+    """Images in one forward pass, with a single process."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole recipe in numbers."""
+    """Plan of a whole recipe."""
 
     stages: list[StagePlan]
     examples: int | None
-    """Training images."""
+    """Number of training images; None if unknown."""
     disk: dict[str, int]
-    """Bytes of the caches of the training images, by what they hold."""
+    """Bytes of each cache of the training images."""
     macs_per_second: float | None
-    """Of a pass of the student here, forward and backward, in float32."""
+    """Measured speed on this machine: MACs per second of a forward and backward pass of the student in float32."""
 
     @property
     def images(self) -> int:
-        """Seen, all stages together."""
+        """Images seen in all stages together."""
         return sum(stage.images for stage in self.stages)
 
     @property
     def steps(self) -> int:
-        """All stages together."""
+        """Steps of all stages together."""
         return sum(stage.steps for stage in self.stages)
 
     @property
     def macs(self) -> int:
-        """All stages together."""
+        """MACs of all stages together."""
         return sum(stage.macs for stage in self.stages)
 
     def seconds(self, macs: int) -> float:
-        """So many multiplications here, predicted; NaN if no pass was timed."""
+        """Predicted time of ``macs`` MACs on this machine; NaN if no pass was timed."""
         return math.nan if self.macs_per_second is None else macs / self.macs_per_second
 
 
@@ -106,44 +105,50 @@ def plan(
     captions: int | None,
     timed: bool,
 ) -> Plan:
-    """Every stage in numbers.
+    """Plan every stage of a recipe.
 
     Args:
-        shapes: of what the recipe names.
-        examples: training images there are, if that is known.
-        captions: of these that differ.
-        timed: whether to time passes of the student here, from which the time is predicted.
+        recipe: the recipe.
+        arch: architecture of the student.
+        shapes: shapes of everything that the recipe names.
+        examples: number of training images; None if unknown.
+        captions: number of distinct captions; None: every image has its own.
+        timed: whether to time passes of the student on this machine, to predict durations.
 
     Raises:
-        InputError: as `check_recipe`.
+        InputError: if the recipe's models do not fit together (`check_recipe`).
     """
     check_recipe(recipe, arch, shapes)
     planner = _Planner(recipe, arch, shapes, examples)
     stages = [planner.stage(stage) for stage in recipe.stages]
-    rate = _macs_per_second(recipe, arch, shapes) if timed else None
-    return Plan(stages, examples, _disk(recipe, shapes, examples, captions), rate)
+    macs_per_second = _macs_per_second(recipe, arch, shapes) if timed else None
+    return Plan(stages, examples, _disk(recipe, shapes, examples, captions), macs_per_second)
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What one image's way through a net comes to."""
+class _PassCost:
+    """Cost of one forward pass of one image."""
 
     cost: CostItem
-    kept: int
-    """Bytes that layers hand on, in fp16: what is left until the gradient with gradient checkpointing."""
+    layer_outputs: int
+    """Bytes of the outputs of all layers in fp16, which gradient checkpointing keeps until the gradient."""
     largest: int
-    """Bytes that the largest layer writes, in fp16: they are there again while its gradient is taken."""
+    """Bytes that the largest layer writes in fp16, which are recomputed for its gradient."""
 
-    def for_gradient(self, number: int, *, checkpointing: bool) -> int:
-        """Bytes until the gradient is taken, in numbers of so many bytes."""
-        return number * (self.kept + self.largest if checkpointing else self.cost.written_bytes) // HALF
+    def bytes_for_gradient(self, element_size: int, *, checkpointing: bool) -> int:
+        """Bytes that are kept until the gradient is computed, with elements of ``element_size`` bytes."""
+        return (
+            element_size
+            * (self.layer_outputs + self.largest if checkpointing else self.cost.written_bytes)
+            // FLOAT16_BYTES
+        )
 
 
 class _Planner:
     def __init__(self, recipe: Recipe, arch: Architecture, shapes: ResolvedShapes, examples: int | None) -> None:
         self.recipe, self.arch, self.shapes, self.examples = recipe, arch, shapes, examples
-        self._half = recipe.teacher is not None and recipe.teacher.bfloat16
-        self._passes: dict[tuple[str, int], _Pass] = {}
+        self._bfloat16_teacher = recipe.teacher is not None and recipe.teacher.bfloat16
+        self._passes: dict[tuple[str, int], _PassCost] = {}
 
     def stage(self, stage: AnyStage) -> StagePlan:
         return self._decoder(stage) if isinstance(stage, DecoderStage) else self._net(stage)
@@ -154,163 +159,184 @@ class _Planner:
         trains_teacher = isinstance(stage, FlowMatchingStage) and stage.net == "teacher"
         trained = self._pass(teacher if trains_teacher else None, size)
         params = trained_params(self.recipe, self.arch, stage, teacher)
-        macs = round(_student_passes(stage) * (1 + BACKWARD + stage.gradient_checkpointing) * trained.cost.macs)
-        number = HALF if stage.precision == "bfloat16" else FLOAT
-        image_memory = trained.for_gradient(number, checkpointing=stage.gradient_checkpointing)
-        memory, teacher_params = FLOAT * (4 * params + bool(stage.ema) * trained.cost.params), 0
+        macs = round(_student_passes(stage) * (1 + BACKWARD_PASSES + stage.gradient_checkpointing) * trained.cost.macs)
+        element_size = FLOAT16_BYTES if stage.precision == "bfloat16" else FLOAT32_BYTES
+        image_memory = trained.bytes_for_gradient(element_size, checkpointing=stage.gradient_checkpointing)
+        # weights, gradients and two moments of each trained parameter, and the EMA
+        memory, teacher_params = FLOAT32_BYTES * (4 * params + bool(stage.ema_sigma_rel) * trained.cost.params), 0
         if teacher is not None and not trains_teacher:
-            half = self._half and isinstance(teacher, Teacher)
-            lesson, number = self._pass(teacher, size), HALF if half else FLOAT
-            teacher_params = lesson.cost.params
-            memory += number * teacher_params
-            macs += round(_teacher_passes(stage) * lesson.cost.macs)
-            judges = isinstance(stage, AdversarialDistillationStage) and stage.adversarial is not None
-            seen = lesson.for_gradient(number, checkpointing=stage.gradient_checkpointing) if judges else 0
-            image_memory += max(seen, number * lesson.cost.activation_bytes // HALF)
-        images = stage.steps * stage.batch
+            in_bfloat16 = self._bfloat16_teacher and isinstance(teacher, Teacher)
+            element_size = FLOAT16_BYTES if in_bfloat16 else FLOAT32_BYTES
+            teacher_pass = self._pass(teacher, size)
+            teacher_params = teacher_pass.cost.params
+            memory += element_size * teacher_params
+            macs += round(_teacher_passes(stage) * teacher_pass.cost.macs)
+            is_adversarial = isinstance(stage, AdversarialDistillationStage) and stage.adversarial is not None
+            # The discriminator's gradient runs through the teacher.
+            checkpointing = stage.gradient_checkpointing
+            for_gradient = teacher_pass.bytes_for_gradient(element_size, checkpointing=checkpointing)
+            image_memory += max(
+                for_gradient if is_adversarial else 0,
+                element_size * teacher_pass.cost.activation_bytes // FLOAT16_BYTES,
+            )
+        images = stage.steps * stage.batch_size
         return StagePlan(
             name=stage.name,
-            does=_does(stage),
+            description=_describe(stage),
             net_params=trained.cost.params,
             params=params,
             teacher_params=teacher_params,
             images=images,
             steps=stage.steps,
-            batch=stage.batch,
+            batch=stage.batch_size,
             epochs=None if self.examples is None else images / self.examples,
             macs=macs * images,
             memory=memory,
             image_memory=image_memory,
-            at_a_time=stage.batch // stage.accumulate,
+            micro_batch_size=stage.batch_size // stage.gradient_accumulation_steps,
         )
 
     def _decoder(self, stage: DecoderStage) -> StagePlan:
         training, shapes = stage.training, self.shapes
         decoder = build_tiny_decoder(shapes, seed=0, **stage.decoder).to("meta")
-        lowest = min(training.resolutions)  # at higher ones a step takes fewer images and costs as much
-        side = lowest // shapes.factor
-        latents = torch.empty(1, shapes.latent_channels, side, side, device="meta")
-        cost = count_network(decoder, latents, places={}).parts[None]
-        images = training.steps * training.batch
+        resolution = min(training.resolutions)  # at higher ones a step has fewer images and the same cost
+        size = resolution // shapes.factor
+        latents = torch.empty(1, shapes.latent_channels, size, size, device="meta")
+        cost = count_network(decoder, latents, groups={}).by_group[None]
+        images = training.steps * training.batch_size
         return StagePlan(
             name=stage.name,
-            does="tiny decoder",
+            description="tiny decoder",
             net_params=cost.params,
             params=cost.params,
             teacher_params=0,
             images=images,
             steps=training.steps,
-            batch=training.batch,
-            epochs=None if self.examples is None else images / min(self.examples, stage.held),
-            macs=(1 + BACKWARD) * cost.macs * images,
-            memory=5 * FLOAT * cost.params,
-            image_memory=FLOAT * cost.written_bytes // HALF,
-            at_a_time=training.batch,
+            batch=training.batch_size,
+            epochs=None if self.examples is None else images / min(self.examples, stage.max_images),
+            macs=(1 + BACKWARD_PASSES) * cost.macs * images,
+            memory=5 * FLOAT32_BYTES * cost.params,
+            image_memory=FLOAT32_BYTES * cost.written_bytes // FLOAT16_BYTES,
+            micro_batch_size=training.batch_size,
         )
 
-    def _pass(self, teacher: Teacher | UNet | None, size: int) -> _Pass:
-        """Of one image through a teacher, or through the student; nets of one shape are passed once."""
+    def _pass(self, teacher: Teacher | UNet | None, size: int) -> _PassCost:
+        """Cost of a pass through a teacher, or through the student if None; cached by the shape of the net."""
         net = teacher if isinstance(teacher, Teacher) else self.arch if teacher is None else teacher.arch
         key = net.id if isinstance(net, Architecture) else str(sorted(net.net.config.items(), key=str)), size
         if key not in self._passes:
-            self._passes[key] = self._passed(net, size)
+            self._passes[key] = self._count(net, size)
         return self._passes[key]
 
-    def _passed(self, teacher: Teacher | Architecture, size: int) -> _Pass:
+    def _count(self, teacher: Teacher | Architecture, size: int) -> _PassCost:
         if isinstance(teacher, Architecture):
             net, *inputs = on_meta_device(teacher, size, self.shapes.context.tokens)
-            return _passed(net, Layer, *inputs)
-        widths = self.shapes.teacher_context
+            return _count_pass(net, Layer, *inputs)
+        dims = self.shapes.teacher_context
         with torch.device("meta"):
             sample = torch.empty(1, teacher.latent_channels, size, size)
-            context = torch.empty(1, widths.tokens, widths.context)
-            return _passed(
-                teacher, JointTransformerBlock, sample, torch.empty(1), context, torch.empty(1, widths.pooled)
+            context = torch.empty(1, dims.tokens, dims.context)
+            return _count_pass(
+                teacher, JointTransformerBlock, sample, torch.empty(1), context, torch.empty(1, dims.pooled)
             )
 
 
-def _passed(net: nn.Module, layer: type[nn.Module], *inputs: Tensor) -> _Pass:
+def _count_pass(net: nn.Module, layer: type[nn.Module], *inputs: Tensor) -> _PassCost:
+    """Cost of a pass of a net on the meta device, whose gradient checkpoints are at modules of type ``layer``."""
     layers = [module for module in net.modules() if isinstance(module, layer)]
-    kept = 0
+    layer_outputs = 0
 
-    def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal kept
-        kept += sum(HALF * t.numel() for t in (output if isinstance(output, tuple) else (output,)) if t is not None)
+    def add_output(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal layer_outputs
+        layer_outputs += sum(
+            FLOAT16_BYTES * t.numel() for t in (output if isinstance(output, tuple) else (output,)) if t is not None
+        )
 
-    handles = [module.register_forward_hook(keep) for module in layers]
-    parts = count_network(net, *inputs, places={module: place for place, module in enumerate(layers)}).parts
+    handles = [module.register_forward_hook(add_output) for module in layers]
+    counts = count_network(net, *inputs, groups={module: index for index, module in enumerate(layers)}).by_group
     for handle in handles:
         handle.remove()
     total = CostItem(
-        params=sum(part.params for part in parts.values()),
-        macs=sum(part.macs for part in parts.values()),
-        activation_bytes=max(part.activation_bytes for part in parts.values()),
-        written_bytes=sum(part.written_bytes for part in parts.values()),
+        params=sum(item.params for item in counts.values()),
+        macs=sum(item.macs for item in counts.values()),
+        activation_bytes=max(item.activation_bytes for item in counts.values()),
+        written_bytes=sum(item.written_bytes for item in counts.values()),
     )
-    return _Pass(total, kept, max((p.written_bytes for place, p in parts.items() if place is not None), default=0))
+    largest = max((item.written_bytes for index, item in counts.items() if index is not None), default=0)
+    return _PassCost(total, layer_outputs, largest)
 
 
 def _student_passes(stage: NetStage) -> float:
-    """Passes of the net that is trained, forward and back, for each image: two where it is guided."""
-    return 1 + stage.probability if isinstance(stage, ProgressiveDistillationStage) else 1
+    """Forward and backward passes of the trained net for each image: two for a guided one, which is cond and uncond."""
+    return 1 + stage.cfg_probability if isinstance(stage, ProgressiveDistillationStage) else 1
 
 
 def _teacher_passes(stage: NetStage) -> float:
     """Forward passes of the teacher for each image.
 
-    Distilled: one, two with guidance. Judged: one of the student's image and one back to it, then one of each kind.
-    Halving: two steps, each twice with guidance.
+    Output or feature distillation: one, two with guidance. Adversarial: one forward pass of the student's image and one
+    backward pass to it for the student, then one pass each of a real and a generated image for the discriminator.
+    Progressive distillation: two steps, two passes each with guidance.
     """
     if isinstance(stage, ProgressiveDistillationStage):
-        return 2 * (1 + stage.probability)
-    distilled = 0 if stage.distillation is None else 1 if stage.distillation.guidance == 1 else 2
-    judged = 4 if isinstance(stage, AdversarialDistillationStage) and stage.adversarial is not None else 0
-    return distilled + judged
+        return 2 * (1 + stage.cfg_probability)
+    distilled = 0 if stage.distillation is None else 1 if stage.distillation.guidance_scale == 1 else 2
+    adversarial = 4 if isinstance(stage, AdversarialDistillationStage) and stage.adversarial is not None else 0
+    return distilled + adversarial
 
 
 def _disk(recipe: Recipe, shapes: ResolvedShapes, examples: int | None, captions: int | None) -> dict[str, int]:
-    """Bytes that the latents and the text embeddings of the training images take, each computed once."""
+    """Bytes of the cached latents and text embeddings of the training images, in fp16."""
     if examples is None:
         return {}
     nets = [stage for stage in recipe.stages if isinstance(stage, Stage)]
-    found = {
-        f"latents at {side} px": examples * HALF * shapes.latent_channels * (side // shapes.factor) ** 2
-        for side in sorted({stage.resolution for stage in nets})
+    sizes = {
+        f"latents at {resolution} px": examples
+        * FLOAT16_BYTES
+        * shapes.latent_channels
+        * (resolution // shapes.factor) ** 2
+        for resolution in sorted({stage.resolution for stage in nets})
     }
     if nets:
-        different = {(e.encoder, e.tokens, e.layer) for e in (*recipe.text, *recipe.teacher_text)}
-        numbers = [(tokens, *shapes.encoders[encoder]) for encoder, tokens, _ in different]
-        each = sum(HALF * (tokens * width + pooled) for tokens, width, pooled in numbers)
-        found["text embeddings"] = each * (examples if captions is None else captions)
-    return found
+        distinct = {(e.encoder, e.tokens, e.layer) for e in (*recipe.text_encoders, *recipe.teacher_text_encoders)}
+        dims = [(tokens, *shapes.encoders[encoder]) for encoder, tokens, _ in distinct]
+        per_caption = sum(FLOAT16_BYTES * (tokens * width + pooled) for tokens, width, pooled in dims)
+        sizes["text embeddings"] = per_caption * (examples if captions is None else captions)
+    return sizes
 
 
 def _macs_per_second(recipe: Recipe, arch: Architecture, shapes: ResolvedShapes) -> float | None:
-    """Of a pass of the student forward and backward, here: the median of three, or only one."""
+    """Measured MACs per second of a forward and backward pass of the student: the median of three, or a single one.
+
+    None if the recipe trains no net.
+    """
     first = next((stage for stage in recipe.stages if isinstance(stage, Stage)), None)
     if first is None:
         return None
     size = first.resolution // shapes.factor
-    macs = (1 + BACKWARD) * module_cost(*on_meta_device(arch, size, shapes.context.tokens)).macs
-    images = max(1, min(first.batch // first.accumulate, int(PROBE_MACS // macs)))
+    macs = (1 + BACKWARD_PASSES) * module_cost(*on_meta_device(arch, size, shapes.context.tokens)).macs
+    images = max(1, min(first.batch_size // first.gradient_accumulation_steps, int(PROBE_MACS // macs)))
     net = UNet(arch)
     data, noise = torch.randn(2, images, arch.latent_channels, size, size)
-    context = torch.randn(images, shapes.context.tokens, arch.context_width)
+    context = torch.randn(images, shapes.context.tokens, arch.context_dim)
     times = []
-    for _ in range(1 if macs > PROBE_MACS / 4 else 4):  # one is rough, but of a large net it takes long enough
-        began = time.perf_counter()
+    for _ in range(
+        1 if macs > PROBE_MACS / 4 else 4
+    ):  # a single pass of a large net takes long enough; else one warm-up and three passes
+        start = time.perf_counter()
         torch.autograd.backward(rectified_flow.losses(net, data, noise, torch.rand(images), context).mean())
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return float(images * macs / statistics.median(times[1:] or times))
 
 
-def _does(stage: NetStage) -> str:
+def _describe(stage: NetStage) -> str:
+    """Kind of training of a stage, in words."""
     if isinstance(stage, ProgressiveDistillationStage):
-        by = "" if stage.teacher == BEFORE else f", taught by {stage.teacher}"
-        return f"from {stage.teacher_steps} to {stage.student_steps} steps{by}"
-    taught = [name for name in ("output", "features") if stage.distillation and getattr(stage.distillation, name)]
-    distils = f"distils {' and '.join(taught)}" if taught else ""
+        teacher = "" if stage.teacher == BEFORE else f", taught by {stage.teacher}"
+        return f"from {stage.teacher_steps} to {stage.student_steps} steps{teacher}"
+    distilled = [name for name in ("output", "features") if stage.distillation and getattr(stage.distillation, name)]
+    distillation = f"distills {' and '.join(distilled)}" if distilled else ""
     if isinstance(stage, AdversarialDistillationStage):
-        judged = "against a critic" if stage.adversarial else ""
-        return ", ".join(filter(None, (f"to {stage.student_steps} steps", judged, distils)))
-    return "trains the teacher" if stage.net == "teacher" else ", ".join(filter(None, ("flow matching", distils)))
+        adversary = "against a discriminator" if stage.adversarial else ""
+        return ", ".join(filter(None, (f"to {stage.student_steps} steps", adversary, distillation)))
+    return "trains the teacher" if stage.net == "teacher" else ", ".join(filter(None, ("flow matching", distillation)))

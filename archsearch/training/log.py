@@ -1,4 +1,4 @@
-"""What a training tells: lines, a CSV a stage, TensorBoard, evaluations as JSON lines, sample grids."""
+"""Log of a training run: lines, a CSV per stage, TensorBoard, evaluations as JSON lines, and sample grids."""
 
 from __future__ import annotations
 
@@ -26,21 +26,25 @@ EVALUATIONS = "evaluations.jsonl"
 
 
 class TrainLog:
-    """The log of one stage; after a resume it goes on where the checkpoint was, without what was told after that.
+    """Log of one stage. After a resume it continues at the checkpoint; rows logged after the checkpoint are removed.
 
     Args:
-        main: whether this process writes; the others stay silent.
+        folder: folder of the run.
+        number: index of the stage in the recipe.
+        stage: the stage.
+        log: called with each line for the user.
+        main: whether this process writes; other processes stay silent.
     """
 
     def __init__(
-        self, folder: RunFolder, number: int, stage: AnyStage, tell: Callable[[str], None], *, main: bool
+        self, folder: RunFolder, number: int, stage: AnyStage, log: Callable[[str], None], *, main: bool
     ) -> None:
-        self._folder, self._stage, self._tell, self._main = folder, stage, tell, main
+        self._folder, self._stage, self._log, self._main = folder, stage, log, main
         self._label = folder.label(number)
         self._csv = folder.path / "logs" / f"{self._label}.csv"
         self._board: Any = None
-        self._told = 0.0
-        self._began, self._from = time.monotonic(), 0
+        self._logged_at = 0.0
+        self._started_at, self._first_step = time.monotonic(), 0
 
     def __enter__(self) -> Self:
         return self
@@ -51,110 +55,110 @@ class TrainLog:
         if self._board is not None:
             self._board.close()
 
-    def begin(self, step: int) -> None:
-        """From so many steps on."""
-        self._began, self._from = time.monotonic(), step
+    def start(self, step: int) -> None:
+        """Open the log after ``step`` finished steps (0: from the beginning)."""
+        self._started_at, self._first_step = time.monotonic(), step
         if not self._main:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        where = self._folder.path / "tensorboard" / self._label
-        self._board = SummaryWriter(str(where), purge_step=step + 1)
+        board_folder = self._folder.path / "tensorboard" / self._label
+        self._board = SummaryWriter(str(board_folder), purge_step=step + 1)
         self._csv.parent.mkdir(parents=True, exist_ok=True)
         if self._csv.exists():
             with self._csv.open(newline="") as file:
                 rows = list(csv.reader(file))
-            # The last one may have been cut short.
-            kept = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= step]
-            self._write([rows[0], *kept] if step and kept else [])
-        self._tell(f"{self._label}: from step {step:,}" if step else f"{self._label}: begins")
+            # The last row may have been cut short by a kill.
+            retained = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= step]
+            self._write([rows[0], *retained] if step and retained else [])
+        self._log(f"{self._label}: resumes at step {step:,}" if step else f"{self._label}: starts")
 
-    def report(self, report: StepStats) -> None:
-        """What the loop did since its last report."""
+    def log_stats(self, stats: StepStats) -> None:
+        """Log the loop's statistics since its last report."""
         if not self._main:
             return
-        self.row(report.step, {**report.losses, "rate": report.rate, "images/s": report.images_per_second})
-        if report.bad:
-            skipped = ", ".join(map(str, report.bad[:5]))
-            self._tell(f"{self._label}: a gradient was not finite, steps left out: {skipped}")
+        self.write_row(stats.step, {**stats.losses, "rate": stats.lr_scale, "images/s": stats.images_per_second})
+        if stats.skipped:
+            skipped = ", ".join(map(str, stats.skipped[:5]))
+            self._log(f"{self._label}: a gradient was not finite, skipped steps: {skipped}")
         now = time.monotonic()
-        if now - self._told < SECONDS_BETWEEN_LINES and report.step < report.steps:
+        if now - self._logged_at < SECONDS_BETWEEN_LINES and stats.step < stats.steps:
             return
-        self._told = now
-        left = (now - self._began) / max(1, report.step - self._from) * (report.steps - report.step)
-        shown = ", ".join(f"{name.removeprefix('student ')} {value:.4g}" for name, value in report.losses.items())
-        total = report.steps * report.images // max(1, report.step)
-        self._tell(
-            f"{self._label}: {report.images:,} of {total:,} images, {shown}, "
-            f"{report.images_per_second:.0f} images/s, {_time(left)} left"
+        self._logged_at = now
+        left = (now - self._started_at) / max(1, stats.step - self._first_step) * (stats.steps - stats.step)
+        shown = ", ".join(f"{name.removeprefix('student ')} {value:.4g}" for name, value in stats.losses.items())
+        total = stats.steps * stats.images // max(1, stats.step)
+        self._log(
+            f"{self._label}: {stats.images:,} of {total:,} images, {shown}, "
+            f"{stats.images_per_second:.0f} images/s, {_format_time(left)} left"
         )
 
-    def decoder_row(self, step: int, steps: int, losses: Mapping[str, float], *, seconds: float) -> None:
-        """What a decoder's training did since its last report."""
-        self.row(step, {"mse": losses["mse"], "perceptual": losses["perceptual"], "seconds": seconds})
+    def log_decoder_stats(self, step: int, steps: int, losses: Mapping[str, float], *, seconds: float) -> None:
+        """Log the mean losses of a decoder's training since the last call, which took ``seconds``."""
+        self.write_row(step, {"mse": losses["mse"], "perceptual": losses["perceptual"], "seconds": seconds})
         now = time.monotonic()
-        if now - self._told >= SECONDS_BETWEEN_LINES or step == steps:
-            self._told = now
-            left = (now - self._began) / max(1, step - self._from) * (steps - step)
+        if now - self._logged_at >= SECONDS_BETWEEN_LINES or step == steps:
+            self._logged_at = now
+            left = (now - self._started_at) / max(1, step - self._first_step) * (steps - step)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-            self._tell(f"{self._label}: step {step:,} of {steps:,}, {shown}, {_time(left)} left")
+            self._log(f"{self._label}: step {step:,} of {steps:,}, {shown}, {_format_time(left)} left")
 
-    def row(self, step: int, numbers: Mapping[str, float]) -> None:
-        """A row of numbers, to CSV and TensorBoard."""
-        fresh = not self._csv.exists() or not self._csv.stat().st_size
+    def write_row(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Write a row of numbers to the CSV and to TensorBoard."""
+        is_new = not self._csv.exists() or not self._csv.stat().st_size
         with self._csv.open("a", newline="") as file:
             writer = csv.writer(file)
-            if fresh:
+            if is_new:
                 writer.writerow(["step", *numbers])
             writer.writerow([step, *(f"{value:.6g}" for value in numbers.values())])
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
 
-    def validated(self, step: int, losses: Tensor) -> None:
-        """An evaluation on the way."""
-        self._evaluation(step, {"validation_loss": intervals.validation_estimate([losses])}, None)
+    def log_validation(self, step: int, losses: Tensor) -> None:
+        """Log the validation losses of an evaluation during the stage: (validation_pairs,)."""
+        self._record_evaluation(step, {"validation_loss": intervals.validation_estimate([losses])}, None)
 
-    def measured(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig) -> None:
-        """The evaluation at the stage's end."""
-        self._evaluation(step, numbers, sampler)
+    def log_evaluation(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig) -> None:
+        """Log the evaluation at the end of the stage."""
+        self._record_evaluation(step, numbers, sampler)
 
-    def _evaluation(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig | None) -> None:
+    def _record_evaluation(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig | None) -> None:
         entry = {
             "stage": self._stage.name,
             "step": step,
-            "images": 0 if isinstance(self._stage, DecoderStage) else step * self._stage.batch,
-            "sampler": None if sampler is None else vars(sampler),
+            "images": 0 if isinstance(self._stage, DecoderStage) else step * self._stage.batch_size,
+            "sampling": None if sampler is None else vars(sampler),
             "numbers": {name: number.model_dump(mode="json") for name, number in numbers.items()},
         }
         path = self._folder.path / EVALUATIONS
-        others = [e for e in read_evaluations(self._folder.path) if (e["stage"], e["step"]) != (entry["stage"], step)]
-        with atomic_write(path) as part:
-            part.write_text("".join(json.dumps(e) + "\n" for e in [*others, entry]))
+        earlier = [e for e in read_evaluations(self._folder.path) if (e["stage"], e["step"]) != (entry["stage"], step)]
+        with atomic_write(path) as file:
+            file.write_text("".join(json.dumps(e) + "\n" for e in [*earlier, entry]))
         for name, number in numbers.items():
             self._board.add_scalar(name, number.value, step)
         shown = ", ".join(f"{name} {n.value:.4g} [{n.low:.4g}, {n.high:.4g}]" for name, n in numbers.items())
-        self._tell(f"{self._label}: step {step:,}: {shown}")
+        self._log(f"{self._label}: step {step:,}: {shown}")
 
-    def grid(self, step: int, sheet: Tensor, sampler: SamplingConfig) -> None:
-        """A grid of samples, (3, H, W) uint8."""
-        path = self._folder.path / "samples" / f"{self._label}-{step:07d}-{sampler.steps}-steps.png"
+    def log_samples(self, step: int, image: Tensor, sampler: SamplingConfig) -> None:
+        """Write a grid of samples, (3, H, W) uint8, as PNG and to TensorBoard."""
+        path = self._folder.path / "samples" / f"{self._label}-{step:07d}-{sampler.num_inference_steps}-steps.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(part, format="png")
-        self._board.add_image(f"samples, {sampler.steps} steps", sheet, step)
+        with atomic_write(path) as file:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="png")  # CHW -> HWC
+        self._board.add_image(f"samples, {sampler.num_inference_steps} steps", image, step)
 
     def _write(self, rows: list[list[str]]) -> None:
-        with atomic_write(self._csv) as part, part.open("w", newline="") as file:
+        with atomic_write(self._csv) as path, path.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
-    """Every evaluation of a run so far, in the order in which they were made."""
+    """All evaluations of a run so far, in order."""
     path = run / EVALUATIONS
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""A training's recipe: a YAML of an architecture, its data, its teacher, and stages one after another."""
+"""Recipe of a training run: a YAML with an architecture, its data, its teacher, and a sequence of stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from archsearch.library import RUNS, FolderName, read_named
-from archsearch.protocol import Samples
+from archsearch.protocol import NumSamples
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import BASE
 from snapgen import config
@@ -29,95 +29,108 @@ from snapgen.training.stages import (
 )
 
 BEFORE = "before"
-"""A halving stage's teacher: its own net, as it stands where the stage begins."""
+"""Teacher of a progressive stage that is taught by its own net, as it is when the stage begins."""
 
 
 class TeacherSourceConfig(Config):
-    """The net that teaches: an SD3 transformer by path, or a small one that a stage of the recipe trains."""
+    """The teacher: an SD3 transformer by its path, or a small one that a stage of the recipe trains."""
 
     path: str | None = None
     """Folder of a diffusers SD3Transformer2DModel, or of a pipeline that has one."""
     shape: TeacherConfig | None = None
-    """Of one that is built and trained here."""
-    text: tuple[TextEncoderConfig, ...] | None = None
-    """Its own text encoders; None: the student's."""
+    """Shape of a teacher that a stage of this recipe trains."""
+    text_encoders: tuple[TextEncoderConfig, ...] | None = None
+    """The teacher's own text encoders; None: the student's."""
     bfloat16: bool = False
-    """Of its weights where it teaches."""
+    """Whether the teacher's weights are held in bfloat16 while it teaches."""
 
     @model_validator(mode="after")
     def _is_one_of_two(self) -> Self:
         if (self.path is None) == (self.shape is None):
-            raise ValueError("a teacher is a path or a shape; give one of the two")
+            raise ValueError("a teacher has either a path or a shape; give one of the two")
         return self
 
 
 class EvaluationConfig(Config):
-    """How a stage's net is judged, at its end and, without distances, on the way."""
+    """Evaluation of a stage's net: fully at its end, and by the validation loss during it."""
 
-    pairs: int = Field(default=512, ge=2)
-    """Fixed (image, t, noise) triples behind the validation loss."""
-    steps: int = Field(default=28, ge=1, le=1000)
-    """Of the sampler; a stage of few steps has its own."""
-    guidance: float = Field(default=3, ge=0, le=100)
-    """Of the sampler; 1 after step distillation."""
-    samples: Samples = 256
-    """Images drawn for the distances and for retrieval; 0: none."""
-    extractor: str = "efficientnet-lite0"
+    validation_pairs: int = Field(default=512, ge=2)
+    """Number of fixed (image, timestep, noise) triples behind the validation loss."""
+    num_inference_steps: int = Field(default=28, ge=1, le=1000)
+    """Sampling steps; a stage that distills steps uses its own number."""
+    guidance_scale: float = Field(default=3, ge=0, le=100)
+    """Classifier-free guidance scale; 1 after step distillation."""
+    num_samples: NumSamples = 256
+    """Images drawn for the distances and for retrieval; 0: none, otherwise at least 8."""
+    feature_extractor: str = "efficientnet-lite0"
+    """Features for the distances: efficientnet-lite0, or the path of the FID Inception weights."""
     feature_resolution: int = Field(default=64, ge=32, le=1024)
+    """Images are resized to this before the extractor, which may resize them again."""
     retrieval: bool = True
-    """Whether it is measured how often images call for their own captions (`archsearch.quality.retrieval`)."""
+    """Whether to measure how often images retrieve their own captions."""
     prompts: tuple[str, ...] = ()
-    """Of the sample grids; empty: held-out captions."""
+    """Prompts of the sample grids; empty: held-out captions."""
 
 
 class ExpectedShapes(Config):
-    """What files that are not on every machine must turn out to be: a plan can be made without them."""
+    """Shapes that the recipe's files must have, so that a plan can be made on machines without those files."""
 
-    factor: int = Field(ge=1)
-    """Of the autoencoder: pixels along a side for one of the latent."""
+    downscale_factor: int = Field(ge=1)
+    """Image pixels along a side for one pixel of the latent."""
     latent_channels: int = Field(ge=1)
-    encoders: dict[str, tuple[int, int]] = Field(default_factory=dict)
-    """Channels of a text encoder's tokens and of its pooled embedding, by its name or folder."""
+    """Channels of the autoencoder's latents."""
+    text_encoders: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """Channels of each text encoder's tokens and of its pooled embedding, by its name or folder."""
     teacher: TeacherConfig | None = None
-    """Of teachers by path."""
+    """Shape of a teacher that is named by its path."""
     unets: dict[str, str] = Field(default_factory=dict)
-    """Architectures (presets or files) of the U-Nets that teach a halving stage, by their folders."""
+    """Architectures (presets or files) of the U-Nets that teach a progressive stage, by their folders."""
     images: int | None = Field(default=None, ge=1)
-    """For training. Unlike the others, this and ``captions`` are estimates that nothing is held to."""
+    """Estimated number of training images; used by the plan, never checked."""
     captions: int | None = Field(default=None, ge=1)
-    """Of these images that differ from each other; None: each image has its own."""
+    """Estimated number of distinct captions; None: every image has its own. Used by the plan, never checked."""
 
 
 class Recipe(Config):
-    """One training, as its YAML has it."""
+    """Recipe of one training run, as written in its YAML."""
 
     name: FolderName
-    arch: str
-    """A preset, a JSON or YAML file, SPACE:base, STUDY:best or STUDY:TRIAL."""
-    weights: str | None = None
-    """Folder of a U-Net to begin with (`archsearch convert`, an earlier run's stage); None: weights from the seed."""
-    prediction: process.PredictionType = "velocity"
-    """What the student's output stands for: velocity, data or preconditioned, of rectified flow; v or noise, of the
-    diffusion process of Stable Diffusion 1.5."""
+    """Name of the run and of its folder under runs/; by default the name of the file."""
+    architecture: str
+    """Architecture to train: a preset, a JSON or YAML file, SPACE:base, STUDY:best or STUDY:TRIAL."""
+    init_weights: str | None = None
+    """Folder of a U-Net to begin with (written by `archsearch convert`, or an earlier run's stage); None: new weights
+    from the seed."""
+    prediction_type: process.PredictionType = "velocity"
+    """Meaning of the student's output. With rectified flow: velocity, data or preconditioned. With the diffusion
+    process of Stable Diffusion 1.5: v or noise."""
     data: str = "emoji"
+    """emoji, a folder of images, or webdataset shards."""
     autoencoder: str = "emoji"
-    text: tuple[TextEncoderConfig, ...] = (TextEncoderConfig(),)
+    """Autoencoder of the latents: emoji, none (pixels), a folder, or OWNER/NAME on the hub."""
+    text_encoders: tuple[TextEncoderConfig, ...] = (TextEncoderConfig(),)
+    """Text encoders of the captions, joined in this order."""
     teacher: TeacherSourceConfig | None = None
-    expected: ExpectedShapes | None = None
+    """The net that teaches the stages with distillation."""
+    expected_shapes: ExpectedShapes | None = None
+    """Shapes of models that are not on this machine, so that --dry-run can plan without them."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation of the net at the end of a stage and during it."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Seed of everything random in the run."""
     checkpoint_minutes: float = Field(default=5, ge=0)
-    """Between checkpoints; 0: at every report."""
+    """Minutes between checkpoints; 0: at every report."""
     stages: tuple[AnyStage, ...] = Field(min_length=1)
+    """Stages, trained one after another; `kind` says which settings each has."""
 
     _source: str = PrivateAttr(default="recipe")
 
     @model_validator(mode="after")
-    def _stages_follow_from_each_other(self) -> Self:
+    def _teachers_are_available(self) -> Self:
         names = [stage.name for stage in self.stages]
-        for place, name in enumerate(names):
-            if name in names[:place]:
-                raise ValueError(f"two stages are called {name}; rename one")
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise ValueError(f"two stages are named {name}; rename one")
         has_teacher = self.teacher is not None and self.teacher.path is not None
         for stage in self.stages:
             if isinstance(stage, FlowMatchingStage) and stage.net == "teacher":
@@ -131,102 +144,111 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
-    def _stages_are_of_the_process(self) -> Self:
-        is_diffusion = self.prediction in variance_preserving.DIFFUSION_PREDICTION_TYPES
+    def _stages_fit_the_prediction_type(self) -> Self:
+        is_diffusion = self.prediction_type in variance_preserving.DIFFUSION_PREDICTION_TYPES
         for number, stage in enumerate(self.stages):
             if isinstance(stage, ProgressiveDistillationStage) and not is_diffusion:
-                raise ValueError(f"stage {stage.name} halves DDIM's steps; set prediction to v or noise")
-            has_before = self.weights is not None or any(map(trains_student, self.stages[:number]))
-            if isinstance(stage, ProgressiveDistillationStage) and stage.teacher == BEFORE and not has_before:
-                raise ValueError(f"stage {stage.name} has no net before it; give weights, or its teacher's folder")
+                raise ValueError(f"stage {stage.name} distills DDIM steps; set prediction_type to v or noise")
+            has_net_before = self.init_weights is not None or any(map(trains_student, self.stages[:number]))
+            if isinstance(stage, ProgressiveDistillationStage) and stage.teacher == BEFORE and not has_net_before:
+                raise ValueError(f"stage {stage.name} has no net before it; give init_weights, or its teacher's folder")
             if is_diffusion and learns_from_teacher(stage):
-                problem = f"stage {stage.name} learns from a teacher of rectified flow, not of {self.prediction}"
-                raise ValueError(f"{problem}; use kind: halving, or another prediction")
-            if is_diffusion and trains_student(stage) and isinstance(stage, Stage) and stage.shift != 1:
-                raise ValueError(f"stage {stage.name}: shift is rectified flow's, SD's schedule is fixed; leave it out")
+                problem = f"stage {stage.name} needs a teacher of rectified flow, not of {self.prediction_type}"
+                raise ValueError(f"{problem}; use kind: progressive, or another prediction_type")
+            if is_diffusion and trains_student(stage) and isinstance(stage, Stage) and stage.timestep_shift != 1:
+                raise ValueError(f"stage {stage.name}: timestep_shift applies to rectified flow only; leave it out")
         return self
 
     @property
     def source(self) -> str:
-        """The file it was read from, for errors."""
+        """File that the recipe was read from, for error messages."""
         return self._source
 
     @property
     def folder(self) -> Path:
-        """The run's folder, under the current directory."""
+        """Folder of the run, under the current directory."""
         return RUNS / self.name
 
     @property
-    def teacher_text(self) -> tuple[TextEncoderConfig, ...]:
-        """The teacher's text encoders."""
-        return self.text if self.teacher is None or self.teacher.text is None else self.teacher.text
+    def teacher_text_encoders(self) -> tuple[TextEncoderConfig, ...]:
+        """Text encoders of the teacher: its own, or those of the student."""
+        return (
+            self.text_encoders
+            if self.teacher is None or self.teacher.text_encoders is None
+            else self.teacher.text_encoders
+        )
 
-    def changed(self, values: dict[str, Any]) -> Recipe:
-        """This recipe with some fields changed, and checked again."""
-        found = config.parse_config({**self.model_dump(mode="json"), **values}, Recipe, source=self.source)
-        found._source = self._source
-        return found
+    def with_changes(self, changes: dict[str, Any]) -> Recipe:
+        """A validated copy with some fields replaced."""
+        changed = config.parse_config({**self.model_dump(mode="json"), **changes}, Recipe, source=self.source)
+        changed._source = self._source
+        return changed
 
 
 def learns_from_teacher(stage: AnyStage) -> bool:
-    """Whether a stage has a use for the teacher."""
+    """Whether a stage learns from the recipe's teacher."""
     if isinstance(stage, AdversarialDistillationStage):
         return stage.distillation is not None or stage.adversarial is not None
     return isinstance(stage, FlowMatchingStage) and stage.distillation is not None
 
 
 def stage_teacher(stage: AnyStage) -> str | None:
-    """The folder of a stage's own teacher, if it has one and a use for it."""
+    """Folder of a stage's own teacher; None if it has none or does not learn from a teacher."""
     return None if isinstance(stage, DecoderStage) or not learns_from_teacher(stage) else stage.teacher
 
 
 def unet_teacher(stage: AnyStage) -> str | None:
-    """The folder of the U-Net that teaches a stage; None: it has none, or its own net."""
+    """Folder of the U-Net that teaches a progressive stage; None if there is none or the stage's own net teaches."""
     return stage.teacher if isinstance(stage, ProgressiveDistillationStage) and stage.teacher != BEFORE else None
 
 
 def resolutions_of(stage: AnyStage) -> tuple[int, ...]:
-    """The resolutions of a stage's images, in pixels."""
+    """Resolutions of a stage's images, in pixels."""
     return stage.training.resolutions if isinstance(stage, DecoderStage) else (stage.resolution,)
 
 
 def trains_student(stage: AnyStage) -> bool:
-    """Whether a stage trains the student."""
-    return not isinstance(stage, DecoderStage) and not (isinstance(stage, FlowMatchingStage) and stage.net == "teacher")
+    """Whether a stage trains the student, and not the teacher or a decoder."""
+    return not isinstance(stage, DecoderStage) and not trains_teacher(stage)
+
+
+def trains_teacher(stage: AnyStage) -> bool:
+    """Whether a stage trains the teacher."""
+    return isinstance(stage, FlowMatchingStage) and stage.net == "teacher"
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """A shipped recipe by its name, or one's own by its path.
+    """Load a shipped recipe by its name, or a recipe's YAML file by its path.
 
     Raises:
-        InputError: naming the file, the place and the remedy.
+        InputError: if the file does not exist or is invalid.
     """
     path, values = read_named(name_or_path, ("training",))
-    found = config.parse_config(values, Recipe, source=path)
-    found._source = str(path)
-    return found
+    recipe = config.parse_config(values, Recipe, source=path)
+    recipe._source = str(path)
+    return recipe
 
 
 def architecture(name: str) -> Architecture:
-    """The architecture of a preset, a file, ``SPACE:base``, ``STUDY:best`` or ``STUDY:TRIAL``.
+    """Load the architecture of a preset, a file, ``SPACE:base``, ``STUDY:best`` or ``STUDY:TRIAL``.
 
     Raises:
-        InputError: if it is none of these, or the study has no such trial.
+        InputError: if the name is none of these, or the study has no such trial.
     """
     study_name, colon, which = name.rpartition(":")
     if not colon or Path(name).exists():
-        return presets.resolve(name, besides=("SPACE:base", "STUDY:best", "STUDY:TRIAL"))
+        return presets.resolve(name, other_names=("SPACE:base", "STUDY:best", "STUDY:TRIAL"))
     if which == BASE:
         return load_space(study_name).base
-    from archsearch.studies.config.study import load_config as find_study
+    from archsearch.studies.config.study import load_config as load_study_config
     from archsearch.studies.search.candidates import best, load_candidates
     from archsearch.studies.storage.database import load_study
 
-    study = load_study(find_study(study_name))
+    study = load_study(load_study_config(study_name))
     if which == "best":
         return best(study).candidate.architecture
     candidates = {str(c.number): c for c in load_candidates(study, artifacts=False)}
     if which not in candidates:
-        some = ", ".join(list(candidates)[:5])
-        raise InputError(name, f"has no trial {which}", f"use best, or one of its trials: {some}, …")
+        examples = ", ".join(list(candidates)[:5])
+        raise InputError(name, f"has no trial {which}", f"use best, or one of its trials: {examples}, …")
     return candidates[which].architecture

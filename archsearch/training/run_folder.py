@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and whether it is of the recipe at hand."""
+"""Folder of a run: its files, and the check that it belongs to the recipe at hand."""
 
 from __future__ import annotations
 
@@ -23,19 +23,26 @@ from snapgen.models.unet import UNet
 from snapgen.progress import silence_libraries
 from snapgen.training.stages import AnyStage
 
-MADE_OF = "stages.txt"
-"""In the pipeline's folder: which stages' results it holds."""
+STAGES_FILE = "stages.txt"
+"""File in the pipeline's folder that lists the stages whose results it contains."""
 MAY_CHANGE = ("checkpoint_minutes", "evaluation")
-"""Fields of a recipe that change no weights."""
-MAY_CHANGE_IN_STAGE = ("on_bad", "evaluate_every", "compile", "gradient_checkpointing", "accumulate")
-"""Fields of a stage likewise, but for rounding."""
+"""Fields of a recipe that may change between runs, because they do not affect the weights."""
+MAY_CHANGE_IN_STAGE = (
+    "on_nonfinite_grad",
+    "evaluate_every",
+    "compile",
+    "gradient_checkpointing",
+    "gradient_accumulation_steps",
+)
+"""Fields of a stage that may change between runs, because they affect the weights by rounding at most."""
 
 
 class RunFolder:
-    """Where a recipe's run lies.
+    """Folder of a recipe's run.
 
     Args:
-        arch: the student's.
+        recipe: the recipe.
+        arch: architecture of the student.
     """
 
     def __init__(self, recipe: Recipe, arch: Architecture) -> None:
@@ -45,24 +52,24 @@ class RunFolder:
         self.pipeline = self.path / "pipeline"
 
     def result(self, number: int) -> Path:
-        """What a stage leaves when it is done."""
+        """Folder of a finished stage's result."""
         return self.path / "stages" / self.label(number)
 
     def label(self, number: int) -> str:
-        """A stage's place and name."""
+        """Number and name of a stage, e.g. ``01-base``."""
         return f"{number + 1:02d}-{self.recipe.stages[number].name}"
 
-    def before(self, number: int, kind: Callable[[AnyStage], bool]) -> Path | None:
-        """The result of the last stage of a kind before one."""
+    def previous_result(self, number: int, kind: Callable[[AnyStage], bool]) -> Path | None:
+        """Result of the last stage before ``number`` for which ``kind`` holds; None without one."""
         stages = self.recipe.stages[:number]
-        found = next((i for i in reversed(range(number)) if kind(stages[i])), None)
-        return None if found is None else self.result(found)
+        previous = next((i for i in reversed(range(number)) if kind(stages[i])), None)
+        return None if previous is None else self.result(previous)
 
-    def prepared(self) -> Path:
-        """The folder itself, made if it was not there.
+    def create(self) -> Path:
+        """Create the folder if it does not exist, and return it.
 
         Raises:
-            InputError: if it cannot be made.
+            InputError: if it cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -71,121 +78,129 @@ class RunFolder:
             raise InputError(self.path, problem, "train in another folder, or with another --name") from None
         return self.path
 
-    def begin(self) -> None:
-        """Note what is trained, or check that it is what was begun.
+    def record_recipe(self) -> None:
+        """Write the recipe and architecture into the folder, after checking them against those of an earlier run.
 
         Raises:
-            InputError: naming the first field that differs, in a stage that was begun or in what all stages share.
+            InputError: if a field of a started stage, or one shared by all stages, differs; it names the first.
         """
         notes = {
             "recipe.json": self.recipe.model_dump(mode="json"),
             "architecture.json": self.arch.model_dump(mode="json"),
         }
-        kept = {name: self.path / name for name in notes}
-        if kept["recipe.json"].exists():
-            before = settings.load_yaml(kept["recipe.json"], Recipe)
-            self._compare(before)
-            if kept["architecture.json"].exists():
-                known = Architecture.load(kept["architecture.json"])
-                if known.id != self.arch.id:
-                    problem = f"was begun with architecture {known.id}, not {self.arch.id}"
-                    raise InputError(self.path, problem, "give the first, or another --name")
+        paths = {name: self.path / name for name in notes}
+        if paths["recipe.json"].exists():
+            stored = settings.load_yaml(paths["recipe.json"], Recipe)
+            self._check_unchanged(stored)
+            if paths["architecture.json"].exists():
+                stored_arch = Architecture.load(paths["architecture.json"])
+                if stored_arch.id != self.arch.id:
+                    problem = f"was begun with architecture {stored_arch.id}, not {self.arch.id}"
+                    raise InputError(self.path, problem, "give that architecture, or another --name")
         for name, values in notes.items():
-            with atomic_write(kept[name]) as part:
-                part.write_text(json.dumps(values, indent=2) + "\n")
+            with atomic_write(paths[name]) as file:
+                file.write_text(json.dumps(values, indent=2) + "\n")
 
-    def _compare(self, before: Recipe) -> None:
-        ours, theirs = (recipe.model_dump(mode="json") for recipe in (self.recipe, before))
-        for field in ours:
-            if field not in (*MAY_CHANGE, "stages", "name") and ours[field] != theirs[field]:
-                self._refuse(field, theirs[field], ours[field])
-        begun = sum(self.path.joinpath("stages", f"{i + 1:02d}-{s.name}").is_dir() for i, s in enumerate(before.stages))
+    def _check_unchanged(self, stored: Recipe) -> None:
+        new, old = (recipe.model_dump(mode="json") for recipe in (self.recipe, stored))
+        for field in new:
+            if field not in (*MAY_CHANGE, "stages", "name") and new[field] != old[field]:
+                self._reject(field, old[field], new[field])
+        started = sum(
+            self.path.joinpath("stages", f"{i + 1:02d}-{s.name}").is_dir() for i, s in enumerate(stored.stages)
+        )
         if self.checkpoint.exists():
-            begun += checkpoint.read_metadata(self.checkpoint)["stage"] in [
-                stage.name for stage in before.stages[begun:]
+            started += checkpoint.read_metadata(self.checkpoint)["stage"] in [
+                stage.name for stage in stored.stages[started:]
             ]
-        for i, (mine, other) in enumerate(zip(ours["stages"], theirs["stages"][:begun], strict=False)):
-            for field in sorted({*mine, *other}):
-                if field not in MAY_CHANGE_IN_STAGE and mine.get(field) != other.get(field):
-                    self._refuse(f"stages[{i}].{field}", other.get(field), mine.get(field))
-        if len(ours["stages"]) < begun:
-            self._refuse("stages", f"{len(theirs['stages'])} stages", f"{len(ours['stages'])}")
+        for i, (new_stage, old_stage) in enumerate(zip(new["stages"], old["stages"][:started], strict=False)):
+            for field in sorted({*new_stage, *old_stage}):
+                if field not in MAY_CHANGE_IN_STAGE and new_stage.get(field) != old_stage.get(field):
+                    self._reject(f"stages[{i}].{field}", old_stage.get(field), new_stage.get(field))
+        if len(new["stages"]) < started:
+            self._reject("stages", f"{len(old['stages'])} stages", f"{len(new['stages'])}")
 
-    def _refuse(self, place: str, before: object, now: object) -> None:
+    def _reject(self, place: str, before: object, now: object) -> None:
         problem = f"this run was begun with {_short(before)}, not {_short(now)}"
         raise InputError(
             self.recipe.source, problem, f"restore it, or give another --name than {self.path.name}", place=place
         )
 
-    def pipeline_made_of(self) -> str | None:
-        """The stages whose results the pipeline holds; None if there is no whole one."""
-        note = self.pipeline / MADE_OF
-        return note.read_text().strip() if note.is_file() else None
+    def pipeline_stages(self) -> str | None:
+        """Labels of the stages whose results the pipeline contains; None if there is no complete pipeline."""
+        stages_file = self.pipeline / STAGES_FILE
+        return stages_file.read_text().strip() if stages_file.is_file() else None
 
-    def write_pipeline(self, write: Callable[[Path], object], made_of: str) -> None:
-        """Write the pipeline aside and put it in the place of the one that is there.
+    def write_pipeline(self, write: Callable[[Path], object], stages: str) -> None:
+        """Write the pipeline to a temporary folder and replace the existing one.
+
+        Args:
+            write: writes the pipeline into the folder it is given.
+            stages: labels of the stages whose results it contains.
 
         Raises:
-            InputError: if it cannot be written; the one that was there is left as it is.
+            InputError: if it cannot be written; the existing pipeline is left unchanged.
         """
         old, new = (self.path / f".{self.pipeline.name}.{age}" for age in ("old", "new"))
-        for left in (old, new):
-            shutil.rmtree(left, ignore_errors=True)
-        with self._told(self.pipeline), silence_libraries():
+        for leftover in (old, new):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with self._write_errors(self.pipeline), silence_libraries():
             write(new)
-            (new / MADE_OF).write_text(made_of + "\n")
+            (new / STAGES_FILE).write_text(stages + "\n")
             if self.pipeline.exists():
                 self.pipeline.rename(old)
             new.rename(self.pipeline)
         shutil.rmtree(old, ignore_errors=True)
 
-    def finish(self, number: int, write: Callable[[Path], object]) -> None:
-        """Write a stage's result, whole or not at all; its checkpoint is of no more use then.
+    def write_result(self, number: int, write: Callable[[Path], object]) -> None:
+        """Write a stage's result atomically and delete its checkpoint.
 
         Raises:
-            InputError: if it cannot be written; the checkpoint is left.
+            InputError: if it cannot be written; the checkpoint is kept.
         """
         result = self.result(number)
-        for left in result.parent.glob(f".{result.name}-*"):  # of a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        (self.pipeline / MADE_OF).unlink(missing_ok=True)  # a pipeline of an earlier result is to be made again
-        with self._told(result), silence_libraries(), atomic_folder(result) as folder:
+        for leftover in result.parent.glob(f".{result.name}-*"):  # left by a killed process
+            shutil.rmtree(leftover, ignore_errors=True)
+        (self.pipeline / STAGES_FILE).unlink(missing_ok=True)  # a pipeline of an earlier result must be rebuilt
+        with self._write_errors(result), silence_libraries(), atomic_folder(result) as folder:
             write(folder)
         self.checkpoint.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _told(self, path: Path) -> Iterator[None]:
-        """A folder that cannot be written is told in one line; nothing half-written is left."""
+    def _write_errors(self, path: Path) -> Iterator[None]:
+        """Convert write errors in the block into an `InputError`, and delete what was partly written."""
         try:
             yield
         except (OSError, SafetensorError) as error:
             shutil.rmtree(path.with_name(f".{path.name}.new"), ignore_errors=True)
             problem = f"cannot be written ({first_line(error)})"
-            raise InputError(path, problem, "make room; the same command goes on from the last checkpoint") from None
+            raise InputError(
+                path, problem, "free disk space; the same command resumes from the last checkpoint"
+            ) from None
 
     @contextlib.contextmanager
-    def fitting_checkpoint(self) -> Iterator[None]:
-        """Where a checkpoint is loaded that may be whole and yet another training's.
+    def checkpoint_errors(self) -> Iterator[None]:
+        """Convert errors in the block, which loads a checkpoint that may be of another training.
 
         Raises:
-            InputError: then.
+            InputError: if the checkpoint does not fit its stage.
         """
         try:
             yield
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             problem = f"does not fit its stage ({first_line(error)})"
-            raise InputError(self.checkpoint, problem, "remove it to begin the stage again") from None
+            raise InputError(self.checkpoint, problem, "remove it to restart the stage") from None
 
     def read_checkpoint(self, number: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
-        """The checkpoint, if there is one of this stage."""
+        """Tensors and metadata of the checkpoint; ({}, None) if there is none of this stage."""
         if not self.checkpoint.exists():
             return {}, None
-        parts, facts = checkpoint.load_checkpoint(self.checkpoint)
-        return (parts, facts) if facts.get("stage") == self.recipe.stages[number].name else ({}, None)
+        tensors, metadata = checkpoint.load_checkpoint(self.checkpoint)
+        return (tensors, metadata) if metadata.get("stage") == self.recipe.stages[number].name else ({}, None)
 
 
 def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
-    """A U-Net from its folder, checked against an architecture; None without a folder.
+    """Load a U-Net from its folder and check its architecture; None without a folder.
 
     Raises:
         InputError: if it is missing, damaged, or of another architecture.
@@ -197,35 +212,35 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     try:
         with silence_libraries():
             unet: UNet = UNet.from_pretrained(path, use_safetensors=True, local_files_only=True)
-    except Exception as error:  # diffusers and safetensors raise kinds of their own for a damaged file
+    except Exception as error:  # diffusers and safetensors raise various exceptions for damaged files
         problem = f"cannot be read ({first_line(error)})"
         raise InputError(path, problem, "restore it, or remove its folder to train the stage again") from None
     return unet
 
 
 def write_unet(unet: UNet, prediction: PredictionType, folder: Path) -> None:
-    """Write a U-Net and, beside it, what it predicts."""
+    """Write a U-Net and the note with its prediction type."""
     unet.save_pretrained(folder)
     prediction_note.write_prediction_type(folder, prediction)
 
 
 def check_prediction(path: Path, prediction: PredictionType) -> None:
-    """Whether the U-Net in a folder predicts what is wanted, by the note beside it.
+    """Check the prediction type of the U-Net in a folder, by the note in that folder.
 
     Raises:
-        InputError: if it predicts something else, nothing says what, or the note is damaged.
+        InputError: if it has another prediction type, or the note is missing or damaged.
     """
     own = prediction_note.read_prediction_type(path)
     if own is None:
-        remedy = f'if it is what it was trained for, write {{"prediction": "{prediction}"}} there'
-        raise InputError(path / prediction_note.NOTE, "is missing, so nothing says what the U-Net predicts", remedy)
+        remedy = f'if the U-Net was trained to predict it, write {{"prediction": "{prediction}"}} there'
+        raise InputError(path / prediction_note.NOTE, "is missing, so the U-Net's prediction type is unknown", remedy)
     if own != prediction:
-        problem = f"predicts {own!r}, and is to teach a net that predicts {prediction!r}"
-        raise InputError(path, problem, "name a teacher that was trained for the same prediction")
+        problem = f"predicts {own!r}, but its student predicts {prediction!r}"
+        raise InputError(path, problem, "name a teacher of the same prediction type")
 
 
 def unet_arch(path: Path) -> Architecture:
-    """The architecture of the U-Net in a folder.
+    """Read the architecture of the U-Net in a folder.
 
     Raises:
         InputError: if it is missing or damaged.
@@ -234,19 +249,21 @@ def unet_arch(path: Path) -> Architecture:
     try:
         return Architecture.model_validate(config["arch"])
     except (KeyError, ValueError):
-        raise InputError(path / "config.json", "describes no U-Net of ours", "name a U-Net's folder") from None
+        raise InputError(
+            path / "config.json", "does not describe a U-Net of this package", "name a U-Net's folder"
+        ) from None
 
 
 def check_unet(path: Path, arch: Architecture) -> None:
-    """Whether a folder holds a U-Net of an architecture, by its configuration.
+    """Check that a folder contains a U-Net of an architecture, by its configuration.
 
     Raises:
         InputError: if it is missing, damaged, or of another architecture.
     """
     own = unet_arch(path)
     if own.id != arch.id:
-        problem = f"is of architecture {own.id}, not {arch.id}"
-        raise InputError(path, problem, "give both the same, or leave weights out")
+        problem = f"has architecture {own.id}, not {arch.id}"
+        raise InputError(path, problem, "give both the same architecture, or leave init_weights out")
 
 
 def _short(value: object) -> str:

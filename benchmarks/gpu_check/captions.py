@@ -1,8 +1,8 @@
-"""The text encoder of the check: MiniLM, made small enough to be carried to a machine without a network.
+"""Text encoder of the check: MiniLM, reduced so that it can be copied to a machine without a network.
 
-Its weights are rounded to half precision, and of its vocabulary only the words of the captions are kept: a quarter of
-its package's size. Both the search and the training take it, here and on the CPU that the reference is of, so that
-their numbers have one protocol. The same package gives the same bytes.
+The weights are rounded to half precision and the vocabulary is reduced to the words of the captions, which gives a
+quarter of the package's size. The search and the training use it, and the CPU reference was computed with it, so that
+all numbers have the same protocol. The conversion is deterministic: the same package gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,84 +17,87 @@ from safetensors.torch import load_file, save_file
 from archsearch.training.recipe import load_recipe
 from benchmarks.gpu_check.setup import Setup
 from snapgen.conditioning import text_encoder
-from snapgen.data.dataset import EMOJI_RESOLUTIONS, open_images
+from snapgen.data.dataset import EMOJI_RESOLUTIONS, load_dataset
 from snapgen.io.atomic import atomic_folder
 
 RECIPE = "emoji"
-_WORDS = "embeddings.word_embeddings.weight"
+_EMBEDDINGS = "embeddings.word_embeddings.weight"
 
 
 def encoder(setup: Setup) -> str:
-    """The folder of the encoder: the one that was carried along, or one that is made from MiniLM's package.
+    """Folder of the encoder: the one that came with the wheels, or one built from MiniLM's package.
 
     Raises:
-        InputError: if there is neither.
+        InputError: if neither is available.
     """
     folder = setup.shared / "captions"
-    return str(folder if folder.is_dir() else made(folder))
+    return str(folder if folder.is_dir() else build_encoder(folder))
 
 
-def made(folder: Path) -> Path:
-    """Make the encoder in a new folder.
+def build_encoder(folder: Path) -> Path:
+    """Build the reduced encoder in a new folder; return the folder.
 
     Raises:
         InputError: if MiniLM's package is not installed.
     """
     source = text_encoder._folder(text_encoder.MINILM)
     tokenizer = json.loads((source / "tokenizer.json").read_text())
-    kept = sorted(_used(written()) | {token["id"] for token in tokenizer["added_tokens"]})
-    new = {number: place for place, number in enumerate(kept)}
+    kept_ids = sorted(_token_ids(all_captions()) | {token["id"] for token in tokenizer["added_tokens"]})
+    new_ids = {old: new for new, old in enumerate(kept_ids)}
     config = json.loads((source / "config.json").read_text())
-    with atomic_folder(folder) as part:
-        _put(part / "config.json", {**config, "vocab_size": len(kept), "pad_token_id": new[config["pad_token_id"]]})
+    with atomic_folder(folder) as target:
+        _write_json(
+            target / "config.json",
+            {**config, "vocab_size": len(kept_ids), "pad_token_id": new_ids[config["pad_token_id"]]},
+        )
         words = tokenizer["model"]["vocab"].items()
-        tokenizer["model"]["vocab"] = {word: new[number] for word, number in words if number in new}
-        _put(part / "tokenizer.json", _renumbered(tokenizer, new))
-        _put(part / "tokenizer_config.json", json.loads((source / "tokenizer_config.json").read_text()))
+        tokenizer["model"]["vocab"] = {word: new_ids[number] for word, number in words if number in new_ids}
+        _write_json(target / "tokenizer.json", _renumbered(tokenizer, new_ids))
+        _write_json(target / "tokenizer_config.json", json.loads((source / "tokenizer_config.json").read_text()))
         weights = load_file(source / "model.safetensors")
-        weights[_WORDS] = weights[_WORDS][kept]
+        weights[_EMBEDDINGS] = weights[_EMBEDDINGS][kept_ids]  # (V, D) -> (V', D)
         small = {name: t.half().contiguous() if t.is_floating_point() else t for name, t in weights.items()}
-        save_file(small, part / "model.safetensors", {"format": "pt"})
+        save_file(small, target / "model.safetensors", {"format": "pt"})
     return folder
 
 
-def written() -> list[str]:
-    """Every caption that the check encodes."""
-    splits = [open_images("emoji", split=s, resolution=min(EMOJI_RESOLUTIONS)).captions for s in ("train", "val")]
+def all_captions() -> list[str]:
+    """All captions that the check encodes, without duplicates."""
+    splits = [load_dataset("emoji", split=s, resolution=min(EMOJI_RESOLUTIONS)).captions for s in ("train", "val")]
     return sorted(
         {caption.strip() for captions in splits for caption in captions} | {*load_recipe(RECIPE).evaluation.prompts}
     )
 
 
-def _used(captions: Iterable[str]) -> set[int]:
-    """The numbers of the words that the captions are made of."""
+def _token_ids(captions: Iterable[str]) -> set[int]:
+    """Ids of all tokens in the captions."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(
         text_encoder._folder(text_encoder.MINILM), local_files_only=True
     )
-    return {number for numbers in tokenizer(list(captions))["input_ids"] for number in numbers}
+    return {token for tokens in tokenizer(list(captions))["input_ids"] for token in tokens}
 
 
-def _renumbered(tokenizer: dict[str, Any], new: dict[int, int]) -> dict[str, Any]:
-    """A tokenizer's settings with the numbers of its special tokens changed, and without padding."""
+def _renumbered(tokenizer: dict[str, Any], new_ids: dict[int, int]) -> dict[str, Any]:
+    """Tokenizer configuration with new ids for its special tokens, without padding and truncation."""
     for token in tokenizer["added_tokens"]:
-        token["id"] = new[token["id"]]
+        token["id"] = new_ids[token["id"]]
     for token in tokenizer["post_processor"]["special_tokens"].values():
-        token["ids"] = [new[number] for number in token["ids"]]
+        token["ids"] = [new_ids[number] for number in token["ids"]]
     return {**tokenizer, "padding": None, "truncation": None}
 
 
-def _put(path: Path, content: object) -> None:
+def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, sort_keys=False))
 
 
-def apart(folder: Path) -> float:
-    """How far the encoder's embeddings are from MiniLM's own at most, over the standard deviation of those."""
-    captions = written()
+def max_embedding_error(folder: Path) -> float:
+    """Largest error of the encoder's embeddings, over the standard deviation of MiniLM's own embeddings."""
+    captions = all_captions()
     names = (text_encoder.MINILM, str(folder))
-    own, small = (
+    original, reduced = (
         text_encoder.encode_batch(*text_encoder.load_text_encoder(name), captions, tokens=16)["tokens"].float()
         for name in names
     )
-    return float((own - small).abs().max() / own[own != 0].std())
+    return float((original - reduced).abs().max() / original[original != 0].std())

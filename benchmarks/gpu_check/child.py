@@ -1,7 +1,7 @@
-"""The process of one part: ``python -m benchmarks.gpu_check.child NAME SECTION SETUP``.
+"""Process of one part: ``python -m benchmarks.gpu_check.child NAME SECTION SETUP``.
 
-What the part says goes to the JSON file SECTION; what it prints is kept in the log. A package that is missing, or
-something that cannot be had, is said in the section and is no failure.
+The part writes its results to the JSON file SECTION; its output goes to the log. If a package or an input is missing,
+the section says so and the part counts as skipped, not as failed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Run = Callable[[Section, Setup], None]
 
 
 def run_of(name: str) -> Run:
-    """The function of a part, whose imports are made only now: any may be missing."""
+    """Import the function of a part; the import is here because any of its packages may be missing."""
     if name == "tests":
         from benchmarks.gpu_check import suite
 
@@ -50,17 +50,17 @@ def run_of(name: str) -> Run:
 
 
 def missing(needs: dict[str, str]) -> list[str]:
-    """The packages to install for those modules that are not there."""
+    """Packages to install for the modules that cannot be found."""
     return [package for module, package in needs.items() if importlib.util.find_spec(module) is None]
 
 
 def main(name: str, path: Path, setup: Setup) -> None:
-    """Run a part, and say in its section if it cannot be had."""
+    """Run a part, or mark it as skipped in its section if something that it needs is missing."""
     section = Section(path)
     (part,) = (part for part in PARTS if part.name == name)
-    lacking = missing(part.needs)
-    if lacking:
-        section.skip(f"not installed: {', '.join(lacking)}")
+    packages = missing(part.needs)
+    if packages:
+        section.skip(f"not installed: {', '.join(packages)}")
         return
     from snapgen.errors import InputError
 
@@ -73,7 +73,7 @@ def main(name: str, path: Path, setup: Setup) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.WARNING)
-    given = Setup.from_json(sys.argv[3])
-    given.folder.mkdir(parents=True, exist_ok=True)
-    os.chdir(given.folder)  # runs are folders under the current one
-    main(sys.argv[1], Path(sys.argv[2]), given)
+    setup = Setup.from_json(sys.argv[3])
+    setup.folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(setup.folder)  # run folders are created in the current directory
+    main(sys.argv[1], Path(sys.argv[2]), setup)

@@ -1,4 +1,4 @@
-"""The images of the small check: some of the embedded emoji in a folder of their own."""
+"""Images of the small check: a few of the embedded emoji in a folder."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from pathlib import Path
 
 from PIL import Image
 
-from snapgen.data.dataset import open_images
+from snapgen.data.dataset import load_dataset
 
-TRAIN, HELD = 40, 10
+NUM_TRAIN, NUM_HELDOUT = 40, 10
 RESOLUTION = 32
 
 
-def written(folder: Path) -> Path:
-    """The folder, filled if it is not there: a sub-folder a split, a text file with its caption beside every image."""
+def write_images(folder: Path) -> Path:
+    """Create the folder if it does not exist: one sub-folder per split, images with a text file for each caption."""
     if folder.is_dir():
         return folder
-    part = folder.with_name(f"{folder.name}.new")
-    for split, count in (("train", TRAIN), ("val", HELD)):
-        (part / split).mkdir(parents=True)
-        images = open_images("emoji", split=split, resolution=RESOLUTION)  # type: ignore[arg-type]
+    temporary = folder.with_name(f"{folder.name}.new")
+    for split, count in (("train", NUM_TRAIN), ("val", NUM_HELDOUT)):
+        (temporary / split).mkdir(parents=True)
+        images = load_dataset("emoji", split=split, resolution=RESOLUTION)  # type: ignore[arg-type]
         for number, (pixels, caption) in enumerate(zip(images.pixels[:count], images.captions, strict=False)):
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(part / split / f"{number:03d}.png")
-            (part / split / f"{number:03d}.txt").write_text(caption)
-    part.rename(folder)
+            # (3, H, W) -> (H, W, 3)
+            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary / split / f"{number:03d}.png")
+            (temporary / split / f"{number:03d}.txt").write_text(caption)
+    temporary.rename(folder)
     return folder

@@ -1,4 +1,4 @@
-"""Where a step's time goes: torch's profiler, its operations put into kinds."""
+"""Time of a step by kind of operation, from torch's profiler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = (
     "compiled kernels",
     "other",
 )
-# The first that matches an operation's name decides; convolutions are told apart by their weight's shape.
+# The first pattern that matches the name of an operation decides its kind.
 _PATTERNS = (
     ("compiled kernels", r"^triton_|CompiledF|^## Call|inductor"),
     ("optimizer and average", r"^aten::_fused_adam|^aten::_foreach|^Optimizer\.|multi_tensor"),
@@ -41,20 +41,20 @@ _PATTERNS = (
 
 
 def kind_of(name: str, shapes: Sequence[Sequence[int]]) -> str:
-    """The kind of an operation, by its name and the shapes of its arguments."""
+    """Kind of an operation, from its name and the shapes of its arguments."""
     kind = next((kind for kind, pattern in _PATTERNS if re.search(pattern, name)), "other")
     return "depthwise convolution" if kind == "convolution" and _is_depthwise(name, shapes) else kind
 
 
 def _is_depthwise(name: str, shapes: Sequence[Sequence[int]]) -> bool:
-    """Whether the weight has one input channel for every output channel: (C, 1, k, k)."""
-    place = 2 if name.endswith("convolution_backward") else 1
-    weight = shapes[place] if len(shapes) > place else ()
+    """Whether the weight of a convolution has one input channel per group and several groups: (C, 1, k, k)."""
+    index = 2 if name.endswith("convolution_backward") else 1
+    weight = shapes[index] if len(shapes) > index else ()
     return len(weight) == 4 and weight[1] == 1 and weight[0] > 1
 
 
 def shares(step: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """The share of each kind in the time of one step: on CUDA in the kernels', on the CPU in the operations' own."""
+    """Fraction of each kind in the time of one step: kernel time on CUDA, self time of the operations on the CPU."""
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities, record_shapes=True) as profiler:
@@ -69,8 +69,8 @@ def shares(step: Callable[[], object], device: torch.device) -> dict[str, float]
 
 
 def _microseconds(event: Any, *, cuda: bool) -> float:
-    """An operation's own time. On CUDA a kernel also stands beside the operation that started it, and is left out."""
+    """Self time of an operation; 0 for CUDA kernels, which the profiler lists in addition to their operations."""
     if not cuda:
         return float(event.self_cpu_time_total)
-    of_host = str(event.device_type).endswith("CPU")
-    return float(event.self_device_time_total) if of_host else 0.0
+    is_operation = str(event.device_type).endswith("CPU")
+    return float(event.self_device_time_total) if is_operation else 0.0

@@ -1,7 +1,7 @@
-"""Part 3: the forward pass of the published ablation's rows on this device, beside the paper's phone.
+"""Part 3: forward passes of the published ablation's rows on this device, compared with the paper's phone.
 
-Batch 1, bfloat16, channels-last, random weights. Eager, a pass at batch 1 may take as long as it takes to start its
-kernels; replayed as a CUDA graph it takes the kernels' own time.
+Batch size 1, bfloat16, channels-last, random weights. In eager mode, launching the kernels may dominate a pass at batch
+size 1; as a replayed CUDA graph it takes the time of the kernels only.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from snapgen.errors import first_line
 STUDY = "ablation/snapgen"
 LADDER = ("0", "1", "2a", "2b", "3", "4", "5", "6")
 SMALL_LADDER = ("0", "1", "2a")
-# The rows' own changes on narrow stages, for a CPU.
+# The same rows with narrow levels, for a CPU.
 NARROW = {f"{way}[{level}].channels": width for way in ("down", "up") for level, width in enumerate((64, 128, 128))}
 WARM_UP = 3
 
 Timer = Callable[[], float]
-"""Seconds of one pass."""
+"""Runs one pass and returns its seconds."""
 
 
 def run(section: Section, setup: Setup) -> None:
-    """Every row, all of them timed in turns."""
+    """Time all rows round-robin."""
     device = torch.device(setup.device)
     setting = Setting(device, 1, 8 if setup.small else 128, 1)
     if setup.device == "cpu":
@@ -44,25 +44,26 @@ def run(section: Section, setup: Setup) -> None:
     assert study is not None
     section.say(
         f"Latent {setting.latent}, 77 tokens, batch 1, {str(setting.dtype).removeprefix('torch.')}, channels-last, "
-        f"random weights; medians over turns. Measured here: ms. Published: {study.published_protocol}, from "
-        f"{study.published_source}; only changes of a row against another are published, and only those stand beside."
+        f"random weights; medians over repeats. Published: {study.published_protocol}, from "
+        f"{study.published_source}. The paper gives only changes of one row relative to another, so only these are "
+        "compared."
     )
     archs = {name: arch for name, arch in rows().items() if name in (SMALL_LADDER if setup.small else LADDER)}
     if setup.small:
         archs = {name: apply_overrides(arch, NARROW) for name, arch in archs.items()}
-    nets = _made(archs, setting)
-    turns = 2 if setup.small else 20
-    found = {"eager": _timed({name: _eager(net, setting) for name, net in nets.items()}, turns)}
-    replayed = _replayable(section, nets, setting)
-    if replayed:
-        found["CUDA graph"] = _timed(replayed, turns)
+    nets = _build(archs, setting)
+    repeats = 2 if setup.small else 20
+    seconds_by_mode = {"eager": _timed({name: _eager(net, setting) for name, net in nets.items()}, repeats)}
+    graphs = _cuda_graphs(section, nets, setting)
+    if graphs:
+        seconds_by_mode["CUDA graph"] = _timed(graphs, repeats)
     costs = {name: _cost(arch, setting) for name, arch in archs.items()}
-    for way, seconds in found.items():
-        _table(section, way, seconds, costs, study)
+    for mode, seconds in seconds_by_mode.items():
+        _table(section, mode, seconds, costs, study)
 
 
-def _made(archs: dict[str, Architecture], setting: Setting) -> dict[str, Contestant]:
-    """The nets, with weights of one storage that is as large as the largest."""
+def _build(archs: dict[str, Architecture], setting: Setting) -> dict[str, Contestant]:
+    """Build the networks; all share one storage of weights, which is as large as the largest network."""
     entries = {name: Entry(f"row {name}", ours(arch)) for name, arch in archs.items()}
     with torch.device("meta"):
         size = max(Storage.size(entry.make()) for entry in entries.values())
@@ -80,22 +81,22 @@ def _eager(net: Contestant, setting: Setting) -> Timer:
     return seconds
 
 
-def _replayable(section: Section, nets: dict[str, Contestant], setting: Setting) -> dict[str, Timer]:
-    """The same passes as CUDA graphs; on the CPU there are none."""
+def _cuda_graphs(section: Section, nets: dict[str, Contestant], setting: Setting) -> dict[str, Timer]:
+    """Capture the same passes as CUDA graphs; empty on a CPU."""
     if setting.device.type != "cuda":
-        section.say("CUDA graphs: skipped, there are none on this device.")
+        section.say("CUDA graphs: skipped, this device has none.")
         return {}
-    found: dict[str, Timer] = {}
+    timers: dict[str, Timer] = {}
     for name, net in nets.items():
         try:
-            found[name] = _graph(net, setting)
+            timers[name] = _graph(net, setting)
         except RuntimeError as error:
             section.say(f"Row {name} could not be captured as a CUDA graph ({first_line(error)}).")
-    return found
+    return timers
 
 
 def _graph(net: Contestant, setting: Setting) -> Timer:
-    """A captured pass, after torch's notes on CUDA graphs: warmed up on another stream, then captured."""
+    """Capture one pass: warm up on a side stream, then capture, as in torch's notes on CUDA graphs."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()
@@ -115,15 +116,15 @@ def _graph(net: Contestant, setting: Setting) -> Timer:
     return seconds
 
 
-def _timed(timers: dict[str, Timer], turns: int) -> dict[str, list[float]]:
-    """Seconds of every net in every turn, the first turns thrown away."""
-    found: dict[str, list[float]] = {name: [] for name in timers}
-    for turn in range(WARM_UP + turns):
+def _timed(timers: dict[str, Timer], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every network in every repeat, without the first `WARM_UP` repeats."""
+    samples: dict[str, list[float]] = {name: [] for name in timers}
+    for repeat in range(WARM_UP + repeats):
         for name, timer in timers.items():
             seconds = timer()
-            if turn >= WARM_UP:
-                found[name].append(seconds)
-    return found
+            if repeat >= WARM_UP:
+                samples[name].append(seconds)
+    return samples
 
 
 def _cost(arch: Architecture, setting: Setting) -> Cost:
@@ -133,36 +134,46 @@ def _cost(arch: Architecture, setting: Setting) -> Cost:
 
 
 def _table(
-    section: Section, way: str, seconds: dict[str, list[float]], costs: dict[str, Cost], study: AblationConfig
+    section: Section, mode: str, seconds: dict[str, list[float]], costs: dict[str, Cost], study: AblationConfig
 ) -> None:
     table: Table = section.table(
-        f"Forward pass, {way}",
-        ["row", "change", "params, M", "GMACs", "ms", "quartiles", "against row", "here", "published, iPhone 15 Pro"],
+        f"Forward pass, {mode}",
+        [
+            "row",
+            "change",
+            "params, M",
+            "GMACs",
+            "ms",
+            "quartiles",
+            "baseline row",
+            "change",
+            "published, iPhone 15 Pro",
+        ],
     )
-    for name, taken in seconds.items():
+    for name, samples in seconds.items():
         row = study.rows[name]
-        low, middle, high = np.percentile(np.array(taken) * 1e3, [25, 50, 75])
-        over = row.over if row.over in seconds else None
-        change = None if over is None else middle / (1e3 * float(np.median(seconds[over]))) - 1
+        low, median, high = np.percentile(np.array(samples) * 1e3, [25, 50, 75])
+        baseline = row.baseline if row.baseline in seconds else None
+        change = None if baseline is None else median / (1e3 * float(np.median(seconds[baseline]))) - 1
         table.add(
             name,
             row.title,
             f"{costs[name].params / 1e6:.1f}",
             f"{costs[name].macs / 1e9:.1f}",
-            f"{middle:.2f}",
+            f"{median:.2f}",
             f"{low:.2f} to {high:.2f}",
-            over,
+            baseline,
             None if change is None else f"{change:+.0%}",
             _published(row),
         )
         section.record(
-            what="forward", way=way, row=name, seconds=taken, params=costs[name].params, macs=costs[name].macs
+            what="forward", way=mode, row=name, seconds=samples, params=costs[name].params, macs=costs[name].macs
         )
 
 
 def _published(row: AblationRowConfig) -> str | None:
-    """The paper's change of latency, as it is published."""
+    """Change of latency as published in the paper."""
     figure = row.published.get("latency_ms")
     if figure is None:
         return None
-    return figure.says or f"{figure.value:+g} %"
+    return figure.quote or f"{figure.value:+g} %"

@@ -1,4 +1,4 @@
-"""The nets whose training step is timed: ours, ours with plain convolutions, and diffusers' of the same widths."""
+"""Networks whose training step is timed: ours, ours with standard convolutions, and diffusers' of the same widths."""
 
 from __future__ import annotations
 
@@ -26,16 +26,21 @@ from snapgen.models.unet import UNet
 from snapgen.training.batches import BatchStream, training_timesteps
 from snapgen.training.stages import FlowMatchingStage
 
-OURS, AS_PLAIN, UNET2D, DREAMLITE = "ours", "ours, plain convolutions", "UNet2DConditionModel", "DreamLiteUNetModel"
-# DreamLite has cross-attention in every block and separable convolutions of its own; MQA and ratio 3 as ours.
-OF_DREAMLITE = {"ff_mult": 3, "num_kv_heads": 1}
-# The emoji's net for the small check, which compiles and profiles it.
+OURS, OURS_STANDARD, UNET2D, DREAMLITE = (
+    "ours",
+    "ours, standard convolutions",
+    "UNet2DConditionModel",
+    "DreamLiteUNetModel",
+)
+# MQA and feed-forward ratio as in our network; DreamLite always has cross-attention and separable convolutions.
+DREAMLITE_CONFIG = {"ff_mult": 3, "num_kv_heads": 1}
+# Changes that make the emoji network shallow, for the small check.
 SHALLOW: dict[str, Any] = {
-    "mid.residual_blocks": 1,
-    "mid.transformers": 0,
+    "mid.num_res_blocks": 1,
+    "mid.num_transformers": 0,
     **{f"{way}[{level}].transformer_depth": 1 for way in ("down", "up") for level in (1, 2)},
-    **{f"up[{level}].residual_blocks": 1 for level in range(3)},
-    **{f"up[{level}].transformers": 1 for level in (1, 2)},
+    **{f"up[{level}].num_res_blocks": 1 for level in range(3)},
+    **{f"up[{level}].num_transformers": 1 for level in (1, 2)},
 }
 THIN = {key: value for key, value in EMOJI.items() if key not in PLAIN} | {
     "block_out_channels": (32, 32, 48),
@@ -45,16 +50,16 @@ THIN = {key: value for key, value in EMOJI.items() if key not in PLAIN} | {
 
 
 def _dreamlite(**shape: Any) -> torch.nn.Module:
-    return Theirs(DreamLiteUNetModel(**shape, **OF_DREAMLITE))
+    return Theirs(DreamLiteUNetModel(**shape, **DREAMLITE_CONFIG))
 
 
 def family(arch: Architecture, shape: dict[str, Any], size: Size) -> Size:
-    """A design of ours beside diffusers' nets of the same widths, on what the size says."""
+    """Our architecture and diffusers' networks of the same widths, with the data shapes and teacher of a size."""
     return replace(
         size,
         entries=(
             Entry(OURS, partial(UNet, arch)),
-            Entry(AS_PLAIN, partial(UNet, apply_overrides(arch, {"all.conv": "plain"}))),
+            Entry(OURS_STANDARD, partial(UNet, apply_overrides(arch, {"all.conv": "standard"}))),
             Entry(UNET2D, partial(theirs, **shape, **PLAIN)),
             Entry(DREAMLITE, partial(_dreamlite, **shape)),
         ),
@@ -62,7 +67,7 @@ def family(arch: Architecture, shape: dict[str, Any], size: Size) -> Size:
 
 
 def families(*, small: bool) -> dict[str, Size]:
-    """By our preset's name; of the small check the emoji's net alone, with fewer blocks."""
+    """Networks to compare, by the name of our preset; the small check has only a shallow emoji network."""
     if small:
         return {"snapgen-emoji": family(apply_overrides(preset("snapgen-emoji"), SHALLOW), THIN, SIZES["embedded"])}
     full = SIZES["full"]
@@ -75,24 +80,24 @@ def families(*, small: bool) -> dict[str, Size]:
 
 
 @dataclass(frozen=True)
-class Fed(Setting):
-    """A setting whose random batch is drawn once for all nets, and which reads the clock without waiting."""
+class BenchSetting(Setting):
+    """Setting that draws its random batch once for all networks and reads the clock without a synchronization."""
 
     waits: bool = False
-    """Whether the clock is read once the device has done all it was given; else the caller waits (`synchronised`)."""
+    """Whether `now` synchronizes with the device; if not, the caller does (`synchronize`)."""
 
     def now(self) -> float:
-        """Seconds."""
+        """Current time in seconds."""
         return super().now() if self.waits else time.perf_counter()
 
     def feed(self, *, taught: bool) -> BatchStream:
-        """One batch of random latents and captions."""
+        """Stream of one batch of random latents and captions."""
         return _feed(self.size.captions, self.size.teaching if taught else None, self.shape, self.device)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of a batch of latents."""
-        return self.stage.batch, self.size.channels, self.latent, self.latent
+        """Shape of a batch of latents, (B, C, H, W)."""
+        return self.stage.batch_size, self.size.channels, self.latent, self.latent
 
 
 @functools.lru_cache(maxsize=2)
@@ -108,51 +113,51 @@ def _feed(
         _captions(captions, shape[0], noise),
         teacher=_captions(teaching, shape[0], noise) if teaching else None,
         dropout=[0.1],
-        batch=shape[0],
-        times=training_timesteps(RectifiedFlow()),
+        batch_size=shape[0],
+        timesteps=training_timesteps(RectifiedFlow()),
         seed=0,
         device=device,
     )
 
 
 def _captions(shape: ConditioningDims, count: int, noise: torch.Generator) -> EncodedCaptions:
-    """Random embeddings of such a shape, one a latent."""
+    """Random caption embeddings, one per latent: tokens (B, N, C) and pooled (B, C)."""
     tokens, pooled = (count, shape.tokens, shape.context), (count, max(1, shape.pooled))
     table = Embeddings(*(ChunkedTensor([torch.randn(size, generator=noise).half()]) for size in (tokens, pooled)))
     encoder = TextEncoderConfig(tokens=shape.tokens, pooled=shape.pooled > 0)
     return EncodedCaptions([table], torch.arange(count), layout([encoder], [(shape.context, pooled[1])]))
 
 
-def setting_of(size: Size, device: torch.device, *, latent: int, batch: int, waits: bool = False) -> Fed:
-    """The training that all nets share: bfloat16, AdamW, the weights' average."""
+def setting_of(size: Size, device: torch.device, *, latent: int, batch: int, waits: bool = False) -> BenchSetting:
+    """Training setup shared by all networks: bfloat16, AdamW, EMA."""
     stage = FlowMatchingStage(
-        name="timed", resolution=8 * latent, images=batch, batch=batch, optimizer="adamw", precision="bfloat16"
+        name="timed", resolution=8 * latent, num_images=batch, batch_size=batch, optimizer="adamw", precision="bfloat16"
     )
-    return Fed(size, device, 1, latent, stage, waits=waits)
+    return BenchSetting(size, device, 1, latent, stage, waits=waits)
 
 
 def picked(size: Size, names: Sequence[str]) -> list[Entry]:
-    """The entries of those names."""
+    """Entries with the given names."""
     return [entry for entry in size.entries if entry.name in names]
 
 
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def peak_of(device: torch.device) -> Iterator[list[int]]:
-    """Within it memory is watched: afterwards the list holds the bytes that tensors took at most over those before it.
+    """Measure peak memory: after the block, the list holds the peak of allocated bytes minus those before the block.
 
-    On the CPU the list stays empty: torch does not count there.
+    On a CPU the list stays empty, because torch does not track allocations there.
     """
-    found: list[int] = []
+    peak_bytes: list[int] = []
     if device.type != "cuda":
-        yield found
+        yield peak_bytes
         return
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    yield found
-    found.append(torch.cuda.max_memory_allocated(device) - before)
+    yield peak_bytes
+    peak_bytes.append(torch.cuda.max_memory_allocated(device) - before)

@@ -1,4 +1,4 @@
-"""The check as one Markdown file, and its raw results as JSON."""
+"""Results of the check: one Markdown file, and raw results as JSON."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MARKDOWN, RAW = "gpu-check.md", "gpu-check.json"
 
 @dataclass
 class Page:
-    """The file as far as it has come; `write` writes it whole, aside, and renames it.
+    """Results so far; `write` replaces both files atomically.
 
     Attributes:
-        out: the folder.
-        about: what the check ran on, name to value, shown as a list.
-        command: that made the file.
-        parts: that were asked for.
-        sections: what each has said, by its name.
-        endings: how each ended, by its name; one that has none is running or waits.
+        out: folder of the results.
+        about: description of the machine, by name.
+        command: command line that ran the check.
+        parts: the parts that were requested.
+        sections: contents of each part's section, by the name of the part.
+        endings: how each part ended, by its name; a part without an ending is running or waiting.
     """
 
     out: Path
@@ -36,7 +36,7 @@ class Page:
     endings: dict[str, Ending] = field(default_factory=dict)
 
     def write(self) -> None:
-        """Both files."""
+        """Write the Markdown and the JSON file."""
         raw = {
             "command": self.command,
             "about": dict(self.about),
@@ -53,14 +53,14 @@ class Page:
                 file.write_text(text)
 
     def markdown(self) -> str:
-        """The file for people."""
-        lines = ["# GPU check", "", f"Made by `{self.command}`.", ""]
+        """Format the results as Markdown."""
+        lines = ["# GPU check", "", f"Command: `{self.command}`", ""]
         lines += [f"- {name}: {value}" for name, value in self.about.items()]
         lines += ["", "| part | | seconds |", "|---|---|---|"]
         for part in self.parts:
             state, reason, seconds = self._ending(part)
-            said = f"{state}: {reason}" if reason else state
-            lines.append(f"| {part.title} | {cell(said)} | {'–' if seconds is None else f'{seconds:.0f}'} |")
+            status = f"{state}: {reason}" if reason else state
+            lines.append(f"| {part.title} | {cell(status)} | {'–' if seconds is None else f'{seconds:.0f}'} |")
         for number, part in enumerate(self.parts, 1):
             lines += ["", f"## {number}. {part.title}", "", *self._section(part)]
         return "\n".join(lines) + "\n"
@@ -68,7 +68,7 @@ class Page:
     def _ending(self, part: Part) -> tuple[str, str, float | None]:
         if part.name in self.endings:
             return self.endings[part.name]
-        return ("running when this was written" if part.name in self.sections else "not begun", "", None)
+        return ("still running" if part.name in self.sections else "not begun", "", None)
 
     def _section(self, part: Part) -> list[str]:
         state, reason, _ = self._ending(part)
@@ -86,5 +86,5 @@ def _table(block: Mapping[str, Any]) -> list[str]:
 
 
 def cell(text: str) -> str:
-    """Text that leaves a table whole."""
+    """Escape text for a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")

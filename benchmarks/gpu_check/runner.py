@@ -1,4 +1,4 @@
-"""Runs one part in a process of its own, until it ends or its time is up."""
+"""Run one part in a separate process with a time limit."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ State = Literal["done", "skipped", "failed", "cut off", "interrupted", "not begu
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 3.0
-"""For a process to end by itself once it was told to."""
+"""Time for a process to end by itself after SIGTERM."""
 
 
 class Ending(NamedTuple):
-    """How a part ended."""
+    """State and duration of a part that has ended, and the reason if it is not done."""
 
     state: State
     reason: str
@@ -34,14 +34,18 @@ def run(
     changed: Callable[[], None] = lambda: None,
     watched: Path | None = None,
 ) -> Ending:
-    """Run a command, its output added to a log.
+    """Run a command and append its output to a log.
 
     Args:
-        seconds: after which it is ended, with all processes that it started.
-        changed: called whenever the file ``watched`` is another than before.
+        command: the command line.
+        seconds: time limit; the command is then ended with all processes that it started.
+        log: file that the output is appended to.
+        environment: environment variables of the command.
+        changed: called whenever the file ``watched`` changes.
+        watched: file to watch.
 
     Raises:
-        KeyboardInterrupt: once the command is ended, if that comes while it runs.
+        KeyboardInterrupt: if it arrives while the command runs; the command is ended first.
     """
     began = time.monotonic()
     with log.open("ab") as output:
@@ -53,26 +57,26 @@ def run(
             state = _wait(process, began + seconds, changed, watched)
         finally:
             _end(process)
-    taken = time.monotonic() - began
+    elapsed = time.monotonic() - began
     if state == "cut off":
-        return Ending("cut off", f"its time of {seconds:.0f} s was up; what stands here was obtained before", taken)
+        return Ending("cut off", f"its time limit of {seconds:.0f} s was reached; the results are incomplete", elapsed)
     if process.returncode == 0:
-        return Ending("done", "", taken)
-    how = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
-    return Ending("failed", f"its process ended with {how}: {last_words(log, start)}", taken)
+        return Ending("done", "", elapsed)
+    status = f"signal {-process.returncode}" if process.returncode < 0 else f"status {process.returncode}"
+    return Ending("failed", f"its process ended with {status}: {last_line(log, start)}", elapsed)
 
 
 def _wait(
     process: subprocess.Popen[bytes], until: float, changed: Callable[[], None], watched: Path | None
 ) -> Literal["ended", "cut off"]:
-    seen = _stamp(watched)
+    last_stamp = _stamp(watched)
     while process.poll() is None:
         if time.monotonic() >= until:
             return "cut off"
         time.sleep(min(POLL_SECONDS, max(0.0, until - time.monotonic())))
-        now = _stamp(watched)
-        if now != seen:
-            seen = now
+        stamp = _stamp(watched)
+        if stamp != last_stamp:
+            last_stamp = stamp
             changed()
     return "ended"
 
@@ -85,7 +89,7 @@ def _stamp(path: Path | None) -> int | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it started: politely, then not."""
+    """End a process and all processes that it started: by SIGTERM, then by SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
@@ -98,10 +102,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def last_words(log: Path, start: int) -> str:
-    """The last line that a process printed, if it is worth showing; an out-of-memory error is said as such."""
+def last_line(log: Path, start: int) -> str:
+    """Last line that a process printed, preferably one that names an error."""
     with log.open("rb") as file:
         file.seek(start)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if "Error" in line or "error:" in line]
-    return (telling or lines or ["it printed nothing"])[-1][:300]
+    errors = [line for line in lines if "Error" in line or "error:" in line]
+    return (errors or lines or ["it printed nothing"])[-1][:300]

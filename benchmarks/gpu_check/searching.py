@@ -1,4 +1,4 @@
-"""Part 4: the quick start's search on this device, and whether its losses are the CPU's."""
+"""Part 4: the search of the quick start on this device, and a comparison of its losses with those on the CPU."""
 
 from __future__ import annotations
 
@@ -25,71 +25,71 @@ from snapgen.errors import InputError
 NAME = "gpu-check"
 TRIALS, SMALL_TRIALS = 12, 1
 WORKERS = 3
-"""Processes that share the device: a net so small leaves it idle while its kernels are being started."""
-SHARE_OF_TIME = 0.8
-"""Of what is left of the part when the search begins; the rest is for comparing."""
-LOOK_SECONDS = 2.0
+"""Number of processes that share the device: so small a network leaves it idle while kernels are launched."""
+SEARCH_FRACTION = 0.8
+"""Fraction of the remaining time that the search may use; the rest is for the comparison."""
+POLL_SECONDS = 2.0
 
 
 def run(section: Section, setup: Setup) -> None:
-    """Search, showing candidates as they are scored, then compare."""
+    """Run the search, show candidates as they are scored, and compare their losses with the reference."""
     protocol = reference.protocol_of(setup)
-    wanted = None if setup.small else reference.read(Path(setup.reference))
+    expected = None if setup.small else reference.read(Path(setup.reference))
     settings = load_config(reference.STUDY).with_changes(
         {
             "name": NAME,
             "protocol": protocol.model_dump(mode="json"),
             "trials": SMALL_TRIALS if setup.small else TRIALS,
-            "minutes": max(1.0, SHARE_OF_TIME * setup.left()) / 60,
+            "time_budget_minutes": max(1.0, SEARCH_FRACTION * setup.left()) / 60,
             "workers": 1 if setup.small else WORKERS,
         }
     )
     section.say(
-        f"Study `{reference.STUDY}`: {settings.trials} candidates, seeds {', '.join(map(str, protocol.seeds))}, "
-        f"{protocol.steps} steps of batch {protocol.batch} in {protocol.precision}, workers: {settings.workers}. The "
-        "text encoder is MiniLM, its weights rounded to half precision and with the captions' words alone. Latencies "
-        "are of this machine's CPU."
+        f"Study `{reference.STUDY}`: {settings.trials} candidates, seeds {', '.join(map(str, protocol.train_seeds))}, "
+        f"{protocol.steps} steps of batch {protocol.batch_size} in {protocol.precision}, "
+        f"workers: {settings.workers}. The text encoder is MiniLM with weights in half precision and a vocabulary "
+        "reduced to the words of the captions. Latencies are those of this machine's CPU."
     )
     table = section.table(
         "Candidates", ["candidate", "architecture", "params, M", "latency, ms", "loss by seed", "Fréchet distance", "s"]
     )
-    with _shown(settings, table):
+    with _show_candidates(settings, table):
         search(settings, quiet=True)
     candidates = [c for c in load_candidates(load_study(settings)) if c.score.quality is not None]
     trained = sum(c.score.quality.training_seconds for c in candidates if c.score.quality)
-    rate = 1e3 * trained / max(1, len(candidates) * len(protocol.seeds) * protocol.steps)
-    section.say(f"{len(candidates)} scored; {rate:.1f} ms a training step, the workers beside each other.")
-    if wanted is None:
-        wanted = _in_place(candidates, settings, setup)
-    _compare(section, candidates, wanted, protocol.seeds)
+    rate = 1e3 * trained / max(1, len(candidates) * len(protocol.train_seeds) * protocol.steps)
+    section.say(f"{len(candidates)} candidates scored; {rate:.1f} ms per training step with all workers running.")
+    if expected is None:
+        expected = _train_on_cpu(candidates, settings, setup)
+    _compare(section, candidates, expected, protocol.train_seeds)
 
 
 @contextlib.contextmanager
-def _shown(settings: StudyConfig, table: Table) -> Iterator[None]:
-    """Adds candidates to a table as they are scored, so that a search that is cut off leaves them."""
+def _show_candidates(settings: StudyConfig, table: Table) -> Iterator[None]:
+    """Add candidates to a table as they are scored, so that the table is there if the search is cut off."""
     ended, shown = threading.Event(), set[int]()
 
-    def look() -> None:
-        with contextlib.suppress(InputError):  # the study is not there yet
+    def update() -> None:
+        with contextlib.suppress(InputError):  # the study does not exist yet
             for candidate in load_candidates(load_study(settings), artifacts=False):
                 if candidate.state in ("scored", "failed") and candidate.number not in shown:
                     shown.add(candidate.number)
                     _row(table, candidate)
 
-    def keep_looking() -> None:
-        while not ended.wait(LOOK_SECONDS):
-            with contextlib.suppress(Exception):  # a database that is busy is asked again
-                look()
+    def poll() -> None:
+        while not ended.wait(POLL_SECONDS):
+            with contextlib.suppress(Exception):  # retry if the database is busy
+                update()
 
     logging.getLogger("optuna").setLevel(logging.ERROR)
-    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        look()
+        update()
 
 
 def _row(table: Table, candidate: Candidate) -> None:
@@ -111,10 +111,10 @@ def _row(table: Table, candidate: Candidate) -> None:
     )
 
 
-def _in_place(candidates: Sequence[Candidate], settings: StudyConfig, setup: Setup) -> dict[str, Any]:
-    """The losses of the same candidates on the CPU, for the small check."""
+def _train_on_cpu(candidates: Sequence[Candidate], settings: StudyConfig, setup: Setup) -> dict[str, Any]:
+    """Losses of the same candidates on the CPU, in the format of the reference; for the small check."""
     evaluator = Evaluator(settings.protocol, torch.device("cpu"))
-    found = {
+    cpu_losses = {
         c.architecture.id: {
             "name": c.name or str(c.number),
             "losses": reference.losses(c.architecture, evaluator, settings.seed),
@@ -122,42 +122,47 @@ def _in_place(candidates: Sequence[Candidate], settings: StudyConfig, setup: Set
         for c in candidates
         if setup.left() > 0
     }
-    where = {"chip": "this machine", "torch": torch.__version__, "protocol_hash": evaluator.resolved.hash}
-    return {**where, "losses": found}
+    machine = {"chip": "this machine", "torch": torch.__version__, "protocol_hash": evaluator.resolved.hash}
+    return {**machine, "losses": cpu_losses}
 
 
 def _compare(
-    section: Section, candidates: Sequence[Candidate], wanted: Mapping[str, Any], seeds: Sequence[int]
+    section: Section, candidates: Sequence[Candidate], expected: Mapping[str, Any], seeds: Sequence[int]
 ) -> None:
-    """The losses of the architectures that both trained, side by side."""
-    of_cpu = {arch: entry["losses"] for arch, entry in wanted["losses"].items()}
-    spread, error = reference.tolerance(of_cpu, len(seeds))
+    """Compare the losses of the architectures that were trained both here and for the reference."""
+    cpu_losses = {arch: entry["losses"] for arch, entry in expected["losses"].items()}
+    spread, error = reference.tolerance(cpu_losses, len(seeds))
     section.say(
-        f"The CPU's losses ({wanted['chip']}, torch {wanted['torch']}, one thread) are of the same protocol, first "
-        "weights and order of images. Another generator draws the noise on CUDA, Muon iterates in bfloat16 there, and "
-        f"sums have another order; so a mean over seeds may differ by {reference.ERRORS} standard errors of the spread "
-        f"between seeds ({spread:.4f}, pooled over the reference's architectures) and {reference.SHARE:.0%} besides."
+        f"The losses on the CPU ({expected['chip']}, torch {expected['torch']}, one thread) have the same protocol, "
+        "initial weights and order of images. On CUDA the noise comes from another generator, Muon iterates in "
+        f"bfloat16 and sums have another order, so a mean over seeds may differ by {reference.STANDARD_ERRORS} "
+        f"standard errors of the spread between seeds ({spread:.4f}, pooled over the reference's architectures) plus "
+        f"{reference.RELATIVE_TOLERANCE:.0%}."
     )
-    table = section.table("Losses on this device and on the CPU", ["candidate", "here", "CPU", "apart", "allowed", ""])
+    table = section.table(
+        "Losses on this device and on the CPU", ["candidate", "here", "CPU", "difference", "tolerance", ""]
+    )
     agree = []
     for candidate in candidates:
         quality = candidate.score.quality
-        if quality is None or candidate.architecture.id not in of_cpu:
+        if quality is None or candidate.architecture.id not in cpu_losses:
             continue
-        if quality.protocol_hash != wanted["protocol_hash"]:
-            section.say(f"The reference is of another protocol, {wanted['protocol_hash']}: nothing can be compared.")
+        if quality.protocol_hash != expected["protocol_hash"]:
+            section.say(
+                f"The reference has another protocol, {expected['protocol_hash']}, so no losses can be compared."
+            )
             return
         here = statistics.fmean(quality.validation_loss.by_seed)
-        there = statistics.fmean(of_cpu[candidate.architecture.id][: len(seeds)])
-        allowed = reference.ERRORS * error + reference.SHARE * there
-        agree.append(abs(here - there) <= allowed)
-        name = candidate.name or wanted["losses"][candidate.architecture.id]["name"]
-        said = "within" if agree[-1] else "BEYOND"
-        table.add(name, f"{here:.4f}", f"{there:.4f}", f"{here - there:+.4f}", f"{allowed:.4f}", said)
+        on_cpu = statistics.fmean(cpu_losses[candidate.architecture.id][: len(seeds)])
+        allowed = reference.STANDARD_ERRORS * error + reference.RELATIVE_TOLERANCE * on_cpu
+        agree.append(abs(here - on_cpu) <= allowed)
+        name = candidate.name or expected["losses"][candidate.architecture.id]["name"]
+        verdict = "within" if agree[-1] else "BEYOND"
+        table.add(name, f"{here:.4f}", f"{on_cpu:.4f}", f"{here - on_cpu:+.4f}", f"{allowed:.4f}", verdict)
         section.record(
-            what="loss", architecture=candidate.architecture.id, name=name, here=here, cpu=there, allowed=allowed
+            what="loss", architecture=candidate.architecture.id, name=name, here=here, cpu=on_cpu, allowed=allowed
         )
     if not agree:
-        section.say("None of the reference's architectures was scored here: nothing can be compared.")
+        section.say("None of the reference's architectures was scored here, so no losses can be compared.")
     else:
-        section.say(f"{sum(agree)} of {len(agree)} are within what is allowed.")
+        section.say(f"{sum(agree)} of {len(agree)} losses are within the tolerance.")

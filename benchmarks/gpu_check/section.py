@@ -1,4 +1,4 @@
-"""A section of the file: what one part has found so far, written whole at every addition."""
+"""Section of the results: what one part has obtained so far; the file is rewritten at every addition."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Block = dict[str, Any]
 
 
 class Section:
-    """What a part says, in order, for people as Markdown blocks and for programs as raw records.
+    """Results of a part: Markdown blocks in order, and raw records.
 
     Args:
-        path: of the JSON file that the process which waits for this part reads.
+        path: JSON file, which the main process reads while the part runs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,49 +27,49 @@ class Section:
         self._skipped: str | None = None
 
     def say(self, text: str) -> None:
-        """A paragraph."""
+        """Add a paragraph."""
         self._blocks.append({"text": text})
         self._write()
 
     def table(self, title: str, columns: Sequence[str]) -> Table:
-        """A table without rows, which is shown once it has one."""
+        """Add an empty table; it is shown once it has a row."""
         block: Block = {"title": title, "columns": list(columns), "rows": []}
         self._blocks.append(block)
         return Table(self, block)
 
     def record(self, **values: Any) -> None:
-        """A raw result; what is in it must be JSON."""
+        """Add a raw record; its values must be serializable as JSON."""
         self._records.append(values)
         self._write()
 
     def skip(self, reason: str) -> None:
-        """Say that this part cannot be had here."""
+        """Mark the part as skipped."""
         self._skipped = reason
         self._write()
 
     def _write(self) -> None:
         content = {"blocks": self._blocks, "records": self._records, "skipped": self._skipped}
-        with atomic_write(self._path) as part:
-            part.write_text(json.dumps(content, ensure_ascii=False))
+        with atomic_write(self._path) as file:
+            file.write_text(json.dumps(content, ensure_ascii=False))
 
 
 class Table:
-    """A table of a section, to which rows are added as they are obtained."""
+    """Table of a section; rows are added as they are obtained."""
 
     def __init__(self, section: Section, block: Block) -> None:
         self._section, self._block = section, block
 
     def add(self, *cells: object) -> None:
-        """A row, as many cells as there are columns; None is shown as a dash."""
+        """Add a row with one cell per column; None is shown as a dash."""
         assert len(cells) == len(self._block["columns"]), (cells, self._block["columns"])
         self._block["rows"].append(["–" if cell is None else str(cell) for cell in cells])
         self._section._write()
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a part has written so far; empty if nothing."""
+    """Read what a part has written so far; empty if it has written nothing."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         return {"blocks": [], "records": [], "skipped": None}
-    return found
+    return content

@@ -1,4 +1,4 @@
-"""What every part is told: where it runs, how large, and for how long."""
+"""Arguments of every part: device, size, folders and time limit."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Setup:
-    """A part's circumstances; it goes to the part's process as JSON.
+    """Arguments of a part, passed to its process as JSON.
 
     Attributes:
         device: ``cuda`` or ``cpu``.
-        small: whether everything is made small, so that a CPU takes seconds for it.
-        out: the folder that is sent; grids of images go there.
-        work: a folder for everything else, removed at the end; beside it is what parts share.
-        reference: the JSON file of the CPU's losses.
-        seconds: after which the part is ended.
+        small: whether to use small networks and few steps, which take seconds on a CPU.
+        out: folder of the results, for grids of images.
+        work: working folder of the part, removed at the end; its parent is shared by all parts.
+        reference: JSON file of the reference losses on the CPU.
+        seconds: time limit of the part.
+        began: when the part started, in `time.monotonic` seconds.
     """
 
     device: str
@@ -30,24 +31,24 @@ class Setup:
     began: float = field(default_factory=time.monotonic)
 
     def to_json(self) -> str:
-        """For `from_json`, in another process."""
+        """Serialize for `from_json` in another process."""
         return json.dumps({key: value for key, value in asdict(self).items() if key != "began"})
 
     @classmethod
     def from_json(cls, text: str) -> Setup:
-        """A setup whose clock begins now."""
+        """Create a setup whose time limit starts now."""
         return cls(**json.loads(text))
 
     @property
     def folder(self) -> Path:
-        """Where a part may write what is not sent."""
+        """Working folder of the part."""
         return Path(self.work)
 
     @property
     def shared(self) -> Path:
-        """Where the parts of one check share what they make."""
+        """Folder shared by all parts of one check."""
         return self.folder.parent
 
     def left(self) -> float:
-        """Seconds until the part is ended."""
+        """Seconds left until the time limit."""
         return self.began + self.seconds - time.monotonic()

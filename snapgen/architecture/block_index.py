@@ -1,4 +1,4 @@
-"""The blocks of an architecture: which there are, where, and architectures with some left out or copied."""
+"""The blocks of an architecture by name, and architectures with some blocks removed or copied."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from dataclasses import dataclass
 from snapgen.architecture import overrides
 from snapgen.architecture.schema import Architecture, BlockKind
 
-FIELDS: Mapping[BlockKind, str] = {"residual": "residual_blocks", "transformer": "transformers"}
-"""What a site counts blocks of a kind in."""
+FIELDS: Mapping[BlockKind, str] = {"residual": "num_res_blocks", "transformer": "num_transformers"}
+"""Name of the field that counts the blocks of each kind."""
 
 
 SHORT: Mapping[BlockKind, str] = {"residual": "ResNet", "transformer": "CA"}
-"""The paper's names."""
+"""Names of the kinds in SnapFusion (arXiv 2306.00980)."""
 
 
 Layers = tuple[tuple[int, int], ...]
+"""Numbers of residual blocks and of transformers, for each layer of a site."""
 
 
 BlockSite = tuple[str, int, BlockKind]
-"""Site, layer, kind."""
+"""Position of a block and its copies: site (``down[0]``, ``mid`` or ``up[0]``), layer and kind."""
 
 
 @dataclass(frozen=True)
 class BlockRef:
-    """One block of a net.
+    """Reference to one block of a net.
 
     Attributes:
-        name: of its module in the U-Net, e.g. ``down.0.layers.1.residual``.
-        kind: what it is.
-        site: the stage, ``down[0]``, or ``mid``.
-        layer: of the site.
-        index: among the layer's blocks of its kind.
+        name: name of its module in the U-Net, e.g. ``down.0.layers.1.residual``.
+        kind: residual block or transformer.
+        site: the level and way, e.g. ``down[0]``, or ``mid``.
+        layer: index of its layer within the site.
+        index: index among the layer's blocks of its kind; copies have indices above 0.
     """
 
     name: str
@@ -43,21 +44,21 @@ class BlockRef:
     index: int
 
     @property
-    def place(self) -> BlockSite:
-        """What it shares with its copies."""
+    def block_site(self) -> BlockSite:
+        """Site, layer and kind, which a block shares with its copies."""
         return self.site, self.layer, self.kind
 
     @property
     def label(self) -> str:
-        """For people: ``ResNet down[0].1``; copies have their index behind."""
+        """Readable name: ``ResNet down[0].1``, with the index appended for copies."""
         return f"{SHORT[self.kind]} {self.site}.{self.layer}" + (f".{self.index}" if self.index else "")
 
 
 def blocks(arch: Architecture) -> tuple[BlockRef, ...]:
-    """Every block of a net, in the order of the forward pass."""
+    """All blocks of a net, in the order of the forward pass."""
     return tuple(
-        BlockRef(_module(site, layer, kind, index), kind, site, layer, index)
-        for site, layers in _dealt(arch).items()
+        BlockRef(_module_name(site, layer, kind, index), kind, site, layer, index)
+        for site, layers in _layers_by_site(arch).items()
         for layer, counts in enumerate(layers)
         for kind, count in zip(FIELDS, counts, strict=True)
         for index in range(count)
@@ -65,47 +66,56 @@ def blocks(arch: Architecture) -> tuple[BlockRef, ...]:
 
 
 def block_counts(arch: Architecture) -> dict[BlockSite, int]:
-    """How many blocks stand in each place that has any, in the order of the forward pass."""
-    return dict(Counter(block.place for block in blocks(arch)))
+    """Number of blocks at each block site that has any, in the order of the forward pass."""
+    return dict(Counter(block.block_site for block in blocks(arch)))
 
 
 def with_explicit_layers(arch: Architecture) -> Architecture:
-    """The same net, with every site's layers written out."""
-    return _with(arch, _dealt(arch))
+    """The same net with the layers of every site written out."""
+    return _with_layers(arch, _layers_by_site(arch))
 
 
 def edit_blocks(arch: Architecture, removed: Collection[str] = (), copied: Collection[str] = ()) -> Architecture:
-    """The description of a net without some blocks, and with each of some others once more, after it.
+    """The architecture with some blocks removed and others followed by a copy.
+
+    Args:
+        arch: the architecture to start from.
+        removed: names of the blocks to remove.
+        copied: names of the blocks to copy once more.
 
     Raises:
         ValueError: if the net has no block of such a name.
     """
-    layers = {site: [list(counts) for counts in found] for site, found in _dealt(arch).items()}
-    known = {block.name: block for block in blocks(arch)}
-    for name, more in [*((name, -1) for name in removed), *((name, 1) for name in copied)]:
-        if name not in known:
-            raise ValueError(f"{name!r} is no block of the net; it has {', '.join(list(known)[:4])}, …")
-        block = known[name]
-        layers[block.site][block.layer][list(FIELDS).index(block.kind)] += more
-    return _with(arch, {site: tuple((a, b) for a, b in found) for site, found in layers.items()})
+    layers = {site: [list(counts) for counts in site_layers] for site, site_layers in _layers_by_site(arch).items()}
+    by_name = {block.name: block for block in blocks(arch)}
+    for name, change in [*((name, -1) for name in removed), *((name, 1) for name in copied)]:
+        if name not in by_name:
+            raise ValueError(f"{name!r} is not a block of the net; it has {', '.join(list(by_name)[:4])}, …")
+        block = by_name[name]
+        layers[block.site][block.layer][list(FIELDS).index(block.kind)] += change
+    return _with_layers(arch, {site: tuple((a, b) for a, b in site_layers) for site, site_layers in layers.items()})
 
 
 def removable(arch: Architecture) -> tuple[BlockRef, ...]:
-    """The blocks that `carried` can leave out: all but the first of several residual blocks, which changes widths."""
+    """The blocks that `snapgen.models.subnetworks.edit_network` can remove.
+
+    These are all transformers and, of each layer, the last residual block: the first of several may change the width.
+    """
     last = {(b.site, b.layer): b.name for b in blocks(arch) if b.kind == "residual"}
     return tuple(b for b in blocks(arch) if b.kind == "transformer" or last[b.site, b.layer] == b.name)
 
 
-def _dealt(arch: Architecture) -> dict[str, Layers]:
-    return {site: given.dealt(ends_plain=site == "mid") for site, given, _ in arch.sites()}
+def _layers_by_site(arch: Architecture) -> dict[str, Layers]:
+    return {site: config.layer_counts(is_mid=site == "mid") for site, config, _ in arch.named_levels()}
 
 
-def _with(arch: Architecture, layers: Mapping[str, Layers]) -> Architecture:
-    return overrides.apply_overrides(arch, {f"{site}.layers": dealt or None for site, dealt in layers.items()})
+def _with_layers(arch: Architecture, layers: Mapping[str, Layers]) -> Architecture:
+    changes = {f"{site}.layers": site_layers or None for site, site_layers in layers.items()}
+    return overrides.apply_overrides(arch, changes)
 
 
-def _module(site: str, layer: int, kind: BlockKind, index: int) -> str:
-    where = f"{site.replace('[', '.').replace(']', '')}.layers.{layer}"
+def _module_name(site: str, layer: int, kind: BlockKind, index: int) -> str:
+    prefix = f"{site.replace('[', '.').replace(']', '')}.layers.{layer}"
     if kind == "transformer":
-        return f"{where}.transformers.{index}"
-    return f"{where}.copies.{index - 1}" if index else f"{where}.residual"
+        return f"{prefix}.transformers.{index}"
+    return f"{prefix}.copies.{index - 1}" if index else f"{prefix}.residual"

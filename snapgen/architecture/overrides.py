@@ -1,9 +1,9 @@
-"""Paths into an architecture, and changes made along them.
+"""Paths to the fields of an architecture, and overrides given by them.
 
-``down[0].channels``, ``up[1:].kv_heads``, ``mid.ffn_ratio``, ``time.width``, ``qk_norm``; ``stages[i]`` is ``down[i]``
-and ``up[i]`` together, ``all`` is every stage and the middle. Indices and slices are Python's. ``mid.layers[1]`` is a
-layer of a site whose layers are written out (`snapgen.architecture.block_index.with_explicit_layers`):
-``down[0].layers[1].transformers``.
+Examples: ``down[0].channels``, ``up[1:].num_kv_heads``, ``mid.ffn_ratio``, ``time.hidden_dim``, ``qk_norm``.
+``levels[i]`` means ``down[i]`` and ``up[i]`` together, ``all`` every level on both ways and the middle. Indices and
+slices are Python's. ``down[0].layers[1].num_transformers`` names one layer, where the layers are written out
+(`snapgen.architecture.block_index.with_explicit_layers`).
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import Any
 
 from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 
-COUNTS = ("residual_blocks", "transformers")
-"""What a layer has, in the order of its pair in ``layers``."""
+COUNTS = ("num_res_blocks", "num_transformers")
+"""Fields of a layer, in the order of its pair in ``layers``."""
 
 _STEP = re.compile(r"(?P<name>[a-z_]+)(?:\[(?P<index>-?\d+|(?:-?\d+)?:(?:-?\d+)?)\])?")
 
 
 def resolve_path(path: str, levels: int) -> list[tuple[str | int, ...]]:
-    """The fields that a path names in an architecture of so many levels, e.g. ``("down", 0, "channels")``.
+    """List the fields that a path names in an architecture of ``levels`` levels.
 
-    Of a layer it is ``("down", 0, "layers", 1, 0)``, the last number as in `COUNTS`; whether there is such a layer, an
-    architecture alone can say (`validate_path`).
+    A field is a tuple of keys, e.g. ``("down", 0, "channels")``. For a layer it is ``("down", 0, "layers", 1, 0)``,
+    whose last number is an index into `COUNTS`; whether that layer exists is checked by `validate_path`.
 
     Raises:
-        ValueError: if it names none; the message says what would.
+        ValueError: if the path names no field; the message suggests a valid path.
     """
     steps = []
-    for part in path.split("."):
-        match = _STEP.fullmatch(part)
+    for text in path.split("."):
+        match = _STEP.fullmatch(text)
         if not match:
-            raise ValueError(f"{part!r} is not a step of a path; write e.g. stages[0:2].self_attention")
+            raise ValueError(f"{text!r} is not a step of a path; write e.g. levels[0:2].self_attention")
         steps.append((match["name"], match["index"]))
-    found = list(_expand(path, steps, levels))
-    if not found:
-        raise ValueError(f"{path!r} names no stage of {levels}; use indices from 0 to {levels - 1}")
-    return found
+    fields = list(_expand(path, steps, levels))
+    if not fields:
+        raise ValueError(f"{path!r} matches none of the {levels} levels; use indices from 0 to {levels - 1}")
+    return fields
 
 
 def _expand(path: str, steps: list[tuple[str, str | None]], levels: int) -> Iterator[tuple[str | int, ...]]:
@@ -46,36 +46,38 @@ def _expand(path: str, steps: list[tuple[str, str | None]], levels: int) -> Iter
     if not rest and index is None and head in Architecture.model_fields and head not in ("down", "up", "mid", "time"):
         yield (head,)
         return
-    if len(rest) == 2 and rest[0][0] == "layers" and head in ("down", "up", "stages", "all", "mid"):
-        yield from _of_layer(f"{head}.layers" if index is None else f"{head}[{index}].layers", rest, levels)
+    if len(rest) == 2 and rest[0][0] == "layers" and head in ("down", "up", "levels", "all", "mid"):
+        yield from _expand_layer(f"{head}.layers" if index is None else f"{head}[{index}].layers", rest, levels)
         return
     if len(rest) != 1 or rest[0][1] is not None:
-        raise ValueError(f"{path!r} is not a knob; name a field such as stages[0].channels, mid.kv_heads or qk_norm")
+        raise ValueError(
+            f"{path!r} is not a knob; name a field such as levels[0].channels, mid.num_kv_heads or qk_norm"
+        )
     field = rest[0][0]
-    homes: dict[str, type[BlocksConfig] | type[TimeEmbeddingConfig]] = {
+    single: dict[str, type[BlocksConfig] | type[TimeEmbeddingConfig]] = {
         "mid": BlocksConfig,
         "time": TimeEmbeddingConfig,
     }
-    fields = homes.get(head, LevelConfig).model_fields
-    if head not in ("down", "up", "stages", "all", *homes):
-        raise ValueError(f"unknown part {head!r}; use down, up, stages, all, mid, time or a field of the architecture")
+    fields = single.get(head, LevelConfig).model_fields
+    if head not in ("down", "up", "levels", "all", *single):
+        raise ValueError(f"unknown part {head!r}; use down, up, levels, all, mid, time or a field of the architecture")
     if field not in fields or (head == "all" and field not in BlocksConfig.model_fields):
         raise ValueError(f"unknown field {field!r} of {head}; use one of: {', '.join(sorted(fields))}")
-    if index is not None and (head in homes or head == "all"):
+    if index is not None and (head in single or head == "all"):
         raise ValueError(f"{head} takes no index; write {head}.{field}")
-    if head in homes:
+    if head in single:
         yield (head, field)
         return
-    for way in ("down", "up") if head in ("stages", "all") else (head,):
+    for way in ("down", "up") if head in ("levels", "all") else (head,):
         yield from ((way, i, field) for i in _indices(index, levels))
     if head == "all":
         yield ("mid", field)
 
 
-def _of_layer(sites: str, rest: list[tuple[str, str | None]], levels: int) -> Iterator[tuple[str | int, ...]]:
+def _expand_layer(sites: str, rest: list[tuple[str, str | None]], levels: int) -> Iterator[tuple[str | int, ...]]:
     (_, layer), (count, index) = rest
     if layer is None or not layer.isdecimal():
-        raise ValueError(f"{sites} takes one index, from 0; write e.g. {sites}[1].transformers")
+        raise ValueError(f"{sites} takes one index, from 0; write e.g. {sites}[1].num_transformers")
     if count not in COUNTS or index is not None:
         raise ValueError(f"unknown field {count!r} of a layer; use one of: {', '.join(COUNTS)}")
     for site in resolve_path(sites, levels):
@@ -93,35 +95,35 @@ def _indices(index: str | None, levels: int) -> range:
 
 
 def validate_path(arch: Architecture, path: str) -> None:
-    """Refuse a path that names what an architecture of as many levels may have, but this one has not: a layer.
+    """Raise if a path names a layer that this architecture does not have.
 
     Raises:
-        ValueError: if a site has no such layer, or its layers are not written out.
+        ValueError: if there is no such layer, or the layers are not written out.
     """
     values = arch.model_dump(mode="json")
     for field in resolve_path(path, len(arch.down)):
-        _home(values, field)
+        _parent(values, field)
 
 
 def apply_overrides(arch: Architecture, changes: Mapping[str, Any]) -> Architecture:
-    """The architecture with each path's fields set to its value, in order, then checked as a whole.
+    """Set the fields of each path to its value, in order, then validate the resulting architecture.
 
     Raises:
-        ValueError: if a path names nothing, or the result is no architecture.
+        ValueError: if a path names no field, or the result is not a valid architecture.
     """
     values = arch.model_dump(mode="json")
     for path, value in changes.items():
         for field in resolve_path(path, len(arch.down)):
-            _home(values, field)[field[-1]] = value
+            _parent(values, field)[field[-1]] = value
     return Architecture.model_validate(values)
 
 
-def _home(values: Any, field: tuple[str | int, ...]) -> Any:
-    """What holds a field, in an architecture's plain data."""
-    *way, last = field
-    if "layers" in way:
-        site, layer = field[:-3], int(way[-1])
-        layers = _home(values, (*site, "layers")).get("layers")
+def _parent(values: Any, field: tuple[str | int, ...]) -> Any:
+    """The mapping or list that contains a field, within the plain data of an architecture."""
+    *keys, last = field
+    if "layers" in keys:
+        site, layer = field[:-3], int(keys[-1])
+        layers = _parent(values, (*site, "layers")).get("layers")
         name = site[0] if len(site) == 1 else f"{site[0]}[{site[1]}]"
         if layers is None:
             raise ValueError(
@@ -129,7 +131,7 @@ def _home(values: Any, field: tuple[str | int, ...]) -> Any:
             )
         if layer >= len(layers):
             raise ValueError(f"{name} has no layer {layer}; use indices from 0 to {len(layers) - 1}")
-    home = values
-    for step in way:
-        home = home[step]
-    return home
+    parent = values
+    for key in keys:
+        parent = parent[key]
+    return parent

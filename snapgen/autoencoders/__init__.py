@@ -1,1 +1,33 @@
-"""Images to latents and back, and how they are trained."""
+"""Autoencoders between images and latents, and their training."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from snapgen.autoencoders.autoencoder import Autoencoder, load_autoencoder
+    from snapgen.autoencoders.latents import encode_dataset
+    from snapgen.autoencoders.pruned_decoder import prune_decoder
+    from snapgen.autoencoders.tiny_decoder import TinyDecoder
+    from snapgen.autoencoders.training import DecoderTrainer, DecoderTrainingConfig
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "snapgen.autoencoders.autoencoder": ["Autoencoder", "load_autoencoder"],
+            "snapgen.autoencoders.latents": ["encode_dataset"],
+            "snapgen.autoencoders.pruned_decoder": ["prune_decoder"],
+            "snapgen.autoencoders.tiny_decoder": ["TinyDecoder"],
+            "snapgen.autoencoders.training": ["DecoderTrainer", "DecoderTrainingConfig"],
+        },
+    )
+
+__all__ = [
+    "Autoencoder",
+    "DecoderTrainer",
+    "DecoderTrainingConfig",
+    "TinyDecoder",
+    "encode_dataset",
+    "load_autoencoder",
+    "prune_decoder",
+]

@@ -1,6 +1,6 @@
-"""Images to latents and back: the small shipped autoencoder, a diffusers AutoencoderKL by path, or pixels as they are.
+"""Autoencoders: the small one shipped with the package, a diffusers AutoencoderKL from a folder, or the identity.
 
-`load_autoencoder` gives any of them behind one interface, `Autoencoder`.
+`load_autoencoder` returns any of them with one interface, `Autoencoder`.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ from snapgen.errors import InputError
 from snapgen.io import hub, pretrained
 
 SHIPPED = {"emoji": Path(__file__).parent / "weights" / "emoji"}
-"""Autoencoders that come with the package, by name."""
-PIXELS = "none"
-"""The name of the pass-through."""
+"""Folders of the autoencoders shipped with the package, by name."""
+IDENTITY = "none"
+"""Name of the identity autoencoder, for training in pixel space."""
 
 
 class Autoencoder(nn.Module):
-    """What every autoencoder offers; deterministic both ways, any size that ``factor`` divides."""
+    """Interface of all autoencoders: deterministic in both directions, for any image size divisible by ``factor``."""
 
     factor: int
-    """Pixels along a side of the image for one of the latent."""
+    """Downscale factor: pixels along a side of the image per position of the latent."""
     latent_channels: int
+    """Channels of the latents."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to latents (B, latent_channels, H/factor, W/factor) of about unit scale.
+        """Encode images (B, 3, H, W) in [-1, 1] to latents (B, latent_channels, H/factor, W/factor) of unit scale.
 
         Raises:
-            ValueError: if ``factor`` does not divide the size.
+            ValueError: if the size is not divisible by ``factor``.
         """
         height, width = images.shape[-2:]
         if height % self.factor or width % self.factor:
-            raise ValueError(f"images of {width}×{height} do not fit; use a resolution that {self.factor} divides")
+            raise ValueError(f"images of {width}×{height} do not fit; use a resolution divisible by {self.factor}")
         return self._encode(images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as `encode` gives them to images in [-1, 1]."""
+        """Decode latents (B, latent_channels, h, w) to images (B, 3, h·factor, w·factor), clamped to [-1, 1]."""
         return self._decode(latents).clamp(-1, 1)
 
     def _encode(self, images: Tensor) -> Tensor:
@@ -59,11 +60,12 @@ class Autoencoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The tiny decoder mirrored: blocks at a level's width, then a stride-2 separable convolution to the next.
+    """Mirror image of the tiny decoder: blocks at a level's width, then a stride-2 separable convolution to the next.
 
-    A linear code of each patch of pixels is added to its output, so that training starts from one instead of from
-    noise (its error falls by a quarter within 50 steps). Its head has no norm: one there would take an image's contrast
-    out of its latent. Nor does it normalise the latents: see `ConvAutoencoder`.
+    (B, 3, H, W) → (B, latent_channels, H/factor, W/factor). A linear projection of each patch of pixels is added to the
+    output, so that training starts from one rather than from noise (the error falls by a quarter within 50 steps). The
+    head has no norm, which would remove an image's contrast from its latent. The latents are not normalized here but in
+    `ConvAutoencoder`.
     """
 
     def __init__(
@@ -79,16 +81,16 @@ class Encoder(nn.Module):
         super().__init__()
         check_levels(widths, blocks, expansion=expansion, norm_groups=norm_groups)
 
-        def thin(width: int, count: int) -> list[nn.Module]:
+        def res_blocks(width: int, count: int) -> list[nn.Module]:
             return [SeparableResBlock(width, expansion=expansion, norm_groups=norm_groups) for _ in range(count)]
 
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1)]
         for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-            layers += thin(width, count)
+            layers += res_blocks(width, count)
             if level + 1 < len(widths):
                 layers.append(SeparableConv(width, widths[level + 1], stride=2))
         head = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
-        self.layers = nn.Sequential(*layers, *thin(widths[-1], mid_blocks), nn.SiLU(), head)
+        self.layers = nn.Sequential(*layers, *res_blocks(widths[-1], mid_blocks), nn.SiLU(), head)
         patch = 2 ** (len(widths) - 1)
         self.patches = nn.Conv2d(3, latent_channels, patch, stride=patch)
         nn.init.orthogonal_(self.patches.weight)
@@ -100,15 +102,15 @@ class Encoder(nn.Module):
 class ConvAutoencoder(Autoencoder, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A small convolutional encoder with a `TinyDecoder`.
 
-    Latents are normalised per channel by stored statistics to mean 0 and standard deviation 1 over the training
-    images; the decoder takes them normalised. Training: `snapgen.autoencoders.training`.
+    Latents are normalized per channel by stored statistics to mean 0 and standard deviation 1 over the training images;
+    the decoder takes normalized latents. `snapgen.autoencoders.training` trains it.
 
     Args:
         latent_channels: channels of the latents.
-        encoder_widths, encoder_blocks: channels and residual blocks of each level, highest resolution first.
-        decoder_widths, decoder_blocks: likewise; as many levels.
-        mid_blocks: residual blocks at the lowest resolution, between encoder and latent and between latent and decoder.
-        expansion, norm_groups: as `TinyDecoder`.
+        encoder_widths, encoder_blocks: channels and residual blocks of each encoder level, highest resolution first.
+        decoder_widths, decoder_blocks: the same for the decoder, which has as many levels.
+        mid_blocks: residual blocks at the lowest resolution, at the end of the encoder and the start of the decoder.
+        expansion, norm_groups: see `TinyDecoder`.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -126,7 +128,7 @@ class ConvAutoencoder(Autoencoder, ModelMixin, ConfigMixin):  # type: ignore[mis
     ) -> None:
         super().__init__()
         if len(encoder_widths) != len(decoder_widths):
-            raise ValueError("encoder_widths and decoder_widths differ in levels; give both the same number")
+            raise ValueError("encoder_widths and decoder_widths differ in length; give both the same number of levels")
         shape: dict[str, Any] = {
             "latent_channels": latent_channels,
             "mid_blocks": mid_blocks,
@@ -155,25 +157,26 @@ class ConvAutoencoder(Autoencoder, ModelMixin, ConfigMixin):  # type: ignore[mis
     def _decode(self, latents: Tensor) -> Tensor:
         return cast(Tensor, self.decoder(latents))
 
-    def encode_normalised_by_batch(self, images: Tensor) -> Tensor:
-        """Latents in training: normalised by the batch's own statistics, through which gradients flow."""
+    def encode_with_batch_stats(self, images: Tensor) -> Tensor:
+        """Latents for training, normalized by the batch's own statistics, through which gradients flow."""
         return functional.batch_norm(self.encoder(images), None, None, training=True)
 
     @torch.no_grad()
     def measure_latents(self, batches: Iterator[Tensor]) -> None:
-        """Sets the stored statistics from batches of images (B, 3, H, W) in [-1, 1]; every latent position counts."""
+        """Set the stored statistics from batches of images (B, 3, H, W) in [-1, 1], over all latent positions."""
+        # moments: (2, C), the sums of x and of x²
         total, moments = 0, torch.zeros(2, len(self.mean), dtype=torch.float64, device=self.mean.device)
         for images in batches:
-            raw = self.encoder(images).double().transpose(0, 1).flatten(1)  # BCHW → CN
+            raw = self.encoder(images).double().transpose(0, 1).flatten(1)  # (B, C, h, w) -> (C, B·h·w)
             moments += torch.stack([raw.sum(1), raw.square().sum(1)])
             total += raw.shape[1]
         mean, square = moments / total
         self.mean.copy_(mean)
-        self.std.copy_((square - mean.square()).clamp(min=1e-8).sqrt())
+        self.std.copy_((square - mean.square()).clamp(min=1e-8).sqrt())  # √(E[x²] − E[x]²)
 
 
 class KLAutoencoder(Autoencoder):
-    """A diffusers AutoencoderKL, SD3's for one: the posterior's mode, shifted and scaled as its configuration says."""
+    """A diffusers AutoencoderKL such as SD3's. Latents are the posterior's mode, shifted and scaled by its config."""
 
     def __init__(self, net: AutoencoderKL) -> None:
         super().__init__()
@@ -191,7 +194,7 @@ class KLAutoencoder(Autoencoder):
 
 
 class AutoencoderWithDecoder(Autoencoder):
-    """One autoencoder's latents, decoded by a tiny decoder that was trained on them."""
+    """An autoencoder whose decoder is replaced by a tiny decoder trained on its latents."""
 
     def __init__(self, encoder: Autoencoder, decoder: TinyDecoder) -> None:
         super().__init__()
@@ -207,7 +210,7 @@ class AutoencoderWithDecoder(Autoencoder):
 
 
 class IdentityAutoencoder(Autoencoder):
-    """No autoencoder: the latents are the pixels."""
+    """The identity, for training in pixel space: the latents are the pixels."""
 
     factor = 1
     latent_channels = 3
@@ -220,65 +223,68 @@ class IdentityAutoencoder(Autoencoder):
 
 
 def load_autoencoder(name_or_path: str | Path = "emoji") -> Autoencoder:
-    """An autoencoder in float32 on the CPU, in evaluation mode, without gradients of its weights.
+    """Load an autoencoder in float32 on the CPU, in evaluation mode, with frozen weights.
 
     Args:
         name_or_path: ``emoji`` (shipped), ``none`` (pixels), a folder written by `ConvAutoencoder.save_pretrained`,
-            or a folder of a diffusers AutoencoderKL or a `PrunedAutoencoderKL` (or of a pipeline, whose ``vae`` is
-            taken).
+            the folder of a diffusers AutoencoderKL or `PrunedAutoencoderKL`, or that of a pipeline with such a ``vae``.
 
     Raises:
-        InputError: if there is no such autoencoder, or its files are missing, damaged or of another kind.
+        InputError: if there is no such autoencoder, or its files are missing, damaged or of another class.
     """
-    if name_or_path == PIXELS:
+    if name_or_path == IDENTITY:
         return IdentityAutoencoder()
-    folder = _folder(name_or_path)
-    kinds = {kind.__name__: kind for kind in (ConvAutoencoder, AutoencoderKL, PrunedAutoencoderKL)}
-    kind = _config(folder).get("_class_name")
-    if kind not in kinds:
+    folder = _model_folder(name_or_path)
+    classes = {cls.__name__: cls for cls in (ConvAutoencoder, AutoencoderKL, PrunedAutoencoderKL)}
+    class_name = _config(folder).get("_class_name")
+    if class_name not in classes:
         raise InputError(
             folder / "config.json",
-            f"describes {kind or 'no model'}",
-            f"name the folder of one of: {', '.join(kinds)}",
+            f"describes {class_name or 'no model'}",
+            f"name the folder of one of: {', '.join(classes)}",
             place="_class_name",
         )
-    net = _read(folder, kinds[kind])
-    loaded = KLAutoencoder(net) if isinstance(net, AutoencoderKL) else net
-    return cast(Autoencoder, loaded.eval().requires_grad_(False))
+    net = _load_model(folder, classes[class_name])
+    autoencoder = KLAutoencoder(net) if isinstance(net, AutoencoderKL) else net
+    return cast(Autoencoder, autoencoder.eval().requires_grad_(False))
 
 
 def read_decoder(folder: Path) -> TinyDecoder:
-    """A tiny decoder from its folder, as `load_autoencoder` reads an autoencoder."""
-    kind = _config(folder).get("_class_name")
-    if kind != "TinyDecoder":
+    """Load a tiny decoder from its folder, in float32 on the CPU, in evaluation mode, with frozen weights.
+
+    Raises:
+        InputError: if its files are missing, damaged or of another class.
+    """
+    class_name = _config(folder).get("_class_name")
+    if class_name != "TinyDecoder":
         raise InputError(
-            folder / "config.json", f"describes {kind}", "name a TinyDecoder's folder", place="_class_name"
+            folder / "config.json", f"describes {class_name}", "name a TinyDecoder's folder", place="_class_name"
         )
-    return cast(TinyDecoder, _read(folder, TinyDecoder).eval().requires_grad_(False))
+    return cast(TinyDecoder, _load_model(folder, TinyDecoder).eval().requires_grad_(False))
 
 
 def digest(name_or_path: str | Path = "emoji") -> str:
-    """Hex digest (16 digits) of an autoencoder's configuration and weights, wherever its folder lies.
+    """Hex digest (16 digits) of an autoencoder's configuration and weights, independent of its folder's location.
 
     Raises:
-        InputError: as `load_autoencoder`, for what is missing.
+        InputError: if there is no such autoencoder, or files are missing.
     """
-    if name_or_path == PIXELS:
-        return hashlib.sha256(PIXELS.encode()).hexdigest()[:16]
-    folder = _folder(name_or_path)
-    # Keys with an underscore are diffusers' notes: its version, the folder's name.
+    if name_or_path == IDENTITY:
+        return hashlib.sha256(IDENTITY.encode()).hexdigest()[:16]
+    folder = _model_folder(name_or_path)
+    # Keys with an underscore are diffusers' metadata, such as its version and the folder's name.
     config = {key: value for key, value in _config(folder).items() if key == "_class_name" or key[0] != "_"}
     hashed = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    with _weights(folder).open("rb") as file:
+    with _weights_file(folder).open("rb") as file:
         while chunk := file.read(1 << 20):
             hashed.update(chunk)
     return hashed.hexdigest()[:16]
 
 
-def _folder(name_or_path: str | Path) -> Path:
-    names = ", ".join([*SHIPPED, PIXELS])
+def _model_folder(name_or_path: str | Path) -> Path:
+    names = ", ".join([*SHIPPED, IDENTITY])
     remedy = f"name an autoencoder's folder, OWNER/NAME on the hub, or one of: {names}"
-    files = [*pretrained.WEIGHTS, *(f"vae/{file}" for file in pretrained.WEIGHTS)]
+    files = [*pretrained.MODEL_FILES, *(f"vae/{file}" for file in pretrained.MODEL_FILES)]
     folder = hub.resolve_model_folder(SHIPPED.get(str(name_or_path), name_or_path), files, remedy=remedy)
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
 
@@ -287,16 +293,16 @@ def _config(folder: Path) -> dict[str, Any]:
     return settings.read_mapping(folder / "config.json")
 
 
-def _weights(folder: Path) -> Path:
-    found = sorted(folder.glob("diffusion_pytorch_model*.safetensors"), key=lambda path: len(path.name))
-    if not found:
-        raise InputError(folder, "holds no diffusion_pytorch_model.safetensors", "restore it or name another folder")
-    return found[0]
+def _weights_file(folder: Path) -> Path:
+    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"), key=lambda path: len(path.name))
+    if not files:
+        raise InputError(folder, "has no diffusion_pytorch_model.safetensors", "restore it or name another folder")
+    return files[0]
 
 
-def _read(folder: Path, model: type[ModelMixin]) -> ModelMixin:
-    """The model of a folder, every weight of it read from the file and finite."""
-    weights = _weights(folder)
+def _load_model(folder: Path, model: type[ModelMixin]) -> ModelMixin:
+    """Load a model and check that every weight comes from the file and is finite."""
+    weights = _weights_file(folder)
     variant = weights.name.removeprefix("diffusion_pytorch_model").removesuffix(".safetensors").strip(".")
     try:
         net, info = model.from_pretrained(
@@ -307,14 +313,14 @@ def _read(folder: Path, model: type[ModelMixin]) -> ModelMixin:
             torch_dtype=torch.float32,
             output_loading_info=True,
         )
-    except Exception as error:  # diffusers, safetensors and torch each raise kinds of their own for a damaged file
+    except Exception as error:  # diffusers, safetensors and torch raise various errors for a damaged file
         text = str(error).strip().splitlines()
         raise InputError(
             weights, f"cannot be read ({text[0][:120] if text else type(error).__name__})", "fetch or train it again"
         ) from None
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])]
     if wrong:
-        raise InputError(weights, "does not fit config.json", "use both files of one training", place=wrong[0])
+        raise InputError(weights, "does not fit config.json", "use both files of the same training", place=wrong[0])
     for name, tensor in net.state_dict().items():
         if not tensor.isfinite().all():
             raise InputError(weights, "holds values that are not finite", "fetch or train it again", place=name)

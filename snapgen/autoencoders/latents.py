@@ -1,4 +1,4 @@
-"""A set's images as latents, computed once and kept."""
+"""Encodes a data set's images to latents once and caches them."""
 
 from __future__ import annotations
 
@@ -13,58 +13,63 @@ from snapgen.errors import InputError
 from snapgen.io import chunked
 from snapgen.io.cache import JSON
 from snapgen.io.chunked import ChunkedTensor
-from snapgen.progress import Progress
+from snapgen.progress import ProgressLog
 
-BATCH = 128
+ENCODE_BATCH_SIZE = 128
 
 
-def encode_dataset(images: ImageDataset, coder: Autoencoder, *, digest: str, device: torch.device) -> ChunkedTensor:
-    """The latents of images, computed and kept in parts: sets larger than memory, and interrupted ones, too.
+def encode_dataset(
+    images: ImageDataset, autoencoder: Autoencoder, *, digest: str, device: torch.device
+) -> ChunkedTensor:
+    """The latents of a data set, cached in chunks, so that it may exceed memory and an interrupted pass resumes.
 
     Args:
-        coder: on ``device``.
-        digest: the autoencoder's, as `snapgen.autoencoders.autoencoder.digest` gives it.
+        images: the data set.
+        autoencoder: on ``device``.
+        digest: the autoencoder's digest (`snapgen.autoencoders.autoencoder.digest`).
+        device: where images are encoded.
 
     Returns:
-        float16 ``(len(images), C, H, W)`` on the CPU, memory-mapped, a row a caption.
+        float16 ``(len(images), C, H, W)`` on the CPU, memory-mapped.
 
     Raises:
-        InputError: if the autoencoder does not divide the resolution, or a file was changed after the set was opened.
+        InputError: if the resolution is not divisible by the autoencoder's factor, or a file has changed since the data
+            set was opened.
     """
-    encoding = _Encoding(images, coder, device)
+    encode = _ChunkEncoder(images, autoencoder, device)
 
-    def key(part: range) -> dict[str, JSON]:
-        kept: dict[str, JSON] = {"images": images.digest, "autoencoder": digest, "resolution": images.resolution}
-        return {**kept, "first": part.start, "rows": len(part)}
+    def key(chunk: range) -> dict[str, JSON]:
+        shared: dict[str, JSON] = {"images": images.digest, "autoencoder": digest, "resolution": images.resolution}
+        return {**shared, "first": chunk.start, "rows": len(chunk)}
 
-    row_bytes = 2 * coder.latent_channels * (images.resolution // coder.factor) ** 2
-    ranges = chunked.chunk_ranges(len(images), row_bytes, multiple=BATCH)
-    return chunked.cached_chunks("latents", ranges, key, lambda part: {"latents": encoding(part)})["latents"]
+    row_bytes = 2 * autoencoder.latent_channels * (images.resolution // autoencoder.factor) ** 2
+    chunks = chunked.chunk_ranges(len(images), row_bytes, multiple=ENCODE_BATCH_SIZE)
+    return chunked.cached_chunks("latents", chunks, key, lambda chunk: {"latents": encode(chunk)})["latents"]
 
 
-class _Encoding:
-    """A pass over the images, begun anew where parts were computed before."""
+class _ChunkEncoder:
+    """One pass over the images, restarted after chunks that are already cached."""
 
-    def __init__(self, images: ImageDataset, coder: Autoencoder, device: torch.device) -> None:
-        self.images, self.coder, self.device = images, coder, device
-        self.progress = Progress(images.name, "encoded", "images", len(images))
-        self.reached = 0
+    def __init__(self, images: ImageDataset, autoencoder: Autoencoder, device: torch.device) -> None:
+        self.images, self.autoencoder, self.device = images, autoencoder, device
+        self.progress = ProgressLog(images.name, "encoded", "images", len(images))
+        self.position = 0
         self.batches: Iterator[Tensor] | None = None
 
-    def __call__(self, part: range) -> Tensor:
-        """The latents of a part of the images."""
-        if self.batches is None or self.reached != part.start:
-            self.batches = self.images.batches(BATCH, start=part.start)
-            self.progress.skip(part.start - self.reached)
-        self.reached = part.stop
-        return torch.cat([self._encoded(next(self.batches)) for _ in range(0, len(part), BATCH)])
+    def __call__(self, chunk: range) -> Tensor:
+        """Latents of a chunk of the images: (len(chunk), C, H, W)."""
+        if self.batches is None or self.position != chunk.start:
+            self.batches = self.images.batches(ENCODE_BATCH_SIZE, start=chunk.start)
+            self.progress.skip(chunk.start - self.position)
+        self.position = chunk.stop
+        return torch.cat([self._encode(next(self.batches)) for _ in range(0, len(chunk), ENCODE_BATCH_SIZE)])
 
     @torch.no_grad()
-    def _encoded(self, batch: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 → latents, half precision."""
+    def _encode(self, batch: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 → (N, C, h, w) float16 on the CPU."""
         try:
-            found = self.coder.encode(batch.to(self.device) / 127.5 - 1).half().cpu()
+            latents = self.autoencoder.encode(batch.to(self.device) / 127.5 - 1).half().cpu()  # [0, 255] → [-1, 1]
         except ValueError as error:
             raise InputError(self.images.name, str(error), "or use another autoencoder", place="resolution") from None
         self.progress.add(len(batch))
-        return found
+        return latents

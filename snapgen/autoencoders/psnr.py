@@ -1,4 +1,4 @@
-"""How well an autoencoder gives images back."""
+"""Peak signal-to-noise ratio of an autoencoder's reconstructions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from snapgen import seeding
 from snapgen.autoencoders.autoencoder import Autoencoder
-from snapgen.data.pixels import BATCH, to_float, to_uint8
+from snapgen.data.pixels import INFERENCE_BATCH_SIZE, to_float, to_uint8
 
 DecodeFn = Callable[[Tensor], Tensor]
-"""Latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
+"""A decoder: latents (B, C, h, w) → images (B, 3, H, W) in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -31,32 +31,40 @@ class Psnr:
 
 @torch.no_grad()
 def psnr(autoencoder: Autoencoder, pixels: Tensor, *, seed: int = 0, resamples: int = 1000) -> Psnr:
-    """How well images (N, 3, H, W), uint8, come back, as uint8 again."""
+    """PSNR of an autoencoder's reconstructions of uint8 images (N, 3, H, W), rounded to uint8."""
 
-    def again(pixels: Tensor) -> Tensor:
+    def reconstruct(pixels: Tensor) -> Tensor:
         return autoencoder.decode(autoencoder.encode(to_float(pixels)))
 
-    return _mean((_ratios(again(batch), batch) for batch in torch.split(pixels, BATCH)), seed, resamples)
+    return _mean(
+        (_psnr_per_image(reconstruct(batch), batch) for batch in torch.split(pixels, INFERENCE_BATCH_SIZE)),
+        seed,
+        resamples,
+    )
 
 
 @torch.no_grad()
 def decoder_psnr(
     decode: DecodeFn, reference: DecodeFn, latents: Tensor, *, seed: int = 0, resamples: int = 1000
 ) -> Psnr:
-    """How well a decoder's images of latents (N, C, h, w) agree with another's, both as uint8."""
-    batches = torch.split(latents, BATCH)
-    return _mean((_ratios(decode(batch), to_uint8(reference(batch))) for batch in batches), seed, resamples)
+    """PSNR of a decoder's images against a reference decoder's for latents (N, C, h, w), both rounded to uint8."""
+    batches = torch.split(latents, INFERENCE_BATCH_SIZE)
+    return _mean((_psnr_per_image(decode(batch), to_uint8(reference(batch))) for batch in batches), seed, resamples)
 
 
-def _mean(found: Iterable[Tensor], seed: int, resamples: int) -> Psnr:
-    by_image = torch.cat([ratios.cpu() for ratios in found])
+def _mean(batches: Iterable[Tensor], seed: int, resamples: int) -> Psnr:
+    """Mean over images with a percentile bootstrap interval."""
+    by_image = torch.cat([batch.cpu() for batch in batches])
     random = torch.Generator().manual_seed(seeding.derive_seed(seed, "psnr"))
-    drawn = torch.randint(len(by_image), (resamples, len(by_image)), generator=random)
-    low, high = by_image[drawn].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    resampled = torch.randint(len(by_image), (resamples, len(by_image)), generator=random)
+    # (resamples, images) → (resamples,) → both ends of the interval
+    low, high = by_image[resampled].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Psnr(by_image.mean().item(), low, high, len(by_image))
 
 
-def _ratios(decoded: Tensor, pixels: Tensor) -> Tensor:
-    # Half a grey level is the least error told apart: a flat image comes back exactly, and its ratio would be infinite.
-    error = (to_uint8(decoded).double() - pixels).square().flatten(1).mean(1).clamp(min=0.25)
-    return 10 * torch.log10(255**2 / error)
+def _psnr_per_image(decoded: Tensor, pixels: Tensor) -> Tensor:
+    """PSNR in dB of images (B, 3, H, W) against uint8 pixels: (B,)."""
+    # An error of half a gray level is the smallest that counts; a flat image is reconstructed exactly, with infinite
+    # PSNR.
+    mse = (to_uint8(decoded).double() - pixels).square().flatten(1).mean(1).clamp(min=0.25)
+    return 10 * torch.log10(255**2 / mse)  # 10·log₁₀(MAX² / MSE)

@@ -1,7 +1,7 @@
-"""The training of the small autoencoder, or of a tiny decoder for an encoder that is given (SnapGen, section 3.2).
+"""Training of the small autoencoder, or of a tiny decoder for a frozen encoder (SnapGen, section 3.2).
 
-Both parts learn together at first; then the encoder is frozen and the decoder goes on against a discriminator of
-patches. An encoder that is given is frozen from the start, and what is trained is a `TinyDecoder`.
+Encoder and decoder of the autoencoder are trained together at first. Then the encoder is frozen, and the decoder is
+trained further against a patch discriminator. With a given encoder, only a `TinyDecoder` is trained.
 """
 
 from __future__ import annotations
@@ -19,72 +19,81 @@ from snapgen.autoencoders.autoencoder import Autoencoder, ConvAutoencoder
 from snapgen.autoencoders.perceptual import PerceptualLoss
 from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
 from snapgen.config import Config
-from snapgen.data.pixels import BATCH, to_float
+from snapgen.data.pixels import INFERENCE_BATCH_SIZE, to_float
 from snapgen.errors import InputError
 from snapgen.io.cache import JSON
-from snapgen.io.checkpoint import StepCallback
 from snapgen.optim import optimizers
 from snapgen.optim.ema import EMA
 from snapgen.optim.optimizers import OptimizerGroup
 from snapgen.optim.schedule import cosine_with_warmup
+from snapgen.progress import ProgressCallback, ignore_progress, step_message
 
 ImagesByResolution = Mapping[int, Tensor]
 """Images by resolution: uint8 (N, 3, resolution, resolution)."""
 
-
-MEASURED = 800
-"""Images of each resolution that the latents' statistics are taken from; 800 hold 51,200 latent positions at 32 px."""
+STATISTICS_IMAGES = 800
+"""Images of each resolution from which the latents' statistics are computed: 51,200 latent positions at 32 px."""
 
 
 class DecoderTrainingConfig(Config):
-    """Everything that the trained weights depend on, beside the images and the architecture.
+    """Configuration of autoencoder or decoder training, on which the weights depend along with images and shape.
 
-    The paper names the losses (MSE, LPIPS, adversarial), not their weights: all values here are our choice.
+    The paper names the losses (MSE, LPIPS, adversarial) but not their weights. All values here are our choice.
     """
 
     steps: int = Field(default=2500, ge=1)
-    batch: int = Field(default=32, ge=1)
-    """Images a step at the lowest resolution; fewer at higher ones, so that every step costs about the same."""
+    """Optimizer steps."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images per step at the lowest resolution; fewer at higher ones, so that all steps cost about the same."""
     resolutions: tuple[int, ...] = Field(default=(32, 32, 64), min_length=1)
-    """Taken in turn; one that is named twice gets twice the steps."""
+    """Resolutions through which the steps cycle; one that is listed twice gets twice the steps."""
     optimizer: Literal["adamw", "muon"] = "muon"
+    """muon: Muon for the matrices inside the net and AdamW for everything else; adamw: AdamW for all."""
     learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak learning rate."""
     weight_decay: float = Field(default=1e-2, ge=0)
-    warmup: int = Field(default=100, ge=0)
-    ema: float = Field(default=0.03, gt=0, le=0.25)
-    """Width of the weights' average, relative to the steps so far of its part (`snapgen.optim.ema.EMA`)."""
+    """Decoupled weight decay."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps in which the learning rate rises to its peak."""
+    ema_sigma_rel: float = Field(default=0.03, gt=0, le=0.25)
+    """Width of the weights' average relative to the steps since averaging began (`snapgen.optim.ema.EMA`)."""
     latent_noise: float = Field(default=0.3, ge=0)
-    """Largest standard deviation of the noise that the decoder must bear: a diffusion model's latents are not exact."""
+    """Largest standard deviation of the noise added to latents, since a diffusion model's latents are not exact."""
     coarse: float = Field(default=1, ge=0)
-    """Weight of the loss of decoding latents averaged 2×2 against images averaged so. It ties the latents' scales to
-    the image's, which leaves less high-frequency energy for a diffusion model to learn."""
+    """Weight of the loss between the decoded 2×2 average of the latents and the 2×2 average of the image. It ties the
+    latents' scales to the image's, which leaves less high-frequency energy for a diffusion model to learn."""
     l1: float = Field(default=0.5, ge=0)
+    """Weight of the mean absolute error."""
     mse: float = Field(default=1, ge=0)
+    """Weight of the mean squared error."""
     perceptual: float = Field(default=0.3, ge=0)
+    """Weight of the perceptual loss (`snapgen.autoencoders.perceptual`)."""
     adversarial: float = Field(default=0.03, ge=0)
+    """Weight of the adversarial loss."""
     adversarial_share: float = Field(default=0.25, ge=0, le=1)
-    """The last share of the steps, in which the encoder is frozen and the discriminator plays."""
+    """Final share of the steps, in which the encoder is frozen and the discriminator is used."""
     seed: int = 0
+    """Seed of weights, batches and noise."""
 
 
 class LatentSpec(Protocol):
-    """Anything that knows what its latents are like: an autoencoder, or a plan of one."""
+    """Anything with known latents, such as an autoencoder or the plan of one."""
 
     @property
     def factor(self) -> int:
-        """Pixels along a side of the image for one of the latent."""
+        """Downscale factor: pixels along a side of the image per position of the latent."""
         ...
 
     @property
     def latent_channels(self) -> int:
-        """Of the latents."""
+        """Channels of the latents."""
         ...
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Three convolutions that judge patches of 18 px: (B, 3, H, W) → (B, 1, H/4, W/4).
+    """Discriminator of three convolutions on patches of 18 px: (B, 3, H, W) → (B, 1, H/4, W/4).
 
-    All but the last are spectrally normalised: with few steps to play it must not run away from the decoder.
+    All but the last have spectral norm, so that within few steps the discriminator does not overpower the decoder.
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -99,13 +108,15 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class DecoderTrainer:
-    """A training under way, a step at a time, where ``model`` lies.
+    """Step-by-step training on the device of ``model``.
 
-    The same arguments on the same machine with as many threads give the same weights, however often the training is
-    interrupted and another one is loaded with its state: the random numbers of a step depend on its number alone.
+    The random numbers of a step depend only on its number. The same arguments, machine and number of threads therefore
+    give the same weights, however often the training is interrupted and resumed from its `state`.
 
     Args:
         model: trained in place.
+        images: training images of every resolution.
+        training: the configuration.
         encoder: frozen encoder whose latents a `TinyDecoder` learns to decode; None: the model is an autoencoder.
     """
 
@@ -121,13 +132,13 @@ class DecoderTrainer:
         assert not missing, f"no images of {missing}"
         self.model, self.images, self.training, self.encoder = model, images, training, encoder
         self.done = 0
-        """Steps taken."""
+        """Completed steps."""
         self.frozen_from = round(training.steps * (1 - training.adversarial_share))
-        """The step, from 0, from which the encoder is frozen and the discriminator plays."""
+        """First step, from 0, with a frozen encoder and the discriminator."""
         model.train().requires_grad_(True)
         self.device = next(model.parameters()).device
         self.decoder = model.decoder if isinstance(model, ConvAutoencoder) else model
-        self.average, self.averaged_from = EMA(model, training.ema), 0
+        self.ema, self.ema_from = EMA(model, training.ema_sigma_rel), 0
         self.perceptual = PerceptualLoss().to(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.derive_seed(training.seed, "autoencoder", "discriminator"))
@@ -140,51 +151,56 @@ class DecoderTrainer:
             weight_decay=training.weight_decay,
             clip=1,
         )
-        self.judge = torch.optim.AdamW(self.discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99))
+        self.discriminator_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99))
 
-    def complete(self, progress: StepCallback | None = None) -> None:
-        """Takes the steps that are left, calling ``progress`` after each, and finishes."""
-        while self.done < self.training.steps:
+    @property
+    def steps(self) -> int:
+        """Total number of steps."""
+        return self.training.steps
+
+    def complete(self, progress: ProgressCallback = ignore_progress) -> None:
+        """Run the remaining steps, calling ``progress`` after each, and `finish`."""
+        while self.done < self.steps:
             losses = self.step()
-            if progress:
-                progress(self.done, self.training.steps, losses)
+            progress(self.done / self.steps, step_message(self.done, self.steps, losses))
         self.finish()
 
     def finish(self) -> None:
-        """Gives the model the averaged weights and, an autoencoder, its latents' statistics."""
-        self.model.load_state_dict(self.average.state())
+        """Load the averaged weights into the model and set an autoencoder's latent statistics."""
+        self.model.load_state_dict(self.ema.state())
         if self.frozen_from >= self.training.steps and isinstance(self.model, ConvAutoencoder):
             self.model.measure_latents(self._sample())
         self.model.eval()
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, JSON]]:
-        """All that the next steps depend on beside the arguments, as `snapgen.io.checkpoint.save_checkpoint` takes it.
+        """State on which the next steps depend in addition to the arguments, for `snapgen.io.checkpoint`.
 
-        The tensors are the training's own: save or copy them before the next step.
+        The tensors are not copied: save or copy them before the next step.
         """
-        parts = {
+        # The keys are those of existing checkpoint files.
+        groups = {
             "model": dict(self.model.state_dict()),
-            "average": self.average.state(),
+            "average": self.ema.state(),
             "optimizer": self.optimizer.state(),
             "discriminator": dict(self.discriminator.state_dict()),
-            "judge": optimizers.state_of(self.judge),
+            "judge": optimizers.state_of(self.discriminator_optimizer),
         }
-        return parts, {"step": self.done}
+        return groups, {"step": self.done}
 
-    def load(self, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave in a training with the same arguments; this one has not begun."""
+    def load(self, groups: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> None:
+        """Resume from the `state` of a trainer with the same arguments; call before the first step."""
         assert self.done == 0
-        self.done = int(facts["step"])
-        self.model.load_state_dict(parts["model"])
+        self.done = int(metadata["step"])
+        self.model.load_state_dict(groups["model"])
         if self.done > self.frozen_from:
-            self._hold_encoder()
-        self.average.load(parts["average"])
-        self.optimizer.load(parts.get("optimizer", {}))
-        self.discriminator.load_state_dict(parts["discriminator"])
-        optimizers.load_state(self.judge, parts.get("judge", {}))
+            self._use_frozen_encoder()
+        self.ema.load(groups["average"])
+        self.optimizer.load(groups.get("optimizer", {}))
+        self.discriminator.load_state_dict(groups["discriminator"])
+        optimizers.load_state(self.discriminator_optimizer, groups.get("judge", {}))
 
     def step(self) -> dict[str, Tensor]:
-        """One update of the model, and of the discriminator once it plays; the losses, 0-dim, on the device."""
+        """Update the model, and the discriminator once it is used; returns the losses, 0-dim, on the device."""
         if self.done == self.frozen_from:
             self._freeze_encoder()
         random = torch.Generator().manual_seed(
@@ -192,19 +208,20 @@ class DecoderTrainer:
         )
         target = self._batch(random).to(self.device)
         latents = self._encode(target)
-        reach = torch.rand(len(latents), 1, 1, 1, generator=random) * self.training.latent_noise
-        noise = reach * torch.randn(latents.shape, generator=random)
+        std = torch.rand(len(latents), 1, 1, 1, generator=random) * self.training.latent_noise
+        noise = std * torch.randn(latents.shape, generator=random)
         decoded = self.decoder(latents + noise.to(self.device))
         losses = self._reconstruction(decoded, target)
         if self.training.coarse and target.shape[-1] > min(self.training.resolutions):
+            # (B, C, h, w) → (B, C, h/2, w/2), decoded and compared at half the resolution
             coarse = self.decoder(functional.avg_pool2d(latents, 2))
-            again = self._reconstruction(coarse, functional.avg_pool2d(target, 2))
-            losses["coarse"] = self.training.coarse * sum(again.values(), torch.zeros(()))
+            coarse_losses = self._reconstruction(coarse, functional.avg_pool2d(target, 2))
+            losses["coarse"] = self.training.coarse * sum(coarse_losses.values(), torch.zeros(()))
         if self.done >= self.frozen_from and self.training.adversarial:
             losses["adversarial"] = -self.training.adversarial * self.discriminator(decoded).mean()
         torch.autograd.backward(sum(losses.values(), torch.zeros(())))
-        self.optimizer.step(cosine_with_warmup(self.done, steps=self.training.steps, warmup=self.training.warmup))
-        self.average.update(self.done + 1 - self.averaged_from)
+        self.optimizer.step(cosine_with_warmup(self.done, steps=self.training.steps, warmup=self.training.warmup_steps))
+        self.ema.update(self.done + 1 - self.ema_from)
         if "adversarial" in losses:
             losses["discriminator"] = self._discriminate(decoded.detach(), target)
         self.done += 1
@@ -213,7 +230,7 @@ class DecoderTrainer:
     def _encode(self, target: Tensor) -> Tensor:
         if self.encoder is None:
             assert isinstance(self.model, ConvAutoencoder)
-            latents: Tensor = self.model.encode_normalised_by_batch(target)
+            latents: Tensor = self.model.encode_with_batch_stats(target)
             return latents
         with torch.no_grad():
             return self.encoder.encode(target)
@@ -227,52 +244,52 @@ class DecoderTrainer:
         }
 
     def _discriminate(self, decoded: Tensor, target: Tensor) -> Tensor:
-        """One update of the discriminator by the hinge loss."""
+        """Update the discriminator once by the hinge loss."""
         real, fake = self.discriminator(target), self.discriminator(decoded)
         loss: Tensor = functional.relu(1 - real).mean() + functional.relu(1 + fake).mean()
-        self.judge.zero_grad(set_to_none=True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        self.judge.step()
+        self.discriminator_optimizer.step()
         return loss
 
     def _freeze_encoder(self) -> None:
-        """From here on the averaged encoder is the encoder, and the decoder sees latents as `encode` will give them."""
+        """Load the averaged weights and freeze the encoder; the decoder now trains on the latents of `encode`."""
         if isinstance(self.model, ConvAutoencoder):
-            self.model.load_state_dict(self.average.state())
+            self.model.load_state_dict(self.ema.state())
             self.model.measure_latents(self._sample())
-            self._hold_encoder()
+            self._use_frozen_encoder()
 
-    def _hold_encoder(self) -> None:
+    def _use_frozen_encoder(self) -> None:
         if isinstance(self.model, ConvAutoencoder):
             self.model.encoder.requires_grad_(False)
-            self.average, self.averaged_from = EMA(self.model, self.training.ema), self.frozen_from
+            self.ema, self.ema_from = EMA(self.model, self.training.ema_sigma_rel), self.frozen_from
             self.encoder = self.model
 
     def _batch(self, random: torch.Generator) -> Tensor:
-        """The images of a step, mirrored and moved by chance: uint8 → [-1, 1]."""
+        """The images of a step, randomly mirrored and shifted: uint8 → [-1, 1]."""
         training = self.training
         resolution = training.resolutions[self.done % len(training.resolutions)]
         lowest = min(training.resolutions)
-        size = max(2, round(training.batch * (lowest / resolution) ** 2))
+        size = max(2, round(training.batch_size * (lowest / resolution) ** 2))
         pixels = self.images[resolution]
         batch = pixels[torch.randint(len(pixels), (size,), generator=random)]
         mirrored = torch.rand(size, 1, 1, 1, generator=random) < 0.5
         batch = torch.where(mirrored, batch.flip(-1), batch)
-        reach = resolution // 16
-        padded = functional.pad(to_float(batch), (reach,) * 4, mode="replicate")
-        x, y = torch.randint(2 * reach + 1, (2,), generator=random).tolist()
+        max_shift = resolution // 16
+        padded = functional.pad(to_float(batch), (max_shift,) * 4, mode="replicate")
+        x, y = torch.randint(2 * max_shift + 1, (2,), generator=random).tolist()
         return padded[..., y : y + resolution, x : x + resolution]
 
     def _sample(self) -> Iterator[Tensor]:
-        """Batches of images spread over the set, enough of each resolution for statistics of two digits and more."""
+        """Batches of images spread over the data set, enough per resolution for statistics to at least two digits."""
         for resolution in sorted(set(self.training.resolutions)):
             pixels = self.images[resolution]
-            for batch in torch.split(pixels[:: max(1, len(pixels) // MEASURED)], BATCH):
+            for batch in torch.split(pixels[:: max(1, len(pixels) // STATISTICS_IMAGES)], INFERENCE_BATCH_SIZE):
                 yield to_float(batch).to(self.device)
 
 
 def new_autoencoder(seed: int, **config: Any) -> ConvAutoencoder:
-    """An untrained autoencoder; its weights depend on the seed alone."""
+    """An untrained autoencoder whose weights depend only on the seed and the configuration."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive_seed(seed, "autoencoder", "weights"))
         return cast(ConvAutoencoder, ConvAutoencoder(**config))
@@ -282,14 +299,19 @@ def build_tiny_decoder(encoder: LatentSpec, *, seed: int, **config: Any) -> Tiny
     """An untrained decoder for an encoder's latents.
 
     Args:
-        config: of `TinyDecoder`; what is not given is the paper's (for factor 8; as thin for others).
+        encoder: whose latents are decoded.
+        seed: seed of the weights.
+        config: arguments of `TinyDecoder`. The defaults are those of `PAPER` for a factor of 8, and its first levels
+            for smaller factors.
 
     Raises:
-        InputError: if there is none for the encoder's factor, or the configuration is for another.
+        InputError: if the encoder's factor is not supported, or the configuration is for another factor.
     """
     levels = encoder.factor.bit_length()
     if levels > len(PAPER["widths"]) or levels < 2:
-        raise InputError("--encoder", f"has a factor of {encoder.factor}", "give one of 2, 4 or 8")
+        raise InputError(
+            "--encoder", f"has a downscale factor of {encoder.factor}", "use an encoder with one of 2, 4 or 8"
+        )
     config = {**PAPER, "widths": PAPER["widths"][:levels], "blocks": PAPER["blocks"][:levels]} | config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.derive_seed(seed, "autoencoder", "weights"))
@@ -298,6 +320,6 @@ def build_tiny_decoder(encoder: LatentSpec, *, seed: int, **config: Any) -> Tiny
         except (TypeError, ValueError) as error:
             raise InputError("decoder", str(error), "see snapgen.autoencoders.tiny_decoder.TinyDecoder") from None
     if decoder.factor != encoder.factor:
-        problem = f"decodes a factor of {decoder.factor}; the encoder's is {encoder.factor}"
+        problem = f"has a downscale factor of {decoder.factor}, but the encoder's is {encoder.factor}"
         raise InputError("decoder", problem, f"give {levels} widths and blocks", place="widths")
     return decoder

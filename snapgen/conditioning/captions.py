@@ -1,8 +1,9 @@
-"""Text conditioning: captions under a list of encoders, merged into one context (arXiv 2412.09619; SD3's way).
+"""Text conditioning: captions encoded by several text encoders and merged into one context.
 
-Encoders joined on channels form a group (CLIP-L 768 + CLIP-G 1280 = 2048), each group is padded with zeros on channels
-to the widest (Gemma2's 2304), and the groups stand one behind the other along the tokens. Each encoder can be left out
-on its own, in training and in use: its part is zeros.
+SnapGen (arXiv 2412.09619) uses three encoders; they are merged as in SD3. Encoders joined on channels form a group
+(CLIP-L 768 + CLIP-G 1280 = 2048), each group is zero-padded on channels to the widest (Gemma2's 2304), and the groups
+are concatenated along the tokens. Each encoder can be dropped independently, in training and inference: its embeddings
+are then zeros.
 """
 
 from __future__ import annotations
@@ -21,44 +22,45 @@ from snapgen.io.chunked import ChunkedTensor
 
 
 class TextEncoderConfig(Config):
-    """One text encoder of a list."""
+    """Configuration of one text encoder in a list."""
 
     encoder: str = text_encoder.MINILM
-    """Name or folder, as `snapgen.conditioning.embeddings.encode` takes it."""
+    """minilm, a folder, or OWNER/NAME on the hub."""
     tokens: int = Field(16, gt=0)
-    """Captions are cut to so many."""
+    """Captions are cut to this many tokens."""
     layer: text_encoder.Layer = "last"
-    """Which hidden states; SnapGen takes CLIP's penultimate."""
+    """Which hidden states to use; SnapGen takes CLIP's penultimate ones."""
     join: Literal["tokens", "channels"] = "tokens"
-    """How it is joined to the encoder before it in the list; the first has none before it."""
+    """Axis along which its embeddings are joined to those of the encoder before it in the list: as further tokens or
+    as further channels."""
     dropout: float = Field(0.1, ge=0, le=1)
-    """How often it is dropped in training, independently of the others. SnapGen's rate is not known; ours."""
+    """Probability with which it is dropped in training, independently of the others. The default is our choice."""
     pooled: bool = False
-    """Whether its pooled embedding is part of `Conditioning.pooled`."""
+    """Whether its pooled embedding is used as well, which SD3 teachers need."""
 
 
 class Conditioning(NamedTuple):
-    """What a net is told of its images."""
+    """Text conditioning of a batch of images."""
 
     context: Tensor
-    """(B, N, W)."""
+    """Context (B, N, context_dim)."""
     pooled: Tensor | None
-    """(B, P): the pooled embeddings joined on channels."""
+    """Pooled embeddings concatenated on channels (B, P), None if no encoder contributes one."""
 
 
 class ConditioningDims(NamedTuple):
-    """The shape of a condition."""
+    """Dimensions of a `Conditioning`."""
 
     context: int
-    """Channels of the context."""
+    """Width of the context."""
     tokens: int
-    """Tokens of the context."""
+    """Number of tokens of the context."""
     pooled: int
-    """Channels of the pooled embedding, 0 if there is none."""
+    """Width of the pooled embedding, 0 if there is none."""
 
 
 class EmbeddingSlice(NamedTuple):
-    """Where one encoder's embeddings lie in the context and in the pooled embedding."""
+    """Position of one encoder's embeddings within the context and the pooled embedding."""
 
     tokens: slice
     channels: slice
@@ -66,53 +68,60 @@ class EmbeddingSlice(NamedTuple):
 
 
 class EncodedCaptions:
-    """The captions of a set under a list of encoders, encoded once, merged a batch at a time.
+    """Captions of a data set, encoded once by each of several encoders and merged batch by batch.
+
+    Args:
+        tables: embeddings of the distinct captions, for each encoder.
+        rows: row of each caption in the tables, int64 (N,).
+        slices: position of each encoder's embeddings.
 
     Attributes:
-        context_width, tokens: the context's channels and tokens.
-        pooled_width: the pooled embedding's channels, 0 if there is none.
-        encoders: how many encoders there are.
+        context_dim: width of the context.
+        tokens: number of tokens of the context.
+        pooled_width: width of the pooled embedding, 0 if there is none.
+        num_encoders: number of encoders.
     """
 
-    def __init__(self, tables: Sequence[embeddings.Embeddings], row: Tensor, places: Sequence[EmbeddingSlice]) -> None:
-        self._tables, self._row, self._places = tables, row, places
-        self.context_width, self.tokens, self.pooled_width = _extent(places)
-        self.encoders = len(places)
+    def __init__(self, tables: Sequence[embeddings.Embeddings], rows: Tensor, slices: Sequence[EmbeddingSlice]) -> None:
+        self._tables, self._rows, self._slices = tables, rows, slices
+        self.context_dim, self.tokens, self.pooled_width = _dims(slices)
+        self.num_encoders = len(slices)
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self._rows)
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings lie, and conditions are made."""
-        return self._row.device
+        """Device of the embeddings and of the conditioning made from them."""
+        return self._rows.device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all embeddings."""
+        """Size of all embeddings in bytes."""
         return sum(table.tokens.nbytes + table.pooled.nbytes for table in self._tables)
 
     def to(self, device: torch.device) -> EncodedCaptions:
-        """The same, whole, on a device; for sets that fit."""
+        """The same captions with all embeddings moved to a device; for sets that fit there."""
         tables = [embeddings.Embeddings(table.tokens.to(device), table.pooled.to(device)) for table in self._tables]
-        return EncodedCaptions(tables, self._row.to(device), self._places)
+        return EncodedCaptions(tables, self._rows.to(device), self._slices)
 
-    def condition(self, indices: Tensor, kept: Tensor | None = None) -> Conditioning:
-        """The conditions of so many captions, float32.
+    def conditioning(self, indices: Tensor, keep_mask: Tensor | None = None) -> Conditioning:
+        """Conditioning for a batch of captions, float32.
 
         Args:
-            indices: (B,) int64.
-            kept: (B, encoders) bool; the tokens and the pooled embedding of a dropped encoder are zeros. None: all are
-                kept.
+            indices: indices of the captions, int64 (B,).
+            keep_mask: bool (B, num_encoders); where False, the encoder is dropped: its tokens and its pooled embedding
+                are zeros. None keeps all.
         """
-        rows = self._row[indices.to(self.device)]
-        context = torch.zeros(len(rows), self.tokens, self.context_width, device=self.device)
+        rows = self._rows[indices.to(self.device)]
+        context = torch.zeros(len(rows), self.tokens, self.context_dim, device=self.device)
         pooled = torch.zeros(len(rows), self.pooled_width, device=self.device)
-        for number, (table, place) in enumerate(zip(self._tables, self._places, strict=True)):
-            dropped = None if kept is None else ~kept[:, number].to(self.device)
-            _put(table.tokens[rows], context[:, place.tokens, place.channels], dropped)
-            if place.pooled.start < place.pooled.stop:
-                _put(table.pooled[rows], pooled[:, place.pooled], dropped)
+        for number, (table, slices) in enumerate(zip(self._tables, self._slices, strict=True)):
+            dropped = None if keep_mask is None else ~keep_mask[:, number].to(self.device)
+            # (B, n, dim) into its block of (B, N, context_dim)
+            _copy_into(context[:, slices.tokens, slices.channels], table.tokens[rows], dropped)
+            if slices.pooled.start < slices.pooled.stop:
+                _copy_into(pooled[:, slices.pooled], table.pooled[rows], dropped)
         return Conditioning(context, pooled if self.pooled_width else None)
 
 
@@ -122,90 +131,91 @@ def encode(
     *,
     loaded: Sequence[tuple[Any, Any]] | None = None,
 ) -> EncodedCaptions:
-    """Captions under each encoder of a list.
+    """Encode captions with each encoder of a list.
 
     Args:
-        captions: an empty one is the null caption of classifier-free guidance: all zeros.
+        captions: the captions; an empty one is the null caption of classifier-free guidance, all zeros.
         encoders: at least one.
-        loaded: the encoders themselves, each with its tokenizer, as
-        `snapgen.conditioning.text_encoder.load_text_encoder` gives them: for a few prompts,
-            nothing is kept. None: they are loaded if need be, and the embeddings kept on disk and read where they lie.
+        loaded: the models with their tokenizers, from `snapgen.conditioning.text_encoder.load_text_encoder`. They are
+            used for a few prompts, whose embeddings are not cached. None: encoders are loaded as needed, and embeddings
+            are cached on disk and memory-mapped.
 
     Raises:
-        InputError: if an encoder cannot be loaded or takes fewer tokens, or as `widths`.
+        InputError: if an encoder cannot be loaded or does not take that many tokens, or as `conditioning_dims`.
     """
-    different, row = embeddings.deduplicate(captions)
+    distinct, rows = embeddings.deduplicate(captions)
     if loaded is None:
-        widths(encoders)
-        tables = [
-            embeddings.embed_captions(different, name=e.encoder, tokens=e.tokens, layer=e.layer) for e in encoders
-        ]
+        conditioning_dims(encoders)
+        tables = [embeddings.embed_captions(distinct, name=e.encoder, tokens=e.tokens, layer=e.layer) for e in encoders]
     else:
         tables = []
         for e, (model, tokenizer) in zip(encoders, loaded, strict=True):
-            found = text_encoder.encode_batch(model, tokenizer, different, tokens=e.tokens, layer=e.layer)
-            tables.append(embeddings.Embeddings(ChunkedTensor([found["tokens"]]), ChunkedTensor([found["pooled"]])))
+            encoded = text_encoder.encode_batch(model, tokenizer, distinct, tokens=e.tokens, layer=e.layer)
+            tables.append(embeddings.Embeddings(ChunkedTensor([encoded["tokens"]]), ChunkedTensor([encoded["pooled"]])))
     shapes = [(table.tokens.shape[2], table.pooled.shape[1]) for table in tables]
-    return EncodedCaptions(tables, row, layout(encoders, shapes))
+    return EncodedCaptions(tables, rows, layout(encoders, shapes))
 
 
-def widths(encoders: Sequence[TextEncoderConfig], shapes: Sequence[tuple[int, int]] | None = None) -> ConditioningDims:
-    """The shape of the conditions that a list of encoders gives.
+def conditioning_dims(
+    encoders: Sequence[TextEncoderConfig], shapes: Sequence[tuple[int, int]] | None = None
+) -> ConditioningDims:
+    """Dimensions of the conditioning that a list of encoders produces.
 
     Args:
         encoders: at least one.
-        shapes: as `layout` takes them; None: from the encoders' configurations.
+        shapes: as for `layout`; None: read from the encoders' configurations.
 
     Raises:
-        InputError: if there is no such encoder, or encoders joined on channels differ in tokens.
+        InputError: if an encoder does not exist, or encoders joined on channels differ in tokens.
     """
     if shapes is None:
         shapes = [(text_encoder.width(e.encoder), text_encoder.pooled_width(e.encoder)) for e in encoders]
-    return _extent(layout(encoders, shapes))
+    return _dims(layout(encoders, shapes))
 
 
 def layout(encoders: Sequence[TextEncoderConfig], shapes: Sequence[tuple[int, int]]) -> list[EmbeddingSlice]:
-    """Where each encoder's embeddings go.
+    """Position of each encoder's embeddings within the context and the pooled embedding.
 
     Args:
         encoders: at least one.
-        shapes: the channels of each one's tokens and of its pooled embedding.
+        shapes: width of each encoder's token embeddings and of its pooled embedding.
 
     Raises:
         InputError: if encoders joined on channels differ in tokens.
     """
     if not encoders:
         raise InputError("encoders", "is empty", f"name at least one, e.g. {text_encoder.MINILM}")
-    found: list[EmbeddingSlice] = []
+    slices: list[EmbeddingSlice] = []
     for number, (encoder, (width, pooled_width)) in enumerate(zip(encoders, shapes, strict=True)):
-        _, tokens, pooled = _extent(found)
-        span, first = slice(tokens, tokens + encoder.tokens), 0
+        _, tokens, pooled = _dims(slices)
+        token_slice, first_channel = slice(tokens, tokens + encoder.tokens), 0
         if encoder.join == "channels":
             _check_join(encoders, number)
-            span, first = found[-1].tokens, found[-1].channels.stop
-        own = pooled_width if encoder.pooled else 0
-        found.append(EmbeddingSlice(span, slice(first, first + width), slice(pooled, pooled + own)))
-    return found
+            token_slice, first_channel = slices[-1].tokens, slices[-1].channels.stop
+        channel_slice = slice(first_channel, first_channel + width)
+        pooled_slice = slice(pooled, pooled + (pooled_width if encoder.pooled else 0))
+        slices.append(EmbeddingSlice(token_slice, channel_slice, pooled_slice))
+    return slices
 
 
 def _check_join(encoders: Sequence[TextEncoderConfig], number: int) -> None:
     if number == 0:
-        raise InputError("encoders", "has no encoder before it", "use join: tokens", place="[0].join")
-    own, other = encoders[number].tokens, encoders[number - 1].tokens
-    if own != other:
-        problem = f"joins {own} tokens on channels with {other}"
+        raise InputError("encoders", "joins the first encoder to one before it", "use join: tokens", place="[0].join")
+    tokens, preceding = encoders[number].tokens, encoders[number - 1].tokens
+    if tokens != preceding:
+        problem = f"joins {tokens} tokens on channels with {preceding}"
         raise InputError("encoders", problem, "give both the same number of tokens", place=f"[{number}].tokens")
 
 
-def _extent(places: Sequence[EmbeddingSlice]) -> ConditioningDims:
+def _dims(slices: Sequence[EmbeddingSlice]) -> ConditioningDims:
     def end(name: Literal["tokens", "channels", "pooled"]) -> int:
-        return max((getattr(place, name).stop for place in places), default=0)
+        return max((getattr(encoder, name).stop for encoder in slices), default=0)
 
     return ConditioningDims(context=end("channels"), tokens=end("tokens"), pooled=end("pooled"))
 
 
-def _put(found: Tensor, place: Tensor, dropped: Tensor | None) -> None:
-    """Copies (B, …) into a view of its shape, but for the rows dropped."""
-    place.copy_(found)
+def _copy_into(view: Tensor, values: Tensor, dropped: Tensor | None) -> None:
+    """Copy values (B, …) into a view of the same shape, with zeros in the dropped rows."""
+    view.copy_(values)
     if dropped is not None:
-        place[dropped] = 0
+        view[dropped] = 0

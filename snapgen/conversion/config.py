@@ -1,9 +1,9 @@
-"""What the configuration of a diffusers U-Net describes, in our words, and where the two families part.
+"""Converts the configuration of a diffusers U-Net to an `Architecture`, and lists what cannot be converted.
 
-Read are `UNet2DConditionModel` (SD-1.5, SD-2.1, SDXL) and `DreamLiteUNetModel`. Two quirks of the latter are not in the
-paper (arXiv 2412.09619) and not in our family: blocks without self-attention replace their tokens by their norm, where
-ours leave them as they are; and separable convolutions widen to twice the *output's* width and leave the samplers
-plain, where ours widen to twice the larger of input and output and separate the samplers too.
+Supported are `UNet2DConditionModel` (SD-1.5, SD-2.1, SDXL) and `DreamLiteUNetModel`. Two properties of the latter are
+neither in the paper (arXiv 2412.09619) nor in `UNet`. Blocks without self-attention replace their tokens by the norm of
+the tokens, where ours leave them unchanged. Separable convolutions expand to twice the *output's* width and do not
+apply to down- and upsampling, where ours expand to twice the larger of input and output width and do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from snapgen import config as settings
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 
-ONE_VALUE: dict[str, tuple[Any, ...]] = {
+FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "flip_sin_to_cos": (True,),
     "freq_shift": (0,),
@@ -45,7 +45,7 @@ ONE_VALUE: dict[str, tuple[Any, ...]] = {
     "cross_attention_norm": (None,),
     "qk_norm": (None, "rms_norm"),
 }
-"""Fields in which our family has no choice, and the values that mean what it does."""
+"""Fields for which `UNet` has a single behavior, and the values that stand for it."""
 
 SELF_ATTENTION: dict[str, bool | None] = {
     "DownBlock2D": None,
@@ -60,12 +60,12 @@ SELF_ATTENTION: dict[str, bool | None] = {
     "CrossAttnUpRemoveSelfAttnBlock2D": False,
     "CrossAttnUpRemoveSelfAttnBlock2DV1": False,
 }
-"""Kinds of blocks, ``DreamLite`` taken off their names: whether they have self-attention; None: no transformers."""
+"""Whether a block class, named without ``DreamLite``, has self-attention; None: it has no transformers."""
 
 
 @dataclass(frozen=True)
 class ConfigMismatch:
-    """A field of their configuration that our family cannot follow."""
+    """A field of diffusers' configuration that `UNet` does not support."""
 
     field: str
     problem: str
@@ -73,21 +73,21 @@ class ConfigMismatch:
 
 @dataclass(frozen=True)
 class ConfigMatch:
-    """The nearest architecture of our family, and all in which the net differs from it."""
+    """The closest architecture, and everything in which the source net differs from it."""
 
     architecture: Architecture
     differences: tuple[ConfigMismatch, ...]
 
 
 def describe(config: Mapping[str, Any], source: str) -> ConfigMatch:
-    """The architecture that a complete configuration of a diffusers U-Net describes.
+    """The architecture of a diffusers U-Net from its complete configuration.
 
     Args:
-        config: every field, the defaults filled in.
-        source: what to call it in an error.
+        config: all fields, including defaults.
+        source: name of the net in error messages.
 
     Raises:
-        InputError: if it describes none of our family, naming the field.
+        InputError: if no architecture is close to it; the message names the field.
     """
     reader = _Reader(config, source)
     values = reader.architecture()
@@ -95,7 +95,7 @@ def describe(config: Mapping[str, Any], source: str) -> ConfigMatch:
 
 
 class _Reader:
-    """One configuration being read; differences are collected on the way."""
+    """Reads one configuration and collects the differences."""
 
     def __init__(self, config: Mapping[str, Any], source: str) -> None:
         self.config, self.source = config, source
@@ -103,108 +103,108 @@ class _Reader:
         self.differences: list[ConfigMismatch] = []
 
     def architecture(self) -> dict[str, Any]:
-        """As values for `Architecture`."""
-        for field, allowed in ONE_VALUE.items():
+        """Fields of `Architecture`."""
+        for field, allowed in FIXED_FIELDS.items():
             value = self.config.get(field, allowed[0])
             if not all(v in allowed for v in (value if isinstance(value, list | tuple) else [value])):
                 self.differ(field, f"is {value!r}, where our U-Net has {' or '.join(map(repr, allowed))}")
         if self.config["in_channels"] != self.config["out_channels"]:
-            self.refuse("in_channels", f"is not out_channels ({self.config['out_channels']})")
+            self.reject("in_channels", f"is not out_channels ({self.config['out_channels']})")
         if self.config["norm_num_groups"] is None:
-            self.refuse("norm_num_groups", "is null: a net without norms")
+            self.reject("norm_num_groups", "is null, which means a net without norms")
         if self.config.get("use_sep_conv"):
-            problem = "widens to twice the output's width and keeps its samplers plain, as our separable stages do not"
+            problem = "expands to twice the output's width and not in down- and upsampling, where our U-Net differs"
             self.differ("use_sep_conv", problem)
         levels = range(len(self.channels))
         depths_up = self.config["reverse_transformer_layers_per_block"]
         return {
             "latent_channels": self.config["in_channels"],
-            "context_width": self.context_width(),
+            "context_dim": self.context_dim(),
             "norm_groups": self.config["norm_num_groups"],
             "qk_norm": bool(self.config.get("qk_norm")),
             "time": {
-                "frequencies": self.channels[0],
-                "width": self.config["time_embedding_dim"] or 4 * self.channels[0],
+                "embed_dim": self.channels[0],
+                "hidden_dim": self.config["time_embedding_dim"] or 4 * self.channels[0],
             },
-            "down": [self.stage("down_block_types", i, i) for i in levels],
+            "down": [self.level("down_block_types", i, i) for i in levels],
             "mid": self.mid(),
             "up": [
-                self.stage("up_block_types", len(levels) - 1 - i, i, more=1, depths=depths_up and depths_up[::-1])
+                self.level("up_block_types", len(levels) - 1 - i, i, extra=1, depths=depths_up and depths_up[::-1])
                 for i in levels
             ],
         }
 
-    def stage(
-        self, field: str, place: int, level: int, *, more: int = 0, depths: Sequence[Any] | None = None
+    def level(
+        self, field: str, index: int, level: int, *, extra: int = 0, depths: Sequence[Any] | None = None
     ) -> dict[str, Any]:
-        """A level's blocks: ``place`` in their list of types, ``more`` residual blocks than on the way down."""
-        count = self.each("layers_per_block", level) + more
-        blocks = self.blocks(self.config[field][place], f"{field}[{place}]", level, count, depths)
-        return {"channels": self.channels[level], "residual_blocks": count, **blocks}
+        """Fields of a level at ``index`` of diffusers' block types, with ``extra`` blocks more than on the way down."""
+        count = self.value_at("layers_per_block", level) + extra
+        blocks = self.blocks(self.config[field][index], f"{field}[{index}]", level, count, depths)
+        return {"channels": self.channels[level], "num_res_blocks": count, **blocks}
 
     def mid(self) -> dict[str, Any]:
-        """The middle: a transformer between each two residual blocks."""
+        """Fields of the mid stage, which has a transformer between every two residual blocks."""
         kind = self.config["mid_block_type"]
         if kind is None:
-            return {"residual_blocks": 0}
+            return {"num_res_blocks": 0}
         blocks = self.blocks(kind, "mid_block_type", len(self.channels) - 1, self.config.get("num_mid_layers", 1))
-        return {"residual_blocks": blocks.get("transformers", 0) + 1, **blocks}
+        return {"num_res_blocks": blocks.get("num_transformers", 0) + 1, **blocks}
 
     def blocks(
         self, kind: str, place: str, level: int, transformers: int, depths: Sequence[Any] | None = None
     ) -> dict[str, Any]:
-        """What a stage and the middle have in common."""
+        """Fields that levels and the mid stage have in common."""
         name = kind.removeprefix("DreamLite")
         if name not in SELF_ATTENTION:
-            self.refuse(place, f"is {kind}, which our family does not have")
+            self.reject(place, f"is {kind}, which is not supported")
         self_attention = SELF_ATTENTION[name]
         conv = {"conv": "separable", "expansion": 2} if self.config.get("use_sep_conv") else {}
         if self_attention is None:
             return conv
         if not self_attention:
-            self.differ(place, "has blocks that replace their tokens by their norm, where ours leave them as they are")
+            self.differ(place, "has blocks that replace tokens by their norm, where our U-Net leaves them unchanged")
         return {
             **conv,
-            "transformers": transformers,
+            "num_transformers": transformers,
             "transformer_depth": self.depth(level, depths),
             "self_attention": self_attention,
-            "head_width": self.head_width(level),
-            "kv_heads": self.config.get("num_kv_heads"),
+            "head_dim": self.head_dim(level),
+            "num_kv_heads": self.config.get("num_kv_heads"),
             "ffn_ratio": self.config.get("ff_mult", 4),
         }
 
-    def context_width(self) -> int:
-        """The one width of all contexts."""
-        widths = {self.each("cross_attention_dim", i) for i in range(len(self.channels))}
+    def context_dim(self) -> int:
+        """Width of the context, which must be the same at all levels."""
+        widths = {self.value_at("cross_attention_dim", i) for i in range(len(self.channels))}
         if len(widths) > 1:
-            self.refuse("cross_attention_dim", f"has several widths: {sorted(widths)}")
+            self.reject("cross_attention_dim", f"has several widths: {sorted(widths)}")
         return int(widths.pop())
 
     def depth(self, level: int, depths: Sequence[Any] | None) -> int:
-        """Transformer blocks of each of a level's transformers."""
+        """Blocks per transformer of a level."""
         field = "reverse_transformer_layers_per_block" if depths else "transformer_layers_per_block"
-        value = depths[level] if depths else self.each(field, level)
-        found = set(value) if isinstance(value, list | tuple) else {value}
-        if len(found) > 1:
-            self.refuse(f"{field}[{level}]", f"is {list(value)}: transformers of several depths in a stage")
-        return int(found.pop())
+        value = depths[level] if depths else self.value_at(field, level)
+        distinct = set(value) if isinstance(value, list | tuple) else {value}
+        if len(distinct) > 1:
+            self.reject(f"{field}[{level}]", f"is {list(value)}, transformers of several depths in one level")
+        return int(distinct.pop())
 
-    def head_width(self, level: int) -> int:
-        """Their ``attention_head_dim`` is the number of heads."""
-        heads = self.each("attention_head_dim", level)
+    def head_dim(self, level: int) -> int:
+        """Channels per head. In these classes ``attention_head_dim`` is the number of heads."""
+        heads = self.value_at("attention_head_dim", level)
         if self.channels[level] % heads:
-            self.refuse("attention_head_dim", f"has {heads} heads, which do not divide {self.channels[level]} channels")
+            self.reject("attention_head_dim", f"has {heads} heads, which do not divide {self.channels[level]} channels")
         return int(self.channels[level] // heads)
 
-    def each(self, field: str, level: int) -> Any:
-        """A level's value of a field that can hold one for all."""
+    def value_at(self, field: str, level: int) -> Any:
+        """A level's value of a field that holds either one value for all levels or one per level."""
         value = self.config[field]
         return value[level] if isinstance(value, list | tuple) else value
 
     def differ(self, field: str, problem: str) -> None:
-        """Note a difference."""
+        """Record a difference."""
         self.differences.append(ConfigMismatch(field, problem))
 
-    def refuse(self, field: str, problem: str) -> None:
-        """Give up: no architecture of ours is near."""
-        raise InputError(self.source, problem, "convert a U-Net of another kind", place=field)
+    def reject(self, field: str, problem: str) -> None:
+        """Raise because no architecture is close to the source."""
+        raise InputError(self.source, problem, "convert another U-Net", place=field)

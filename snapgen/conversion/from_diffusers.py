@@ -1,24 +1,25 @@
-"""Diffusers' U-Nets as ours: the architecture from the configuration, the weights under our names.
+"""Converts diffusers' U-Nets to `UNet`: the architecture from the configuration, the weights under our keys.
 
-`from_diffusers` gives a net with the same output for every input, or says which field of the configuration our family
-cannot follow. Three things to know of such a net:
+`from_diffusers` returns a net with the same output for every input, or raises an error that names the field of the
+configuration that `UNet` does not support. Conventions of a converted net:
 
-- *Timesteps.* Diffusers counts 0 to 1000, we 0 to 1: the converted net at ``t`` is theirs at ``1000 · t``.
-- *What it predicts* stays what it was trained for, with its own noise schedule: SD-1.5 predicts noise on
-  `snapgen.diffusion.variance_preserving`'s. The net itself does not say; its pipeline's scheduler may
+- *Timesteps.* Diffusers counts from 0 to 1000, `UNet` from 0 to 1: the converted net at ``t`` equals the source at
+  ``1000 · t``.
+- *Prediction type* and noise schedule stay those of the source's training: SD-1.5 predicts noise on the schedule of
+  `snapgen.diffusion.variance_preserving`. The net does not store them; its pipeline's scheduler may
   (`snapgen.conversion.scheduler`).
-- *Added conditions* (SDXL's pooled text and image size, DreamLite's image size) are not in our family. They are
-  constants to the net, so constants are folded into the timestep's embedding: pooled text zero, a square image of the
-  checkpoint's own size without cropping, or other sizes as asked for. The added embedding itself is left out.
+- *Added conditions* (SDXL's pooled text and image size, DreamLite's image size) are not supported by `UNet`. They are
+  fixed and folded into the timestep embedding: zero for pooled text, and a square, uncropped image of the checkpoint's
+  own size unless other sizes are given. The added embedding itself is dropped.
 
-With ``partial`` a net that differs, DreamLite's own design for one (see `snapgen.conversion.config`), is converted as
-far as tensors have a place of the same shape; the rest begins anew, and the outputs do not agree.
+With ``partial``, a net that differs from our architectures, such as DreamLite's (see `snapgen.conversion.config`), is
+converted as far as tensors of the same shape exist. The other weights are initialized, and the outputs differ.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,23 +37,24 @@ from snapgen.conversion.scheduler import UNKNOWN, PredictionSource
 from snapgen.errors import InputError, first_line
 from snapgen.io import pretrained
 from snapgen.models.unet import UNet
+from snapgen.progress import ProgressCallback, ignore_progress
 
 CLASSES = {"UNet2DConditionModel": UNet2DConditionModel, "DreamLiteUNetModel": DreamLiteUNetModel}
-ADDED = "add_embedding."
+ADDED_EMBEDDING = "add_embedding."
 PIXELS_PER_LATENT = 8
-POOLED_WIDTH = 1280
-"""Of CLIP-G's pooled text, which SDXL takes; what remains of the added embedding's input are six sizes."""
+CLIP_G_POOLED_DIM = 1280
+"""Channels of CLIP-G's pooled embedding, an input of SDXL's added embedding; the other inputs are six sizes."""
 
-# Diffusers' RMSNorm of queries and keys has eps 1e-5, ours 1e-6: with both scaled by this the results are equal.
+# Diffusers' RMSNorm of queries and keys has eps 1e-5 and ours 1e-6: with inputs scaled by √0.1 the results are equal.
 QK_SCALE = 0.1**0.5
 
-RENAMED = [
-    (re.compile(pattern), theirs)
-    for pattern, theirs in (
+KEY_PATTERNS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
         (r"^time\.linear", "time_embedding.linear_"),
         (r"^norm_out\.", "conv_norm_out."),
-        (r"^down\.(\d+)\.sampler\.", r"down_blocks.\1.downsamplers.0.conv."),
-        (r"^up\.(\d+)\.sampler\.", r"up_blocks.\1.upsamplers.0."),
+        (r"^down\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0.conv."),
+        (r"^up\.(\d+)\.upsample\.", r"up_blocks.\1.upsamplers.0."),
         (r"^(down|up)\.(\d+)\.", r"\1_blocks.\2."),
         (r"^mid\.", "mid_block."),
         (r"\.layers\.(\d+)\.residual\.", r".resnets.\1."),
@@ -72,22 +74,22 @@ RENAMED = [
         (r"\.feed_forward\.contract\.", ".ff.net.2."),
     )
 ]
-"""Our names of weights into theirs, one after the other."""
+"""Substitutions, applied in order, from the keys of `UNet` to diffusers' keys."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted net and what is not the source's in it."""
+    """A converted net and its differences from the source."""
 
     net: UNet
-    left_out: tuple[str, ...]
-    """What the source has and the net has not, a phrase each."""
-    unused: tuple[str, ...] = ()
-    """Names of the source's weights that have no place; none unless the conversion was partial."""
-    new: tuple[str, ...] = ()
-    """Names of the net's weights that begin anew; likewise."""
-    meaning: PredictionSource = UNKNOWN
-    """What the net predicts, where anything says it; of a partial one, what its source does."""
+    dropped: tuple[str, ...]
+    """Features of the source that the net does not have, a phrase each."""
+    unexpected_keys: tuple[str, ...] = ()
+    """The source's weights that were not used; none unless the conversion was partial."""
+    missing_keys: tuple[str, ...] = ()
+    """The net's weights that the source does not have and that were initialized; none unless partial."""
+    prediction_source: PredictionSource = UNKNOWN
+    """The source's prediction type, as far as it is known, and where it is stated."""
 
 
 def from_diffusers(
@@ -96,34 +98,34 @@ def from_diffusers(
     prediction: str | None = None,
     time_ids: Sequence[float] | None = None,
     partial: bool = False,
-    progress: Callable[[float], None] | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> Conversion:
-    """A diffusers U-Net as ours, in float32 on the CPU, sharing no memory with the source.
+    """Convert a diffusers U-Net, in float32 on the CPU, sharing no memory with the source.
 
     Args:
-        source: a folder that ``save_pretrained`` wrote (a U-Net's or a pipeline's), a name on the Hugging Face hub, or
+        source: a folder written by ``save_pretrained`` (a U-Net's or a pipeline's), a name on the Hugging Face hub, or
             the module itself.
-        prediction: what the net predicts, where a pipeline's scheduler does not say it.
-        time_ids: the sizes that are folded in where the source has an added embedding: height, width, crop top, crop
-            left, target height, target width, in pixels. By default a square image of the source's sample size.
-        partial: take what has a place, begin the rest anew; instead of refusing a net that differs.
-        progress: told the share done.
+        prediction: the net's prediction type, if its pipeline's scheduler does not state it.
+        time_ids: sizes to fold in if the source has an added embedding: height, width, crop top, crop left, target
+            height, target width, in pixels. Default: a square image of the source's sample size.
+        partial: convert the matching weights and initialize the others, instead of rejecting a net that differs.
+        progress: called after each weight.
 
     Raises:
-        InputError: if there is no such net, its files are damaged, our family cannot describe it, or it predicts
-            something else.
+        InputError: if there is no such net, its files are damaged, `UNet` does not support it, or it has another
+            prediction type.
     """
     if isinstance(source, nn.Module):
         name = type(source).__name__
         config = {**getattr(source, "config", {}), "_class_name": name}
         weights: Mapping[str, Tensor] = source.state_dict()
-        meaning = scheduler.meaning(None, prediction)
+        prediction_source = scheduler.prediction_source(None, prediction)
     else:
         name, folder = str(source), pretrained.find_pretrained(source)
         config, weights = pretrained.read_pretrained(folder)
-        meaning = scheduler.meaning(folder, prediction)
-    found = convert(config, weights, name, time_ids=time_ids, partial=partial, progress=progress)
-    return replace(found, meaning=meaning)
+        prediction_source = scheduler.prediction_source(folder, prediction)
+    conversion = convert(config, weights, name, time_ids=time_ids, partial=partial, progress=progress)
+    return replace(conversion, prediction_source=prediction_source)
 
 
 @torch.no_grad()
@@ -134,152 +136,169 @@ def convert(
     *,
     time_ids: Sequence[float] | None = None,
     partial: bool = False,
-    progress: Callable[[float], None] | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> Conversion:
-    """As `from_diffusers`, from a configuration and its weights by name; they are taken one at a time."""
-    theirs = _skeleton(config, source)
-    description = describe(theirs.config, source)
-    if description.differences and not partial:
-        first = description.differences[0]
-        remedy = "convert another net, or ask for a partial conversion (--partial) to train on from what is the same"
+    """Convert a configuration and a mapping of weights as `from_diffusers` does; weights are read one at a time."""
+    source_net = _meta_source_net(config, source)
+    match = describe(source_net.config, source)
+    if match.differences and not partial:
+        first = match.differences[0]
+        remedy = "convert another net, or use a partial conversion (--partial) to continue training from what matches"
         raise InputError(source, first.problem, remedy, place=first.field)
-    left_out = [f"{difference.field}: {difference.problem}" for difference in description.differences]
-    reader = _Weights(description.architecture, theirs, weights, source)
+    dropped = [f"{difference.field}: {difference.problem}" for difference in match.differences]
+    reader = _SourceWeights(match.architecture, source_net, weights, source)
     constant = torch.zeros(())
-    if theirs.config["addition_embed_type"] in ("text_time", "time"):
-        constant, sizes = _added(theirs.config, reader, time_ids)
-        left_out.append(f"addition_embed_type: folded in for pooled text 0 and the sizes {sizes}")
-    # On meta: no memory and no time for weights that are replaced at once.
+    if source_net.config["addition_embed_type"] in ("text_time", "time"):
+        constant, sizes = _added_embedding_constant(source_net.config, reader, time_ids)
+        dropped.append(f"addition_embed_type: folded in for pooled text 0 and the sizes {sizes}")
+    # On the meta device weights that are replaced at once need no memory and no initialization.
     with torch.device("cpu" if partial else "meta"):
-        net = UNet(description.architecture)
-    new = _fill(net, reader, constant, progress)
-    assert partial or not (new or reader.unused())
-    return Conversion(net.eval(), (*left_out, *_loose(theirs.config)), tuple(reader.unused()), new)
+        net = UNet(match.architecture)
+    missing = _load_weights(net, reader, constant, progress)
+    assert partial or not (missing or reader.unexpected_keys())
+    dropped += _ignored_fields(source_net.config)
+    return Conversion(net.eval(), tuple(dropped), tuple(reader.unexpected_keys()), missing)
 
 
-def _fill(
-    net: UNet, reader: _Weights, added: Tensor, progress: Callable[[float], None] | None = None
+def _load_weights(
+    net: UNet, reader: _SourceWeights, added: Tensor, progress: ProgressCallback = ignore_progress
 ) -> tuple[str, ...]:
-    """Puts their weights into a net, the added embedding's constant with them; names those that it has not."""
+    """Load the source's weights and the added embedding's constant into a net; returns the keys it does not have."""
     converted: dict[str, Tensor] = {}
     shapes = {name: parameter.shape for name, parameter in net.named_parameters()}
     for i, (name, shape) in enumerate(shapes.items()):
-        tensor = reader.ours(name, shape)
+        tensor = reader.converted(name, shape)
         if tensor is not None:
             converted[name] = tensor
-        if progress:
-            progress((i + 1) / len(shapes))
+        progress((i + 1) / len(shapes))
     converted["time.linear2.bias"] += added
     net.load_state_dict(converted, assign=True, strict=False)
-    new = tuple(name for name in shapes if name not in converted)
-    converted.clear()  # or its convolutions stay beside their channels-last copies
+    missing = tuple(name for name in shapes if name not in converted)
+    converted.clear()  # frees the convolutions before their channels-last copies are made
     net.to(memory_format=torch.channels_last)
-    return new
+    return missing
 
 
-def _skeleton(config: Mapping[str, Any], source: str) -> Any:
-    """Their net without its weights: every field, and every weight's name and shape."""
-    kind = config.get("_class_name")
-    if kind not in CLASSES:
+def _meta_source_net(config: Mapping[str, Any], source: str) -> Any:
+    """The source net on the meta device, with the defaults of all fields and the shapes of all weights."""
+    class_name = config.get("_class_name")
+    if class_name not in CLASSES:
         remedy = f"name one of: {', '.join(CLASSES)}"
-        raise InputError(source, f"describes {kind or 'no model'}", remedy, place="_class_name")
+        raise InputError(source, f"describes {class_name or 'no model'}", remedy, place="_class_name")
     try:
         with torch.device("meta"):
-            return CLASSES[kind].from_config(dict(config))
-    except Exception as error:  # diffusers checks little: whatever its blocks stumble over comes through
-        problem = f"is no configuration of a {kind} ({first_line(error)})"
+            return CLASSES[class_name].from_config(dict(config))
+    except Exception as error:  # diffusers validates little, so its blocks raise various errors
+        problem = f"is not a valid configuration of {class_name} ({first_line(error)})"
         raise InputError(source, problem, "restore its config.json") from None
 
 
-class _Weights:
-    """Their weights under our names."""
+class _SourceWeights:
+    """The source's weights under the keys of `UNet`."""
 
-    def __init__(self, arch: Architecture, theirs: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    def __init__(self, arch: Architecture, source_net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
         self.arch, self.weights, self.source = arch, weights, source
-        self.shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
-        self.taken: set[str] = set()
+        self.shapes = {name: tensor.shape for name, tensor in source_net.state_dict().items()}
+        self.used: set[str] = set()
         wrong = sorted(self.shapes.keys() ^ weights.keys())
         if wrong:
             missing = sum(name in self.shapes for name in wrong)
-            problem = f"weights do not fit the configuration: {missing} missing, {len(wrong) - missing} too many"
-            raise InputError(source, problem, "use both files of one training", place=wrong[0])
+            problem = f"weights do not fit the configuration: {missing} missing, {len(wrong) - missing} unexpected"
+            raise InputError(source, problem, "use both files of the same training", place=wrong[0])
 
-    def ours(self, name: str, shape: torch.Size) -> Tensor | None:
-        """Our weight of that name and shape; None where theirs has no such."""
-        names = diffusers_keys(name, len(self.arch.down))
-        if names[0].endswith("pointwise.bias") and names[0] not in self.shapes:
-            return torch.zeros(shape)  # their separable convolutions have no bias
-        if not all(their in self.shapes for their in names):
+    def converted(self, name: str, shape: torch.Size) -> Tensor | None:
+        """The weight of `UNet` with this key and shape; None if the source does not have it."""
+        keys = diffusers_keys(name, len(self.arch.down))
+        if keys[0].endswith("pointwise.bias") and keys[0] not in self.shapes:
+            return torch.zeros(shape)  # diffusers' separable convolutions have no bias
+        if not all(key in self.shapes for key in keys):
             return None
-        if not _fits([self.shapes[their] for their in names], shape):
+        if not _fits([self.shapes[key] for key in keys], shape):
             return None
-        self.taken.update(names)
-        parts = [self.read(their) for their in names]
-        if self.arch.qk_norm and names[0].endswith((".to_q.weight", ".to_k.weight")):
-            parts[0] = parts[0] * QK_SCALE
-        return torch.cat(parts).reshape(shape) if len(parts) > 1 else torch.empty(shape).copy_(parts[0].reshape(shape))
+        self.used.update(keys)
+        tensors = [self.read(key) for key in keys]
+        if self.arch.qk_norm and keys[0].endswith((".to_q.weight", ".to_k.weight")):
+            tensors[0] = tensors[0] * QK_SCALE
+        if len(tensors) > 1:
+            return torch.cat(tensors).reshape(shape)  # to_k and to_v: 2 × (out, in) → (2·out, in)
+        return torch.empty(shape).copy_(tensors[0].reshape(shape))
 
     def read(self, name: str) -> Tensor:
-        """Their weight in float32, whole and finite."""
+        """A weight of the source in float32, with its shape and values checked."""
         tensor = self.weights[name]
         if tensor.shape != self.shapes[name] or not tensor.is_floating_point():
             problem = f"is {tensor.dtype} of shape {list(tensor.shape)}, not floats of {list(self.shapes[name])}"
-            raise InputError(self.source, problem, "use both files of one training", place=name)
+            raise InputError(self.source, problem, "use both files of the same training", place=name)
         if not tensor.isfinite().all():
             raise InputError(self.source, "holds values that are not finite", "fetch or train it again", place=name)
         return tensor.to("cpu", torch.float32)
 
-    def unused(self) -> list[str]:
-        """Names of weights that have no place in ours; the added embedding's are folded in."""
-        return [name for name in self.shapes if name not in self.taken and not name.startswith(ADDED)]
+    def unexpected_keys(self) -> list[str]:
+        """Keys of the source's weights that were not used, without those of the added embedding, which is folded in."""
+        return [name for name in self.shapes if name not in self.used and not name.startswith(ADDED_EMBEDDING)]
 
 
-def _fits(parts: Sequence[torch.Size], whole: torch.Size) -> bool:
-    """Whether weights joined at the outputs have a shape; a 1×1 convolution is a linear layer."""
-    inputs = [[side for side in shape[1:] if side > 1] for shape in (*parts, whole)]
-    return sum(shape[0] for shape in parts) == whole[0] and all(each == inputs[-1] for each in inputs)
+def _fits(shapes: Sequence[torch.Size], target: torch.Size) -> bool:
+    """Whether weights concatenated along their outputs have a target shape, taking 1×1 convolutions as linear."""
+    inputs = [[side for side in shape[1:] if side > 1] for shape in (*shapes, target)]
+    return sum(shape[0] for shape in shapes) == target[0] and all(sides == inputs[-1] for sides in inputs)
 
 
 def diffusers_keys(name: str, levels: int) -> tuple[str, ...]:
-    """Diffusers' names of what one of our weights is made of, in order, for a net of so many levels."""
+    """Diffusers' keys, in order, of which a weight of `UNet` is concatenated.
+
+    Args:
+        name: key of `UNet`.
+        levels: levels of the net; diffusers counts the up path from the lowest resolution.
+    """
     name = re.sub(r"^up\.(\d+)", lambda match: f"up.{levels - 1 - int(match[1])}", name)
-    for pattern, theirs in RENAMED:
-        name = pattern.sub(theirs, name)
+    for pattern, replacement in KEY_PATTERNS:
+        name = pattern.sub(replacement, name)
     if ".keys_values." in name:
         return name.replace("keys_values", "to_k"), name.replace("keys_values", "to_v")
     return (name,)
 
 
-def _added(
-    config: Mapping[str, Any], reader: _Weights, time_ids: Sequence[float] | None
+def _added_embedding_constant(
+    config: Mapping[str, Any], reader: _SourceWeights, time_ids: Sequence[float] | None
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """What the added embedding adds to the timestep's for these sizes and pooled text zero, and the sizes."""
-    inside, each = config["projection_class_embeddings_input_dim"], config["addition_time_embed_dim"]
+    """The constant that the added embedding adds to the timestep embedding, (time dim,), and the sizes it is for.
+
+    Pooled text is zero.
+    """
+    input_dim, embed_dim = config["projection_class_embeddings_input_dim"], config["addition_time_embed_dim"]
     sizes = tuple(time_ids) if time_ids else _default_sizes(config, reader.source)
-    text = inside - each * len(sizes)
-    if text < 0 or (text > 0 and config["addition_embed_type"] == "time"):
-        problem = f"takes {inside} values, not {len(sizes)} sizes of {each}"
+    text_dim = input_dim - embed_dim * len(sizes)
+    if text_dim < 0 or (text_dim > 0 and config["addition_embed_type"] == "time"):
+        problem = f"takes {input_dim} values, not {len(sizes)} sizes of {embed_dim}"
         raise InputError(reader.source, problem, "give as many sizes as it takes", place="addition_embed_type")
     ids = get_timestep_embedding(
-        torch.tensor(sizes, dtype=torch.float32), each, flip_sin_to_cos=True, downscale_freq_shift=0
+        torch.tensor(sizes, dtype=torch.float32), embed_dim, flip_sin_to_cos=True, downscale_freq_shift=0
     )
-    x = torch.cat([torch.zeros(text), ids.flatten()])
-    first, second = ([reader.read(f"{ADDED}linear_{i}.{kind}") for kind in ("weight", "bias")] for i in (1, 2))
+    x = torch.cat([torch.zeros(text_dim), ids.flatten()])  # (text_dim + sizes · embed_dim,)
+    first, second = (
+        [reader.read(f"{ADDED_EMBEDDING}linear_{i}.{kind}") for kind in ("weight", "bias")] for i in (1, 2)
+    )
     return functional.linear(functional.silu(functional.linear(x, *first)), *second), sizes
 
 
 def _default_sizes(config: Mapping[str, Any], source: str) -> tuple[float, ...]:
-    """Height, width, no crop, target height and width: those of the sample size, if the net takes these six."""
-    text = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    """Sizes of an uncropped square image of the net's sample size, if it takes SDXL's six sizes.
+
+    They are height, width, crop top, crop left, target height and target width.
+    """
+    text_dim = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     side = config["sample_size"]
-    if text != (POOLED_WIDTH if config["addition_embed_type"] == "text_time" else 0) or not isinstance(side, int):
-        problem = "takes sizes that are not SDXL's six, or has no sample_size"
+    if text_dim != (CLIP_G_POOLED_DIM if config["addition_embed_type"] == "text_time" else 0) or not isinstance(
+        side, int
+    ):
+        problem = "does not take SDXL's six sizes, or has no sample_size"
         raise InputError(source, problem, "give the sizes to fold in (--time-ids)", place="addition_embed_type")
     pixels = float(side * PIXELS_PER_LATENT)
     return (pixels, pixels, 0.0, 0.0, pixels, pixels)
 
 
-def _loose(config: Mapping[str, Any]) -> list[str]:
-    """Settings without weights that change nothing of the output in evaluation and in float32."""
-    phrases = {"dropout": "our net has none", "upcast_attention": "attention is computed in the net's own precision"}
+def _ignored_fields(config: Mapping[str, Any]) -> list[str]:
+    """Dropped fields without weights that do not change the output in evaluation mode and in float32, a phrase each."""
+    phrases = {"dropout": "not supported", "upcast_attention": "attention is computed in the net's own precision"}
     return [f"{field}: {phrase}" for field, phrase in phrases.items() if config.get(field)]

@@ -1,1 +1,33 @@
-"""Export to Core ML and what falls off the Neural Engine."""
+"""Export to Core ML, and checks of what runs on the Neural Engine."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from snapgen.coreml.compatibility import violations
+    from snapgen.coreml.convert import convert_decoder, convert_text, convert_unet
+    from snapgen.coreml.mil import read_program
+    from snapgen.coreml.package import PackageOptions
+    from snapgen.coreml.pipeline_export import export_pipeline
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "snapgen.coreml.compatibility": ["violations"],
+            "snapgen.coreml.convert": ["convert_decoder", "convert_text", "convert_unet"],
+            "snapgen.coreml.mil": ["read_program"],
+            "snapgen.coreml.package": ["PackageOptions"],
+            "snapgen.coreml.pipeline_export": ["export_pipeline"],
+        },
+    )
+
+__all__ = [
+    "PackageOptions",
+    "convert_decoder",
+    "convert_text",
+    "convert_unet",
+    "export_pipeline",
+    "read_program",
+    "violations",
+]

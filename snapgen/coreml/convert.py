@@ -1,7 +1,4 @@
-"""U-Net, tiny decoder and text encoder as Core ML packages, cached by all that they depend on.
-
-python -m snapgen.coreml.convert snapgen-t2i --latent 128 --out unet.mlpackage
-"""
+"""Convert U-Nets, decoders and text encoders to Core ML packages, cached by everything on which they depend."""
 
 from __future__ import annotations
 
@@ -31,20 +28,20 @@ __all__ = ["PackageOptions", "convert_decoder", "convert_text", "convert_unet"]
 def convert_unet(
     net: Architecture | UNet, latent_size: int, *, context_tokens: int = 77, options: PackageOptions | None = None
 ) -> Path:
-    """A U-Net as a package for batch 1.
+    """Convert a U-Net to a package for batch size 1.
 
-    Its inputs are ``sample`` (1, C, H, W), ``time_features`` (1, frequencies; `snapgen.coreml.layers.time_features`
-    computes them) and, if any stage has cross-attention, ``context`` (1, N, context width); its output is
-    ``velocity``, as the sample. All float16.
+    The inputs are ``sample`` (1, C, H, W), ``time_features`` (1, embed_dim), which
+    `snapgen.coreml.layers.time_features` computes, and with cross-attention ``context`` (1, N, context_dim). The output
+    is ``velocity``, shaped as the sample. All are float16.
 
     Args:
-        net: the net, or an architecture, which is given random weights: they decide nothing about latency.
-        latent_size: height and width of the latent; a multiple of the architecture's stride.
+        net: the net, or an architecture, which gets random weights since they do not affect latency.
+        latent_size: height and width of the latent, a multiple of the architecture's stride.
         context_tokens: length of the context.
         options: how weights are stored.
 
     Returns:
-        The ``.mlpackage``, in the cache.
+        Path of the ``.mlpackage`` in the cache.
 
     Raises:
         InputError: if the sizes do not fit, or nothing can be written.
@@ -53,20 +50,20 @@ def convert_unet(
 
     from snapgen.coreml.layers import CoreMLUNet
 
-    arch = net if isinstance(net, Architecture) else net.arch
-    arch.check_latent(latent_size)
+    arch: Architecture = net if isinstance(net, Architecture) else net.arch
+    arch.validate_latent_size(latent_size)
     if context_tokens < 1:
-        raise InputError("tokens", f"{context_tokens} is no length of a context", "use 1 or more")
+        raise InputError("tokens", f"{context_tokens} is not a valid context length", "use 1 or more")
     inputs = {
         "sample": torch.empty(1, arch.latent_channels, latent_size, latent_size, dtype=torch.float16),
-        "time_features": torch.empty(1, arch.time.frequencies, dtype=torch.float16),
+        "time_features": torch.empty(1, arch.time.embed_dim, dtype=torch.float16),
     }
     if arch.has_cross_attention:
-        inputs["context"] = torch.empty(1, context_tokens, arch.context_width, dtype=torch.float16)
+        inputs["context"] = torch.empty(1, context_tokens, arch.context_dim, dtype=torch.float16)
 
     def build() -> nn.Module:
-        own = _random_unet(net) if isinstance(net, Architecture) else _half(net)
-        return CoreMLUNet(own, latent_size)
+        half = _random_unet(net) if isinstance(net, Architecture) else _to_half(net)
+        return CoreMLUNet(half, latent_size)
 
     key: dict[str, cache.JSON] = {
         "architecture": arch.id,
@@ -80,17 +77,17 @@ def convert_unet(
 def convert_decoder(
     decoder: TinyDecoder | AutoencoderKL, latent_size: int, *, options: PackageOptions | None = None
 ) -> Path:
-    """A decoder as a package: ``latents`` (1, C, H, W) → ``image`` (1, 3, H · factor, W · factor), float16.
+    """Convert a decoder to a package: ``latents`` (1, C, h, w) → ``image`` (1, 3, h·factor, w·factor), float16.
 
     Args:
-        decoder: a tiny decoder, or a diffusers AutoencoderKL, of which it is the decoder, taking latents as
-            `snapgen.autoencoders.autoencoder` gives them. Its attention sees every position of the latent at once: at
-            128 × 128 this is no net for a phone.
+        decoder: a tiny decoder, or a diffusers AutoencoderKL, whose decoder is converted for the latents of
+            `snapgen.autoencoders.autoencoder`. The latter has attention over all positions, which at 128×128 is too
+            expensive for a phone.
         latent_size: height and width of the latent.
         options: how weights are stored.
 
     Raises:
-        InputError: as `convert_unet`.
+        InputError: if the size is invalid, or nothing can be written.
     """
     import torch
     from diffusers import AutoencoderKL
@@ -99,15 +96,15 @@ def convert_decoder(
     from snapgen.coreml.layers import substitute
 
     if latent_size < 1:
-        raise InputError("latent", f"size {latent_size} is none", "use 1 or more")
+        raise InputError("latent", f"{latent_size} is not a valid size", "use 1 or more")
     inputs = {"latents": torch.empty(1, decoder.config.latent_channels, latent_size, latent_size, dtype=torch.float16)}
 
     def build() -> nn.Module:
-        own = _half(decoder)
-        if isinstance(own, AutoencoderKL):
-            return KLDecoder(own)
-        substitute(own)
-        return own
+        half = _to_half(decoder)
+        if isinstance(half, AutoencoderKL):
+            return KLDecoder(half)
+        substitute(half)
+        return half
 
     key: dict[str, cache.JSON] = {
         "configuration": {name: value for name, value in decoder.config.items() if name[0] != "_"},
@@ -124,14 +121,15 @@ def convert_text(
     layer: text_encoder.Layer = "last",
     options: PackageOptions | None = None,
 ) -> Path:
-    """A text encoder as a package; see `snapgen.coreml.text_encoder`.
+    """Convert a text encoder to a package; see `snapgen.coreml.text_encoder`.
 
-    Its lookup of tokens runs on the CPU (`snapgen.coreml.compatibility.REFUSED`): one operation, at the very start.
+    Its token lookup, the first operation, runs on the CPU (`snapgen.coreml.compatibility.UNSUPPORTED`).
 
     Args:
-        name: ``minilm``, or the folder of a Hugging Face text encoder, as `snapgen.conditioning.embeddings.encode`
-        takes it. tokens: length of its input. layer: which hidden states it gives, as
-        `snapgen.conditioning.embeddings.embed_captions` takes it. options: how weights are stored.
+        name: ``minilm``, or the folder of a Hugging Face text encoder.
+        tokens: length of the input.
+        layer: which hidden states to return (`snapgen.conditioning.embeddings.embed_captions`).
+        options: how weights are stored.
 
     Raises:
         InputError: if there is no such encoder, it takes fewer tokens or no mask, or nothing can be written.
@@ -145,20 +143,23 @@ def convert_text(
         "mask": torch.ones(1, tokens, dtype=torch.float16),
     }
     key: dict[str, cache.JSON] = {"encoder": text_encoder.digest(name), "tokens": tokens, "layer": layer}
-    build = lambda: TextEncoder(name, tokens, layer).half()  # noqa: E731 - as short as its use
+
+    def build() -> nn.Module:
+        return TextEncoder(name, tokens, layer).half()
+
     return package("text", key, build, inputs, "embeddings", options or PackageOptions())
 
 
-def _half(net: M) -> M:
+def _to_half(net: M) -> M:
     """A copy in float16 on the CPU."""
     import torch
     from torch import nn
 
-    return nn.Module.to(copy.deepcopy(net), "cpu", torch.float16).eval()  # diffusers' own `to` has remarks to make
+    return nn.Module.to(copy.deepcopy(net), "cpu", torch.float16).eval()  # diffusers' `to` logs a warning
 
 
 def _random_unet(arch: Architecture) -> UNet:
-    """A net in float16 whose weights are of ordinary size, made in no more memory than it needs."""
+    """A float16 net with random weights of ordinary scale, built without temporary memory of the net's size."""
     import torch
     from torch import nn
 
@@ -168,9 +169,9 @@ def _random_unet(arch: Architecture) -> UNet:
         net = UNet(arch)
         net.half().eval()
     net.to_empty(device="cpu").to(memory_format=torch.contiguous_format)
-    # A prime number of them, read round and round: no two layers of one shape get the same weights, which Core ML would
-    # take for one layer.
-    pool, place = torch.randn(1_048_583, generator=torch.Generator().manual_seed(0)).half(), 0
+    # The pool is read cyclically and its length is prime, so that no two layers of the same shape get the same weights,
+    # which Core ML would merge into one.
+    pool, position = torch.randn(1_048_583, generator=torch.Generator().manual_seed(0)).half(), 0
     for module in net.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() == 1:
@@ -180,13 +181,13 @@ def _random_unet(arch: Architecture) -> UNet:
             flat = parameter.data.view(-1)
             for start in range(0, len(flat), len(pool)):
                 chunk = flat[start : start + len(pool)]
-                chunk.copy_(pool.roll(-place)[: len(chunk)]).mul_(parameter[0].numel() ** -0.5)
-                place = (place + len(chunk)) % len(pool)
+                chunk.copy_(pool.roll(-position)[: len(chunk)]).mul_(parameter[0].numel() ** -0.5)  # std 1/√fan_in
+                position = (position + len(chunk)) % len(pool)
     return net
 
 
 def _digest(net: nn.Module) -> str:
-    """16 hex digits of a hash of a net's weights, as float16."""
+    """Hex digest (16 digits) of a net's weights in float16."""
     hashed = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         hashed.update(name.encode())

@@ -1,4 +1,4 @@
-"""A diffusers AutoencoderKL's decoder for Core ML: without its blocks' divisions by 1, which stop coremltools."""
+"""The decoder of a diffusers AutoencoderKL for Core ML, without divisions by 1, on which coremltools fails."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from snapgen.coreml.layers import pointwise, substitute
 
 
 class KLDecoder(nn.Module):
-    """Latents as `snapgen.autoencoders.autoencoder` gives them (1, C, H, W) → (1, 3, H · factor, W · factor).
+    """Decodes latents of `snapgen.autoencoders.autoencoder.KLAutoencoder`: (1, C, h, w) → (1, 3, h·factor, w·factor).
 
-    Takes over the autoencoder, whose layers it replaces.
+    The autoencoder is modified: its layers are replaced.
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -47,13 +47,13 @@ class ResnetBlock(nn.Module):
         self.shortcut = source.conv_shortcut or nn.Identity()
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """(B, inside, H, W) → (B, outside, H, W)."""
+        """(B, in_channels, H, W) → (B, out_channels, H, W)."""
         hidden = self.conv1(F.silu(self.norm1(x)))
         return cast(Tensor, self.shortcut(x) + self.conv2(F.silu(self.norm2(hidden))))
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions, with its norm and its residual."""
+    """Self-attention over all positions, with its norm and its residual connection."""
 
     def __init__(self, source: Source) -> None:
         super().__init__()
@@ -66,12 +66,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
         hidden = self.norm(x)
+        # (B, C, H, W) -> (B, heads, D, H, W) -> (B, heads, D, HW) -> (B, heads, HW, D)
         q, k, v = (
             layer(hidden).unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3)
             for layer in (self.q, self.k, self.v)
         )
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
-        return cast(Tensor, x + self.out(seen.reshape(x.shape)))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)  # -> (B, heads, D, HW)
+        return cast(Tensor, x + self.out(attended.reshape(x.shape)))
 
 
 def _replace(root: nn.Module) -> None:

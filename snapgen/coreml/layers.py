@@ -1,14 +1,14 @@
-"""A U-Net as the Neural Engine likes it: the same weights and the same function, channels first throughout.
+"""The U-Net's layers in a form that suits the Neural Engine: same weights and function, channels first throughout.
 
-After Apple's principles for transformers there (machinelearning.apple.com/research/neural-engine-transformers):
-tokens stay (1, C, 1, N), so that every linear layer is a 1×1 convolution and nothing is transposed around a
-transformer; no tensor has more than four axes; what works on heads, QK norm and RoPE, sees (heads, D, 1, N) and cuts
-and joins channels alone (older engines join pieces of the last axis wrongly: github.com/sbryngelson/ANEForge,
-docs/op-catalog.md, slice_by_size). Only Core ML's attention wants heads as (1, heads, N, D): its queries, keys, values
-and result are transposed where they meet it.
+The layout follows Apple's principles for transformers on the Neural Engine
+(machinelearning.apple.com/research/neural-engine-transformers). Tokens are (1, C, 1, N), so that every linear layer is
+a 1×1 convolution and transformers need no transposition. No tensor has more than four axes. QK norm and RoPE work on
+(heads, D, 1, N) and split and concatenate only channels, since older engines concatenate slices of the last axis
+incorrectly (github.com/sbryngelson/ANEForge, docs/op-catalog.md, slice_by_size). Only Core ML's attention takes heads
+as (1, heads, N, D): its queries, keys, values and result are transposed next to it.
 
-The timestep's cosines and sines come in as an input (`time_features`): half precision cannot tell 1000·t from its
-neighbours, and the Neural Engine has no sine before the A15.
+The timestep's cosines and sines are an input (`time_features`): half precision cannot represent 1000·t accurately
+enough, and the Neural Engine has no sine before the A15.
 """
 
 from __future__ import annotations
@@ -20,19 +20,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snapgen.coreml.compatibility import LONGEST
+from snapgen.coreml.compatibility import MAX_SIDE
 from snapgen.coreml.custom_ops import group_norm, layer_norm
 from snapgen.models import layers
 from snapgen.models.layers import RopeTable
 from snapgen.models.unet import RotaryEmbedding, UNet
 
-# Queries and keys reach their norm times this, its epsilon times the square: the result is the same, but the epsilon
-# of 1e-6 becomes one that half precision can hold. Without it the zero keys of an empty caption might be 0 / 0.
+# Queries and keys are multiplied by this before their norm, and its epsilon by the square. The result is the same, but
+# the epsilon of 1e-6 becomes representable in half precision. Otherwise an empty caption's zero keys could give 0 / 0.
 NORM_SCALE = 8.0
 
 
 def time_features(timestep: Tensor | float, frequencies: int) -> Tensor:
-    """The input ``time_features`` of a timestep in [0, 1]: float32 (1, frequencies), as in `parts.TimeFeatures`."""
+    """The input ``time_features`` for a timestep in [0, 1]: float32 (1, frequencies).
+
+    The values are those of `snapgen.models.layers.TimestepEmbedding`: cos(1000·t·f), then sin(1000·t·f).
+    """
     steps = torch.arange(frequencies // 2, dtype=torch.float32)
     time = torch.as_tensor(timestep, dtype=torch.float32).reshape(1, 1)
     angles = 1000 * time * torch.exp(steps * (-math.log(10_000) / (frequencies // 2)))
@@ -40,7 +43,7 @@ def time_features(timestep: Tensor | float, frequencies: int) -> Tensor:
 
 
 class CoreMLUNet(nn.Module):
-    """A U-Net at one latent size and batch 1; takes over the net, whose layers it replaces by their counterparts."""
+    """A U-Net for one latent size and batch size 1. The given net is modified: its layers are replaced."""
 
     def __init__(self, net: UNet, latent_size: int) -> None:
         super().__init__()
@@ -48,13 +51,14 @@ class CoreMLUNet(nn.Module):
         lowest = len(net.down) - 1
         for level, stage in [*enumerate(net.down), (lowest, net.mid), *enumerate(net.up)]:
             size = latent_size >> level
-            turn = cast(RotaryEmbedding, stage.turn)
-            stage.turn = ConstantRope(turn(net.conv_in.weight.new_empty(1, 1, size, size)))
+            rotary = cast(RotaryEmbedding, stage.rotary_embedding)
+            stage.rotary_embedding = ConstantRope(rotary(net.conv_in.weight.new_empty(1, 1, size, size)))
         substitute(net)
 
     def forward(self, sample: Tensor, time_features: Tensor, context: Tensor | None = None) -> Tensor:
-        """(1, C, H, W), (1, frequencies), (1, N, context width) → (1, C, H, W)."""
+        """(1, C, H, W), (1, frequencies), (1, N, context_dim) → (1, C, H, W)."""
         net = self.net
+        # (1, hidden_dim) -> (1, hidden_dim, 1, 1)
         time = F.silu(net.time.linear2(F.silu(net.time.linear1(time_features))))[:, :, None, None]
         x = net.conv_in(sample)
         skips = []
@@ -68,7 +72,7 @@ class CoreMLUNet(nn.Module):
 
 
 def substitute(root: nn.Module) -> None:
-    """Replaces, in place, every layer below ``root`` that has a counterpart here."""
+    """Replace in place every layer below ``root`` that has a counterpart in this module."""
     for name, module in list(root.named_children()):
         setattr(root, name, _counterpart(module))
 
@@ -85,7 +89,7 @@ def _counterpart(module: nn.Module) -> nn.Module:
 
 
 def pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """A linear layer's weights as a 1×1 convolution."""
+    """A 1×1 convolution with the weights (out, in) of a linear layer."""
     with torch.device("meta"):
         conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
     conv.weight = nn.Parameter(weight.detach()[:, :, None, None], requires_grad=False)
@@ -95,7 +99,7 @@ def pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
 
 
 class ConstantRope(nn.Module):
-    """A stage's RoPE tables, (1, D, 1, N), computed beforehand."""
+    """Precomputed RoPE tables of a level: (1, D, 1, N)."""
 
     cosines: Tensor | None
     sines: Tensor | None
@@ -106,23 +110,23 @@ class ConstantRope(nn.Module):
         self.register_buffer("sines", None if rotation is None else _channels_first(rotation[1]))
 
     def forward(self, x: Tensor) -> RopeTable | None:  # noqa: ARG002 - as `snapgen.models.unet.RotaryEmbedding`
-        """The tables of a stage whose size is known."""
+        """The tables, or None without RoPE; ``x`` is ignored, since the size is fixed."""
         return None if self.cosines is None or self.sines is None else (self.cosines, self.sines)
 
 
 def _channels_first(table: Tensor) -> Tensor:
-    """N 1 D → 1 D 1 N."""
+    """(N, 1, D) → (1, D, 1, N)."""
     return table.permute(1, 2, 0)[:, :, None].contiguous()
 
 
-def rotated(x: Tensor, by: RopeTable) -> Tensor:
-    """`parts.rotated` of (heads, D, 1, N)."""
-    a, b, c, d = x.chunk(4, 1)
-    return x * by[0] + torch.cat([b, a, d, c], 1) * by[1]
+def apply_rope(x: Tensor, rope: RopeTable) -> Tensor:
+    """2-D RoPE as in `snapgen.models.layers`, on heads (heads, D, 1, N)."""
+    a, b, c, d = x.chunk(4, 1)  # the halves of the row's channels, then of the column's
+    return x * rope[0] + torch.cat([b, a, d, c], 1) * rope[1]
 
 
 class GroupNorm(nn.Module):
-    """One native normalisation and its affine."""
+    """Group norm by one native normalization, with scale and bias."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
@@ -135,7 +139,7 @@ class GroupNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """`parts.ResidualBlock` whose timestep is an image of one pixel."""
+    """`snapgen.models.layers.ResidualBlock` with the timestep embedding as an image of one pixel."""
 
     def __init__(self, source: layers.ResidualBlock) -> None:
         super().__init__()
@@ -144,12 +148,12 @@ class ResidualBlock(nn.Module):
         substitute(source)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """(B, inside, H, W), (B, time width, 1, 1) → (B, outside, H, W)."""
-        return self.block.shifted(x, self.time(time))
+        """(B, in_channels, H, W), (B, time dim, 1, 1) → (B, out_channels, H, W)."""
+        return self.block.forward_with_time(x, self.time(time))
 
 
 class ChannelNorm(nn.Module):
-    """A layer norm of tokens whose channels come first."""
+    """Layer norm over the channels of tokens with channels first."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -161,7 +165,7 @@ class ChannelNorm(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`parts.Transformer` over (B, C, 1, N)."""
+    """`snapgen.models.layers.SpatialTransformer` with tokens as (B, C, 1, N)."""
 
     def __init__(self, source: layers.SpatialTransformer) -> None:
         super().__init__()
@@ -170,17 +174,17 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(cast(layers.TransformerBlock, block)) for block in source.blocks)
         self.proj_out = pointwise(source.proj_out.weight, source.proj_out.bias)
 
-    def forward(self, x: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, rope: RopeTable | None) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        before = x.view(len(x), x.shape[1], 1, -1)
-        tokens = self.proj_in(self.norm(before))
+        residual = x.view(len(x), x.shape[1], 1, -1)  # (B, C, H, W) -> (B, C, 1, HW)
+        tokens = self.proj_in(self.norm(residual))
         for block in self.blocks:
-            tokens = block(tokens, context, turn)
-        return cast(Tensor, before + self.proj_out(tokens)).view(x.shape)
+            tokens = block(tokens, context, rope)
+        return cast(Tensor, residual + self.proj_out(tokens)).view(x.shape)
 
 
 class TransformerBlock(nn.Module):
-    """`parts.TransformerBlock` over (B, C, 1, N)."""
+    """`snapgen.models.layers.TransformerBlock` with tokens as (B, C, 1, N)."""
 
     def __init__(self, source: layers.TransformerBlock) -> None:
         super().__init__()
@@ -194,91 +198,94 @@ class TransformerBlock(nn.Module):
         self.expand = pointwise(layer.expand.weight, layer.expand.bias)
         self.contract = pointwise(layer.contract.weight, layer.contract.bias)
 
-    def forward(self, x: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
-        """Tokens (B, C, 1, N), context (B, M, context width) → (B, C, 1, N)."""
+    def forward(self, x: Tensor, context: Tensor | None, rope: RopeTable | None) -> Tensor:
+        """Tokens (B, C, 1, N), context (B, M, context_dim) → (B, C, 1, N)."""
         if self.norm1 is not None and self.attend_self is not None:
-            x = x + self.attend_self(self.norm1(x), turn)
+            x = x + self.attend_self(self.norm1(x), rope)
         if self.norm2 is not None and self.attend_context is not None:
             assert context is not None
             x = x + self.attend_context(self.norm2(x), context)
-        value, gate = self.expand(self.norm3(x)).chunk(2, 1)
+        value, gate = self.expand(self.norm3(x)).chunk(2, 1)  # (B, 2·ffn, 1, N) -> 2 × (B, ffn, 1, N)
         out: Tensor = x + self.contract(value * F.gelu(gate))
         return out
 
 
 class SelfAttention(nn.Module):
-    """`parts.Attention` of tokens to themselves: one projection, and one norm and one turn of queries and keys."""
+    """Self-attention with one projection for all heads, and one norm and one RoPE for queries and keys."""
 
     def __init__(self, source: layers.Attention) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_width = source.heads, source.kv_heads, source.head_width
+        self.heads, self.num_kv_heads, self.head_dim = source.heads, source.num_kv_heads, source.head_dim
         self.norm = HeadNorm.of(source, axis=1)
-        queries, pair = source.queries.weight, source.keys_values.weight
+        queries, keys_values = source.queries.weight, source.keys_values.weight
         if self.norm is not None:
-            queries, pair = queries * NORM_SCALE, _scaled_keys(pair)
-        self.project = pointwise(torch.cat([queries, pair]), None)
+            queries, keys_values = queries * NORM_SCALE, _scale_keys(keys_values)
+        self.project = pointwise(torch.cat([queries, keys_values]), None)
         self.out = pointwise(source.out.weight, source.out.bias)
 
-    def forward(self, x: Tensor, turn: RopeTable | None) -> Tensor:
+    def forward(self, x: Tensor, rope: RopeTable | None) -> Tensor:
         """(1, C, 1, N) → (1, C, 1, N)."""
-        every = self.project(x)
-        own = (self.heads + self.kv_heads) * self.head_width
-        turned, values = torch.split(every, [own, self.kv_heads * self.head_width], 1)
-        turned = turned.view(-1, self.head_width, 1, x.shape[-1])
+        projected = self.project(x)
+        qk_channels = (self.heads + self.num_kv_heads) * self.head_dim
+        qk, values = torch.split(projected, [qk_channels, self.num_kv_heads * self.head_dim], 1)
+        qk = qk.view(-1, self.head_dim, 1, x.shape[-1])  # -> (heads + kv heads, D, 1, N)
         if self.norm is not None:
-            turned = self.norm(turned)
-        if turn is not None:
-            turned = rotated(turned, turn)
-        queries, keys = torch.split(_tokens_last(turned, self.head_width), [self.heads, self.kv_heads], 1)
-        return cast(Tensor, self.out(attend(queries, keys, _tokens_last(values, self.head_width))))
+            qk = self.norm(qk)
+        if rope is not None:
+            qk = apply_rope(qk, rope)
+        queries, keys = torch.split(_heads_first(qk, self.head_dim), [self.heads, self.num_kv_heads], 1)
+        return cast(Tensor, self.out(attend(queries, keys, _heads_first(values, self.head_dim))))
 
 
 class CrossAttention(nn.Module):
-    """`parts.Attention` of tokens to a context, which stays (1, M, C′): its keys are few, and MQA's need no move."""
+    """Cross-attention to a context (1, M, C′), whose layout is kept: it is short, and MQA needs no transposition."""
 
     def __init__(self, source: layers.Attention) -> None:
         super().__init__()
-        self.head_width, self.kv_heads = source.head_width, source.kv_heads
+        self.head_dim, self.num_kv_heads = source.head_dim, source.num_kv_heads
         self.query_norm = HeadNorm.of(source, axis=1, keys=False)
         self.key_norm = HeadNorm.of(source, axis=-1, queries=False)
-        queries, pair = source.queries.weight, source.keys_values.weight
+        queries, keys_values = source.queries.weight, source.keys_values.weight
         if self.query_norm is not None:
-            queries, pair = queries * NORM_SCALE, _scaled_keys(pair)
+            queries, keys_values = queries * NORM_SCALE, _scale_keys(keys_values)
         self.queries = pointwise(queries, None)
-        self.keys_values = nn.Parameter(pair.detach(), requires_grad=False)
+        self.keys_values = nn.Parameter(keys_values.detach(), requires_grad=False)
         self.out = pointwise(source.out.weight, source.out.bias)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(1, C, 1, N), (1, M, C′) → (1, C, 1, N)."""
         queries = self.queries(x)
-        pair = F.linear(context, self.keys_values)
-        if self.kv_heads == 1:
-            keys, values = pair[:, None].chunk(2, -1)
+        keys_values = F.linear(context, self.keys_values)
+        if self.num_kv_heads == 1:
+            keys, values = keys_values[:, None].chunk(2, -1)  # (1, M, 2·D) -> (1, 1, M, 2·D) -> 2 × (1, 1, M, D)
         else:
-            keys, values = pair.view(1, -1, 2 * self.kv_heads, self.head_width).transpose(1, 2).chunk(2, 1)
+            # (1, M, 2·kv heads·D) -> (1, M, 2·kv heads, D) -> (1, 2·kv heads, M, D) -> 2 × (1, kv heads, M, D)
+            split = keys_values.view(1, -1, 2 * self.num_kv_heads, self.head_dim)
+            keys, values = split.transpose(1, 2).chunk(2, 1)
         if self.query_norm is not None and self.key_norm is not None:
-            queries = self.query_norm(queries.view(-1, self.head_width, 1, x.shape[-1]))
+            queries = self.query_norm(queries.view(-1, self.head_dim, 1, x.shape[-1]))
             keys = self.key_norm(keys)
-        return cast(Tensor, self.out(attend(_tokens_last(queries, self.head_width), keys, values)))
+        return cast(Tensor, self.out(attend(_heads_first(queries, self.head_dim), keys, values)))
 
 
 class HeadNorm(nn.Module):
-    """RMSNorm of heads that come in times `NORM_SCALE`, each head with its own scale, as (heads, D, 1, N).
+    """RMSNorm of heads that are multiplied by `NORM_SCALE`, with one scale vector per head.
 
-    The layer norm of a vector joined with its negative is its RMSNorm: the mean is zero, the variance the mean square
-    (huggingface.co/blog/anemll/anemll-style-rms-ane). The Neural Engine has a layer norm and no RMSNorm, and the
-    square never stands in half precision by itself.
+    The layer norm of a vector concatenated with its negative is the vector's RMSNorm: the mean is zero, and the
+    variance is the mean square (huggingface.co/blog/anemll/anemll-style-rms-ane). The Neural Engine has a layer norm
+    but no RMSNorm, and this way the square is never stored in half precision.
 
     Args:
         weight: (heads, D), each head's scale.
-        eps: of the norm before scaling.
+        eps: epsilon of the norm before scaling.
         axis: 1 for (heads, D, 1, N), -1 for (1, heads, N, D).
     """
 
     def __init__(self, weight: Tensor, eps: float, *, axis: int) -> None:
         super().__init__()
-        placed = weight.detach()[:, :, None, None] if axis == 1 else weight.detach()[None, :, None]
-        self.weight = nn.Parameter(placed, requires_grad=False)
+        # (heads, D) -> (heads, D, 1, 1) or (1, heads, 1, D)
+        broadcast = weight.detach()[:, :, None, None] if axis == 1 else weight.detach()[None, :, None]
+        self.weight = nn.Parameter(broadcast, requires_grad=False)
         self.eps, self.axis = eps * NORM_SCALE**2, axis
         self.register_buffer("one", torch.ones(2 * weight.shape[1]).to(weight.dtype))
         self.register_buffer("zero", torch.zeros(2 * weight.shape[1]).to(weight.dtype))
@@ -287,8 +294,8 @@ class HeadNorm(nn.Module):
 
     @classmethod
     def of(cls, source: layers.Attention, *, axis: int, queries: bool = True, keys: bool = True) -> HeadNorm | None:
-        """Of an attention's query heads, its key heads, or the ones and then the others; None without QK norm."""
-        norms = [(source.query_norm, source.heads)] * queries + [(source.key_norm, source.kv_heads)] * keys
+        """The norm of an attention's query heads, key heads, or both in this order; None without QK norm."""
+        norms = [(source.query_norm, source.heads)] * queries + [(source.key_norm, source.num_kv_heads)] * keys
         rows = [norm.weight.expand(heads, -1) for norm, heads in norms if isinstance(norm, nn.RMSNorm)]
         if not rows:
             return None
@@ -297,39 +304,42 @@ class HeadNorm(nn.Module):
         return cls(torch.cat(rows), eps, axis=axis)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Heads, the head's width along ``axis``."""
-        joined = torch.cat([x, -x], self.axis)
-        normal = layer_norm(joined, self.axis, self.one, self.zero, self.eps)
-        return cast(Tensor, normal.narrow(self.axis, 0, x.shape[self.axis]) * self.weight)
+        """Normalize heads whose channels are along ``axis``; the shape does not change."""
+        doubled = torch.cat([x, -x], self.axis)
+        normalized = layer_norm(doubled, self.axis, self.one, self.zero, self.eps)
+        return cast(Tensor, normalized.narrow(self.axis, 0, x.shape[self.axis]) * self.weight)
 
 
-def _scaled_keys(pair: Tensor) -> Tensor:
-    """Weights of keys and values, the keys' times `NORM_SCALE`."""
-    keys, values = pair.chunk(2)
+def _scale_keys(keys_values: Tensor) -> Tensor:
+    """Weights of keys and values, the keys' multiplied by `NORM_SCALE`."""
+    keys, values = keys_values.chunk(2)
     return torch.cat([keys * NORM_SCALE, values])
 
 
-def _tokens_last(x: Tensor, head_width: int) -> Tensor:
-    """Heads as (heads, D, 1, N) or (1, heads · D, 1, N) → 1 heads N D."""
-    return x.reshape(1, -1, head_width, x.shape[-1]).transpose(2, 3)
+def _heads_first(x: Tensor, head_dim: int) -> Tensor:
+    """Heads as (heads, D, 1, N) or (1, heads·D, 1, N) → (1, heads, N, D)."""
+    return x.reshape(1, -1, head_dim, x.shape[-1]).transpose(2, 3)
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of heads (B, heads, N, D) to (B, kv heads, M, D) → (B, heads · D, 1, N).
+    """Attention of queries (B, heads, N, D) to keys and values (B, kv heads, M, D) → (B, heads·D, 1, N).
 
-    Queries that share a key head are laid end to end as more tokens of that head, as `parts.Attention` does. Where
-    that would be more than any Neural Engine takes along an axis, keys and values are repeated instead.
+    Query heads that share a key head are concatenated as more tokens of one head, as in
+    `snapgen.models.layers.Attention`. If that exceeds the Neural Engine's limit along an axis, keys and values are
+    repeated instead.
     """
-    batch, heads, tokens, width = queries.shape
-    shared = heads // keys.shape[1]
-    if shared * tokens <= LONGEST:
-        merged = queries.reshape(batch, -1, shared * tokens, width)
+    batch, heads, tokens, head_dim = queries.shape
+    group_size = heads // keys.shape[1]  # query heads per key head
+    if group_size * tokens <= MAX_SIDE:
+        merged = queries.reshape(batch, -1, group_size * tokens, head_dim)  # -> (B, kv heads, group·N, D)
         out = F.scaled_dot_product_attention(merged, keys, values).view(queries.shape)
     else:
-        out = F.scaled_dot_product_attention(queries, repeated(keys, shared), repeated(values, shared))
-    return out.transpose(2, 3).reshape(batch, heads * width, 1, tokens)
+        repeated_keys, repeated_values = repeat_heads(keys, group_size), repeat_heads(values, group_size)
+        out = F.scaled_dot_product_attention(queries, repeated_keys, repeated_values)
+    # (B, heads, N, D) -> (B, heads, D, N) -> (B, heads·D, 1, N)
+    return out.transpose(2, 3).reshape(batch, heads * head_dim, 1, tokens)
 
 
-def repeated(heads: Tensor, times: int) -> Tensor:
-    """Each of (B, heads, M, D) so many times over, in place."""
+def repeat_heads(heads: Tensor, times: int) -> Tensor:
+    """Repeat each head, keeping copies adjacent: (B, heads, M, D) → (B, heads·times, M, D)."""
     return torch.cat([head for head in heads.chunk(heads.shape[1], 1) for _ in range(times)], 1) if times > 1 else heads

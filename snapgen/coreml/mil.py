@@ -1,4 +1,4 @@
-"""The operations of a Core ML program, read from its MIL."""
+"""Reads the operations of a Core ML program from its MIL representation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from snapgen.errors import InputError
 
 
 class MILValue(NamedTuple):
-    """A value of the program; ``shape`` is () for a scalar and for what is not a tensor."""
+    """A value of the program; ``shape`` is () for scalars and for values that are not tensors."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     constant: bool
     ints: tuple[int, ...] = ()
-    """The numbers of a small constant of integers."""
+    """Elements of a small integer constant."""
 
 
 class MILOp(NamedTuple):
-    """One operation that runs, in order; constants are not among them."""
+    """One operation that is executed; constants are not operations."""
 
     kind: str
     name: str
@@ -33,17 +33,17 @@ class MILOp(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """Multiply-adds: of convolutions, linear layers, products of matrices and attention; 0 for the rest."""
-        return COUNTED[self.kind](self) if self.kind in COUNTED else 0
+        """Multiply-adds of convolutions, linear layers, matrix products and attention; 0 for other operations."""
+        return MAC_COUNTERS[self.kind](self) if self.kind in MAC_COUNTERS else 0
 
     @property
     def operands(self) -> Iterator[MILValue]:
-        """Inputs that are computed in a run."""
+        """Inputs that are not constant."""
         return (tensor for tensors in self.inputs.values() for tensor in tensors if not tensor.constant)
 
 
 class MILProgram(NamedTuple):
-    """A package's program."""
+    """The program of a package."""
 
     inputs: tuple[MILValue, ...]
     operations: tuple[MILOp, ...]
@@ -55,40 +55,40 @@ class MILProgram(NamedTuple):
         return sum(operation.macs for operation in self.operations)
 
     def counts(self) -> Counter[str]:
-        """Operations of each kind."""
+        """Number of operations by kind."""
         return Counter(operation.kind for operation in self.operations)
 
     def layouts(self) -> Counter[str]:
-        """Results of each layout: images, tokens, heads before and within attention, and whatever has fewer axes."""
-        within = {tensor.name: False for tensor in self.inputs}
-        found: Counter[str] = Counter()
+        """Number of results by layout: images, tokens, heads before and within attention, and other ranks."""
+        width_last = {tensor.name: False for tensor in self.inputs}
+        counts: Counter[str] = Counter()
         for op in self.operations:
-            # Tokens have their width last from a transposition on, or from a linear layer, to the next transposition.
-            last = any(within[t.name] or len(t.shape) == 3 for t in op.operands) != (op.kind == "transpose")
-            last = last and op.kind != "conv"
+            # Tokens have their width last between a transposition or linear layer and the next transposition.
+            is_last = any(width_last[t.name] or len(t.shape) == 3 for t in op.operands) != (op.kind == "transpose")
+            is_last = is_last and op.kind != "conv"
             for tensor in op.outputs:
-                within[tensor.name] = last and len(tensor.shape) == 4
-                found[_layout(tensor.shape, width_last=within[tensor.name])] += 1
-        return found
+                width_last[tensor.name] = is_last and len(tensor.shape) == 4
+                counts[_layout(tensor.shape, width_last=width_last[tensor.name])] += 1
+        return counts
 
 
 def read_program(package: Path) -> MILProgram:
     """The program of an ``.mlpackage``.
 
     Raises:
-        InputError: if it is none, or holds no ML program.
+        InputError: if it is not a package, or has no ML program.
     """
     with quiet():
         from coremltools.models.utils import load_spec
 
     try:
         spec = load_spec(str(package))
-    except Exception as error:  # coremltools and protobuf raise kinds of their own
+    except Exception as error:  # coremltools and protobuf raise various errors
         text = " ".join(str(error).split())[:120]
         raise InputError(package, f"cannot be read as a Core ML package ({text})", "name an .mlpackage") from None
     functions = spec.mlProgram.functions
     if "main" not in functions:
-        raise InputError(package, "holds no ML program", "convert it again")
+        raise InputError(package, "has no ML program", "convert it again")
     main = functions["main"]
     block = main.block_specializations[main.opset]
     inputs = tuple(_tensor(value, constant=False) for value in main.inputs)
@@ -96,15 +96,15 @@ def read_program(package: Path) -> MILProgram:
 
 
 def _operations(block: Any, inputs: tuple[MILValue, ...]) -> Iterator[MILOp]:
-    known = {tensor.name: tensor for tensor in inputs}
+    values = {tensor.name: tensor for tensor in inputs}
     for op in block:
         constant = op.type == "const" or op.type.startswith("constexpr_")
         outputs = tuple(_tensor(value, constant=constant, attributes=op.attributes) for value in op.outputs)
-        known.update({tensor.name: tensor for tensor in outputs})
+        values.update({tensor.name: tensor for tensor in outputs})
         if constant:
             continue
         arguments = {
-            key: tuple(known[a.name] if a.name else _immediate(a.value) for a in value.arguments)
+            key: tuple(values[a.name] if a.name else _immediate(a.value) for a in value.arguments)
             for key, value in op.inputs.items()
         }
         yield MILOp(op.type, op.attributes["name"].immediateValue.tensor.strings.values[0], arguments, outputs)
@@ -134,7 +134,7 @@ def _layout(shape: tuple[int, ...], *, width_last: bool) -> str:
 
 
 def _conv(op: MILOp) -> int:
-    """Each result takes a kernel's worth: (O, I / groups, height, width)."""
+    """Every output element needs one kernel of the weight (O, I / groups, height, width)."""
     return math.prod(op.outputs[0].shape) * math.prod(op.inputs["weight"][0].shape[1:])
 
 
@@ -150,15 +150,15 @@ def _matmul(op: MILOp) -> int:
 
 
 def _attention(op: MILOp) -> int:
-    """softmax(QKᵀ)V of sizes (…, N, D), (…, M, D), (…, M, E): N·M·(D + E) a head."""
+    """softmax(QKᵀ)V with Q (…, N, D), K (…, M, D), V (…, M, E): N·M·(D + E) per head."""
     queries, values = op.inputs["query"][0].shape, op.inputs["value"][0].shape
     return math.prod(queries[:-1]) * values[-2] * (queries[-1] + values[-1])
 
 
-COUNTED: Mapping[str, Callable[[MILOp], int]] = {
+MAC_COUNTERS: Mapping[str, Callable[[MILOp], int]] = {
     "conv": _conv,
     "linear": _linear,
     "matmul": _matmul,
     "scaled_dot_product_attention": _attention,
 }
-"""Operations that multiply and add, to their count."""
+"""Functions that count the multiply-adds of an operation, by its kind."""

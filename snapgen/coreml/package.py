@@ -1,6 +1,6 @@
-"""From a torch module to an ``.mlpackage`` in the cache: traced, converted, compressed, written aside and renamed.
+"""Converts a torch module to an ``.mlpackage`` in the cache: exported, converted, compressed and written atomically.
 
-Works on Linux as on a Mac: nothing is compiled or run here. Everything in the package is float16.
+This works on Linux as well as on a Mac, since nothing is compiled or run. Everything in the package is float16.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from snapgen.errors import InputError
 from snapgen.io import cache
 
 VERSION = 1
-"""Of the conversion: raised whenever it writes another program for the same net."""
-# The first two put operations on integers around a text encoder's lookup of tokens: for indices that count from the
-# end, and to pass them on in 16 bits. The third makes two transpositions of one whose result is split.
-_LEFT_OUT = {"common::guard_negative_gather_indices", "common::add_int16_cast", "common::reduce_transposes"}
+"""Version of the conversion, raised whenever the program for the same net changes."""
+# The first two passes add integer operations around a text encoder's token lookup: for negative indices, and to pass
+# them on as 16 bits. The third pass turns one transposition whose result is split into two.
+_REMOVED_PASSES = {"common::guard_negative_gather_indices", "common::add_int16_cast", "common::reduce_transposes"}
 _STALE_SECONDS = 24 * 3600.0
 
 
 class PackageOptions(Config):
-    """How the weights are stored; both options leave activations in float16.
+    """How the weights are stored. Activations are float16 with either option.
 
-    Palettes are uniform (evenly spaced between a tensor's least and greatest value): coremltools' k-means, which keeps
-    more of the weights, wants a package that is not built for every machine, and takes hours for a full-size net.
+    Palettes are uniform, evenly spaced between a tensor's smallest and largest value. coremltools' k-means is more
+    accurate, but needs a package that is not available on every machine and takes hours for a full-size net.
     """
 
     palette_bits: Literal[1, 2, 3, 4, 6, 8] | None = None
-    """Weights as indices of so many bits into a table of their own."""
+    """Store weights as indices of this many bits into a table of their own; None: float16."""
     int8: bool = False
-    """Weights as 8-bit integers, with one scale for each output channel."""
+    """Store weights as 8-bit integers, with one scale per output channel."""
 
     @model_validator(mode="after")
-    def _one_form(self) -> Self:
+    def _check_exclusive(self) -> Self:
         if self.int8 and self.palette_bits is not None:
             raise ValueError("weights are either int8 or in a palette; choose one of the two")
         return self
@@ -63,15 +63,15 @@ def package(
     output: str,
     options: PackageOptions,
 ) -> Path:
-    """The package of a module, from the cache if it is there.
+    """The package of a module, from the cache or newly converted.
 
     Args:
-        kind: of module; the first word of the package's name.
-        key: everything that the program depends on, beside options and the conversion's version.
-        build: gives the module in float16; called only when there is no package yet. Its forward takes ``inputs`` in
-            their order.
-        inputs: examples; their shapes are the package's.
-        output: the result's name.
+        kind: kind of module; the first word of the package's name.
+        key: everything on which the program depends, apart from options and the conversion's version.
+        build: returns the module in float16; called only if the package is not cached. Its ``forward`` takes ``inputs``
+            in order.
+        inputs: example inputs by name, which determine the package's input shapes.
+        output: name of the output.
         options: how weights are stored.
 
     Raises:
@@ -80,7 +80,7 @@ def package(
     with quiet():
         import coremltools
 
-    described = {
+    identity = {
         **key,
         "kind": kind,
         "options": options.model_dump(),
@@ -88,7 +88,7 @@ def package(
         "coremltools": coremltools.__version__,
         "torch": torch.__version__.split("+")[0],
     }
-    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     folder = cache.cache_dir() / "coreml"
     path = folder / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:24]}.mlpackage"
     if (path / "Manifest.json").is_file():
@@ -99,23 +99,23 @@ def package(
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(folder, f"cannot hold packages ({reason})", "set ARCHSEARCH_CACHE to a folder") from None
-    # Several workers may convert the same net at once: each has a folder of its own, and the first rename wins.
-    part = folder / f"{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part.mlpackage"
+    # Several workers may convert the same net at once. Each writes to its own folder, and the first rename wins.
+    temporary = folder / f"{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part.mlpackage"
     try:
         with quiet():
-            model = _converted(build(), inputs, output, options)
+            model = _convert(build(), inputs, output, options)
             model.user_defined_metadata["archsearch"] = text
-            model.save(str(part))
+            model.save(str(temporary))
         with contextlib.suppress(OSError):
-            part.rename(path)
+            temporary.rename(path)
         if not path.is_dir():
-            raise InputError(path, "could not be put in its place", "set ARCHSEARCH_CACHE to a folder with space")
+            raise InputError(path, "could not be written", "set ARCHSEARCH_CACHE to a folder with space")
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
-def _converted(module: nn.Module, inputs: Mapping[str, Tensor], output: str, options: PackageOptions) -> Any:
+def _convert(module: nn.Module, inputs: Mapping[str, Tensor], output: str, options: PackageOptions) -> Any:
     """The Core ML model of a float16 module."""
     import coremltools as ct
 
@@ -125,7 +125,7 @@ def _converted(module: nn.Module, inputs: Mapping[str, Tensor], output: str, opt
     with torch.no_grad():
         program = torch.export.export(module.eval(), tuple(inputs.values()), strict=False).run_decompositions({})
     passes = ct.PassPipeline.DEFAULT
-    passes.remove_passes(_LEFT_OUT)
+    passes.remove_passes(_REMOVED_PASSES)
     types = {torch.float16: np.float16, torch.int32: np.int32}
     model = ct.convert(
         program,
@@ -136,10 +136,10 @@ def _converted(module: nn.Module, inputs: Mapping[str, Tensor], output: str, opt
         pass_pipeline=passes,
         skip_model_load=True,
     )
-    return _compressed(model, options)
+    return _compress(model, options)
 
 
-def _compressed(model: Any, options: PackageOptions) -> Any:
+def _compress(model: Any, options: PackageOptions) -> Any:
     from coremltools.optimize import coreml as compress
 
     if options.palette_bits is not None:
@@ -153,7 +153,7 @@ def _compressed(model: Any, options: PackageOptions) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without coremltools' bars and remarks: on versions it does not know, and on what only a Mac has."""
+    """Suppress coremltools' progress bars and warnings about untested versions and about features of a Mac."""
     log = logging.getLogger("coremltools")
     level = log.level
     log.setLevel(logging.CRITICAL)
@@ -166,7 +166,8 @@ def quiet() -> Iterator[None]:
 
 
 def _remove_stale(folder: Path) -> None:
-    for part in folder.glob("*.part.mlpackage"):
-        with contextlib.suppress(OSError):  # another worker was faster
-            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(part)
+    """Remove the temporary packages of killed processes."""
+    for temporary in folder.glob("*.part.mlpackage"):
+        with contextlib.suppress(OSError):  # another worker may have removed it
+            if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(temporary)

@@ -1,7 +1,7 @@
-"""Text encoders of transformers for Core ML: any that takes a mask of four axes, held against itself before it goes.
+"""Text encoders of transformers for Core ML: any that takes a mask of four axes, checked against its unmasked output.
 
-The package takes ``input_ids`` (1, N), int32, and ``mask`` (1, N), 1 for a token and 0 behind the last, and gives
-``embeddings`` (1, N, width) with zeros behind the last token, as `snapgen.conditioning.embeddings.encode` does.
+The package takes ``input_ids`` (1, N), int32, and ``mask`` (1, N), 1 for tokens and 0 for padding after them. It
+returns ``embeddings`` (1, N, width), with zeros for padding as in `snapgen.conditioning.embeddings.encode`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from snapgen.coreml import custom_ops
 from snapgen.errors import InputError
 
 ATTENTION = "snapgen_coreml"
-# Added to the scores of what must not be seen. Half precision ends at 65,504, and -inf makes NaN of a row that sees
-# nothing (github.com/cactus-compute/cactus, pull request 734).
-HIDDEN = -1e4
+# Added to the scores of masked positions. Half precision ends at 65,504, and -inf yields NaN for a row in which all
+# positions are masked (github.com/cactus-compute/cactus, pull request 734).
+MASKED = -1e4
 _CAPTION = "a red heart on a white background"
 _TOLERANCE = 1e-3
 
 
 class TextEncoder(nn.Module):
-    """A text encoder for captions of a fixed number of tokens, shorter ones padded.
+    """A text encoder for a fixed number of tokens, to which shorter captions are padded.
 
     Args:
-        name: as `snapgen.conditioning.embeddings.encode` takes it.
-        tokens: length of its input.
-        layer: which hidden states it gives, as `snapgen.conditioning.embeddings.embed_captions` takes it.
+        name: ``minilm``, or the folder of a Hugging Face text encoder.
+        tokens: length of the input.
+        layer: which hidden states to return (`snapgen.conditioning.embeddings.embed_captions`).
 
     Raises:
-        InputError: if there is no such encoder, it takes fewer tokens, or it gives something else with a mask than
+        InputError: if there is no such encoder, it takes fewer tokens, or its output with a mask differs from that
             without padding.
     """
 
@@ -44,7 +44,9 @@ class TextEncoder(nn.Module):
         self.model, tokenizer = text_encoder.load_text_encoder(name)
         longest = text_encoder.max_length(self.model, tokenizer)
         if not 1 <= tokens <= longest:
-            raise InputError(name, f"takes 1 to {longest} tokens, not {tokens}", "choose so many", place="tokens")
+            raise InputError(
+                name, f"takes 1 to {longest} tokens, not {tokens}", "use a number in that range", place="tokens"
+            )
         self.model.eval().requires_grad_(False)
         ids = tokenizer([_CAPTION], truncation=True, max_length=tokens, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
@@ -53,21 +55,22 @@ class TextEncoder(nn.Module):
         self.register_buffer("see", see)
         self.see: Tensor
         self._prepare()
-        for future in (0.0, HIDDEN):  # an encoder, or a decoder that sees no token after its own
+        for future in (0.0, MASKED):  # bidirectional, or causal attention
             self.see.copy_(torch.full_like(see, future).triu(1))
             if self._agrees(ids, expected, tokens):
                 return
-        raise InputError(name, "cannot be converted: it takes no mask of four axes", "name a BERT, CLIP or Gemma")
+        raise InputError(name, "cannot be converted, it takes no mask of four axes", "name a BERT, CLIP or Gemma model")
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         """(1, N) and (1, N) → (1, N, width)."""
-        seen = self.see + (1 - mask[:, None, None]) * HIDDEN
-        return self._hidden(input_ids, seen) * mask[..., None]
+        # (1, 1, N, N) + (1, 1, 1, N): a bias for every query and key
+        attention_bias = self.see + (1 - mask[:, None, None]) * MASKED
+        return self._hidden(input_ids, attention_bias) * mask[..., None]
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        before = self.layer == "penultimate"
-        found = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=before)
-        return cast(Tensor, found.hidden_states[-2] if before else found.last_hidden_state)
+        penultimate = self.layer == "penultimate"
+        output = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=penultimate)
+        return cast(Tensor, output.hidden_states[-2] if penultimate else output.last_hidden_state)
 
     def _prepare(self) -> None:
         self.model.set_attn_implementation(ATTENTION)
@@ -82,14 +85,14 @@ class TextEncoder(nn.Module):
         padded = F.pad(ids, (0, tokens - count)).int()
         mask = (torch.arange(tokens) < count).float()[None]
         try:
-            found = self(padded, mask)[:, :count]
+            actual = self(padded, mask)[:, :count]
         except (RuntimeError, TypeError, ValueError, IndexError):
             return False
-        return bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+        return bool((actual - expected).abs().max() <= _TOLERANCE * expected.abs().max())
 
 
 class FinalNorm(nn.Module):
-    """A layer norm over the last axis, as an operator of ours: coremltools takes no float16 one with an affine."""
+    """Layer norm over the last axis by a custom operator; coremltools rejects a float16 one with scale and bias."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -110,15 +113,18 @@ def _attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention that stays one operation: coremltools takes one with a scale of its own apart."""
+    """Attention that stays one operation; coremltools decomposes one with a non-default scale.
+
+    Query (B, heads, N, D), key and value (B, kv heads, M, D) → (B, N, heads, D).
+    """
     default = query.shape[-1] ** -0.5
     if scaling is not None and abs(scaling / default - 1) > 1e-6:
         query = query * (scaling / default)
-    shared = query.shape[1] // key.shape[1]
-    if shared > 1:
-        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    queries_per_key = query.shape[1] // key.shape[1]
+    if queries_per_key > 1:
+        key, value = key.repeat_interleave(queries_per_key, 1), value.repeat_interleave(queries_per_key, 1)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous(), None  # (B, heads, N, D) -> (B, N, heads, D)
 
 
 def _register() -> None:

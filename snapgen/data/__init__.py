@@ -1,1 +1,17 @@
-"""Captioned images."""
+"""Data sets of captioned images: sources, decoding and loading."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from snapgen.data.dataset import ImageDataset, load_dataset
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "snapgen.data.dataset": ["ImageDataset", "load_dataset"],
+        },
+    )
+
+__all__ = ["ImageDataset", "load_dataset"]

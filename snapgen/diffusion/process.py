@@ -1,9 +1,9 @@
-"""Between data and noise: the two processes that nets are trained on, behind one face.
+"""Common interface of the two noise processes that nets are trained on.
 
-What a recipe calls its *prediction* says both what the net's output stands for and which process it is of: rectified
-flow (`snapgen.diffusion.rectified_flow`) or SD-1.5's variance-preserving diffusion
-(`snapgen.diffusion.variance_preserving`). `make_process` gives the process; whoever trains, judges, samples or exports
-asks it, and nobody else decides.
+The *prediction type* determines both the meaning of a net's output and the process: rectified flow
+(`snapgen.diffusion.rectified_flow`) or SD-1.5's variance-preserving diffusion
+(`snapgen.diffusion.variance_preserving`). Training, evaluation, sampling and export all use the process that
+`make_process` returns for a prediction type.
 """
 
 from __future__ import annotations
@@ -29,64 +29,66 @@ VELOCITY = {
     "data": f"v = (x - unet(x, t)) / max(t, {rectified_flow.SMALLEST_T})",
     "preconditioned": "s = 1 / sqrt(t^2 + (1 - t)^2); v = (2 t - 1) s^2 x + s unet(s x, t)",
 }
-"""`snapgen.diffusion.rectified_flow.predict_velocity`, for a reader of an exported pipeline's JSON."""
+"""Formulas of `snapgen.diffusion.rectified_flow.predict_velocity`, for the JSON of an exported pipeline."""
 
 
 class NoiseProcess(ABC):
-    """One process with one prediction; timesteps t are numbers the nets take, highest where the noise is.
+    """A noise process with a prediction type; timesteps are in the unit that the nets take, increasing with the noise.
 
-    Shapes: data, noise and samples (B, C, H, W), timesteps (B,), contexts (B, N, width) or None.
+    Shapes: data, noise and samples (B, C, H, W), timesteps (B,), contexts (B, N, dim) or None.
     """
 
     @abstractmethod
-    def noised(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The sample between data and noise."""
+    def add_noise(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Noisy sample at timestep ``t``."""
 
     @abstractmethod
     def target(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What `said` is to be."""
+        """Training target of `predict`."""
 
     @abstractmethod
-    def said(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        """What a net says of a sample, in the form in which it is guided, taught and stepped with."""
+    def predict(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        """Prediction of a net for a noisy sample, in the form that guidance, distillation and sampling steps use."""
 
     @abstractmethod
-    def guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
-        """As `said`, with classifier-free guidance; 1: none."""
+    def predict_guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
+        """`predict` with classifier-free guidance; a guidance of 1 means none."""
 
     @abstractmethod
-    def times(self, quantile: Tensor) -> Tensor:
-        """The timesteps of training at quantiles of their distribution: (B,) → (B,)."""
+    def timestep_quantiles(self, quantile: Tensor) -> Tensor:
+        """Training timesteps at the given quantiles of their distribution: (B,) → (B,)."""
 
     @abstractmethod
     def sample(self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
-        """From noise to data."""
+        """Sample data from noise."""
 
     @abstractmethod
     def scheduler(self) -> Scheduler:
-        """Diffusers' scheduler that takes the steps of `sample`, given what `guided` gives."""
+        """Diffusers scheduler that takes the steps of `sample` from the output of `predict_guided`."""
 
     @abstractmethod
     def set_steps(self, scheduler: Any, steps: int, device: torch.device | None = None) -> None:
-        """Set a scheduler to so many steps."""
+        """Set the number of inference steps of a scheduler."""
 
     @abstractmethod
-    def described(self, scheduler: Any, steps: int) -> dict[str, Any]:
-        """How to sample, for whoever runs an exported net: formulas, and the numbers of so many steps."""
+    def export_spec(self, scheduler: Any, steps: int) -> dict[str, Any]:
+        """Formulas and numbers for sampling with an exported net in ``steps`` steps, as written to JSON."""
 
     def losses(self, net: Denoiser, data: Tensor, noise: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        """Squared error of what a net says, mean over each image's elements: (B,) float32."""
-        said = self.said(net, self.noised(data, noise, t), t, context)
-        return rectified_flow.mse_per_image(said, self.target(data, noise, t))
+        """Loss of each image: squared error of the prediction, mean over its elements, (B,) float32."""
+        prediction = self.predict(net, self.add_noise(data, noise, t), t, context)
+        return rectified_flow.mse_per_image(prediction, self.target(data, noise, t))
 
     @torch.no_grad()
     def validation_losses(
         self, net: Denoiser, data: Tensor, context: Tensor | None, *, seed: int, batch: int = 128
     ) -> Tensor:
-        """As `snapgen.diffusion.rectified_flow.validation_losses`: the loss of each of a fixed set of (t, noise) pairs,
-        (N,) float64."""
+        """Loss of each image at its fixed timestep and noise, (N,) float64 on the CPU.
+
+        See `snapgen.diffusion.rectified_flow.validation_losses`.
+        """
         generator = torch.Generator().manual_seed(derive_seed(seed, "validation t"))
-        times = self.times(rectified_flow.stratified(len(data), generator))
+        times = self.timestep_quantiles(rectified_flow.stratified(len(data), generator))
 
         def loss(data: Tensor, noise: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
             return self.losses(net, data, noise, t, context)
@@ -95,49 +97,49 @@ class NoiseProcess(ABC):
 
 
 class RectifiedFlow(NoiseProcess):
-    """`snapgen.diffusion.rectified_flow`; what a net says is its velocity.
+    """Rectified flow (`snapgen.diffusion.rectified_flow`); `predict` returns the velocity.
 
     Args:
-        prediction: what its output stands for.
-        shift: of the timesteps towards noise, in training and sampling.
+        prediction_type: meaning of the net's output.
+        shift: shift of the timesteps towards noise, in training and sampling.
     """
 
-    def __init__(self, prediction: rectified_flow.FlowPredictionType = "velocity", shift: float = 1) -> None:
-        self.prediction, self.shift = prediction, shift
+    def __init__(self, prediction_type: rectified_flow.FlowPredictionType = "velocity", shift: float = 1) -> None:
+        self.prediction_type, self.shift = prediction_type, shift
 
-    def noised(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    def add_noise(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return rectified_flow.interpolate(data, noise, t)
 
-    def target(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002 - the same at all of them
+    def target(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002 - it does not depend on t
         return noise - data
 
-    def said(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        return rectified_flow.predict_velocity(net, x, t, context, self.prediction)
+    def predict(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        return rectified_flow.predict_velocity(net, x, t, context, self.prediction_type)
 
-    def guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
-        return rectified_flow.guided_velocity(net, x, t, context, guidance, self.prediction)
+    def predict_guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
+        return rectified_flow.guided_velocity(net, x, t, context, guidance, self.prediction_type)
 
-    def times(self, quantile: Tensor) -> Tensor:
-        """Logit-normal, moved by the shift (SD3, section 3.1 and 5.3.2)."""
+    def timestep_quantiles(self, quantile: Tensor) -> Tensor:
+        """Shifted logit-normal timesteps (SD3, sections 3.1 and 5.3.2)."""
         return rectified_flow.shift_timesteps(rectified_flow.logit_normal(quantile), self.shift)
 
     def sample(self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
         return rectified_flow.sample(
-            net, noise, context, steps=steps, guidance=guidance, prediction=self.prediction, shift=self.shift
+            net, noise, context, steps=steps, guidance=guidance, prediction_type=self.prediction_type, shift=self.shift
         )
 
     def scheduler(self) -> Scheduler:
         return FlowMatchEulerDiscreteScheduler(shift=self.shift)
 
     def set_steps(self, scheduler: Any, steps: int, device: torch.device | None = None) -> None:
-        """To σ from 1 to 0, which are t, even before the shift."""
+        """Set σ, which equals t, to evenly spaced values from 1 to 0; the scheduler shifts them."""
         scheduler.set_timesteps(sigmas=np.linspace(1, 0, steps + 1)[:-1].tolist(), device=device)
 
-    def described(self, scheduler: Any, steps: int) -> dict[str, Any]:
+    def export_spec(self, scheduler: Any, steps: int) -> dict[str, Any]:
         self.set_steps(scheduler, steps)
         return {
             "each step": "t = sigmas[i]; x = x + (sigmas[i + 1] - sigmas[i]) v",
-            "velocity": VELOCITY[self.prediction],
+            "velocity": VELOCITY[self.prediction_type],
             "guided velocity": "v = v(zeros) + guidance (v(context) - v(zeros)); with guidance 1 v(context) alone",
             "shift": scheduler.config.shift,
             "sigmas": scheduler.sigmas.tolist(),
@@ -145,47 +147,52 @@ class RectifiedFlow(NoiseProcess):
 
 
 class VariancePreserving(NoiseProcess):
-    """`snapgen.diffusion.variance_preserving`; what a net says is v or ε, as it was trained. Its timesteps are never
-    shifted."""
+    """Variance-preserving diffusion (`snapgen.diffusion.variance_preserving`); `predict` returns v or ε.
 
-    def __init__(self, prediction: variance_preserving.DiffusionPredictionType = "v") -> None:
-        self.prediction = prediction
+    Its timesteps are never shifted.
 
-    def noised(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    Args:
+        prediction_type: meaning of the net's output.
+    """
+
+    def __init__(self, prediction_type: variance_preserving.DiffusionPredictionType = "v") -> None:
+        self.prediction_type = prediction_type
+
+    def add_noise(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return variance_preserving.add_noise(data, noise, t)
 
     def target(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        return variance_preserving.target(data, noise, t, self.prediction)
+        return variance_preserving.target(data, noise, t, self.prediction_type)
 
-    def said(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    def predict(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         return net(x, t, context)
 
-    def guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
+    def predict_guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
         return variance_preserving.apply_cfg(net, x, t, context, guidance)
 
-    def times(self, quantile: Tensor) -> Tensor:
-        """Uniform over SD's integers."""
+    def timestep_quantiles(self, quantile: Tensor) -> Tensor:
+        """Timesteps uniform over SD's integers."""
         return (quantile * variance_preserving.TIMESTEPS).floor() / variance_preserving.TIMESTEPS
 
     def sample(self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
         return variance_preserving.sample(
-            net, noise, context, steps=steps, guidance=guidance, prediction=self.prediction
+            net, noise, context, steps=steps, guidance=guidance, prediction_type=self.prediction_type
         )
 
     def scheduler(self) -> Scheduler:
-        return variance_preserving.scheduler(self.prediction)
+        return variance_preserving.scheduler(self.prediction_type)
 
     def set_steps(self, scheduler: Any, steps: int, device: torch.device | None = None) -> None:
         scheduler.set_timesteps(steps, device=device)
 
-    def described(self, scheduler: Any, steps: int) -> dict[str, Any]:
+    def export_spec(self, scheduler: Any, steps: int) -> dict[str, Any]:
         self.set_steps(scheduler, steps)
         times = scheduler.timesteps / variance_preserving.TIMESTEPS
         all_times = torch.cat([times, torch.tensor([variance_preserving.DATA])])
         alpha, sigma = variance_preserving.alpha_sigma(all_times, all_times)
-        clean = "(x - sigmas[i] v) / alphas[i]" if self.prediction == "noise" else "alphas[i] x - sigmas[i] v"
+        x0_formula = "(x - sigmas[i] v) / alphas[i]" if self.prediction_type == "noise" else "alphas[i] x - sigmas[i] v"
         return {
-            "each step": f"t = times[i]; d = {clean}; e = (x - alphas[i] d) / sigmas[i]; "
+            "each step": f"t = times[i]; d = {x0_formula}; e = (x - alphas[i] d) / sigmas[i]; "
             "x = alphas[i + 1] d + sigmas[i + 1] e",
             "velocity": "v = unet(x, t)",
             "guided velocity": "v = guidance v(context) - (guidance - 1) v(zeros); with guidance 1 v(context) alone",
@@ -195,8 +202,8 @@ class VariancePreserving(NoiseProcess):
         }
 
 
-def make_process(prediction: PredictionType, *, shift: float = 1) -> NoiseProcess:
-    """The process that a prediction is of; ``shift`` is for rectified flow alone."""
-    if prediction in get_args(variance_preserving.DiffusionPredictionType):
-        return VariancePreserving(cast(variance_preserving.DiffusionPredictionType, prediction))
-    return RectifiedFlow(cast(rectified_flow.FlowPredictionType, prediction), shift)
+def make_process(prediction_type: PredictionType, *, shift: float = 1) -> NoiseProcess:
+    """Create the noise process of a prediction type; ``shift`` applies to rectified flow only."""
+    if prediction_type in get_args(variance_preserving.DiffusionPredictionType):
+        return VariancePreserving(cast(variance_preserving.DiffusionPredictionType, prediction_type))
+    return RectifiedFlow(cast(rectified_flow.FlowPredictionType, prediction_type), shift)

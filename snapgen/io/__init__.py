@@ -1,1 +1,33 @@
-"""Files on disk: atomic writes, tensor cache, checkpoints, the hub."""
+"""Input and output: atomic writes, the tensor cache, checkpoints, pretrained weights, the Hugging Face hub."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from snapgen.io.atomic import atomic_folder, atomic_write
+    from snapgen.io.cache import cached_tensors
+    from snapgen.io.checkpoint import load_checkpoint, save_checkpoint
+    from snapgen.io.hub import resolve_model_folder
+    from snapgen.io.pretrained import read_pretrained
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "snapgen.io.atomic": ["atomic_folder", "atomic_write"],
+            "snapgen.io.cache": ["cached_tensors"],
+            "snapgen.io.checkpoint": ["load_checkpoint", "save_checkpoint"],
+            "snapgen.io.hub": ["resolve_model_folder"],
+            "snapgen.io.pretrained": ["read_pretrained"],
+        },
+    )
+
+__all__ = [
+    "atomic_folder",
+    "atomic_write",
+    "cached_tensors",
+    "load_checkpoint",
+    "read_pretrained",
+    "resolve_model_folder",
+    "save_checkpoint",
+]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, then renamed."""
+"""Atomic writes: files and folders are written under a temporary name and renamed when complete."""
 
 from __future__ import annotations
 
@@ -12,46 +12,50 @@ from snapgen.errors import InputError
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write a file aside and rename it, so that a reader finds the old one or the new one."""
+    """Write a text file atomically: a reader finds either the old or the new content.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            part.write_text(text, encoding="utf-8")
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(path, (error.strerror or "cannot be written").lower(), "name a writable file") from None
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Another path to write to, which becomes ``path`` once all is written, and is removed if that fails."""
-    part = path.with_suffix(path.suffix + ".part")
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, delete it on failure."""
+    temporary = path.with_suffix(path.suffix + ".part")
     try:
-        yield part
-        part.replace(path)
+        yield temporary
+        temporary.replace(path)
     except BaseException:
-        if part.is_file():
-            part.unlink()
+        if temporary.is_file():
+            temporary.unlink()
         raise
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes ``path`` once all is written, and is removed if that fails.
+    """Yield a temporary folder beside ``path``; rename it to ``path`` on success, delete it on failure.
 
     Raises:
-        InputError: if ``path`` is there already and no empty folder, or cannot be written.
+        InputError: if ``path`` exists and is not an empty folder, or if it cannot be written.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(path, "is there already", "name a new folder")
+        raise InputError(path, "already exists", "name a new folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
         raise InputError(path, (error.strerror or "cannot be written").lower(), "name another folder") from None
     try:
-        yield part
-        part.chmod(0o755)
-        part.replace(path)
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.replace(path)
     except BaseException:
-        shutil.rmtree(part)
+        shutil.rmtree(temporary)
         raise

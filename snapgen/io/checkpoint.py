@@ -1,11 +1,11 @@
-"""A checkpoint: everything that a training goes on from, in one safetensors file that is whole or not there."""
+"""Training checkpoints: everything needed to resume, in one safetensors file that is written atomically."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,138 +17,146 @@ from torch import Tensor
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.io.cache import JSON
+from snapgen.progress import ProgressCallback, ignore_progress
 
-SECONDS_BETWEEN = 30.0
-"""Between checkpoints of a command."""
-
-StepCallback = Callable[[int, int, Mapping[str, Tensor]], None]
-"""Told the step, the steps in all and the losses of the step; to read one is to wait for the device."""
+CHECKPOINT_INTERVAL_SECONDS = 30.0
+"""Minimum time between two checkpoints of a `CheckpointSession`."""
 
 
-def save_checkpoint(path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, JSON]) -> None:
-    """Write a checkpoint; the one that was there stays until the new one is on the disk.
+def save_checkpoint(path: Path, components: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, JSON]) -> None:
+    """Write a checkpoint; it replaces the previous one only once it is complete on disk.
 
     Args:
-        parts: tensors by name, of each part by its name (``net``, ``average``, ``optimizer``, …).
-        facts: whatever else is to be known: stage, step.
+        path: the checkpoint file.
+        components: tensors by name, for each component (``net``, ``average``, ``optimizer``, …).
+        metadata: everything else that is needed to resume, e.g. stage and step.
 
     Raises:
-        InputError: if it cannot be written (a full disk); the one that was there is left as it is.
+        InputError: if the file cannot be written (full disk); the previous checkpoint is kept.
     """
     tensors = {
-        f"{part}/{name}": tensor.detach().cpu().contiguous()
-        for part, named in parts.items()
-        for name, tensor in named.items()
+        f"{component}/{name}": tensor.detach().cpu().contiguous()
+        for component, state in components.items()
+        for name, tensor in state.items()
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            save_file(tensors, file, metadata={"facts": json.dumps(facts, allow_nan=False)})
+            save_file(tensors, file, metadata={"facts": json.dumps(metadata, allow_nan=False)})
             with file.open("rb") as written:
                 os.fsync(written.fileno())
     except (OSError, SafetensorError) as error:
         problem = getattr(error, "strerror", None) or str(error)
-        remedy = "make room; the same command goes on from the last checkpoint"
+        remedy = "make room on the disk; the same command resumes from the last checkpoint"
         raise InputError(path, f"cannot be written ({problem})", remedy) from None
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """The facts of a checkpoint, without its tensors.
+    """Read the metadata of a checkpoint, without its tensors.
 
     Raises:
-        InputError: if it is damaged.
+        InputError: if the checkpoint is damaged.
     """
     return _read(path, tensors=False)[1]
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The parts and the facts that `save_checkpoint` was given; tensors on the CPU.
+    """Read the components (tensors on the CPU) and the metadata that `save_checkpoint` wrote.
 
     Raises:
-        InputError: if it is damaged.
+        InputError: if the checkpoint is damaged.
     """
     return _read(path, tensors=True)
 
 
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    parts: dict[str, dict[str, Tensor]] = {}
+    components: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            found: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
             for key in file.keys() if tensors else ():
-                part, _, name = key.partition("/")
-                parts.setdefault(part, {})[name] = file.get_tensor(key).clone()
+                component, _, name = key.partition("/")
+                components.setdefault(component, {})[name] = file.get_tensor(key).clone()
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        problem = f"is damaged or no checkpoint ({str(error).splitlines()[0][:100] if str(error) else 'empty'})"
-        raise InputError(path, problem, "restore it, or remove it to begin its stage again") from None
-    return parts, found
+        problem = f"is damaged or not a checkpoint ({str(error).splitlines()[0][:100] if str(error) else 'empty'})"
+        raise InputError(path, problem, "restore it, or delete it to start the stage again") from None
+    return components, metadata
 
 
 def rng_state() -> dict[str, Tensor]:
-    """The states of torch's own generators, for whatever draws from them."""
+    """States of torch's global random generators, by device."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 
 
-def set_random_state(states: Mapping[str, Tensor]) -> None:
-    """Put back what `rng_state` gave."""
+def set_rng_state(states: Mapping[str, Tensor]) -> None:
+    """Restore the states returned by `rng_state`."""
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
 
 
 class Resumable(Protocol):
-    """A training that goes on where another one of the same arguments was."""
+    """Training run whose state can be saved and loaded into another run with the same arguments."""
 
-    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, JSON]]:
-        """Parts and facts, as `save_checkpoint` takes them."""
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
         ...
 
-    def load(self, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-        """Go on from these."""
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, JSON]]:
+        """The components and the metadata for `save_checkpoint`."""
+        ...
+
+    def load(self, components: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any], /) -> None:
+        """Continue from a saved state."""
         ...
 
 
 class CheckpointSession:
-    """The checkpoint of a command's training, which was asked for in these words."""
+    """Checkpointing of one command's training run, which is resumed only under the same options."""
 
-    def __init__(self, path: Path, asked: Mapping[str, JSON]) -> None:
-        """Reads what the checkpoint says of its training, if there is one.
+    def __init__(self, path: Path, options: Mapping[str, JSON]) -> None:
+        """Read the metadata of the checkpoint, if there is one.
+
+        Args:
+            path: the checkpoint file, which need not exist.
+            options: everything that was requested of the run; stored with the checkpoint and compared on resuming.
 
         Raises:
-            InputError: if it is damaged, or of a training that was asked for in other words.
+            InputError: if the checkpoint is damaged or belongs to a run with other options.
         """
-        self.path, self._asked = path, asked
-        found = read_metadata(path) if path.is_file() else {}
-        self.steps: int | None = found.get("steps")
-        """Of the training in all; None: there is no checkpoint."""
-        self.seconds: float = found.get("seconds", 0.0)
+        self.path, self._options = path, options
+        metadata = read_metadata(path) if path.is_file() else {}
+        self.steps: int | None = metadata.get("steps")
+        """Total number of training steps; None if there is no checkpoint."""
+        self.seconds: float = metadata.get("seconds", 0.0)
         """Processor time of the training so far."""
-        other = next((key for key in asked if found and found.get("asked", {}).get(key) != asked[key]), None)
-        if other:
-            problem = f"is of a training with another {other}"
-            raise InputError(path, problem, "give the options of that one, name another --out, or remove the file")
+        stored = metadata.get("asked", {})
+        changed = next((key for key in options if metadata and stored.get(key) != options[key]), None)
+        if changed:
+            problem = f"belongs to a training run with a different {changed}"
+            raise InputError(path, problem, "repeat that run's options, choose another --out, or delete the file")
 
     def restore(self, run: Resumable) -> None:
-        """Let a training go on from the checkpoint, if there is one."""
+        """Load the checkpoint into a run, if there is one."""
         if self.steps is not None:
             run.load(*load_checkpoint(self.path))
 
-    def keeping(self, run: Resumable, progress: StepCallback | None) -> StepCallback:
-        """The same progress, which also writes the checkpoint now and then."""
-        spent, written = time.process_time(), time.monotonic()
+    def with_checkpointing(self, run: Resumable, progress: ProgressCallback = ignore_progress) -> ProgressCallback:
+        """Wrap a progress callback so that it also writes a checkpoint every `CHECKPOINT_INTERVAL_SECONDS`."""
+        last_cpu_time, last_write = time.process_time(), time.monotonic()
 
-        def keep(step: int, steps: int, losses: Mapping[str, Tensor]) -> None:
-            nonlocal spent, written
-            self.seconds, spent = self.seconds + time.process_time() - spent, time.process_time()
-            if time.monotonic() - written >= SECONDS_BETWEEN:
-                parts, found = run.state()
-                told: dict[str, JSON] = {"asked": self._asked, "steps": steps, "seconds": self.seconds}
-                save_checkpoint(self.path, parts, {**found, **told})
-                written = time.monotonic()
-            if progress:
-                progress(step, steps, losses)
+        def on_step(fraction: float, message: str = "") -> None:
+            nonlocal last_cpu_time, last_write
+            self.seconds, last_cpu_time = self.seconds + time.process_time() - last_cpu_time, time.process_time()
+            if time.monotonic() - last_write >= CHECKPOINT_INTERVAL_SECONDS:
+                components, metadata = run.state()
+                session: dict[str, JSON] = {"asked": self._options, "steps": run.steps, "seconds": self.seconds}
+                save_checkpoint(self.path, components, {**metadata, **session})
+                last_write = time.monotonic()
+            progress(fraction, message)
 
-        return keep
+        return on_step

@@ -1,4 +1,4 @@
-"""Tensors of many rows in parts: computed part by part, each kept in a file of its own and read where it lies."""
+"""Tensors of many rows in chunks: computed chunk by chunk, each cached in its own file and read by memory mapping."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from torch import Tensor
 
 from snapgen.io.cache import JSON, cached_tensors
 
-LARGEST_ROWS = 8192
-LARGEST_BYTES = 1 << 28
+MAX_CHUNK_ROWS = 8192
+MAX_CHUNK_BYTES = 1 << 28
 
 
 class ChunkedTensor:
-    """A tensor ``(N, …)`` in chunks of its rows, which may be memory-mapped: indexing reads only the rows it names.
+    """Tensor ``(N, …)`` stored as chunks along its first axis; indexing reads only the requested rows.
+
+    The chunks may be memory-mapped.
 
     Args:
-        chunks: at least one; alike in all but their first axis.
+        chunks: at least one; equal in dtype, device and all but their first axis.
     """
 
     def __init__(self, chunks: Sequence[Tensor]) -> None:
-        assert chunks, "an empty set is one chunk of no rows"
+        assert chunks, "represent an empty set by one chunk without rows"
         first = chunks[0]
         assert all((c.shape[1:], c.dtype, c.device) == (first.shape[1:], first.dtype, first.device) for c in chunks)
         self._chunks = list(chunks)
@@ -34,50 +36,58 @@ class ChunkedTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all rows."""
+        """Size of all rows in bytes."""
         return sum(chunk.nbytes for chunk in self._chunks)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        """The rows (B, …) of so many indices (int64, from 0), a copy on the rows' device.
+        """Gather rows: int64 indices (B,) from 0 → a copy (B, …) on the device of the chunks.
 
         Raises:
-            IndexError: if there is no such row.
+            IndexError: if an index is out of range.
         """
         if len(self._chunks) == 1:
             return self._chunks[0][indices]
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"rows are 0 to {len(self) - 1}")
         out = torch.empty(len(indices), *self.shape[1:], dtype=self.dtype, device=self.device)
-        numbers = torch.bucketize(indices, self._ends, right=True)
-        for number in sorted(set(numbers.tolist())):
-            wanted = (numbers == number).nonzero().flatten()
+        chunk_of_row = torch.bucketize(indices, self._ends, right=True)  # (B,)
+        for number in sorted(set(chunk_of_row.tolist())):
+            positions = (chunk_of_row == number).nonzero().flatten()
             chunk = self._chunks[number]
-            out[wanted] = chunk[indices[wanted] - (int(self._ends[number]) - len(chunk))]
+            first_row = int(self._ends[number]) - len(chunk)
+            out[positions] = chunk[indices[positions] - first_row]
         return out
 
-    def whole(self, device: torch.device | None = None) -> Tensor:
-        """All rows as one tensor, which shares memory with the only chunk where it can."""
+    def materialize(self, device: torch.device | None = None) -> Tensor:
+        """All rows as one tensor; a single chunk is returned as it is if the device allows."""
         device = device or self.device
         if len(self._chunks) == 1:
             return self._chunks[0].to(device)
         out = torch.empty(self.shape, dtype=self.dtype, device=device)
         end = 0
-        for chunk in self._chunks:  # one at a time: a join before the move would need the room twice
-            begin, end = end, end + len(chunk)
-            out[begin:end] = chunk
+        for chunk in self._chunks:  # chunk by chunk: torch.cat before the move would need twice the memory
+            start, end = end, end + len(chunk)
+            out[start:end] = chunk
         return out
 
     def to(self, device: torch.device) -> ChunkedTensor:
-        """The same on a device, whole; for sets that fit."""
-        return self if device == self.device else ChunkedTensor([self.whole(device)])
+        """The same rows on another device, as one chunk; for sets that fit there."""
+        return self if device == self.device else ChunkedTensor([self.materialize(device)])
 
 
 def chunk_ranges(count: int, row_bytes: int, *, multiple: int = 1) -> list[range]:
-    """The rows of each part: at most `LARGEST_ROWS` and `LARGEST_BYTES`, but at least ``multiple``, and a multiple of
-    it in all but the last. No rows are one empty part.
+    """Split ``count`` rows into chunks of at most `MAX_CHUNK_ROWS` rows and `MAX_CHUNK_BYTES` bytes.
+
+    Args:
+        count: number of rows; 0 gives one empty chunk.
+        row_bytes: size of a row.
+        multiple: every chunk but the last has a multiple of this number of rows, even where that exceeds the limits.
+
+    Returns:
+        The row indices of each chunk.
     """
-    most = min(LARGEST_ROWS, LARGEST_BYTES // max(1, row_bytes))
-    size = max(1, most // multiple) * multiple
+    max_rows = min(MAX_CHUNK_ROWS, MAX_CHUNK_BYTES // max(1, row_bytes))
+    size = max(1, max_rows // multiple) * multiple
     return [range(start, min(start + size, count)) for start in range(0, count or 1, size)]
 
 
@@ -87,14 +97,16 @@ def cached_chunks(
     key: Callable[[range], Mapping[str, JSON]],
     compute: Callable[[range], dict[str, Tensor]],
 ) -> dict[str, ChunkedTensor]:
-    """Tensors of many rows, computed part by part; what was computed before an interruption is not computed again.
+    """Compute tensors of many rows chunk by chunk; chunks finished before an interruption come from the cache.
 
     Args:
-        kind, key, compute: as `snapgen.io.cache.cached_tensors` takes them, for the rows of one part; the parts come in
-        order. ranges: as `chunk_ranges` gives them.
+        kind: as in `snapgen.io.cache.cached_tensors`.
+        ranges: the rows of each chunk, from `chunk_ranges`.
+        key: returns everything that the tensors of a chunk depend on.
+        compute: computes the tensors of a chunk; called in the order of the chunks.
 
     Returns:
-        As ``compute``, all parts as one; memory-mapped.
+        The tensors of ``compute`` over all chunks, memory-mapped.
     """
-    found = [cached_tensors(kind, key(part), lambda part=part: compute(part)) for part in ranges]  # type: ignore[misc]
-    return {name: ChunkedTensor([tensors[name] for tensors in found]) for name in found[0]}
+    chunks = [cached_tensors(kind, key(rows), lambda rows=rows: compute(rows)) for rows in ranges]  # type: ignore[misc]
+    return {name: ChunkedTensor([tensors[name] for tensors in chunks]) for name in chunks[0]}

@@ -1,4 +1,4 @@
-"""Digests of files."""
+"""Content digests of sets of files."""
 
 from __future__ import annotations
 
@@ -6,33 +6,40 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-# Sources up to this size are hashed by content, larger ones by names, sizes and times of change.
+# Sets of files up to this total size are hashed by content, larger ones by name, size and modification time.
 HASHED_BYTES = 1 << 30
 
 
 def digest_files(paths: Sequence[Path], names: Iterable[str]) -> str:
-    """16 hex digits of a hash of the files (`HASHED_BYTES`) and of ``names``."""
-    total = hashlib.sha256()
+    """Hash files and names to 16 hex digits.
+
+    Files are hashed by content up to `HASHED_BYTES` in total, beyond that by name, size and modification time.
+
+    Args:
+        paths: the files, in a fixed order.
+        names: further text to include, e.g. captions.
+    """
+    digest = hashlib.sha256()
     for name in names:
-        total.update(name.encode(errors="surrogateescape") + b"\n")
-    facts = [_size_and_time(path) for path in paths]
-    small = sum(size for size, _ in facts) <= HASHED_BYTES
-    for path, fact in zip(paths, facts, strict=True):
-        total.update(_content(path) if small else f"{path.name}\0{fact}\n".encode(errors="surrogateescape"))
-    return total.hexdigest()[:16]
+        digest.update(name.encode(errors="surrogateescape") + b"\n")
+    stats = [_size_and_time(path) for path in paths]
+    small = sum(size for size, _ in stats) <= HASHED_BYTES
+    for path, stat in zip(paths, stats, strict=True):
+        digest.update(_content(path) if small else f"{path.name}\0{stat}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
     try:
-        fact = path.stat()
-    except OSError:  # a link to nowhere: counted as damaged when it is decoded
+        stat = path.stat()
+    except OSError:  # a dangling link; the image counts as damaged when it is decoded
         return 0, 0
-    return fact.st_size, int(fact.st_mtime)
+    return stat.st_size, int(stat.st_mtime)
 
 
 def _content(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
-    except OSError:  # counted as damaged when it is decoded
+    except OSError:  # the image counts as damaged when it is decoded
         return b"unreadable"

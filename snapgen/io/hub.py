@@ -1,4 +1,4 @@
-"""A model's folder by path, or by its name on the Hugging Face hub: nothing is fetched but what is named so."""
+"""Model folders by path, or by OWNER/NAME on the Hugging Face hub; only models named that way are downloaded."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from pathlib import Path
 
 from snapgen.errors import InputError, first_line
 
-NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-"""OWNER/NAME."""
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+"""Pattern of a model's name on the hub: OWNER/NAME."""
 
 
 def resolve_model_folder(name_or_path: str | Path, files: Sequence[str], *, remedy: str) -> Path:
-    """The folder of that path; or of OWNER/NAME on the hub, fetched if it is not here yet.
+    """Find a local model folder, or download OWNER/NAME from the hub unless it is in the hub's cache.
 
     Args:
-        files: patterns of those to fetch.
-        remedy: for the message if there is no such folder and it is no name on the hub.
+        name_or_path: path of a folder, or OWNER/NAME.
+        files: glob patterns of the files to download.
+        remedy: advice for the error if ``name_or_path`` is neither a folder nor of the form OWNER/NAME.
 
     Raises:
-        InputError: if there is neither.
+        InputError: if there is no such folder and no such model on the hub.
     """
     path = Path(name_or_path).expanduser()
     try:
         if name_or_path != "" and path.is_dir():
             return path
         exists = name_or_path != "" and path.exists()
-    except (OSError, ValueError):  # a name too long, or with a null byte
+    except (OSError, ValueError):  # the name is too long or has a null byte
         exists = False
     if exists:
         raise InputError(path, "is a file, not a folder", "name the folder that holds config.json and the weights")
-    if isinstance(name_or_path, Path) or not NAME.fullmatch(name_or_path):
+    if isinstance(name_or_path, Path) or not HUB_NAME.fullmatch(name_or_path):
         raise InputError(name_or_path or "name", "does not exist", remedy)
-    return _fetched(name_or_path, tuple(files))
+    return _download(name_or_path, tuple(files))
 
 
 @functools.cache
-def _fetched(name: str, files: tuple[str, ...]) -> Path:
+def _download(name: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))
-    except Exception as error:  # the hub's client raises kinds of its own, and those of its HTTP library
-        problem = f"is no folder here and could not be fetched from the hub ({first_line(error)})"
+    except Exception as error:  # the client raises its own exceptions and those of its HTTP library
+        problem = f"is not a local folder and could not be downloaded from the hub ({first_line(error)})"
         raise InputError(name, problem, "check the name and the network, or name a folder") from None

@@ -1,4 +1,4 @@
-"""What the U-Net in a folder predicts: a note beside its weights."""
+"""Note beside a U-Net's weights that records its prediction type."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class _Note(Config):
 
 
 def write_prediction_type(folder: Path, prediction: PredictionType) -> None:
-    """Leave the note in a U-Net's folder."""
+    """Write the note into a U-Net's folder."""
     (folder / NOTE).write_text(json.dumps({"prediction": prediction}) + "\n")
 
 
 def read_prediction_type(folder: Path) -> PredictionType | None:
-    """What the note in a folder says; None without one.
+    """Read the prediction type from the note in a folder; None if there is no note.
 
     Raises:
-        InputError: if it is damaged, or names no prediction of ours.
+        InputError: if the note is damaged or names an unknown prediction type.
     """
     note = folder / NOTE
     return config.load_yaml(note, _Note).prediction if note.exists() else None

@@ -1,9 +1,9 @@
-"""The parts a U-Net is built from: convolutions, residual blocks, transformers, samplers.
+"""Layers of a U-Net: convolutions, residual blocks, attention, transformers, upsampling, timestep embedding.
 
-Images are ``(B, C, H, W)`` in channels-last memory, so that their tokens ``(B, H·W, C)`` are views, never copies.
+Feature maps are ``(B, C, H, W)`` in channels-last memory, so that their tokens ``(B, H·W, C)`` are views, not copies.
 
-Initial weights keep the variance of what passes through; the last layer of every residual branch is zero, so that each
-branch begins as the identity (see `zero_init_layers`). The papers do not give theirs: this is our choice.
+Initial weights preserve the variance of activations; the last layer of every residual branch is zero, so that each
+branch starts as the identity (see `zero_init_layers`). The papers do not give their initialization: this is our choice.
 """
 
 from __future__ import annotations
@@ -20,176 +20,199 @@ from snapgen.models.onednn import Linear, Pointwise
 ROPE_THETA = 10_000.0
 
 RopeTable = tuple[Tensor, Tensor]
-"""Cosines and signed sines, each ``(N, 1, head width)``: see `rope_table`."""
+"""Cosines and signed sines, each ``(N, 1, head_dim)``; see `rope_table`."""
 
 
-def conv3x3(inside: int, outside: int, kind: Literal["plain", "separable"], *, stride: int = 1) -> nn.Module:
-    """A 3×3 convolution, or a depthwise 3×3 and a pointwise one with nothing between (arXiv 2412.09619, section 3.1).
+def conv3x3(
+    in_channels: int, out_channels: int, kind: Literal["standard", "separable"], *, stride: int = 1
+) -> nn.Module:
+    """3×3 convolution, standard or separable.
 
-    The depthwise part has no bias: the pointwise one's takes its place.
+    A separable one is a depthwise 3×3 and a pointwise convolution with nothing between (SnapGen, arXiv 2412.09619,
+    section 3.1). The depthwise convolution has no bias, as that of the pointwise one makes it redundant.
     """
-    if kind == "plain":
-        return nn.Conv2d(inside, outside, 3, stride, 1)
-    return nn.Sequential(nn.Conv2d(inside, inside, 3, stride, 1, groups=inside, bias=False), Pointwise(inside, outside))
+    if kind == "standard":
+        return nn.Conv2d(in_channels, out_channels, 3, stride, 1)
+    depthwise = nn.Conv2d(in_channels, in_channels, 3, stride, 1, groups=in_channels, bias=False)
+    return nn.Sequential(depthwise, Pointwise(in_channels, out_channels))
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, + time, norm, SiLU, conv, + shortcut.
+    """Residual block: norm, SiLU, conv, + time, norm, SiLU, conv, + shortcut.
 
-    With ``time_at`` "expanded" the timestep is added between the convs; with "output" after the second, at the output's
-    width. The paper's sizes need the latter, by our count; where it is added there is our choice.
+    With ``time_at`` "expanded" the timestep's projection is added between the convolutions; with "output" after the
+    second one, at the output's width. By our parameter count SnapGen's published sizes need the latter; adding it at
+    that point is our choice.
     """
 
-    runs = True
-    """Whether it is more than its shortcut; `snapgen.models.subnetworks` turns blocks off."""
-    dropped = False
-    """Whether it is left out of this training step; evaluation knows nothing of it."""
+    enabled = True
+    """Whether the block is active; a disabled block is only its shortcut (see `snapgen.models.subnetworks`)."""
+    skipped = False
+    """Whether block dropout skips the block in the current training step; ignored in evaluation mode."""
 
     def __init__(
         self,
-        inside: int,
-        outside: int,
+        in_channels: int,
+        out_channels: int,
         *,
-        between: int,
-        conv: Literal["plain", "separable"],
+        hidden_channels: int,
+        conv: Literal["standard", "separable"],
         groups: int,
-        time_width: int,
+        time_dim: int,
         time_at: Literal["expanded", "output"],
     ) -> None:
         super().__init__()
         self.time_at = time_at
-        self.norm1 = nn.GroupNorm(groups, inside)
-        self.conv1 = conv3x3(inside, between, conv)
-        self.time = Linear(time_width, between if time_at == "expanded" else outside)
-        self.norm2 = nn.GroupNorm(groups, between)
-        self.conv2 = conv3x3(between, outside, conv)
-        self.shortcut = Pointwise(inside, outside) if inside != outside else nn.Identity()
+        self.norm1 = nn.GroupNorm(groups, in_channels)
+        self.conv1 = conv3x3(in_channels, hidden_channels, conv)
+        self.time = Linear(time_dim, hidden_channels if time_at == "expanded" else out_channels)
+        self.norm2 = nn.GroupNorm(groups, hidden_channels)
+        self.conv2 = conv3x3(hidden_channels, out_channels, conv)
+        self.shortcut = Pointwise(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """``x`` (B, inside, H, W), ``time`` (B, time width), already through SiLU → (B, outside, H, W)."""
-        return self.shifted(x, self.time(time)[:, :, None, None])
+        """``x`` (B, in_channels, H, W), timestep embedding after SiLU (B, time_dim) → (B, out_channels, H, W)."""
+        time_shift = self.time(time)[:, :, None, None]  # (B, time_dim) → (B, C', 1, 1)
+        return self.forward_with_time(x, time_shift)
 
-    def shifted(self, x: Tensor, shift: Tensor) -> Tensor:
-        """As `forward`, of the timestep's projection (B, width where it is added, 1, 1)."""
-        if not self.runs or (self.dropped and self.training):
+    def forward_with_time(self, x: Tensor, time_shift: Tensor) -> Tensor:
+        """`forward` with the timestep already projected: (B, C', 1, 1), C' being the width where it is added."""
+        if not self.enabled or (self.skipped and self.training):
             return self.shortcut(x)  # type: ignore[no-any-return]
+        # (B, in_channels, H, W) → (B, hidden_channels, H, W)
         hidden = self.conv1(F.silu(self.norm1(x)))
         if self.time_at == "expanded":
-            hidden = hidden + shift
+            hidden = hidden + time_shift
+        # (B, hidden_channels, H, W) → (B, out_channels, H, W)
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         if self.time_at == "output":
-            hidden = hidden + shift
+            hidden = hidden + time_shift
         out: Tensor = self.shortcut(x) + hidden
         return out
 
 
-def rope_table(height: int, width: int, head_width: int, *, like: Tensor) -> RopeTable:
-    """Tables of 2-D RoPE for a grid: the first half of a head turns with the row, the second with the column.
+def rope_table(height: int, width: int, head_dim: int, *, device: torch.device, dtype: torch.dtype) -> RopeTable:
+    """Tables of 2-D rotary embeddings for a grid of tokens, each (height·width, 1, head_dim).
 
-    Each half pairs its channel ``i`` with ``i + head_width / 4`` (half-split layout), turned by
-    ``position · θ^(−i / (head_width / 4))``. The sines carry the sign of their pair's member, for `apply_rope`.
+    The first half of a head is rotated by the token's row, the second by its column. Within each half, channel ``i`` is
+    paired with ``i + head_dim / 4`` (half-split layout) and rotated by ``position · θ^(−i / (head_dim / 4))``. The
+    sines carry the signs that `apply_rope` needs.
     """
-    quarter = head_width // 4
-    steps = torch.arange(quarter, device=like.device, dtype=torch.float32)
-    frequencies = torch.exp(steps * (-math.log(ROPE_THETA) / quarter))
-    places = torch.arange(max(height, width), device=like.device, dtype=torch.float32)
-    angles = places[:, None] * frequencies
-    rows = angles[:height, None].expand(-1, width, -1)
+    quarter = head_dim // 4
+    steps = torch.arange(quarter, device=device, dtype=torch.float32)
+    frequencies = torch.exp(steps * (-math.log(ROPE_THETA) / quarter))  # θ^(−i / quarter)
+    positions = torch.arange(max(height, width), device=device, dtype=torch.float32)
+    angles = positions[:, None] * frequencies  # (positions, head_dim / 4)
+    rows = angles[:height, None].expand(-1, width, -1)  # (H, head_dim / 4) → (H, W, head_dim / 4)
     columns = angles[None, :width].expand(height, -1, -1)
-    angles = torch.cat([rows, rows, columns, columns], -1).reshape(height * width, 1, head_width)
-    a, b, c, d = angles.sin().chunk(4, -1)  # no table of signs: it would be copied from the host, which CUDA waits for
-    return angles.cos().to(like.dtype), torch.cat([-a, b, -c, d], -1).to(like.dtype)
+    angles = torch.cat([rows, rows, columns, columns], -1).reshape(height * width, 1, head_dim)  # (H·W, 1, head_dim)
+    # Signs by negation, not by a constant table: copying one from the host would make CUDA wait.
+    a, b, c, d = angles.sin().chunk(4, -1)
+    return angles.cos().to(dtype), torch.cat([-a, b, -c, d], -1).to(dtype)
 
 
-def apply_rope(x: Tensor, by: RopeTable) -> Tensor:
-    """Heads ``(B, N, heads, head width)`` turned by their token's position."""
+def apply_rope(x: Tensor, table: RopeTable) -> Tensor:
+    """Rotate heads (B, N, heads, head_dim) by the positions of their tokens."""
+    cosines, signed_sines = table
     a, b, c, d = x.chunk(4, -1)
-    return x * by[0] + torch.cat([b, a, d, c], -1) * by[1]
+    return x * cosines + torch.cat([b, a, d, c], -1) * signed_sines
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one key/value head for every ``heads / kv_heads`` query heads; no bias but the last.
+    """Multi-head attention in which groups of query heads share a key/value head: MHSA, GQA or MQA.
 
-    Queries that share a key/value head are laid end to end as more tokens of that head: a view for MHSA and MQA. Keys
-    and values are never copied, every exporter knows the form, and on CPU it is as fast as ``enable_gqa`` (forward and
-    backward of MQA: a fifth faster).
+    Only the output projection has a bias. The queries of a group are laid out as additional tokens of their key/value
+    head, which is a view for MHSA and MQA. Keys and values are never copied, every exporter supports this form, and on
+    CPU it is as fast as ``enable_gqa`` (for MQA, forward and backward, a fifth faster).
+
+    Args:
+        dim: width of the tokens that attend.
+        source_dim: width of the tokens that are attended to.
+        head_dim: width of a head.
+        num_kv_heads: number of key/value heads; None: one per query head.
+        qk_norm: whether queries and keys pass an RMSNorm over the width of a head.
     """
 
-    def __init__(self, width: int, source_width: int, *, head_width: int, kv_heads: int | None, norm: bool) -> None:
+    def __init__(self, dim: int, source_dim: int, *, head_dim: int, num_kv_heads: int | None, qk_norm: bool) -> None:
         super().__init__()
-        self.head_width = head_width
-        self.heads = width // head_width
-        self.kv_heads = kv_heads or self.heads
-        self.queries = Linear(width, width, bias=False)
-        self.keys_values = Linear(source_width, 2 * self.kv_heads * head_width, bias=False)
-        self.query_norm = nn.RMSNorm(head_width, eps=1e-6) if norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(head_width, eps=1e-6) if norm else nn.Identity()
-        self.out = Linear(width, width)
+        self.head_dim = head_dim
+        self.heads = dim // head_dim
+        self.num_kv_heads = num_kv_heads or self.heads
+        self.queries = Linear(dim, dim, bias=False)
+        self.keys_values = Linear(source_dim, 2 * self.num_kv_heads * head_dim, bias=False)
+        self.query_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.out = Linear(dim, dim)
 
-    def forward(self, x: Tensor, source: Tensor, turn: RopeTable | None = None) -> Tensor:
-        """``x`` (B, N, C) attends to ``source`` (B, M, C′) → (B, N, C)."""
-        batch, tokens, width = x.shape
-        shared = self.heads // self.kv_heads
-        queries = self.query_norm(self.queries(x).view(batch, tokens, self.heads, self.head_width))
-        keys, values = self.keys_values(source).view(batch, -1, 2 * self.kv_heads, self.head_width).chunk(2, 2)
+    def forward(self, x: Tensor, source: Tensor, rope: RopeTable | None = None) -> Tensor:
+        """Let ``x`` (B, N, C) attend to ``source`` (B, M, C′) → (B, N, C); ``rope`` rotates queries and keys."""
+        batch, tokens, dim = x.shape
+        group = self.heads // self.num_kv_heads  # query heads per key/value head
+        # (B, N, C) → (B, N, heads, D); (B, M, C′) → two of (B, M, kv, D)
+        queries = self.query_norm(self.queries(x).view(batch, tokens, self.heads, self.head_dim))
+        keys, values = self.keys_values(source).view(batch, -1, 2 * self.num_kv_heads, self.head_dim).chunk(2, 2)
         keys = self.key_norm(keys)
-        if turn is not None:
-            queries, keys = apply_rope(queries, turn), apply_rope(keys, turn)
-        # B N (kv shared) D → B kv (N shared) D
-        queries = queries.view(batch, tokens, self.kv_heads, shared, self.head_width).transpose(1, 2).flatten(2, 3)
+        if rope is not None:
+            queries, keys = apply_rope(queries, rope), apply_rope(keys, rope)
+        # (B, N, kv·group, D) → (B, kv, N·group, D)
+        queries = queries.view(batch, tokens, self.num_kv_heads, group, self.head_dim).transpose(1, 2).flatten(2, 3)
         hidden = F.scaled_dot_product_attention(queries, keys.transpose(1, 2), values.transpose(1, 2))
-        hidden = hidden.view(batch, self.kv_heads, tokens, shared, self.head_width).transpose(1, 2)
-        out: Tensor = self.out(hidden.reshape(batch, tokens, width))
+        # (B, kv, N·group, D) → (B, N, kv, group, D) → (B, N, C)
+        hidden = hidden.view(batch, self.num_kv_heads, tokens, group, self.head_dim).transpose(1, 2)
+        out: Tensor = self.out(hidden.reshape(batch, tokens, dim))
         return out
 
 
 class GEGLUFeedForward(nn.Module):
-    """GEGLU: C → 2·inner, inner → C."""
+    """GEGLU feed-forward layers: C → 2·hidden_dim, value · GELU(gate), hidden_dim → C."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.expand = Linear(width, 2 * inner)
-        self.contract = Linear(inner, width)
+        self.expand = Linear(dim, 2 * hidden_dim)
+        self.contract = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""
-        value, gate = self.expand(x).chunk(2, -1)
+        value, gate = self.expand(x).chunk(2, -1)  # (B, N, 2·hidden_dim) → two of (B, N, hidden_dim)
         out: Tensor = self.contract(value * F.gelu(gate))
         return out
 
 
 class TransformerBlock(nn.Module):
-    """LN-SA-add, LN-CA-add, LN-FFN-add; either attention can be absent."""
+    """Pre-norm transformer block: self-attention, cross-attention, feed-forward, each with LayerNorm and residual add.
+
+    Either attention can be absent.
+    """
 
     def __init__(
         self,
-        width: int,
+        dim: int,
         *,
-        inner: int,
-        context_width: int | None,
+        hidden_dim: int,
+        context_dim: int | None,
         self_attention: bool,
-        head_width: int,
-        kv_heads: int | None,
+        head_dim: int,
+        num_kv_heads: int | None,
         qk_norm: bool,
     ) -> None:
         super().__init__()
         self.norm1 = self.attend_self = self.norm2 = self.attend_context = None
         if self_attention:
-            self.norm1 = nn.LayerNorm(width)
-            self.attend_self = Attention(width, width, head_width=head_width, kv_heads=kv_heads, norm=qk_norm)
-        if context_width is not None:
-            self.norm2 = nn.LayerNorm(width)
+            self.norm1 = nn.LayerNorm(dim)
+            self.attend_self = Attention(dim, dim, head_dim=head_dim, num_kv_heads=num_kv_heads, qk_norm=qk_norm)
+        if context_dim is not None:
+            self.norm2 = nn.LayerNorm(dim)
             self.attend_context = Attention(
-                width, context_width, head_width=head_width, kv_heads=kv_heads, norm=qk_norm
+                dim, context_dim, head_dim=head_dim, num_kv_heads=num_kv_heads, qk_norm=qk_norm
             )
-        self.norm3 = nn.LayerNorm(width)
-        self.feed_forward = GEGLUFeedForward(width, inner)
+        self.norm3 = nn.LayerNorm(dim)
+        self.feed_forward = GEGLUFeedForward(dim, hidden_dim)
 
-    def forward(self, x: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
-        """Tokens (B, N, C), context (B, M, context width) → (B, N, C)."""
+    def forward(self, x: Tensor, context: Tensor | None, rope: RopeTable | None) -> Tensor:
+        """Tokens (B, N, C), context (B, M, context_dim) → (B, N, C)."""
         if self.norm1 is not None and self.attend_self is not None:
             hidden = self.norm1(x)
-            x = x + self.attend_self(hidden, hidden, turn)
+            x = x + self.attend_self(hidden, hidden, rope)
         if self.norm2 is not None and self.attend_context is not None:
             assert context is not None
             x = x + self.attend_context(self.norm2(x), context)
@@ -198,37 +221,42 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Norm, projection, transformer blocks over the grid's tokens, projection, residual add."""
+    """Transformer over the pixels of a feature map: norm, projection, transformer blocks, projection, residual add.
 
-    runs = True
-    dropped = False
-    """Both as of a residual block."""
+    Diffusers calls it ``Transformer2DModel``.
+    """
 
-    def __init__(self, width: int, blocks: list[TransformerBlock], *, groups: int) -> None:
+    enabled = True
+    """Whether the transformer is active; a disabled one is the identity."""
+    skipped = False
+    """Whether block dropout skips the transformer in the current training step; ignored in evaluation mode."""
+
+    def __init__(self, channels: int, blocks: list[TransformerBlock], *, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
-        self.proj_in = Linear(width, width)
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = Linear(channels, channels)
         self.blocks = nn.ModuleList(blocks)
-        self.proj_out = Linear(width, width)
+        self.proj_out = Linear(channels, channels)
 
-    def forward(self, x: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None, rope: RopeTable | None) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        if not self.runs or (self.dropped and self.training):
+        if not self.enabled or (self.skipped and self.training):
             return x
         height, width = x.shape[2:]
-        tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
+        tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))  # (B, C, H, W) → (B, H·W, C)
         for block in self.blocks:
-            tokens = block(tokens, context, turn)
+            tokens = block(tokens, context, rope)
+        # (B, H·W, C) → (B, C, H, W)
         out: Tensor = x + self.proj_out(tokens).unflatten(1, (height, width)).permute(0, 3, 1, 2)
         return out
 
 
 class Upsample(nn.Module):
-    """Nearest ×2, then a convolution."""
+    """Nearest-neighbor upsampling by 2, then a convolution."""
 
-    def __init__(self, width: int, kind: Literal["plain", "separable"]) -> None:
+    def __init__(self, channels: int, kind: Literal["standard", "separable"]) -> None:
         super().__init__()
-        self.conv = conv3x3(width, width, kind)
+        self.conv = conv3x3(channels, channels, kind)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, 2H, 2W)."""
@@ -236,31 +264,38 @@ class Upsample(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Cosines and sines of 1000·t at geometric frequencies, then an MLP; the result has passed SiLU."""
+    """Embedding of the timestep: cosines and sines of 1000·t at geometric frequencies, an MLP, and SiLU.
 
-    def __init__(self, frequencies: int, width: int) -> None:
+    Args:
+        embed_dim: number of cosines and sines together.
+        hidden_dim: width of the MLP and of its output.
+    """
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.frequencies = frequencies
-        self.linear1 = Linear(frequencies, width)
-        self.linear2 = Linear(width, width)
+        self.embed_dim = embed_dim
+        self.linear1 = Linear(embed_dim, hidden_dim)
+        self.linear2 = Linear(hidden_dim, hidden_dim)
 
     def forward(self, timestep: Tensor) -> Tensor:
-        """Timesteps (B,) in [0, 1] → (B, width)."""
-        half = self.frequencies // 2
+        """Timesteps (B,) in [0, 1] → (B, hidden_dim)."""
+        half = self.embed_dim // 2
         steps = torch.arange(half, device=timestep.device, dtype=torch.float32)
+        # (B,) → (B, embed_dim / 2): 1000·t · 10000^(−i / half)
         angles = 1000 * timestep.float()[:, None] * torch.exp(steps * (-math.log(10_000) / half))
+        # two of (B, embed_dim / 2) → (B, embed_dim)
         features = torch.cat([angles.cos(), angles.sin()], -1).to(self.linear1.weight.dtype)
         return F.silu(self.linear2(F.silu(self.linear1(features))))
 
 
 def zero_init_layers(root: nn.Module) -> list[nn.Module]:
-    """The layers that end a residual branch, and those that add to its end: they begin at zero."""
-    ends: list[nn.Module] = []
+    """Layers whose weights start at zero: the last of every residual branch, and those added to a branch's output."""
+    zero_init: list[nn.Module] = []
     for module in root.modules():
         if isinstance(module, ResidualBlock):
-            ends.append(module.conv2[-1] if isinstance(module.conv2, nn.Sequential) else module.conv2)
+            zero_init.append(module.conv2[-1] if isinstance(module.conv2, nn.Sequential) else module.conv2)
             if module.time_at == "output":
-                ends.append(module.time)
+                zero_init.append(module.time)
         elif isinstance(module, SpatialTransformer):
-            ends.append(module.proj_out)
-    return ends
+            zero_init.append(module.proj_out)
+    return zero_init

@@ -1,9 +1,9 @@
-"""Linear layers and pointwise convolutions, through the library that multiplies their matrices fastest.
+"""Linear layers and pointwise convolutions that use oneDNN for float32 on the CPU.
 
-On x86 torch gives float32 matrices to MKL, which leaves the widest instructions of processors that are not Intel's
-unused, and so it does with pointwise convolutions on one thread. oneDNN, which torch carries too, uses them: on an AMD
-EPYC with AVX-512 it takes half the time, forward and backward (``benchmarks/peers.py``). Elsewhere, under autocast and
-in whatever is traced, compiled or exported these layers are torch's own.
+On x86, torch multiplies float32 matrices with MKL, which does not use the widest instructions of processors other than
+Intel's; the same holds for pointwise convolutions on one thread. oneDNN, which torch includes, uses them: on an AMD
+EPYC with AVX-512 it takes half the time, forward and backward (``benchmarks/peers.py``). In all other cases, under
+autocast, and when traced, compiled or exported, these layers are torch's own.
 """
 
 from __future__ import annotations
@@ -14,42 +14,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Multiply-adds from which a product gains more than the call costs: measured on one thread, forward and backward.
-WORTHWHILE = 6_000_000
-PRESENT = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+# Multiply-adds from which oneDNN gains more than its call costs: measured on one thread, forward and backward.
+MIN_MACS = 6_000_000
+AVAILABLE = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 class Linear(nn.Linear):
-    """A linear layer."""
+    """Linear layer; ``nn.Linear`` apart from its use of oneDNN."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inside) → (..., outside)."""
-        return product(x, self.weight, self.bias) if _is_ours(x) else super().forward(x)
+        """(…, in_features) → (…, out_features)."""
+        return linear(x, self.weight, self.bias) if _is_eligible(x) else super().forward(x)
 
 
 class Pointwise(nn.Conv2d):
-    """A 1×1 convolution: a linear layer of every place of a channels-last image."""
+    """1×1 convolution, computed as a linear layer over the pixels of a channels-last feature map."""
 
-    def __init__(self, inside: int, outside: int) -> None:
-        super().__init__(inside, outside, 1)
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inside, H, W) → (B, outside, H, W)."""
-        if not _is_ours(x):
+        """(B, in_channels, H, W) → (B, out_channels, H, W)."""
+        if not _is_eligible(x):
             return super().forward(x)
-        return product(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        # (B, C, H, W) → (B, H, W, C) → (B, H, W, C') → (B, C', H, W); the weights are (C', C, 1, 1) → (C', C)
+        return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear`` of float32 on the CPU, through oneDNN where that is worth while."""
-    if not PRESENT or x.numel() * weight.shape[0] < WORTHWHILE or x.dim() == 1 or weight.dtype is not x.dtype:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` for float32 on the CPU, through oneDNN if the product is large enough to gain from it."""
+    if not AVAILABLE or x.numel() * weight.shape[0] < MIN_MACS or x.dim() == 1 or weight.dtype is not x.dtype:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
-        return _Product.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
-    return _through_onednn(x, weight, bias)
+        return _OneDNNLinear.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    return _onednn_linear(x, weight, bias)
 
 
-def _is_ours(x: Tensor) -> bool:
+def _is_eligible(x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and x.is_cpu
@@ -59,35 +60,35 @@ def _is_ours(x: Tensor) -> bool:
     )
 
 
-def _through_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # The one operation of torch that does so with tensors in the ordinary layout; its compiler uses it, too.
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # The only torch operator that calls oneDNN on tensors in the ordinary layout; torch.compile uses it, too.
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-class _Product(torch.autograd.Function):
+class _OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _through_onednn(x, weight, bias)
+        return _onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        gradient = gradient.contiguous()  # a sum's is one number, expanded
-        rows = gradient.flatten(0, -2)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        gradient = gradient.contiguous()  # the gradient of a sum is one number, expanded
+        rows = gradient.flatten(0, -2)  # (…, out) → (rows, out)
         return (
-            product(gradient, weight.t(), None) if for_x else None,
-            _for_weight(rows, x.flatten(0, -2)) if for_weight else None,
-            rows.sum(0) if for_bias else None,
+            linear(gradient, weight.t(), None) if needs_x else None,
+            _weight_gradient(rows, x.flatten(0, -2)) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
         )
 
 
-def _for_weight(gradient: Tensor, x: Tensor) -> Tensor:
-    """gradientᵀ · x: (rows, outside), (rows, inside) → (outside, inside)."""
-    rows, outside = gradient.shape
-    inside = x.shape[1]
-    # oneDNN copies a transposed first factor, which can take longer than the product: let it be the lesser copy.
-    if rows * inside + inside * outside < rows * outside:
-        return product(x.t(), gradient.t(), None).t().contiguous()
-    return product(gradient.t(), x.t(), None)
+def _weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """gradientᵀ · x: (rows, out_features), (rows, in_features) → (out_features, in_features)."""
+    rows, out_features = gradient.shape
+    in_features = x.shape[1]
+    # oneDNN copies a transposed first factor, which can take longer than the product: choose the smaller copy.
+    if rows * in_features + in_features * out_features < rows * out_features:
+        return linear(x.t(), gradient.t(), None).t().contiguous()
+    return linear(gradient.t(), x.t(), None)

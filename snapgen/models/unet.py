@@ -1,7 +1,8 @@
-"""The U-Net that an architecture describes."""
+"""U-Net built from an architecture."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,73 +19,76 @@ from snapgen.models.onednn import Pointwise
 
 
 class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Predicts the velocity of a latent at a timestep, given a context.
+    """U-Net that predicts the velocity of a latent at a timestep, given a context.
 
-    Weights begin from seed 0; `initialise` draws others. Files are diffusers' own (`save_pretrained`,
-    `from_pretrained`), with the architecture in the configuration.
+    Initial weights come from seed 0; `init_weights` draws others. Saving and loading are diffusers' own
+    (`save_pretrained`, `from_pretrained`), with the architecture in ``config.json``.
 
     Args:
         arch: the architecture, or its JSON as a mapping.
     """
 
     config_name = "config.json"
-    _supports_gradient_checkpointing = True  # each `Layer` by itself
+    _supports_gradient_checkpointing = True  # of each `Layer` separately
 
     def __init__(self, arch: Architecture | Mapping[str, Any]) -> None:
         super().__init__()
         self.arch = arch if isinstance(arch, Architecture) else Architecture.model_validate(dict(arch))
         self.needs_context = self.arch.has_cross_attention
         self.register_to_config(arch=self.arch.model_dump(mode="json"))
-        with torch.random.fork_rng(devices=[]):  # torch's own initial weights, drawn over by `initialise`
+        with torch.random.fork_rng(devices=[]):  # torch's initial weights, which `init_weights` replaces
             self._build()
-        self.initialise(0)
+        self.init_weights(0)
         self.to(memory_format=torch.channels_last)
 
     def _build(self) -> None:
-        width = self.arch.down[0].channels
-        self.time = layers.TimestepEmbedding(self.arch.time.frequencies, self.arch.time.width)
-        self.conv_in = nn.Conv2d(self.arch.latent_channels, width, 3, padding=1)
-        self.down = nn.ModuleList(DownStage(self.arch, level) for level in range(len(self.arch.down)))
-        self.mid = MidStage(self.arch)
-        self.up = nn.ModuleList(UpStage(self.arch, level) for level in range(len(self.arch.up)))
+        channels = self.arch.down[0].channels
+        self.time = layers.TimestepEmbedding(self.arch.time.embed_dim, self.arch.time.hidden_dim)
+        self.conv_in = nn.Conv2d(self.arch.latent_channels, channels, 3, padding=1)
+        self.down = nn.ModuleList(DownLevel(self.arch, level) for level in range(len(self.arch.down)))
+        self.mid = MidLevel(self.arch)
+        self.up = nn.ModuleList(UpLevel(self.arch, level) for level in range(len(self.arch.up)))
         self.norm_out = nn.GroupNorm(self.arch.norm_groups, self.arch.up[0].channels)
         self.conv_out = nn.Conv2d(self.arch.up[0].channels, self.arch.latent_channels, 3, padding=1)
 
     def forward(self, sample: Tensor, timestep: Tensor | float, context: Tensor | None = None) -> Tensor:
-        """The velocity at ``sample``.
+        """Predict the velocity of noisy latents.
 
         Args:
-            sample: noisy latents (B, C, H, W); H and W multiples of ``arch.stride``.
-            timestep: (B,) or one for all, in [0, 1]; 0 is data, 1 is noise.
-            context: (B, N, ``arch.context_width``), or None; ignored where no stage has cross-attention.
+            sample: noisy latents (B, C, H, W); H and W are multiples of ``arch.stride``.
+            timestep: (B,), or one for the batch, in [0, 1]; 0 is data, 1 is noise.
+            context: (B, N, ``arch.context_dim``); ignored, and may be None, if the net has no cross-attention.
 
         Returns:
-            (B, C, H, W).
-        """
-        return self.head(self.trunk(sample, timestep, context))
+            The velocity (B, C, H, W).
 
-    def trunk(self, sample: Tensor, timestep: Tensor | float, context: Tensor | None = None) -> Tensor:
-        """What the last up stage makes of the same arguments: (B, channels of ``up[0]``, H, W)."""
+        Raises:
+            ValueError: if a shape does not fit the architecture, or the context is missing.
+        """
+        return self.head(self.forward_features(sample, timestep, context))
+
+    def forward_features(self, sample: Tensor, timestep: Tensor | float, context: Tensor | None = None) -> Tensor:
+        """Features before the output layers, from the arguments of `forward`: (B, channels of ``up[0]``, H, W)."""
         self._check(sample, context)
         time = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
-        time = self.time(time.expand(len(sample)))
-        x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
+        time = self.time(time.expand(len(sample)))  # (B,) → (B, hidden_dim)
+        x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))  # (B, C, H, W) → (B, C_0, H, W)
         skips: list[list[Tensor]] = []
-        for stage in self.down:
-            x, level_skips = stage(x, time, context)
+        for level_down in self.down:
+            x, level_skips = level_down(x, time, context)
             skips.append(level_skips)
         x = self.mid(x, time, context)
-        for level in reversed(range(len(self.up))):
+        for level in reversed(range(len(self.up))):  # from the lowest resolution to the highest
             x = self.up[level](x, skips[level], time, context)
         return x  # type: ignore[no-any-return]
 
     def head(self, features: Tensor) -> Tensor:
-        """The velocity in the trunk's features: (B, channels of ``up[0]``, H, W) → (B, C, H, W)."""
+        """Output layers: features (B, channels of ``up[0]``, H, W) → velocity (B, C, H, W)."""
         return self.conv_out(F.silu(self.norm_out(features)))  # type: ignore[no-any-return]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers' own, with the weights in channels-last memory again, which files do not keep."""
+        """Diffusers' ``from_pretrained``, with the weights moved to channels-last memory, which files do not record."""
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).to(memory_format=torch.channels_last)
         return loaded
@@ -99,18 +103,17 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if not self.needs_context:
             return
         if context is None:
-            raise ValueError("the net has cross-attention; give it a context")
-        if context.shape[-1] != self.arch.context_width:
-            raise ValueError(
-                f"the context is {context.shape[-1]} wide; the net was built for {self.arch.context_width}"
-            )
+            raise ValueError("the net has cross-attention; pass a context")
+        if context.shape[-1] != self.arch.context_dim:
+            raise ValueError(f"the context is {context.shape[-1]} wide; the net was built for {self.arch.context_dim}")
 
     @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Draws all weights anew: each from ``seed`` and its own name, so nets that share a layer begin alike there.
+    def init_weights(self, seed: int) -> None:
+        """Draw all weights anew, each from ``seed`` and its module's name.
 
-        Matrices are normal with variance 1 / inputs; biases zero; norms the identity; the ends of residual branches
-        and ``conv_out`` zero.
+        Nets that share a layer therefore start with the same weights there. Weights are normal with variance
+        1 / fan-in; biases are zero and norms the identity; ``conv_out`` and the last layers of residual branches are
+        zero.
         """
         zero = {id(module) for module in [*layers.zero_init_layers(self), self.conv_out]}
         for name, module in self.named_modules():
@@ -121,32 +124,46 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             if id(module) in zero:
                 module.weight.zero_()
                 continue
-            generator = torch.Generator(module.weight.device).manual_seed(seeding.derive_seed(seed, name))
+            generator = torch.Generator(module.weight.device).manual_seed(seeding.derive_seed(seed, _seed_name(name)))
+            # One output's weights are weight[0], (in, …): σ = 1 / √fan-in.
             module.weight.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
 
 
+def _seed_name(module: str) -> str:
+    """Name from which a module's weights are seeded; resampling convolutions keep their original one, ``sampler``."""
+    return re.sub(r"\.(down|up)sample\b", ".sampler", module)
+
+
 class Layer(nn.Module):
-    """Residual blocks, mostly one, then transformers; with gradient checkpointing only its inputs are kept."""
+    """Layer of a level: residual blocks, usually one, then transformers.
+
+    Gradient checkpointing stores only the inputs of a layer and computes its activations again in the backward pass.
+    """
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]  # both set by diffusers' `enable_gradient_checkpointing`
 
     def __init__(
-        self, inside: int, outside: int, residuals: list[ResidualBlock], transformers: list[SpatialTransformer]
+        self,
+        in_channels: int,
+        out_channels: int,
+        residuals: list[ResidualBlock],
+        transformers: list[SpatialTransformer],
     ) -> None:
         super().__init__()
-        self.shortcut = Pointwise(inside, outside) if not residuals and inside != outside else None
+        widens = not residuals and in_channels != out_channels
+        self.shortcut = Pointwise(in_channels, out_channels) if widens else None
         self.residual = residuals[0] if residuals else None
         self.copies = nn.ModuleList(residuals[1:])
         self.transformers = nn.ModuleList(transformers)
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
-        """(B, inside, H, W) → (B, outside, H, W)."""
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None, rope: RopeTable | None) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H, W)."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(self._run, x, time, context, turn)
-        return self._run(x, time, context, turn)
+            return self._gradient_checkpointing_func(self._run, x, time, context, rope)
+        return self._run(x, time, context, rope)
 
-    def _run(self, x: Tensor, time: Tensor, context: Tensor | None, turn: RopeTable | None) -> Tensor:
+    def _run(self, x: Tensor, time: Tensor, context: Tensor | None, rope: RopeTable | None) -> Tensor:
         if self.shortcut is not None:
             x = self.shortcut(x)
         if self.residual is not None:
@@ -154,110 +171,119 @@ class Layer(nn.Module):
         for residual in self.copies:
             x = residual(x, time)
         for transformer in self.transformers:
-            x = transformer(x, context, turn)
+            x = transformer(x, context, rope)
         return x
 
 
-class DownStage(nn.Module):
-    """A level's layers on the way down, then its downsampler unless it is the last."""
+class DownLevel(nn.Module):
+    """A level on the way down: its layers, then the downsampling convolution, except in the last level."""
 
     def __init__(self, arch: Architecture, level: int) -> None:
         super().__init__()
-        stage = arch.down[level]
-        inside = arch.skips(level)[0]
-        self.turn = RotaryEmbedding(arch, stage)
-        widens = stage.places == 0 and inside != stage.channels
-        self.widen = Pointwise(inside, stage.channels) if widens else nn.Identity()
-        self.layers = _layers(arch, stage, stage.channels, arch.down_inputs(level))
+        config = arch.down[level]
+        in_channels = arch.skip_channels(level)[0]
+        self.rotary_embedding = RotaryEmbedding(arch, config)
+        widens = config.num_residual_slots == 0 and in_channels != config.channels
+        self.widen = Pointwise(in_channels, config.channels) if widens else nn.Identity()
+        self.layers = _layers(arch, config, config.channels, arch.down_in_channels(level))
         last = level == len(arch.down) - 1
-        self.sampler = None if last else conv3x3(stage.channels, stage.channels, stage.conv, stride=2)
+        self.downsample = None if last else conv3x3(config.channels, config.channels, config.conv, stride=2)
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """(B, inside, H, W) → (B, channels, H/2, W/2) and the level's skips: its input, then every layer's output."""
+        """(B, in_channels, H, W) → (B, channels, H/2, W/2) and the skips: the input, then each layer's output."""
         skips = [x]
-        turn = self.turn(x)
+        rope = self.rotary_embedding(x)
         x = self.widen(x)
         for layer in self.layers:
-            x = layer(x, time, context, turn)
+            x = layer(x, time, context, rope)
             skips.append(x)
-        return x if self.sampler is None else self.sampler(x), skips
+        return x if self.downsample is None else self.downsample(x), skips
 
 
-class MidStage(nn.Module):
-    """The blocks at the lowest resolution: transformers stand between residual blocks."""
+class MidLevel(nn.Module):
+    """The middle of the net, at the lowest resolution: residual blocks with transformers between them."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         channels = arch.down[-1].channels
-        self.turn = RotaryEmbedding(arch, arch.mid)
-        self.layers = _layers(arch, arch.mid, channels, [channels] * arch.mid.places, ends_plain=True)
+        self.rotary_embedding = RotaryEmbedding(arch, arch.mid)
+        self.layers = _layers(arch, arch.mid, channels, [channels] * arch.mid.num_residual_slots, is_mid=True)
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
-        turn = self.turn(x)
+        rope = self.rotary_embedding(x)
         for layer in self.layers:
-            x = layer(x, time, context, turn)
+            x = layer(x, time, context, rope)
         return x
 
 
-class UpStage(nn.Module):
-    """A level's layers on the way up, each taking a skip while there are any; then its upsampler, but for level 0."""
+class UpLevel(nn.Module):
+    """A level on the way up: its layers, then upsampling, except in level 0.
+
+    Each layer takes a skip, concatenated on channels, while there are any.
+    """
 
     def __init__(self, arch: Architecture, level: int) -> None:
         super().__init__()
-        stage = arch.up[level]
-        self.turn = RotaryEmbedding(arch, stage)
-        self.layers = _layers(arch, stage, stage.channels, arch.up_inputs(level))
-        self.sampler = Upsample(stage.channels, stage.conv) if level else None
+        config = arch.up[level]
+        self.rotary_embedding = RotaryEmbedding(arch, config)
+        self.layers = _layers(arch, config, config.channels, arch.up_in_channels(level))
+        self.upsample = Upsample(config.channels, config.conv) if level else None
 
     def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor | None) -> Tensor:
-        """(B, inside, H, W) and the level's skips, oldest first → (B, channels, 2H, 2W)."""
-        turn = self.turn(x)
+        """(B, in_channels, H, W) and the level's skips, oldest first → (B, channels, 2H, 2W); H, W in level 0."""
+        rope = self.rotary_embedding(x)
         for i, layer in enumerate(self.layers):
             if i < len(skips):
-                x = torch.cat([x, skips[-1 - i]], 1)
-            x = layer(x, time, context, turn)
-        return x if self.sampler is None else self.sampler(x)
+                x = torch.cat([x, skips[-1 - i]], 1)  # (B, C + C_skip, H, W), the newest skip first
+            x = layer(x, time, context, rope)
+        return x if self.upsample is None else self.upsample(x)
 
 
 class RotaryEmbedding(nn.Module):
-    """The RoPE tables of a stage, or None where it has no use for them."""
+    """Provider of a level's RoPE tables; gives None where the level has no self-attention or the net no RoPE."""
 
     def __init__(self, arch: Architecture, blocks: BlocksConfig) -> None:
         super().__init__()
-        self.head_width = blocks.head_width if arch.rope and blocks.has_transformers and blocks.self_attention else 0
+        self.head_dim = blocks.head_dim if arch.rope and blocks.has_transformers and blocks.self_attention else 0
 
     def forward(self, x: Tensor) -> RopeTable | None:
-        """The tables for a grid like ``x`` (B, C, H, W)."""
-        if not self.head_width:
+        """Tables for the grid of ``x`` (B, C, H, W)."""
+        if not self.head_dim:
             return None
-        return layers.rope_table(x.shape[2], x.shape[3], self.head_width, like=x)
+        return layers.rope_table(x.shape[2], x.shape[3], self.head_dim, device=x.device, dtype=x.dtype)
 
 
 def _layers(
-    arch: Architecture, blocks: BlocksConfig, channels: int, inputs: list[int], *, ends_plain: bool = False
+    arch: Architecture, blocks: BlocksConfig, channels: int, all_in_channels: list[int], *, is_mid: bool = False
 ) -> nn.ModuleList:
-    """The layers of a stage or of the middle; ``inputs``: widths at its places for residual blocks."""
-    dealt = blocks.dealt(ends_plain=ends_plain)
+    """Build the layers of a level on one way, or of the middle.
+
+    Args:
+        all_in_channels: input width of each layer that can hold residual blocks.
+    """
+    counts = blocks.layer_counts(is_mid=is_mid)
     return nn.ModuleList(
         Layer(
-            inside,
+            in_channels,
             channels,
-            [_residual(arch, blocks, inside if first == 0 else channels, channels) for first in range(residuals)],
+            [_residual(arch, blocks, in_channels if index == 0 else channels, channels) for index in range(residuals)],
             [_transformer(arch, blocks, channels) for _ in range(transformers)],
         )
-        for inside, (residuals, transformers) in zip(inputs or [channels] * len(dealt), dealt, strict=True)
+        for in_channels, (residuals, transformers) in zip(
+            all_in_channels or [channels] * len(counts), counts, strict=True
+        )
     )
 
 
-def _residual(arch: Architecture, blocks: BlocksConfig, inside: int, outside: int) -> ResidualBlock:
+def _residual(arch: Architecture, blocks: BlocksConfig, in_channels: int, out_channels: int) -> ResidualBlock:
     return ResidualBlock(
-        inside,
-        outside,
-        between=blocks.expanded(inside, outside),
+        in_channels,
+        out_channels,
+        hidden_channels=blocks.hidden_channels(in_channels, out_channels),
         conv=blocks.conv,
         groups=arch.norm_groups,
-        time_width=arch.time.width,
+        time_dim=arch.time.hidden_dim,
         time_at=arch.time.projection,
     )
 
@@ -268,11 +294,11 @@ def _transformer(arch: Architecture, blocks: BlocksConfig, channels: int) -> Spa
         [
             TransformerBlock(
                 channels,
-                inner=blocks.ffn_width(channels),
-                context_width=arch.context_width if blocks.cross_attention else None,
+                hidden_dim=blocks.ffn_dim(channels),
+                context_dim=arch.context_dim if blocks.cross_attention else None,
                 self_attention=blocks.self_attention,
-                head_width=blocks.head_width,
-                kv_heads=blocks.kv_heads,
+                head_dim=blocks.head_dim,
+                num_kv_heads=blocks.num_kv_heads,
                 qk_norm=arch.qk_norm,
             )
             for _ in range(blocks.transformer_depth)

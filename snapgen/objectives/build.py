@@ -1,4 +1,4 @@
-"""What a stage trains, and by which losses: its turns, as `snapgen.training.loop` takes them."""
+"""Builds the objectives of a training stage, for `snapgen.training.loop`."""
 
 from __future__ import annotations
 
@@ -25,50 +25,52 @@ from snapgen.training.stages import (
 def build_objectives(
     stage: NetStage,
     net: UNet | Teacher,
-    teaches: Teacher | UNet | None,
+    teacher: Teacher | UNet | None,
     *,
     prediction: process.PredictionType,
     seed: int,
 ) -> tuple[dict[str, nn.Module], Mapping[str, OptimizerConfig]]:
-    """The turns of a stage by name, and the settings of a turn's optimizer where they are not the stage's.
+    """The objectives of a stage by name, and the optimizer configurations of those that do not use the stage's.
 
     Args:
-        net: what the stage trains.
-        teaches: the frozen teacher, if the stage has a use for it.
-        prediction: what the output of a U-Net stands for; a teacher says so itself.
-        seed: of the stage.
+        stage: the stage's configuration.
+        net: the net that the stage trains.
+        teacher: the frozen teacher, if the stage uses one.
+        prediction: what the output of a U-Net stands for; a `Teacher` has its own prediction type.
+        seed: seed of the stage.
 
     Raises:
-        InputError: if the teacher has no such blocks as the discriminator is to look at.
+        InputError: if the teacher does not have the blocks that the discriminator uses.
     """
     if isinstance(stage, ProgressiveDistillationStage):
         assert isinstance(net, UNet)
-        assert isinstance(teaches, UNet)
-        both = cast(variance_preserving.DiffusionPredictionType, prediction)
-        return {"student": ProgressiveDistillationObjective(net, teacher=teaches, stage=stage, prediction=both)}, {}
-    assert not isinstance(teaches, UNet)
+        assert isinstance(teacher, UNet)
+        diffusion_type = cast(variance_preserving.DiffusionPredictionType, prediction)
+        progressive = ProgressiveDistillationObjective(net, teacher=teacher, stage=stage, prediction=diffusion_type)
+        return {"student": progressive}, {}
+    assert not isinstance(teacher, UNet)
     if isinstance(stage, AdversarialDistillationStage) and stage.adversarial is not None:
         assert isinstance(net, UNet)
-        assert teaches is not None
-        found = adversarial.build_adversarial_objectives(
+        assert teacher is not None
+        objectives = adversarial.build_adversarial_objectives(
             net,
             prediction=cast(rectified_flow.FlowPredictionType, prediction),
             adversarial=stage.adversarial,
             distillation=stage.distillation,
-            teacher=teaches,
+            teacher=teacher,
             seed=seed,
         )
-        critic = {"learning_rate": stage.adversarial.learning_rate, "optimizer": "adamw"}
-        return found, {"critic": stage.model_copy(update=critic)}
+        overrides = {"learning_rate": stage.adversarial.learning_rate, "optimizer": "adamw"}
+        return objectives, {"critic": stage.model_copy(update=overrides)}
     if isinstance(net, Teacher):
         prediction = net.prediction
-    dropout = stage.block_dropout if isinstance(stage, FlowMatchingStage) else 0
-    turn = FlowMatchingObjective(
+    block_dropout = stage.block_dropout if isinstance(stage, FlowMatchingStage) else 0
+    flow_matching = FlowMatchingObjective(
         net,
         prediction=prediction,
         distillation=stage.distillation,
-        teacher=teaches,
-        block_dropout=dropout,
+        teacher=teacher,
+        block_dropout=block_dropout,
         seed=seed,
     )
-    return {"student": turn}, {}
+    return {"student": flow_matching}, {}

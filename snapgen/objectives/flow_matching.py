@@ -1,8 +1,8 @@
-"""What a stage of training minimises.
+"""The flow-matching objective, with optional knowledge distillation.
 
-An objective is an ordered mapping of names to *turns*. A turn is a module whose ``forward(batch)`` gives scalars on the
-batch's device: ``loss`` is minimised, the others are for the log. It trains its own parameters that require gradients;
-what it only uses, a teacher for one, it holds in a tuple, which torch does not register.
+An objective is a module whose ``forward(batch)`` returns scalars on the batch's device: ``loss`` is minimized, the
+others are logged. It trains its own parameters that require gradients. Modules that it uses without training them, such
+as a teacher, are kept in a tuple so that torch does not register them as submodules.
 """
 
 from __future__ import annotations
@@ -25,31 +25,33 @@ if TYPE_CHECKING:
 
 
 class StudentPass(NamedTuple):
-    """What a pass of the student through a batch gives."""
+    """Results of the student's forward pass on a batch."""
 
     sample: Tensor
-    """x_t: (B, C, H, W)."""
+    """Noised latents x_t: (B, C, H, W)."""
     velocity: Tensor
-    """The student's, or what else its process has it say: (B, C, H, W)."""
+    """The student's velocity, or whatever its noise process predicts: (B, C, H, W)."""
     loss: Tensor
-    """(B,)."""
-    parts: dict[str, Tensor]
-    """The losses that it is made of: (B,) each."""
+    """Total loss of each image: (B,)."""
+    terms: dict[str, Tensor]
+    """Losses by name, of which the total is made: (B,) each."""
 
 
 class FlowMatchingObjective(nn.Module):
-    """The student learns to undo noise from the data, and from a teacher if there is one.
+    """Trains the student to denoise, on the data alone or also on a teacher's outputs and features.
 
-    The total is S(task, output) + S(task, features), S being
-    `snapgen.objectives.knowledge_distillation.timestep_aware_loss` (SnapGen, section 4); without scaling the losses are
-    weighted and added.
+    With timestep-aware scaling the total is S(task, output) + S(task, features), where S is
+    `snapgen.objectives.knowledge_distillation.timestep_aware_loss` (SnapGen, section 4). With fixed scaling the losses
+    are weighted and summed.
 
     Args:
-        student: the net that is trained; a `Teacher` can be one, but not be distilled into.
-        prediction: what its output stands for, and so the process (`snapgen.diffusion.process`); with a teacher
-        rectified flow. distillation: how it is taught; needs ``teacher``. teacher: frozen. Neither copied nor moved: it
-        must be on the batches' device. block_dropout: how often each of the student's blocks is left out for a step.
-        seed: of the projector's weights.
+        student: the net that is trained. It may be a `Teacher`, but a `Teacher` cannot be distilled into.
+        prediction: what the student's output stands for, which selects the noise process
+            (`snapgen.diffusion.process`); a teacher requires rectified flow.
+        distillation: the distillation losses; requires ``teacher``.
+        teacher: frozen; neither copied nor moved, so it must be on the batches' device.
+        block_dropout: probability of leaving each of the student's blocks out of a step.
+        seed: seed of the projector's weights.
     """
 
     def __init__(
@@ -71,28 +73,30 @@ class FlowMatchingObjective(nn.Module):
         if distillation is not None and distillation.features:
             assert teacher is not None
             assert isinstance(student, UNet)
-            self.projector = FeatureProjector(student.arch.up[0].channels, teacher.width, teacher.patch, seed=seed)
+            channels, stride = student.arch.up[0].channels, teacher.patch_size
+            self.projector = FeatureProjector(channels, teacher.hidden_dim, stride, seed=seed)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """``loss``, and of what it is made: ``task``, ``output``, ``features``."""
+        """``loss`` and the losses it is made of: ``task``, ``output``, ``features``."""
         if self._block_dropout:
             assert isinstance(self.student, UNet)
             subnetworks.sample_block_dropout(
-                self.student, self._block_dropout, seed=batch.draws.seed, step=batch.draws.step
+                self.student, self._block_dropout, seed=batch.random.seed, step=batch.random.step
             )
-        lesson = self.lesson(batch)
-        return {"loss": lesson.loss.mean(), **means(lesson.parts)}
+        result = self.student_pass(batch)
+        return {"loss": result.loss.mean(), **batch_means(result.terms)}
 
-    def lesson(self, batch: Batch) -> StudentPass:
-        """The student's pass through a batch, and how well it did."""
-        x = self.process.noised(batch.latents, batch.noise, batch.t)
-        velocity, features = self._said(x, batch)
+    def student_pass(self, batch: Batch) -> StudentPass:
+        """Run the student on a batch and compute its losses."""
+        x = self.process.add_noise(batch.latents, batch.noise, batch.t)
+        velocity, features = self._predict(x, batch)
+        # L_task = ‖v_θ(x_t, t, c) − v‖², per image
         task = rectified_flow.mse_per_image(velocity, self.process.target(batch.latents, batch.noise, batch.t))
-        taught = self._taught(x, batch, velocity, features)
-        return StudentPass(x, velocity, self._total(task, taught, batch.t), {"task": task, **taught})
+        kd_losses = self._kd_losses(x, batch, velocity, features)
+        return StudentPass(x, velocity, self._total(task, kd_losses, batch.t), {"task": task, **kd_losses})
 
-    def _said(self, x: Tensor, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The student's velocity, and its features if there is a projector for them."""
+    def _predict(self, x: Tensor, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The student's velocity (B, C, H, W), and its features if there is a projector for them."""
         student, features = self.student, []
 
         def net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
@@ -100,37 +104,39 @@ class FlowMatchingObjective(nn.Module):
                 return student(x, t, context, batch.pooled)  # type: ignore[no-any-return]
             if self.projector is None:
                 return student(x, t, context)  # type: ignore[no-any-return]
-            features.append(student.trunk(x, t, context))
+            features.append(student.forward_features(x, t, context))
             return student.head(features[0])
 
-        return self.process.said(net, x, batch.t, batch.context), features
+        return self.process.predict(net, x, batch.t, batch.context), features
 
-    def _taught(self, x: Tensor, batch: Batch, velocity: Tensor, features: list[Tensor]) -> dict[str, Tensor]:
-        """How far the student is from its teacher: (B,) each."""
+    def _kd_losses(self, x: Tensor, batch: Batch, velocity: Tensor, features: list[Tensor]) -> dict[str, Tensor]:
+        """Distillation losses by name: (B,) each."""
         (teacher,) = self._teacher
         if self.distillation is None or teacher is None:
             return {}
-        assert batch.teacher is not None, "the feed gives the teacher's captions"
-        blocks = [teacher.depth - 1] if self.projector is not None else []
+        assert batch.teacher is not None, "the batches have no captions for the teacher"
+        blocks = [teacher.num_layers - 1] if self.projector is not None else []
         with torch.no_grad():
-            wanted, tokens = teacher.observe(x, batch.t, batch.teacher, blocks, guidance=self.distillation.guidance)
-        found = {}
-        if self.distillation.output:
-            found["output"] = rectified_flow.mse_per_image(velocity, wanted)
-        if self.projector is not None:
-            found["features"] = rectified_flow.mse_per_image(self.projector(features[0]), tokens[0])
-        return found
+            teacher_velocity, teacher_tokens = teacher.forward_features(
+                x, batch.t, batch.teacher, blocks, guidance=self.distillation.guidance_scale
+            )
+        kd_losses = {}
+        if self.distillation.output:  # L_kd = ‖v_T(x_t, t) − v_θ(x_t, t)‖²
+            kd_losses["output"] = rectified_flow.mse_per_image(velocity, teacher_velocity)
+        if self.projector is not None:  # L_featkd = ‖f_T(x_t, t) − φ(f_θ(x_t, t))‖²
+            kd_losses["features"] = rectified_flow.mse_per_image(self.projector(features[0]), teacher_tokens[0])
+        return kd_losses
 
-    def _total(self, task: Tensor, taught: dict[str, Tensor], t: Tensor) -> Tensor:
-        """(B,)."""
-        if self.distillation is None or not taught:
+    def _total(self, task: Tensor, kd_losses: dict[str, Tensor], t: Tensor) -> Tensor:
+        """Total loss of each image: (B,)."""
+        if self.distillation is None or not kd_losses:
             return task
-        if self.distillation.scaling == "timestep":
-            return torch.stack([timestep_aware_loss(task, kd, t) for kd in taught.values()]).sum(0)
+        if self.distillation.scaling == "timestep_aware":  # S(L_task, L_kd) + S(L_task, L_featkd)
+            return torch.stack([timestep_aware_loss(task, kd, t) for kd in kd_losses.values()]).sum(0)
         weights = {"output": self.distillation.output_weight, "features": self.distillation.feature_weight}
-        return torch.stack([task, *(weights[name] * kd for name, kd in taught.items())]).sum(0)
+        return torch.stack([task, *(weights[name] * kd for name, kd in kd_losses.items())]).sum(0)
 
 
-def means(parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each part's mean over the batch, for the log."""
-    return {name: part.detach().mean() for name, part in parts.items()}
+def batch_means(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each loss averaged over the batch and detached, for the log."""
+    return {name: loss.detach().mean() for name, loss in losses.items()}

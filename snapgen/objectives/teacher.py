@@ -1,6 +1,6 @@
-"""The teacher of a distillation: diffusers' SD3 transformer, SD3.5 by path or a small one trained here.
+"""The teacher of a distillation: diffusers' SD3 transformer, either SD3.5 from a folder or a small one trained here.
 
-SnapGen's teachers are SD3.5-Large and, for few steps, SD3.5-Large-Turbo (arXiv 2412.09619, section 4).
+SnapGen's teachers are SD3.5-Large and, for step distillation, SD3.5-Large-Turbo (arXiv 2412.09619, section 4).
 """
 
 from __future__ import annotations
@@ -25,45 +25,52 @@ from snapgen.io import hub, pretrained
 if TYPE_CHECKING:
     from snapgen.conditioning.captions import Conditioning
 
-TICKS = 1000
-"""SD3 counts time from 0 to this."""
+NUM_TRAIN_TIMESTEPS = 1000
+"""SD3's timestep for pure noise, t = 1."""
 
-BESIDE = "teacher.json"
-"""The file beside diffusers' own that says what the net predicts; without it, a velocity."""
+PREDICTION_FILE = "teacher.json"
+"""File next to diffusers' own that stores the net's prediction type; without it the net predicts a velocity."""
 
 
 class TeacherConfig(Config):
-    """What of an SD3 transformer does not follow from its data; the names are diffusers' own."""
+    """Configuration of a new SD3 transformer, apart from what its data determine; the names are diffusers' own."""
 
     num_layers: int = Field(default=6, ge=1)
+    """Transformer blocks."""
     num_attention_heads: int = Field(default=6, ge=1)
+    """Attention heads."""
     attention_head_dim: int = Field(default=32, ge=4)
+    """Channels of a head."""
     patch_size: int = Field(default=2, ge=1)
+    """Pixels of the latent along a side of a token."""
     pos_embed_max_size: int | None = Field(default=None, ge=1)
-    """Patches along a side that there are positions for; None: those of ``sample_size``."""
+    """Patches along a side that there are positions for; None: as many as the latent has."""
     dual_attention_layers: tuple[int, ...] = ()
+    """Blocks with a second attention over the image alone, as in SD3.5-Medium."""
     qk_norm: Literal["rms_norm"] | None = "rms_norm"
+    """Normalization of queries and keys."""
 
     @model_validator(mode="after")
-    def _divides(self) -> TeacherConfig:
+    def _check_width(self) -> TeacherConfig:
+        # The sine-cosine position embedding splits the channels into sine and cosine for rows and columns.
         if self.num_attention_heads * self.attention_head_dim % 4:
-            raise ValueError("num_attention_heads × attention_head_dim is no multiple of 4; its positions need one")
+            raise ValueError("num_attention_heads × attention_head_dim is not a multiple of 4; change one of them")
         return self
 
 
-class _Meaning(Config):
+class _PredictionConfig(Config):
     prediction: rectified_flow.FlowPredictionType = "velocity"
 
 
 class Teacher(nn.Module):
-    """An SD3 transformer in this package's terms.
+    """An SD3 transformer with this package's conventions for timesteps and conditioning.
 
-    It may be of another type than what it is given (bfloat16): inputs are cast to it, outputs back.
+    Its weights may have another dtype than its inputs, such as bfloat16: inputs are cast to it, outputs back.
 
     Args:
         net: the transformer; not copied.
         prediction: what its output stands for.
-        source: where it is from, for messages.
+        source: where it comes from, for error messages.
     """
 
     def __init__(
@@ -77,240 +84,258 @@ class Teacher(nn.Module):
         self.net, self.prediction, self.source = net, prediction, source
         config = net.config
         self.latent_channels: int = config.in_channels
-        self.context_width: int = config.joint_attention_dim
+        self.context_dim: int = config.joint_attention_dim
         self.pooled_width: int = config.pooled_projection_dim
-        self.width: int = config.num_attention_heads * config.attention_head_dim
-        """Channels of a token."""
-        self.patch: int = config.patch_size
-        self.depth: int = config.num_layers
+        self.hidden_dim: int = config.num_attention_heads * config.attention_head_dim
+        """Channels of an image token."""
+        self.patch_size: int = config.patch_size
+        self.num_layers: int = config.num_layers
 
     def forward(self, sample: Tensor, t: Tensor, context: Tensor | None, pooled: Tensor | None = None) -> Tensor:
-        """The net's output, whatever it stands for.
+        """The net's output, which `prediction` interprets.
 
         Args:
-            sample: (B, latent_channels, H, W); H and W multiples of ``patch``.
+            sample: (B, latent_channels, H, W), H and W multiples of ``patch_size``.
             t: (B,) in [0, 1].
-            context: (B, N, context_width).
+            context: (B, N, context_dim).
             pooled: (B, pooled_width); None: zeros, as for an empty caption.
 
         Returns:
-            (B, latent_channels, H, W), of the sample's type.
+            (B, latent_channels, H, W) in the sample's dtype.
         """
         assert context is not None, "an SD3 transformer needs a context"
-        like = self.net.proj_out.weight
+        dtype = self.net.proj_out.weight.dtype
         if pooled is None:
             pooled = sample.new_zeros(len(sample), self.pooled_width)
         output: Tensor = self.net(
-            hidden_states=sample.to(like.dtype),
-            timestep=TICKS * t.float(),
-            encoder_hidden_states=context.to(like.dtype),
-            pooled_projections=pooled.to(like.dtype),
+            hidden_states=sample.to(dtype),
+            timestep=NUM_TRAIN_TIMESTEPS * t.float(),
+            encoder_hidden_states=context.to(dtype),
+            pooled_projections=pooled.to(dtype),
             return_dict=False,
         )[0]
         return output.to(sample.dtype)
 
     def velocity(self, sample: Tensor, t: Tensor, condition: Conditioning) -> Tensor:
-        """The velocity at a sample: shapes as `forward`."""
+        """The velocity at a sample; shapes as in `forward`."""
 
         def net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
             return cast(Tensor, self(x, t, context, condition.pooled))
 
         return rectified_flow.predict_velocity(net, sample, t, condition.context, self.prediction)
 
-    def observe(
+    def forward_features(
         self, sample: Tensor, t: Tensor, condition: Conditioning, blocks: Sequence[int] = (), *, guidance: float = 1
     ) -> tuple[Tensor, list[Tensor]]:
-        """The velocity, and the image's tokens after some blocks, in one pass.
+        """The velocity and the image tokens after the given blocks, from one forward pass.
 
         Args:
-            blocks: of the transformer, from 0.
-            guidance: v = v_∅ + guidance·(v_c − v_∅), ∅ being zeros; any but 1 costs a batch twice as large. The tokens
-                are those under the condition.
+            sample: (B, latent_channels, H, W).
+            t: (B,) in [0, 1].
+            condition: context and pooled embedding.
+            blocks: indices of transformer blocks, from 0.
+            guidance: scale of v = v_∅ + guidance·(v_c − v_∅), where ∅ is zeros. Values other than 1 double the batch.
+                The tokens are always the conditional ones.
 
         Returns:
-            (B, latent_channels, H, W), and for each block (B, width, H/patch, W/patch), all of the sample's type.
+            The velocity (B, latent_channels, H, W) and for each block (B, hidden_dim, H/patch_size, W/patch_size), all
+            in the sample's dtype.
         """
         if guidance != 1:
+            # (B, …) → (2·B, …): conditional, then unconditional
             context, pooled = (None if x is None else torch.cat([x, torch.zeros_like(x)]) for x in condition)
             assert context is not None
             both = condition._replace(context=context, pooled=pooled)
-            velocities, tokens = self.observe(torch.cat([sample, sample]), torch.cat([t, t]), both, blocks)
+            velocities, tokens = self.forward_features(torch.cat([sample, sample]), torch.cat([t, t]), both, blocks)
             conditional, unconditional = velocities.chunk(2)
-            return torch.lerp(unconditional, conditional, guidance), [some[: len(sample)] for some in tokens]
-        kept: dict[int, Tensor] = {}
+            return torch.lerp(unconditional, conditional, guidance), [x[: len(sample)] for x in tokens]
+        outputs: dict[int, Tensor] = {}
         with ExitStack() as hooks:
             for index in blocks:
-                handle = self.net.transformer_blocks[index].register_forward_hook(_keeping(kept, index))
+                handle = self.net.transformer_blocks[index].register_forward_hook(_store_output(outputs, index))
                 hooks.callback(handle.remove)
             velocity = self.velocity(sample, t, condition)
-        height, width = (side // self.patch for side in sample.shape[-2:])
-        grid = (len(sample), height, width, self.width)
-        return velocity, [kept[index].reshape(grid).permute(0, 3, 1, 2).to(sample.dtype) for index in blocks]
+        height, width = (side // self.patch_size for side in sample.shape[-2:])
+        grid = (len(sample), height, width, self.hidden_dim)
+        # (B, h·w, hidden_dim) -> (B, h, w, hidden_dim) -> (B, hidden_dim, h, w)
+        return velocity, [outputs[index].reshape(grid).permute(0, 3, 1, 2).to(sample.dtype) for index in blocks]
 
-    def check(self, *, latent_channels: int, latent_size: int, context_width: int, pooled_width: int) -> None:
-        """Whether it can teach on such latents (of ``latent_size`` a side), with its captions of such widths.
+    def check(self, *, latent_channels: int, latent_size: int, context_dim: int, pooled_width: int) -> None:
+        """Check that the net fits a stage's latents and caption embeddings.
+
+        Args:
+            latent_channels: channels of the latents.
+            latent_size: height and width of the latents.
+            context_dim: channels of the context.
+            pooled_width: channels of the pooled embedding, 0 without one.
 
         Raises:
-            InputError: if not.
+            InputError: if it does not fit.
         """
-        largest = self.patch * self.net.config.pos_embed_max_size
+        largest = self.patch_size * self.net.config.pos_embed_max_size
         if latent_channels != self.latent_channels:
-            problem = f"takes latents of {self.latent_channels} channels, the stage's have {latent_channels}"
+            problem = f"takes latents of {self.latent_channels} channels, but the stage's have {latent_channels}"
             raise InputError(self.source, problem, "name a teacher for the same autoencoder")
-        if latent_size % self.patch:
-            problem = f"takes latents whose sides {self.patch} divides, the stage's have {latent_size}"
+        if latent_size % self.patch_size:
+            problem = f"takes latents with sides divisible by {self.patch_size}, but the stage's have {latent_size}"
             raise InputError(self.source, problem, "change the resolution")
         if latent_size > largest:
-            problem = f"has positions for latents up to {largest} a side, the stage's have {latent_size}"
+            problem = f"has positions for latents up to {largest}×{largest}, but the stage's have {latent_size}"
             raise InputError(self.source, problem, "lower the resolution or name another teacher")
-        for name, own, given in (
-            ("context", self.context_width, context_width),
+        for name, expected, actual in (
+            ("context", self.context_dim, context_dim),
             ("pooled embedding", self.pooled_width, pooled_width),
         ):
-            if own != given:
-                problem = f"takes a {name} {own} wide, its text encoders give {given or 'none'}"
-                raise InputError(self.source, problem, "give the teacher the text encoders it was trained with")
+            if expected != actual:
+                problem = f"takes a {name} of width {expected}, but its text encoders give {actual or 'none'}"
+                raise InputError(self.source, problem, "use the text encoders that the teacher was trained with")
 
     def enable_gradient_checkpointing(self) -> None:
-        """Computes each block's activations again on the way back, to its weights or only to a sample."""
+        """Recompute each block's activations in the backward pass, also where only the sample needs a gradient."""
         self.net.enable_gradient_checkpointing()
 
     def disable_gradient_checkpointing(self) -> None:
-        """Keeps them again."""
+        """Keep activations for the backward pass, as by default."""
         self.net.disable_gradient_checkpointing()
 
     def save_pretrained(self, folder: Path) -> None:
-        """Writes the net as diffusers does, and what it predicts beside it."""
+        """Write the net as diffusers does, and its prediction type to `PREDICTION_FILE`."""
         self.net.save_pretrained(folder)
-        meaning = _Meaning(prediction=self.prediction)
-        (folder / BESIDE).write_text(meaning.model_dump_json() + "\n")
+        config = _PredictionConfig(prediction=self.prediction)
+        (folder / PREDICTION_FILE).write_text(config.model_dump_json() + "\n")
 
 
 def load_teacher(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
-    """A frozen teacher in evaluation mode, on the CPU.
+    """Load a frozen teacher in evaluation mode, on the CPU.
 
     Args:
-        folder: of an SD3 transformer as diffusers writes it, or of a pipeline, whose ``transformer`` is taken; or
-            OWNER/NAME on the hub.
-        dtype: of its weights.
+        folder: folder of an SD3 transformer as diffusers writes it, folder of a pipeline with such a ``transformer``,
+            or OWNER/NAME on the hub.
+        dtype: dtype of the weights.
 
     Raises:
         InputError: if files are missing or damaged, or do not fit each other.
     """
-    found, weights = _opened(folder)
-    _fill(found.net, weights, Path(found.source), dtype)
-    return found.eval().requires_grad_(False)
+    teacher, weights = _open(folder)
+    _load_weights(teacher.net, weights, Path(teacher.source), dtype)
+    return teacher.eval().requires_grad_(False)
 
 
 def load_on_meta(folder: str | Path) -> Teacher:
-    """A folder's teacher without its weights, on the meta device: for its widths and for `Teacher.check`.
+    """Load a teacher without its weights, on the meta device, for its widths and for `Teacher.check`.
 
     Raises:
         InputError: if files are missing or damaged.
     """
-    return _opened(folder)[0]
+    return _open(folder)[0]
 
 
 def new_teacher(
     config: Mapping[str, Any],
     *,
     latent_channels: int,
-    context_width: int,
+    context_dim: int,
     pooled_width: int,
     sample_size: int,
     seed: int,
     prediction: rectified_flow.FlowPredictionType = "velocity",
     source: str | Path = "teacher",
 ) -> Teacher:
-    """A new teacher to be trained; its first output is zero.
+    """A new teacher with initial weights; its first output is zero.
 
     Args:
-        config: a `TeacherConfig`.
-        sample_size: side of the largest latents.
-        seed: of its weights.
-        source: where the configuration is from, for messages.
+        config: fields of `TeacherConfig`.
+        latent_channels: channels of the latents.
+        context_dim: channels of the context.
+        pooled_width: channels of the pooled embedding.
+        sample_size: height and width of the largest latents.
+        seed: seed of the weights.
+        prediction: what its output stands for.
+        source: where the configuration comes from, for error messages.
 
     Raises:
-        InputError: if there can be no such net.
+        InputError: if the configuration is invalid.
     """
     shape = settings.parse_config(dict(config), TeacherConfig, source=source)
     if pooled_width < 1:
-        problem = "an SD3 transformer takes a pooled embedding, and no text encoder gives one"
+        problem = "an SD3 transformer takes a pooled embedding, but no text encoder gives one"
         raise InputError(source, problem, "set pooled: true on one of its encoders")
     values = shape.model_dump() | {
         "sample_size": sample_size,
         "in_channels": latent_channels,
         "out_channels": latent_channels,
-        "joint_attention_dim": context_width,
+        "joint_attention_dim": context_dim,
         "pooled_projection_dim": pooled_width,
         "caption_projection_dim": shape.num_attention_heads * shape.attention_head_dim,
         "pos_embed_max_size": shape.pos_embed_max_size or sample_size // shape.patch_size,
     }
-    with torch.random.fork_rng(devices=[]):  # torch's own initial weights, drawn over
+    with torch.random.fork_rng(devices=[]):  # torch's default weights use the global generator; they are replaced below
         net = SD3Transformer2DModel(**values)
-    _initialise(net, seed)
+    _initialize(net, seed)
     return Teacher(net, prediction, source=source)
 
 
-def _opened(folder: str | Path) -> tuple[Teacher, Mapping[str, Tensor]]:
-    """An empty teacher, and its weights still to be read."""
-    files = [*pretrained.WEIGHTS, BESIDE, *(f"transformer/{file}" for file in pretrained.WEIGHTS)]
+def _open(folder: str | Path) -> tuple[Teacher, Mapping[str, Tensor]]:
+    """A teacher on the meta device, and its weights, which are read on access."""
+    files = [*pretrained.MODEL_FILES, PREDICTION_FILE, *(f"transformer/{file}" for file in pretrained.MODEL_FILES)]
     remedy = "name the folder of an SD3 transformer, or OWNER/NAME on the hub"
-    found = hub.resolve_model_folder(folder, files, remedy=remedy)
-    folder, config, weights = pretrained.read_part(found, "transformer")
-    net = _empty(folder / "config.json", config)
-    said = folder / BESIDE
-    meaning = settings.load_yaml(said, _Meaning) if said.exists() else _Meaning()
-    return Teacher(net, meaning.prediction, source=folder), weights
+    model_folder = hub.resolve_model_folder(folder, files, remedy=remedy)
+    folder, config, weights = pretrained.read_component(model_folder, "transformer")
+    net = _meta_net(folder / "config.json", config)
+    prediction_file = folder / PREDICTION_FILE
+    stored = settings.load_yaml(prediction_file, _PredictionConfig) if prediction_file.exists() else _PredictionConfig()
+    return Teacher(net, stored.prediction, source=folder), weights
 
 
-def _keeping(kept: dict[int, Tensor], index: int) -> Callable[..., None]:
-    def keep(_block: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
-        kept[index] = output[1]  # the text's tokens, the image's
+def _store_output(outputs: dict[int, Tensor], index: int) -> Callable[..., None]:
+    def hook(_block: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
+        outputs[index] = output[1]  # (text tokens, image tokens)
 
-    return keep
+    return hook
 
 
-def _empty(path: Path, config: dict[str, Any]) -> SD3Transformer2DModel:
-    """The net of a configuration, without memory."""
+def _meta_net(path: Path, config: dict[str, Any]) -> SD3Transformer2DModel:
+    """The net of a configuration, on the meta device."""
     if config.get("_class_name") != "SD3Transformer2DModel":
         problem = f"describes {config.get('_class_name') or 'no model'}"
         raise InputError(path, problem, "name the folder of an SD3Transformer2DModel", place="_class_name")
     try:
         with torch.device("meta"):
             net = SD3Transformer2DModel.from_config(config)
-        own = net.config
-        width = own.num_attention_heads * own.attention_head_dim
-        wanted = {"out_channels": own.in_channels, "caption_projection_dim": width}
-        wrong = [name for name, value in wanted.items() if own[name] != value]
-        wrong += [] if own.pos_embed_max_size else ["pos_embed_max_size"]
-    except Exception as error:  # whatever a value of a wrong kind provokes in diffusers or torch
-        problem = f"builds no net ({first_line(error)})"
+        full = net.config
+        hidden_dim = full.num_attention_heads * full.attention_head_dim
+        expected = {"out_channels": full.in_channels, "caption_projection_dim": hidden_dim}
+        wrong = [name for name, value in expected.items() if full[name] != value]
+        wrong += [] if full.pos_embed_max_size else ["pos_embed_max_size"]
+    except Exception as error:  # diffusers and torch raise many kinds of errors for values of a wrong type
+        problem = f"is not a valid configuration ({first_line(error)})"
         raise InputError(path, problem, pretrained.RESTORE) from None
     if wrong:
-        raise InputError(path, f"{own[wrong[0]]} builds no working net", pretrained.RESTORE, place=wrong[0])
+        raise InputError(path, f"cannot be {full[wrong[0]]}", pretrained.RESTORE, place=wrong[0])
     return net
 
 
-def _fill(net: SD3Transformer2DModel, weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
-    """Gives an empty net its weights, each checked."""
+def _load_weights(net: SD3Transformer2DModel, weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    """Load checked weights into a net on the meta device."""
     shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    read = {}
+    loaded = {}
     for name in sorted(shapes.keys() | weights.keys()):
         tensor = weights.get(name)
         if tensor is None or tensor.shape != shapes.get(name):
-            raise InputError(folder, "weights and config.json do not fit", "use both of one training", place=name)
+            problem, remedy = "the weights do not fit config.json", "use both files of the same training"
+            raise InputError(folder, problem, remedy, place=name)
         if not tensor.isfinite().all():
             raise InputError(folder, "holds values that are not finite", pretrained.RESTORE, place=name)
-        read[name] = tensor.to(dtype)
-    net.load_state_dict(read, assign=True)
+        loaded[name] = tensor.to(dtype)
+    net.load_state_dict(loaded, assign=True)
 
 
 @torch.no_grad()
-def _initialise(net: SD3Transformer2DModel, seed: int) -> None:
-    """DiT's first weights (arXiv 2212.09748, section 3.2): each block the identity, the output zero.
+def _initialize(net: SD3Transformer2DModel, seed: int) -> None:
+    """DiT's initial weights (arXiv 2212.09748, section 3.2): every block is the identity and the output is zero.
 
-    Xavier-uniform matrices, each from the seed and its name; zero biases; zero where a norm is modulated.
+    Matrices are Xavier-uniform, each drawn from the seed and its name. Biases and the layers that modulate norms are
+    zero.
     """
     for name, module in net.named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d) or module.weight.is_meta:

@@ -10,44 +10,49 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """The weights' exponential average, whose window grows with the run (EDM2, section 3.1).
+    """Power-function exponential moving average, whose window grows with the run (EDM2, section 3.1).
 
-    At step n the decay is (1 − 1/n)^(γ+1), γ such that the average's width is ``width`` times the run so far: the same
-    setting suits a run of any length, and the first weights are forgotten.
+    The decay of step n is (1 − 1/n)^(γ+1), with γ such that the average's width is ``sigma_rel`` times the number of
+    steps so far. One setting therefore suits runs of any length, and the initial weights are forgotten.
+
+    Args:
+        module: its floating-point parameters and buffers are averaged.
+        sigma_rel: relative width σ_rel; 0: no averaging, the average is the current weights.
     """
 
-    def __init__(self, module: nn.Module, width: float) -> None:
+    def __init__(self, module: nn.Module, sigma_rel: float) -> None:
         self._module = module
-        self._exponent = ema_gamma(width) if width else None
-        self._live = [t for t in _state(module).values() if t.is_floating_point()]
-        self._kept = [t.detach().clone() for t in self._live] if width else self._live
+        self._gamma = ema_gamma(sigma_rel) if sigma_rel else None
+        self._weights = [t for t in _state(module).values() if t.is_floating_point()]
+        self._average = [t.detach().clone() for t in self._weights] if sigma_rel else self._weights
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step (from 1)."""
-        if self._exponent is not None:
-            decay = (1 - 1 / step) ** (self._exponent + 1)
-            torch._foreach_lerp_(self._kept, self._live, 1 - decay)
+        """Add the weights after ``step``, counted from 1, to the average."""
+        if self._gamma is not None:
+            decay = (1 - 1 / step) ** (self._gamma + 1)
+            torch._foreach_lerp_(self._average, self._weights, 1 - decay)
 
     def state(self) -> dict[str, Tensor]:
-        """The average, in the layout of the module's ``state_dict()``; a copy."""
-        kept = iter(self._kept)
+        """A copy of the average, in the layout of the module's ``state_dict()``."""
+        average = iter(self._average)
         return {
-            name: (next(kept) if tensor.is_floating_point() else tensor).detach().clone()
+            name: (next(average) if tensor.is_floating_point() else tensor).detach().clone()
             for name, tensor in _state(self._module).items()
         }
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Resume from a `state`."""
         names = [name for name, tensor in _state(self._module).items() if tensor.is_floating_point()]
-        for kept, name in zip(self._kept, names, strict=True):
-            kept.copy_(state[name])
+        for average, name in zip(self._average, names, strict=True):
+            average.copy_(state[name])
 
 
-def ema_gamma(width: float) -> float:
+def ema_gamma(sigma_rel: float) -> float:
     """EDM2's γ for a relative width σ_rel: the positive root of σ_rel²·(γ + 2)²·(γ + 3) = γ + 1 (its equation 125)."""
-    inverse = width**-2
+    # divided by σ_rel²: γ³ + 7γ² + (16 − σ_rel⁻²)·γ + (12 − σ_rel⁻²) = 0
+    inverse = sigma_rel**-2
     return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
 

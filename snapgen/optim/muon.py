@@ -1,7 +1,7 @@
-"""Muon: momentum whose every matrix is made orthogonal before it is a step (Jordan et al. 2024; arXiv 2502.16982).
+"""The Muon optimizer, which orthogonalizes the momentum of every matrix (Jordan et al. 2024; arXiv 2502.16982).
 
-torch has a Muon that takes one matrix at a time; in a small net most of its time goes into starting operations. This
-one takes all matrices of a shape as one batch.
+torch's own Muon processes one matrix at a time, which for a small net is mostly overhead. This one batches all matrices
+of the same shape.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from torch import Tensor
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """Coefficients of the quintic iteration, chosen for speed: singular values end between about 0.7 and 1.2."""
 ITERATIONS = 5
-TOGETHER = 1 << 17
-"""Numbers of the Gram matrices that the CPU iterates at once: half a megabyte, which its cache holds."""
+"""Newton–Schulz iterations of a step."""
+GRAM_CHUNK_SIZE = 1 << 17
+"""Elements of the Gram matrices that the CPU iterates at once: half a megabyte, which fits its cache."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; a step's root mean square is ``0.2 × lr``, AdamW's usual one.
+    """Nesterov momentum, orthogonalized. A step has the root mean square ``0.2 × lr``, which is typical of AdamW.
 
     Args:
-        params: matrices, or tensors seen as (first dimension, all others) in the order they lie in memory; dense.
+        params: matrices, or tensors treated as (first dimension, all others) in their memory order.
+        lr: learning rate.
+        momentum: decay of the momentum.
+        weight_decay: decoupled weight decay.
     """
 
     def __init__(
@@ -33,59 +37,61 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step for every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            # Set where gradients are watched (torch's own name): 1 if any is not finite, and nothing may change.
-            bad: Tensor | None = getattr(self, "found_inf", None)
-            taken: Tensor | float = 1.0 if bad is None else 1 - bad
-            updates = self._momentum(params, group["momentum"], bad)
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"] * taken)
+            # torch's gradient scaler sets found_inf to 1 if a gradient is not finite; the step then changes nothing.
+            found_inf: Tensor | None = getattr(self, "found_inf", None)
+            is_finite: Tensor | float = 1.0 if found_inf is None else 1 - found_inf
+            updates = self._momentum(params, group["momentum"], found_inf)
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"] * is_finite)
             for (_, longer), members in _by_shape(updates).items():
+                # An orthogonal (n, m) matrix, n ≤ m, has the root mean square 1/√m, so that √m·0.2 makes it 0.2.
                 steps = orthogonal(torch.stack([_wide(updates[i]) for i in members])) * -(
-                    group["lr"] * 0.2 * longer**0.5 * taken
+                    group["lr"] * 0.2 * longer**0.5 * is_finite
                 )
                 for index, step in zip(members, steps, strict=True):
                     matrix = _as_matrix(params[index], params[index])
                     matrix.add_(step if matrix.shape == step.shape else step.mT)
 
-    def _momentum(self, params: list[Tensor], momentum: float, bad: Tensor | None) -> list[Tensor]:
-        """Each parameter's Nesterov momentum, as a matrix."""
+    def _momentum(self, params: list[Tensor], momentum: float, found_inf: Tensor | None) -> list[Tensor]:
+        """Nesterov momentum of each parameter, as a matrix."""
         gradients = [_as_matrix(p.grad, p) for p in params if p.grad is not None]
-        if bad is not None:
-            gradients = [gradient.where(bad == 0, 0) for gradient in gradients]
+        if found_inf is not None:
+            gradients = [gradient.where(found_inf == 0, 0) for gradient in gradients]
         for param, gradient in zip(params, gradients, strict=True):
             if not self.state[param]:
                 self.state[param]["momentum"] = torch.zeros_like(gradient)
         buffers = [self.state[param]["momentum"] for param in params]
-        if bad is None:
+        if found_inf is None:
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         else:
-            torch._foreach_lerp_(buffers, gradients, [(1 - bad) * (1 - momentum)] * len(buffers))
+            torch._foreach_lerp_(buffers, gradients, [(1 - found_inf) * (1 - momentum)] * len(buffers))
         return list(torch._foreach_lerp(gradients, buffers, momentum))
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """About the nearest matrices with orthonormal rows: (K, n, m) → (K, n, m), n ≤ m.
+    """Approximately the nearest matrices with orthonormal rows: (K, n, m) → (K, n, m), n ≤ m.
 
-    Every iterate is a polynomial of the first one's Gram matrix times it, so wide matrices are iterated in n×n:
-    x ← p(g)·x and g ← p(g)·g·p(g) with g = x·xᵀ, the product of all p(g) multiplied by x once, at the end.
+    Each iterate is a polynomial in the Gram matrix g = x·xᵀ times x. Wide matrices are therefore iterated in n×n, by
+    x ← p(g)·x and g ← p(g)·g·p(g), and the product of all p(g) is multiplied with the first x once, at the end.
     """
     assert matrices.shape[1] <= matrices.shape[2]
     x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    # In bfloat16 the Gram matrix would lose what the iteration is to raise.
+    # In bfloat16 the Gram matrix would lose the small singular values that the iteration is meant to raise.
     wide = 2 * x.shape[1] <= x.shape[2] and x.dtype == torch.float32
-    iterated = _in_gram if wide else _in_place
+    iterate = _iterate_gram if wide else _iterate
     if x.device.type != "cpu":
-        return iterated(x).to(matrices.dtype)
-    return torch.cat([iterated(part) for part in x.split(max(1, TOGETHER // x.shape[1] ** 2))])
+        return iterate(x).to(matrices.dtype)
+    return torch.cat([iterate(chunk) for chunk in x.split(max(1, GRAM_CHUNK_SIZE // x.shape[1] ** 2))])
 
 
-def _in_place(x: Tensor) -> Tensor:
+def _iterate(x: Tensor) -> Tensor:
+    """Newton–Schulz: x ← a·x + (b·g + c·g²)·x with g = x·xᵀ."""
     a, b, c = NEWTON_SCHULZ
     for _ in range(ITERATIONS):
         gram = x @ x.mT
@@ -93,7 +99,8 @@ def _in_place(x: Tensor) -> Tensor:
     return x
 
 
-def _in_gram(x: Tensor) -> Tensor:
+def _iterate_gram(x: Tensor) -> Tensor:
+    """The same iteration on the Gram matrix, with p(g) = a·I + b·g + c·g² in ``factor``."""
     a, b, c = NEWTON_SCHULZ
     gram = x @ x.mT
     product: Tensor | None = None
@@ -108,12 +115,12 @@ def _in_gram(x: Tensor) -> Tensor:
 
 
 def _by_shape(matrices: list[Tensor]) -> dict[tuple[int, int], list[int]]:
-    """Indices of the matrices of each shape, whichever way they stand."""
-    found: dict[tuple[int, int], list[int]] = {}
+    """Indices of the matrices by shape, where a matrix and its transpose have the same shape."""
+    indices: dict[tuple[int, int], list[int]] = {}
     for index, matrix in enumerate(matrices):
         shorter, longer = sorted(matrix.shape)
-        found.setdefault((shorter, longer), []).append(index)
-    return found
+        indices.setdefault((shorter, longer), []).append(index)
+    return indices
 
 
 def _wide(matrix: Tensor) -> Tensor:
@@ -121,7 +128,7 @@ def _wide(matrix: Tensor) -> Tensor:
 
 
 def _as_matrix(tensor: Tensor, param: Tensor) -> Tensor:
-    """(out, …) → (out, everything else), the latter in the order in which it lies in ``param``'s memory."""
+    """(out, …) → (out, all other dimensions), which are flattened in ``param``'s memory order."""
     if not param.is_contiguous():  # channels last
-        tensor = tensor.permute(0, 2, 3, 1)
+        tensor = tensor.permute(0, 2, 3, 1)  # (out, in, h, w) -> (out, h, w, in)
     return tensor.reshape(len(tensor), -1)

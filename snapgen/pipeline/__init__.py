@@ -1,1 +1,19 @@
-"""Prompts to images."""
+"""The diffusers pipeline from prompts to images, its loading, and decoder distillation on its latents."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from snapgen.pipeline.loading import load_pipeline
+    from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "snapgen.pipeline.loading": ["load_pipeline"],
+            "snapgen.pipeline.snapgen_pipeline": ["SnapGenPipeline"],
+        },
+    )
+
+__all__ = ["SnapGenPipeline", "load_pipeline"]

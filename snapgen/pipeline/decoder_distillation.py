@@ -1,13 +1,13 @@
-"""A pruned decoder learns what the whole one makes of the pipeline's own latents (SnapFusion, arXiv 2306.00980).
+"""Distillation of a pruned decoder from the full one, on a pipeline's own latents (SnapFusion, arXiv 2306.00980).
 
-The loss is the mean squared error between the two decoders' images of a latent that the pipeline drew for a prompt.
-Nothing else is published of the training: all settings are our choice.
+The loss is the mean squared error between both decoders' images of a latent that the pipeline sampled for a prompt. No
+more of the training is published; all settings are our choice.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,70 +19,76 @@ from torch import Tensor
 from torch.nn import functional
 
 from snapgen import devices, seeding
-from snapgen import progress as progress_
-from snapgen.autoencoders.pruned_decoder import HALF, PrunedAutoencoderKL, decode_image, prune_decoder
+from snapgen.autoencoders.pruned_decoder import SNAPFUSION_RATIO, PrunedAutoencoderKL, decode_image, prune_decoder
 from snapgen.autoencoders.psnr import Psnr, decoder_psnr
 from snapgen.config import Config
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_folder
 from snapgen.io.cache import JSON
-from snapgen.io.checkpoint import CheckpointSession, StepCallback
+from snapgen.io.checkpoint import CheckpointSession
 from snapgen.io.chunked import ChunkedTensor
 from snapgen.optim.ema import EMA
 from snapgen.optim.optimizers import OptimizerGroup
 from snapgen.optim.schedule import cosine_with_warmup
 from snapgen.pipeline import loading, synthetic_latents
 from snapgen.pipeline.synthetic_latents import SamplingConfig
+from snapgen.progress import ProgressCallback, ignore_progress, silence_libraries, step_message
 
-HELD_OUT = 64
-"""Latents at most, a tenth of all, that the decoders are compared on and nothing is trained on: the last ones."""
+MAX_HELDOUT = 64
+"""Held-out latents on which the decoders are compared, at most; they are the last ones and at most a tenth of all."""
 
 
 class DecoderDistillationConfig(Config):
-    """Everything that the trained weights depend on, beside the latents and the whole decoder."""
+    """Configuration of decoder distillation; together with the latents and the full decoder it fixes the weights."""
 
-    ratio: float = HALF
-    """Of the channels that are cut; `snapgen.autoencoders.pruned_decoder.pruned_width` says which ratios there are."""
+    prune_ratio: float = SNAPFUSION_RATIO
+    """Share of the channels to prune (`snapgen.autoencoders.pruned_decoder.pruned_width`)."""
     steps: int = Field(default=2000, ge=1)
-    batch: int = Field(default=4, ge=1)
-    """Latents a step."""
+    """Optimizer steps."""
+    batch_size: int = Field(default=4, ge=1)
+    """Latents per step."""
     learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak learning rate."""
     weight_decay: float = Field(default=0.01, ge=0)
-    warmup: int = Field(default=100, ge=0)
-    ema: float = Field(default=0.03, gt=0, le=0.25)
+    """Decoupled weight decay."""
+    warmup_steps: int = Field(default=100, ge=0)
+    """Steps in which the learning rate rises to its peak."""
+    ema_sigma_rel: float = Field(default=0.03, gt=0, le=0.25)
     """Width of the weights' average, relative to the steps so far (`snapgen.optim.ema.EMA`)."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+    """Seed of the order of the latents."""
 
 
 class DecoderDistiller:
-    """A training under way, a step at a time, where ``model`` lies.
+    """Step-by-step distillation on the device of ``model``.
 
-    The same arguments on the same machine with as many threads give the same weights, however often the training is
-    interrupted: the random numbers of a step depend on its number alone.
+    The random numbers of a step depend only on its number. The same arguments, machine and number of threads therefore
+    give the same weights, however often the training is interrupted and resumed.
 
     Args:
-        model: whose decoder is trained in place; its encoder and ``post_quant_conv`` stay.
-        whole: the autoencoder that it was pruned from, on the same device.
-        latents: as the pipeline draws them, (N, C, h, w).
-        count: of the latents, the first ones, that it learns from; None: all.
+        model: its decoder is trained in place; its encoder and ``post_quant_conv`` do not change.
+        reference: the autoencoder from which it was pruned, on the same device.
+        latents: latents sampled by the pipeline, (N, C, h, w).
+        training: the configuration.
+        count: number of latents to train on, from the first; None: all.
     """
 
     def __init__(
         self,
         model: PrunedAutoencoderKL,
-        whole: AutoencoderKL,
+        reference: AutoencoderKL,
         latents: ChunkedTensor,
         training: DecoderDistillationConfig,
         count: int | None = None,
     ) -> None:
-        self.model, self.whole, self.latents, self.training = model, whole, latents, training
+        self.model, self.reference, self.latents, self.training = model, reference, latents, training
         self.count = len(latents) if count is None else count
         self.done = 0
-        """Steps taken."""
-        whole.eval().requires_grad_(False)
+        """Completed steps."""
+        reference.eval().requires_grad_(False)
         model.train().requires_grad_(False)
         model.decoder.requires_grad_(True)
-        self.average = EMA(model.decoder, training.ema)
+        self.ema = EMA(model.decoder, training.ema_sigma_rel)
         self.optimizer = OptimizerGroup(
             model.decoder,
             kind="adamw",
@@ -92,143 +98,159 @@ class DecoderDistiller:
             clip=1,
         )
 
-    def complete(self, progress: StepCallback | None = None) -> None:
-        """Takes the steps that are left, calling ``progress`` after each, and gives the model the averaged weights."""
-        while self.done < self.training.steps:
+    @property
+    def steps(self) -> int:
+        """Total number of steps."""
+        return self.training.steps
+
+    def complete(self, progress: ProgressCallback = ignore_progress) -> None:
+        """Run the remaining steps, calling ``progress`` after each, and load the averaged weights into the model."""
+        while self.done < self.steps:
             losses = self.step()
-            if progress:
-                progress(self.done, self.training.steps, losses)
-        self.model.decoder.load_state_dict(self.average.state())
+            progress(self.done / self.steps, step_message(self.done, self.steps, losses))
+        self.model.decoder.load_state_dict(self.ema.state())
         self.model.eval().requires_grad_(False)
 
     def step(self) -> dict[str, Tensor]:
-        """One update of the decoder; the loss, 0-dim, on the device."""
+        """Update the decoder once; returns the loss, 0-dim, on the device."""
         random = torch.Generator().manual_seed(
             seeding.derive_seed(self.training.seed, "decoder distillation", self.done)
         )
-        drawn = torch.randint(self.count, (self.training.batch,), generator=random)
-        latents = self.latents[drawn].to(self.model.device, torch.float32)
+        indices = torch.randint(self.count, (self.training.batch_size,), generator=random)
+        latents = self.latents[indices].to(self.model.device, torch.float32)
         with torch.no_grad():
-            target = decode_image(self.whole, latents)
+            target = decode_image(self.reference, latents)
         loss = functional.mse_loss(decode_image(self.model, latents), target)
         torch.autograd.backward(loss)
-        self.optimizer.step(cosine_with_warmup(self.done, steps=self.training.steps, warmup=self.training.warmup))
+        self.optimizer.step(cosine_with_warmup(self.done, steps=self.training.steps, warmup=self.training.warmup_steps))
         self.done += 1
-        self.average.update(self.done)
+        self.ema.update(self.done)
         return {"mse": loss.detach()}
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, JSON]]:
-        """All that the next steps depend on beside the arguments; the tensors are the training's own."""
-        parts = {
+        """State on which the next steps depend in addition to the arguments; the tensors are not copied."""
+        # The keys are those of existing checkpoint files.
+        groups = {
             "decoder": dict(self.model.decoder.state_dict()),
-            "average": self.average.state(),
+            "average": self.ema.state(),
             "optimizer": self.optimizer.state(),
         }
-        return parts, {"step": self.done}
+        return groups, {"step": self.done}
 
-    def load(self, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave in a training with the same arguments; this one has not begun."""
+    def load(self, groups: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> None:
+        """Resume from the `state` of a distiller with the same arguments; call before the first step."""
         assert self.done == 0
-        self.done = int(facts["step"])
-        self.model.decoder.load_state_dict(parts["decoder"])
-        self.average.load(parts["average"])
-        self.optimizer.load(parts.get("optimizer", {}))
+        self.done = int(metadata["step"])
+        self.model.decoder.load_state_dict(groups["decoder"])
+        self.ema.load(groups["average"])
+        self.optimizer.load(groups.get("optimizer", {}))
 
 
 @dataclass(frozen=True)
 class DecoderDistillationResult:
-    """What came of it: params of the decoders, and how well the pruned one's images agree with the whole one's."""
+    """Parameters of both decoders, and the PSNR of the pruned one's images against the full one's."""
 
     params: int
     whole_params: int
+    """Parameters of the full decoder; the name is that of the command's JSON output."""
     untrained: Psnr
-    """As it was cut."""
+    """PSNR before training, on held-out latents."""
     trained: Psnr
-    """Both on latents that were held out."""
+    """PSNR after training, on the same latents."""
 
 
-def distil(
+def distill(
     run: str | Path,
     prompts: Path,
     out: Path,
     *,
     sampling: SamplingConfig | None = None,
     training: DecoderDistillationConfig | None = None,
-    progress: StepCallback | None = None,
+    progress: ProgressCallback = ignore_progress,
 ) -> DecoderDistillationResult:
-    """Give a pipeline a pruned decoder: draw latents, cut, train, and write the pipeline with it.
+    """Replace a pipeline's decoder by a pruned one: sample latents, prune, train, and write the new pipeline.
 
-    Killed at any moment, the same call goes on to the same weights: latents are kept in the cache, the training's
-    checkpoint beside ``out`` until it is done.
+    If the process is killed, the same call resumes and ends with the same weights: latents are cached, and the
+    training's checkpoint is kept next to ``out`` until it is done.
 
     Args:
-        run: as `snapgen.pipeline.synthetic_latents.open_pipeline` takes it.
-        prompts: a text file, a prompt a line.
-        out: the folder to write: the same pipeline, whose ``vae`` is a `PrunedAutoencoderKL`.
+        run: a run's folder or name, or a pipeline's folder (`snapgen.pipeline.synthetic_latents.open_pipeline`).
+        prompts: a text file with one prompt per line.
+        out: the folder to write: the same pipeline with a `PrunedAutoencoderKL` as its ``vae``.
+        sampling: how latents are sampled.
+        training: how the decoder is pruned and trained.
+        progress: called after every step.
 
     Raises:
         InputError: if anything is missing, does not fit, or cannot be written.
     """
     sampling, training = sampling or SamplingConfig(), training or DecoderDistillationConfig()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(out, "is there already", "name a new folder")
+        raise InputError(out, "already exists", "name a new folder")
     lines = read_prompts(prompts)
     folder = loading.find_pipeline(run)
     pipeline = synthetic_latents.open_pipeline(folder)
-    whole: AutoencoderKL = pipeline.vae
-    small = prune_decoder(whole, training.ratio, source=str(folder / "vae"))
-    asked: dict[str, JSON] = {
+    reference: AutoencoderKL = pipeline.vae
+    pruned = prune_decoder(reference, training.prune_ratio, source=str(folder / "vae"))
+    identity = _identity(folder, lines, sampling, training)
+    checkpoint = CheckpointSession(out.with_name(out.name + ".checkpoint.safetensors"), identity)
+    pipeline.to(devices.default_device())
+    latents = synthetic_latents.latents(pipeline, folder, lines, sampling)
+    count = len(latents) - min(MAX_HELDOUT, max(1, len(latents) // 10))
+    heldout = latents[torch.arange(count, len(latents))].float().to(devices.default_device())
+    pruned.to(devices.default_device())
+    untrained = _psnr_against(reference, pruned, heldout)
+    distiller = DecoderDistiller(pruned, reference, latents, training, count)
+    checkpoint.restore(distiller)
+    distiller.complete(checkpoint.with_checkpointing(distiller, progress))
+    if not all(bool(parameter.isfinite().all()) for parameter in pruned.parameters()):
+        raise InputError("training", "ends with weights that are not finite", "lower the learning rate")
+    result = DecoderDistillationResult(
+        params=_num_params(pruned.decoder),
+        whole_params=_num_params(reference.decoder),
+        untrained=untrained,
+        trained=_psnr_against(reference, pruned, heldout),
+    )
+    pipeline.register_modules(vae=pruned)
+    pipeline.to("cpu")
+    with silence_libraries(), atomic_folder(out) as temporary:
+        pipeline.save_pretrained(temporary)
+    checkpoint.path.unlink(missing_ok=True)
+    return result
+
+
+def _identity(
+    folder: Path, prompts: Sequence[str], sampling: SamplingConfig, training: DecoderDistillationConfig
+) -> dict[str, JSON]:
+    """Everything that the result depends on: a checkpoint of another identity is not resumed."""
+    return {
         "pipeline": synthetic_latents.digest_of(folder),
-        "prompts": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
+        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
         "sampling": sampling.model_dump(mode="json"),
         "training": training.model_dump(mode="json"),
         "torch": torch.__version__,
     }
-    kept = CheckpointSession(out.with_name(out.name + ".checkpoint.safetensors"), asked)
-    pipeline.to(devices.default_device())
-    latents = synthetic_latents.latents(pipeline, folder, lines, sampling)
-    count = len(latents) - min(HELD_OUT, max(1, len(latents) // 10))
-    held = latents[torch.arange(count, len(latents))].float().to(devices.default_device())
-    small.to(devices.default_device())
-    untrained = _agreement(small, whole, held)
-    training_run = DecoderDistiller(small, whole, latents, training, count)
-    kept.restore(training_run)
-    training_run.complete(kept.keeping(training_run, progress))
-    if not all(bool(parameter.isfinite().all()) for parameter in small.parameters()):
-        raise InputError("training", "ends with weights that are not finite", "lower the learning rate")
-    result = DecoderDistillationResult(
-        params=_params(small.decoder),
-        whole_params=_params(whole.decoder),
-        untrained=untrained,
-        trained=_agreement(small, whole, held),
-    )
-    pipeline.register_modules(vae=small)
-    pipeline.to("cpu")
-    with progress_.silence_libraries(), atomic_folder(out) as written:
-        pipeline.save_pretrained(written)
-    kept.path.unlink(missing_ok=True)
-    return result
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, a line each; empty lines are none.
+    """The prompts of a text file, one per non-empty line.
 
     Raises:
-        InputError: if there is no such file, it is no text or holds none.
+        InputError: if there is no such file, it is not text, or it has no prompt.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         problem = "is not text (not UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error.strerror).lower()
-        raise InputError(path, problem, "name a text file of prompts, one a line") from None
+        raise InputError(path, problem, "name a text file with one prompt per line") from None
     if not lines:
-        raise InputError(path, "holds no prompt", "write one a line")
+        raise InputError(path, "has no prompt", "write one per line")
     return lines
 
 
-def _agreement(small: AutoencoderKL, whole: AutoencoderKL, latents: Tensor) -> Psnr:
-    return decoder_psnr(lambda some: decode_image(small, some), lambda some: decode_image(whole, some), latents)
+def _psnr_against(reference: AutoencoderKL, pruned: AutoencoderKL, latents: Tensor) -> Psnr:
+    return decoder_psnr(lambda x: decode_image(pruned, x), lambda x: decode_image(reference, x), latents)
 
 
-def _params(net: torch.nn.Module) -> int:
+def _num_params(net: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in net.parameters())

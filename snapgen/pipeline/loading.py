@@ -1,4 +1,4 @@
-"""The pipeline that a run left behind, found and read; whatever is wrong with its files is told in one line."""
+"""Finds and loads the pipeline of a training run; damaged files raise an `InputError` of one line."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from snapgen.pipeline.snapgen_pipeline import TEXT_ENCODERS, TOKENIZERS, SnapGen
 from snapgen.progress import silence_libraries
 
 INDEX = "model_index.json"
-
+"""File in which diffusers lists a pipeline's components."""
 
 RUNS = Path("runs")
+"""Folder of the training runs, relative to the working directory."""
+
+RESTORE = "run its training again, which saves it"
+"""Remedy for a damaged pipeline."""
 
 
 def load_pipeline(run: str | Path) -> SnapGenPipeline:
-    """The pipeline of a run, on the CPU.
+    """Load the pipeline of a run, on the CPU.
 
     Args:
         run: a run's folder, its name under ``runs/``, or a pipeline's folder.
@@ -33,60 +37,72 @@ def load_pipeline(run: str | Path) -> SnapGenPipeline:
     """
     folder = find_pipeline(run)
     with silence_libraries():
-        texts = _read_texts(folder)
+        text_components = _load_text_components(folder)
         try:
-            pipeline = SnapGenPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True, **texts)
+            pipeline = SnapGenPipeline.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, **text_components
+            )
         except InputError as error:
             raise InputError(folder / INDEX, error.problem, error.remedy, place=error.place) from None
-        except Exception as error:  # diffusers, transformers, safetensors and torch each raise kinds of their own
+        except Exception as error:  # diffusers, transformers, safetensors and torch raise various errors
             problem = f"cannot be loaded ({' '.join(str(error).split())[:240] or type(error).__name__})"
-            raise InputError(folder, problem, "save it again by its training") from None
+            raise InputError(folder, problem, RESTORE) from None
     for name, component in pipeline.components.items():
         tensors = component.state_dict() if isinstance(component, torch.nn.Module) else {}
         for key, tensor in tensors.items():
             if tensor.is_meta or not tensor.isfinite().all():
                 problem = "is missing" if tensor.is_meta else "holds values that are not finite"
-                raise InputError(folder / name, problem, "save it again by its training", place=key)
+                raise InputError(folder / name, problem, RESTORE, place=key)
     return cast(SnapGenPipeline, pipeline)
 
 
+def is_run(run: str | Path) -> bool:
+    """Whether there is such a folder, as `load_pipeline` takes it; one with a ``config.json`` is a single net's."""
+    return (Path(run).is_dir() and not (Path(run) / "config.json").is_file()) or (RUNS / run).is_dir()
+
+
 def find_pipeline(run: str | Path) -> Path:
-    """The pipeline's folder of a run, which is named as `load_pipeline` takes it.
+    """The folder of a run's pipeline.
+
+    Args:
+        run: a run's folder, its name under ``runs/``, or a pipeline's folder.
 
     Raises:
-        InputError: if there is none, or it is not whole.
+        InputError: if there is none, or it is incomplete.
     """
     folder = next((path for path in (Path(run), RUNS / run) if path.is_dir()), None)
     if folder is None:
-        raise InputError(run, "is no folder, nor the name of one under runs/", "name a run that was trained")
+        raise InputError(run, "is neither a folder nor the name of one under runs/", "name a trained run")
     for path in (folder, folder / "pipeline"):
         if (path / INDEX).is_file():
             return path
-    raise InputError(folder, f"holds no pipeline/{INDEX}", "let its training finish: the same command resumes")
+    raise InputError(folder, f"has no pipeline/{INDEX}", "finish its training; the same command resumes it")
 
 
-def _read_texts(folder: Path) -> dict[str, Any]:
-    """The text encoders and tokenizers by their components' names.
+def _load_text_components(folder: Path) -> dict[str, Any]:
+    """Text encoders and tokenizers by component name.
 
-    Of these diffusers would make what is missing anew: weights at random, and a tokenizer that knows no word.
+    They are loaded here because diffusers silently replaces missing files by random weights and an empty tokenizer.
     """
     components: dict[str, Any] = {}
     index = config.read_mapping(folder / INDEX)
     for name, tokenizer in zip(TEXT_ENCODERS, TOKENIZERS, strict=True):
         if index.get(name) in (None, [None, None]):
             continue
-        with merged_folder(folder / name, folder / tokenizer) as whole:
+        with merged_folder(folder / name, folder / tokenizer) as merged:
             try:
-                components[name], components[tokenizer] = text_encoder.load_text_encoder(str(whole))
+                components[name], components[tokenizer] = text_encoder.load_text_encoder(str(merged))
             except InputError as error:
-                raise InputError(folder / name, error.problem, "save it again by its training") from None
+                raise InputError(folder / name, error.problem, RESTORE) from None
     return components
 
 
 @contextlib.contextmanager
 def merged_folder(*folders: Path) -> Iterator[Path]:
-    """A folder with links to all files of several: a text encoder beside its tokenizer, as
-    `snapgen.conditioning.text_encoder` takes it."""
+    """A temporary folder with links to the files of several folders.
+
+    `snapgen.conditioning.text_encoder` expects a text encoder and its tokenizer in one folder.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         for file in (file for folder in folders if folder.is_dir() for file in folder.iterdir()):
             link = Path(scratch) / file.name

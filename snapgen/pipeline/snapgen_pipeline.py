@@ -1,10 +1,10 @@
-"""From prompts to images: a trained net with its autoencoder, text encoders and scheduler, as a diffusers pipeline.
+"""A diffusers pipeline from prompts to images: a trained net with its autoencoder, text encoders and scheduler.
 
     from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
     SnapGenPipeline.from_pretrained("runs/x/pipeline")("a red apple", num_inference_steps=4).images[0]
 
-diffusers' own ``DiffusionPipeline.from_pretrained`` looks for the classes of pipelines in diffusers alone, so it is
-this class that loads such a folder.
+diffusers' ``DiffusionPipeline.from_pretrained`` looks for pipeline classes only in diffusers, so such a folder must be
+loaded by this class.
 """
 
 from __future__ import annotations
@@ -32,39 +32,39 @@ from snapgen.models.unet import UNet
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
-ENCODING = {"tokens", "layer", "join"}
-"""What of a text encoder's settings its context depends on, beside its weights."""
-OUTPUTS = ("pil", "np", "pt", "latent")
-BATCH = 16
-"""Images drawn at once, if nothing else is asked for."""
+ENCODING_FIELDS = {"tokens", "layer", "join"}
+"""Fields of a `TextEncoderConfig` on which its context depends, in addition to the encoder's weights."""
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+DEFAULT_BATCH_SIZE = 16
+"""Images that a call samples at once by default."""
 
 
 class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Draws images for prompts, as the training's process samples (`snapgen.diffusion.process`), with the training's
-    contexts.
+    """Samples images for prompts with the noise process and the contexts of training (`snapgen.diffusion.process`).
 
-    Everything beside the components is configuration, in ``model_index.json``. Whoever trains makes one by `assembled`.
+    Everything that is not a component is configuration in ``model_index.json``. Trainings create one by
+    `from_components`.
 
     Args:
         unet: the net.
         vae: the autoencoder of its latents.
-        scheduler: takes the steps: of rectified flow Euler's method, whose ``shift`` is the timesteps' resolution
-            shift, of diffusion DDIM's.
-        decoder: decodes in the autoencoder's place.
-        text_encoder, text_encoder_2, …: of transformers, in the order in which they are merged.
-        tokenizer, tokenizer_2, …: theirs.
-        encoders: how each of them encodes, as mappings of `TextEncoderConfig`' fields.
-        prediction: what the net's output stands for, and so the process.
-        steps: of a call that names none; a few-step net's own number.
-        guidance: likewise; 1 for a few-step net.
-        resolution: pixels of a side, likewise; None: a call names them.
+        scheduler: Euler's method for rectified flow, with the resolution shift of the timesteps in ``shift``; DDIM for
+            variance-preserving diffusion.
+        decoder: tiny decoder used in place of the autoencoder's.
+        text_encoder, text_encoder_2, …: text encoders of transformers, in the order in which they are merged.
+        tokenizer, tokenizer_2, …: their tokenizers.
+        encoders: configuration of each text encoder, as mappings of `TextEncoderConfig`'s fields.
+        prediction: what the net's output stands for, which selects the noise process.
+        steps: default number of sampling steps; for a few-step net the number that it was trained for.
+        guidance: default guidance scale; 1 for a few-step net.
+        resolution: default height and width in pixels; None: every call must name them.
 
     Raises:
-        InputError: if these do not fit together.
+        InputError: if the components do not fit together.
     """
 
     model_cpu_offload_seq = "->".join([*TEXT_ENCODERS, "unet", "decoder", "vae"])
-    _optional_components = ["decoder", *TEXT_ENCODERS, *TOKENIZERS]  # noqa: RUF012 - diffusers adds it to lists
+    _optional_components = ["decoder", *TEXT_ENCODERS, *TOKENIZERS]  # noqa: RUF012 - diffusers concatenates it with lists
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         if vae is None:
-            raise InputError("pipeline", "has no autoencoder; its latents are pixels", "train on an autoencoder's")
+            raise InputError("pipeline", "has no autoencoder, its net works on pixels", "train it with an autoencoder")
         self.register_modules(
             unet=unet,
             vae=vae,
@@ -104,7 +104,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
             tokenizer_4=tokenizer_4,
         )
         self.register_to_config(
-            encoders=[dict(each) for each in encoders],
+            encoders=[dict(encoder) for encoder in encoders],
             prediction=prediction,
             steps=steps,
             guidance=guidance,
@@ -114,7 +114,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.autoencoder.factor)
 
     @classmethod
-    def assembled(
+    def from_components(
         cls,
         unet: UNet,
         autoencoder: Autoencoder,
@@ -126,10 +126,10 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         guidance: float = 1,
         resolution: int | None = None,
     ) -> SnapGenPipeline:
-        """A pipeline of what a training holds; the text encoders are loaded by their names, if the net takes a context.
+        """A pipeline from a training's components. Text encoders are loaded by name if the net takes a context.
 
         Raises:
-            InputError: as the class, or if a text encoder cannot be loaded.
+            InputError: if the components do not fit together, or a text encoder cannot be loaded.
         """
         decoder = autoencoder.decoder if isinstance(autoencoder, AutoencoderWithDecoder) else None
         base = autoencoder.encoder if isinstance(autoencoder, AutoencoderWithDecoder) else autoencoder
@@ -138,15 +138,15 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         if len(encoders) > len(TEXT_ENCODERS):
             raise InputError("pipeline", f"has {len(encoders)} text encoders", f"use at most {len(TEXT_ENCODERS)}")
         components: dict[str, Any] = {}
-        for name, tokenizer, settings in zip(TEXT_ENCODERS, TOKENIZERS, encoders, strict=False):
-            components[name], components[tokenizer] = text.load_text_encoder(settings.encoder)
+        for name, tokenizer, encoder in zip(TEXT_ENCODERS, TOKENIZERS, encoders, strict=False):
+            components[name], components[tokenizer] = text.load_text_encoder(encoder.encoder)
         return cls(
             unet,
             vae,
             process_of(prediction, shift=shift).scheduler(),
             decoder,
             **components,
-            encoders=[settings.model_dump(include=ENCODING) for settings in encoders],
+            encoders=[encoder.model_dump(include=ENCODING_FIELDS) for encoder in encoders],
             prediction=prediction,
             steps=steps,
             guidance=guidance,
@@ -155,7 +155,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def autoencoder(self) -> Autoencoder:
-        """The autoencoder, with the decoder that is used."""
+        """The autoencoder with the decoder in use."""
         return self._base if self.decoder is None else AutoencoderWithDecoder(self._base, self.decoder)
 
     @property
@@ -164,50 +164,51 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def text_encoders(self) -> list[tuple[Any, Any]]:
-        """The text encoders, each with its tokenizer."""
+        """Text encoders with their tokenizers."""
         names = zip(TEXT_ENCODERS, TOKENIZERS, self.config.encoders, strict=False)
         return [(getattr(self, name), getattr(self, tokenizer)) for name, tokenizer, _ in names]
 
     @property
     def encoders(self) -> list[TextEncoderConfig]:
-        """How each text encoder encodes; each is named as its component."""
+        """Configuration of each text encoder, named after its component."""
         return [
-            TextEncoderConfig(encoder=name, **settings)
-            for name, settings in zip(TEXT_ENCODERS, self.config.encoders, strict=False)
+            TextEncoderConfig(encoder=name, **fields)
+            for name, fields in zip(TEXT_ENCODERS, self.config.encoders, strict=False)
         ]
 
     @property
     def stride(self) -> int:
-        """What the sides of an image are multiples of, in pixels."""
+        """Pixels of which the sides of an image must be multiples."""
         return cast(int, self.autoencoder.factor * self.unet.arch.stride)
 
     def _check(self) -> None:
         arch, vae = self.unet.arch, self._base
         if arch.latent_channels != vae.latent_channels:
-            problem = f"has {vae.latent_channels} latent channels; its net has {arch.latent_channels}"
+            problem = f"has {vae.latent_channels} latent channels, but the net has {arch.latent_channels}"
             raise InputError("pipeline", problem, "use the autoencoder of the training", place="vae")
         latents, decoder = (vae.factor, vae.latent_channels), self.decoder
         if decoder is not None and (decoder.factor, decoder.config.latent_channels) != latents:
-            problem = "is of other latents than vae's"
-            raise InputError("pipeline", problem, "use the one trained on them", place="decoder")
+            problem = "decodes other latents than those of vae"
+            raise InputError("pipeline", problem, "use the decoder trained on them", place="decoder")
         count = len(self.config.encoders)
         for names in (TEXT_ENCODERS, TOKENIZERS):
             if [getattr(self, name) is not None for name in names] != [i < count for i in range(len(names))]:
-                problem = f"describes {count}, but does not hold {', '.join(names[:count]) or 'none'}"
-                raise InputError("pipeline", problem, "give these, and no others", place="encoders")
+                problem = f"has {count} entries, so the components must be {', '.join(names[:count]) or 'none'}"
+                raise InputError("pipeline", problem, "give these components and no others", place="encoders")
         if arch.has_cross_attention and not count:
-            raise InputError("pipeline", "has no text encoder; its net has cross-attention", "give the training's")
+            problem = "has no text encoder, but its net has cross-attention"
+            raise InputError("pipeline", problem, "give the text encoders of the training")
         if self.config.prediction not in PREDICTION_TYPES:
             choices = ", ".join(PREDICTION_TYPES)
             raise InputError("pipeline", f"is {self.config.prediction!r}", f"use one of: {choices}", place="prediction")
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor | None:
-        """Contexts of prompts as in training: (len(prompts), N, context width); None where there is no text encoder."""
+        """Contexts of prompts as in training: (len(prompts), N, context_dim); None without text encoders."""
         if not self.encoders:
             return None
         captions = conditioning.encode(prompts, self.encoders, loaded=self.text_encoders)
-        return captions.condition(torch.arange(len(prompts))).context
+        return captions.conditioning(torch.arange(len(prompts))).context
 
     @torch.no_grad()
     def __call__(
@@ -225,26 +226,28 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        batch_size: int = BATCH,
+        batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """Images of prompts, in their order.
+        """Sample images for prompts, in the order of the prompts.
 
         Args:
-            prompt: one or several; an empty one is the null caption.
-            context: contexts (B, N, context width) in place of prompts.
-            num_images_per_prompt: images that follow each other.
-            num_inference_steps: of the sampler; without it the configuration's.
-            guidance_scale: of classifier-free guidance, likewise; 1 costs one evaluation of the net a step, others two.
-            height, width: in pixels, likewise; multiples of `stride`.
-            seed: of the noise where there is neither ``generator`` nor ``latents``: an image's depends on its index.
-            generator: of the noise; or one for each image.
-            latents: the noise itself, (images, C, H, W); it decides the size.
+            prompt: one or several prompts; an empty string is the null caption.
+            context: contexts (B, N, context_dim) in place of prompts.
+            num_images_per_prompt: images per prompt, which follow each other.
+            num_inference_steps: sampling steps; default from the configuration.
+            guidance_scale: classifier-free guidance scale; default from the configuration. A scale of 1 needs one
+                evaluation of the net per step, other scales two.
+            height, width: size in pixels, multiples of `stride`; default from the configuration.
+            seed: seed of the noise if neither ``generator`` nor ``latents`` is given; an image's noise depends on its
+                index, not on the batch.
+            generator: generator of the noise, or one per image.
+            latents: the initial noise (images, C, H, W), which determines the size.
             output_type: ``pil``; ``np`` (B, H, W, 3) or ``pt`` (B, 3, H, W) in [0, 1]; ``latent``.
-            return_dict: False: a tuple.
-            batch_size: images drawn at once.
+            return_dict: whether to return an `ImagePipelineOutput` rather than a tuple.
+            batch_size: images sampled at once.
 
         Raises:
-            InputError: if these do not fit each other or the components.
+            InputError: if the arguments do not fit each other or the components.
         """
         steps = self.config.steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.guidance if guidance_scale is None else guidance_scale
@@ -253,45 +256,47 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         if latents is None:
             latents = self._noise(count, self._latent_shape(height, width), seed, generator)
         elif len(latents) != count:
-            raise InputError("latents", f"are {len(latents)} for {count} images", "give one an image")
-        parts = []
+            raise InputError("latents", f"are {len(latents)} for {count} images", "give one per image")
+        batches = []
         starts = range(0, count, batch_size)
         with self.progress_bar(total=len(starts) * steps) as bar:
             for start in starts:
                 rows = slice(start, start + batch_size)
-                found = self._sample(latents[rows], None if context is None else context[rows], steps, guidance, bar)
-                parts.append(found if output_type == "latent" else self._decode(found))
-        images = torch.cat(parts)
+                sampled = self._sample(latents[rows], None if context is None else context[rows], steps, guidance, bar)
+                batches.append(sampled if output_type == "latent" else self._decode(sampled))
+        images = torch.cat(batches)
         if output_type != "latent":
             images = self.image_processor.postprocess(images, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _contexts(
-        self, prompt: str | Sequence[str] | None, context: Tensor | None, times: int
+        self, prompt: str | Sequence[str] | None, context: Tensor | None, images_per_prompt: int
     ) -> tuple[Tensor | None, int]:
-        """A context for each image, if the net takes any, and the number of images."""
+        """One context per image if the net takes a context, and the number of images."""
         if (prompt is None) == (context is None):
-            raise InputError("prompt", "is to be given, or a context", "give one of the two")
+            raise InputError("prompt", "and context are mutually exclusive, and one is required", "give one of the two")
         if context is None:
             assert prompt is not None
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             if not prompts:
                 raise InputError("prompt", "is an empty list", "give at least one")
             if not self.unet.needs_context:
-                return None, len(prompts) * times
+                return None, len(prompts) * images_per_prompt
             context = self.encode(prompts)
             assert context is not None
-        return context.to(self._execution_device).repeat_interleave(times, 0), len(context) * times
+        # (prompts, N, C) → (images, N, C), each prompt's images adjacent
+        repeated = context.to(self._execution_device).repeat_interleave(images_per_prompt, 0)
+        return repeated, len(context) * images_per_prompt
 
     def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
         sides = []
         for name, side in (("height", height), ("width", width)):
             side = self.config.resolution if side is None else side
             if side is None:
-                raise InputError(name, "is not given, and the pipeline names no resolution", "give it")
+                raise InputError(name, "is missing, and the pipeline has no default resolution", "give it")
             if side < 1 or side % self.stride:
-                raise InputError(name, f"{side} is no size of this pipeline's", f"use a multiple of {self.stride}")
+                raise InputError(name, f"{side} is not a valid size", f"use a multiple of {self.stride}")
             sides.append(side // self.autoencoder.factor)
         return (self.unet.arch.latent_channels, sides[0], sides[1])
 
@@ -305,42 +310,47 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         if generator is None:
             return rectified_flow.per_image_noise(range(count), shape, seed=seed)
         if isinstance(generator, list) and len(generator) != count:
-            raise InputError("generator", f"are {len(generator)} for {count} images", "give one, or one an image")
+            raise InputError("generator", f"are {len(generator)} for {count} images", "give one, or one per image")
         return cast(Tensor, randn_tensor((count, *shape), generator=generator, device=self._execution_device))
 
     @property
     def process(self) -> NoiseProcess:
-        """What the net was trained on."""
+        """Noise process on which the net was trained."""
         return process_of(self.config.prediction)
 
     def _sample(self, noise: Tensor, context: Tensor | None, steps: int, guidance: float, bar: Any) -> Tensor:
-        """As the process samples, by the scheduler, whose timesteps are 1000·t."""
+        """Sample latents (B, C, H, W) from noise with the scheduler, whose timesteps are 1000·t."""
         scheduler, dtype = self.scheduler, self.unet.dtype
         x = noise.to(self._execution_device, torch.float32)
         self.process.set_steps(scheduler, steps, x.device)
 
         def net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-            some = None if context is None else context.to(dtype)
-            return cast(Tensor, self.unet(x.to(dtype), t, some).float())
+            context = None if context is None else context.to(dtype)
+            return cast(Tensor, self.unet(x.to(dtype), t, context).float())
 
         for timestep in scheduler.timesteps:
             t = (timestep / scheduler.config.num_train_timesteps).expand(len(x))
-            said = self.process.guided(net, x, t, context, guidance)
-            x = scheduler.step(said, timestep, x, return_dict=False)[0]
+            output = self.process.predict_guided(net, x, t, context, guidance)
+            x = scheduler.step(output, timestep, x, return_dict=False)[0]
             bar.update()
         return x
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """(B, C, H, W) → images (B, 3, H · factor, W · factor) in [-1, 1], float32."""
+        """Latents (B, C, h, w) → images (B, 3, h·factor, w·factor) in [-1, 1], float32."""
         dtype = (self.vae if self.decoder is None else self.decoder).dtype
         return self.autoencoder.decode(latents.to(dtype)).float()
 
 
-def _check_call(steps: int, guidance: float, times: int, batch: int, output: str) -> None:
-    for name, count in (("num_inference_steps", steps), ("num_images_per_prompt", times), ("batch_size", batch)):
+def _check_call(steps: int, guidance: float, images_per_prompt: int, batch_size: int, output_type: str) -> None:
+    counts = {
+        "num_inference_steps": steps,
+        "num_images_per_prompt": images_per_prompt,
+        "batch_size": batch_size,
+    }
+    for name, count in counts.items():
         if count < 1:
-            raise InputError(name, f"{count} is no count", "use 1 or more")
+            raise InputError(name, f"{count} is not positive", "use 1 or more")
     if not math.isfinite(guidance):
-        raise InputError("guidance_scale", f"{guidance} is no number", "use 1 for none")
-    if output not in OUTPUTS:
-        raise InputError("output_type", f"{output!r} is unknown", f"use one of: {', '.join(OUTPUTS)}")
+        raise InputError("guidance_scale", f"{guidance} is not finite", "use 1 for no guidance")
+    if output_type not in OUTPUT_TYPES:
+        raise InputError("output_type", f"{output_type!r} is unknown", f"use one of: {', '.join(OUTPUT_TYPES)}")

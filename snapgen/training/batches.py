@@ -1,7 +1,7 @@
-"""Batches of a training stage, each a function of the seed and of its step: nothing to store for a run to go on.
+"""Batches of a training stage. Each is a function of the seed and its step, so that resuming needs no stored state.
 
-A step's batch may be shared out, to processes and to parts whose gradients are added up: the parts together are the
-batch that one process would have taken whole, with the same order, timesteps, noise and dropped captions.
+A step's batch can be split over processes and over micro-batches whose gradients are accumulated. The micro-batches
+together are the batch that one process would have taken in full: same order, timesteps, noise and dropped captions.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from snapgen.diffusion.process import NoiseProcess
 from snapgen.io.chunked import ChunkedTensor
 from snapgen.seeding import derive_seed
 
-BLOCK = 16
-"""Images whose noise is drawn together; a part that begins within a block draws all of it and drops what is not its."""
+NOISE_BLOCK_SIZE = 16
+"""Images whose noise is drawn together. A micro-batch that starts within a block draws the block and keeps its rows."""
 
-AHEAD = 2
-"""Parts that are gathered before they are asked for, on CUDA."""
+PREFETCH = 2
+"""Micro-batches that are gathered ahead of their use on CUDA."""
 
 TimestepSampler = Callable[[int, torch.Generator], Tensor]
 """(images of a step, generator) → their timesteps (B,) in (0, 1], on the CPU."""
@@ -34,76 +34,80 @@ TimestepSampler = Callable[[int, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class StepRandom:
-    """The random numbers of some images of a step: by name, the same in however many parts the step is taken."""
+    """Named random numbers for a range of a step's images, independent of how the step is split into micro-batches."""
 
     seed: int
-    """Of the stage."""
+    """Seed of the stage."""
     step: int
+    """Step of the stage, from 1."""
     rows: range
-    """Which of the step's images."""
+    """Positions of these images in the step's batch."""
 
-    def noise(self, name: str, like: Tensor) -> Tensor:
-        """Unit Gaussian noise for these images: (len(rows), *like.shape[1:]), on the device of ``like``."""
+    def noise(self, name: str, reference: Tensor) -> Tensor:
+        """Unit Gaussian noise for these images: (len(rows), *reference.shape[1:]), on the device of ``reference``."""
 
         def draw(seed: int) -> Tensor:
-            generator = torch.Generator(like.device).manual_seed(seed)
-            return torch.randn(BLOCK, *like.shape[1:], generator=generator, device=like.device)
+            generator = torch.Generator(reference.device).manual_seed(seed)
+            return torch.randn(NOISE_BLOCK_SIZE, *reference.shape[1:], generator=generator, device=reference.device)
 
-        return self._drawn(name, draw)
+        return self._draw_rows(name, draw)
 
     def quantiles(self, name: str, device: torch.device) -> Tensor:
-        """Uniform numbers in (0, 1), one an image, stratified over each block: (len(rows),)."""
+        """Uniform numbers in (0, 1), one per image, stratified over each block: (len(rows),)."""
 
         def draw(seed: int) -> Tensor:
-            return rectified_flow.stratified(BLOCK, torch.Generator().manual_seed(seed))
+            return rectified_flow.stratified(NOISE_BLOCK_SIZE, torch.Generator().manual_seed(seed))
 
-        return self._drawn(name, draw).to(device, non_blocking=True)
+        return self._draw_rows(name, draw).to(device, non_blocking=True)
 
     def chance(self, name: str) -> float:
-        """A uniform number in [0, 1) of the whole step: the same for all its images."""
+        """One uniform number in [0, 1) for the whole step, the same for all its images."""
+        # derive_seed gives 63 bits; a float holds 53 of them exactly.
         return (derive_seed(self.seed, name, self.step) >> 10) / (1 << 53)
 
-    def _drawn(self, name: str, draw: Callable[[int], Tensor]) -> Tensor:
-        """Of the blocks that ``draw`` gives, each from a seed, these images' rows."""
-        first, last = self.rows.start // BLOCK, (self.rows.stop - 1) // BLOCK
+    def _draw_rows(self, name: str, draw: Callable[[int], Tensor]) -> Tensor:
+        """Draw every block that ``rows`` touches, each from its own seed, and cut these images' rows out of them."""
+        first, last = self.rows.start // NOISE_BLOCK_SIZE, (self.rows.stop - 1) // NOISE_BLOCK_SIZE
         blocks = [draw(derive_seed(self.seed, name, self.step, block)) for block in range(first, last + 1)]
-        start = self.rows.start - first * BLOCK
+        start = self.rows.start - first * NOISE_BLOCK_SIZE
         return torch.cat(blocks)[start : start + len(self.rows)]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one part of a step is computed from."""
+    """Inputs of one micro-batch, on the training device."""
 
     latents: Tensor
-    """(B, C, H, W) float32."""
+    """Clean latents x₀: (B, C, H, W) float32."""
     noise: Tensor
-    """As the latents."""
+    """Gaussian noise ε, shaped as the latents."""
     t: Tensor
-    """(B,)."""
+    """Timesteps: (B,)."""
     context: Tensor | None
-    """(B, N, width), the student's, some captions dropped."""
+    """Caption tokens for the student, some captions dropped: (B, N, width)."""
     pooled: Tensor | None
-    """(B, P), likewise; for nets that take it."""
+    """Pooled caption embeddings for nets that take them, dropped with the tokens: (B, P)."""
     teacher: Conditioning | None
-    """The teacher's, of the same captions; dropped only where every encoder of the student's is."""
-    draws: StepRandom
-    """For whatever else an objective draws."""
+    """The same captions encoded for the teacher, dropped only where every encoder of the student is dropped."""
+    random: StepRandom
+    """Source of further random numbers that an objective draws."""
 
 
 class MicroBatch(NamedTuple):
-    """One of the equal parts of a step's batch."""
+    """One of the equal shares of a step's batch."""
 
     step: int
-    """From 1."""
+    """Step of the stage, from 1."""
     number: int = 0
-    parts: int = 1
+    """Position among the step's micro-batches, from 0."""
+    total: int = 1
+    """Micro-batches of the step, over all processes."""
 
 
-class _Gathered(NamedTuple):
-    """What a batch is made of, where the data lie or in pinned memory."""
+class _HostBatch(NamedTuple):
+    """A batch before its transfer: wherever the data are stored, or in pinned memory."""
 
-    draws: StepRandom
+    random: StepRandom
     latents: Tensor
     t: Tensor
     student: Conditioning
@@ -114,13 +118,14 @@ class BatchStream:
     """The batches of a stage.
 
     Args:
-        latents: of all images, (N, C, H, W).
-        captions: of all images, in the same order, encoded for the net that is trained.
-        teacher: likewise for its teacher; None: there is none.
-        dropout: how often each of the captions' encoders is dropped.
-        batch: images of a step, over all processes and parts.
-        times: draws a step's timesteps.
-        seed: of the stage.
+        latents: latents of all images, (N, C, H, W).
+        captions: captions of all images in the same order, encoded for the net that is trained.
+        teacher: the same captions encoded for its teacher; None without a teacher.
+        dropout: probability of dropping each of the captions' encoders.
+        batch_size: images per step, over all processes and micro-batches.
+        timesteps: draws a step's timesteps.
+        seed: seed of the stage.
+        device: where batches are used.
     """
 
     def __init__(
@@ -130,124 +135,126 @@ class BatchStream:
         *,
         teacher: EncodedCaptions | None,
         dropout: Sequence[float],
-        batch: int,
-        times: TimestepSampler,
+        batch_size: int,
+        timesteps: TimestepSampler,
         seed: int,
         device: torch.device,
     ) -> None:
-        assert len(latents) == len(captions), "one caption a latent"
+        assert len(latents) == len(captions), "latents and captions differ in number"
         self._latents, self._captions, self._teacher = latents, captions, teacher
         self._dropout = torch.tensor(list(dropout))
-        self._size, self._times, self._seed, self._device = batch, times, seed, device
+        self._batch_size, self._timesteps, self._seed, self._device = batch_size, timesteps, seed, device
 
-    def batch(self, part: MicroBatch) -> Batch:
-        """One part of a step."""
-        return self._moved(self._gathered(part))
+    def batch(self, micro_batch: MicroBatch) -> Batch:
+        """One micro-batch of a step."""
+        return self._transfer(self._gather(micro_batch))
 
-    def batches(self, parts: Iterable[MicroBatch]) -> Generator[Batch, None, None]:
-        """As `batch`, one after the other.
+    def batches(self, micro_batches: Iterable[MicroBatch]) -> Generator[Batch, None, None]:
+        """Micro-batches in order, each as `batch` returns it.
 
         On CUDA a thread gathers the next ones in pinned memory, from where they are copied while the device computes.
         """
         if self._device.type != "cuda":
-            yield from map(self.batch, parts)
+            yield from map(self.batch, micro_batches)
             return
-        # A thread has a current device of its own; without one it would take the first.
+        # The current CUDA device is per thread; without the initializer the thread would use device 0.
         device = torch.cuda.current_device()
         with ThreadPoolExecutor(1, "feed", initializer=torch.cuda.set_device, initargs=(device,)) as thread:
-            yield from map(self._moved, _ahead(thread, self._gathered, parts))
+            yield from map(self._transfer, _prefetched(thread, self._gather, micro_batches))
 
-    def _gathered(self, part: MicroBatch) -> _Gathered:
-        assert self._size % part.parts == 0, "parts divide the batch"
-        each = self._size // part.parts
-        rows = range(part.number * each, (part.number + 1) * each)
-        mine = slice(rows.start, rows.stop)
-        indices = self._indices(part.step)[mine]
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, "draws", part.step))
-        t = self._times(self._size, generator)[mine]
-        kept = (torch.rand(self._size, len(self._dropout), generator=generator) >= self._dropout)[mine]
+    def _gather(self, micro_batch: MicroBatch) -> _HostBatch:
+        assert self._batch_size % micro_batch.total == 0, "the micro-batches do not divide the batch"
+        size = self._batch_size // micro_batch.total
+        rows = range(micro_batch.number * size, (micro_batch.number + 1) * size)
+        own = slice(rows.start, rows.stop)
+        indices = self._image_indices(micro_batch.step)[own]
+        # The whole step is drawn and then cut, so that its numbers do not depend on the split.
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, "draws", micro_batch.step))
+        t = self._timesteps(self._batch_size, generator)[own]
+        keep_mask = (torch.rand(self._batch_size, len(self._dropout), generator=generator) >= self._dropout)[own]
         teacher = None
         if self._teacher is not None:
-            told = kept.any(1, keepdim=True).expand(-1, self._teacher.encoders)
-            teacher = self._pinned(self._teacher.condition(indices, told))
-        return _Gathered(
-            draws=StepRandom(self._seed, part.step, rows),
+            # (B, student's encoders) → (B, teacher's encoders)
+            teacher_mask = keep_mask.any(1, keepdim=True).expand(-1, self._teacher.num_encoders)
+            teacher = self._pin_conditioning(self._teacher.conditioning(indices, teacher_mask))
+        return _HostBatch(
+            random=StepRandom(self._seed, micro_batch.step, rows),
             latents=self._pin(self._latents[indices]),
             t=self._pin(t),
-            student=self._pinned(self._captions.condition(indices, kept)),
+            student=self._pin_conditioning(self._captions.conditioning(indices, keep_mask)),
             teacher=teacher,
         )
 
-    def _moved(self, given: _Gathered) -> Batch:
-        latents = self._move(given.latents).float()
-        student, teacher = given.student, given.teacher
+    def _transfer(self, host: _HostBatch) -> Batch:
+        latents = self._to_device(host.latents).float()
+        student, teacher = host.student, host.teacher
         return Batch(
             latents=latents,
-            noise=given.draws.noise("noise", latents),
-            t=self._move(given.t),
-            context=self._move(student.context),
-            pooled=None if student.pooled is None else self._move(student.pooled),
-            teacher=None if teacher is None else _each(teacher, self._move),
-            draws=given.draws,
+            noise=host.random.noise("noise", latents),
+            t=self._to_device(host.t),
+            context=self._to_device(student.context),
+            pooled=None if student.pooled is None else self._to_device(student.pooled),
+            teacher=None if teacher is None else _map_conditioning(teacher, self._to_device),
+            random=host.random,
         )
 
     def _pin(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self._device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
-    def _pinned(self, condition: Conditioning) -> Conditioning:
-        return _each(condition, self._pin)
+    def _pin_conditioning(self, condition: Conditioning) -> Conditioning:
+        return _map_conditioning(condition, self._pin)
 
-    def _move(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
 
-    def _indices(self, step: int) -> Tensor:
-        """Images of a step: epoch after epoch, each in an order of its own; a step may reach into the next epoch."""
+    def _image_indices(self, step: int) -> Tensor:
+        """Images of a step: (batch_size,). Every epoch has its own order; a step may reach into the next epoch."""
         count = len(self._latents)
-        start, stop = (step - 1) * self._size, step * self._size
-        epochs = range(start // count, -(-stop // count))
-        orders = torch.cat([_order(count, derive_seed(self._seed, "order", epoch)) for epoch in epochs])
+        start, stop = (step - 1) * self._batch_size, step * self._batch_size
+        epochs = range(start // count, -(-stop // count))  # the second bound is rounded up
+        orders = torch.cat([_epoch_order(count, derive_seed(self._seed, "order", epoch)) for epoch in epochs])
         first = epochs.start * count
         return orders[start - first : stop - first]
 
 
-def _each(condition: Conditioning, change: Callable[[Tensor], Tensor]) -> Conditioning:
-    return Conditioning(change(condition.context), None if condition.pooled is None else change(condition.pooled))
+def _map_conditioning(condition: Conditioning, function: Callable[[Tensor], Tensor]) -> Conditioning:
+    return Conditioning(function(condition.context), None if condition.pooled is None else function(condition.pooled))
 
 
-def _ahead(
-    thread: ThreadPoolExecutor, work: Callable[[MicroBatch], _Gathered], parts: Iterable[MicroBatch]
-) -> Iterator[_Gathered]:
-    """What a thread makes of the parts, in order; `AHEAD` of them are always under way."""
-    pending: deque[Future[_Gathered]] = deque()
-    for part in parts:
-        pending.append(thread.submit(work, part))
-        if len(pending) > AHEAD:
+def _prefetched(
+    thread: ThreadPoolExecutor, gather: Callable[[MicroBatch], _HostBatch], micro_batches: Iterable[MicroBatch]
+) -> Iterator[_HostBatch]:
+    """Results of ``gather`` in order, computed in a thread that stays up to `PREFETCH` micro-batches ahead."""
+    pending: deque[Future[_HostBatch]] = deque()
+    for micro_batch in micro_batches:
+        pending.append(thread.submit(gather, micro_batch))
+        if len(pending) > PREFETCH:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
 @functools.lru_cache(maxsize=4)
-def _order(count: int, seed: int) -> Tensor:
+def _epoch_order(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def training_timesteps(process: NoiseProcess) -> TimestepSampler:
-    """A process's timesteps of training, stratified over the step."""
-    return lambda count, generator: process.times(rectified_flow.stratified(count, generator))
+    """Timesteps from a process's training distribution, stratified over the step."""
+    return lambda count, generator: process.timestep_quantiles(rectified_flow.stratified(count, generator))
 
 
 def few_step_timesteps(steps: int, shift: float) -> TimestepSampler:
-    """The timesteps that `flow.sample` visits in so many steps, in equal shares: 1, …, 1/steps, moved by a shift."""
+    """The timesteps that `rectified_flow.sample` visits in ``steps`` steps, in equal shares: 1, …, 1/steps, shifted."""
     return equal_shares(
         rectified_flow.shift_timesteps(torch.arange(1, steps + 1, dtype=torch.float64) / steps, shift).float()
     )
 
 
-def equal_shares(visited: Tensor) -> TimestepSampler:
-    """Some timesteps in equal shares."""
+def equal_shares(timesteps: Tensor) -> TimestepSampler:
+    """A fixed set of timesteps (K,), each drawn for an equal share of a batch."""
 
     def draw(count: int, generator: torch.Generator) -> Tensor:
-        return visited[(rectified_flow.stratified(count, generator) * len(visited)).long()]
+        return timesteps[(rectified_flow.stratified(count, generator) * len(timesteps)).long()]
 
     return draw

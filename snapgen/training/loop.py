@@ -1,8 +1,8 @@
-"""The loop of a training stage: from one process on a CPU to many GPUs, the same losses, to be stopped at any step.
+"""The training loop of a stage, from one CPU process to many GPUs with the same losses, interruptible at any step.
 
-A step is a function of the weights, the optimizers' state and its number (`snapgen.training.batches`), so that what
-goes on from a checkpoint ends, on one machine, with the weights of the run that was never broken. Between reports
-nothing waits for the device.
+A step is a function of the weights, the optimizers' state and its number (`snapgen.training.batches`). A run that
+resumes from a checkpoint therefore ends, on the same machine, with the weights of an uninterrupted run. Between reports
+nothing synchronizes with the device.
 """
 
 from __future__ import annotations
@@ -26,214 +26,225 @@ from snapgen.optim.schedule import lr_scale
 from snapgen.training.batches import Batch, BatchStream, MicroBatch
 from snapgen.training.stages import Stage
 
-REPORTS = 200
-"""Reports of a stage, at least; a step each if it has fewer."""
-LONGEST = 100
+MIN_REPORTS = 200
+"""Reports of a stage, at least; a shorter stage reports every step."""
+MAX_REPORT_INTERVAL = 100
 """Steps between reports, at most."""
-HOPELESS = 20
-"""Steps one after another that could not be taken, at which a stage that skips them halts nevertheless."""
+MAX_SKIPPED_STEPS = 20
+"""Consecutive skipped steps after which a stage halts even if ``on_nonfinite_grad`` is skip."""
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What a stage did since the report before."""
+    """Statistics of the steps since the last report."""
 
     step: int
     steps: int
     images: int
     losses: dict[str, float]
-    """Means over the steps that were taken, of what the turns give and of the gradients' norms."""
-    bad: list[int]
-    """Steps in which a turn was not taken, for a gradient that is not finite."""
-    rate: float
-    """Of learning, over its peak."""
+    """The objectives' outputs and gradient norms, averaged over the steps that were not skipped."""
+    skipped: list[int]
+    """Steps in which at least one objective was not updated, because its gradient was not finite."""
+    lr_scale: float
+    """Learning rate relative to its peak."""
     images_per_second: float
 
 
 class Trainer:
-    """One stage's moving parts.
+    """Nets, objectives, optimizers and EMA of one stage.
 
     Args:
-        stage: its settings.
+        stage: the stage's configuration.
         net: the net whose weights are averaged.
-        turns: what is trained in turn on every batch, by name: modules that take a `Batch` and give scalars, of which
-            ``loss`` is minimised and the others are told. A turn trains its own parameters that require gradients.
-        settings: of a turn's optimizer, where they are not the stage's.
-        feed: its batches.
+        objectives: modules by name, all trained on every batch in this order. Each takes a `Batch` and returns scalars:
+            ``loss`` is minimized, the others are logged. An objective trains its own parameters that require gradients.
+        stream: the stage's batches.
+        optimizer_configs: optimizer configurations of objectives that do not use the stage's.
     """
 
     def __init__(
         self,
         stage: Stage,
         net: nn.Module,
-        turns: Mapping[str, nn.Module],
-        feed: BatchStream,
+        objectives: Mapping[str, nn.Module],
+        stream: BatchStream,
         *,
         accelerator: Accelerator,
-        settings: Mapping[str, OptimizerConfig] | None = None,
+        optimizer_configs: Mapping[str, OptimizerConfig] | None = None,
     ) -> None:
-        self.stage, self.net, self.turns, self._feed = stage, net, turns, feed
+        self.stage, self.net, self.objectives, self._stream = stage, net, objectives, stream
         self._accelerator = accelerator
-        self._settings = {name: (settings or {}).get(name, stage) for name in turns}
-        for turn in turns.values():
-            turn.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._configs = {name: (optimizer_configs or {}).get(name, stage) for name in objectives}
+        for objective in objectives.values():
+            objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if stage.compile and accelerator.device.type == "cuda":
-                turn.compile()
-        self._wrapped = {name: accelerator.prepare_model(turn) for name, turn in turns.items()}
-        self.optimizers = {name: build_optimizers(turn, self._settings[name]) for name, turn in turns.items()}
-        self.average = EMA(net, stage.ema)
+                objective.compile()
+        self._wrapped = {name: accelerator.prepare_model(objective) for name, objective in objectives.items()}
+        self.optimizers = {
+            name: build_optimizers(objective, self._configs[name]) for name, objective in objectives.items()
+        }
+        self.ema = EMA(net, stage.ema_sigma_rel)
         self.step = 0
-        self.report_every = min(max(1, stage.steps // REPORTS), LONGEST)
+        self.report_every = min(max(1, stage.steps // MIN_REPORTS), MAX_REPORT_INTERVAL)
         self._names: list[str] = []
-        self._last_taken = 0
+        self._last_updated = 0
 
     def run(
-        self, *, report: Callable[[StepStats], None], due: Callable[[int], bool], pause: Callable[[], None]
+        self,
+        *,
+        report: Callable[[StepStats], None],
+        should_pause: Callable[[int], bool],
+        pause: Callable[[], None],
     ) -> None:
-        """Take the steps that are left.
+        """Run the remaining steps.
 
         Args:
-            report: called every ``report_every`` steps and after the last.
-            due: whether to pause after a step; the same in every process.
-            pause: called then, after the report: for evaluations and checkpoints.
+            report: called every ``report_every`` steps and after the last one.
+            should_pause: whether to pause after a step; must return the same in every process.
+            pause: called at a pause, after the report, for evaluations and checkpoints.
 
         Raises:
-            InputError: if a gradient was not finite and the stage says to halt, or none was for many steps.
+            InputError: if a gradient is not finite and the stage halts on that, or too many steps in a row were
+                skipped.
         """
         steps = range(self.step + 1, self.stage.steps + 1)
         pending: list[Tensor] = []
-        with contextlib.closing(self._feed.batches(part for step in steps for part in self._parts(step))) as batches:
-            self._begin()
-            began = time.perf_counter()
+        micro_batches = (micro_batch for step in steps for micro_batch in self._micro_batches(step))
+        with contextlib.closing(self._stream.batches(micro_batches)) as batches:
+            self._train_mode()
+            started = time.perf_counter()
             for step in steps:
-                pending.append(self._take(step, batches))
+                pending.append(self._step(step, batches))
                 self.step = step
-                stops = due(step)
-                if not stops and step % self.report_every and step < self.stage.steps:
+                pausing = should_pause(step)
+                if not pausing and step % self.report_every and step < self.stage.steps:
                     continue
+                # (steps since the last report, metrics): the only point at which the host waits for the device
                 table = self._accelerator.reduce(torch.stack(pending), reduction="mean").cpu()
-                told = self._report(table, time.perf_counter() - began)
-                self._stop_if_bad(told)
-                report(told)
+                stats = self._stats(table, time.perf_counter() - started)
+                self._halt_on_nonfinite(stats)
+                report(stats)
                 pending = []
-                if stops:
+                if pausing:
                     pause()
-                    self._begin()
-                began = time.perf_counter()
+                    self._train_mode()
+                started = time.perf_counter()
 
-    def _begin(self) -> None:
-        for turn in self._wrapped.values():
-            turn.train()
+    def _train_mode(self) -> None:
+        for objective in self._wrapped.values():
+            objective.train()
 
-    def _parts(self, step: int) -> list[MicroBatch]:
-        """This process's share of a step."""
-        processes, mine = self._accelerator.num_processes, self._accelerator.process_index
-        count = self.stage.accumulate
-        return [MicroBatch(step, part * processes + mine, count * processes) for part in range(count)]
+    def _micro_batches(self, step: int) -> list[MicroBatch]:
+        """This process's micro-batches of a step."""
+        processes, rank = self._accelerator.num_processes, self._accelerator.process_index
+        accumulated = self.stage.gradient_accumulation_steps
+        return [MicroBatch(step, i * processes + rank, accumulated * processes) for i in range(accumulated)]
 
-    def _take(self, step: int, batches: Iterator[Batch]) -> Tensor:
-        """One step: what every turn gives, then the norms of their gradients; (numbers,) on the device."""
-        parts = self.stage.accumulate
-        sums: list[Tensor] = []
-        for part in range(parts):
-            batch, given = next(batches), dict[str, Tensor]()
-            for name, turn in self._wrapped.items():
-                found = self._backward(turn, batch, parts, last=part == parts - 1)
-                given |= {f"{name} {key}": value for key, value in found.items()}
-            self._names = list(given)
-            sums.append(torch.stack(list(given.values())))
+    def _step(self, step: int, batches: Iterator[Batch]) -> Tensor:
+        """One step: every objective's outputs, then the norms of their gradients; (metrics,) on the device."""
+        accumulated = self.stage.gradient_accumulation_steps
+        rows: list[Tensor] = []
+        for index in range(accumulated):
+            batch, outputs = next(batches), dict[str, Tensor]()
+            for name, objective in self._wrapped.items():
+                scalars = self._backward(objective, batch, accumulated, last=index == accumulated - 1)
+                outputs |= {f"{name} {key}": value for key, value in scalars.items()}
+            self._names = list(outputs)
+            rows.append(torch.stack(list(outputs.values())))
         norms = [
-            optimizers.step(lr_scale(step, self._settings[name], self.stage.steps), skip_bad=True)
+            optimizers.step(lr_scale(step, self._configs[name], self.stage.steps), skip_nonfinite=True)
             for name, optimizers in self.optimizers.items()
         ]
-        self.average.update(step)
-        return torch.cat([torch.stack(sums).mean(0), torch.stack(norms).float()])
+        self.ema.update(step)
+        # (micro-batches, outputs) → (outputs,), joined with (objectives,)
+        return torch.cat([torch.stack(rows).mean(0), torch.stack(norms).float()])
 
-    def _backward(self, turn: nn.Module, batch: Batch, parts: int, *, last: bool) -> dict[str, Tensor]:
-        """Adds a part's gradients, which processes share with each other after the last."""
-        with contextlib.nullcontext() if last else self._accelerator.no_sync(turn):
-            given = self._given(turn, batch)
-            torch.autograd.backward(given["loss"] / parts)
-        return {key: value.detach().float() for key, value in given.items()}
+    def _backward(self, objective: nn.Module, batch: Batch, accumulated: int, *, last: bool) -> dict[str, Tensor]:
+        """Add a micro-batch's gradients. Processes reduce them once, after the last micro-batch of the step."""
+        with contextlib.nullcontext() if last else self._accelerator.no_sync(objective):
+            outputs = self._forward(objective, batch)
+            torch.autograd.backward(outputs["loss"] / accumulated)
+        return {key: value.detach().float() for key, value in outputs.items()}
 
-    def _given(self, turn: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def _forward(self, objective: nn.Module, batch: Batch) -> dict[str, Tensor]:
         device = self._accelerator.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self.stage.precision == "bfloat16"):
-            given: dict[str, Tensor] = turn(batch)
-        return given
+            outputs: dict[str, Tensor] = objective(batch)
+        return outputs
 
-    def _report(self, table: Tensor, seconds: float) -> StepStats:
-        """``table`` (steps since the last report, numbers)."""
-        names = [*self._names, *(f"{name} gradient" for name in self.turns)]
-        fine = table[:, -len(self.turns) :].isfinite().all(1)
-        means = table[fine].double().mean(0).tolist()  # NaN if none was taken
+    def _stats(self, table: Tensor, seconds: float) -> StepStats:
+        """Statistics from ``table``: (steps since the last report, metrics), the gradient norms in the last columns."""
+        names = [*self._names, *(f"{name} gradient" for name in self.objectives)]
+        finite = table[:, -len(self.objectives) :].isfinite().all(1)
+        means = table[finite].double().mean(0).tolist()  # NaN if every step was skipped
         steps = range(self.step - len(table) + 1, self.step + 1)
-        taken = [step for step, good in zip(steps, fine.tolist(), strict=True) if good]
-        self._last_taken = taken[-1] if taken else self._last_taken
+        updated = [step for step, is_finite in zip(steps, finite.tolist(), strict=True) if is_finite]
+        self._last_updated = updated[-1] if updated else self._last_updated
         return StepStats(
             step=self.step,
             steps=self.stage.steps,
-            images=self.step * self.stage.batch,
+            images=self.step * self.stage.batch_size,
             losses=dict(zip(names, means, strict=True)),
-            bad=sorted({*steps} - {*taken}),
-            rate=lr_scale(self.step, self.stage, self.stage.steps),
-            images_per_second=len(table) * self.stage.batch / max(seconds, 1e-9),
+            skipped=sorted({*steps} - {*updated}),
+            lr_scale=lr_scale(self.step, self.stage, self.stage.steps),
+            images_per_second=len(table) * self.stage.batch_size / max(seconds, 1e-9),
         )
 
-    def _stop_if_bad(self, report: StepStats) -> None:
-        lost = report.step - self._last_taken
-        hopeless = lost >= min(HOPELESS, self.stage.steps)
-        if not report.bad or (self.stage.on_bad == "skip" and not hopeless):
+    def _halt_on_nonfinite(self, stats: StepStats) -> None:
+        consecutive = stats.step - self._last_updated
+        too_many = consecutive >= min(MAX_SKIPPED_STEPS, self.stage.steps)
+        if not stats.skipped or (self.stage.on_nonfinite_grad == "skip" and not too_many):
             return
-        step = report.bad[0]
-        problem, remedy = "a gradient is not finite", "begin anew with a lower learning_rate"
-        if hopeless:
-            problem += f" for {lost} steps on end"
-        elif self.stage.on_bad == "halt":
-            remedy = f"set on_bad: skip to go on from the last checkpoint, or {remedy}"
-        place = f"step {step}, image {(step - 1) * self.stage.batch + 1:,}"
-        found = [where for where in gather_object([self._where(step)]) if where is not None]
-        problem = f"{problem}; {found[0] if found else 'taken again, all outputs are'}"
+        step = stats.skipped[0]
+        problem, remedy = "a gradient is not finite", "start over with a lower learning_rate"
+        if too_many:
+            problem += f" for {consecutive} consecutive steps"
+        elif self.stage.on_nonfinite_grad == "halt":
+            remedy = f"set on_nonfinite_grad: skip to resume from the last checkpoint, or {remedy}"
+        place = f"step {step}, image {(step - 1) * self.stage.batch_size + 1:,}"
+        causes = [cause for cause in gather_object([self._nonfinite_source(step)]) if cause is not None]
+        problem = f"{problem}; {causes[0] if causes else 'when the step is repeated, all outputs are finite'}"
         raise InputError(f"stage {self.stage.name}", problem, remedy, place=place)
 
-    def _where(self, step: int) -> str | None:
-        """The first module whose output is not finite when this process's share of a step is taken again, if any."""
-        found: list[str] = []
+    def _nonfinite_source(self, step: int) -> str | None:
+        """The first module with a non-finite output when this process's share of a step is repeated, as a phrase."""
+        modules: list[str] = []
 
-        def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def check(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(_: nn.Module, __: Any, output: Any) -> None:
-                if not found and isinstance(output, Tensor) and not bool(output.isfinite().all()):
-                    found.append(name)
+                if not modules and isinstance(output, Tensor) and not bool(output.isfinite().all()):
+                    modules.append(name)
 
             return hook
 
-        named = [(name, module) for turn in self.turns.values() for name, module in turn.named_modules() if name]
-        handles = [module.register_forward_hook(look(name)) for name, module in named]
+        named = [(name, m) for objective in self.objectives.values() for name, m in objective.named_modules() if name]
+        handles = [module.register_forward_hook(check(name)) for name, module in named]
         try:
-            for part in self._parts(step):
-                batch = self._feed.batch(part)
+            for micro_batch in self._micro_batches(step):
+                batch = self._stream.batch(micro_batch)
                 if not bool(batch.latents.isfinite().all()):
-                    return "its latents are not"
-                for turn in self.turns.values():
-                    self._given(turn, batch)
-                if found:
-                    return f"the first output that is not is that of {found[0]}"
+                    return "its latents are not finite"
+                for objective in self.objectives.values():
+                    self._forward(objective, batch)
+                if modules:
+                    return f"the first non-finite output comes from {modules[0]}"
         finally:
             for handle in handles:
                 handle.remove()
         return None
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Everything that the next step depends on; `snapgen.io.checkpoint.save_checkpoint` takes it."""
-        parts = {f"turn.{name}": turn.state_dict() for name, turn in self.turns.items()}
-        parts |= {f"optimizer.{name}": optimizers.state() for name, optimizers in self.optimizers.items()}
-        return parts | {"average": self.average.state(), "random": checkpoint.rng_state()}
+        """Everything that the next step depends on, for `snapgen.io.checkpoint.save_checkpoint`."""
+        # "turn." and "average" are keys of existing checkpoint files.
+        groups = {f"turn.{name}": objective.state_dict() for name, objective in self.objectives.items()}
+        groups |= {f"optimizer.{name}": optimizers.state() for name, optimizers in self.optimizers.items()}
+        return groups | {"average": self.ema.state(), "random": checkpoint.rng_state()}
 
-    def load(self, parts: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
-        """Go on from what `state` gave after so many steps."""
-        for name, turn in self.turns.items():
-            turn.load_state_dict(parts[f"turn.{name}"])
-            self.optimizers[name].load(parts[f"optimizer.{name}"])
-        self.average.load(parts["average"])
-        checkpoint.set_random_state(parts["random"])
-        self.step = self._last_taken = step
+    def load(self, groups: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+        """Resume from the `state` that was saved after ``step`` steps."""
+        for name, objective in self.objectives.items():
+            objective.load_state_dict(groups[f"turn.{name}"])
+            self.optimizers[name].load(groups[f"optimizer.{name}"])
+        self.ema.load(groups["average"])
+        checkpoint.set_rng_state(groups["random"])
+        self.step = self._last_updated = step

@@ -1,7 +1,7 @@
-"""The training loop of a U-Net on latents: the short run of a search, and the shape that a long one takes.
+"""Short training runs of a U-Net on latents, by which a search scores candidates.
 
-Nothing in a step waits for the device: losses stay there until the next report. With one seed, one machine and one
-number of threads a run repeats to the last bit on the CPU.
+Steps do not synchronize with the device: losses stay there until the next report. On a CPU, the same seed, machine and
+number of threads give bit-identical results.
 """
 
 from __future__ import annotations
@@ -25,43 +25,45 @@ if TYPE_CHECKING:
     from snapgen.models.unet import UNet
 
 
-HOPELESS = 4.0
-"""A run whose recent loss is this many times its first one has diverged."""
+DIVERGENCE_FACTOR = 4.0
+"""A run has diverged when its recent mean loss is this many times its first loss."""
 
 
 class ShortRunConfig(OptimizerConfig):
-    """How a U-Net is trained in a short run; every field changes the outcome."""
+    """Configuration of a short run; every field changes the trained weights."""
 
     steps: int = Field(default=240, ge=1)
+    """Optimizer steps of the short run."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
-    """How often a caption is replaced by the null context, for classifier-free guidance."""
-    prediction: rectified_flow.FlowPredictionType = "preconditioned"
-    shift: float = Field(default=1, gt=0)
-    """Resolution shift of the timesteps."""
+    """Probability with which a caption is replaced by the empty one, for classifier-free guidance."""
+    prediction_type: rectified_flow.FlowPredictionType = "preconditioned"
+    """Quantity that the net's output stands for: velocity, data, or preconditioned (an output scaled as in EDM)."""
+    timestep_shift: float = Field(default=1, gt=0)
+    """Shift of the timesteps towards noise, as in SD3; 1: none."""
 
 
 class TrainingData(Protocol):
-    """Latents with their context, by index; how many of them lie in memory is the implementation's affair."""
+    """Indexed latents with their contexts. Implementations decide how much of them is in memory."""
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Number of examples."""
         ...
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (B, C, H, W) and contexts (B, tokens, width) of so many indices (int64, on the CPU)."""
+        """Latents (B, C, H, W) and contexts (B, tokens, width) at ``indices`` (B,), int64 on the CPU."""
         ...
 
 
 @dataclass(frozen=True)
 class LatentDataset:
-    """Examples whose latents are one tensor and whose contexts are one row a distinct caption.
+    """Training data in tensors: one row of latents per example, one row of contexts per distinct caption.
 
-    The tensors may be memory-mapped and of half precision: only the batch's rows are read, and made float32.
+    The tensors may be memory-mapped and in half precision: only a batch's rows are read and converted to float32.
 
     Args:
         latents: (N, C, H, W).
         contexts: (captions, tokens, width).
-        caption: (N,) int64, the row of ``contexts`` that each latent has.
+        caption: (N,) int64, each latent's row in ``contexts``.
     """
 
     latents: Tensor
@@ -69,130 +71,133 @@ class LatentDataset:
     caption: Tensor
 
     def __post_init__(self) -> None:
-        assert len(self.latents) == len(self.caption), "one caption a latent"
+        assert len(self.latents) == len(self.caption), "latents and captions differ in number"
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents and contexts of so many indices, float32."""
+        """Latents (B, C, H, W) and contexts (B, tokens, width) at ``indices``, in float32."""
         indices = indices.to(self.latents.device, non_blocking=True)
         return self.latents[indices].float(), self.contexts[self.caption[indices]].float()
 
     def to(self, device: torch.device) -> LatentDataset:
-        """The same, whole, on a device; for sets that fit."""
+        """A copy that is entirely on ``device``, for data sets that fit."""
         return LatentDataset(self.latents.to(device), self.contexts.to(device), self.caption.to(device))
 
 
 @dataclass
 class TrainResult:
-    """What a run left behind."""
+    """Weights and losses of a finished run."""
 
-    average: dict[str, Tensor]
-    """The averaged weights, in the layout of ``unet.state_dict()``."""
+    ema_weights: dict[str, Tensor]
+    """EMA of the weights, in the layout of ``unet.state_dict()``."""
     losses: list[float] = field(default_factory=list)
-    """The training loss of every step that was taken."""
+    """Training loss of every step."""
     seconds: float = 0.0
-    """Of training alone, without what ``report`` did."""
+    """Time spent training, without the time spent in ``report``."""
     diverged: bool = False
 
 
 EvalCallback = Callable[[int, list[float], "EMA"], None]
-"""(steps done, losses since the last report, averaged weights so far)."""
+"""(steps done, losses since the last report, EMA of the weights so far)."""
 
 
 def train(
     unet: UNet,
     examples: TrainingData,
-    settings: ShortRunConfig,
+    config: ShortRunConfig,
     *,
     seed: int,
     block_dropout: float = 0,
     report: EvalCallback | None = None,
     report_every: int = 50,
 ) -> TrainResult:
-    """Train a U-Net where it lies.
+    """Train a U-Net in place, on the device where its weights are.
 
     Args:
-        unet: called as `flow.Net`; trained in place.
-        seed: of the order of the examples, the timesteps, the noise and what is dropped. Not of the weights.
-        block_dropout: how often each block is left out for a step (`snapgen.models.subnetworks`); 0: never.
-        report: called every ``report_every`` steps and after the last one; the only times the device is waited for.
+        unet: a `snapgen.diffusion.rectified_flow.Denoiser`.
+        examples: the training data.
+        config: optimizer, steps and prediction type.
+        seed: seed of the examples' order, the timesteps, the noise and the dropout; not of the weights.
+        block_dropout: probability of leaving each block out of a step (`snapgen.models.subnetworks`).
+        report: called every ``report_every`` steps and after the last one, the only points that wait for the device.
 
     Returns:
         The averaged weights and every step's loss. A run that diverges stops at the next report.
     """
     device = next(unet.parameters()).device
     unet.train().requires_grad_(True).to(memory_format=torch.channels_last)
-    optimizers = build_optimizers(unet, settings)
-    average = EMA(unet, settings.ema)
-    outcome = TrainResult(average={})
+    optimizers = build_optimizers(unet, config)
+    ema = EMA(unet, config.ema_sigma_rel)
+    result = TrainResult(ema_weights={})
     pending = torch.zeros(report_every, device=device)
-    batches = _batches(examples, settings, seed=seed, device=device)
+    batches = _batches(examples, config, seed=seed, device=device)
     started, reporting = time.perf_counter(), 0.0
-    for step in range(1, settings.steps + 1):
+    for step in range(1, config.steps + 1):
         if block_dropout:
             from snapgen.models import subnetworks
 
             subnetworks.sample_block_dropout(unet, block_dropout, seed=seed, step=step)
-        pending[(step - 1) % report_every] = _backward(unet, next(batches), settings)
-        optimizers.step(lr_scale(step, settings, settings.steps))
-        average.update(step)
-        if step % report_every and step < settings.steps:
+        pending[(step - 1) % report_every] = _backward(unet, next(batches), config)
+        optimizers.step(lr_scale(step, config, config.steps))
+        ema.update(step)
+        if step % report_every and step < config.steps:
             continue
         recent = pending[: (step - 1) % report_every + 1].tolist()
-        outcome.losses += recent
-        if _hopeless(recent, outcome.losses[0]):
-            outcome.diverged = True
+        result.losses += recent
+        if _has_diverged(recent, result.losses[0]):
+            result.diverged = True
             break
         if report is not None:
             paused = time.perf_counter()
-            report(step, recent, average)
-            unet.train()
+            report(step, recent, ema)
+            unet.train()  # a report may have left it in evaluation mode
             reporting += time.perf_counter() - paused
-    outcome.average = average.state()
-    outcome.diverged |= not all(bool(tensor.isfinite().all()) for tensor in outcome.average.values())
-    outcome.seconds = time.perf_counter() - started - reporting
-    return outcome
+    result.ema_weights = ema.state()
+    result.diverged |= not all(bool(tensor.isfinite().all()) for tensor in result.ema_weights.values())
+    result.seconds = time.perf_counter() - started - reporting
+    return result
 
 
-def _backward(unet: nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor], settings: ShortRunConfig) -> Tensor:
-    """Adds a batch's gradients; its loss, on the device."""
+def _backward(unet: nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor], config: ShortRunConfig) -> Tensor:
+    """Add a batch's gradients and return its loss, which stays on the device."""
     data, context, noise, t = batch
-    with torch.autocast(data.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        loss = rectified_flow.losses(unet, data, noise, t, context, prediction=settings.prediction).mean()
+    with torch.autocast(data.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        # E‖v_θ(x_t, t, c) − (ε − x₀)‖², SnapGen (arXiv 2412.09619), section 4
+        loss = rectified_flow.losses(unet, data, noise, t, context, prediction_type=config.prediction_type).mean()
     torch.autograd.backward(loss)
     return loss.detach()
 
 
 def _batches(
-    examples: TrainingData, settings: ShortRunConfig, *, seed: int, device: torch.device
+    examples: TrainingData, config: ShortRunConfig, *, seed: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Batches without end: latents, contexts with some captions dropped, noise, timesteps."""
-    indices = _shuffled(len(examples), settings.batch, seed=derive_seed(seed, "order"))
-    draws = torch.Generator().manual_seed(derive_seed(seed, "draws"))
-    noises = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
+    """Endless batches: latents, contexts with some captions dropped, noise, timesteps."""
+    indices = _shuffled(len(examples), config.batch_size, seed=derive_seed(seed, "order"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "draws"))
+    noise_generator = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
     while True:
         data, context = (tensor.to(device, non_blocking=True) for tensor in examples.batch(next(indices)))
         t = rectified_flow.shift_timesteps(
-            rectified_flow.logit_normal(rectified_flow.stratified(settings.batch, draws)), settings.shift
+            rectified_flow.logit_normal(rectified_flow.stratified(config.batch_size, generator)), config.timestep_shift
         )
-        kept = torch.rand(settings.batch, generator=draws) >= settings.caption_dropout
-        noise = torch.randn(data.shape, generator=noises, device=device)
-        kept, t = kept.to(device, non_blocking=True), t.to(device, non_blocking=True)
-        yield data, context * kept.view(-1, 1, 1), noise, t
+        keep_mask = torch.rand(config.batch_size, generator=generator) >= config.caption_dropout
+        noise = torch.randn(data.shape, generator=noise_generator, device=device)
+        keep_mask, t = keep_mask.to(device, non_blocking=True), t.to(device, non_blocking=True)
+        yield data, context * keep_mask.view(-1, 1, 1), noise, t  # the null context is zeros
 
 
-def _shuffled(count: int, batch: int, *, seed: int) -> Iterator[Tensor]:
-    """Batches of indices, epoch after epoch, each in an order of its own; a batch may reach into the next epoch."""
+def _shuffled(count: int, batch_size: int, *, seed: int) -> Iterator[Tensor]:
+    """Endless index batches (batch_size,). Every epoch has its own order; a batch may span two epochs."""
     generator = torch.Generator().manual_seed(seed)
-    left = torch.empty(0, dtype=torch.int64)
+    remaining = torch.empty(0, dtype=torch.int64)
     while True:
-        while len(left) < batch:
-            left = torch.cat([left, torch.randperm(count, generator=generator)])
-        yield left[:batch]
-        left = left[batch:]
+        while len(remaining) < batch_size:
+            remaining = torch.cat([remaining, torch.randperm(count, generator=generator)])
+        yield remaining[:batch_size]
+        remaining = remaining[batch_size:]
 
 
-def _hopeless(losses: list[float], first: float) -> bool:
-    return not sum(losses) / len(losses) < HOPELESS * first  # true of NaN, too
+def _has_diverged(losses: list[float], first: float) -> bool:
+    return not sum(losses) / len(losses) < DIVERGENCE_FACTOR * first  # negated, so that NaN counts as diverged

@@ -1,4 +1,4 @@
-"""What a training is made of: stages, each with its data's size, its optimizer, its losses."""
+"""Configuration of training stages: each has a resolution, an optimizer and losses of its own."""
 
 from __future__ import annotations
 
@@ -12,178 +12,195 @@ from snapgen.config import Config
 from snapgen.optim.config import OptimizerConfig
 
 SHIFT_AT_1024 = 3.0
-"""SD3's shift of the timesteps for 1024 px (arXiv 2403.03206, section 5.3.2)."""
+"""Timestep shift of SD3 at 1024 px (arXiv 2403.03206, section 5.3.2)."""
 
 
 class DistillationConfig(Config):
-    """What the student learns from a teacher (SnapGen, section 3.3)."""
+    """Knowledge distillation from a teacher (SnapGen, section 3.3)."""
 
     output: bool = True
-    """The teacher's velocity."""
+    """Distill the teacher's velocity."""
     features: bool = True
-    """The teacher's last features, through a projector."""
-    scaling: Literal["timestep", "none"] = "timestep"
-    """timestep: SnapGen's S(task, teacher); none: losses are added up with the weights below."""
+    """Distill the teacher's last features, through a projector."""
+    scaling: Literal["timestep_aware", "fixed"] = "timestep_aware"
+    """timestep_aware: SnapGen's S(task, teacher); fixed: the losses are added up with the two weights below."""
     output_weight: float = Field(default=1, ge=0)
+    """Weight of the velocity's loss with fixed scaling. The default is our choice."""
     feature_weight: float = Field(default=1, ge=0)
-    """Both for scaling none; our choice."""
-    guidance: float = Field(default=1, ge=0, le=100)
-    """Of the teacher's velocity; 1: none."""
+    """Weight of the features' loss with fixed scaling. The default is our choice."""
+    guidance_scale: float = Field(default=1, ge=0, le=100)
+    """Guidance scale of the teacher's velocity; 1: no guidance."""
 
     @model_validator(mode="after")
-    def _teaches_something(self) -> Self:
+    def _check_losses(self) -> Self:
         if not (self.output or self.features):
-            raise ValueError("output and features are both off; turn one on, or remove distillation")
+            raise ValueError("output and features are both off; enable one, or remove distillation")
         return self
 
 
 class AdversarialConfig(Config):
-    """The discriminator of step distillation (LADD, arXiv 2403.12015); its own values are our choice."""
+    """The discriminator of step distillation (LADD, arXiv 2403.12015). The default values are our choice."""
 
     weight: float = Field(default=1, ge=0)
-    """Of the student's adversarial loss, beside the others'."""
+    """Weight of the student's adversarial loss, relative to the other losses."""
     r1: float = Field(default=0.1, ge=0)
-    """Of the penalty on the heads' gradient at real images' tokens."""
+    """Weight of the R1 penalty: the gradient of the discriminator's heads at the tokens of real images."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Learning rate of the discriminator's heads."""
     blocks: tuple[int, ...] | None = Field(default=None, min_length=1)
-    """The teacher's blocks whose tokens are judged; None: four, evenly spread, the last among them."""
-    noise: tuple[float, float] = (1, 1)
-    """Mean and standard deviation of the logit-normal timesteps at which images are judged (LADD, section 3)."""
+    """Teacher blocks whose tokens the discriminator sees; None: four, evenly spaced, including the last."""
+    renoise_mean_std: tuple[float, float] = (1, 1)
+    """Mean and standard deviation of the logit-normal timesteps at which images are renoised for the discriminator
+    (LADD, section 3)."""
 
-    @field_validator("noise")
+    @field_validator("renoise_mean_std")
     @classmethod
-    def _spreads(cls, noise: tuple[float, float]) -> tuple[float, float]:
-        if noise[1] <= 0:
-            raise ValueError("the standard deviation must be above 0; LADD's are 1, 1")
-        return noise
+    def _check_std(cls, mean_std: tuple[float, float]) -> tuple[float, float]:
+        if mean_std[1] <= 0:
+            raise ValueError("the standard deviation must be above 0; LADD uses mean 1 and standard deviation 1")
+        return mean_std
 
 
-class _Named(Config):
+class _NamedStage(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,39}$")
-    """Of the stage's folder, and in the logs."""
+    """Name of the stage, used for its folder and in the logs."""
 
 
-class Stage(_Named, OptimizerConfig):
-    """What stages of a net on latents share."""
+class Stage(_NamedStage, OptimizerConfig):
+    """Settings common to all stages that train a net on latents."""
 
     resolution: int = Field(ge=8, le=4096)
-    """Of the images, in pixels."""
-    images: int = Field(ge=1)
-    """Images seen, with repetitions."""
-    accumulate: int = Field(default=1, ge=1)
-    """Parts of a process's share of the batch, one after another, whose gradients are added up."""
-    shift: float | Literal["resolution"] = 1
-    """Of the timesteps towards noise. resolution: SD3's 3 at 1024 px, 1 at 256 px, between them its power."""
+    """Height and width of the images, in pixels."""
+    num_images: int = Field(ge=1)
+    """Images seen in training, repetitions included."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Micro-batches of a process's share of the batch, whose gradients are summed."""
+    timestep_shift: float | Literal["resolution"] = 1
+    """Shift of the timesteps towards noise. resolution: 3 at 1024 px as in SD3, 1 at 256 px, and a power law between
+    them."""
     evaluate_every: int | None = Field(default=None, ge=1)
-    """Images between evaluations; None: one at the end."""
+    """Images between evaluations; None: one evaluation at the end."""
     teacher: str | None = None
-    """Folder of a teacher for this stage alone, of the same text encoders; None: the recipe's."""
-    on_bad: Literal["skip", "halt"] = "halt"
-    """When a gradient is not finite, its step is not taken; then go on, or stop."""
+    """Folder of a teacher for this stage alone, with the same text encoders; None: the recipe's teacher."""
+    on_nonfinite_grad: Literal["skip", "halt"] = "halt"
+    """Action when a gradient is not finite; its step is never taken. skip: continue; halt: stop."""
     compile: bool = False
-    """torch.compile, on CUDA."""
+    """Use torch.compile, on CUDA."""
     gradient_checkpointing: bool = False
-    """Compute activations again on the way back instead of keeping them."""
+    """Recompute activations in the backward pass instead of keeping them."""
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.batch % self.accumulate:
-            raise ValueError(f"accumulate {self.accumulate} does not divide batch {self.batch}; use a divisor")
-        if self.shift != "resolution" and not self.shift > 0:
-            raise ValueError(f"shift can not be {self.shift}; use a number above 0, or 'resolution'")
+    def _check_batch_and_shift(self) -> Self:
+        accumulated = self.gradient_accumulation_steps
+        if self.batch_size % accumulated:
+            raise ValueError(
+                f"gradient_accumulation_steps {accumulated} does not divide batch_size {self.batch_size}; use a divisor"
+            )
+        if self.timestep_shift != "resolution" and not self.timestep_shift > 0:
+            raise ValueError(f"timestep_shift cannot be {self.timestep_shift}; use a number above 0, or 'resolution'")
         return self
 
     @property
     def steps(self) -> int:
         """Optimizer steps."""
-        return math.ceil(self.images / self.batch)
+        return math.ceil(self.num_images / self.batch_size)
 
     @property
-    def timestep_shift(self) -> float:
-        """`shift` as a number; between 256 and 1024 px our choice is the power law through SD3's two points."""
-        if self.shift == "resolution":
+    def timestep_shift_value(self) -> float:
+        """``timestep_shift`` as a number. ``resolution`` is a power law through 1 at 256 px and SD3's 3 at 1024 px; the
+        power law is our choice."""
+        if self.timestep_shift == "resolution":
+            # 3^(log₄(resolution / 256))
             return float(SHIFT_AT_1024 ** (math.log(self.resolution / 256) / math.log(4)))
-        return self.shift
+        return self.timestep_shift
 
 
 class FlowMatchingStage(Stage):
-    """Flow-matching training, alone or beside a teacher."""
+    """Flow-matching training, with or without a teacher."""
 
-    kind: Literal["flow"] = "flow"
+    kind: Literal["flow_matching"] = "flow_matching"
+    """Flow matching, alone or with a teacher."""
     net: Literal["student", "teacher"] = "student"
+    """Which net the stage trains: the student, or the teacher whose shape the recipe gives."""
     distillation: DistillationConfig | None = None
+    """Knowledge distillation from the teacher; None: none."""
     block_dropout: float = Field(default=0, ge=0, lt=1)
-    """Robust training: how often each block is left out for a step (arXiv 2306.00980, section 3.1, which says no
-    number), so that sub-networks can be told apart by what they lose (`snapgen.models.subnetworks`)."""
+    """Robust training: probability with which each block is left out of a step, so that sub-networks can be compared
+    (arXiv 2306.00980, section 3.1, which gives no number)."""
 
     @model_validator(mode="after")
-    def _teaches_the_student(self) -> Self:
+    def _check_student_only(self) -> Self:
         if self.net == "teacher" and self.distillation is not None:
-            raise ValueError("a teacher has no teacher; remove distillation, or train the student")
+            raise ValueError("a teacher cannot be distilled into; remove distillation, or train the student")
         if self.net == "teacher" and self.block_dropout:
-            raise ValueError("a teacher's blocks always run; remove block_dropout, or train the student")
+            raise ValueError("block_dropout applies to the student only; remove it, or train the student")
         if self.block_dropout and self.compile:
-            raise ValueError("block_dropout makes another net of every step; turn compile off")
+            raise ValueError("block_dropout changes the graph at every step; set compile to false")
         return self
 
 
 class AdversarialDistillationStage(Stage):
-    """Distillation to a few steps, by a discriminator on the teacher's tokens and by the teacher's velocity."""
+    """Step distillation with a discriminator on the teacher's tokens and with the teacher's velocity."""
 
-    kind: Literal["steps"] = "steps"
+    kind: Literal["adversarial"] = "adversarial"
+    """Step distillation with a discriminator (LADD, as SnapGen does)."""
     student_steps: int = Field(default=4, ge=1, le=64)
-    """Of the sampler that the student is made for."""
+    """Sampling steps that the student is trained for."""
     adversarial: AdversarialConfig | None = AdversarialConfig()
-    """None: no discriminator."""
+    """The discriminator; None: none."""
     distillation: DistillationConfig | None = DistillationConfig(features=False)
+    """Distillation of the teacher's velocity, in addition to the adversarial loss; None: none."""
 
 
 class ProgressiveDistillationStage(Stage):
-    """Distillation of two DDIM steps into one (SnapFusion, arXiv 2306.00980, section 4); see
-    `snapgen.objectives.progressive`."""
+    """Distillation of two DDIM steps of the teacher into one of the student (SnapFusion, arXiv 2306.00980, section 4);
+    see `snapgen.objectives.progressive`."""
 
-    kind: Literal["halving"] = "halving"
+    kind: Literal["progressive"] = "progressive"
+    """Step distillation of two DDIM steps into one (SnapFusion)."""
     teacher: str = "before"
-    """Folder of a U-Net that predicts what the student does, under the same text encoders; before: the student itself,
-    as it stands where the stage begins."""
+    """Folder of a U-Net with the student's prediction type and text encoders; before: the student itself as it is when
+    the stage begins."""
     teacher_steps: int = Field(default=32, ge=2, le=1000)
-    """Of the sampler that the teacher is made for; the student's are half as many."""
-    probability: float = Field(default=0.1, ge=0, le=1)
-    """Of a step being CFG-aware; 0: vanilla."""
-    guidance: tuple[float, float] = (2, 14)
-    """Smallest and largest w of the CFG-aware steps."""
-    original: float = Field(default=0.2, ge=0)
-    """γ, of the loss without a teacher, once that is scaled to the distillation's."""
+    """Sampling steps of the teacher; the student's are half as many."""
+    cfg_probability: float = Field(default=0.1, ge=0, le=1)
+    """Probability of a CFG-aware step; 0: vanilla distillation only."""
+    cfg_range: tuple[float, float] = (2, 14)
+    """Smallest and largest guidance scale w of the CFG-aware steps."""
+    original_loss_weight: float = Field(default=0.2, ge=0)
+    """Weight γ of the loss without a teacher, once it is scaled to the distillation loss."""
 
     @model_validator(mode="after")
-    def _halves(self) -> Self:
+    def _check_steps_and_guidance(self) -> Self:
         if self.teacher_steps % 2:
-            problem = f"teacher_steps {self.teacher_steps} is odd; two of them become one, so use an even number"
+            problem = f"teacher_steps {self.teacher_steps} is odd; two steps become one, so use an even number"
             raise ValueError(problem)
-        low, high = self.guidance
+        low, high = self.cfg_range
         if not 0 <= low <= high:
-            raise ValueError(f"guidance is from {low:g} to {high:g}; the paper's is [2, 14]")
+            raise ValueError(f"cfg_range [{low:g}, {high:g}] is not 0 ≤ low ≤ high; the paper's is [2, 14]")
         return self
 
     @property
     def student_steps(self) -> int:
-        """Of the sampler that the student is made for."""
+        """Sampling steps that the student is trained for."""
         return self.teacher_steps // 2
 
 
-class DecoderStage(_Named):
+class DecoderStage(_NamedStage):
     """Training of a tiny decoder for the autoencoder's frozen encoder (SnapGen, section 3.2)."""
 
     kind: Literal["decoder"] = "decoder"
+    """A tiny decoder for the frozen encoder (SnapGen, section 3.2)."""
     training: DecoderTrainingConfig = DecoderTrainingConfig()
+    """How the decoder is trained."""
     decoder: dict[str, Any] = Field(default_factory=dict)
-    """Of `snapgen.autoencoders.tiny_decoder.TinyDecoder`, beside latent_channels; empty: the paper's."""
-    held: int = Field(default=20_000, ge=2)
-    """Images that are held in memory, decoded, to be drawn from: the first ones, a fair sample of the set."""
+    """The decoder's shape: widths, blocks, mid_blocks, expansion, norm_groups. Empty: the paper's size."""
+    max_images: int = Field(default=20_000, ge=2)
+    """Decoded images kept in memory; the first ones of the set, which are a fair sample of it."""
 
 
 NetStage = FlowMatchingStage | AdversarialDistillationStage | ProgressiveDistillationStage
-"""A stage of a net on latents."""
+"""Any stage that trains a net on latents."""
 AnyStage = Annotated[
     FlowMatchingStage | AdversarialDistillationStage | ProgressiveDistillationStage | DecoderStage,
     Field(discriminator="kind"),

@@ -14,14 +14,14 @@ from tests.records import latency_record
 from tests.snapgen.nets import tiny
 
 FIXED = 0.3
-ONCE = BlockTableConfig(check=6, least=1, most=1)
-UNCHECKED = BlockTableConfig(check=0, least=1)
+ONCE = BlockTableConfig(validation_nets=6, min_repeats=1, max_repeats=1)
+UNCHECKED = BlockTableConfig(validation_nets=0, min_repeats=1)
 NET = tiny()
 
 
 def cost(block: BlockRef) -> float:
     """Of a block: random by its place, and another for all copies."""
-    return 0.3 + derive_seed(0, *block.place, int(block.index > 0)) / 2**63
+    return 0.3 + derive_seed(0, *block.block_site, int(block.index > 0)) / 2**63
 
 
 def added(arch: Architecture) -> float:

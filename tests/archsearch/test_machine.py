@@ -9,17 +9,17 @@ import pytest
 from archsearch import machine
 
 
-def test_the_description_is_json_and_says_what_runs() -> None:
-    found = machine.system_info()
-    assert json.loads(json.dumps(found)) == found
-    assert found["chip"] == machine.chip() != ""
-    assert isinstance(found["cores"], int)
-    assert 1 <= found["cores"] <= (os.cpu_count() or 1)
-    assert isinstance(found["memory_gib"], float)
-    assert found["memory_gib"] > 0.1
-    assert isinstance(found["libraries"], dict)
-    assert found["libraries"]["torch"] == machine.installed("torch")
-    assert {"onnxruntime", "optuna"} <= set(found["libraries"])
+def test_the_description_is_json_and_names_the_libraries() -> None:
+    info = machine.system_info()
+    assert json.loads(json.dumps(info)) == info
+    assert info["chip"] == machine.chip() != ""
+    assert isinstance(info["cores"], int)
+    assert 1 <= info["cores"] <= (os.cpu_count() or 1)
+    assert isinstance(info["memory_gib"], float)
+    assert info["memory_gib"] > 0.1
+    assert isinstance(info["libraries"], dict)
+    assert info["libraries"]["torch"] == machine.installed("torch")
+    assert {"onnxruntime", "optuna"} <= set(info["libraries"])
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_linux_names_the_first_processor(cpuinfo: str, name: str) -> None:
     assert machine.model_name(cpuinfo) == name
 
 
-def test_a_machine_that_does_not_say_still_has_a_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_processor_name_still_has_a_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "system", lambda: "Plan 9")
     monkeypatch.setattr(platform, "processor", lambda: "")
     machine.chip.cache_clear()
@@ -45,5 +45,5 @@ def test_a_machine_that_does_not_say_still_has_a_chip(monkeypatch: pytest.Monkey
         machine.chip.cache_clear()
 
 
-def test_a_package_that_is_not_there_has_no_version() -> None:
+def test_a_missing_package_has_no_version() -> None:
     assert machine.installed("no-such-package") is None

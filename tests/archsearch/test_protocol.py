@@ -15,36 +15,36 @@ def resolved(digests: str = "d", **fields: Any) -> ResolvedProtocol:
         protocol=EvaluationProtocol(**fields),
         data_digest=digests,
         autoencoder_digest="a",
-        text_digest="t",
-        extractor_digest="e",
+        text_encoder_digest="t",
+        feature_extractor_digest="e",
     )
 
 
 CHANGES: dict[str, Any] = {
     "steps": 17,
-    "batch": 3,
+    "batch_size": 3,
     "optimizer": "muon",
     "learning_rate": 0.123,
     "beta2": 0.5,
     "weight_decay": 0.3,
-    "clip": 2.5,
-    "warmup": 0.31,
-    "schedule": "constant",
-    "ema": 0.07,
+    "grad_clip": 2.5,
+    "warmup_fraction": 0.31,
+    "lr_schedule": "constant",
+    "ema_sigma_rel": 0.07,
     "caption_dropout": 0.6,
-    "prediction": "data",
-    "shift": 2.0,
+    "prediction_type": "data",
+    "timestep_shift": 2.0,
     "precision": "bfloat16",
     "resolution": 64,
     "context_tokens": 5,
-    "sampler_steps": 99,
-    "guidance": 7.0,
-    "samples": 1000,
+    "num_inference_steps": 99,
+    "guidance_scale": 7.0,
+    "num_samples": 1000,
     "feature_resolution": 128,
     "validation_pairs": 33,
-    "seeds": (4, 5, 6),
+    "train_seeds": (4, 5, 6),
 }
-NAMED = {"data", "autoencoder", "text", "extractor", "inherit"}
+NAMED = {"data", "autoencoder", "text_encoder", "feature_extractor", "init_from"}
 
 
 def test_every_field_is_covered() -> None:
@@ -53,8 +53,8 @@ def test_every_field_is_covered() -> None:
 
 @pytest.mark.parametrize("field", CHANGES)
 def test_every_field_changes_the_hash_and_is_named(field: str) -> None:
-    plain, changed = resolved(optimizer="adamw", schedule="linear", prediction="velocity"), CHANGES[field]
-    other = resolved(**{"optimizer": "adamw", "schedule": "linear", "prediction": "velocity", field: changed})
+    plain, changed = resolved(optimizer="adamw", lr_schedule="linear", prediction_type="velocity"), CHANGES[field]
+    other = resolved(**{"optimizer": "adamw", "lr_schedule": "linear", "prediction_type": "velocity", field: changed})
     assert plain.hash != other.hash
     difference = plain.first_difference(other)
     assert difference is not None
@@ -63,7 +63,7 @@ def test_every_field_changes_the_hash_and_is_named(field: str) -> None:
     assert str(changed) in difference
 
 
-def test_what_is_named_counts_by_content() -> None:
+def test_files_count_by_content() -> None:
     plain = resolved(data="emoji")
     assert plain.hash == resolved(data="/elsewhere/emoji").hash
     assert plain.first_difference(resolved(data="/elsewhere/emoji")) is None
@@ -73,28 +73,28 @@ def test_what_is_named_counts_by_content() -> None:
     assert plain.first_difference(resolved("other", data="faces")) == "data: emoji against faces"
 
 
-def test_sampling_does_not_count_where_nothing_is_sampled() -> None:
-    plain = resolved(samples=0)
-    assert plain.hash == resolved(samples=0, guidance=9.0, sampler_steps=3, feature_resolution=99).hash
-    assert plain.hash != resolved(samples=0, validation_pairs=99).hash
+def test_sampling_settings_do_not_count_without_samples() -> None:
+    plain = resolved(num_samples=0)
+    assert plain.hash == resolved(num_samples=0, guidance_scale=9.0, num_inference_steps=3, feature_resolution=99).hash
+    assert plain.hash != resolved(num_samples=0, validation_pairs=99).hash
 
 
-def test_the_hashes_that_studies_have_kept_stay() -> None:
+def test_published_hashes_stay_valid() -> None:
     assert resolved().hash == "a1d270327b16d215"
 
 
 def test_inherited_weights_count_by_content() -> None:
-    plain, one = resolved(), resolved(inherit="a")
+    plain, one = resolved(), resolved(init_from="a")
     assert plain.hash != one.hash
-    same, other = (one.model_copy(update={"inherit_digest": digest}) for digest in ("", "w"))
-    assert one.hash == same.model_copy(update={"protocol": EvaluationProtocol(inherit="elsewhere")}).hash
+    same, other = (one.model_copy(update={"init_from_digest": digest}) for digest in ("", "w"))
+    assert one.hash == same.model_copy(update={"protocol": EvaluationProtocol(init_from="elsewhere")}).hash
     assert one.hash != other.hash
     for a, b in ((plain, other), (other, plain)):
         difference = a.first_difference(b) or ""
-        assert difference.startswith("inherit: ")
+        assert difference.startswith("init_from: ")
         assert "None" in difference
-        assert "a" in difference.removeprefix("inherit: ").replace("against", "").replace("None", "")
-    assert one.first_difference(other) == "inherit: a with digest  against w"
+        assert "a" in difference.removeprefix("init_from: ").replace("against", "").replace("None", "")
+    assert one.first_difference(other) == "init_from: a with digest  against w"
 
 
 def test_revision_counts() -> None:
@@ -111,7 +111,7 @@ def test_hashes_differ_exactly_when_a_field_does(a: str, b: str) -> None:
 
 
 def test_survives_json() -> None:
-    one = resolved(seeds=(3, 1, 2))
+    one = resolved(train_seeds=(3, 1, 2))
     again = ResolvedProtocol.model_validate_json(one.model_dump_json())
     assert again == one
     assert again.hash == one.hash
@@ -119,9 +119,16 @@ def test_survives_json() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"seeds": ()}, {"seeds": (1, 1)}, {"samples": 3}, {"steps": 0}, {"sampel": 1}, {"learning_rate": float("nan")}],
+    [
+        {"train_seeds": ()},
+        {"train_seeds": (1, 1)},
+        {"num_samples": 3},
+        {"steps": 0},
+        {"sampel": 1},
+        {"learning_rate": float("nan")},
+    ],
     ids=str,
 )
-def test_refuses_what_cannot_be_run(fields: dict[str, Any]) -> None:
+def test_rejects_invalid_settings(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         EvaluationProtocol(**fields)

@@ -29,12 +29,12 @@ def quality(**changes: Any) -> Quality:
     return Quality(**(values | changes))
 
 
-def whole() -> Score:
+def full_score() -> Score:
     return Score(cost=Cost(params=10, macs=20, activation_bytes=30), latency=latency_record(), quality=quality())
 
 
 def test_score_survives_json() -> None:
-    for score in (whole(), Score(cost=whole().cost), whole().model_copy(update={"quality": None})):
+    for score in (full_score(), Score(cost=full_score().cost), full_score().model_copy(update={"quality": None})):
         assert Score.model_validate_json(score.model_dump_json()) == score
 
 
@@ -71,7 +71,7 @@ def test_json_brings_no_infinity_in(text: str) -> None:
         Estimate.model_validate_json(f'{{"value": {text}, "low": 0, "high": 1}}')
 
 
-def test_impossible_records_are_refused() -> None:
+def test_impossible_records_are_rejected() -> None:
     for changes in (
         {"lower_quartile_ms": 2.1},
         {"upper_quartile_ms": 1.95},
@@ -85,7 +85,7 @@ def test_impossible_records_are_refused() -> None:
 
 
 def test_objectives_read_the_score() -> None:
-    assert {name: objective.getter(whole()) for name, objective in OBJECTIVES.items()} == {
+    assert {name: objective.getter(full_score()) for name, objective in OBJECTIVES.items()} == {
         "validation_loss": 0.4,
         "frechet_distance": 800,
         "kernel_distance": -0.01,
@@ -96,14 +96,14 @@ def test_objectives_read_the_score() -> None:
     }
 
 
-def test_what_was_not_taken_is_said() -> None:
-    untrained = Score(cost=whole().cost)
-    with pytest.raises(MissingScore, match=r"latency_ms.*not timed"):
+def test_missing_numbers_are_named() -> None:
+    untrained = Score(cost=full_score().cost)
+    with pytest.raises(MissingScore, match=r"latency_ms.*not measured"):
         OBJECTIVES["latency_ms"].getter(untrained)
     for name in ("validation_loss", "frechet_distance", "kernel_distance"):
         with pytest.raises(MissingScore, match=f"{name}.*not trained"):
             OBJECTIVES[name].getter(untrained)
-    unsampled = Score(cost=whole().cost, quality=quality(frechet_distance=None))
+    unsampled = Score(cost=full_score().cost, quality=quality(frechet_distance=None))
     assert OBJECTIVES["validation_loss"].getter(unsampled) == 0.4
     with pytest.raises(MissingScore, match=r"frechet_distance.*no samples"):
         OBJECTIVES["frechet_distance"].getter(unsampled)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from archsearch.studies.config.study import load_config
-from benchmarks.gpu_check import __main__, kinds, place, reference, runner, steps, suite, wheels
+from benchmarks.gpu_check import __main__, kinds, nets, reference, runner, steps, suite, system_info, wheels
 from benchmarks.gpu_check.child import main as child
 from benchmarks.gpu_check.child import missing
 from benchmarks.gpu_check.page import MARKDOWN, RAW, Page
@@ -27,7 +27,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def ended(code: str, tmp_path: Path, *, seconds: float = 60) -> Ending:
-    """How a program of that code ends."""
+    """Ending of a process that runs the code."""
     line = [sys.executable, "-c", code]
     return runner.run(line, seconds=seconds, log=tmp_path / "log.txt", environment=ENVIRONMENT)
 
@@ -46,7 +46,7 @@ def test_a_part_that_hangs_is_cut_off_with_its_processes(tmp_path: Path) -> None
     ending = ended(started.format(inner), tmp_path, seconds=3)
     assert ending.state == "cut off"
     assert "3 s" in ending.reason
-    if (tmp_path / "pid").exists():  # a machine so busy that it was not even begun proves nothing
+    if (tmp_path / "pid").exists():  # on a busy machine the inner process may not have started
         number = int((tmp_path / "pid").read_text() or 0)
         for _ in range(100):
             stat = Path(f"/proc/{number}/stat")
@@ -54,31 +54,31 @@ def test_a_part_that_hangs_is_cut_off_with_its_processes(tmp_path: Path) -> None
                 break
             time.sleep(0.1)
         else:
-            pytest.fail("its process lives on")
+            pytest.fail("the inner process is still running")
 
 
 def test_a_part_that_refuses_to_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "GRACE_SECONDS", 0.2)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    assert ended(deaf, tmp_path, seconds=2).state == "cut off"
+    ignores_sigterm = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    assert ended(ignores_sigterm, tmp_path, seconds=2).state == "cut off"
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "reason"),
     [
         ("raise ValueError('out of luck')", "status 1: ValueError: out of luck"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal 9"),
         ("class OutOfMemoryError(Exception): ...\nraise OutOfMemoryError('no memory')", "OutOfMemoryError: no memory"),
     ],
 )
-def test_a_part_that_crashes_says_why(code: str, said: str, tmp_path: Path) -> None:
+def test_a_part_that_crashes_gives_the_reason(code: str, reason: str, tmp_path: Path) -> None:
     ending = ended(code, tmp_path)
     assert ending.state == "failed"
-    assert said in ending.reason
+    assert reason in ending.reason
 
 
-def test_what_is_written_meanwhile_is_told(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_changes_of_the_watched_file_are_reported(tmp_path: Path) -> None:
+    contents: list[str] = []
     watched = tmp_path / "section.json"
     code = f"import pathlib, time; pathlib.Path({str(watched)!r}).write_text('here'); time.sleep(1)"
     line = [sys.executable, "-c", code]
@@ -87,10 +87,10 @@ def test_what_is_written_meanwhile_is_told(tmp_path: Path) -> None:
         seconds=60,
         log=tmp_path / "log.txt",
         environment=ENVIRONMENT,
-        changed=lambda: told.append(watched.read_text()),
+        changed=lambda: contents.append(watched.read_text()),
         watched=watched,
     )
-    assert "here" in told
+    assert "here" in contents
 
 
 # --- a part's process ---
@@ -100,14 +100,14 @@ def setup_in(folder: Path) -> Setup:
     return Setup("cpu", True, str(folder), str(folder / "work"), "", 60)
 
 
-def test_a_missing_package_is_a_reason_and_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_skips_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = Part("steps", "Steps", 1, {"json": "json", "no_such_module": "such-a-package"})
     monkeypatch.setattr("benchmarks.gpu_check.child.PARTS", (part,))
     child("steps", tmp_path / "steps.json", setup_in(tmp_path))
     assert read(tmp_path / "steps.json")["skipped"] == "not installed: such-a-package"
 
 
-def test_what_cannot_be_had_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_error_skips_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise InputError("minilm", "is not here", "bring it")
 
@@ -116,7 +116,7 @@ def test_what_cannot_be_had_is_a_reason(tmp_path: Path, monkeypatch: pytest.Monk
     assert read(tmp_path / "steps.json")["skipped"] == "minilm: is not here; bring it"
 
 
-def test_no_part_needs_what_is_not_required() -> None:
+def test_all_packages_of_the_parts_are_requirements() -> None:
     assert not [package for part in PARTS for package in missing(part.needs) if package != "pytest"]
 
 
@@ -127,7 +127,7 @@ def page_of(folder: Path, parts: tuple[Part, ...] = PARTS) -> Page:
     return Page(folder, {"device": "a device"}, "the command", parts)
 
 
-def test_a_page_is_whole_at_every_moment(tmp_path: Path) -> None:
+def test_a_page_can_be_written_at_any_time(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     page.write()
     assert (tmp_path / MARKDOWN).read_text().count("**Not begun**") == len(PARTS)
@@ -148,12 +148,12 @@ def test_a_page_is_whole_at_every_moment(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_what_a_killed_part_left_half_written_is_not_read(tmp_path: Path) -> None:
+def test_an_incomplete_section_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "steps.json").write_text('{"blocks": [')
     assert read(tmp_path / "steps.json")["blocks"] == []
 
 
-def test_times_are_shared_out() -> None:
+def test_time_is_distributed_over_the_parts() -> None:
     assert sum(__main__.shares(PARTS, TOTAL)) == pytest.approx(TOTAL) == pytest.approx(480)
     saved = __main__.shares(PARTS[1:], TOTAL)
     elastic = [part.elastic for part in PARTS[1:]].index(True)
@@ -164,7 +164,7 @@ def test_times_are_shared_out() -> None:
 # --- the command ---
 
 
-def test_a_cpu_takes_the_small_check_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_full_check_is_refused_on_a_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert __main__.main(["--device", "cpu", "--out", str(tmp_path)]) == 2
     assert "SMALL=1" in capsys.readouterr().err
 
@@ -177,12 +177,12 @@ def test_no_cuda_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 
 def test_a_folder_without_wheels_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    given = ["--device", "cpu", "--small", "--out", str(tmp_path / "out"), "--wheels", str(tmp_path)]
-    assert __main__.main(given) == 2
-    assert "holds no wheels" in capsys.readouterr().err
+    arguments = ["--device", "cpu", "--small", "--out", str(tmp_path / "out"), "--wheels", str(tmp_path)]
+    assert __main__.main(arguments) == 2
+    assert "contains no wheels" in capsys.readouterr().err
 
 
-def test_an_end_from_outside_leaves_the_file(tmp_path: Path) -> None:
+def test_an_interrupted_check_leaves_its_results(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--small", "--out", str(tmp_path)]
     process = subprocess.Popen([*line, "--only", "steps", "ladder"], cwd=ROOT, stdout=subprocess.DEVNULL)
     for _ in range(600):
@@ -193,32 +193,32 @@ def test_an_end_from_outside_leaves_the_file(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     text = (tmp_path / MARKDOWN).read_text()
-    assert "interrupted: from outside" in text
+    assert "interrupted: by a signal" in text
     assert "**Not begun**" in text
 
 
 def test_the_small_check_runs_to_its_end(tmp_path: Path) -> None:
-    """The whole of it: nothing but CUDA itself is left untried."""
+    """Run the complete small check, which covers everything except CUDA itself."""
     line = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--small", "--out", str(tmp_path)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     log = (tmp_path / "log.txt").read_text() if (tmp_path / "log.txt").exists() else ""
     assert done.returncode == 0, done.stdout + done.stderr + log[-3000:]
     raw = json.loads((tmp_path / RAW).read_text())
-    found = {name: part["records"] for name, part in raw["parts"].items()}
+    records = {name: part["records"] for name, part in raw["parts"].items()}
     assert {name: part["state"] for name, part in raw["parts"].items()} == {part.name: "done" for part in PARTS}
-    assert {record["outcome"] for record in found["tests"]} == {"passed"}
-    check_steps(found["steps"])
-    assert [record["row"] for record in found["ladder"]] == ["0", "1", "2a"]
-    assert {record["name"] for record in found["search"]} == {"base"}
-    assert all(record["here"] == record["cpu"] for record in found["search"])
-    judged = [record for record in found["emoji"] if record["what"] == "judged"]
+    assert {record["outcome"] for record in records["tests"]} == {"passed"}
+    check_steps(records["steps"])
+    assert [record["row"] for record in records["ladder"]] == ["0", "1", "2a"]
+    assert {record["name"] for record in records["search"]} == {"base"}
+    assert all(record["here"] == record["cpu"] for record in records["search"])
+    judged = [record for record in records["emoji"] if record["what"] == "judged"]
     assert [record["net"] for record in judged] == ["before", "after"]
     assert all({"frechet_distance", "retrieval_r10"} <= record["measures"].keys() for record in judged)
-    assert len([record for record in found["emoji"] if record["what"] == "stage"]) == 6
-    assert {record["entry"] for record in found["teacher"]} == {"distilled", "alone"}
+    assert len([record for record in records["emoji"] if record["what"] == "stage"]) == 6
+    assert {record["entry"] for record in records["teacher"]} == {"distilled", "alone"}
     text = (tmp_path / MARKDOWN).read_text()
     assert "published, iPhone 15 Pro" in text
-    assert "1 of 1 are within what is allowed" in text
+    assert "1 of 1 losses are within the tolerance" in text
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {MARKDOWN, RAW, "log.txt", "emoji-0.png"}
 
@@ -234,12 +234,12 @@ def check_steps(records: list[dict[str, object]]) -> None:
     assert min(shares["depthwise convolution"], shares["matrix product"], shares["optimizer and average"]) > 0
 
 
-# --- what the parts reckon ---
+# --- the parts ---
 
 
 def test_the_files_with_tests_for_cuda_are_found() -> None:
-    assert {"tests/snapgen/test_on_cuda.py", "tests/snapgen/test_loop.py"} <= set(suite.marked())
-    assert "tests/snapgen/test_coreml.py" not in suite.marked()
+    assert {"tests/snapgen/test_on_cuda.py", "tests/snapgen/training/test_loop.py"} <= set(suite.marked())
+    assert "tests/snapgen/coreml/test_convert.py" not in suite.marked()
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,9 @@ def test_operations_have_kinds(name: str, shapes: list[list[int]], kind: str) ->
 
 
 def test_a_peak_is_known_by_the_devices_name() -> None:
-    assert place.flops_of("NVIDIA H200") == place.flops_of("NVIDIA H100 80GB HBM3") == 989e12
-    assert place.flops_of("NVIDIA A100-SXM4-80GB") == 312e12
-    assert place.flops_of("NVIDIA GeForce RTX 5090") is None
+    assert system_info.flops_of("NVIDIA H200") == system_info.flops_of("NVIDIA H100 80GB HBM3") == 989e12
+    assert system_info.flops_of("NVIDIA A100-SXM4-80GB") == 312e12
+    assert system_info.flops_of("NVIDIA GeForce RTX 5090") is None
 
 
 def test_the_tolerance_by_hand() -> None:
@@ -277,39 +277,39 @@ def test_the_tolerance_by_hand() -> None:
     assert spread == pytest.approx(error) == pytest.approx(0.05**0.5)
 
 
-def test_the_reference_is_of_the_study_as_it_is() -> None:
-    found = reference.read(__main__.REFERENCE)
+def test_the_reference_matches_the_study() -> None:
+    content = reference.read(__main__.REFERENCE)
     settings = load_config(reference.STUDY)
     archs = reference.points(settings, settings.load_space(), ["base", "snapgen", "2"])
-    assert {arch.id for arch in archs.values()} <= found["losses"].keys()
-    assert all(len(entry["losses"]) >= len(settings.protocol.seeds) for entry in found["losses"].values())
+    assert {arch.id for arch in archs.values()} <= content["losses"].keys()
+    assert all(len(entry["losses"]) >= len(settings.protocol.train_seeds) for entry in content["losses"].values())
 
 
 def test_a_damaged_reference_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "reference.json").write_text("{}")
-    with pytest.raises(InputError, match="is no reference"):
+    with pytest.raises(InputError, match="is not a reference"):
         reference.read(tmp_path / "reference.json")
 
 
 def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
-    def timed(_: object, setting: steps.Fed) -> None:
-        tried.append(setting.stage.batch)
-        if setting.stage.batch > 2:
+    def timed(_: object, setting: nets.BenchSetting) -> None:
+        tried.append(setting.stage.batch_size)
+        if setting.stage.batch_size > 2:
             raise torch.OutOfMemoryError
 
     monkeypatch.setattr(steps.Bench, "_timed", timed)
     case = steps.cases(small=True)[0]
-    size = steps.families(small=True)[case.family]
+    size = nets.families(small=True)[case.family]
     section = Section(tmp_path / "steps.json")
     table = section.table("none", [])
     bench = steps.Bench(section, case, size.entries, table, table, None, small=True)
-    bench.run(steps.setting_of(size, torch.device("cpu"), latent=8, batch=8))
+    bench.run(nets.setting_of(size, torch.device("cpu"), latent=8, batch=8))
     assert tried == [8, 4, 2]
 
 
-def test_the_cases_of_most_worth_come_first() -> None:
+def test_the_most_important_cases_come_first() -> None:
     found = steps.cases(small=False)
     assert {case.family for case in found} == {"snapgen-imagenet", "snapgen-t2i"}
     assert {(case.latent, case.compiled, case.checkpointed) for case in found} >= {
@@ -320,12 +320,12 @@ def test_the_cases_of_most_worth_come_first() -> None:
     assert all(case.compiled or case.latent == 32 for case in found[first_compiled:])
 
 
-def test_every_requirement_is_carried_there_or_left_out() -> None:
+def test_every_requirement_is_collected_preinstalled_or_not_needed() -> None:
     lines = (ROOT / "setup.cfg").read_text().partition("install_requires =\n")[2].partition("\n\n")[0].splitlines()
     required = {line.strip().partition(">")[0].partition("=")[0] for line in lines}
-    carried = {name.partition(">")[0].partition("=")[0] for name in wheels.WHEELS}
-    assert required <= carried | set(wheels.THERE) | set(wheels.LEFT_OUT)
-    assert not carried & {*wheels.THERE, *wheels.LEFT_OUT}
+    collected = {name.partition(">")[0].partition("=")[0] for name in wheels.WHEELS}
+    assert required <= collected | set(wheels.PREINSTALLED) | set(wheels.NOT_NEEDED)
+    assert not collected & {*wheels.PREINSTALLED, *wheels.NOT_NEEDED}
 
 
 @pytest.mark.parametrize(
@@ -343,6 +343,6 @@ def test_wheels_are_for_the_other_machine(name: str, fits: bool) -> None:
 
 def test_a_folder_that_is_too_large_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "large.whl").write_bytes(b"\0" * 1000)
-    monkeypatch.setattr(wheels, "MOST_BYTES", 999)
+    monkeypatch.setattr(wheels, "MAX_BYTES", 999)
     with pytest.raises(InputError, match=r"the largest is large\.whl"):
-        wheels._check(tmp_path)
+        wheels._check_size(tmp_path)

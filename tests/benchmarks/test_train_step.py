@@ -24,7 +24,13 @@ TINY = Size(
     teaching=ConditioningDims(12, 4, 6),
 )
 STAGE = FlowMatchingStage(
-    name="timed", resolution=32, images=12, batch=4, schedule="constant", warmup=0, optimizer="adamw"
+    name="timed",
+    resolution=32,
+    num_images=12,
+    batch_size=4,
+    lr_schedule="constant",
+    warmup_fraction=0,
+    optimizer="adamw",
 )
 SETTING = Setting(TINY, torch.device("cpu"), 1, 8, STAGE)
 
@@ -46,7 +52,7 @@ def test_the_share_of_a_made_up_peak_is_printed(capsys: pytest.CaptureFixture[st
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
     class Small(Contestant):
         def __init__(self, entry: Entry, setting: Setting) -> None:
-            if setting.stage.batch > 2:
+            if setting.stage.batch_size > 2:
                 raise torch.OutOfMemoryError
             super().__init__(entry, setting)
 
@@ -65,14 +71,14 @@ def test_the_twin_is_diffusers_net(size: str) -> None:
 
 def test_the_bare_step_is_the_loops() -> None:
     bare, looped = Contestant(TINY.entries[0], SETTING), Contestant(TINY.entries[0], SETTING)
-    loop = Trainer(STAGE, looped.net, {"flow": looped.turn}, looped.feed, accelerator=Accelerator(cpu=True))
-    loop.run(report=lambda _: None, due=lambda _: False, pause=lambda: None)
+    loop = Trainer(STAGE, looped.net, {"flow": looped.objective}, looped.feed, accelerator=Accelerator(cpu=True))
+    loop.run(report=lambda _: None, should_pause=lambda _: False, pause=lambda: None)
     for step in range(1, 4):
         bare.step(bare.feed.batch(MicroBatch(step)))
     for one, other in zip(bare.net.parameters(), looped.net.parameters(), strict=True):
         assert torch.equal(one, other)
-    for name, tensor in bare.average.state().items():
-        assert torch.equal(tensor, loop.average.state()[name]), name
+    for name, tensor in bare.ema.state().items():
+        assert torch.equal(tensor, loop.ema.state()[name]), name
 
 
 def test_a_teachers_share_is_within_the_step() -> None:

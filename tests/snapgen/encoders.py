@@ -50,7 +50,7 @@ def clip(folder: Path, layers: int = 1) -> Path:
 
 
 def projected_clip(folder: Path, hidden: int = 24, projection: int = 8, seed: int = 0) -> Path:
-    """As the encoders of Stable Diffusion 3 are published."""
+    """CLIP text encoder with projection, in the form in which Stable Diffusion 3's encoders are published."""
     from transformers import CLIPTextModelWithProjection
 
     torch.manual_seed(seed)
@@ -62,9 +62,9 @@ def whole_clip(folder: Path) -> Path:
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
-    said = {**clip_config().to_dict(), "projection_dim": 512}  # which its own is not
+    text_config = {**clip_config().to_dict(), "projection_dim": 512}  # which its own is not
     vision = {"image_size": 8, "patch_size": 4, "hidden_size": 24, **SIZES}
-    return save(folder, CLIPModel(CLIPConfig(text_config=said, vision_config=vision, projection_dim=8)))
+    return save(folder, CLIPModel(CLIPConfig(text_config=text_config, vision_config=vision, projection_dim=8)))
 
 
 def t5(folder: Path) -> Path:
@@ -83,7 +83,7 @@ def llama(folder: Path) -> Path:
 
 
 def gemma2(folder: Path, hidden: int = 28, layers: int = 2) -> Path:
-    """As Gemma2 is published: with the head that predicts words."""
+    """Gemma2 in the form in which it is published, with its language-model head."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)

@@ -24,11 +24,11 @@ SHAPE = {"num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 8}
 
 
 def new_teacher(*, prediction: rectified_flow.FlowPredictionType = "velocity") -> Teacher:
-    """For `nets.tiny`'s latents up to 8×8; captions 10 wide, pooled 5."""
+    """Teacher for the latents of `nets.tiny` up to 8×8; contexts are 10 wide, pooled embeddings 5."""
     return teacher.new_teacher(
         SHAPE,
         latent_channels=3,
-        context_width=10,
+        context_dim=10,
         pooled_width=5,
         sample_size=8,
         seed=0,
@@ -38,7 +38,7 @@ def new_teacher(*, prediction: rectified_flow.FlowPredictionType = "velocity") -
 
 @torch.no_grad()
 def frozen_teacher(*, prediction: rectified_flow.FlowPredictionType = "velocity") -> Teacher:
-    """With every weight random, from its name, so that no branch is silent."""
+    """Teacher whose weights are all random, seeded by their names, so that every branch has an effect."""
     found = new_teacher(prediction=prediction)
     for name, weight in found.named_parameters():
         noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(derive_seed(0, name)))
@@ -64,12 +64,12 @@ def batch(*, count: int = 2, size: int = 4, step: int = 1, t: list[float] | None
         context=normal(3, 12),
         pooled=None,
         teacher=Conditioning(normal(4, 10), normal(5)),
-        draws=StepRandom(seed=7, step=step, rows=range(count)),
+        random=StepRandom(seed=7, step=step, rows=range(count)),
     )
 
 
 IMAGES = 24
-"""Of `feed`."""
+"""Number of images in `feed`."""
 
 
 def feed(
@@ -100,8 +100,8 @@ def feed(
         _captions(caption, torch.zeros(IMAGES, 0)),
         teacher=_captions(own, pooled),
         dropout=[0.1],
-        batch=batch,
-        times=times or training_timesteps(RectifiedFlow()),
+        batch_size=batch,
+        timesteps=times or training_timesteps(RectifiedFlow()),
         seed=1,
         device=device or torch.device("cpu"),
     )

@@ -1,4 +1,4 @@
-"""Settings name each mistake by file, place and remedy; seeds depend on every name."""
+"""Configuration errors name file, place and remedy; derived seeds depend on every name."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def test_mistakes_are_placed(tmp_path: Path, text: str, place: str, problem: str
     assert "; " in line, "a remedy follows the problem"
 
 
-def test_files_that_are_no_settings(tmp_path: Path) -> None:
+def test_files_that_are_not_configurations(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "huge").write_bytes(b"a" * (config.LARGEST_FILE + 1))
+    (tmp_path / "huge").write_bytes(b"a" * (config.MAX_FILE_BYTES + 1))
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name, problem in [("binary", "byte 0"), ("huge", "too large"), ("none", "does not exist"), ("loop", "level")]:
         with pytest.raises(InputError, match=problem):
@@ -68,7 +68,7 @@ def test_files_that_are_no_settings(tmp_path: Path) -> None:
         config.load_yaml(tmp_path, Outer)
 
 
-def test_an_input_error_survives_the_way_between_processes() -> None:
+def test_an_input_error_can_be_pickled() -> None:
     error = InputError("a.yaml", "is odd", "mend it", place="line 3")
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error) == "a.yaml: line 3: is odd; mend it"
@@ -81,7 +81,7 @@ def test_digest_depends_on_values_alone() -> None:
 
 def test_architecture_file_round_trip(tmp_path: Path) -> None:
     arch = Architecture.model_validate(
-        {"norm_groups": 8, "down": [{"channels": 16}], "up": [{"channels": 16, "residual_blocks": 3}]}
+        {"norm_groups": 8, "down": [{"channels": 16}], "up": [{"channels": 16, "num_res_blocks": 3}]}
     )
     (tmp_path / "arch.json").write_text(arch.to_json())
     assert Architecture.load(tmp_path / "arch.json") == arch
@@ -92,13 +92,13 @@ names = st.lists(st.integers(0, 99) | st.sampled_from(["train", "noise", "sample
 
 @given(st.integers(0, 5), names, st.integers(0, 5), names)
 def test_seeds_differ_when_anything_differs(
-    seed: int, name: list[int | str], other: int, another: list[int | str]
+    seed: int, name: list[int | str], other_seed: int, other_name: list[int | str]
 ) -> None:
-    same = (seed, [*map(str, name)]) == (other, [*map(str, another)])
-    assert (seeding.derive_seed(seed, *name) == seeding.derive_seed(other, *another)) == same
+    same = (seed, [*map(str, name)]) == (other_seed, [*map(str, other_name)])
+    assert (seeding.derive_seed(seed, *name) == seeding.derive_seed(other_seed, *other_name)) == same
     assert 0 <= seeding.derive_seed(seed, *name) < 2**63
 
 
 def test_seeds_never_change() -> None:
-    """A changed derivation would silently make every published study another one."""
+    """Changing the derivation would silently change the results of every published study."""
     assert seeding.derive_seed(0, "train", 3) == 9010243902811717215

@@ -1,4 +1,4 @@
-"""What CUDA and the CPU must agree on; each test runs on the CPU too, where it shows that it is right itself."""
+"""Tests that CUDA and the CPU agree; each also runs on the CPU alone, which verifies the test itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 on_both = pytest.mark.parametrize("device", DEVICES)
 DESIGNS = {
     "plain": {},
-    "rope and norms": {"rope": True, "qk_norm": True, "all.kv_heads": 1},
+    "rope and norms": {"rope": True, "qk_norm": True, "all.num_kv_heads": 1},
     "separable": {"all.conv": "separable", "all.expansion": 2},
 }
 
@@ -71,7 +71,7 @@ def test_nothing_in_a_pass_is_copied_from_the_host(device: str) -> None:
 
 @on_both
 def test_orthogonal_matrices_are_nearly_so(device: str) -> None:
-    """On CUDA in bfloat16."""
+    """Runs on CUDA in bfloat16."""
     matrices = torch.randn(3, 24, 96, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonal(matrices.to(device)).float().cpu())
     assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
@@ -85,11 +85,11 @@ def test_a_bad_gradient_changes_nothing(kind: str, device: str) -> None:
     before = copy.deepcopy(net.state_dict())
     for parameter in net.parameters():
         parameter.grad = torch.full_like(parameter, math.nan)
-    optimizers.step(1.0, skip_bad=True)
+    optimizers.step(1.0, skip_nonfinite=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizers.step(1.0, skip_bad=True)
+    optimizers.step(1.0, skip_nonfinite=True)
     assert not all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert all(tensor.isfinite().all() for tensor in net.state_dict().values())
 
@@ -107,18 +107,18 @@ def test_muons_state_comes_back(device: str) -> None:
 def test_a_loop_goes_on_from_its_checkpoint(device: str) -> None:
     def new() -> Trainer:
         accelerator = Accelerator(cpu=device == "cpu")
-        stage = FlowMatchingStage(name="some", resolution=8, batch=8, images=32, learning_rate=3e-3)
+        stage = FlowMatchingStage(name="some", resolution=8, batch_size=8, num_images=32, learning_rate=3e-3)
         student = lessons.student().to(device)
-        turns = {"student": FlowMatchingObjective(student, prediction="preconditioned")}
-        return Trainer(stage, student, turns, lessons.feed(device=torch.device(device)), accelerator=accelerator)
+        objectives = {"student": FlowMatchingObjective(student, prediction="preconditioned")}
+        return Trainer(stage, student, objectives, lessons.feed(device=torch.device(device)), accelerator=accelerator)
 
     def run(loop: Trainer, parts: list[object] | None = None) -> dict[str, Tensor]:
         def pause() -> None:
             if parts is not None and loop.step == 2:
                 parts.append(copy.deepcopy(loop.state()))
 
-        loop.run(report=lambda _: None, due=lambda step: step == 2, pause=pause)
-        return loop.average.state()
+        loop.run(report=lambda _: None, should_pause=lambda step: step == 2, pause=pause)
+        return loop.ema.state()
 
     parts: list[object] = []
     whole = run(new(), parts)
@@ -135,10 +135,10 @@ def test_a_short_run_learns(precision: str, device: str) -> None:
     random = torch.Generator().manual_seed(0)
     arch = tiny()
     latents = torch.randn(16, arch.latent_channels, 4, 4, generator=random) * 0.1 + 1
-    examples = LatentDataset(latents, torch.randn(2, 3, arch.context_width, generator=random), torch.arange(16) % 2)
-    settings = ShortRunConfig(steps=40, batch=8, precision=precision)  # type: ignore[arg-type]
+    examples = LatentDataset(latents, torch.randn(2, 3, arch.context_dim, generator=random), torch.arange(16) % 2)
+    settings = ShortRunConfig(steps=40, batch_size=8, precision=precision)  # type: ignore[arg-type]
     net = UNet(arch)
-    net.initialise(0)
+    net.init_weights(0)
     outcome = train(net.to(device), examples.to(torch.device(device)), settings, seed=0)
     assert not outcome.diverged
     assert sum(outcome.losses[-10:]) < 0.9 * sum(outcome.losses[:10])
@@ -148,7 +148,7 @@ def test_a_short_run_learns(precision: str, device: str) -> None:
 def test_a_short_runs_batches_do_not_wait(device: str) -> None:
     place = torch.device(device)
     examples = LatentDataset(torch.randn(16, 3, 4, 4), torch.randn(2, 3, 12), torch.arange(16) % 2).to(place)
-    batches = short_run._batches(examples, ShortRunConfig(batch=8), seed=0, device=place)
+    batches = short_run._batches(examples, ShortRunConfig(batch_size=8), seed=0, device=place)
     next(batches)
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")

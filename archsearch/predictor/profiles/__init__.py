@@ -1,8 +1,8 @@
-"""Phones without a phone: models of devices, fitted to what is published of them. Always predictions.
+"""Shipped latency models of phones, fitted to published figures; their latencies are always predictions.
 
-``figures.yaml`` has every published figure, ``neural-engine.yaml`` what is held before any, and a YAML of each device
-how far it trusts whose figures. `archsearch.predictor.profile_fitting` makes the models of them, the JSON files beside
-them.
+``figures.yaml`` holds the published figures, ``neural-engine.yaml`` the prior, and a YAML file per device the
+tolerances of the figures that it is fitted to. `archsearch.predictor.profile_fitting` fits the models and writes them
+as JSON files to this folder.
 """
 
 from __future__ import annotations
@@ -17,6 +17,6 @@ FOLDER = Path(str(resources.files(__name__)))
 
 
 def model(name: str) -> LatencyModel:
-    """The fitted model of a device of `NAMES`."""
+    """Load the fitted model of a device in `NAMES`."""
     assert name in NAMES, name
     return LatencyModel.load(FOLDER / f"{name}.json")

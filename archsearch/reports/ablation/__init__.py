@@ -1,1 +1,17 @@
-"""The table of an ablation."""
+"""The table of an ablation as HTML, Markdown, LaTeX, CSV and JSON."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from archsearch.reports.ablation.report import write_ablation
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "archsearch.reports.ablation.report": ["write_ablation"],
+        },
+    )
+
+__all__ = ["write_ablation"]

@@ -1,4 +1,4 @@
-"""The ablation's page: its table and the ladder as a path in the plane of quality and latency."""
+"""HTML page of an ablation: its tables, and charts of the ladder by quality and latency."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from archsearch.reports.rendering.plotting import Figure
 from archsearch.reports.study import page
 from archsearch.studies.experiments.ablation_results import Ablation, RowResult
 
-ARROWS = {"better": "var(--better)", "worse": "var(--worse)"}
+ARROW_COLORS = {"better": "var(--better)", "worse": "var(--worse)"}
 
 
 def render(ablation: Ablation) -> str:
-    """The page as HTML, one file that needs no network."""
+    """Render the page as HTML: one file that needs no network."""
     axes = chart_axes(ablation)
     header, sums = table.sum_lines(ablation)
     groups = [(title, table.header(ablation, g), table.lines(ablation, g)) for g, title in table.GROUPS.items()]
-    told = reproduction.sentences(ablation)
+    sentences = reproduction.sentences(ablation)
     return html.render_page(
         "ablation.html",
         name=ablation.name,
-        headline=told[0] if told else "",
-        sentences=told[1:],
+        headline=sentences[0] if sentences else "",
+        sentences=sentences[1:],
         groups=[group for group in groups if group[-1]],
         sum_header=header,
         sums=sums,
@@ -36,7 +36,7 @@ def render(ablation: Ablation) -> str:
 
 
 def chart_axes(ablation: Ablation) -> list[str]:
-    """What is drawn against latency: quality where it was taken, else size and compute; nothing without latencies."""
+    """Numbers to draw against latency: quality if measured, else params and MACs; empty without two latencies."""
     timed = [r for r in ablation.results if r.planned.group == "ladder" and r.score and r.score.latency]
     if len(timed) < 2:
         return []
@@ -44,19 +44,23 @@ def chart_axes(ablation: Ablation) -> list[str]:
 
 
 def ladder_chart(ablation: Ablation, y: str) -> Figure:
-    """The ladder against latency: a point a row with its interval and quartiles, an arrow from the row it changes."""
-    points = {r.planned.name: at for r in ablation.results if r.planned.group == "ladder" and (at := _at(r, y))}
+    """Chart of the ladder: one point per row with its interval and quartiles, and an arrow from its baseline row."""
+    points = {
+        r.planned.name: point for r in ablation.results if r.planned.group == "ladder" and (point := _point(r, y))
+    }
     layout = plotting.base_layout(formatting.axis("latency_ms", ""), formatting.axis(y, ablation.extractor))
-    arrows = [_arrow(r, points, y) for r in ablation.results if r.planned.name in points and r.planned.over in points]
-    layout["annotations"] = [*arrows, *(_name(name, at) for name, at in points.items())]
-    x, values = ([at[i] for at in points.values()] for i in (0, 1))
+    arrows = [
+        _arrow(r, points, y) for r in ablation.results if r.planned.name in points and r.planned.baseline in points
+    ]
+    layout["annotations"] = [*arrows, *(_label(name, point) for name, point in points.items())]
+    x, values = ([point[i] for point in points.values()] for i in (0, 1))
     trace = {
         "type": "scatter",
         "mode": "markers",
         "x": [i.value for i in x],
         "y": [i.value for i in values],
-        "error_x": _whiskers(x),
-        "error_y": _whiskers(values),
+        "error_x": _error_bars(x),
+        "error_y": _error_bars(values),
         "hovertext": [f"{name}: {ablation.result(name).planned.title}" for name in points],
         "hoverinfo": "text",
         "marker": {"size": 8, "color": "var(--front)"},
@@ -64,7 +68,7 @@ def ladder_chart(ablation: Ablation, y: str) -> Figure:
     return {"data": [trace], "layout": layout}
 
 
-def _at(r: RowResult, y: str) -> tuple[Any, Any] | None:
+def _point(r: RowResult, y: str) -> tuple[Any, Any] | None:
     if r.score is None:
         return None
     x, value = formatting.value_of(r.score, "latency_ms"), formatting.value_of(r.score, y)
@@ -74,7 +78,7 @@ def _at(r: RowResult, y: str) -> tuple[Any, Any] | None:
     return (x, value) if x and value else None
 
 
-def _whiskers(intervals: list[Any]) -> Figure:
+def _error_bars(intervals: list[Any]) -> Figure:
     return {
         "type": "data",
         "symmetric": False,
@@ -87,7 +91,7 @@ def _whiskers(intervals: list[Any]) -> Figure:
 
 
 def _arrow(r: RowResult, points: dict[str, Any], y: str) -> Figure:
-    (x0, y0), (x1, y1) = points[str(r.planned.over)], points[r.planned.name]
+    (x0, y0), (x1, y1) = points[str(r.planned.baseline)], points[r.planned.name]
     effect = r.effects.get(y)
     return {
         "x": x1.value,
@@ -96,10 +100,11 @@ def _arrow(r: RowResult, points: dict[str, Any], y: str) -> Figure:
         "ay": y0.value,
         **{"xref": "x", "yref": "y", "axref": "x", "ayref": "y", "text": "", "showarrow": True},
         **{"arrowhead": 3, "arrowsize": 1.1, "arrowwidth": 1.6, "standoff": 6, "startstandoff": 6},
-        "arrowcolor": ARROWS.get(effect.verdict if effect else "", "var(--dominated)"),
+        "arrowcolor": ARROW_COLORS.get(effect.verdict if effect else "", "var(--dominated)"),
     }
 
 
-def _name(name: str, at: tuple[Any, Any]) -> Figure:
-    where = {"x": at[0].value, "y": at[1].value, "xanchor": "left", "yanchor": "bottom", "xshift": 5, "yshift": 3}
-    return {**where, "text": name, "showarrow": False, "font": {"size": 13, "color": "var(--ink)"}}
+def _label(name: str, point: tuple[Any, Any]) -> Figure:
+    x, y = point
+    position = {"x": x.value, "y": y.value, "xanchor": "left", "yanchor": "bottom", "xshift": 5, "yshift": 3}
+    return {**position, "text": name, "showarrow": False, "font": {"size": 13, "color": "var(--ink)"}}

@@ -1,4 +1,4 @@
-"""Write an ablation's table as HTML, Markdown, LaTeX, CSV or JSON."""
+"""Write the table of an ablation as HTML, Markdown, LaTeX and CSV; convert it to JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SUFFIXES = (".html", ".md", ".tex", ".csv")
 
 
 def write_ablation(ablation: Ablation, out: Path) -> Path:
-    """Write the table in the form that ``out`` ends in, and in the three others beside it.
+    """Write the table in all four formats, next to each other under the stem of ``out``.
 
     Returns:
         ``out``.
@@ -30,7 +30,7 @@ def write_ablation(ablation: Ablation, out: Path) -> Path:
     from archsearch.reports.ablation import page
     from snapgen.io.atomic import atomic_write_text
 
-    check_form(out)
+    check_suffix(out)
     atomic_write_text(out.with_suffix(".html"), page.render(ablation))
     atomic_write_text(out.with_suffix(".md"), markdown(ablation))
     atomic_write_text(out.with_suffix(".tex"), latex(ablation))
@@ -38,21 +38,21 @@ def write_ablation(ablation: Ablation, out: Path) -> Path:
     return out
 
 
-def check_form(out: Path | None) -> None:
-    """Refuse a file whose suffix is no form of the table, before anything is measured for it."""
+def check_suffix(out: Path | None) -> None:
+    """Raise an InputError if a file's suffix is not a format of the table; call it before anything is measured."""
     if out is not None and out.suffix not in SUFFIXES:
-        raise InputError(out, "is no form of the table", f"end it in {', '.join(SUFFIXES)}")
+        raise InputError(out, "is not a format of the table", f"use one of the suffixes {', '.join(SUFFIXES)}")
 
 
 def frame(ablation: Ablation) -> pandas.DataFrame:
-    """A row for every row of the table, in plain units, with what each number is and where it comes from."""
+    """Data frame with one row per row of the ablation and all its numbers in base units, with their sources."""
     import pandas
 
-    return pandas.DataFrame([plain_row(ablation, r) for r in ablation.results])
+    return pandas.DataFrame([frame_row(ablation, r) for r in ablation.results])
 
 
-def plain(ablation: Ablation) -> dict[str, Any]:
-    """All of it as plain data for JSON."""
+def to_dict(ablation: Ablation) -> dict[str, Any]:
+    """Convert the ablation to plain data for JSON."""
     rows = frame(ablation).astype(object)
     return {
         "name": ablation.name,
@@ -63,10 +63,15 @@ def plain(ablation: Ablation) -> dict[str, Any]:
     }
 
 
-def plain_row(ablation: Ablation, r: RowResult) -> dict[str, Any]:
-    """One row's numbers by the names of the CSV's columns."""
+def frame_row(ablation: Ablation, r: RowResult) -> dict[str, Any]:
+    """One row's numbers by column of the CSV."""
     row: dict[str, Any] = {"row": r.planned.name, "title": r.planned.title, "group": r.planned.group}
-    row |= {"over": r.planned.over, "architecture_id": r.planned.architecture.id, "trial": r.trial, "error": r.error}
+    row |= {
+        "baseline": r.planned.baseline,
+        "architecture_id": r.planned.architecture.id,
+        "trial": r.trial,
+        "error": r.error,
+    }
     row |= r.score.cost.model_dump() if r.score else {}
     row |= tables.latency_columns(r.score.latency) if r.score and r.score.latency else {}
     for name in COSTS:
@@ -79,13 +84,13 @@ def plain_row(ablation: Ablation, r: RowResult) -> dict[str, Any]:
     for metric in ablation.metrics:
         estimate, effect = r.quality.get(metric), r.effects.get(metric)
         row |= tables.quality_columns(metric, estimate) if estimate else {}
-        row |= _plain_effect(metric, effect) if effect else {}
+        row |= _effect_columns(metric, effect) if effect else {}
     if r.score and r.score.quality:
         row |= r.score.quality.model_dump(include={"extractor", "protocol_hash"})
     return row
 
 
-def _plain_effect(metric: str, effect: Effect) -> dict[str, Any]:
+def _effect_columns(metric: str, effect: Effect) -> dict[str, Any]:
     d = effect.difference
-    named = {"difference": d.value, "difference_low": d.low, "difference_high": d.high, "verdict": effect.verdict}
-    return {f"{metric}_{key}": value for key, value in named.items()}
+    columns = {"difference": d.value, "difference_low": d.low, "difference_high": d.high, "verdict": effect.verdict}
+    return {f"{metric}_{key}": value for key, value in columns.items()}

@@ -1,4 +1,4 @@
-"""What an ablation reproduced of the published one and what not, in sentences; and where each number comes from."""
+"""Sentences on which published results an ablation reproduces, and on how its numbers were obtained."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from archsearch.score import metric_label
 from archsearch.studies.config.ablation import Quantity
 from archsearch.studies.experiments.ablation_results import Ablation, RowResult
 
-WITHIN = 1.0
-"""Percentage points within which a change of params or MACs counts as reproduced."""
+TOLERANCE_POINTS = 1.0
+"""Difference in percentage points up to which a change of params or MACs counts as reproduced."""
 
 _COUNTED: Mapping[Quantity, str] = {"params": "params", "macs": "MACs"}
 
 
 def sentences(ablation: Ablation) -> list[str]:
-    """What was reproduced and what was not; a sentence for each kind of number."""
-    told = [_unfinished(ablation)] if any(r.score is None for r in ablation.results) else []
+    """One sentence per kind of number on whether it reproduces the published one; the main result first."""
+    lines = [_unfinished(ablation)] if any(r.score is None for r in ablation.results) else []
     counted = [_counted(ablation, name) for name in _COUNTED]
     of_another_size = ablation.ablation.published_from is not None
     others = [_latency(ablation), _quality(ablation)]
-    # What the study is about comes first: counts where they are to be reproduced, else quality.
-    told += [*reversed(others), *counted] if of_another_size else [*counted, *others]
-    return [line for line in told if line]
+    # The counts can only be reproduced at the published size; at another size, quality is the main result.
+    lines += [*reversed(others), *counted] if of_another_size else [*counted, *others]
+    return [line for line in lines if line]
 
 
 def _unfinished(ablation: Ablation) -> str:
@@ -36,17 +36,22 @@ def _counted(ablation: Ablation, name: Quantity) -> str:
         return ""
     if ablation.ablation.published_from is not None:
         return _of_another_size(points, _COUNTED[name])
-    missed = [f"row {row} ({value:+.1f})".replace("-", "−") for row, value in points.items() if abs(value) > WITHIN]
-    what = f"{len(points) - len(missed)} of {len(points)} published changes of {_COUNTED[name]}"
-    most = max(map(abs, points.values()))
-    end = f"not reproduced, in points: {', '.join(missed)}" if missed else f"the largest difference is {most:.1f}"
-    return f"Reproduced within {WITHIN:g} point: {what}; {end}."
+    outside = [
+        f"row {row} ({value:+.1f})".replace("-", "−") for row, value in points.items() if abs(value) > TOLERANCE_POINTS
+    ]
+    count = f"{len(points) - len(outside)} of {len(points)} published changes of {_COUNTED[name]}"
+    largest = max(map(abs, points.values()))
+    details = (
+        f"not reproduced (points): {', '.join(outside)}" if outside else f"the largest difference is {largest:.1f}"
+    )
+    return f"Reproduced within {TOLERANCE_POINTS:g} percentage point: {count}; {details}."
 
 
-def _of_another_size(points: Mapping[str, float], what: str) -> str:
-    told = ", ".join(f"row {row} {value:+.0f}" for row, value in points.items()).replace("-", "−")
+def _of_another_size(points: Mapping[str, float], label: str) -> str:
+    differences = ", ".join(f"row {row} {value:+.0f}" for row, value in points.items()).replace("-", "−")
     return (
-        f"The published nets have another size, so their changes of {what} are not expected here; apart: {told} points."
+        f"The published networks have another size, so their changes of {label} are not expected here; differences in "
+        f"percentage points: {differences}."
     )
 
 
@@ -58,78 +63,86 @@ def _latency(ablation: Ablation) -> str:
     ]
     if not pairs:
         return ""
-    alike = [r.planned.name for r, ours, theirs in pairs if (ours < 0) == (theirs < 0)]
-    other = [r.planned.name for r, *_ in pairs if r.planned.name not in alike]
-    told = "; ".join(f"row {r.planned.name} {ours:+.0f} % against {theirs:+.0f} %" for r, ours, theirs in pairs)
-    same = f"the sign is the same in {len(alike)} of {len(pairs)}{', not in row ' if other else ''}{', '.join(other)}"
-    text = f"Latency is of another device than the published, so no reproduction of it: {same} ({told})."
+    same = [r.planned.name for r, ours, published in pairs if (ours < 0) == (published < 0)]
+    opposite = [r.planned.name for r, *_ in pairs if r.planned.name not in same]
+    changes = "; ".join(f"row {r.planned.name} {ours:+.0f} %, published {value:+.0f} %" for r, ours, value in pairs)
+    exceptions = f", except in row {', '.join(opposite)}" if opposite else ""
+    text = (
+        "Latency was measured on another device than the published one, so only its direction is compared: the change "
+        f"has the same sign in {len(same)} of {len(pairs)} rows{exceptions} ({changes})."
+    )
     return text.replace("-", "−")
 
 
 def _quality(ablation: Ablation) -> str:
     if not ablation.metrics:
-        return "Quality was not taken: nothing was trained, and no published FID is reproduced."
+        return "Quality was not measured: nothing was trained, so no published FID is reproduced."
     metric = next((n for n in ablation.settings.objectives if n in ablation.metrics), ablation.metrics[0])
     label = metric_label(metric, ablation.extractor)
-    seeds = len(ablation.settings.protocol.seeds)
+    seeds = len(ablation.settings.protocol.train_seeds)
     ladder = [r for r in ablation.results if metric in r.effects and r.planned.group == "ladder"]
-    certain = [r for r in ladder if r.effects[metric].verdict != "cannot tell"]
-    told = f"Quality is the {label} of short runs, not the published FID: with {seeds} seeds {len(certain)} of "
-    told += f"{len(ladder)} rows of the ladder can be told from the row they change"
+    significant = [r for r in ladder if r.effects[metric].verdict != "cannot tell"]
+    text = f"Quality is the {label} of short training runs, not the published FID: with {seeds} seeds "
+    text += f"{len(significant)} of {len(ladder)} rows of the ladder differ significantly from their baseline row"
     directions = {r.planned.name: (d, r.effects[metric].verdict) for r in ladder if (d := direction(ablation, r))}
     if not directions:
-        return told + "."
-    alike = [name for name, (theirs, ours) in directions.items() if theirs == ours]
-    against = [name for name, (theirs, ours) in directions.items() if ours not in (theirs, "cannot tell")]
-    told += f"; of {len(directions)} published directions the same: {', '.join(alike) or 'none'}"
-    return f"{told}, the opposite: {', '.join(against) or 'none'}, the others cannot be told."
+        return text + "."
+    same = [name for name, (published, ours) in directions.items() if published == ours]
+    opposite = [name for name, (published, ours) in directions.items() if ours not in (published, "cannot tell")]
+    text += f"; of {len(directions)} published directions, the same: {', '.join(same) or 'none'}"
+    return f"{text}; the opposite: {', '.join(opposite) or 'none'}; the others are not significant."
 
 
 def direction(ablation: Ablation, r: RowResult) -> str | None:
-    """Whether the published FID got better or worse with a row, where the paper says so."""
-    mine = r.planned.published.get("frechet_distance")
-    if mine is None or r.planned.over is None:
+    """Whether the published FID gets better or worse with a row; None if the paper does not say."""
+    fid = r.planned.published.get("frechet_distance")
+    if fid is None or r.planned.baseline is None:
         return None
-    below = ablation.result(r.planned.over).planned.published.get("frechet_distance")
-    if mine.value is not None and below is not None and below.value is not None:
-        return "better" if mine.value < below.value else "worse"
-    return mine.says if mine.says in ("better", "worse") else None
+    baseline_fid = ablation.result(r.planned.baseline).planned.published.get("frechet_distance")
+    if fid.value is not None and baseline_fid is not None and baseline_fid.value is not None:
+        return "better" if fid.value < baseline_fid.value else "worse"
+    return fid.quote if fid.quote in ("better", "worse") else None
 
 
 def sources(ablation: Ablation) -> list[tuple[str, str]]:
-    """Each kind of number, and how it was come by."""
+    """How each kind of number was obtained, as pairs of its name and a description."""
     space = ablation.attrs["space"]
     grid = f"{space['latent_size']} × {space['latent_size']}"
-    found = [("params, MACs", f"counted, attention included, at a latent of {grid}, batch 1")]
+    rows = [("params, MACs", f"computed exactly, including attention, for a latent of {grid} and batch size 1")]
     records = [r.score.latency for r in ablation.results if r.score and r.score.latency]
     if records:
-        one = records[0]
-        threads = f", {one.threads} thread" + ("s" if one.threads != 1 else "") if one.threads else ""
+        first = records[0]
+        threads = f", {first.threads} thread" + ("s" if first.threads != 1 else "") if first.threads else ""
         unsteady = sum(not record.steady for record in records)
-        found.append(
+        rows.append(
             (
                 "latency",
-                f"{one.source} on {one.device}: {one.chip}{threads}, {one.runtime}; median and quartiles"
+                f"{first.source} on {first.device}: {first.chip}{threads}, {first.runtime}; median and quartiles"
                 + (
-                    "; all rows in turn until two medians agree, the lower counts"
+                    "; all rows are measured round-robin until two medians agree, and the lower one is used"
                     if "latencies" in ablation.attrs
                     else ""
                 )
-                + (f"; {unsteady} of {len(records)} did not settle in the time given" if unsteady else ""),
+                + (
+                    f"; {unsteady} of {len(records)} did not reach a steady state within the time limit"
+                    if unsteady
+                    else ""
+                ),
             )
         )
     if ablation.metrics:
         p = ablation.settings.protocol
-        found.append(
+        rows.append(
             (
                 "quality",
-                f"short runs of {p.steps} steps, batch {p.batch}, {p.resolution} px of {p.data}, seeds "
-                f"{', '.join(map(str, p.seeds))}, protocol {ablation.attrs['protocol_hash']}; 95 % intervals from the "
-                "interaction of rows and seeds, pooled over all rows; each verdict is at 95 % for itself, so of twenty "
-                "that should say cannot tell one may not",
+                f"short training runs of {p.steps} steps, batch size {p.batch_size}, {p.resolution} px of {p.data}, "
+                f"seeds {', '.join(map(str, p.train_seeds))}, "
+                f"protocol {ablation.attrs['protocol_hash']}; 95 % intervals from the "
+                "interaction of rows and seeds, pooled over all rows; verdicts are not corrected for multiple "
+                "comparisons, so about one in twenty rows without an effect gets a verdict",
             )
         )
     published = ablation.ablation
     if published.published_source:
-        found.append(("published", f"{published.published_source}; {published.published_protocol}".rstrip("; ")))
-    return found
+        rows.append(("published", f"{published.published_source}; {published.published_protocol}".rstrip("; ")))
+    return rows

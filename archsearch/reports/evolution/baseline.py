@@ -1,4 +1,4 @@
-"""An evolving study beside a search of another kind: the best of each at the target, for the same training compute."""
+"""Compare an evolving study with another search: the best network of each at the target, for equal training compute."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from archsearch.reports.evolution.data import Evolution
-from archsearch.reports.evolution.tables import milliseconds, tera
+from archsearch.reports.evolution.tables import format_latency, format_tera
 from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
 from archsearch.score import LatencyRecord
@@ -17,93 +17,106 @@ from archsearch.stats.estimate import Estimate
 from archsearch.stats.intervals import verdict
 
 METRIC = "validation_loss"
-"""What both have, of the same pairs."""
+"""The metric compared: both studies compute it on the same validation pairs."""
 
-_FIELDS = ("resolution", "context_tokens", "validation_pairs", "prediction", "shift")
-_DIGESTS = ("data_digest", "autoencoder_digest", "text_digest", "revision")
+_FIELDS = ("resolution", "context_tokens", "validation_pairs", "prediction_type", "timestep_shift")
+_DIGESTS = ("data_digest", "autoencoder_digest", "text_encoder_digest", "revision")
 
 COLUMNS = ("Training compute", "Study", "Best at the target", "Verdict", "Validation loss", "ms", "TMACs used")
-WORDS = 4
-"""Columns of it that hold words."""
+TEXT_COLUMNS = 4
+"""Number of leading columns that hold text."""
 
 
 @dataclass(frozen=True)
 class BaselineEntry:
-    """A network, and what all training up to it took.
+    """A scored network and the training compute that its study had spent by then.
 
     Attributes:
-        title: what to call it.
-        spent: training MACs of the study up to and with it.
+        title: display name.
+        quality: its `METRIC`.
+        latency: its latency.
+        training_macs: training MACs of the study up to and including this network.
     """
 
     title: str
     quality: Estimate
     latency: LatencyRecord
-    spent: float
+    training_macs: float
 
 
 @dataclass(frozen=True)
 class BaselineComparison:
-    """An evolving study and another one in the same plane.
+    """An evolving study and the search that it is compared with.
 
     Attributes:
-        refused: why their numbers do not compare; empty: they do.
-        remarks: what is not the same in both, and yet compared as found.
+        evolution: the evolving study.
+        baseline: the other study.
+        evolution_entries: networks of the evolution, in the order of its rounds.
+        baseline_entries: feasible trained networks of the other study, in the order of their slots.
+        mismatch: why the numbers of the two are not comparable; empty if they are.
+        remarks: differences that do not prevent the comparison.
     """
 
     evolution: Evolution
-    other: StudyData
-    ours: tuple[BaselineEntry, ...]
-    theirs: tuple[BaselineEntry, ...]
-    refused: str
+    baseline: StudyData
+    evolution_entries: tuple[BaselineEntry, ...]
+    baseline_entries: tuple[BaselineEntry, ...]
+    mismatch: str
     remarks: tuple[str, ...]
 
     @property
     def budget(self) -> float:
-        """The training MACs that both have spent."""
-        return min(self.ours[-1].spent, self.theirs[-1].spent)
+        """Training MACs that both studies have spent."""
+        return min(self.evolution_entries[-1].training_macs, self.baseline_entries[-1].training_macs)
 
 
-def compare(evolution: Evolution, other: StudyData) -> BaselineComparison:
-    """Another study beside an evolving one."""
-    ours = tuple(_rounds(evolution))
-    theirs = tuple(_candidates(other))
-    refused = _refused(evolution, other, ours, theirs)
-    return BaselineComparison(evolution, other, ours, theirs, refused, tuple(_remarks(evolution, other)))
+def compare(evolution: Evolution, baseline: StudyData) -> BaselineComparison:
+    """Compare an evolving study with another study."""
+    evolution_entries = tuple(_rounds(evolution))
+    baseline_entries = tuple(_candidates(baseline))
+    mismatch = _mismatch(evolution, baseline, evolution_entries, baseline_entries)
+    remarks = tuple(_remarks(evolution, baseline))
+    return BaselineComparison(evolution, baseline, evolution_entries, baseline_entries, mismatch, remarks)
 
 
-def rows(rivals: BaselineComparison) -> list[list[str]]:
-    """The best of each at or under the target, for the same training compute and for all that each took."""
-    most = rivals.evolution.settings.most_ms
-    names = (rivals.evolution.facts.name, rivals.other.name)
-    found = []
-    for told, budget in (("the same for both", rivals.budget), ("all that each took", math.inf)):
-        best = [_best(entries, most, budget) for entries in (rivals.ours, rivals.theirs)]
-        used = [max((e.spent for e in side if e.spent <= budget), default=0.0) for side in (rivals.ours, rivals.theirs)]
-        decided = _decided(*best)
-        for name, entry, macs, said in zip(names, best, used, (decided, ""), strict=True):
-            numbers = [formatting.format_interval(entry.quality), milliseconds(entry.latency)] if entry else ["–", "–"]
-            found.append([told, name, entry.title if entry else "none", said, *numbers, tera(macs)])
-    return found
+def rows(comparison: BaselineComparison) -> list[list[str]]:
+    """Rows of `COLUMNS`: the best network of each study at or below the target, for equal and for all compute."""
+    max_ms = comparison.evolution.settings.max_ms
+    names = (comparison.evolution.study.name, comparison.baseline.name)
+    sides = (comparison.evolution_entries, comparison.baseline_entries)
+    cells = []
+    for title, budget in (("equal for both", comparison.budget), ("all of each", math.inf)):
+        best = [_best(entries, max_ms, budget) for entries in sides]
+        used = [max((e.training_macs for e in entries if e.training_macs <= budget), default=0.0) for entries in sides]
+        # The verdict compares both rows, so only the first one shows it.
+        verdicts = (_verdict(*best), "")
+        for name, entry, macs, verdict_text in zip(names, best, used, verdicts, strict=True):
+            numbers = (
+                [formatting.format_interval(entry.quality), format_latency(entry.latency)] if entry else ["–", "–"]
+            )
+            cells.append([title, name, entry.title if entry else "none", verdict_text, *numbers, format_tera(macs)])
+    return cells
 
 
-def introduction(rivals: BaselineComparison) -> str:
-    """What the table says, in a sentence or two."""
-    limit = formatting.number(rivals.evolution.settings.most_ms)
+def introduction(comparison: BaselineComparison) -> str:
+    """Text that explains the table."""
+    limit = formatting.number(comparison.evolution.settings.max_ms)
     return (
-        f"The lowest validation loss at {limit} ms or under, the target and its tolerance. The same for both: the "
-        f"first {tera(rivals.budget)} TMACs of each one's training, in the order of its trials. The verdict is on "
-        f"{rivals.evolution.facts.name} against {rivals.other.name}."
+        f"Networks with the lowest validation loss at a latency of at most {limit} ms (the target plus its tolerance). "
+        f"“Equal for both” counts only the first {format_tera(comparison.budget)} TMACs of training of each study, in "
+        f"the order of its trials. The verdict is that of {comparison.evolution.study.name} against "
+        f"{comparison.baseline.name}."
     )
 
 
-def _decided(ours: BaselineEntry | None, theirs: BaselineEntry | None) -> str:
-    """The evolved one against the other, by their intervals."""
-    if not ours or not theirs:
+def _verdict(evolved: BaselineEntry | None, baseline: BaselineEntry | None) -> str:
+    """Verdict on the evolved network against the baseline, by the intervals of both."""
+    if not evolved or not baseline:
         return "cannot tell"
-    a, b = ours.quality, theirs.quality
+    a, b = evolved.quality, baseline.quality
     value = a.value - b.value
-    # Independent, as far as is known: the pairs are the same, but what each says of them is not kept.
+    # Interval of a difference of independent estimates. Both use the same validation pairs, but the losses per pair
+    # that a paired comparison needs are not stored.
     low, high = (
         value - math.hypot(a.value - a.low, b.high - b.value),
         value + math.hypot(a.high - a.value, b.value - b.low),
@@ -112,81 +125,90 @@ def _decided(ours: BaselineEntry | None, theirs: BaselineEntry | None) -> str:
     return f"{verdict(difference)}: {formatting.format_change(difference, relative=False)}"
 
 
-def _best(entries: tuple[BaselineEntry, ...], most_ms: float, budget: float) -> BaselineEntry | None:
-    able = [e for e in entries if e.latency.median_ms <= most_ms and e.spent <= budget]
-    return min(able, key=lambda e: e.quality.value, default=None)
+def _best(entries: tuple[BaselineEntry, ...], max_ms: float, budget: float) -> BaselineEntry | None:
+    eligible = [e for e in entries if e.latency.median_ms <= max_ms and e.training_macs <= budget]
+    return min(eligible, key=lambda e: e.quality.value, default=None)
 
 
 def _rounds(evolution: Evolution) -> list[BaselineEntry]:
     return [
-        BaselineEntry(f"round {s.round.number}", quality, s.latency, evolution.spent[s.round.number])
-        for s in evolution.steps
-        if s.latency and (quality := s.quality(METRIC))
+        BaselineEntry(f"round {r.round.number}", quality, r.latency, evolution.cumulative_macs[r.round.number])
+        for r in evolution.rounds
+        if r.latency and (quality := r.quality(METRIC))
     ]
 
 
-def _candidates(facts: StudyData) -> list[BaselineEntry]:
-    """Those that were trained and keep the limits, in the order of their slots; a reused one costs nothing.
+def _candidates(study: StudyData) -> list[BaselineEntry]:
+    """Feasible trained candidates in the order of their slots; a reused one adds no compute.
 
-    Where candidates inherit a trained net's weights, its training comes first.
+    If the candidates inherit the weights of a trained supernet, its training is counted first.
     """
-    trained = [c for c in facts.candidates if c.score.quality]
-    images = _images(facts.attrs)
-    first = 3.0 * _inherited_images(facts.attrs) * (_base_macs(facts) or 0)
+    trained = [c for c in study.candidates if c.score.quality]
+    images = _images_per_candidate(study.attrs)
+    # Forward and backward passes together cost about three forward passes.
+    supernet_macs = 3.0 * _supernet_images(study.attrs) * (_base_macs(study) or 0)
     costs = [0.0 if c.reused_from is not None else 3.0 * c.score.cost.macs * images for c in trained]
     return [
-        BaselineEntry(c.name or f"trial {c.number}", c.score.quality.validation_loss, c.score.latency, spent)
-        for c, spent in zip(trained, (first + macs for macs in itertools.accumulate(costs)), strict=True)
+        BaselineEntry(c.name or f"trial {c.number}", c.score.quality.validation_loss, c.score.latency, training_macs)
+        for c, training_macs in zip(
+            trained, (supernet_macs + macs for macs in itertools.accumulate(costs)), strict=True
+        )
         if c.score.quality and c.score.latency and c.feasible and not c.score.quality.diverged
     ]
 
 
-def _inherited_images(attrs: Mapping[str, Any]) -> float:
-    """That the net was trained on whose weights a search's candidates begin with."""
-    return float((attrs["settings"].get("elastic") or {}).get("supernet_images", 0))
+def _supernet_images(attrs: Mapping[str, Any]) -> float:
+    """Number of images that the supernet was trained on whose weights the candidates inherit; 0 without one."""
+    return float((attrs["settings"].get("supernet_audit") or {}).get("supernet_images", 0))
 
 
-def _base_macs(facts: StudyData) -> int | None:
-    return next((c.score.cost.macs for c in facts.distinct if c.architecture.id == facts.base.id), None)
+def _base_macs(study: StudyData) -> int | None:
+    return next((c.score.cost.macs for c in study.distinct if c.architecture.id == study.base.id), None)
 
 
-def _images(attrs: Mapping[str, Any]) -> float:
-    """That every candidate of a search is trained on, seeds and all."""
+def _images_per_candidate(attrs: Mapping[str, Any]) -> float:
+    """Number of images that every candidate is trained on, over all its seeds."""
     protocol = attrs["protocol"]["protocol"]
-    return float(protocol["steps"] * protocol["batch"] * len(protocol["seeds"]))
+    return float(protocol["steps"] * protocol["batch_size"] * len(protocol["train_seeds"]))
 
 
-def _refused(
-    evolution: Evolution, other: StudyData, ours: tuple[BaselineEntry, ...], theirs: tuple[BaselineEntry, ...]
+def _mismatch(
+    evolution: Evolution,
+    baseline: StudyData,
+    evolution_entries: tuple[BaselineEntry, ...],
+    baseline_entries: tuple[BaselineEntry, ...],
 ) -> str:
-    if not ours or not theirs:
-        return "One of them has no network with both a latency and a validation loss."
-    a, b = (facts.attrs["protocol"] for facts in (evolution.facts, other))
+    if not evolution_entries or not baseline_entries:
+        return "One of the studies has no network with both a latency and a validation loss."
+    a, b = (study.attrs["protocol"] for study in (evolution.study, baseline))
     for name, (x, y) in {
         **{n: (a["protocol"].get(n), b["protocol"].get(n)) for n in _FIELDS},
         **{n: (a.get(n), b.get(n)) for n in _DIGESTS},
     }.items():
         if x != y:
-            return f"Their validation losses do not compare: {name} is {x} here, {y} there."
-    here, there = ours[-1].latency.conditions, theirs[-1].latency.conditions
-    apart = next((f"{x} against {y}" for x, y in zip(here, there, strict=True) if x != y), None)
-    return f"Their latencies do not compare: {apart}." if apart else ""
+            return f"The validation losses are not comparable: {name} is {x} here, {y} there."
+    conditions, baseline_conditions = evolution_entries[-1].latency.conditions, baseline_entries[-1].latency.conditions
+    pairs = zip(conditions, baseline_conditions, strict=True)
+    difference = next((f"{x} here, {y} there" for x, y in pairs if x != y), None)
+    return f"The latencies are not comparable: {difference}." if difference else ""
 
 
-def _remarks(evolution: Evolution, other: StudyData) -> list[str]:
-    a, b = (facts.attrs["protocol"]["protocol"] for facts in (evolution.facts, other))
-    apart = [f"{n} {a.get(n)} here, {b.get(n)} there" for n in sorted({*a, *b} - {*_FIELDS}) if a.get(n) != b.get(n)]
-    found = [
-        "Numbers of different training are compared as found; data, pairs and their number are the same.",
-        "Training compute is forward MACs × 3 × images, without that of sampling, valuing blocks and failed attempts.",
-        "Each is the best of several by the very number that it is shown with, and so a little flattered.",
+def _remarks(evolution: Evolution, baseline: StudyData) -> list[str]:
+    a, b = (study.attrs["protocol"]["protocol"] for study in (evolution.study, baseline))
+    different_fields = [
+        f"{n} {a.get(n)} here, {b.get(n)} there" for n in sorted({*a, *b} - {*_FIELDS}) if a.get(n) != b.get(n)
     ]
-    if apart:
-        found.insert(1, f"Not the same: {'; '.join(apart)}.")
-    if a.get("inherit"):
-        found.append("What the network took that the evolution began with is not in its compute.")
-    if b.get("inherit") and not (_inherited_images(other.attrs) and _base_macs(other)):
-        found.append(f"What the network took whose weights {other.name} inherits is not in its compute.")
-    if evolution.facts.attrs["space"] != other.attrs["space"]:
-        found.insert(1, "They do not search the same space.")
-    return found
+    remarks = [
+        "The data, the validation pairs and their number are the same; the training may differ.",
+        "Training compute is forward MACs × 3 × images; it excludes sampling, block importance and failed attempts.",
+        "Each network is the best of several by the number shown, so that number is slightly optimistic.",
+    ]
+    if different_fields:
+        remarks.insert(1, f"Different settings: {'; '.join(different_fields)}.")
+    if a.get("init_from"):
+        remarks.append("The training of the network that the evolution starts from is not counted.")
+    if b.get("init_from") and not (_supernet_images(baseline.attrs) and _base_macs(baseline)):
+        remarks.append(f"The training of the network whose weights {baseline.name} inherits is not counted.")
+    if evolution.study.attrs["space"] != baseline.attrs["space"]:
+        remarks.insert(1, "The two studies search different spaces.")
+    return remarks

@@ -1,4 +1,4 @@
-"""The report of an evolving study: its rounds, its final network beside the published one, its table of blocks."""
+"""Load the rounds of a study that evolves a network."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
 
 NEGATED = {"retrieval": "Text–image cosine", "clip_score": "CLIP score"}
-"""Metrics of `archsearch.quality.metrics` of which more is better, taken negated."""
+"""Metrics of `archsearch.quality.metrics` that are better when larger and are therefore stored negated."""
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """A round and the trial that it was."""
+    """A round and the trial that scored its network."""
 
     round: EvolutionRound
     candidate: Candidate
 
     @cached_property
     def blocks(self) -> tuple[BlockRef, ...]:
-        """Of its network, in the order of the forward pass."""
+        """Blocks of the round's network, in the order of the forward pass."""
         return block_index.blocks(self.candidate.architecture)
 
     @property
     def latency(self) -> LatencyRecord | None:
-        """Of its network, as the study's device gave it."""
+        """Latency of the round's network on the study's device."""
         return self.candidate.score.latency
 
     def quality(self, metric: str) -> Estimate | None:
-        """By the round's own metric, or one of the score's."""
+        """Quality of the round's network by the round's own metric or by one of the score; None if not measured."""
         if metric == self.round.metric:
             return self.round.quality
         return getattr(self.candidate.score.quality, metric, None) if metric in QUALITY_METRICS else None
@@ -50,75 +50,76 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class Evolution:
-    """The rounds of a study, in their order; at least one."""
+    """The rounds of a study, ordered by their number; at least one."""
 
-    facts: StudyData
-    steps: tuple[RoundResult, ...]
+    study: StudyData
+    rounds: tuple[RoundResult, ...]
 
     @property
     def settings(self) -> EvolutionConfig:
-        """How it evolves."""
-        return EvolutionConfig.model_validate(self.facts.attrs["settings"]["evolve"])
+        """Settings of the evolution."""
+        return EvolutionConfig.model_validate(self.study.attrs["settings"]["evolve"])
 
     @property
     def last(self) -> RoundResult:
-        """The round that it ended with, so far."""
-        return self.steps[-1]
+        """The latest round."""
+        return self.rounds[-1]
 
-    def parent(self, step: RoundResult) -> RoundResult | None:
-        """The round that one came from."""
-        return next((s for s in self.steps if s.round.number == step.round.parent), None)
+    def parent(self, result: RoundResult) -> RoundResult | None:
+        """The round whose network was changed into this round's network; None for the first round."""
+        return next((r for r in self.rounds if r.round.number == result.round.parent), None)
 
     @cached_property
-    def spent(self) -> dict[int, float]:
-        """Training MACs of all rounds up to each, by its number: of those, too, that it does not come from."""
-        total, found = 0.0, {}
-        for step in self.steps:
-            parent = self.parent(step)
-            total += step.round.training_macs - (parent.round.training_macs if parent else 0)
-            found[step.round.number] = total
-        return found
+    def cumulative_macs(self) -> dict[int, float]:
+        """Training MACs of all rounds up to and including each, by round number; includes abandoned rounds."""
+        total, macs_by_round = 0.0, {}
+        for result in self.rounds:
+            # `training_macs` counts the training of the round's ancestors too.
+            parent = self.parent(result)
+            total += result.round.training_macs - (parent.round.training_macs if parent else 0)
+            macs_by_round[result.round.number] = total
+        return macs_by_round
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """By which rounds can be drawn: their own, then those that the study minimises."""
-        wanted = (self.last.round.metric, *(n for n in self.facts.objectives if n in QUALITY_METRICS))
-        return tuple(dict.fromkeys(n for n in wanted if all(s.quality(n) for s in self.steps)))
+        """Metrics that every round has: the rounds' own first, then those among the objectives of the study."""
+        names = (self.last.round.metric, *(n for n in self.study.objectives if n in QUALITY_METRICS))
+        return tuple(dict.fromkeys(n for n in names if all(r.quality(n) for r in self.rounds)))
 
     def label(self, metric: str) -> str:
-        """A metric's name for people; negated ones say so."""
-        name, _, where = metric.partition(":")
+        """Display name of a metric; says so if the metric is negated."""
+        name, _, location = metric.partition(":")
         if name in NEGATED:
-            return f"{NEGATED[name]}{f' ({where})' if where else ''}, negated"
-        found = metric_label(metric, self.facts.extractor)
-        return found[0].upper() + found[1:]
+            return f"{NEGATED[name]}{f' ({location})' if location else ''}, negated"
+        label = metric_label(metric, self.study.extractor)
+        return label[0].upper() + label[1:]
 
-    def action(self, step: RoundResult) -> str:
-        """What led to a round, in words."""
-        parent = self.parent(step)
-        names = {b.name: b.label for b in parent.blocks} if parent else {}
-        acts = (("removed", step.round.removed), ("copied", step.round.copied))
-        said = [f"{verb} {', '.join(names.get(name, name) for name in blocks)}" for verb, blocks in acts if blocks]
-        if not said:
-            said = ["trained with block dropout" if step.round.phase == "robust" else "trained on"]
-        beginning = f"from round {step.round.parent}: " if parent and step.round.parent != step.round.number - 1 else ""
-        return beginning + "; ".join(said)
+    def action(self, result: RoundResult) -> str:
+        """The change or training that led to a round's network, as text."""
+        parent = self.parent(result)
+        labels = {b.name: b.label for b in parent.blocks} if parent else {}
+        edits = (("removed", result.round.removed), ("copied", result.round.copied))
+        phrases = [f"{verb} {', '.join(labels.get(name, name) for name in names)}" for verb, names in edits if names]
+        if not phrases:
+            phrases = ["trained with block dropout" if result.round.phase == "robust" else "trained further"]
+        branches = parent and result.round.parent != result.round.number - 1
+        return (f"from round {result.round.parent}: " if branches else "") + "; ".join(phrases)
 
 
-def load_evolution(study: Study, facts: StudyData) -> Evolution | None:
-    """The rounds of a study; None if it has none."""
+def load_evolution(study: Study, data: StudyData) -> Evolution | None:
+    """Load the rounds of a study; None if it has none."""
     rounds = {
         t.number: EvolutionRound.model_validate(t.user_attrs[ATTRIBUTE])
         for t in study.get_trials(deepcopy=False)
         if ATTRIBUTE in t.user_attrs
     }
-    steps = [RoundResult(rounds[c.number], c) for c in facts.candidates if c.number in rounds and c.state == "scored"]
-    return Evolution(facts, tuple(sorted(steps, key=lambda s: s.round.number))) if steps else None
+    results = [RoundResult(rounds[c.number], c) for c in data.candidates if c.number in rounds and c.state == "scored"]
+    return Evolution(data, tuple(sorted(results, key=lambda r: r.round.number))) if results else None
 
 
 def lineage(evolution: Evolution) -> Iterator[tuple[RoundResult, RoundResult]]:
-    """Every round with the one that it came from."""
-    for step in evolution.steps:
-        parent = evolution.parent(step)
+    """Pairs of a parent and its child, for every round that has a parent."""
+    for result in evolution.rounds:
+        parent = evolution.parent(result)
         if parent:
-            yield parent, step
+            yield parent, result

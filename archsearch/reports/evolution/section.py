@@ -1,4 +1,4 @@
-"""The section on an evolving study's page, its charts, and the same as Markdown."""
+"""The section of the report on an evolving study: HTML, charts and Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from archsearch.reports.evolution import baseline
 from archsearch.reports.evolution import tables as tables_
 from archsearch.reports.evolution.baseline import BaselineComparison
-from archsearch.reports.evolution.charts import path_chart, worth_map
+from archsearch.reports.evolution.charts import importance_map, path_chart
 from archsearch.reports.evolution.data import Evolution
 from archsearch.reports.rendering import tables
 from archsearch.reports.rendering.plotting import Figure
@@ -16,76 +16,85 @@ from archsearch.reports.study.data import StudyData
 
 @dataclass(frozen=True)
 class EvolutionSection:
-    """An evolving study, and the study that it is shown beside."""
+    """An evolving study, and its comparison with another study, if any."""
 
     evolution: Evolution
-    rivals: BaselineComparison | None
+    comparison: BaselineComparison | None
 
     @classmethod
-    def of(cls, evolution: Evolution, other: StudyData | None = None) -> EvolutionSection:
-        """Of a study, with another one beside it or alone."""
-        return cls(evolution, baseline.compare(evolution, other) if other else None)
+    def create(cls, evolution: Evolution, compare_with: StudyData | None = None) -> EvolutionSection:
+        """Create the section, with a comparison if another study is given."""
+        return cls(evolution, baseline.compare(evolution, compare_with) if compare_with else None)
+
+    @property
+    def _comparable(self) -> BaselineComparison | None:
+        """The comparison, if there is one and its numbers are comparable."""
+        return self.comparison if self.comparison and not self.comparison.mismatch else None
 
     def html(self) -> str:
-        """As the page holds it."""
+        """Render the section as an HTML fragment for the study's page."""
         from archsearch.reports.rendering import html
 
-        table = tables_.table_of(self.evolution.facts.attrs)
+        table = tables_.load_block_table(self.evolution.study.attrs)
+        comparable = self._comparable
         return html.render_template(
             "evolution.html",
             headline=tables_.headline(self.evolution),
             next=self.evolution.last.round.next,
-            valued=any(s.round.worths for s in self.evolution.steps),
+            has_importance=any(r.round.worths for r in self.evolution.rounds),
             paths=[(f"path-{m}", self.evolution.label(m)) for m in self.evolution.metrics],
             header=tables_.round_header(self.evolution),
             rounds=tables_.round_rows(self.evolution),
-            words=tables_.WORDS,
+            text_columns=tables_.TEXT_COLUMNS,
             count_header=tables_.COUNT_COLUMNS,
-            counts=tables_.count_rows(tables_.counted(self.evolution)),
-            published=tables_.count_rows(tables_.PUBLISHED),
+            counts=tables_.count_rows(tables_.block_counts(self.evolution)),
+            published=tables_.count_rows(tables_.PUBLISHED_COUNTS),
             check=tables_.check_lines(table) if table else [],
             round_check=tables_.round_check(self.evolution),
-            rivals=self.rivals,
-            rival_header=baseline.COLUMNS,
-            rival_rows=baseline.rows(self.rivals) if self.rivals and not self.rivals.refused else [],
-            rival_lead=baseline.introduction(self.rivals) if self.rivals and not self.rivals.refused else "",
-            rival_words=baseline.WORDS,
+            comparison=self.comparison,
+            comparison_header=baseline.COLUMNS,
+            comparison_rows=baseline.rows(comparable) if comparable else [],
+            comparison_intro=baseline.introduction(comparable) if comparable else "",
+            comparison_text_columns=baseline.TEXT_COLUMNS,
         )
 
     def charts(self) -> dict[str, Figure]:
-        """By the id of the element that each is drawn in."""
-        drawn = None if self.rivals is None or self.rivals.refused else self.rivals.other
-        found = {
-            f"path-{m}": path_chart(self.evolution, m, drawn if m == baseline.METRIC else None)
+        """Charts of the section, by the id of the element that each is drawn in."""
+        other = self._comparable.baseline if self._comparable else None
+        charts = {
+            f"path-{m}": path_chart(self.evolution, m, other if m == baseline.METRIC else None)
             for m in self.evolution.metrics
         }
-        if any(s.round.worths for s in self.evolution.steps):
-            found["worth-map"] = worth_map(self.evolution)
-        return found
+        if any(r.round.worths for r in self.evolution.rounds):
+            charts["importance-map"] = importance_map(self.evolution)
+        return charts
 
     def markdown(self) -> str:
-        """The rounds, the counts, the check and the comparison, for a file of results."""
-        lines = [f"# {self.evolution.facts.name}", tables_.headline(self.evolution), self.evolution.last.round.next]
+        """Format the rounds, block counts, check of the block table and comparison as a Markdown document."""
+        lines = [f"# {self.evolution.study.name}", tables_.headline(self.evolution), self.evolution.last.round.next]
         lines.append(
             tables.markdown(
-                tables_.round_header(self.evolution), tables_.round_rows(self.evolution), words=tables_.WORDS
+                tables_.round_header(self.evolution),
+                tables_.round_rows(self.evolution),
+                text_columns=tables_.TEXT_COLUMNS,
             )
         )
         lines += ["## Blocks kept", "This study:"]
-        lines.append(tables.markdown(tables_.COUNT_COLUMNS, tables_.count_rows(tables_.counted(self.evolution))))
+        lines.append(tables.markdown(tables_.COUNT_COLUMNS, tables_.count_rows(tables_.block_counts(self.evolution))))
         lines.append("Published, SD-1.5 → SnapFusion (arXiv 2306.00980):")
-        lines.append(tables.markdown(tables_.COUNT_COLUMNS, tables_.count_rows(tables_.PUBLISHED)))
-        table = tables_.table_of(self.evolution.facts.attrs)
+        lines.append(tables.markdown(tables_.COUNT_COLUMNS, tables_.count_rows(tables_.PUBLISHED_COUNTS)))
+        table = tables_.load_block_table(self.evolution.study.attrs)
         if table:
             lines += ["## The block table", *tables_.check_lines(table), tables_.round_check(self.evolution)]
-        if self.rivals:
-            lines.append(f"## Beside {self.rivals.other.name}")
-            if self.rivals.refused:
-                lines.append(self.rivals.refused)
+        if self.comparison:
+            lines.append(f"## Compared with {self.comparison.baseline.name}")
+            if self.comparison.mismatch:
+                lines.append(self.comparison.mismatch)
             else:
+                rows = baseline.rows(self.comparison)
                 lines += [
-                    baseline.introduction(self.rivals),
-                    tables.markdown(baseline.COLUMNS, baseline.rows(self.rivals), words=baseline.WORDS),
+                    baseline.introduction(self.comparison),
+                    tables.markdown(baseline.COLUMNS, rows, text_columns=baseline.TEXT_COLUMNS),
                 ]
-                lines.append("\n".join(f"- {line}" for line in self.rivals.remarks))
+                lines.append("\n".join(f"- {line}" for line in self.comparison.remarks))
         return "\n\n".join(line.strip() for line in lines if line) + "\n"

@@ -1,4 +1,4 @@
-"""The tables of an evolution's report."""
+"""Tables of the section on an evolving study."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PHASES = {"robust": "robust training", "evolve": "evolving", "final": "final tra
 
 
 class BlockCounts(NamedTuple):
-    """Blocks of a stage, before and after."""
+    """Numbers of transformers and residual blocks of a level, before and after the evolution."""
 
-    stage: str
+    level: str
     transformers: tuple[int, int]
     residual: tuple[int, int]
 
 
-PUBLISHED = (
+PUBLISHED_COUNTS = (
     BlockCounts("Down 1, highest resolution", (2, 0), (2, 2)),
     BlockCounts("Down 2", (2, 2), (2, 2)),
     BlockCounts("Down 3", (2, 2), (2, 1)),
@@ -34,102 +34,109 @@ PUBLISHED = (
     BlockCounts("Up 2", (3, 3), (3, 3)),
     BlockCounts("Up 1, highest resolution", (3, 0), (3, 3)),
 )
-"""SD-1.5's blocks and SnapFusion's (arXiv 2306.00980); the middle takes in the lowest level."""
+"""Blocks of SD-1.5 and of SnapFusion (arXiv 2306.00980); the middle includes the lowest level."""
 
 
 def headline(evolution: Evolution) -> str:
-    """From where to where, and how far from the target."""
-    first, last, metric = evolution.steps[0], evolution.last, evolution.metrics[0]
-    said = (
-        f"{len(evolution.steps)} rounds so far." if last.round.phase != "final" else f"{len(evolution.steps)} rounds."
-    )
+    """Latency and quality of the first and the last round, and the distance from the target, as text."""
+    first, last, metric = evolution.rounds[0], evolution.last, evolution.metrics[0]
+    text = f"{len(evolution.rounds)} rounds{' so far' if last.round.phase != 'final' else ''}."
     if first.latency and last.latency:
         ms, target = last.latency.median_ms, evolution.settings.target_ms
         start = formatting.number(first.latency.median_ms)
-        said += f" From {start} to {formatting.number(ms)} ms ({last.latency.source}), "
-        off = f"{formatting.percent(abs(ms / target - 1))} {'over' if ms > target else 'under'}"
-        said += f"{off} the target of {target:.3g} ms."
-    was, now = first.quality(metric), last.quality(metric)
-    assert was is not None
-    assert now is not None
-    before, after = formatting.format_interval(was), formatting.format_interval(now)
-    return f"{said} {evolution.label(metric)}: {before} before, {after} after."
+        text += f" From {start} to {formatting.number(ms)} ms ({last.latency.source}), "
+        distance = f"{formatting.percent(abs(ms / target - 1))} {'above' if ms > target else 'below'}"
+        text += f"{distance} the target of {target:.3g} ms."
+    first_quality, last_quality = first.quality(metric), last.quality(metric)
+    assert first_quality is not None
+    assert last_quality is not None
+    before, after = formatting.format_interval(first_quality), formatting.format_interval(last_quality)
+    return f"{text} {evolution.label(metric)}: {before} before, {after} after."
 
 
-ROUND_COLUMNS = ("Round", "Phase", "What was done", "{source} ms", "predicted ms", "{quality}", "steps", "TMACs so far")
-"""Heads of `round_rows`."""
+ROUND_COLUMNS = (
+    "Round",
+    "Phase",
+    "Action",
+    "{source} ms",
+    "ms by the block table",
+    "{quality}",
+    "steps",
+    "TMACs so far",
+)
+"""Header of `round_rows`, with the source of the latencies and the quality metric left to fill in."""
 
 
-WORDS = 3
-"""Columns of it that hold words."""
+TEXT_COLUMNS = 3
+"""Number of leading columns of `ROUND_COLUMNS` that hold text."""
 
 
 def round_header(evolution: Evolution) -> list[str]:
-    """The heads, with where latencies come from and what quality is."""
+    """Header of the table of rounds, with the source of the latencies and the name of the quality metric."""
     source = evolution.last.latency.source if evolution.last.latency else "measured"
     quality = evolution.label(evolution.metrics[0])
-    told = [head.format(source=source, quality=quality) for head in ROUND_COLUMNS]
-    told[4] = "by the block table, ms"
-    return told
+    return [column.format(source=source, quality=quality) for column in ROUND_COLUMNS]
 
 
 def round_rows(evolution: Evolution) -> list[list[str]]:
-    """A row a round."""
+    """Cells of the table of rounds, one row per round."""
     rows = []
-    for step in evolution.steps:
-        quality = step.quality(evolution.metrics[0])
+    for result in evolution.rounds:
+        quality = result.quality(evolution.metrics[0])
         assert quality is not None
         rows.append(
             [
-                str(step.round.number),
-                PHASES[step.round.phase],
-                evolution.action(step),
-                milliseconds(step.latency),
-                formatting.number(step.round.predicted_ms),
+                str(result.round.number),
+                PHASES[result.round.phase],
+                evolution.action(result),
+                format_latency(result.latency),
+                formatting.number(result.round.predicted_ms),
                 formatting.format_interval(quality),
-                f"{step.round.steps:,}",
-                tera(evolution.spent[step.round.number]),
+                f"{result.round.steps:,}",
+                format_tera(evolution.cumulative_macs[result.round.number]),
             ]
         )
     return rows
 
 
-def milliseconds(record: LatencyRecord | None) -> str:
-    """A latency with its quartiles."""
+def format_latency(record: LatencyRecord | None) -> str:
+    """Format a latency in milliseconds with its quartiles."""
     if record is None:
         return "–"
-    found = EffectInterval(record.median_ms, record.lower_quartile_ms, record.upper_quartile_ms)
-    return formatting.format_interval(found) if found.high > found.low else formatting.number(found.value)
+    interval = EffectInterval(record.median_ms, record.lower_quartile_ms, record.upper_quartile_ms)
+    return formatting.format_interval(interval) if interval.high > interval.low else formatting.number(interval.value)
 
 
-def tera(macs: float) -> str:
-    """Training compute in TMACs."""
+def format_tera(macs: float) -> str:
+    """Format training compute in TMACs (10¹² MACs)."""
     return formatting.number(macs / 1e12)
 
 
-COUNT_COLUMNS = ("Stage", "CA", "kept", "ResNet", "kept")
+COUNT_COLUMNS = ("Level", "CA", "kept", "ResNet", "kept")
+"""Header of `count_rows`; CA are transformers with cross-attention, in the words of the paper."""
 
 
-def counted(evolution: Evolution) -> list[BlockCounts]:
-    """Of the first round's network, and of the last one's."""
-    before, after = (_per_site(step.candidate.architecture) for step in (evolution.steps[0], evolution.last))
+def block_counts(evolution: Evolution) -> list[BlockCounts]:
+    """Count the blocks of each level in the networks of the first and the last round."""
+    before, after = (_per_site(result.candidate.architecture) for result in (evolution.rounds[0], evolution.last))
 
     def pair(site: str, kind: BlockKind) -> tuple[int, int]:
         return before[site, kind], after[site, kind]
 
-    sites = [site for site, _, _ in evolution.steps[0].candidate.architecture.sites()]
-    return [BlockCounts(_stage(site), pair(site, "transformer"), pair(site, "residual")) for site in sites]
+    sites = [site for site, _, _ in evolution.rounds[0].candidate.architecture.named_levels()]
+    return [BlockCounts(_level_name(site), pair(site, "transformer"), pair(site, "residual")) for site in sites]
 
 
-def count_rows(found: Sequence[BlockCounts]) -> list[list[str]]:
-    """Counts before and after with the share that is kept, and their sums."""
-    sums = [
-        (sum(a for a, _ in column), sum(b for _, b in column)) for column in zip(*(c[1:] for c in found), strict=True)
+def count_rows(counts: Sequence[BlockCounts]) -> list[list[str]]:
+    """Cells of the table of block counts: before, after and the fraction kept, one row per level and one of totals."""
+    totals = [
+        (sum(a for a, _ in column), sum(b for _, b in column)) for column in zip(*(c[1:] for c in counts), strict=True)
     ]
-    return [[c.stage, *_kept(*c.transformers), *_kept(*c.residual)] for c in (*found, BlockCounts("All", *sums))]
+    rows = (*counts, BlockCounts("All", *totals))
+    return [[c.level, *_before_and_after(*c.transformers), *_before_and_after(*c.residual)] for c in rows]
 
 
-def _kept(before: int, after: int) -> list[str]:
+def _before_and_after(before: int, after: int) -> list[str]:
     return [f"{before} → {after}", formatting.percent(after / before) if before else "–"]
 
 
@@ -137,46 +144,52 @@ def _per_site(arch: Architecture) -> Counter[tuple[str, str]]:
     return Counter((block.site, block.kind) for block in block_index.blocks(arch))
 
 
-def _stage(site: str) -> str:
+def _level_name(site: str) -> str:
     if site == "mid":
         return "Middle"
-    way, _, level = site.rstrip("]").partition("[")
-    return f"{way.capitalize()} {int(level) + 1}" + (", highest resolution" if level == "0" else "")
+    side, _, level = site.rstrip("]").partition("[")
+    return f"{side.capitalize()} {int(level) + 1}" + (", highest resolution" if level == "0" else "")
 
 
-def table_of(attrs: Mapping[str, Any]) -> BlockTable | None:
-    """The study's table of blocks, where it has one."""
+def load_block_table(attrs: Mapping[str, Any]) -> BlockTable | None:
+    """The study's table of block latencies; None if it has none."""
     return BlockTable.model_validate(attrs["block_table"]) if attrs.get("block_table") else None
 
 
 def check_lines(table: BlockTable) -> list[str]:
-    """How far the table's sums are from the whole networks, in sentences."""
-    fixed = table.share * table.fixed_ms
+    """Sentences on how the block table was measured and how accurately it predicts whole networks."""
+    fixed_ms = table.share * table.fixed_ms
     lines = [
-        f"Taken on {table.device} ({table.compute_units}, {table.source}) from {len(table.measured)} whole networks. "
-        f"The first takes {formatting.number(table.whole_ms)} ms; {formatting.number(fixed)} ms are no block's."
+        f"Fitted to {len(table.measured)} whole networks on {table.device} ({table.compute_units}, {table.source}). "
+        f"The first network takes {formatting.number(table.whole_ms)} ms, of which {formatting.number(fixed_ms)} ms "
+        "are outside the blocks."
     ]
     if table.before:
-        lines.append(f"The sum of the blocks against the whole, {_checked(table.before)}.")
+        lines.append(f"Sums of block latencies against whole networks, {_errors(table.before)}.")
     if table.after:
-        verb = "So it was corrected by them too" if table.corrected else "A correction by them was no better"
-        lines.append(f"{verb}: each left out in turn, {_checked(table.after)}.")
+        if table.corrected:
+            fit = "The table was therefore fitted to these sub-networks too"
+        else:
+            fit = "A fit to these sub-networks too was not more accurate and was not used"
+        lines.append(f"{fit}: by leave-one-out, {_errors(table.after)}.")
     return lines
 
 
-def _checked(check: PredictionErrors) -> str:
+def _errors(check: PredictionErrors) -> str:
     within = sum(abs(e) <= TOLERATED for e in check.errors)
     return (
-        f"{len(check.errors)} random sub-networks that it does not know: off by {formatting.percent(check.median)} "
-        f"(median), by {formatting.percent(check.largest)} at most; "
+        f"{len(check.errors)} random sub-networks that it was not fitted to: the error is "
+        f"{formatting.percent(check.median)} (median), {formatting.percent(check.largest)} (maximum); "
         f"{within} of {len(check.errors)} within {formatting.percent(TOLERATED)}"
     )
 
 
 def round_check(evolution: Evolution) -> str:
-    """How far the table is from the rounds' own latencies."""
-    pairs = [(s.round.predicted_ms, s.latency.median_ms) for s in evolution.steps if s.latency]
+    """Sentence on the error of the block table for the latencies of the rounds; empty without latencies."""
+    pairs = [(r.round.predicted_ms, r.latency.median_ms) for r in evolution.rounds if r.latency]
     errors = [p / ms - 1 for p, ms in pairs]
     if not errors:
         return ""
-    return f"Of this study's {len(errors)} rounds it is off by {formatting.percent(max(map(abs, errors)))} at most."
+    return (
+        f"For the {len(errors)} rounds of this study the maximum error is {formatting.percent(max(map(abs, errors)))}."
+    )

@@ -1,1 +1,1 @@
-"""HTML, tables, number formats; knows no study."""
+"""HTML pages, tables and number formats; this package knows nothing about studies."""

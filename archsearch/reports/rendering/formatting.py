@@ -1,4 +1,4 @@
-"""Numbers of a score as people read them: with an interval, a unit, and as many digits as the noise allows."""
+"""Format the numbers of a score: with a unit, an interval, and as many digits as the noise allows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from archsearch.stats.main_effects import EffectInterval
 
 COSTS = ("latency_ms", "params", "macs", "activation_bytes")
 
-GAP = "\u00a0"
-"""Between a number and its unit: a space at which no line breaks."""
+NBSP = "\u00a0"
+"""No-break space between a number and its unit."""
 
 _UNITS = {"params": "M", "macs": "M", "activation_bytes": "MB", "latency_ms": "ms"}
 _SHORT = {"params": "params", "latency_ms": "latency", "activation_bytes": "activations"}
 
 
 def value_of(score: Score, name: str) -> EffectInterval | None:
-    """One number of a score: quality with its 95 % interval, latency with its quartiles, costs exact; None: not taken.
+    """Return one number of a score in the unit that `unit` names, or None if it was not measured.
 
-    In the unit of `unit`.
+    Quality numbers come with their 95 % interval, latency with its quartiles; costs are exact.
     """
     try:
         value = OBJECTIVES[name].getter(score)
@@ -37,69 +37,69 @@ def value_of(score: Score, name: str) -> EffectInterval | None:
 
 
 def unit(name: str) -> str:
-    """The unit that `value_of` is in; empty for quality."""
+    """Unit of the numbers that `value_of` returns; empty for quality."""
     return _UNITS.get(name, "")
 
 
 def label(name: str, extractor: str, *, short: bool = False) -> str:
-    """An objective's name for people, without its unit."""
+    """Display name of an objective, without its unit."""
     return _SHORT.get(name) or metric_label(name, extractor) if short else metric_label(name, extractor)
 
 
 def axis(name: str, extractor: str) -> str:
-    """An axis title: the name, and the unit where there is one."""
+    """Axis title of an objective: its display name, and its unit if it has one."""
     text = label(name, extractor)
     text = text[0].upper() + text[1:]
     return f"{text} ({unit(name)})" if unit(name) else text
 
 
 def number(value: float, noise: float = 0.0) -> str:
-    """A number with as many digits as its noise (half its interval) allows, three to five where there is none.
+    """Format a number with as many digits as its noise (half its interval) allows; three to five digits without noise.
 
     >>> number(0.512345, 0.0123), number(822.4, 31.0), number(12.3456), number(0.0)
     ('0.512', '822', '12.3', '0')
     """
     if not math.isfinite(value):
         return str(value)
-    size = math.floor(math.log10(abs(value))) if value else 0
-    digits = 2 - size
-    if noise > 0:
-        digits = min(1 - math.floor(math.log10(noise)), 4 - size)
+    exponent = math.floor(math.log10(abs(value))) if value else 0
+    digits = 2 - exponent
+    if noise > 0:  # two significant digits of the noise, at most five of the value
+        digits = min(1 - math.floor(math.log10(noise)), 4 - exponent)
     text = f"{value:,.{max(digits, 0) if value or noise else 0}f}"
     return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−")
 
 
 def format_value(interval: EffectInterval, name: str, *, ends: bool = False) -> str:
-    """``12.3 ms``, ``0.512 [0.500, 0.525]``."""
-    suffix = f"{GAP}{unit(name)}" if unit(name) else ""
+    """Format a number with its unit, and with the interval if ``ends``: ``12.3 ms``, ``0.512 [0.500, 0.525]``."""
+    suffix = f"{NBSP}{unit(name)}" if unit(name) else ""
     if ends and interval.high > interval.low:
         return format_interval(interval, suffix=suffix)
     return number(interval.value, (interval.high - interval.low) / 2) + suffix
 
 
 def format_change(interval: EffectInterval | Estimate, *, relative: bool) -> str:
-    """An effect with its interval: ``+12 % [8, 16]``, ``−0.021 [−0.030, −0.012]``."""
+    """Format an effect with its sign and interval: ``+12 % [8, 16]``, ``−0.021 [−0.030, −0.012]``."""
     sign = "+" if interval.value > 0 else ""
-    return sign + (format_interval(interval, scale=100, suffix=f"{GAP}%") if relative else format_interval(interval))
+    return sign + (format_interval(interval, scale=100, suffix=f"{NBSP}%") if relative else format_interval(interval))
 
 
 def format_interval(interval: EffectInterval | Estimate, *, scale: float = 1, suffix: str = "") -> str:
-    """A number, times ``scale``, with its ends, all with as many digits as they allow: ``0.512 [0.500, 0.525]``."""
+    """Format a number times ``scale`` with its interval, all to the same digits: ``0.512 [0.500, 0.525]``."""
     noise = scale * (interval.high - interval.low) / 2
     value, low, high = (number(scale * end, noise) for end in (interval.value, interval.low, interval.high))
     return f"{value}{suffix} [{low}, {high}]"
 
 
-def percent(share: float) -> str:
-    """A share in whole percent."""
-    return f"{100 * share:.0f}{GAP}%"
+def percent(fraction: float) -> str:
+    """Format a fraction in whole percent."""
+    return f"{100 * fraction:.0f}{NBSP}%"
 
 
 def ticks(values: Iterable[float]) -> list[float]:
-    """Round numbers for a logarithmic axis, if positive values span so much that it serves better; else none."""
-    kept = list(values)
-    if not kept or min(kept) <= 0 or max(kept) / min(kept) < 5:
+    """Round numbers for a logarithmic axis; empty unless all values are positive and span a factor of 5 or more."""
+    values = list(values)
+    if not values or min(values) <= 0 or max(values) / min(values) < 5:
         return []
-    decades = range(math.floor(math.log10(min(kept))), math.ceil(math.log10(max(kept))) + 1)
+    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
     steps = (1, 2, 3, 5, 7) if len(decades) < 4 else (1, 3)
     return [float(f"{step}e{decade}") for decade in decades for step in steps]

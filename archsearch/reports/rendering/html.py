@@ -1,4 +1,4 @@
-"""Templates filled in, and data embedded into a page."""
+"""Render the HTML templates and embed data into a page."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 
 def render_page(template: str, *, name: str, data: Mapping[str, Any], script: str = "", **context: object) -> str:
-    """A page of a template that extends ``page.html``: one file with its style, scripts, plotly and data inside.
+    """Render a template that extends ``page.html`` to one file that embeds its style, scripts, plotly and data.
 
     Args:
-        name: of the study, its heading.
-        data: what the scripts read; ``charts`` maps an element's id to its figure.
-        script: the template's own, run after ``charts.js``.
+        template: file name in ``templates/``.
+        name: name of the study, used as heading and title.
+        data: JSON data for the scripts; its ``charts`` map the id of an element to the figure drawn in it.
+        script: script in ``static/`` that runs after ``charts.js``; default: ``plain.js``, which draws the charts.
+        context: other variables of the template.
     """
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
@@ -32,7 +34,7 @@ def render_page(template: str, *, name: str, data: Mapping[str, Any], script: st
 
 
 def render_template(template: str, /, **context: object) -> str:
-    """One of the templates beside this file, filled in; all text in it is escaped."""
+    """Render one of the templates in ``templates/``; all text is HTML-escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -46,7 +48,7 @@ def render_template(template: str, /, **context: object) -> str:
 
 
 def json_for_script(value: object) -> str:
-    """JSON that can stand inside a script element, whatever its strings hold."""
+    """Serialize to JSON that is safe inside a ``<script>`` element, whatever the strings contain."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

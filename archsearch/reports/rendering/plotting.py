@@ -1,4 +1,4 @@
-"""Layout and front lines that several charts share."""
+"""Layout and traces shared by the charts."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 Figure = dict[str, Any]
-"""``data`` and ``layout`` as plotly.js takes them."""
+"""``data`` and ``layout`` of a plotly.js figure."""
 
 
-def front_line(steps: Sequence[tuple[float, ...]], color: str, *, opacity: float) -> Figure:
-    """A front's line, from point to point by way of what the better one of two still dominates."""
+def front_line(points: Sequence[tuple[float, ...]], color: str, *, opacity: float) -> Figure:
+    """Trace of a Pareto front as a staircase: the edge of the region that its points dominate."""
     return {
         "type": "scatter",
         "mode": "lines",
-        "x": [p[0] for p in steps],
-        "y": [p[1] for p in steps],
+        "x": [p[0] for p in points],
+        "y": [p[1] for p in points],
         "line": {"shape": "hv", "width": 1.5, "color": color},
         "opacity": opacity,
         "hoverinfo": "skip",
@@ -23,7 +23,7 @@ def front_line(steps: Sequence[tuple[float, ...]], color: str, *, opacity: float
 
 
 def base_layout(x: str, y: str) -> Figure:
-    """What all charts share: no box, few lines, the page's own type and colours."""
+    """Layout shared by all charts: no box, few grid lines, the page's font and colors."""
     axis = {
         "gridcolor": "var(--grid)",
         "zeroline": False,

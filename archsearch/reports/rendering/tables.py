@@ -1,4 +1,4 @@
-"""Tables for people and for programs: Markdown and CSV."""
+"""Tables in Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     import pandas
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
-    """A Markdown table; the first ``words`` columns to the left, the others, which hold numbers, to the right."""
-    rule = ["---" if i < words else "---:" for i in range(len(header))]
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
+    """Format a Markdown table with the first ``text_columns`` columns left-aligned and the others right-aligned."""
+    rule = ["---" if i < text_columns else "---:" for i in range(len(header))]
     lines = [[_cell(text) for text in row] for row in (header, *rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
 
@@ -24,17 +24,17 @@ def _cell(text: str) -> str:
 
 
 def csv(frame: pandas.DataFrame) -> str:
-    """As CSV, quoted where needed, missing numbers empty."""
+    """Format a data frame as CSV; missing numbers are empty."""
     return frame.to_csv(index=False, lineterminator="\n")
 
 
 def latency_columns(record: LatencyRecord) -> dict[str, Any]:
-    """A latency record by the names of its columns."""
+    """Flatten a latency record into columns."""
     fields = record.model_dump(exclude={"placement"})
     return {key if key.endswith("_ms") else f"latency_{key}": value for key, value in fields.items()}
 
 
 def quality_columns(name: str, estimate: Estimate) -> dict[str, Any]:
-    """A quality number, its interval and its seeds by the names of their columns."""
+    """Flatten a quality number into columns: its value, interval and value per seed."""
     row = {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return row | {f"{name}_seed_{i}": value for i, value in enumerate(estimate.by_seed)}

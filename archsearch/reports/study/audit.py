@@ -1,4 +1,4 @@
-"""The audit of the scores: which of them, and which mere baseline, agrees with what; as HTML, Markdown and CSV."""
+"""Table of a proxy audit: the rank agreement of every score and baseline with every target; HTML, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from archsearch.score import OBJECTIVES
-from archsearch.studies.experiments.proxy_audit import FROM_SCRATCH, Row
+from archsearch.studies.experiments.proxy_audit import FROM_SCRATCH, AgreementRow
 
-HEADER = tuple(field.name for field in dataclasses.fields(Row))
-
-
-def kept(attrs: Mapping[str, Any]) -> list[Row]:
-    """The rows that the last audit left in a study's attributes; none: there was no audit."""
-    return [Row(**row) for row in attrs.get("audit", [])]
+HEADER = tuple(field.name for field in dataclasses.fields(AgreementRow))
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table, a row for each agreement."""
+def load_audit(attrs: Mapping[str, Any]) -> list[AgreementRow]:
+    """Rows that the last audit stored in a study's attributes; empty if the study was not audited."""
+    return [AgreementRow(**row) for row in attrs.get("audit", [])]
+
+
+def markdown(rows: Sequence[AgreementRow]) -> str:
+    """Format the audit as a Markdown table with one row per agreement."""
     from archsearch.reports.rendering import tables
 
     header = ("score", "against", "kind", "ρ", "95 % interval", "n")
-    return tables.markdown(header, [_told(r) for r in rows], words=3)
+    return tables.markdown(header, [_cells(r) for r in rows], text_columns=3)
 
 
-def csv(rows: Sequence[Row]) -> str:
-    """As CSV with the columns of `HEADER`; what could not be taken is empty."""
+def csv(rows: Sequence[AgreementRow]) -> str:
+    """Format the audit as CSV with the columns of `HEADER`; missing numbers are empty."""
     import pandas
 
     from archsearch.reports.rendering import tables
@@ -35,17 +35,17 @@ def csv(rows: Sequence[Row]) -> str:
     return tables.csv(pandas.DataFrame([[getattr(r, name) for name in HEADER] for r in rows], columns=list(HEADER)))
 
 
-def section(rows: Sequence[Row]) -> str:
-    """The report's section, as HTML."""
+def section(rows: Sequence[AgreementRow]) -> str:
+    """Render the audit's section of the report as HTML."""
     from archsearch.reports.rendering import html
 
     return html.render_template(
-        "audit.html", rows=[_told(r) for r in rows], elastic=any(FROM_SCRATCH in r.score for r in rows)
+        "audit.html", rows=[_cells(r) for r in rows], elastic=any(FROM_SCRATCH in r.score for r in rows)
     )
 
 
-def write_audit(rows: Sequence[Row], out: Path) -> Path:
-    """Write the table as Markdown, or as CSV if ``out`` ends in ``.csv``; and the other beside it.
+def write_audit(rows: Sequence[AgreementRow], out: Path) -> Path:
+    """Write the table as Markdown and as CSV, next to each other under the stem of ``out``.
 
     Returns:
         ``out``.
@@ -55,24 +55,24 @@ def write_audit(rows: Sequence[Row], out: Path) -> Path:
     """
     from snapgen.io.atomic import atomic_write_text
 
-    beside = out.with_suffix(".md" if out.suffix == ".csv" else ".csv")
-    for path in (out, beside):
+    other = out.with_suffix(".md" if out.suffix == ".csv" else ".csv")
+    for path in (out, other):
         atomic_write_text(path, csv(rows) if path.suffix == ".csv" else markdown(rows))
     return out
 
 
-def _told(row: Row) -> tuple[str, ...]:
-    return (_worded(row.score), _worded(row.target), row.kind, *_figures(row), str(row.n))
+def _cells(row: AgreementRow) -> tuple[str, ...]:
+    return (_display_name(row.score), _display_name(row.target), row.kind, *_rho_and_interval(row), str(row.n))
 
 
-def _worded(name: str) -> str:
-    """With a number's name for people in the place of its field's."""
+def _display_name(name: str) -> str:
+    """Replace the field names of objectives by their display names."""
     for field, objective in OBJECTIVES.items():
         name = name.replace(field, objective.label)
     return name
 
 
-def _figures(row: Row) -> tuple[str, str]:
+def _rho_and_interval(row: AgreementRow) -> tuple[str, str]:
     if row.rho is None:
         return "–", "–"
     interval = "–" if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}"

@@ -1,4 +1,4 @@
-"""The candidates one by one: as rows of the page's table, and as what its panel shows."""
+"""The candidates one by one: rows of the page's table, contents of its details panel, and rows of the CSV."""
 
 from __future__ import annotations
 
@@ -18,89 +18,93 @@ if TYPE_CHECKING:
     from archsearch.studies.search.candidates import Candidate
 
 
-def display_order(facts: StudyData) -> list[Candidate]:
-    """Candidates in the order in which one wants to look at them: best, front, named, the others."""
+def display_order(study: StudyData) -> list[Candidate]:
+    """Candidates in the order of the page's selector: recommended, front, named designs, others."""
     return sorted(
-        facts.candidates,
-        key=lambda c: (c.number != facts.best.number, c.number not in facts.front, c.name is None, c.slot),
+        study.candidates,
+        key=lambda c: (c.number != study.best.number, c.number not in study.front, c.name is None, c.slot),
     )
 
 
-def table(facts: StudyData) -> dict[str, Any]:
-    columns = [(name, formatting.axis(name, facts.extractor)) for name in facts.measures]
+def table(study: StudyData) -> dict[str, Any]:
+    """Columns and rows of the page's table of all candidates."""
+    columns = [(name, formatting.axis(name, study.extractor)) for name in study.measures]
     return {
         "columns": columns,
-        "knobs": [f.name for f in facts.factors],
-        "rows": [_row(facts, c) for c in facts.candidates],
+        "knobs": [f.name for f in study.factors],
+        "rows": [_row(study, c) for c in study.candidates],
     }
 
 
-def _row(facts: StudyData, candidate: Candidate) -> dict[str, Any]:
+def _row(study: StudyData, candidate: Candidate) -> dict[str, Any]:
     cells = []
-    for name in facts.measures:
-        found = facts.amount(candidate, name) if candidate.score.cost.params else None
+    for name in study.measures:
+        value = study.value_of(candidate, name) if candidate.score.cost.params else None
         cells.append(
-            (found.value, _bare(formatting.format_value(found, name, ends=True), name)) if found else (None, "–")
+            (value.value, _without_unit(formatting.format_value(value, name, ends=True), name))
+            if value
+            else (None, "–")
         )
     return {
         "number": candidate.number,
         "title": title(candidate),
         "id": candidate.architecture.id,
-        "departures": [f"{knob}: {choice}" for knob, choice in facts.departures(candidate).items()],
-        "choices": [facts.choices(candidate).get(f.name, "–") for f in facts.factors],
-        "indices": [candidate.point.get(f.name, -1) for f in facts.factors],
+        "differences": [f"{knob}: {choice}" for knob, choice in study.differences_from_base(candidate).items()],
+        "choices": [study.choices(candidate).get(f.name, "–") for f in study.factors],
+        "indices": [candidate.point.get(f.name, -1) for f in study.factors],
         "cells": cells,
-        "state": state_of(facts, candidate),
-        "scored": candidate in facts.scored,
-        "front": candidate.number in facts.front,
-        "best": candidate.number == facts.best.number,
+        "state": state_of(study, candidate),
+        "scored": candidate in study.scored,
+        "front": candidate.number in study.front,
+        "best": candidate.number == study.best.number,
     }
 
 
-def _bare(text: str, name: str) -> str:
-    """Without the unit, which the column's head has."""
-    return text.replace(f"{formatting.GAP}{formatting.unit(name)}", "", 1) if formatting.unit(name) else text
+def _without_unit(text: str, name: str) -> str:
+    """Drop the unit, which is in the column's header."""
+    return text.replace(f"{formatting.NBSP}{formatting.unit(name)}", "", 1) if formatting.unit(name) else text
 
 
-def state_of(facts: StudyData, candidate: Candidate) -> str:
-    """In words: on the front, scored, reused, outside the limits (which, by how much), failed (why), running."""
-    if candidate.number in facts.front:
+def state_of(study: StudyData, candidate: Candidate) -> str:
+    """State of a candidate as text: on the front, reused, diverged, infeasible and failed with the reason, or else."""
+    if candidate.number in study.front:
         return "on the front"
     if candidate.reused_from is not None:
         return f"same as trial {candidate.reused_from}"
     if diverged(candidate):
         return "diverged"
     if candidate.infeasible:
-        return f"outside: {candidate.infeasible}"
+        return f"infeasible: {candidate.infeasible}"
     return f"failed: {candidate.error}" if candidate.error else candidate.state
 
 
-def details(facts: StudyData, candidate: Candidate) -> dict[str, Any]:
-    known = candidate.score.cost.params > 0
-    found = [(n, i) for n in facts.measures if known and (i := facts.amount(candidate, n))]
-    numbers = [(facts.label(n), formatting.format_value(i, n, ends=True)) for n, i in found]
-    said = architecture_text.describe(candidate.architecture)
-    lines = [f"{label}: {text}" for label, text in numbers[:4]] + textwrap.wrap(said, 58)
+def details(study: StudyData, candidate: Candidate) -> dict[str, Any]:
+    """Contents of the details panel and of the hover text for one candidate."""
+    has_cost = candidate.score.cost.params > 0
+    values = [(name, value) for name in study.measures if has_cost and (value := study.value_of(candidate, name))]
+    numbers = [(study.label(name), formatting.format_value(value, name, ends=True)) for name, value in values]
+    description = architecture_text.describe(candidate.architecture)
+    lines = [f"{label}: {text}" for label, text in numbers[:4]] + textwrap.wrap(description, 58)
     hover = [f"<b>{html.escape(title(candidate))}</b>", *map(html.escape, lines)]
     return {
         "title": title(candidate),
         "id": candidate.architecture.id,
-        "state": state_of(facts, candidate),
-        "words": said,
-        "differs": architecture_text.differences(candidate.architecture, facts.base),
+        "state": state_of(study, candidate),
+        "description": description,
+        "differences": architecture_text.differences(candidate.architecture, study.base),
         "numbers": numbers,
         "hover": "<br>".join(hover),
     }
 
 
-def candidates(facts: StudyData) -> pandas.DataFrame:
-    """A row for every candidate: all that the report knows of it, in plain units (ms, counts, bytes)."""
+def candidates(study: StudyData) -> pandas.DataFrame:
+    """Data frame with one row per candidate and all its numbers in base units (ms, counts, bytes)."""
     import pandas
 
-    return pandas.DataFrame([_cells(facts, c) for c in facts.candidates])
+    return pandas.DataFrame([_frame_row(study, c) for c in study.candidates])
 
 
-def _cells(facts: StudyData, candidate: Candidate) -> dict[str, Any]:
+def _frame_row(study: StudyData, candidate: Candidate) -> dict[str, Any]:
     cost, latency, quality = candidate.score.cost, candidate.score.latency, candidate.score.quality
     row: dict[str, Any] = {
         "trial": candidate.number,
@@ -108,15 +112,15 @@ def _cells(facts: StudyData, candidate: Candidate) -> dict[str, Any]:
         "name": candidate.name,
         "architecture_id": candidate.architecture.id,
         "state": candidate.state,
-        "front": candidate.number in facts.front,
-        "recommended": candidate.number == facts.best.number,
+        "front": candidate.number in study.front,
+        "recommended": candidate.number == study.best.number,
         "infeasible": candidate.infeasible,
         "reused_from": candidate.reused_from,
         "error": candidate.error,
         "seconds": round(candidate.seconds, 3),
         "architecture": architecture_text.describe(candidate.architecture),
     }
-    row |= {f"knob {knob}": choice for knob, choice in facts.choices(candidate).items()}
+    row |= {f"knob {knob}": choice for knob, choice in study.choices(candidate).items()}
     row |= cost.model_dump() if cost.params else {}
     row |= latency_columns(latency) if latency else {}
     if quality:

@@ -1,4 +1,4 @@
-"""The charts, as plotly figures. Colours are the page's CSS variables, which its script resolves for light and dark."""
+"""Charts of a study as plotly figures; colors are CSS variables that the page's script resolves for each theme."""
 
 from __future__ import annotations
 
@@ -12,127 +12,129 @@ from archsearch.reports.study.data import StudyData, diverged, title
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.main_effects import EffectInterval
-from archsearch.stats.pareto import front, shares
+from archsearch.stats.pareto import front, hypervolume_history
 from archsearch.studies.search.candidates import Candidate
 
-STRIP = 0.93
-"""Where on the height of the front's chart the strip of the infeasible begins."""
+STRIP_BOTTOM = 0.93
+"""Lower edge of the strip of infeasible candidates, as a fraction of the height of the front's chart."""
 
 
-def chart_axes(facts: StudyData) -> tuple[list[str], list[str]]:
-    """The numbers that may stand on the front's vertical and horizontal axis; the study's own come first."""
-    named = facts.objectives
-    quality = [n for n in facts.measures if n in QUALITY_METRICS]
-    cost = [n for n in facts.measures if n not in QUALITY_METRICS]
-    if not set(named) & set(quality):
-        return [named[0], *quality], [n for n in cost if n != named[0]]
-    if len(named) > 1 and not set(named) & set(cost):
-        return quality, [*named[1:], *cost]
+def chart_axes(study: StudyData) -> tuple[list[str], list[str]]:
+    """Choices for the vertical and the horizontal axis of the front; objectives of the study come first."""
+    objectives = study.objectives
+    quality = [n for n in study.measures if n in QUALITY_METRICS]
+    cost = [n for n in study.measures if n not in QUALITY_METRICS]
+    if not set(objectives) & set(quality):
+        return [objectives[0], *quality], [n for n in cost if n != objectives[0]]
+    if len(objectives) > 1 and not set(objectives) & set(cost):
+        return quality, [*objectives[1:], *cost]
     return quality, cost
 
 
-def front_chart(facts: StudyData, y: str, x: str) -> Figure:
-    """Every candidate on two axes, both better towards the origin, with intervals, and the front of the two."""
-    inside, strip = _placed(facts, y, x)
-    scored = [c for c in inside if c in facts.scored]
+def front_chart(study: StudyData, y: str, x: str) -> Figure:
+    """Scatter chart of all candidates with their intervals and the Pareto front of the two axes; smaller is better."""
+    plotted, strip = _split_by_values(study, y, x)
+    scored = [c for c in plotted if c in study.scored]
     groups = [
-        _markers(facts, [c for c in inside if c not in scored], y, x, "outside"),
+        _markers(study, [c for c in plotted if c not in scored], y, x, "infeasible"),
         *(
-            _markers(facts, [c for c in scored if _role(c) == role and (c.number in facts.front) == best], y, x, role)
+            _markers(
+                study, [c for c in scored if _role(c) == role and (c.number in study.front) == on_front], y, x, role
+            )
             for role in ("searched", "reference", "base")
-            for best in (False, True)
+            for on_front in (False, True)
         ),
     ]
-    data = [_staircase(facts, scored, y, x), *(g for g in groups if g["x"])]
-    data += [_ring(facts, y, x), _strip(facts, strip, x)]
-    ticks = formatting.ticks(i.value for c in (*scored, *strip) if (i := facts.amount(c, x)))
-    layout = base_layout(formatting.axis(x, facts.extractor), formatting.axis(y, facts.extractor))
+    data = [_staircase(study, scored, y, x), *(g for g in groups if g["x"])]
+    data += [_ring(study, y, x), _strip(study, strip, x)]
+    ticks = formatting.ticks(i.value for c in (*scored, *strip) if (i := study.value_of(c, x)))
+    layout = base_layout(formatting.axis(x, study.extractor), formatting.axis(y, study.extractor))
     if ticks:
         layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    layout["yaxis"]["domain"] = [0, STRIP - 0.03] if strip else [0, 1]
-    layout["yaxis2"] = {"domain": [STRIP, 1], "range": [-1, 1], "visible": False, "fixedrange": True}
-    layout["shapes"], layout["annotations"] = _limit(facts, x, log=bool(ticks))
-    layout["annotations"] += _names(facts, y, x, log=bool(ticks))
+    layout["yaxis"]["domain"] = [0, STRIP_BOTTOM - 0.03] if strip else [0, 1]
+    layout["yaxis2"] = {"domain": [STRIP_BOTTOM, 1], "range": [-1, 1], "visible": False, "fixedrange": True}
+    layout["shapes"], layout["annotations"] = _constraint(study, x, log=bool(ticks))
+    layout["annotations"] += _names(study, y, x, log=bool(ticks))
     if strip:
-        layout["annotations"].append(_note("not trained: outside the limits", x=0, y=1))
+        layout["annotations"].append(_note("not trained: infeasible", x=0, y=1))
     return {"data": data, "layout": layout}
 
 
-def _placed(facts: StudyData, y: str, x: str) -> tuple[list[Candidate], list[Candidate]]:
-    """Candidates that have both numbers, and those that have the horizontal one alone."""
-    finished = [c for c in facts.distinct if c.state in ("scored", "infeasible") and not diverged(c)]
-    inside = [c for c in finished if facts.amount(c, x) and facts.amount(c, y)]
-    strip = [c for c in finished if facts.amount(c, x) and not facts.amount(c, y)]
-    return inside, strip
+def _split_by_values(study: StudyData, y: str, x: str) -> tuple[list[Candidate], list[Candidate]]:
+    """Candidates that have both numbers, and those that have only the horizontal one."""
+    finished = [c for c in study.distinct if c.state in ("scored", "infeasible") and not diverged(c)]
+    plotted = [c for c in finished if study.value_of(c, x) and study.value_of(c, y)]
+    strip = [c for c in finished if study.value_of(c, x) and not study.value_of(c, y)]
+    return plotted, strip
 
 
 def _role(candidate: Candidate) -> str:
     return {None: "searched", "base": "base"}.get(candidate.name, "reference")
 
 
-_SHAPES = {"searched": ("circle", 9), "reference": ("diamond", 13), "base": ("square", 11), "outside": ("circle", 9)}
+_SHAPES = {"searched": ("circle", 9), "reference": ("diamond", 13), "base": ("square", 11), "infeasible": ("circle", 9)}
 
 
-def _markers(facts: StudyData, group: Sequence[Candidate], y: str, x: str, role: str) -> Figure:
+def _markers(study: StudyData, group: Sequence[Candidate], y: str, x: str, role: str) -> Figure:
     shape, size = _SHAPES[role]
-    colour = "var(--front)" if group and group[0].number in facts.front else "var(--dominated)"
+    color = "var(--front)" if group and group[0].number in study.front else "var(--dominated)"
     return {
         "type": "scatter",
         "mode": "markers",
         "name": role,
-        "x": [i.value for c in group if (i := facts.amount(c, x))],
-        "y": [i.value for c in group if (i := facts.amount(c, y))],
+        "x": [i.value for c in group if (i := study.value_of(c, x))],
+        "y": [i.value for c in group if (i := study.value_of(c, y))],
         "customdata": [c.number for c in group],
-        "error_x": _bars([i for c in group if (i := facts.amount(c, x))], colour),
-        "error_y": _bars([i for c in group if (i := facts.amount(c, y))], colour),
+        "error_x": _bars([i for c in group if (i := study.value_of(c, x))], color),
+        "error_y": _bars([i for c in group if (i := study.value_of(c, y))], color),
         "marker": {
-            "symbol": f"{shape}-open" if role == "outside" else shape,
+            "symbol": f"{shape}-open" if role == "infeasible" else shape,
             "size": size,
-            "color": colour,
-            "line": {"width": 1.5, "color": "var(--dominated)" if role == "outside" else "var(--surface)"},
+            "color": color,
+            "line": {"width": 1.5, "color": "var(--dominated)" if role == "infeasible" else "var(--surface)"},
         },
         "hoverinfo": "text",
     }
 
 
-def _bars(intervals: Sequence[EffectInterval], colour: str) -> Figure:
+def _bars(intervals: Sequence[EffectInterval], color: str) -> Figure:
     return {
         "type": "data",
         "symmetric": False,
         "array": [i.high - i.value for i in intervals],
         "arrayminus": [i.value - i.low for i in intervals],
-        "color": colour,
+        "color": color,
         "thickness": 1,
         "width": 0,
         "visible": any(i.high > i.low for i in intervals),
     }
 
 
-def _staircase(facts: StudyData, scored: Sequence[Candidate], y: str, x: str) -> Figure:
-    pairs = [(a.value, b.value) for c in scored if (a := facts.amount(c, x)) and (b := facts.amount(c, y))]
+def _staircase(study: StudyData, scored: Sequence[Candidate], y: str, x: str) -> Figure:
+    pairs = [(a.value, b.value) for c in scored if (a := study.value_of(c, x)) and (b := study.value_of(c, y))]
     return {"name": "front", **front_line(front(pairs), "var(--front)", opacity=0.6)}
 
 
-def _ring(facts: StudyData, y: str, x: str) -> Figure:
-    """Around the recommended candidate; the page moves a second one to whichever is selected."""
-    at, up = facts.amount(facts.best, x), facts.amount(facts.best, y)
+def _ring(study: StudyData, y: str, x: str) -> Figure:
+    """Ring around the recommended candidate; the page's script draws another one around the selected candidate."""
+    best_x, best_y = study.value_of(study.best, x), study.value_of(study.best, y)
     return {
         "type": "scatter",
         "mode": "markers",
         "name": "recommended",
-        "x": [at.value] if at else [],
-        "y": [up.value] if up else [],
+        "x": [best_x.value] if best_x else [],
+        "y": [best_y.value] if best_y else [],
         "marker": {"symbol": "circle-open", "size": 22, "color": "var(--knee)", "line": {"width": 2.5}},
         "hoverinfo": "skip",
     }
 
 
-def _strip(facts: StudyData, group: Sequence[Candidate], x: str) -> Figure:
+def _strip(study: StudyData, group: Sequence[Candidate], x: str) -> Figure:
     return {
         "type": "scatter",
         "mode": "markers",
         "name": "infeasible",
-        "x": [i.value for c in group if (i := facts.amount(c, x))],
+        "x": [i.value for c in group if (i := study.value_of(c, x))],
         "y": [-0.4 for _ in group],
         "yaxis": "y2",
         "customdata": [c.number for c in group],
@@ -141,29 +143,29 @@ def _strip(facts: StudyData, group: Sequence[Candidate], x: str) -> Figure:
     }
 
 
-def _limit(facts: StudyData, x: str, *, log: bool) -> tuple[list[Figure], list[Figure]]:
-    """The study's limit on the horizontal axis, as a line and its name."""
-    most = facts.attrs["settings"].get("limits", {}).get(x)
-    if most is None:
+def _constraint(study: StudyData, x: str, *, log: bool) -> tuple[list[Figure], list[Figure]]:
+    """Constraint of the study on the horizontal axis, as a line and its label."""
+    upper = study.attrs["settings"].get("constraints", {}).get(x)
+    if upper is None:
         return [], []
-    at = most / 1e6 if formatting.unit(x).startswith("M") else most
+    at = upper / 1e6 if formatting.unit(x).startswith("M") else upper
     line = {"color": "var(--muted)", "width": 1, "dash": "dot"}
     shape = {"type": "line", "x0": at, "x1": at, "xref": "x", "y0": 0, "y1": 1, "yref": "paper", "line": line}
-    # Unlike traces and shapes, annotations take exponents on a logarithmic axis.
+    # On a logarithmic axis plotly places annotations by exponent, unlike traces and shapes.
     note = _note(f"limit {at:g} {formatting.unit(x)}", x=math.log10(at) if log else at, y=0)
     return [shape], [note | {"xref": "x", "xshift": 4, "yanchor": "bottom"}]
 
 
-def _names(facts: StudyData, y: str, x: str, *, log: bool) -> list[Figure]:
-    """The name of every base and reference design beside its point."""
+def _names(study: StudyData, y: str, x: str, *, log: bool) -> list[Figure]:
+    """Labels of the base and the reference designs, next to their points."""
     notes = []
-    for i, c in enumerate(c for c in facts.scored if c.name and not diverged(c)):
-        at, up = facts.amount(c, x), facts.amount(c, y)
-        if at and up:
-            place = math.log10(at.value) if log else at.value
+    for i, c in enumerate(c for c in study.scored if c.name and not diverged(c)):
+        x_value, y_value = study.value_of(c, x), study.value_of(c, y)
+        if x_value and y_value:
+            position = math.log10(x_value.value) if log else x_value.value
             side = 1 if i % 2 else -1
             notes.append(
-                _note(html.escape(title(c)), x=place, y=up.value)
+                _note(html.escape(title(c)), x=position, y=y_value.value)
                 | {"xref": "x", "yref": "y", "xanchor": "center", "showarrow": True, "ax": 34 * side, "ay": -26}
                 | {"arrowwidth": 1, "arrowhead": 0, "arrowcolor": "var(--muted)", "standoff": 8}
             )
@@ -183,34 +185,34 @@ def _note(text: str, *, x: float, y: float) -> Figure:
     }
 
 
-def hypervolume_chart(facts: StudyData) -> Figure:
-    """The dominated share of the objectives' box after each scored candidate."""
-    scored = [c for c in facts.scored if not diverged(c)]
-    points = [tuple(i.value for n in facts.objectives if (i := facts.amount(c, n))) for c in scored]
-    found = shares(points)
+def hypervolume_chart(study: StudyData) -> Figure:
+    """Hypervolume after each scored candidate, in percent of the box between the best and the worst values."""
+    scored = [c for c in study.scored if not diverged(c)]
+    points = [tuple(i.value for n in study.objectives if (i := study.value_of(c, n))) for c in scored]
+    dominated = hypervolume_history(points)
     data = {
         "type": "scatter",
         "mode": "lines+markers",
-        "x": list(range(1, len(found) + 1)),
-        "y": [100 * share for share in found],
+        "x": list(range(1, len(dominated) + 1)),
+        "y": [100 * share for share in dominated],
         "customdata": [c.number for c in scored],
         "line": {"shape": "hv", "width": 2, "color": "var(--front)"},
         "marker": {
-            "size": [8 if i == 0 or share > found[i - 1] else 0 for i, share in enumerate(found)],
+            "size": [8 if i == 0 or share > dominated[i - 1] else 0 for i, share in enumerate(dominated)],
             "color": "var(--front)",
         },
         "hovertemplate": "after %{x} scored: %{y:.1f} %<extra></extra>",
     }
-    layout = base_layout("Candidates scored", "Dominated share")
-    layout["xaxis"]["range"] = [0.5, len(found) + 0.5]
+    layout = base_layout("Candidates scored", "Hypervolume")
+    layout["xaxis"]["range"] = [0.5, len(dominated) + 0.5]
     layout["yaxis"] |= {"ticksuffix": " %", "range": [0, 105]}
     return {"data": [data], "layout": layout}
 
 
-def seeds_chart(facts: StudyData, scored: Sequence[tuple[Candidate, Estimate]]) -> Figure:
-    """One metric of every candidate by the first two seeds, and the line on which they would agree."""
-    both = [(c, e.by_seed[:2]) for c, e in scored if len(e.by_seed) > 1]
-    ends = [f(value for _, pair in both for value in pair) for f in (min, max)]
+def seeds_chart(study: StudyData, scored: Sequence[tuple[Candidate, Estimate]]) -> Figure:
+    """Scatter chart of one metric for the first two seeds of every candidate, and the diagonal of perfect agreement."""
+    pairs = [(c, e.by_seed[:2]) for c, e in scored if len(e.by_seed) > 1]
+    ends = [f(value for _, pair in pairs for value in pair) for f in (min, max)]
     line = {
         "type": "scatter",
         "mode": "lines",
@@ -222,12 +224,12 @@ def seeds_chart(facts: StudyData, scored: Sequence[tuple[Candidate, Estimate]]) 
     dots = {
         "type": "scatter",
         "mode": "markers",
-        "x": [pair[0] for _, pair in both],
-        "y": [pair[1] for _, pair in both],
-        "customdata": [c.number for c, _ in both],
+        "x": [pair[0] for _, pair in pairs],
+        "y": [pair[1] for _, pair in pairs],
+        "customdata": [c.number for c, _ in pairs],
         "marker": {"size": 8, "color": "var(--front)", "line": {"width": 1, "color": "var(--surface)"}},
         "hoverinfo": "text",
     }
-    seeds = facts.seeds
+    seeds = study.seeds
     layout = base_layout(f"seed {seeds[0]}", f"seed {seeds[1]}")
     return {"data": [line, dots], "layout": layout}

@@ -1,4 +1,4 @@
-"""All that a report is made from: a study's trials and attributes, checked to be fit for one page."""
+"""Load and check the trials and attributes of a study that its report is made from."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyData:
-    """A study as its report sees it.
+    """Contents of a study for its report.
 
     Attributes:
-        candidates: every trial that counts, in the order of their slots.
-        scored: those that were trained and keep all limits, each architecture once.
-        front: numbers of the candidates that no other one beats in every objective.
-        best: the recommended candidate; ``reason`` says why.
+        name: name of the study.
+        attrs: user attributes of the study.
+        candidates: the active trial of every slot, in the order of the slots.
+        scored: candidates that were trained and meet all constraints, each architecture once.
+        front: trial numbers of the candidates on the Pareto front of the objectives.
+        best: the recommended candidate.
+        reason: why ``best`` is recommended.
     """
 
     name: str
@@ -43,65 +46,65 @@ class StudyData:
 
     @cached_property
     def distinct(self) -> tuple[Candidate, ...]:
-        """Every architecture of which anything is known, once, whether within the limits or not."""
-        known = {c.architecture.id: c for c in reversed(self.candidates) if c.score.cost.params}
-        known |= {c.architecture.id: c for c in self.scored}
-        return tuple(sorted(known.values(), key=lambda c: c.slot))
+        """One candidate for each architecture that has a cost, feasible or not."""
+        by_id = {c.architecture.id: c for c in reversed(self.candidates) if c.score.cost.params}
+        by_id |= {c.architecture.id: c for c in self.scored}
+        return tuple(sorted(by_id.values(), key=lambda c: c.slot))
 
     @cached_property
     def trained(self) -> tuple[Candidate, ...]:
-        """Those of `distinct` that have a quality, of a training that held."""
+        """Candidates in `distinct` that have a quality and whose training did not diverge."""
         return tuple(c for c in self.distinct if c.score.quality and not c.score.quality.diverged)
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What the study minimises."""
+        """Names of the objectives, which are minimized."""
         return tuple(self.attrs["settings"]["objectives"])
 
     @cached_property
     def extractor(self) -> str:
-        """The feature extractor of the distances."""
+        """Name of the feature extractor of the Fréchet and kernel distances; empty if nothing was trained."""
         return next((c.score.quality.extractor for c in self.trained if c.score.quality), "")
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of the protocol, in the order of every estimate's ``by_seed``."""
+        """Training seeds of the protocol, in the order of every estimate's ``by_seed``."""
         protocol = self.attrs.get("protocol", {})
-        named = protocol.get("protocol", protocol).get("seeds", ())
-        return tuple(named) or tuple(
+        seeds = protocol.get("protocol", protocol).get("train_seeds", ())
+        return tuple(seeds) or tuple(
             range(max((len(e.by_seed) for _, e in estimates(self, "validation_loss")), default=0))
         )
 
     @cached_property
     def measures(self) -> tuple[str, ...]:
-        """The score's numbers that were taken, objectives first."""
+        """Names of the numbers that every scored candidate has, objectives first."""
         order = dict.fromkeys((*self.objectives, *QUALITY_METRICS, *formatting.COSTS))
-        return tuple(name for name in order if all(self.amount(c, name) for c in self.scored))
+        return tuple(name for name in order if all(self.value_of(c, name) for c in self.scored))
 
     @cached_property
     def base(self) -> Architecture:
-        """The architecture that the knobs change."""
+        """Base architecture of the search space."""
         return Architecture.model_validate(self.attrs["space"]["base"])
 
     @cached_property
     def factors(self) -> tuple[KnobFactor, ...]:
-        """The space's knobs, each with the base's choice."""
+        """Knobs of the search space, each with the choice of the base architecture."""
         return tuple(_factor(knob, self.base) for knob in self.attrs["space"]["knobs"])
 
-    def amount(self, candidate: Candidate, name: str) -> EffectInterval | None:
-        """One number of a candidate, or None where it was not taken."""
+    def value_of(self, candidate: Candidate, name: str) -> EffectInterval | None:
+        """One number of a candidate, or None if it was not measured; see `formatting.value_of`."""
         return formatting.value_of(candidate.score, name)
 
     def label(self, name: str, *, short: bool = False) -> str:
-        """A number's name for people."""
+        """Display name of a number."""
         return formatting.label(name, self.extractor, short=short)
 
     def choices(self, candidate: Candidate) -> dict[str, str]:
-        """Each knob's name and what its choice is called."""
+        """Name of the choice that a candidate makes for each knob."""
         return {f.name: f.choices[candidate.point[f.name]] for f in self.factors if f.name in candidate.point}
 
-    def departures(self, candidate: Candidate) -> dict[str, str]:
-        """The choices in which a candidate differs from the base."""
+    def differences_from_base(self, candidate: Candidate) -> dict[str, str]:
+        """Choices of a candidate that differ from those of the base architecture, by knob."""
         base = {f.name: f.base for f in self.factors}
         return {k: v for k, v in self.choices(candidate).items() if candidate.point[k] != base[k]}
 
@@ -112,61 +115,66 @@ def _factor(knob: Mapping[str, Any], base: Architecture) -> KnobFactor:
 
 
 def title(candidate: Candidate) -> str:
-    """What to call a candidate: its design's name, or its trial."""
+    """Display name of a candidate: the name of its design, or its trial number."""
     return candidate.name or f"trial {candidate.number}"
 
 
 def diverged(candidate: Candidate) -> bool:
-    """Whether training came to nothing; its numbers would stretch every axis."""
+    """Whether the training diverged; charts omit such candidates because they would stretch the axes."""
     return candidate.score.quality is not None and candidate.score.quality.diverged
 
 
-def estimates(facts: StudyData, name: str) -> list[tuple[Candidate, Estimate]]:
-    """Every trained candidate and its estimate of one quality metric."""
-    return [(c, e) for c in facts.trained if (e := getattr(c.score.quality, name))]
+def estimates(study: StudyData, name: str) -> list[tuple[Candidate, Estimate]]:
+    """Estimates of one quality metric, for every trained candidate that has it."""
+    return [(c, e) for c in study.trained if (e := getattr(c.score.quality, name))]
 
 
 def load_study_data(study: Study) -> StudyData:
-    """All of a study, running or finished.
+    """Load the report's data from a study, running or finished.
 
     Raises:
-        InputError: if nothing was scored yet.
-        Incomparable: if its candidates were scored under different protocols.
+        InputError: if no candidate has been scored yet.
+        ProtocolMismatch: if the candidates were scored under different protocols.
     """
     source = f"study {study.study_name}"
     attrs = study.user_attrs
-    every = tuple(trials.load_candidates(study))
-    if not trials.eligible(every):
-        problem = f"has no scored candidate within the limits{_instead(every)}"
-        raise InputError(source, problem, "run archsearch search, or wait for its first trial")
-    _check_protocols(source, every)
-    every = _compared(every)
+    candidates = tuple(trials.load_candidates(study))
+    if not trials.eligible(candidates):
+        problem = f"has no scored candidate that meets the constraints{_state_counts(candidates)}"
+        raise InputError(source, problem, "run archsearch search, or wait for the first trial to finish")
+    _check_protocols(source, candidates)
+    candidates = _with_pooled_intervals(candidates)
     names = trials.objectives(study)
-    front = trials.pareto_front(every, names)
-    choice = trials.recommended(trials.eligible(every), front, names)
-    numbers = frozenset(c.number for c in front)
+    front = trials.pareto_front(candidates, names)
+    choice = trials.recommended(trials.eligible(candidates), front, names)
     return StudyData(
-        study.study_name, attrs, every, tuple(trials.eligible(every)), numbers, choice.candidate, choice.reason
+        name=study.study_name,
+        attrs=attrs,
+        candidates=candidates,
+        scored=tuple(trials.eligible(candidates)),
+        front=frozenset(c.number for c in front),
+        best=choice.candidate,
+        reason=choice.reason,
     )
 
 
-def _instead(every: Sequence[Candidate]) -> str:
-    counts = {state: sum(c.state == state for c in every) for state in ("infeasible", "failed", "running")}
-    found = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    return f" ({found})" if found else ""
+def _state_counts(candidates: Sequence[Candidate]) -> str:
+    """Counts of the states that explain why nothing is scored, in parentheses; empty without any."""
+    counts = {state: sum(c.state == state for c in candidates) for state in ("infeasible", "failed", "running")}
+    text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    return f" ({text})" if text else ""
 
 
-def _compared(every: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """The candidates with the intervals by which those of one study are compared
-    (`archsearch.stats.intervals.pool_intervals`)."""
+def _with_pooled_intervals(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Candidates with intervals from the spread of seeds pooled over the study (`stats.intervals.pool_intervals`)."""
     from archsearch.stats.intervals import pool_intervals
 
-    qualities = {c.architecture.id: c.score.quality for c in every if c.score.quality and not diverged(c)}
+    qualities = {c.architecture.id: c.score.quality for c in candidates if c.score.quality and not diverged(c)}
     for name in QUALITY_METRICS:
         ids = [i for i, quality in qualities.items() if getattr(quality, name)]
-        found = pool_intervals([getattr(qualities[i], name) for i in ids])
-        qualities |= {i: qualities[i].model_copy(update={name: e}) for i, e in zip(ids, found, strict=True)}
-    return tuple(_with_quality(c, qualities.get(c.architecture.id)) for c in every)
+        pooled = pool_intervals([getattr(qualities[i], name) for i in ids])
+        qualities |= {i: qualities[i].model_copy(update={name: e}) for i, e in zip(ids, pooled, strict=True)}
+    return tuple(_with_quality(c, qualities.get(c.architecture.id)) for c in candidates)
 
 
 def _with_quality(candidate: Candidate, quality: Quality | None) -> Candidate:
@@ -175,11 +183,13 @@ def _with_quality(candidate: Candidate, quality: Quality | None) -> Candidate:
     return dataclasses.replace(candidate, score=candidate.score.model_copy(update={"quality": quality}))
 
 
-def _check_protocols(source: str, every: Sequence[Candidate]) -> None:
-    qualities = [(c, c.score.quality) for c in every if c.score.quality]
+def _check_protocols(source: str, candidates: Sequence[Candidate]) -> None:
+    qualities = [(c, c.score.quality) for c in candidates if c.score.quality]
     for candidate, quality in qualities[1:]:
         try:
             comparable(qualities[0][1], quality)
         except ProtocolMismatch as error:
             place = f"trials {qualities[0][0].number} and {candidate.number}"
-            raise ProtocolMismatch(source, error.problem, "report each protocol's study alone", place=place) from None
+            raise ProtocolMismatch(
+                source, error.problem, "write a separate report for each protocol", place=place
+            ) from None

@@ -1,4 +1,4 @@
-"""What each knob does, laid out as a table: a row for every change, a column for every number."""
+"""Table of the effects of every knob: one row per change, one column per number of the score."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from dataclasses import dataclass
 from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
 from archsearch.score import QUALITY_METRICS
-from archsearch.stats.main_effects import FEWEST, Effect, EffectInterval, Effects, Knob, effects
+from archsearch.stats.main_effects import MIN_CANDIDATES, EffectInterval, Effects, Knob, effects
 
-ROOM = 1.3
-"""Width of a column's scale over its largest effect; an interval that reaches beyond is cut at the edge."""
+SCALE_MARGIN = 1.3
+"""Half-width of a column's scale over its largest effect; intervals that reach beyond are clipped at the edge."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One interval, drawn and written. ``start``, ``dot`` and ``end`` are percent of the cell's width."""
+    """One interval, as text and as a drawing; ``start``, ``dot`` and ``end`` are in percent of the cell's width."""
 
     text: str
     verdict: str
-    """``better``, ``worse``, ``cannot tell``; for a share always empty."""
+    """``better``, ``worse`` or ``cannot tell`` for an effect; empty for a share of the variance."""
     start: float
     dot: float
     end: float
 
 
 @dataclass(frozen=True)
-class Row:
-    """A knob, or one of its changes; a cell is None where the knob was never varied."""
+class KnobRow:
+    """A knob or one of its changes, with one cell per column; a cell is None if the knob was never varied."""
 
     name: str
     cells: tuple[Cell | None, ...]
 
 
-Group = tuple[Row, tuple[Row, ...]]
-"""A knob with its shares, and its changes with their effects."""
+KnobGroup = tuple[KnobRow, tuple[KnobRow, ...]]
+"""Row of a knob with its shares of the variance, and the rows of its changes with their effects."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One number, and how far its effects are to be trusted."""
+    """One number of the score, and a note on how much of its variance the effects explain."""
 
     label: str
     note: str
@@ -48,64 +48,70 @@ class Column:
 
 @dataclass(frozen=True)
 class KnobTable:
-    """Every knob, the most important first: its share of the variance, then its changes."""
+    """Effects of all knobs, the most important knob first."""
 
     columns: tuple[Column, ...]
-    knobs: tuple[Group, ...]
-    """Those of which an effect can be told."""
-    silent: tuple[Group, ...]
-    """The others."""
+    significant: tuple[KnobGroup, ...]
+    """Knobs with at least one effect whose interval excludes zero."""
+    insignificant: tuple[KnobGroup, ...]
+    """The other knobs."""
     constant: tuple[str, ...]
+    """Names of the knobs that were never varied."""
 
 
-def knob_table(facts: StudyData, names: Sequence[str]) -> KnobTable:
-    """The effects on some of the score's numbers."""
-    found = [_effects(facts, name) for name in names]
-    columns = tuple(_column(facts, name, e) for name, e in zip(names, found, strict=True))
-    every = {knob.name for e in found if e for knob in e.knobs}
-    by_name = [{knob.name: knob for knob in e.knobs} if e else {} for e in found]
-    order = sorted(every, key=lambda name: -max(k[name].share.value for k in by_name if name in k))
-    scales = [_scale(e) for e in found]
-    groups: list[Group] = []
+def knob_table(study: StudyData, names: Sequence[str]) -> KnobTable:
+    """Estimate the effects of all knobs on the given numbers of the score."""
+    fits = [_effects(study, name) for name in names]
+    columns = tuple(_column(study, name, fit) for name, fit in zip(names, fits, strict=True))
+    varied = {knob.name for fit in fits if fit for knob in fit.knobs}
+    knobs_by_column = [{knob.name: knob for knob in fit.knobs} if fit else {} for fit in fits]
+    # The most important knob first: by its largest share of the variance in any column.
+    order = sorted(varied, key=lambda name: -max(knobs[name].share.value for knobs in knobs_by_column if name in knobs))
+    scales = [_scale(fit) for fit in fits]
+    groups: list[KnobGroup] = []
     for name in order:
-        shares = tuple(_share(knobs_of.get(name)) for knobs_of in by_name)
-        changes = dict.fromkeys(e.change for k in by_name if name in k for e in k[name].effects)
+        shares = tuple(_share(knobs.get(name)) for knobs in knobs_by_column)
+        changes = dict.fromkeys(e.change for knobs in knobs_by_column if name in knobs for e in knobs[name].effects)
         rows = (
-            Row(
+            KnobRow(
                 change,
-                tuple(_change(k.get(name), change, e, s) for k, e, s in zip(by_name, found, scales, strict=True)),
+                tuple(
+                    _change(knobs.get(name), change, fit, scale)
+                    for knobs, fit, scale in zip(knobs_by_column, fits, scales, strict=True)
+                ),
             )
             for change in changes
         )
-        groups.append((Row(name, shares), tuple(rows)))
-    constant = tuple(f.name for f in facts.factors if f.name not in every) if every else ()
-    told = tuple(g for g in groups if _tells(g))
-    return KnobTable(columns, told, tuple(g for g in groups if not _tells(g)), constant)
+        groups.append((KnobRow(name, shares), tuple(rows)))
+    constant = tuple(f.name for f in study.factors if f.name not in varied) if varied else ()
+    significant = tuple(g for g in groups if _is_significant(g))
+    insignificant = tuple(g for g in groups if not _is_significant(g))
+    return KnobTable(columns, significant, insignificant, constant)
 
 
-def _tells(group: Group) -> bool:
+def _is_significant(group: KnobGroup) -> bool:
     return any(cell and cell.verdict in ("better", "worse") for row in group[1] for cell in row.cells)
 
 
-def _effects(facts: StudyData, name: str) -> Effects | None:
-    pool = facts.trained if name in QUALITY_METRICS else facts.distinct
-    taken = [(c, i) for c in pool if (i := facts.amount(c, name)) and len(c.point) == len(facts.factors)]
-    values = [i.value for _, i in taken]
-    relative = name in formatting.COSTS and all(v > 0 for v in values)
-    return effects([c.point for c, _ in taken], values, facts.factors, relative=relative)
+def _effects(study: StudyData, name: str) -> Effects | None:
+    candidates = study.trained if name in QUALITY_METRICS else study.distinct
+    values = [(c, v) for c in candidates if (v := study.value_of(c, name)) and len(c.point) == len(study.factors)]
+    y = [value.value for _, value in values]
+    relative = name in formatting.COSTS and all(v > 0 for v in y)
+    return effects([c.point for c, _ in values], y, study.factors, relative=relative)
 
 
-def _column(facts: StudyData, name: str, found: Effects | None) -> Column:
-    label = facts.label(name)
-    if found is None:
-        return Column(label, f"cannot tell from fewer than {FEWEST} different candidates")
-    explained = formatting.percent(found.explained) if found.explained > 0 else "none"
-    return Column(label, f"n = {found.n}; the knobs explain {explained} of the variance (leave-one-out)")
+def _column(study: StudyData, name: str, fit: Effects | None) -> Column:
+    label = study.label(name)
+    if fit is None:
+        return Column(label, f"needs at least {MIN_CANDIDATES} different candidates")
+    explained = formatting.percent(fit.explained) if fit.explained > 0 else "none"
+    return Column(label, f"n = {fit.n}; the knobs explain {explained} of the variance (leave-one-out)")
 
 
-def _scale(found: Effects | None) -> float:
-    sizes = [abs(e.size.value) for knob in found.knobs for e in knob.effects] if found else []
-    return ROOM * max(sizes, default=1.0) or 1.0
+def _scale(fit: Effects | None) -> float:
+    sizes = [abs(e.size.value) for knob in fit.knobs for e in knob.effects] if fit else []
+    return SCALE_MARGIN * max(sizes, default=1.0) or 1.0
 
 
 def _share(knob: Knob | None) -> Cell | None:
@@ -116,23 +122,21 @@ def _share(knob: Knob | None) -> Cell | None:
     return Cell(text, "", 100 * share.low, 100 * share.value, 100 * share.high)
 
 
-def _change(knob: Knob | None, change: str, found: Effects | None, scale: float) -> Cell | None:
+def _change(knob: Knob | None, change: str, fit: Effects | None, scale: float) -> Cell | None:
     effect = next((e for e in knob.effects if e.change == change), None) if knob else None
-    if effect is None or found is None:
+    if effect is None or fit is None:
         return None
-    start, dot, end = (_place(value, scale) for value in _ends(effect))
-    return Cell(formatting.format_change(effect.size, relative=found.relative), _verdict(effect.size), start, dot, end)
+    size = effect.size
+    start, dot, end = (_position(value, scale) for value in (size.low, size.value, size.high))
+    return Cell(formatting.format_change(size, relative=fit.relative), _verdict(size), start, dot, end)
 
 
-def _ends(effect: Effect) -> tuple[float, float, float]:
-    return effect.size.low, effect.size.value, effect.size.high
-
-
-def _place(value: float, scale: float) -> float:
+def _position(value: float, scale: float) -> float:
+    """Horizontal position in percent of the cell's width; zero is in the middle."""
     return round(min(max(50 + 50 * value / scale, 0), 100), 2)
 
 
 def _verdict(size: EffectInterval) -> str:
-    if not size.tells:
+    if not size.significant:
         return "cannot tell"
     return "worse" if size.value > 0 else "better"

@@ -1,4 +1,4 @@
-"""Puts the page together: template, style, script, plotly and data in one file."""
+"""Render the page of a study to one HTML file."""
 
 from __future__ import annotations
 
@@ -16,87 +16,90 @@ from archsearch.reports.study.knob_effects import knob_table
 
 
 class PageSection(Protocol):
-    """A part of the page that another room makes, such as the section on an evolution."""
+    """A section of the page that another package renders, such as that of an evolution."""
 
-    def html(self) -> str: ...
+    def html(self) -> str:
+        """The section as an HTML fragment."""
+        ...
 
     def charts(self) -> dict[str, Figure]:
-        """Charts by the id of the element that each is drawn in."""
+        """Charts of the section, by the id of the element that each is drawn in."""
         ...
 
 
-def render(facts: StudyData, *, source: str, beside: Path, evolved: PageSection | None = None) -> str:
-    """The page as HTML: its style, its script, plotly and the data are inside.
+def render(study: StudyData, *, source: str, assets_dir: Path, evolution: PageSection | None = None) -> str:
+    """Render the page as HTML that embeds its style, script, plotly and data.
 
     Args:
-        source: how the command line names the study.
-        beside: where artifacts are looked for if the folder that the study names is gone.
-        evolved: of a study whose trials are rounds.
+        study: contents of the study.
+        source: name of the study on the command line.
+        assets_dir: folder of the sample grids if the study's own artifact folder no longer exists.
+        evolution: section on the rounds, for a study that evolves a network.
     """
     from markupsafe import Markup
 
-    audited = audit.kept(facts.attrs)
-    agreements = summary.agreements_of(facts)
+    audit_rows = audit.load_audit(study.attrs)
+    agreements = summary.agreements_of(study)
     context = {
-        "facts": facts,
+        "study": study,
         "source": shlex.quote(source),
-        "headline": summary.headline(facts),
-        "tiles": summary.tiles(facts),
-        "warnings": summary.warnings(facts, agreements),
-        "recommended": summary.recommended(facts),
-        "axes": [[(n, formatting.axis(n, facts.extractor)) for n in side] for side in charts.chart_axes(facts)],
-        "picks": [(c.number, title(c), c.number in facts.front) for c in candidates.display_order(facts)],
-        "knobs": knob_table(facts, facts.objectives),
-        "others": knob_table(facts, [n for n in facts.measures if n not in facts.objectives]),
-        "reference": summary.reference(facts),
-        "seeds": facts.seeds,
-        "agreements": [summary.agreement_row(facts, name, found) for name, found in agreements.items()],
-        "table": candidates.table(facts),
-        "verdicts": summary.verdicts(facts, agreements),
-        "sources": summary.sources(facts),
-        "protocol": flat(unnested(facts.attrs.get("protocol", {}))),
-        "machine": flat(facts.attrs.get("machine", {})),
-        "settings": flat({k: v for k, v in facts.attrs["settings"].items() if k != "protocol"}),
-        "audit": Markup(audit.section(audited)) if audited else "",
-        "evolution": Markup(evolved.html()) if evolved else "",
+        "headline": summary.headline(study),
+        "tiles": summary.tiles(study),
+        "warnings": summary.warnings(study, agreements),
+        "recommended": summary.recommended(study),
+        "axes": [[(n, formatting.axis(n, study.extractor)) for n in side] for side in charts.chart_axes(study)],
+        "picks": [(c.number, title(c), c.number in study.front) for c in candidates.display_order(study)],
+        "knobs": knob_table(study, study.objectives),
+        "other_knobs": knob_table(study, [n for n in study.measures if n not in study.objectives]),
+        "reference": summary.reference(study),
+        "seeds": study.seeds,
+        "agreements": [summary.agreement_row(study, name, agreement) for name, agreement in agreements.items()],
+        "table": candidates.table(study),
+        "verdicts": summary.verdicts(study, agreements),
+        "sources": summary.sources(study),
+        "protocol": flat(unnested(study.attrs.get("protocol", {}))),
+        "machine": flat(study.attrs.get("machine", {})),
+        "settings": flat({k: v for k, v in study.attrs["settings"].items() if k != "protocol"}),
+        "audit": Markup(audit.section(audit_rows)) if audit_rows else "",
+        "evolution": Markup(evolution.html()) if evolution else "",
     }
-    repeated = [name for name, found in agreements.items() if found.n > 1]
-    data = _data(facts, repeated, beside)
-    if evolved:
-        data["charts"] |= evolved.charts()
-    return render_page("report.html", name=facts.name, script="report.js", data=data, **context)
+    repeated = [name for name, agreement in agreements.items() if agreement.n > 1]
+    data = _data(study, repeated, assets_dir)
+    if evolution:
+        data["charts"] |= evolution.charts()
+    return render_page("report.html", name=study.name, script="report.js", data=data, **context)
 
 
-def _data(facts: StudyData, repeated: Sequence[str], beside: Path) -> dict[str, Any]:
-    """What the script reads; ``repeated``: the metrics that several candidates have of two seeds."""
-    down, across = charts.chart_axes(facts)
-    figures = {f"{y}/{x}": charts.front_chart(facts, y, x) for y in down for x in across if x != y}
-    scatters = {f"seeds-{n}": charts.seeds_chart(facts, estimates(facts, n)) for n in repeated}
-    pictures = images.embed_images(_pictures(facts, beside))
+def _data(study: StudyData, repeated: Sequence[str], assets_dir: Path) -> dict[str, Any]:
+    """Data for the page's script; ``repeated``: metrics for which several candidates have two seeds."""
+    y_axes, x_axes = charts.chart_axes(study)
+    fronts = {f"{y}/{x}": charts.front_chart(study, y, x) for y in y_axes for x in x_axes if x != y}
+    scatters = {f"seeds-{n}": charts.seeds_chart(study, estimates(study, n)) for n in repeated}
+    samples = images.embed_images(_sample_paths(study, assets_dir))
     return {
-        "best": facts.best.number,
-        "fronts": figures,
-        "charts": {"hypervolume": charts.hypervolume_chart(facts), **scatters},
-        "candidates": {c.number: candidates.details(facts, c) for c in facts.candidates},
-        "samples": pictures,
+        "best": study.best.number,
+        "fronts": fronts,
+        "charts": {"hypervolume": charts.hypervolume_chart(study), **scatters},
+        "candidates": {c.number: candidates.details(study, c) for c in study.candidates},
+        "samples": samples,
     }
 
 
-def _pictures(facts: StudyData, beside: Path) -> list[tuple[int, Path]]:
-    """Where each candidate's grid should be: in the study's artifact folder, or in the run's own if that was moved."""
-    named = Path(facts.attrs.get("artifacts", beside))
-    folder = named if named.is_dir() else beside
-    drawn = [c for c in candidates.display_order(facts) if "samples.png" in c.artifacts]
-    return [(c.number, folder / c.artifacts["samples.png"]) for c in drawn]
+def _sample_paths(study: StudyData, assets_dir: Path) -> list[tuple[int, Path]]:
+    """Trial number and sample grid of each candidate; in ``assets_dir`` if the study's artifact folder has moved."""
+    artifacts = Path(study.attrs.get("artifacts", assets_dir))
+    folder = artifacts if artifacts.is_dir() else assets_dir
+    with_samples = [c for c in candidates.display_order(study) if "samples.png" in c.artifacts]
+    return [(c.number, folder / c.artifacts["samples.png"]) for c in with_samples]
 
 
 def unnested(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved protocol's own fields first, then the digests of what it names."""
+    """Flatten a resolved protocol: its own fields first, then the digests of its data and models."""
     return {**protocol.get("protocol", {}), **{key: value for key, value in protocol.items() if key != "protocol"}}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as rows of dotted names."""
+    """Flatten nested settings into rows of a dotted name and its value as text; None is dropped."""
     rows = []
     for key, value in values.items():
         if isinstance(value, Mapping):

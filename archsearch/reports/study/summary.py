@@ -1,4 +1,4 @@
-"""What the top of the page says: what was done, what to take, what to mind, and where each number comes from."""
+"""Texts of a study's page: headline, recommendation, warnings, reliability of the scores, sources of the numbers."""
 
 from __future__ import annotations
 
@@ -9,43 +9,45 @@ from typing import Any
 
 from archsearch.reports.rendering import architecture_text, formatting
 from archsearch.reports.study.data import StudyData, diverged, estimates, title
-from archsearch.reports.study.seed_agreement import Agreement, agreement
+from archsearch.reports.study.seed_agreement import Agreement, seed_agreement
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.main_effects import EffectInterval
-from archsearch.stats.pareto import box
+from archsearch.stats.pareto import bounds
 from archsearch.studies.search.candidates import Candidate
 
-FIT_TO_RANK = 0.7
-"""Rank agreement between seeds under which the page says that the score does not rank."""
+MIN_RANK_CORRELATION = 0.7
+"""Rank correlation between seeds below which the page calls a score unreliable for ranking."""
 
-FEW = 10
-"""Candidates under which a front is a beginning, and the agreement of seeds is no verdict."""
+MIN_CANDIDATES = 10
+"""Number of candidates below which the page calls the front preliminary and gives no verdict on the score."""
 
 
-def headline(facts: StudyData) -> str:
-    space = facts.attrs["space"]
-    size = math.prod(len(f.choices) for f in facts.factors)
-    goals = " and ".join(facts.label(name) for name in facts.objectives)
+def headline(study: StudyData) -> str:
+    """The search space, its size, and the objectives, in two sentences."""
+    space = study.attrs["space"]
+    size = math.prod(len(f.choices) for f in study.factors)
+    objectives = " and ".join(study.label(name) for name in study.objectives)
     return (
-        f"Space {space['name']}: {len(facts.factors)} knobs, {size:,} combinations. "
-        f"Minimised: {goals}{_where_timed(facts)}."
+        f"Space {space['name']}: {len(study.factors)} knobs, {size:,} combinations. "
+        f"Minimized: {objectives}{_latency_devices(study)}."
     )
 
 
-def _where_timed(facts: StudyData) -> str:
-    records = {c.score.latency.device: c.score.latency.source for c in facts.scored if c.score.latency}
+def _latency_devices(study: StudyData) -> str:
+    records = {c.score.latency.device: c.score.latency.source for c in study.scored if c.score.latency}
     return " (" + ", ".join(f"{source} on {device}" for device, source in records.items()) + ")" if records else ""
 
 
-def tiles(facts: StudyData) -> list[tuple[str, str]]:
-    counts = Counter(c.state for c in facts.candidates)
-    outside = counts["infeasible"] + sum(c.state == "scored" and not c.feasible for c in facts.candidates)
-    reused = sum(c.reused_from is not None for c in facts.candidates)
-    seconds = sum(c.seconds for c in facts.candidates)
-    tiles = [(f"{len(facts.scored)}", "scored"), (f"{len(facts.front)}", "on the front")]
-    tiles += [(f"{outside}", "outside the limits"), (f"{reused}", "reused")]
+def tiles(study: StudyData) -> list[tuple[str, str]]:
+    """Counts of candidates by state and the total working time, as pairs of value and caption."""
+    counts = Counter(c.state for c in study.candidates)
+    infeasible = counts["infeasible"] + sum(c.state == "scored" and not c.feasible for c in study.candidates)
+    reused = sum(c.reused_from is not None for c in study.candidates)
+    seconds = sum(c.seconds for c in study.candidates)
+    tiles = [(f"{len(study.scored)}", "scored"), (f"{len(study.front)}", "on the front")]
+    tiles += [(f"{infeasible}", "infeasible"), (f"{reused}", "reused")]
     tiles += [(f"{counts[state]}", state) for state in ("failed", "running") if counts[state]]
-    return [*tiles, (_duration(seconds), "of work")] if seconds >= 1 else tiles
+    return [*tiles, (_duration(seconds), "working time")] if seconds >= 1 else tiles
 
 
 def _duration(seconds: float) -> str:
@@ -53,173 +55,182 @@ def _duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def agreements_of(facts: StudyData) -> dict[str, Agreement]:
-    """Each quality metric's agreement between seeds; empty for a protocol of one seed."""
-    names = [n for n in facts.measures if n in QUALITY_METRICS]
-    return {name: agreement([e for _, e in estimates(facts, name)]) for name in names}
+def agreements_of(study: StudyData) -> dict[str, Agreement]:
+    """Reliability of each quality metric that the scored candidates have."""
+    names = [n for n in study.measures if n in QUALITY_METRICS]
+    return {name: seed_agreement([e for _, e in estimates(study, name)]) for name in names}
 
 
-def warnings(facts: StudyData, agreements: Mapping[str, Agreement]) -> list[str]:
-    """What a reader must know before they trust the page, worst first."""
-    found = _of_latency(facts)
-    for name in facts.objectives:
+def warnings(study: StudyData, agreements: Mapping[str, Agreement]) -> list[str]:
+    """Warnings at the top of the page, on latencies, reliability of the scores, and trials, in this order."""
+    lines = _latency_warnings(study)
+    for name in study.objectives:
         if name in agreements:
-            found += _of_agreement(facts.label(name), agreements[name], len(facts.seeds))
-    if len(facts.scored) < FEW:
-        found.append(f"Only {_are(len(facts.scored))} scored: the front will move.")
-    return found + _of_trials(facts)
+            lines += _agreement_warnings(study.label(name), agreements[name], len(study.seeds))
+    if len(study.scored) < MIN_CANDIDATES:
+        lines.append(f"Only {_count_with_verb(len(study.scored))} scored: the front is preliminary.")
+    return lines + _trial_warnings(study)
 
 
-def _of_latency(facts: StudyData) -> list[str]:
-    records = [c.score.latency for c in facts.scored if c.score.latency]
-    found = []
+def _latency_warnings(study: StudyData) -> list[str]:
+    records = [c.score.latency for c in study.scored if c.score.latency]
+    lines = []
     conditions = {record.conditions for record in records}
     if len(conditions) > 1:
-        found.append(f"Latency was taken under {len(conditions)} different conditions (see Sources): not comparable.")
+        lines.append(
+            f"Latencies were measured under {len(conditions)} different conditions (see Sources): not comparable."
+        )
     unsteady = sum(not record.steady for record in records)
     if unsteady:
-        found.append(f"{unsteady} of {len(records)} latencies did not settle in the time given to them.")
-    return found
+        lines.append(f"{unsteady} of {len(records)} latencies did not reach a steady state within the time limit.")
+    return lines
 
 
-def _of_agreement(label: str, found: Agreement, seeds: int) -> list[str]:
-    doubts = []
+def _agreement_warnings(label: str, agreement: Agreement, seeds: int) -> list[str]:
+    lines = []
     if seeds < 2:
-        doubts.append(f"With a single seed, whether {label} repeats is not known.")
-    elif found.rho is None:
-        doubts.append(f"Whether {label} repeats from seed to seed cannot be told from {_count(found.n)}.")
-    elif found.rho.rho < FIT_TO_RANK:
-        rho = f"ρ = {found.rho.rho:.2f} (n = {found.n})"
-        doubts.append(f"Two seeds agree on the order by {label} only to {rho}: do not rank by it.")
-    if found.apart is not None and found.apart < 0.5:
-        share = formatting.percent(found.apart)
-        doubts.append(f"Only {share} of pairs of candidates differ in {label} by more than their intervals.")
-    return doubts
+        lines.append(f"With a single seed, the reproducibility of {label} is unknown.")
+    elif agreement.rho is None:
+        lines.append(f"The reproducibility of {label} cannot be estimated from {_count(agreement.n)}.")
+    elif agreement.rho.rho < MIN_RANK_CORRELATION:
+        rho = f"ρ = {agreement.rho.rho:.2f} (n = {agreement.n})"
+        lines.append(f"Rankings by {label} agree poorly between two seeds, {rho}: do not rank candidates by it.")
+    if agreement.separable is not None and agreement.separable < 0.5:
+        share = formatting.percent(agreement.separable)
+        lines.append(f"Only {share} of the pairs of candidates have non-overlapping intervals of {label}.")
+    return lines
 
 
-def _of_trials(facts: StudyData) -> list[str]:
-    found = []
-    lost = sum(diverged(c) for c in facts.candidates)
-    if lost:
-        found.append(f"Training diverged for {_count(lost)}, left out of every chart.")
-    failed = [c for c in facts.candidates if c.state == "failed"]
+def _trial_warnings(study: StudyData) -> list[str]:
+    lines = []
+    diverged_count = sum(diverged(c) for c in study.candidates)
+    if diverged_count:
+        lines.append(f"Training diverged for {_count(diverged_count)}, which the charts leave out.")
+    failed = [c for c in study.candidates if c.state == "failed"]
     if failed:
         cause = f": {failed[0].error}" if failed[0].error else ""
-        found.append(f"{_count(len(failed))} failed; the first, trial {failed[0].number}{cause}.")
-    running = sum(c.state == "running" for c in facts.candidates)
+        lines.append(f"{_count(len(failed))} failed; the first is trial {failed[0].number}{cause}.")
+    running = sum(c.state == "running" for c in study.candidates)
     if running:
-        found.append(f"The study has not finished: {_are(running)} running.")
-    return found
+        lines.append(f"The study has not finished: {_count_with_verb(running)} running.")
+    return lines
 
 
 def _count(number: int) -> str:
     return f"{number} candidate{'' if number == 1 else 's'}"
 
 
-def _are(number: int) -> str:
+def _count_with_verb(number: int) -> str:
     return f"{_count(number)} {'is' if number == 1 else 'are'}"
 
 
-def verdicts(facts: StudyData, agreements: Mapping[str, Agreement]) -> list[str]:
-    """A sentence for each quality metric: whether it ranks, and whether candidates differ by more than its noise."""
-    return [_verdict(facts.label(name), found) for name, found in agreements.items() if found.rho]
+def verdicts(study: StudyData, agreements: Mapping[str, Agreement]) -> list[str]:
+    """One sentence for each quality metric: whether its ranking is reproducible and resolves the candidates."""
+    return [_verdict(study.label(name), agreement) for name, agreement in agreements.items() if agreement.rho]
 
 
-def _verdict(label: str, found: Agreement) -> str:
-    assert found.rho is not None
-    rho, apart = found.rho, formatting.percent(found.apart or 0)
-    fit = "fit to rank" if (found.apart or 0) >= 0.5 else "fit to rank all but close candidates"
-    fit = fit if rho.rho >= FIT_TO_RANK else "not fit to rank"
-    fit = fit if found.n >= FEW else "too few candidates to say whether it ranks"
+def _verdict(label: str, agreement: Agreement) -> str:
+    assert agreement.rho is not None
+    rho, separable = agreement.rho, formatting.percent(agreement.separable or 0)
+    if agreement.n < MIN_CANDIDATES:
+        conclusion = "too few candidates to judge the ranking"
+    elif rho.rho < MIN_RANK_CORRELATION:
+        conclusion = "not reliable for ranking"
+    elif (agreement.separable or 0) < 0.5:
+        conclusion = "reliable for ranking, except between close candidates"
+    else:
+        conclusion = "reliable for ranking"
     return (
-        f"{label[0].upper()}{label[1:]}: the seeds agree on the order to ρ = {rho.rho:.2f} "
-        f"[{rho.low:.2f}, {rho.high:.2f}] over {found.n} candidates, and {apart} of pairs differ by more than their "
-        f"intervals: {fit}."
+        f"{label[0].upper()}{label[1:]}: the rank correlation between seeds is ρ = {rho.rho:.2f} "
+        f"[{rho.low:.2f}, {rho.high:.2f}] over {agreement.n} candidates, and {separable} of the pairs have "
+        f"non-overlapping intervals: {conclusion}."
     )
 
 
-def recommended(facts: StudyData) -> dict[str, Any]:
-    base = next((c for c in facts.distinct if c.name == "base"), None)
-    rows = [_beside(facts, name, base) for name in facts.measures if facts.amount(facts.best, name)]
+def recommended(study: StudyData) -> dict[str, Any]:
+    """The recommended candidate: its title, description, reason, and its numbers next to those of the base."""
+    base = next((c for c in study.distinct if c.name == "base"), None)
+    rows = [_compared_with_base(study, name, base) for name in study.measures if study.value_of(study.best, name)]
     return {
-        "title": title(facts.best),
-        "id": facts.best.architecture.id,
-        "number": facts.best.number,
-        "reason": facts.reason[:1].upper() + facts.reason[1:] + ".",
-        "words": architecture_text.describe(facts.best.architecture),
+        "title": title(study.best),
+        "id": study.best.architecture.id,
+        "number": study.best.number,
+        "reason": study.reason[:1].upper() + study.reason[1:] + ".",
+        "description": architecture_text.describe(study.best.architecture),
         "rows": rows,
-        "compared": base is not None and base.number != facts.best.number,
+        "compared": base is not None and base.number != study.best.number,
     }
 
 
-def _beside(facts: StudyData, name: str, base: Candidate | None) -> dict[str, str]:
-    mine = facts.amount(facts.best, name)
-    theirs = facts.amount(base, name) if base else None
-    assert mine is not None
+def _compared_with_base(study: StudyData, name: str, base: Candidate | None) -> dict[str, str]:
+    best_value = study.value_of(study.best, name)
+    base_value = study.value_of(base, name) if base else None
+    assert best_value is not None
     row = {
-        "label": facts.label(name),
-        "mine": formatting.format_value(mine, name),
+        "label": study.label(name),
+        "value": formatting.format_value(best_value, name),
         "base": "–",
         "change": "",
         "verdict": "",
     }
-    if theirs is None:
+    if base_value is None:
         return row
-    row["base"] = formatting.format_value(theirs, name)
-    if name in QUALITY_METRICS and mine.low <= theirs.high and theirs.low <= mine.high:
+    row["base"] = formatting.format_value(base_value, name)
+    if name in QUALITY_METRICS and best_value.low <= base_value.high and base_value.low <= best_value.high:
         return row | {"change": "within noise"}
-    ratio = mine.value / theirs.value - 1 if theirs.value > 0 else math.nan
-    if math.isfinite(ratio) and mine.value != theirs.value:
-        row["change"] = f"{'+' if ratio > 0 else '−'}{abs(ratio):.1%}".replace("%", f"{formatting.GAP}%")
+    ratio = best_value.value / base_value.value - 1 if base_value.value > 0 else math.nan
+    if math.isfinite(ratio) and best_value.value != base_value.value:
+        row["change"] = f"{'+' if ratio > 0 else '−'}{abs(ratio):.1%}".replace("%", f"{formatting.NBSP}%")
         row["verdict"] = "worse" if ratio > 0 else "better"
     return row
 
 
-def reference(facts: StudyData) -> str:
-    """The hypervolume's reference point, in words."""
-    rows = [[facts.amount(c, n) for n in facts.objectives] for c in facts.scored if not diverged(c)]
+def reference(study: StudyData) -> str:
+    """Reference point of the hypervolume as text: the worst value of each objective."""
+    rows = [[study.value_of(c, n) for n in study.objectives] for c in study.scored if not diverged(c)]
     points = [tuple(i.value for i in row if i) for row in rows]
-    worst = box(points)[1] if points else ()
+    worst = bounds(points)[1] if points else ()
     ends = [EffectInterval(value, value, value) for value in worst]
     return ", ".join(
-        f"{facts.label(name)} {formatting.format_value(end, name)}"
-        for name, end in zip(facts.objectives, ends, strict=False)
+        f"{study.label(name)} {formatting.format_value(end, name)}"
+        for name, end in zip(study.objectives, ends, strict=False)
     )
 
 
-def agreement_row(facts: StudyData, name: str, found: Agreement) -> dict[str, str]:
-    rho = found.rho
+def agreement_row(study: StudyData, name: str, agreement: Agreement) -> dict[str, str]:
+    """Row of the table of reliability for one quality metric."""
+    rho = agreement.rho
     return {
         "name": name,
-        "label": facts.label(name),
-        "n": str(found.n),
+        "label": study.label(name),
+        "n": str(agreement.n),
         "rho": f"{rho.rho:.2f} [{rho.low:.2f}, {rho.high:.2f}]" if rho else "cannot tell",
-        "apart": formatting.percent(found.apart) if found.apart is not None else "–",
-        "spread": f"{found.spread:.1f} ×" if found.spread is not None else "–",
-        "drawn": "yes" if found.n > 1 else "",
+        "separable": formatting.percent(agreement.separable) if agreement.separable is not None else "–",
+        "spread": f"{agreement.spread:.1f} ×" if agreement.spread is not None else "–",
+        "drawn": "yes" if agreement.n > 1 else "",
     }
 
 
-def sources(facts: StudyData) -> list[tuple[str, str]]:
-    """Where each of the score's numbers comes from."""
-    seeds = len(facts.seeds)
+def sources(study: StudyData) -> list[tuple[str, str]]:
+    """How each number of the score was obtained, as pairs of its name and a description."""
+    seeds = len(study.seeds)
     rows = []
-    for name in facts.measures:
+    for name in study.measures:
         if name in QUALITY_METRICS:
-            how = f"measured here: mean of {seeds} short runs under protocol {_hash(facts)}, with 95 % interval"
-            how += ", the seeds' spread pooled over the study" if seeds > 1 else ""
-            rows.append((facts.label(name), how))
+            how = f"measured: mean of {seeds} short training runs under protocol {_protocol_hash(study)}, 95 % interval"
+            how += " from the spread of seeds pooled over the study" if seeds > 1 else ""
+            rows.append((study.label(name), how))
         elif name != "latency_ms":
-            rows.append((facts.label(name), "counted, exact"))
-    timed = [c.score.latency for c in facts.distinct if c.score.latency]
-    for (source, *where), count in Counter(record.conditions for record in timed).items():
-        device, units, chip, threads, runtime = where
-        runs = [r.runs for r in timed if r.conditions == (source, *where)]
+            rows.append((study.label(name), "computed exactly from the architecture"))
+    records = [c.score.latency for c in study.distinct if c.score.latency]
+    for conditions, count in Counter(record.conditions for record in records).items():
+        source, device, units, chip, threads, runtime = conditions
+        runs = [r.runs for r in records if r.conditions == conditions]
         span = f"{min(runs)}–{max(runs)}" if min(runs) < max(runs) else str(min(runs))
         how = f"{source} on {device} ({units}), {chip}, {threads} thread(s), {runtime}: {count} candidates, "
-        rows.append((facts.label("latency_ms"), how + f"median and quartiles of {span} runs each"))
+        rows.append((study.label("latency_ms"), how + f"median and quartiles of {span} runs each"))
     return rows
 
 
-def _hash(facts: StudyData) -> str:
-    return next((c.score.quality.protocol_hash for c in facts.trained if c.score.quality), "")
+def _protocol_hash(study: StudyData) -> str:
+    return next((c.score.quality.protocol_hash for c in study.trained if c.score.quality), "")

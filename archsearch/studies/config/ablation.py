@@ -1,4 +1,4 @@
-"""The rows of an ablation: a base, changes row upon row, each choice alone, and the final design without each."""
+"""Rows of an ablation: a ladder of changes from a base, the final design without each choice, and each choice alone."""
 
 from __future__ import annotations
 
@@ -17,96 +17,102 @@ from snapgen.errors import InputError
 if TYPE_CHECKING:
     from archsearch.spaces.space import Space
 
-Group = Literal["ladder", "without", "alone"]
+Group = Literal["ladder", "leave_one_out", "one_at_a_time"]
 
 Quantity = Literal["params", "macs", "latency_ms", "frechet_distance"]
-"""What may have been published of a row."""
+"""Quantities for which a paper may have published a number."""
 
 
 class PublishedNumber(Config):
-    """A number of a row as its paper has it; never ours."""
+    """A published number of a row, as the paper states it; never a measurement of ours."""
 
     value: float | None = None
-    """Change against the row below in percent (params, macs, latency_ms); the FID itself (frechet_distance)."""
-    says: str = ""
-    """The paper's way to put it, or its words where it gives no number."""
+    """Change against the row's baseline in percent (params, macs, latency_ms), or the FID itself (frechet_distance)."""
+    quote: str = ""
+    """The paper's own wording, where it gives no number or gives one in another form."""
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if self.value is None and not self.says:
-            raise ValueError("neither value nor says; give one or remove it")
+    def _is_not_empty(self) -> Self:
+        if self.value is None and not self.quote:
+            raise ValueError("has neither value nor quote; give one or remove it")
         return self
 
 
 class AblationRowConfig(Config):
-    """One row as the YAML has it."""
+    """One row of the ablation's YAML."""
 
     title: str
-    over: str | None = None
-    """The row that it changes; None for the base alone."""
-    changes: dict[str, Any] = Field(default_factory=dict)
-    """Paths into the architecture (`snapgen.architecture.overrides`) and the values to set there."""
+    """Description of the row's change, as shown in the table."""
+    baseline: str | None = None
+    """Name of the row above that this one changes; None for the base, which is the first row."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Paths into the architecture and the values to set there; paths are those of a space's knobs."""
     published: dict[Quantity, PublishedNumber] = Field(default_factory=dict)
+    """Published numbers of this row, by quantity: params, macs, latency_ms, frechet_distance."""
 
 
 class AblationConfig(Config):
-    """An ablation: the ladder of rows, and what is derived from it."""
+    """An ablation: the ladder of rows, and the rows that are derived from it."""
 
     rows: dict[str, AblationRowConfig] = Field(min_length=2)
-    """In the ladder's order; the first is the base."""
-    final: str
-    """The row that `without` and `alone` look at: the ladder from it down to the base is its *choices*."""
-    without: bool = True
-    """Leave one out: the final row with each of its choices reverted."""
-    alone: bool = False
-    """The base with each choice alone: with it single effects can be added up against the joint one."""
-    turns: int = Field(default=0, ge=0)
-    """At most so many more measurements of every row's latency, all rows in turn, until the two lowest agree: nets of a
-    millisecond are easily disturbed by what else the machine does. 0: the one that its score has."""
+    """Rows by name, in the order of the ladder; the first is the base."""
+    final_row: str
+    """The final design. Its *choices* are the rows from the base up to it; leave_one_out and one_at_a_time use them."""
+    leave_one_out: bool = True
+    """Also score the final row with each of its choices reverted."""
+    one_at_a_time: bool = False
+    """Also score the base with each choice alone, so that single effects can be added up against the joint effect."""
+    latency_repeats: int = Field(default=0, ge=0)
+    """Largest number of further latency measurements a row. All rows are measured in turn until each one's two lowest
+    agree; nets of a millisecond are easily disturbed by other processes. 0: the single measurement of the score."""
     published_from: str | None = None
-    """Another ablation (a shipped one's name, or a file) whose published numbers stand beside rows of the same name."""
+    """Another ablation, by name or file, whose published numbers are shown beside rows of the same name."""
     published_source: str = ""
-    """Where the published numbers are from."""
+    """Source of the published numbers."""
     published_protocol: str = ""
-    """How they were taken."""
+    """Measurement protocol of the published numbers."""
 
     @field_validator("rows", mode="before")
     @classmethod
-    def _named_by_text(cls, rows: object) -> object:
+    def _row_names_are_strings(cls, rows: object) -> object:
         return {str(name): row for name, row in rows.items()} if isinstance(rows, dict) else rows
 
-    @field_validator("final", mode="before")
+    @field_validator("final_row", mode="before", json_schema_input_type=str | int)
     @classmethod
-    def _final_by_text(cls, name: object) -> object:
+    def _final_row_is_a_string(cls, name: object) -> object:
         return str(name) if isinstance(name, int) else name
 
     @model_validator(mode="after")
-    def _stands_on_its_rows(self) -> Self:
+    def _rows_build_on_earlier_ones(self) -> Self:
         seen: list[str] = []
         for name, row in self.rows.items():
-            if (row.over is None) != (not seen):
-                raise ValueError(f"rows.{name}: only the first row, the base, stands over none; name a row in over")
-            if row.over is not None and row.over not in seen:
-                raise ValueError(f"rows.{name}: over {row.over!r} is no row above it; use {', '.join(seen)}")
-            if (not row.changes) != (not seen):
-                raise ValueError(f"rows.{name}: the base changes nothing, every other row something; correct changes")
+            if (row.baseline is None) != (not seen):
+                raise ValueError(
+                    f"rows.{name}: the first row, the base, has no baseline, every other row has one; correct baseline"
+                )
+            if row.baseline is not None and row.baseline not in seen:
+                raise ValueError(f"rows.{name}: baseline {row.baseline!r} is not an earlier row; use {', '.join(seen)}")
+            if (not row.overrides) != (not seen):
+                raise ValueError(
+                    f"rows.{name}: the base has no overrides and every other row has some; correct overrides"
+                )
             seen.append(name)
-        if self.final not in seen[1:]:
-            raise ValueError(f"final {self.final!r} is no row above the base; use {', '.join(seen[1:])}")
+        if self.final_row not in seen[1:]:
+            raise ValueError(f"final_row {self.final_row!r} is not a row after the base; use {', '.join(seen[1:])}")
         return self
 
     @property
     def base(self) -> str:
-        """The first row's name."""
+        """Name of the first row."""
         return next(iter(self.rows))
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The rows from the base (not included) to the final one, each over the one before."""
-        way = [self.final]
-        while (over := self.rows[way[-1]].over) is not None:
-            way.append(over)
-        return tuple(reversed(way[:-1]))
+        """Names of the rows from the base (excluded) to the final row, each the baseline of the next."""
+        path = [self.final_row]
+        while (baseline := self.rows[path[-1]].baseline) is not None:
+            path.append(baseline)
+        return tuple(reversed(path[:-1]))
 
 
 @dataclass(frozen=True)
@@ -114,123 +120,125 @@ class AblationRow:
     """A row with its architecture.
 
     Attributes:
-        name: of the ladder's row, ``6 without 3``, ``0 with 3``.
-        over: the name of the row it is compared with; None for the base.
-        choice: the row whose changes make the difference; None for the base.
-        changes: all that tells it from the base.
+        name: name of the ladder's row, or e.g. ``6 without 3``, ``0 with 3``.
+        baseline: name of the row it is compared with; None for the base.
+        choice: name of the row whose changes make the difference; None for the base.
+        changes: all overrides that separate it from the base.
     """
 
     name: str
     title: str
     group: Group
-    over: str | None
+    baseline: str | None
     choice: str | None
     changes: Mapping[str, Any]
     architecture: Architecture
     published: Mapping[Quantity, PublishedNumber]
 
 
-def plan(settings: AblationConfig, base: Architecture, *, source: str) -> list[AblationRow]:
-    """Every row of an ablation on a base, in the order of the table; several may be one architecture.
+def expand_rows(settings: AblationConfig, base: Architecture, *, source: str) -> list[AblationRow]:
+    """Expand an ablation into its rows, in the order of the table; several rows may share one architecture.
 
     Raises:
-        InputError: naming the row whose change is unknown, wrong, contradictory or without effect.
+        InputError: if a row's override is unknown, invalid, contradictory or without effect; it names the row.
     """
     checked = {name: _checked(name, row, base, source) for name, row in settings.rows.items()}
 
-    def planned(
-        name: str, title: str, group: Group, over: str | None, choice: str | None, of: list[str]
+    def build(
+        name: str, title: str, group: Group, baseline: str | None, choice: str | None, applied: list[str]
     ) -> AblationRow:
-        changes = _joined(checked[row] for row in of)
+        changes = _merge(checked[row] for row in applied)
         place = f"ablation.rows.{name}" if group == "ladder" else f"ablation.{group}: {name}"
         arch = _built(base, changes, source=source, place=place)
         published = settings.rows[name].published if group == "ladder" else {}
-        return AblationRow(name, title, group, over, choice, changes, arch, published)
+        return AblationRow(name, title, group, baseline, choice, changes, arch, published)
 
-    found = [
-        planned(name, row.title, "ladder", row.over, name if row.over else None, _below(settings, name))
+    rows = [
+        build(name, row.title, "ladder", row.baseline, name if row.baseline else None, _with_baselines(settings, name))
         for name, row in settings.rows.items()
     ]
-    ladder = {row.name: row.architecture for row in found}
-    for row in found[1:]:
-        _check_effect(row, checked[row.name], ladder[str(row.over)], source)
-    choices, final = settings.choices, settings.final
-    if settings.without:
+    ladder = {row.name: row.architecture for row in rows}
+    for row in rows[1:]:
+        _check_effect(row, checked[row.name], ladder[str(row.baseline)], source)
+    choices, final = settings.choices, settings.final_row
+    if settings.leave_one_out:
         for name in choices:
-            rest = [other for other in choices if other != name]
+            rest = [choice for choice in choices if choice != name]
             title = f"without: {settings.rows[name].title}"
-            found.append(planned(f"{final} without {name}", title, "without", final, name, rest))
-    if settings.alone:
+            rows.append(build(f"{final} without {name}", title, "leave_one_out", final, name, rest))
+    if settings.one_at_a_time:
         for name in choices:
             title = f"alone: {settings.rows[name].title}"
-            found.append(planned(f"{settings.base} with {name}", title, "alone", settings.base, name, [name]))
-    return found
+            rows.append(build(f"{settings.base} with {name}", title, "one_at_a_time", settings.base, name, [name]))
+    return rows
 
 
-def space_of(settings: AblationConfig, around: Space, *, source: str) -> Space:
-    """The space whose points are the rows' architectures, each once: on the base and at the latent of ``around``."""
+def space_of_rows(settings: AblationConfig, around: Space, *, source: str) -> Space:
+    """A space whose points are the distinct architectures of the rows, with the base and latent size of ``around``."""
     from archsearch.spaces.knob import read_knob
 
     choices: dict[str, Mapping[str, Any]] = {}
-    known: set[str] = set()
-    for row in plan(settings, around.base, source=source):
-        if row.architecture.id not in known:
-            known.add(row.architecture.id)
+    seen: set[str] = set()
+    for row in expand_rows(settings, around.base, source=source):
+        if row.architecture.id not in seen:
+            seen.add(row.architecture.id)
             choices[row.name] = dict(row.changes)
     knob = read_knob("row", choices, len(around.base.down), source=source)
     references = {name: {"row": i} for i, name in enumerate(choices)}
-    return dataclasses.replace(around, name=f"{around.name} rows", knobs=(knob,), limits={}, references=references)
+    return dataclasses.replace(around, name=f"{around.name} rows", knobs=(knob,), constraints={}, references=references)
 
 
-def _below(settings: AblationConfig, name: str) -> list[str]:
-    """The row and those it stands on, from the base up."""
-    over = settings.rows[name].over
-    return [*(_below(settings, over) if over else []), name]
+def _with_baselines(settings: AblationConfig, name: str) -> list[str]:
+    """A row and the baselines under it, from the base up."""
+    baseline = settings.rows[name].baseline
+    return [*(_with_baselines(settings, baseline) if baseline else []), name]
 
 
-def _joined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The changes of several rows; one made again stands where it was made last, as changes apply in order."""
-    joined: dict[str, Any] = {}
-    for part in parts:
-        for path, value in part.items():
-            joined.pop(path, None)
-            joined[path] = value
-    return joined
+def _merge(changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The overrides of several rows in one mapping; a repeated path moves to its last position, since order matters."""
+    merged: dict[str, Any] = {}
+    for change in changes:
+        for path, value in change.items():
+            merged.pop(path, None)
+            merged[path] = value
+    return merged
 
 
 def _checked(name: str, row: AblationRowConfig, base: Architecture, source: str) -> dict[str, Any]:
     from archsearch.spaces.knob import read_changes
 
-    return read_changes(row.changes, len(base.down), source=source, place=f"ablation.rows.{name}.changes")
+    return read_changes(row.overrides, len(base.down), source=source, place=f"ablation.rows.{name}.overrides")
 
 
 def _built(base: Architecture, changes: Mapping[str, Any], *, source: str, place: str) -> Architecture:
     try:
         return overrides.apply_overrides(base, changes)
     except ValueError as error:
-        raise InputError(source, *_told(error), place=place) from None
+        raise InputError(source, *_problem_and_remedy(error), place=place) from None
 
 
-def _told(error: ValueError) -> tuple[str, str]:
+def _problem_and_remedy(error: ValueError) -> tuple[str, str]:
     from pydantic import ValidationError
 
     text = str(error)
     if isinstance(error, ValidationError):
         text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
     problem, _, remedy = text.partition("; ")
-    return problem, remedy or "correct the row's changes"
+    return problem, remedy or "correct the row's overrides"
 
 
-def _check_effect(row: AblationRow, own: Mapping[str, Any], over: Architecture, source: str) -> None:
-    """A change of what the row's net does not have contradicts the row: an expansion where no conv is separable."""
-    place = f"ablation.rows.{row.name}.changes"
+def _check_effect(row: AblationRow, own: Mapping[str, Any], baseline: Architecture, source: str) -> None:
+    """Raise if an override has no effect on the row's net, such as an expansion where no convolution is separable."""
+    place = f"ablation.rows.{row.name}.overrides"
     for path in own:
-        fields = [field for field in overrides.resolve_path(path, len(over.down)) if "layers" not in field]
+        fields = [field for field in overrides.resolve_path(path, len(baseline.down)) if "layers" not in field]
         if fields and all(_at(row.architecture, field) != _at(row.architecture.canonical(), field) for field in fields):
-            problem, remedy = "changes nothing in this row's net", "remove it, or change what it depends on"
+            problem, remedy = "has no effect on this row's net", "remove it, or change what it depends on"
             raise InputError(source, problem, remedy, place=f"{place}.{path}")
-    if row.architecture.id == over.id:
-        raise InputError(source, f"build the same net as row {row.over}", "correct them or remove the row", place=place)
+    if row.architecture.id == baseline.id:
+        raise InputError(
+            source, f"build the same net as row {row.baseline}", "correct them or remove the row", place=place
+        )
 
 
 def _at(arch: Architecture, field: Iterable[str | int]) -> object:

@@ -1,4 +1,4 @@
-"""Configuration of an evolution."""
+"""Configuration of the evolution of a network."""
 
 from __future__ import annotations
 
@@ -11,57 +11,62 @@ from snapgen.config import Config
 
 
 class EvolutionConfig(Config):
-    """How a network is evolved. The paper gives no number of these: they are our choice.
+    """Settings of the evolution of a network. The paper publishes none of these numbers; the defaults are our choice.
 
-    The study's protocol says how the first network is trained, and how every one is judged; where it inherits weights,
-    the first network is the one that they were robustly trained in.
+    The study's protocol defines how the first network is trained and how every network is evaluated. If the protocol
+    inherits weights (``init_from``), evolution starts from that robustly trained network.
     """
 
     target_ms: float = Field(default=0, ge=0)
-    """Latency to meet on the study's device; 0: by ``target_share``."""
-    target_share: float | None = Field(default=None, gt=0)
-    """The target over the latency of the space's base, for studies that run on any machine."""
+    """Latency to reach on the study's device, in milliseconds; 0: use target_ratio."""
+    target_ratio: float | None = Field(default=None, gt=0)
+    """Target latency over the latency of the space's base, for studies that run on any machine."""
     tolerance: float = Field(default=0.05, gt=0, lt=1)
-    """Share of the target that a network may be off and yet be at it."""
+    """A network counts as being at the target if its latency differs from it by at most this share."""
     block_dropout: float = Field(default=0.1, ge=0, lt=1)
-    """How often each block is left out for a step, in all training but the last."""
+    """Probability with which each block is left out of a training step, in all rounds but the final one."""
     round_steps: int = Field(ge=1)
-    """Trained after every action."""
+    """Training steps after every edit."""
     final_steps: int = Field(default=0, ge=0)
-    """Trained at the end, all blocks running; 0: no such round."""
-    round_rate: float = Field(default=0.3, gt=0, le=1)
-    """Of the protocol's learning rate, for all training but the first."""
-    group: int = Field(default=3, ge=1)
-    """Blocks removed, or copied, by one action at most."""
+    """Training steps of the final round, in which all blocks run; 0: no final round."""
+    round_lr_scale: float = Field(default=0.3, gt=0, le=1)
+    """Learning rate of all rounds but the first, relative to the protocol's."""
+    max_edits_per_round: int = Field(default=3, ge=1)
+    """Largest number of blocks that one round removes or copies."""
     metric: str = "validation_loss"
-    """By which blocks are valued (`archsearch.quality.metrics`); clip_score:FOLDER is the paper's."""
-    samples: int | None = Field(default=None, ge=8)
-    """Images drawn for each value, where the metric needs them; None: the protocol's."""
+    """Metric that values the blocks: validation_loss, frechet_distance, kernel_distance, retrieval or clip_score:FOLDER
+    (the paper's)."""
+    num_samples: int | None = Field(default=None, ge=8)
+    """Images drawn for each value of the metric, where it needs images; None: the protocol's num_samples."""
     table: BlockTableConfig = BlockTableConfig()
-    """How each block's latency is found."""
-    gain: float = Field(default=0.01, ge=0, lt=1)
-    """Share by which a network at the target must beat the ones before it, or the search ends."""
+    """Measurement of the latency of each block."""
+    min_improvement: float = Field(default=0.01, ge=0, lt=1)
+    """Relative improvement that a network at the target must bring over the earlier ones, or the evolution ends."""
     rounds: int = Field(default=30, ge=1)
-    """At most, the last one aside."""
+    """Largest number of rounds, not counting the final one."""
 
     @model_validator(mode="after")
     def _has_one_target(self) -> Self:
-        if bool(self.target_ms) == (self.target_share is not None):
-            raise ValueError("give a target: either target_ms or target_share")
+        if bool(self.target_ms) == (self.target_ratio is not None):
+            raise ValueError("give a target: either target_ms or target_ratio")
         return self
 
-    def aimed(self, whole_ms: float) -> EvolutionConfig:
-        """With the target in milliseconds, now that the base's latency is known."""
-        if self.target_share is None:
+    def resolve_target(self, base_ms: float) -> EvolutionConfig:
+        """These settings with the target in milliseconds.
+
+        Args:
+            base_ms: latency of the space's base.
+        """
+        if self.target_ratio is None:
             return self
-        return self.model_copy(update={"target_ms": self.target_share * whole_ms, "target_share": None})
+        return self.model_copy(update={"target_ms": self.target_ratio * base_ms, "target_ratio": None})
 
     @property
-    def most_ms(self) -> float:
-        """The latency up to which a network is at the target."""
+    def max_ms(self) -> float:
+        """Highest latency at which a network counts as being at the target."""
         return self.target_ms * (1 + self.tolerance)
 
     @property
-    def least_ms(self) -> float:
-        """The latency from which a network is at the target."""
+    def min_ms(self) -> float:
+        """Lowest latency at which a network counts as being at the target."""
         return self.target_ms * (1 - self.tolerance)

@@ -1,1 +1,19 @@
 """Evolve one network block by block."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from archsearch.studies.evolution.rounds import BlockImportance, EvolutionRound
+    from archsearch.studies.evolution.run import evolve
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "archsearch.studies.evolution.rounds": ["BlockImportance", "EvolutionRound"],
+            "archsearch.studies.evolution.run": ["evolve"],
+        },
+    )
+
+__all__ = ["BlockImportance", "EvolutionRound", "evolve"]

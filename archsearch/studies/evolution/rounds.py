@@ -1,4 +1,4 @@
-"""How a study evolves a network block by block, and what it keeps of each round (arXiv 2306.00980, section 3.1)."""
+"""Rounds of the evolution of a network, block by block, as a study stores them (arXiv 2306.00980, section 3.1)."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ from snapgen.architecture.schema import BlockKind
 from snapgen.config import Config
 
 Phase = Literal["robust", "evolve", "final"]
-"""The robust training that comes first, a round of actions, the last training on."""
-
+"""Phase of a round: the robust training at the start, a round with an action, or the final training."""
 
 ATTRIBUTE = "evolution"
-"""User attribute of a trial that is a round."""
+"""User attribute of a trial that holds its `EvolutionRound`."""
 
 
 class BlockImportance(Config):
-    """What one block of a round's network is worth (arXiv 2306.00980, section 3.1: ΔCLIP / ΔLatency)."""
+    """Importance of one block of a round's network (arXiv 2306.00980, section 3.1: ΔCLIP / ΔLatency)."""
 
     block: str
-    """Module path in the U-Net, as `subnets.Block.name`."""
+    """Module path in the U-Net (`snapgen.architecture.block_index.BlockRef.name`)."""
     label: str
     site: str
     layer: int
     kind: BlockKind
     index: int
     loss: Estimate
-    """Quality without the block less quality with it; above 0: it is of use (the metric is better when smaller)."""
+    """Metric without the block minus metric with it. Lower metrics are better, so the block is useful above 0."""
     ms: float
-    """What it costs, by the table of blocks."""
+    """Latency of the block by the block table, in milliseconds."""
 
     @property
     def value(self) -> float:
-        """Quality lost per millisecond saved, were it removed; infinite where removing it saves nothing."""
+        """Quality lost per millisecond saved if the block is removed; infinite if removing it saves no time."""
         return self.loss.value / self.ms if self.ms > 0 else math.inf
 
 
 class EvolutionRound(Config):
-    """One round: the action that led to its network, and what was measured of that after training on."""
+    """One round: the action that produced its network, and the numbers of the network after further training."""
 
     number: Annotated[int, Field(ge=0)]
     phase: Phase
     parent: int | None
-    """Number of the round whose network was acted on; None: none."""
+    """Number of the round whose network was edited; None in the first round."""
     removed: tuple[str, ...]
-    """Blocks of the parent's network, by their names there."""
+    """Blocks removed from the parent's network, by their names there."""
     copied: tuple[str, ...]
+    """Blocks copied in the parent's network, by their names there."""
     metric: str
     quality: Estimate
-    """Of the whole network after training on; smaller is better."""
+    """Metric of the full network after training; lower is better."""
     predicted_ms: float
-    """By the table of blocks; what was measured is in the trial's score."""
+    """Latency predicted by the block table; the measured latency is in the trial's score."""
     steps: Annotated[int, Field(ge=0)]
-    """Trained in this round."""
+    """Training steps of this round."""
     training_macs: Annotated[float, Field(ge=0)]
-    """Of all training up to here: forward MACs × 3 × images."""
+    """MACs of all training up to this round: forward MACs × 3 × images."""
     worths: tuple[BlockImportance, ...]
-    """Of every removable block, in the order of the forward pass; empty in the final round."""
+    """Importance of every removable block, in the order of the forward pass; empty in the final round."""
     next: str
-    """What is done next and why, in words."""
+    """The next action and its reason, in words."""

@@ -1,36 +1,43 @@
-"""Evolve a network: worth of each block, action, training on, round after round, until the target is met.
+"""Evolve a network: in each round edit blocks, train further and value every block, until the target is met.
 
-The rounds are an ordinary study's trials, so it resumes and reports as any study does; a round's network begins with
-the weights of the round that it came from.
+The rounds are trials of an ordinary study, so an evolution resumes and reports like any study. A round's network starts
+from the weights of its parent round.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archsearch.latency.repeats import measure_round_robin
-from archsearch.quality.metrics import difference, estimate, gauge
+from archsearch.quality.metrics import build_metric, difference, estimate
 from archsearch.score import LatencyRecord, Quality, Score
 from archsearch.studies.config.study import StudyConfig, error_context
-from archsearch.studies.evolution.block_table import evolution_of, load_or_fit_block_table, max_block_counts, table_of
-from archsearch.studies.evolution.policy import Action, BlockCosts, Past, decide
+from archsearch.studies.evolution.block_table import (
+    evolution_config,
+    load_or_fit_block_table,
+    max_block_counts,
+    stored_block_table,
+)
+from archsearch.studies.evolution.policy import Action, BlockCosts, FinishedRound, decide
 from archsearch.studies.evolution.rounds import ATTRIBUTE, BlockImportance, EvolutionRound
 from archsearch.studies.search.candidates import FINAL, load_candidates
 from archsearch.studies.search.proposer import Proposal, SearchSpaceExhausted
 from archsearch.studies.search.run import search
 from archsearch.studies.search.samplers import distributions
-from archsearch.studies.search.scorer import NOTES, ArchsearchScorer, Report
+from archsearch.studies.search.scorer import NOTES, ArchsearchScorer
+from archsearch.studies.search.weights import load_unet
 from archsearch.studies.storage.database import load_study
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
-from snapgen.errors import InputError, first_line
+from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.models import subnetworks
 from snapgen.models.unet import UNet
+from snapgen.progress import ProgressCallback, subtask
 from snapgen.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -44,39 +51,38 @@ if TYPE_CHECKING:
 
 
 def evolve(settings: StudyConfig, *, quiet: bool = False) -> Study:
-    """Evolve a network to its target, or go on with it.
+    """Evolve a network to its target latency, or resume the evolution.
 
     Raises:
-        InputError: if the study does not say how, if no network of the space can meet the target, or as
-            `archsearch.studies.search.run.search`.
+        InputError: if the study has no evolution settings, if no network of the space can meet the target, or for the
+            reasons of `archsearch.studies.search.run.search`.
     """
-    how = evolution_of(settings)
-    changes: dict[str, Any] = {} if settings.trials else {"trials": how.rounds + 2}
-    if how.target_share is not None:
-        aimed = how.aimed(_base_ms(settings))
-        changes["evolve"] = aimed.model_dump(mode="json")
+    evolution = evolution_config(settings)
+    changes: dict[str, Any] = {} if settings.trials else {"trials": evolution.rounds + 2}
+    if evolution.target_ratio is not None:
+        changes["evolve"] = evolution.resolve_target(_base_ms(settings)).model_dump(mode="json")
     settings = settings.with_changes(changes)
     return search(settings, quiet=quiet, scorer=EvolutionScorer, proposer=EvolutionProposer)
 
 
 class EvolutionProposer:
-    """Proposes each round's network: the last one's, after the action that its blocks' worths call for."""
+    """Proposes each round's network: that of its parent round, edited by the action that the policy decides."""
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
         self._settings, self._space = settings, space
-        self._how = evolution_of(settings)
+        self._evolution = evolution_config(settings)
         self.choices: Mapping[str, Any] = distributions(space)
 
     def propose(self, claim: ClaimedTrial, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:  # noqa: ARG002
-        """The next round's, whatever was claimed; as `archsearch.studies.search.proposer.Proposer.propose`.
+        """The network of the next round, whatever slot was claimed.
 
         Raises:
-            Exhausted: if there is none; with the reason.
+            SearchSpaceExhausted: if the evolution has ended; the message is the reason.
         """
         past = _rounds(trials)
-        table = table_of(self._settings)
-        assert table is not None, "the study keeps it from its beginning"
-        action = decide(self._how, _costs(self._space, table), past)
+        table = stored_block_table(self._settings)
+        assert table is not None, "the study stores its block table when it begins"
+        action = decide(self._evolution, _costs(self._space, table), past)
         if isinstance(action, str):
             raise SearchSpaceExhausted(action)
         if action.parent is None:
@@ -84,147 +90,151 @@ class EvolutionProposer:
         else:
             arch = block_index.edit_blocks(past[action.parent].architecture, action.removed, action.copied)
         name = {"robust": "base", "final": FINAL}.get(action.phase)
-        point = {knob.name: knob.choice_of(arch) for knob in self._space.knobs}
-        found = {knob: choice for knob, choice in point.items() if choice is not None}
-        assert len(found) == len(point), "actions stay within the space"
-        return Proposal(found, self._space.architecture(found), name, {})
+        point = {knob.name: knob.current_choice(arch) for knob in self._space.knobs}
+        complete = {knob: choice for knob, choice in point.items() if choice is not None}
+        assert len(complete) == len(point), "actions stay within the space"
+        return Proposal(complete, self._space.architecture(complete), name, {})
 
 
 class EvolutionScorer(ArchsearchScorer):
-    """Scores a round's network: trains it on from the round that it came from, and values its blocks."""
+    """Scores a round's network: trains it from the weights of its parent round and values its blocks."""
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
-        self._how = evolution_of(settings)
+        self._evolution = evolution_config(settings)
         if not settings.trains:
             remedy = "name one, e.g. validation_loss"
-            raise InputError(settings.source, "no objective is on quality", remedy, place="objectives")
+            raise InputError(settings.source, "no objective is a quality number", remedy, place="objectives")
         super().__init__(settings, space)
         assert self._evaluator is not None
         with error_context(settings, "evolve.metric"):
-            samples = settings.protocol.samples if self._how.samples is None else self._how.samples
-            self._gauge = gauge(self._how.metric, self._evaluator, samples=samples)
+            own = self._evolution.num_samples
+            samples = settings.protocol.num_samples if own is None else own
+            self._gauge = build_metric(self._evolution.metric, self._evaluator, samples=samples)
         assert self._backend is not None
         self._table = load_or_fit_block_table(settings, space, self._backend)
         _check_target(settings, space, self._table)
 
     def describe(self) -> Mapping[str, Any]:
-        """As `archsearch.studies.search.scorer.Scorer`, with the table of blocks."""
+        """Attributes for the study, with the block table; see `archsearch.studies.search.scorer.Scorer`."""
         return {**super().describe(), "block_table": self._table.model_dump(mode="json")}
 
-    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
-        """As `archsearch.studies.search.scorer.Scorer`; leaves the round's `EvolutionRound` for the trial."""
+    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
+        """Quality of the round's network after training; writes its `EvolutionRound` to `NOTES` for the trial."""
         study = load_study(self._settings)
         past = _rounds(study.get_trials(deepcopy=False))
-        action = decide(self._how, _costs(self._space, self._table), past)
+        action = decide(self._evolution, _costs(self._space, self._table), past)
         assert isinstance(action, Action)
         number = len(past)
-        unet = self._begun(study, action)
+        unet = self._initial_unet(study, action)
         assert unet.arch.id == arch.id, "the proposal is the action's network"
-        run = self._trained(unet, action, number, lambda stage, share: progress(stage, 0.7 * share))
+        run = self._train(unet, action, number, subtask(progress, 0, 0.7))
         assert self._evaluator is not None
         quality = self._evaluator.quality([run])
         if quality.diverged:
-            remedy = "lower protocol.learning_rate or evolve.round_rate; the same command goes on"
+            remedy = "lower protocol.learning_rate or evolve.round_lr_scale; the same command resumes the study"
             raise InputError(self._settings.source, f"round {number} diverged", remedy, place="protocol")
         self._evaluator.write(run, artifacts)
-        found = self._round(run.unet, action, number, past, lambda share: progress("valuing blocks", 0.7 + 0.3 * share))
-        with atomic_write(artifacts / NOTES) as part:
-            part.write_text(json.dumps({ATTRIBUTE: found.model_dump(mode="json")}))
+        record = self._record_round(run.unet, action, number, past, subtask(progress, 0.7, 1))
+        with atomic_write(artifacts / NOTES) as file:
+            file.write_text(json.dumps({ATTRIBUTE: record.model_dump(mode="json")}))
         return quality
 
-    def _begun(self, study: Study, action: Action) -> UNet:
-        """The round's network before it is trained on."""
+    def _initial_unet(self, study: Study, action: Action) -> UNet:
+        """The round's network before its training: the parent's trained network after the action, or a new base."""
         assert self._evaluator is not None
         if action.parent is None:
-            return self._evaluator.begun(self._space.base, derive_seed(self._settings.seed, "weights"))
+            return self._evaluator.initial_network(self._space.base, derive_seed(self._settings.seed, "weights"))
         unet = subnetworks.edit_network(_weights(study, action.parent), action.removed, action.copied)
         unet.to(self._evaluator.device)
         return unet
 
-    def _trained(self, unet: UNet, action: Action, number: int, progress: Report) -> SeedRun:
+    def _train(self, unet: UNet, action: Action, number: int, progress: ProgressCallback) -> SeedRun:
+        """Train the round's network; in a round without training steps only evaluate it."""
         assert self._evaluator is not None
         first, last = action.phase == "robust", action.phase == "final"
         steps = self._steps(action)
         if not steps:
-            return self._evaluator.measured(unet, number=number)
-        rate = self._settings.protocol.learning_rate * (1 if first else self._how.round_rate)
+            return self._evaluator.evaluate(unet, number=number)
+        learning_rate = self._settings.protocol.learning_rate * (1 if first else self._evolution.round_lr_scale)
         return self._evaluator.run(
             unet,
-            self._settings.protocol.model_copy(update={"steps": steps, "learning_rate": rate}),
+            self._settings.protocol.model_copy(update={"steps": steps, "learning_rate": learning_rate}),
             number=number,
             seed=derive_seed(self._settings.seed, "round", number),
-            block_dropout=0 if last else self._how.block_dropout,
-            tell=progress,
+            block_dropout=0 if last else self._evolution.block_dropout,
+            progress=progress,
         )
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        """As `archsearch.studies.search.scorer.Scorer`: the lowest of several, as in the table, as the next action
-        hangs on it.
+        """Lowest of several latency measurements, as in the block table, since the next action depends on it.
 
-        What an earlier round measured of the same network counts.
+        Measurements of the same network in earlier rounds are included.
         """
         assert self._backend is not None
-        before = [
+        earlier = [
             c for c in load_candidates(load_study(self._settings), artifacts=False) if c.architecture.id == arch.id
         ]
-        records = {arch.id: [c.score.latency for c in before if c.score.latency is not None]}
-        for _ in measure_round_robin(
+        records = {arch.id: [c.score.latency for c in earlier if c.score.latency is not None]}
+        measure_round_robin(
             self._backend,
             [arch],
             records,
             latent_size=self._space.latent_size,
             context_tokens=self._space.context_tokens,
-            keep=lambda *_: None,
-            least=2,
-            most=self._how.table.most,
-        ):
-            pass
+            save=lambda *_: None,
+            min_repeats=2,
+            max_repeats=self._evolution.table.max_repeats,
+        )
         record = min(records[arch.id], key=lambda record: record.median_ms)
         self._ms = record.median_ms
         return record
 
-    def _round(
-        self, unet: UNet, action: Action, number: int, past: Sequence[Past], progress: Callable[[float], None]
+    def _record_round(
+        self, unet: UNet, action: Action, number: int, past: Sequence[FinishedRound], progress: ProgressCallback
     ) -> EvolutionRound:
-        """What is to be kept of a round: what each block of its trained network is worth, and what follows."""
-        whole = self._gauge.take(unet)
-        worths: list[BlockImportance] = []
+        """Value every removable block of the trained network and describe the round, including the next action."""
+        reference = self._gauge.measure(unet)
+        importances: list[BlockImportance] = []
         candidates = block_index.removable(unet.arch) if action.phase != "final" else ()
         for i, block in enumerate(candidates):
+            # ΔCLIP / ΔLatency of arXiv 2306.00980, section 3.1, with the study's metric in place of CLIP
             with subnetworks.blocks_disabled(unet, {block.name}):
-                loss = difference(whole, self._gauge.take(unet))
-            worths.append(
+                loss = difference(reference, self._gauge.measure(unet))
+            importances.append(
                 BlockImportance(
-                    block=block.name, label=block.label, **_place(block), loss=loss, ms=self._table.of(block)
+                    block=block.name, label=block.label, **_position(block), loss=loss, ms=self._table.block_ms(block)
                 )
             )
-            progress((i + 1) / len(candidates))
-        macs = self.cost(unet.arch).macs * 3 * self._settings.protocol.batch * self._steps(action)
-        found = EvolutionRound(
+            progress((i + 1) / len(candidates), "valuing blocks")
+        # a training step takes 3 × the forward MACs: one forward pass and a backward pass of twice its cost
+        macs = self.cost(unet.arch).macs * 3 * self._settings.protocol.batch_size * self._steps(action)
+        record = EvolutionRound(
             number=number,
             phase=action.phase,
             parent=action.parent,
             removed=action.removed,
             copied=action.copied,
-            metric=self._how.metric,
-            quality=estimate(whole),
+            metric=self._evolution.metric,
+            quality=estimate(reference),
             predicted_ms=self._table.predict(unet.arch),
             steps=self._steps(action),
             training_macs=macs + (past[action.parent].round.training_macs if action.parent is not None else 0),
-            worths=tuple(worths),
+            worths=tuple(importances),
             next="",
         )
-        after = [*past, Past(found, self._ms, unet.arch)]
-        return found.model_copy(update={"next": _words(decide(self._how, _costs(self._space, self._table), after))})
+        after = [*past, FinishedRound(record, self._ms, unet.arch)]
+        next_action = decide(self._evolution, _costs(self._space, self._table), after)
+        return record.model_copy(update={"next": _describe(next_action)})
 
     def _steps(self, action: Action) -> int:
+        """Training steps of a round; none in the first round if its weights are inherited."""
         if action.phase == "robust":
-            return 0 if self._settings.protocol.inherit is not None else self._settings.protocol.steps
-        return self._how.final_steps if action.phase == "final" else self._how.round_steps
+            return 0 if self._settings.protocol.init_from is not None else self._settings.protocol.steps
+        return self._evolution.final_steps if action.phase == "final" else self._evolution.round_steps
 
 
 def _base_ms(settings: StudyConfig) -> float:
-    """The latency of the space's base, by the study's table."""
+    """Latency of the space's base in milliseconds, from the study's block table."""
     from archsearch.devices import backend
 
     with error_context(settings, "latency"):
@@ -233,75 +243,63 @@ def _base_ms(settings: StudyConfig) -> float:
 
 
 def _check_target(settings: StudyConfig, space: Space, table: BlockTable) -> None:
-    """Whether some network of the space meets the target, by the table; said before anything is trained."""
-    how, costs = evolution_of(settings), _costs(space, table)
-    every = block_index.blocks(space.base)
-    last, count = {block.place: block for block in every}, block_index.block_counts(space.base)
-    copies = [block for place, block in last.items() for _ in range(costs.most[place] - count[place])]
-    fastest = table.predict(block_index.edit_blocks(space.base, [block.name for block in every]))
+    """Raise, before anything is trained, if by the block table no network of the space can meet the target."""
+    evolution, costs = evolution_config(settings), _costs(space, table)
+    base_blocks = block_index.blocks(space.base)
+    last_at_site, count = {block.block_site: block for block in base_blocks}, block_index.block_counts(space.base)
+    copies = [block for site, block in last_at_site.items() for _ in range(costs.max_count[site] - count[site])]
+    fastest = table.predict(block_index.edit_blocks(space.base, [block.name for block in base_blocks]))
     slowest = table.predict(space.base) + sum(costs.copy_ms(block) for block in copies)
-    if not fastest <= how.most_ms or not slowest >= how.least_ms:
-        problem = (
-            f"{how.target_ms:g} ms is met by no network of the space, which go from {fastest:.3g} to {slowest:.3g} ms"
-        )
-        raise InputError(settings.source, problem, "give a target between", place="evolve.target_ms")
+    if not fastest <= evolution.max_ms or not slowest >= evolution.min_ms:
+        reachable = f"{fastest:.3g} to {slowest:.3g} ms"
+        problem = f"{evolution.target_ms:g} ms is not met by any network of the space; they take {reachable}"
+        raise InputError(settings.source, problem, "give a target in this range", place="evolve.target_ms")
 
 
 def _costs(space: Space, table: BlockTable) -> BlockCosts:
     return BlockCosts(
-        lambda block: table.of(dataclasses.replace(block, index=block.index + 1)), max_block_counts(space)
+        lambda block: table.block_ms(dataclasses.replace(block, index=block.index + 1)), max_block_counts(space)
     )
 
 
-def _rounds(trials: Sequence[FrozenTrial]) -> list[Past]:
-    """The rounds that are done, in order."""
+def _rounds(trials: Sequence[FrozenTrial]) -> list[FinishedRound]:
+    """The finished rounds, in order."""
     done = [t for t in trials if t.state.name == "COMPLETE" and ATTRIBUTE in t.user_attrs]
-    found = []
+    rounds = []
     for t in done:
         latency = Score.model_validate(t.user_attrs["score"]).latency
         assert latency is not None
         arch = Architecture.model_validate(t.user_attrs["architecture"])
-        found.append(
-            Past(
+        rounds.append(
+            FinishedRound(
                 EvolutionRound.model_validate(t.user_attrs[ATTRIBUTE]),
                 latency.median_ms,
                 block_index.with_explicit_layers(arch),
             )
         )
-    return sorted(found, key=lambda past: past.round.number)
+    return sorted(rounds, key=lambda finished: finished.round.number)
 
 
 def _weights(study: Study, number: int) -> UNet:
-    """The network that a round left.
+    """Load the trained network of a round.
 
     Raises:
-        InputError: if its artifact is gone or damaged.
+        InputError: if its artifact is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    candidate = next(c for c in load_candidates(study) if c.slot == number)
-    path = Path(study.user_attrs["artifacts"]) / candidate.artifacts.get("unet.safetensors", "unet.safetensors")
-    unet = UNet(block_index.with_explicit_layers(candidate.architecture))
-    try:
-        unet.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        problem = f"the weights of round {number} can not be read ({first_line(error)})"
-        raise InputError(path, problem, "restore the study's artifacts, or begin it anew") from None
-    return unet
+    return load_unet(study, next(c for c in load_candidates(study) if c.slot == number))
 
 
-def _words(action: Action | str) -> str:
-    """What is to come, for people."""
+def _describe(action: Action | str) -> str:
+    """The next action in words, for the log and the report."""
     if isinstance(action, str):
         return f"stop: {action}"
     if action.phase == "final":
-        return f"train round {action.parent} on, all blocks running: {action.why}"
-    parts = [
+        return f"train round {action.parent} further with all blocks enabled: {action.why}"
+    edits = [
         f"{verb} {', '.join(names)}" for verb, names in (("remove", action.removed), ("copy", action.copied)) if names
     ]
-    return f"{' and '.join(parts)}: {action.why}"
+    return f"{' and '.join(edits)}: {action.why}"
 
 
-def _place(block: block_index.BlockRef) -> dict[str, Any]:
+def _position(block: block_index.BlockRef) -> dict[str, Any]:
     return {"site": block.site, "layer": block.layer, "kind": block.kind, "index": block.index}

@@ -1,1 +1,23 @@
 """Ablation, proxy audit, validation of a latency model."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from archsearch.studies.experiments.ablation import ablate
+    from archsearch.studies.experiments.ablation_results import Ablation, load_results
+    from archsearch.studies.experiments.latency_validation import validate_model
+    from archsearch.studies.experiments.proxy_audit import audit
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "archsearch.studies.experiments.ablation": ["ablate"],
+            "archsearch.studies.experiments.ablation_results": ["Ablation", "load_results"],
+            "archsearch.studies.experiments.latency_validation": ["validate_model"],
+            "archsearch.studies.experiments.proxy_audit": ["audit"],
+        },
+    )
+
+__all__ = ["Ablation", "ablate", "audit", "load_results", "validate_model"]

@@ -1,4 +1,4 @@
-"""Run an ablation: score every row of it."""
+"""Run an ablation by scoring all of its rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from optuna import Study
 
 
-FEWEST_SEEDS = 3
+MIN_SEEDS = 3
+"""Fewest training seeds of an ablation whose rows are trained."""
 
 
 def ablate(
@@ -26,41 +27,43 @@ def ablate(
     quiet: bool = False,
     scorer: ScorerFactory = ArchsearchScorer,
 ) -> Study:
-    """Score every row of an ablation, or go on with it; rows that are one architecture are scored once.
+    """Score every row of an ablation, or resume it; rows with the same architecture are scored once.
 
     Raises:
-        InputError: if the study is no ablation, a row is wrong, or as `archsearch.studies.search.run.search`.
+        InputError: if the study is not an ablation, if a row is invalid, or for the reasons of
+            `archsearch.studies.search.run.search`.
     """
     if settings.ablation is None:
         raise InputError(settings.source, "has no rows to ablate", "add ablation, or run archsearch search")
-    seeds = settings.protocol.seeds
-    if settings.trains and len(seeds) < FEWEST_SEEDS:
-        problem = f"{len(seeds)} seeds can not tell a row from its neighbour"
-        raise InputError(settings.source, problem, f"give {FEWEST_SEEDS} or more", place="protocol.seeds")
-    study = search(_planned(settings), quiet=quiet, scorer=scorer)
-    if settings.ablation.turns:
-        study.set_user_attr("latencies", _in_turns(settings, scorer))
+    seeds = settings.protocol.train_seeds
+    if settings.trains and len(seeds) < MIN_SEEDS:
+        problem = f"{len(seeds)} seeds cannot separate the effects of rows"
+        raise InputError(settings.source, problem, f"give {MIN_SEEDS} or more", place="protocol.train_seeds")
+    study = search(_with_rows_as_points(settings), quiet=quiet, scorer=scorer)
+    if settings.ablation.latency_repeats:
+        study.set_user_attr("latencies", _measure_repeatedly(settings, scorer))
     return study
 
 
-def _in_turns(settings: StudyConfig, scorer: ScorerFactory) -> dict[str, Any]:
-    """The lowest of several latency records of every row, by architecture id; a file of the run holds them all."""
+def _measure_repeatedly(settings: StudyConfig, scorer: ScorerFactory) -> dict[str, Any]:
+    """The lowest of several latency records of every row, by architecture id; the run's timings.jsonl holds all."""
     assert settings.ablation is not None
     space = settings.load_space()
-    timing = settings.with_changes({"objectives": ["latency_ms"], "limits": {}})
+    latency_only = settings.with_changes({"objectives": ["latency_ms"], "constraints": {}})
     archs = [space.architecture(point) for point in space.references.values()]
     path = settings.folder / "timings.jsonl"
-    for _ in repeats.collect(_Scored(scorer(timing, space)), space, archs, path, most=settings.ablation.turns):
-        pass
+    repeats.collect(
+        _ScorerBackend(scorer(latency_only, space)), space, archs, path, max_repeats=settings.ablation.latency_repeats
+    )
     return {
-        timed.architecture.id: timed.record.model_dump(mode="json")
-        for timed in records.fastest_per_net(records.load_samples(path))
+        sample.architecture.id: sample.record.model_dump(mode="json")
+        for sample in records.fastest_per_net(records.load_samples(path))
     }
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """A scorer's latency as a backend."""
+class _ScorerBackend:
+    """Adapts the latency of a scorer to the interface of a latency backend."""
 
     scorer: Scorer
 
@@ -69,21 +72,24 @@ class _Scored:
 
 
 def train_rows_too(settings: StudyConfig, metric: str | None) -> StudyConfig:
-    """The ablation with its rows trained too, ranked by a metric: a study of its own beside the one of costs.
+    """The ablation with a quality metric as its first objective, as a separate study in which the rows are trained.
+
+    Args:
+        metric: name of the metric; None, or an objective of the study: return the settings unchanged.
 
     Raises:
-        InputError: if it is no quality number.
+        InputError: if the metric is not a quality number.
     """
     if metric is None or metric in settings.objectives:
         return settings
     if metric not in QUALITY_METRICS:
-        raise InputError("--quality", f"{metric!r:.60} is no quality number", f"use {', '.join(QUALITY_METRICS)}")
+        raise InputError("--quality", f"{metric!r:.60} is not a quality number", f"use {', '.join(QUALITY_METRICS)}")
     rest = [name for name in settings.objectives if name not in QUALITY_METRICS]
     return settings.with_changes({"name": f"{settings.name}-{metric}", "objectives": [metric, *rest]})
 
 
-def _planned(settings: StudyConfig) -> StudyConfig:
-    """The study with the rows' architectures for its only candidates."""
+def _with_rows_as_points(settings: StudyConfig) -> StudyConfig:
+    """The study with the architectures of the rows as its only candidates."""
     points = list(settings.load_space().references.values())
-    plan = {"plan": [dict(point) for point in points], "trials": len(points)}
-    return settings.with_changes({**plan, "minutes": None, "sampler": {"name": "random"}})
+    plan = {"initial_points": [dict(point) for point in points], "trials": len(points)}
+    return settings.with_changes({**plan, "time_budget_minutes": None, "sampler": {"name": "random"}})

@@ -1,6 +1,6 @@
-"""An ablation: every row scored with the same seeds, and what each choice is worth by itself and among the others.
+"""Results of an ablation: every row scored with the same seeds, and the effect of each choice alone and jointly.
 
-The rows are an ordinary study's candidates, so it resumes, shares workers and reports as any study does.
+The rows are candidates of an ordinary study, so an ablation resumes, uses workers and reports like any study.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, Missing
 from archsearch.stats import intervals
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.intervals import Verdict, verdict
-from archsearch.studies.config.ablation import AblationConfig, AblationRow, Group, Quantity, plan
+from archsearch.studies.config.ablation import AblationConfig, AblationRow, Group, Quantity, expand_rows
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import load_candidates
 from snapgen.architecture.schema import Architecture
@@ -26,19 +26,17 @@ if TYPE_CHECKING:
 
 COSTS: tuple[Quantity, ...] = ("params", "macs", "latency_ms")
 
-
 SumVerdict = Literal["adds up", "more than the sum", "less than the sum", "cannot tell"]
 
-
 EstimatesById = Mapping[str, Estimate]
-"""A quality number of every trained architecture, once each, by id."""
+"""Estimates of one quality number, by architecture id."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a row's change does to a quality number: the row's less that of the row it is compared with.
+    """Effect of a row on a quality number: the row's value minus that of its baseline.
 
-    Smaller is better for every number here, so a difference below 0 is a gain.
+    Lower is better for every number here, so a difference below 0 is an improvement.
     """
 
     difference: Estimate
@@ -47,16 +45,16 @@ class Effect:
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row, and what was found of it.
+    """A row and its results.
 
     Attributes:
         planned: the row.
-        score: None while it is not scored.
-        changes: of params, MACs and milliseconds against the row it is compared with, in percent.
-        effects: on each quality number, where both rows were trained.
+        score: the score; None until the row is scored.
+        changes: changes of params, MACs and milliseconds against the row's baseline, in percent.
+        effects: effect on each quality number, where both rows were trained.
         quality: each quality number, with the interval by which the study's rows are compared.
-        trial: that gave the score.
-        error: why it has none.
+        trial: number of the trial that gave the score.
+        error: why there is no score.
     """
 
     planned: AblationRow
@@ -68,24 +66,25 @@ class RowResult:
     error: str | None = None
 
     def apart(self, name: Quantity) -> float | None:
-        """Our change less the published one, in percentage points; None where either is missing."""
-        published, ours = self.planned.published.get(name), self.changes.get(name)
-        if published is None or published.value is None or ours is None:
+        """Measured change minus the published one, in percentage points; None if either is missing."""
+        published, measured = self.planned.published.get(name), self.changes.get(name)
+        if published is None or published.value is None or measured is None:
             return None
-        return ours - published.value
+        return measured - published.value
 
 
 @dataclass(frozen=True)
 class AdditivityCheck:
-    """Single effects against the joint one, of one number.
+    """Compares the sum of single effects with the joint effect, for one number.
 
     Attributes:
-        name: of the number.
-        group: whose single effects: ``alone``, each choice on the base, or ``without``, each from the final design.
-        single: their sum; for params, MACs and milliseconds their product, as a change in percent.
-        joint: of the final design on the base, likewise.
-        excess: joint less single, with its interval; for costs, which are exact or have their quartiles apart, None.
-        verdict: "more than the sum" if the choices together gain more than one by one.
+        name: name of the number.
+        group: which single effects: ``one_at_a_time``, each choice on the base, or ``leave_one_out``, each removed from
+            the final design.
+        single: sum of the single effects; for params, MACs and milliseconds their product, as a change in percent.
+        joint: effect of the final design against the base, in the same unit.
+        excess: joint minus single, with its interval; None for costs, which are exact or whose quartiles are separate.
+        verdict: "more than the sum" if the choices together gain more than the sum of the single gains.
     """
 
     name: str
@@ -98,7 +97,7 @@ class AdditivityCheck:
 
 @dataclass(frozen=True)
 class Ablation:
-    """All that an ablation study has found so far."""
+    """All results of an ablation study so far."""
 
     name: str
     settings: StudyConfig
@@ -108,59 +107,61 @@ class Ablation:
 
     @property
     def ablation(self) -> AblationConfig:
-        """Its rows, as the YAML had them when it last ran."""
+        """Settings of the ablation, as of its last run."""
         assert self.settings.ablation is not None
         return self.settings.ablation
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The quality numbers that some row has."""
+        """Names of the quality numbers that at least one row has."""
         return tuple(name for name in QUALITY_METRICS if any(name in r.quality for r in self.results))
 
     @property
     def extractor(self) -> str:
-        """Whose features the distances are of; empty where nothing was trained."""
+        """Feature extractor of the distances; empty if nothing was trained."""
         qualities = (r.score.quality for r in self.results if r.score)
         return next((q.extractor for q in qualities if q), "")
 
     def result(self, name: str) -> RowResult:
-        """The row of that name."""
+        """Result of the row of that name."""
         return next(r for r in self.results if r.planned.name == name)
 
 
 def load_results(study: Study) -> Ablation:
-    """What an ablation study has found, running, killed or finished.
+    """Load the results of an ablation study; it may be running, killed or finished.
 
     Raises:
-        InputError: if the study is no ablation.
+        InputError: if the study is not an ablation.
     """
     attrs = study.user_attrs
     settings = StudyConfig.model_validate(attrs["settings"])
     if settings.ablation is None:
-        raise InputError(study.study_name, "is no ablation", "run archsearch report")
+        raise InputError(study.study_name, "is not an ablation", "run archsearch report")
     base = Architecture.model_validate(attrs["space"]["base"])
-    rows = plan(settings.ablation, base, source=study.study_name)
+    rows = expand_rows(settings.ablation, base, source=study.study_name)
     candidates = {c.architecture.id: c for c in load_candidates(study, artifacts=False)}
     results = []
     for row in rows:
         candidate = candidates.get(row.architecture.id)
         if candidate is None or candidate.state != "scored":
-            error = candidate.error or candidate.state if candidate else "not begun"
+            error = candidate.error or candidate.state if candidate else "not started"
             results.append(RowResult(row, error=error))
         else:
             record = attrs.get("latencies", {}).get(row.architecture.id)
-            results.append(RowResult(row, _timed(candidate.score, record), trial=candidate.number))
+            results.append(RowResult(row, _with_latency(candidate.score, record), trial=candidate.number))
     pools = {name: _pool(results, name) for name in QUALITY_METRICS}
-    results = _compared(results, pools)
-    return Ablation(study.study_name, settings, attrs, tuple(results), tuple(_sums(settings.ablation, results, pools)))
+    results = _with_comparisons(results, pools)
+    return Ablation(
+        study.study_name, settings, attrs, tuple(results), tuple(_additivity_checks(settings.ablation, results, pools))
+    )
 
 
-def _timed(score: Score, record: Mapping[str, Any] | None) -> Score:
-    """The score with the latency that was measured in turns, where it was."""
+def _with_latency(score: Score, record: Mapping[str, Any] | None) -> Score:
+    """The score with the repeatedly measured latency record of the row, if there is one."""
     return score.model_copy(update={"latency": LatencyRecord.model_validate(record)}) if record else score
 
 
-def _compared(results: Sequence[RowResult], pools: Mapping[str, EstimatesById]) -> list[RowResult]:
+def _with_comparisons(results: Sequence[RowResult], pools: Mapping[str, EstimatesById]) -> list[RowResult]:
     by_name = {r.planned.name: r for r in results}
     quality = {
         name: dict(zip(pool, intervals.pool_intervals(list(pool.values())), strict=True))
@@ -170,11 +171,13 @@ def _compared(results: Sequence[RowResult], pools: Mapping[str, EstimatesById]) 
     for r in results:
         changes: dict[str, float] = {}
         effects: dict[str, Effect] = {}
-        below = by_name[r.planned.over].score if r.planned.over else None
-        if r.score and below:
-            changes = {n: 100 * (_value(r.score, n) / _value(below, n) - 1) for n in COSTS if _has(r.score, below, n)}
-            over_id = by_name[str(r.planned.over)].planned.architecture.id
-            ids = (r.planned.architecture.id, over_id)
+        baseline = by_name[r.planned.baseline].score if r.planned.baseline else None
+        if r.score and baseline:
+            changes = {
+                n: 100 * (_value(r.score, n) / _value(baseline, n) - 1) for n in COSTS if _has(r.score, baseline, n)
+            }
+            baseline_id = by_name[str(r.planned.baseline)].planned.architecture.id
+            ids = (r.planned.architecture.id, baseline_id)
             effects = {name: _effect(pool, *ids) for name, pool in pools.items() if pool.keys() >= set(ids)}
         own = {name: q[r.planned.architecture.id] for name, q in quality.items() if r.planned.architecture.id in q}
         compared.append(RowResult(r.planned, r.score, changes, effects, own, r.trial, r.error))
@@ -191,63 +194,70 @@ def _pool(results: Sequence[RowResult], name: str) -> EstimatesById:
     return pool
 
 
-def _effect(pool: EstimatesById, row: str, over: str) -> Effect:
-    if row == over:
+def _effect(pool: EstimatesById, row: str, baseline: str) -> Effect:
+    """The contrast row − baseline, both given as architecture ids."""
+    if row == baseline:
         zero = Estimate(value=0, low=0, high=0)
         return Effect(zero, "cannot tell")
-    weights = [float((key == row) - (key == over)) for key in pool]
+    weights = [float((key == row) - (key == baseline)) for key in pool]
     difference = intervals.contrast(list(pool.values()), weights)
     return Effect(difference, verdict(difference))
 
 
-def _sums(
+def _additivity_checks(
     settings: AblationConfig, results: Sequence[RowResult], pools: Mapping[str, EstimatesById]
 ) -> list[AdditivityCheck]:
     by_name = {r.planned.name: r for r in results}
-    base, final = by_name[settings.base], by_name[settings.final]
-    sums = []
-    for group in ("alone", "without"):
+    base, final = by_name[settings.base], by_name[settings.final_row]
+    checks = []
+    for group in ("one_at_a_time", "leave_one_out"):
         singles = [r for r in results if r.planned.group == group]
         if not singles or any(r.score is None for r in (base, final, *singles)):
             continue
-        sums += [_sum_of_cost(n, group, base, final, singles) for n in COSTS if _all_have([base, final, *singles], n)]
+        checks += [_check_cost(n, group, base, final, singles) for n in COSTS if _all_have([base, final, *singles], n)]
         for name, pool in pools.items():
             if pool.keys() >= {r.planned.architecture.id for r in (base, final, *singles)}:
-                sums.append(_sum_of_quality(name, group, base, final, singles, pool))
-    return sums
+                checks.append(_check_quality(name, group, base, final, singles, pool))
+    return checks
 
 
-def _sum_of_cost(
+def _check_cost(
     name: str, group: Group, base: RowResult, final: RowResult, singles: Sequence[RowResult]
 ) -> AdditivityCheck:
-    """Costs shrink by factors, so single effects multiply. Within a point of each other they add up."""
+    """Additivity of a cost. Costs change by factors, so single effects multiply; they add up within one point (%).
+
+    One at a time: Π (row / base) against final / base. Leave one out: Π (final / row) against final / base.
+    """
     low, high = (_value(_scored(r), name) for r in (base, final))
-    logs = [math.log(_value(_scored(r), name) / (low if group == "alone" else high)) for r in singles]
-    single = 100 * (math.exp(sum(logs) if group == "alone" else -sum(logs)) - 1)
+    logs = [math.log(_value(_scored(r), name) / (low if group == "one_at_a_time" else high)) for r in singles]
+    single = 100 * (math.exp(sum(logs) if group == "one_at_a_time" else -sum(logs)) - 1)
     joint = 100 * (high / low - 1)
-    told: SumVerdict = "more than the sum" if joint < single else "less than the sum"
-    return AdditivityCheck(name, group, single, joint, None, "adds up" if abs(joint - single) <= 1 else told)
+    direction: SumVerdict = "more than the sum" if joint < single else "less than the sum"
+    return AdditivityCheck(name, group, single, joint, None, "adds up" if abs(joint - single) <= 1 else direction)
 
 
-def _sum_of_quality(
+def _check_quality(
     name: str, group: Group, base: RowResult, final: RowResult, singles: Sequence[RowResult], pool: EstimatesById
 ) -> AdditivityCheck:
-    """The contrast (final − base) − Σ single effects, each of them row − base, or final − row."""
+    """Additivity of a quality number: the contrast (final − base) − Σ single effects.
+
+    A single effect is row − base (one at a time) or final − row (leave one out).
+    """
     joint = dict.fromkeys(pool, 0.0)
     joint[final.planned.architecture.id] += 1
     joint[base.planned.architecture.id] -= 1
     single = dict.fromkeys(pool, 0.0)
     for r in singles:
-        one, other = (r, base) if group == "alone" else (final, r)
-        single[one.planned.architecture.id] += 1
-        single[other.planned.architecture.id] -= 1
+        with_choice, without_choice = (r, base) if group == "one_at_a_time" else (final, r)
+        single[with_choice.planned.architecture.id] += 1
+        single[without_choice.planned.architecture.id] -= 1
     excess = intervals.contrast(list(pool.values()), [joint[key] - single[key] for key in pool])
-    added, together = (sum(weights[key] * pool[key].value for key in pool) for weights in (single, joint))
-    return AdditivityCheck(name, group, added, together, excess, _sum_verdict(excess, together))
+    single_total, joint_total = (sum(weights[key] * pool[key].value for key in pool) for weights in (single, joint))
+    return AdditivityCheck(name, group, single_total, joint_total, excess, _sum_verdict(excess, joint_total))
 
 
 def _sum_verdict(excess: Estimate, joint: float) -> SumVerdict:
-    """That effects add up can only be said where the interval of what is over is narrower than the joint effect."""
+    """Verdict on the excess of the joint effect; "adds up" requires an interval narrower than the joint effect."""
     if excess.high < 0:
         return "more than the sum"
     if excess.low > 0:
@@ -264,13 +274,13 @@ def _all_have(results: Sequence[RowResult], name: str) -> bool:
     return all(_has(_scored(r), _scored(r), name) for r in results)
 
 
-def _has(one: Score, other: Score, name: str) -> bool:
-    """Whether both have the number, and latencies were taken alike."""
+def _has(a: Score, b: Score, name: str) -> bool:
+    """Whether both scores have the number, and latencies were measured under the same conditions."""
     try:
-        _value(one, name), _value(other, name)
+        _value(a, name), _value(b, name)
     except MissingScore:
         return False
-    return name != "latency_ms" or _conditions(one.latency) == _conditions(other.latency)
+    return name != "latency_ms" or _conditions(a.latency) == _conditions(b.latency)
 
 
 def _conditions(record: LatencyRecord | None) -> object:

@@ -1,4 +1,4 @@
-"""Latency records to learn from, out of a file or a study, and the card of a model held to others of them."""
+"""Load latency records from a file or a study, and validate a latency model against records it was not fitted to."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from pathlib import Path
 
 import numpy as np
 
-from archsearch.latency import records as timings
+from archsearch.latency import records as latency_records
 from archsearch.latency.records import LatencySample
 from archsearch.predictor.model import LatencyModel, baseline_amounts
-from archsearch.stats.rank_correlation import FEWEST, Correlation, spearman
+from archsearch.stats.rank_correlation import MIN_CANDIDATES, Correlation, spearman
 from snapgen.errors import InputError
 
 
 def load_records(source: str) -> list[LatencySample]:
-    """One measured record of each net.
+    """Load measured latency records, one per network.
 
     Args:
-        source: a file of ``archsearch latency sample``; or a study, by its name or its YAML.
+        source: a file written by ``archsearch latency sample``, or a study by its name or YAML file.
 
     Raises:
-        InputError: if it is neither, or the study has none.
+        InputError: if the source is neither, or the study has no measured latency.
     """
     path = Path(source)
     if path.suffix and path.suffix not in (".yaml", ".yml"):
-        return timings.fastest_per_net(timings.load_samples(path))
+        return latency_records.fastest_per_net(latency_records.load_samples(path))
     from archsearch.studies.search.candidates import load_candidates
     from archsearch.studies.storage.database import open_study
 
     study = open_study(source)
     space = study.user_attrs["space"]
-    found = [
+    samples = [
         LatencySample(
             architecture=candidate.architecture,
             latent_size=space["latent_size"],
@@ -43,14 +43,23 @@ def load_records(source: str) -> list[LatencySample]:
         for candidate in load_candidates(study, artifacts=False)
         if candidate.score.latency is not None and candidate.score.latency.source == "measured"
     ]
-    if not found:
+    if not samples:
         raise InputError(source, "has no measured latency yet", "run archsearch search, or archsearch latency sample")
-    return timings.fastest_per_net(found)
+    return latency_records.fastest_per_net(samples)
 
 
 @dataclass(frozen=True)
-class Row:
-    """How well one way of predicting does. ``coverage``: the share of nets in its interval, where it gives one."""
+class ValidationRow:
+    """Accuracy of one predictor on the validation networks.
+
+    Attributes:
+        name: name of the predictor.
+        spearman: Spearman correlation of predicted and measured latency.
+        kendall: Kendall's τ of predicted and measured latency.
+        within_5: share of networks with an error of at most 5 %.
+        within_10: share of networks with an error of at most 10 %.
+        coverage: share of networks inside the prediction interval; None for predictors without one.
+    """
 
     name: str
     spearman: Correlation | None
@@ -62,52 +71,55 @@ class Row:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """A model and its baselines on nets that it was not fitted to.
+    """Validation of a model and its baselines on networks that it was not fitted to.
 
     Attributes:
-        nets: how many.
-        known: records left out because the model was fitted to their nets.
-        interval: median of the interval's upper end over the prediction, less one.
+        nets: number of networks.
+        excluded: number of records left out because the model was fitted to their networks.
+        interval: median of (upper end of the prediction interval / prediction − 1).
+        rows: the model's accuracy, then that of each baseline.
     """
 
     nets: int
-    known: int
+    excluded: int
     interval: float
-    rows: tuple[Row, ...]
+    rows: tuple[ValidationRow, ...]
 
 
 def validate_model(
     model: LatencyModel, records: Sequence[LatencySample], *, source: str = "records"
 ) -> ValidationReport:
-    """Hold a model to records.
+    """Validate a model against records of networks that it was not fitted to.
 
     Raises:
-        InputError: if they are of another device than the model, or too few that it was not fitted to.
+        InputError: if the records come from another device than the model, or too few networks remain.
     """
-    for timed in records:
+    for sample in records:
         for field in ("device", "chip", "threads"):
-            theirs, ours = getattr(timed.record, field), getattr(model, field)
-            if theirs != ours:
-                problem = f"its records are of the {field} {theirs}, the model of {ours}"
-                raise InputError(source, problem, "hold it to records of what it was fitted to")
-    held = [timed for timed in records if timed.architecture.id not in model.fitted_to]
-    if len(held) < FEWEST:
-        problem = f"has {len(held)} nets that the model was not fitted to"
+            measured_on, fitted_on = getattr(sample.record, field), getattr(model, field)
+            if measured_on != fitted_on:
+                problem = f"its records have {field} {measured_on}, the model has {fitted_on}"
+                raise InputError(source, problem, "validate the model against records of the device it was fitted to")
+    heldout = [sample for sample in records if sample.architecture.id not in model.fitted_to]
+    if len(heldout) < MIN_CANDIDATES:
+        problem = f"has {len(heldout)} nets that the model was not fitted to"
         raise InputError(source, problem, "measure others: archsearch latency sample with another seed")
-    times = np.array([timed.record.median_ms for timed in held])
-    passes = [timed.operations() for timed in held]
+    times = np.array([sample.record.median_ms for sample in heldout])
+    passes = [sample.operations() for sample in heldout]
     predictions = [model.predict(steps) for steps in passes]
     covered = [low <= time <= high for time, (_, (low, high), *_) in zip(times, predictions, strict=True)]
     rows = [_row("this model", times, [p.ms for p in predictions], coverage=float(np.mean(covered)))]
     amounts = [baseline_amounts(steps) for steps in passes]
-    rows += [_row(f"{name} alone", times, line) for name, line in _lines(model.baselines, amounts).items()]
+    baselines = _baseline_predictions(model.baselines, amounts)
+    rows += [_row(f"{name} alone", times, predicted) for name, predicted in baselines.items()]
     interval = float(np.median([p.interval_ms[1] / p.ms for p in predictions])) - 1
-    return ValidationReport(len(held), len(records) - len(held), interval, tuple(rows))
+    return ValidationReport(len(heldout), len(records) - len(heldout), interval, tuple(rows))
 
 
-def _lines(
+def _baseline_predictions(
     baselines: Mapping[str, tuple[float, float]], amounts: Sequence[Mapping[str, float]]
 ) -> dict[str, list[float]]:
+    """Milliseconds predicted by each baseline, a line through (amount, latency): offset + slope × amount."""
     return {name: [offset + slope * amount[name] for amount in amounts] for name, (offset, slope) in baselines.items()}
 
 
@@ -117,12 +129,12 @@ def _row(
     predicted: Sequence[float],
     *,
     coverage: float | None = None,
-) -> Row:
+) -> ValidationRow:
     from scipy.stats import kendalltau
 
     errors = np.abs(np.array(predicted) / times - 1)
     tau = float(kendalltau(predicted, times).statistic)
-    return Row(
+    return ValidationRow(
         name,
         spearman(predicted, times.tolist()),
         0.0 if math.isnan(tau) else tau,

@@ -1,1 +1,19 @@
 """Latency measured by another machine."""
+
+from typing import TYPE_CHECKING
+
+from snapgen.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from archsearch.studies.remote.client import RemoteLatency
+    from archsearch.studies.remote.server import serve
+else:
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "archsearch.studies.remote.client": ["RemoteLatency"],
+            "archsearch.studies.remote.server": ["serve"],
+        },
+    )
+
+__all__ = ["RemoteLatency", "serve"]

@@ -1,4 +1,4 @@
-"""The latency of candidates whose device is elsewhere: asked for before they are trained, and waited for."""
+"""Latency of candidates from a remote device: requested before they are trained, and awaited."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ POLL_SECONDS = 0.5
 class RemoteLatency:
     """Latency from devices that serve the study's storage (`archsearch.studies.remote.server`).
 
-    While a measurement waits, the prediction that the study names stands for it, if it names one.
+    Until a measurement arrives, the study's ``latency.provisional`` prediction is used, if there is one.
     """
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
@@ -32,58 +32,59 @@ class RemoteLatency:
 
         self._settings = settings.latency
         self._space = space
-        asked = order(settings.latency, space.latent_size, space.context_tokens)
-        self._queue = MeasurementQueue(open_storage(settings.url, source=settings.source), asked)
-        self._limit = settings.limits.get("latency_ms", math.inf)
-        self._meanwhile: Backend | None = None
-        if settings.latency.meanwhile is not None:
-            self._meanwhile = backend(settings.latency.meanwhile)
+        spec = measurement_spec(settings.latency, space.latent_size, space.context_tokens)
+        self._queue = MeasurementQueue(open_storage(settings.url, source=settings.source), spec)
+        self._limit = settings.constraints.get("latency_ms", math.inf)
+        self._provisional: Backend | None = None
+        if settings.latency.provisional is not None:
+            self._provisional = backend(settings.latency.provisional)
 
-    def first(self, arch: Architecture) -> LatencyRecord:
-        """Ask for the measurement, and give it if it is made, else the prediction.
+    def request(self, arch: Architecture) -> LatencyRecord:
+        """Request the measurement, and return it if it exists, else the provisional prediction.
 
-        Without a prediction, or where its interval does not tell which side of the study's limit the latency is on,
-        the measurement is waited for.
+        Without a prediction, or if the study's latency limit lies inside the prediction's interval, this waits for the
+        measurement.
 
         Raises:
-            LatencyFailure: if the device refuses the architecture.
+            MeasurementError: if the device cannot run the architecture.
         """
         self._queue.request(arch)
-        known = self._queue.answer(arch)
-        if known is None and self._meanwhile is not None:
-            predicted = self._meanwhile.measure(arch, self._space.latent_size, self._space.context_tokens)
+        measured = self._queue.answer(arch)
+        if measured is None and self._provisional is not None:
+            predicted = self._provisional.measure(arch, self._space.latent_size, self._space.context_tokens)
             low, high = predicted.interval_ms or (predicted.median_ms, predicted.median_ms)
             if not low <= self._limit < high:
                 return predicted
-        return known or self._waited(arch)
+        return measured or self._wait(arch)
 
-    def settled(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
-        """What stands once the candidate is trained: the measurement, or the prediction if the study does not wait."""
+    def final(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
+        """Latency of a trained candidate: the measurement, or the prediction if the study does not wait for it."""
         if first.source == "measured":
             return first
-        known = self._queue.answer(arch)
-        if known is None and self._settings.wait:
-            return self._waited(arch)
-        return known or first
+        measured = self._queue.answer(arch)
+        if measured is None and self._settings.wait_for_measurement:
+            return self._wait(arch)
+        return measured or first
 
-    def _waited(self, arch: Architecture) -> LatencyRecord:
+    def _wait(self, arch: Architecture) -> LatencyRecord:
         while (record := self._queue.answer(arch)) is None:
-            self._queue.bury()  # a device that died must not keep us waiting for another one to notice
+            # If the device died, requeue its measurement here rather than wait for another device to do so.
+            self._queue.reap_dead()
             time.sleep(POLL_SECONDS)
         return record
 
 
-def order(latency: LatencyConfig, latent_size: int, context_tokens: int) -> MeasurementSpec:
-    """What a study asks of its remote device."""
+def measurement_spec(latency: LatencyConfig, latent_size: int, context_tokens: int) -> MeasurementSpec:
+    """The measurement that a study requests from its remote device."""
     return MeasurementSpec(latency.device, latent_size, context_tokens, latency.backend_options)
 
 
-def measured(study: Study) -> dict[str, LatencyRecord]:
-    """What the remote device of a study has measured so far, by architecture id; nothing if it has none."""
+def measured_latencies(study: Study) -> dict[str, LatencyRecord]:
+    """Latency records that the remote device of a study has measured so far, by architecture id; empty without one."""
     settings, space = study.user_attrs.get("settings", {}).get("latency", {}), study.user_attrs.get("space", {})
     if not settings.get("remote"):
         return {}
     from archsearch.studies.config.study import LatencyConfig
 
-    asked = order(LatencyConfig.model_validate(settings), space["latent_size"], space["context_tokens"])
-    return MeasurementQueue(study._storage, asked).records()  # type: ignore[arg-type]
+    spec = measurement_spec(LatencyConfig.model_validate(settings), space["latent_size"], space["context_tokens"])
+    return MeasurementQueue(study._storage, spec).records()  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A device that serves searches: it takes waiting measurements from their storage, makes them, and tells."""
+"""Server of a device: claims waiting measurements in a storage, makes them and stores the records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from archsearch.devices import backend
 from archsearch.latency.base import Backend, DeviceLostError, MeasurementError
-from archsearch.studies.remote.queue import ClaimedMeasurement, MeasurementQueue, MeasurementSpec, orders
+from archsearch.studies.remote.queue import ClaimedMeasurement, MeasurementQueue, MeasurementSpec, requested_specs
 from archsearch.studies.signals import terminable
 from archsearch.studies.storage.database import open_storage, storage_errors
 from archsearch.studies.storage.leases import heartbeat
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 
-Make = Callable[[str, Mapping[str, Any]], Backend]
+BackendFactory = Callable[[str, Mapping[str, Any]], Backend]
 
 
 def serve(
@@ -27,84 +27,91 @@ def serve(
     device: str,
     options: Mapping[str, Any],
     *,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
     idle_seconds: float | None = None,
-    make: Make = lambda device, options: backend(device, **options),
+    make: BackendFactory = lambda device, options: backend(device, **options),
 ) -> int:
-    """Measure whatever searches ask of a device, until interrupted or idle for so long.
+    """Measure what searches request from a device, until interrupted or idle for ``idle_seconds``.
 
-    Several processes may serve one storage. One that dies gives its measurement back: at once to others of its machine,
-    to the rest when its heartbeat has stopped.
+    Several processes may serve one storage. If one dies, its measurement returns to the queue: at once for processes on
+    the same machine, for others when its heartbeat has stopped.
 
     Args:
-        options: of this device's own, such as a signing team; they come on top of those that a search asks for.
-        tell: takes a line for the user.
-        make: the backend of a device and its options.
+        url: Optuna URL of the storage.
+        device: kind of device, e.g. ``iphone``.
+        options: options of this machine, such as a signing team; they override those that a search requests.
+        log: called with each line for the user.
+        idle_seconds: time without measurements after which to return; None: serve until interrupted.
+        make: builds the backend of a device from its options.
 
     Returns:
-        The number of measurements made.
+        Number of measurements made.
 
     Raises:
-        InputError: if the storage or the device can not be used, or the device was lost.
-        KeyboardInterrupt: once the measurement under way has been given back.
+        InputError: if the storage or the device cannot be used, or the device was lost.
+        KeyboardInterrupt: after the running measurement has been returned to the queue.
     """
     with storage_errors(url), terminable():
         storage = open_storage(url)
-        server = _Server(storage, device, options, tell, make)
-        server.backend(
-            MeasurementSpec(device, 1, 1, {})
-        )  # a device that can not be used is told before anything waits for it
-        tell(f"serving {device} for {url.rpartition('@')[2]}")
+        server = _Server(storage, device, options, log, make)
+        # Fail now, before anything waits, if the device cannot be used.
+        server.backend(MeasurementSpec(device, 1, 1, {}))
+        log(f"serving {device} for {url.rpartition('@')[2]}")
         idle_since = time.monotonic()
         while idle_seconds is None or time.monotonic() - idle_since < idle_seconds:
             if server.serve_one():
                 idle_since = time.monotonic()
             else:
                 time.sleep(POLL_SECONDS)
-        return server.made
+        return server.num_measured
 
 
 class _Server:
     def __init__(
-        self, storage: RDBStorage, device: str, options: Mapping[str, Any], tell: Callable[[str], None], make: Make
+        self,
+        storage: RDBStorage,
+        device: str,
+        options: Mapping[str, Any],
+        log: Callable[[str], None],
+        make: BackendFactory,
     ) -> None:
         self._storage, self._device, self._options = storage, device, dict(options)
-        self._tell, self._make = tell, make
+        self._log, self._make = log, make
         self._backends: dict[str, Backend] = {}
-        self.made = 0
+        self.num_measured = 0
 
-    def backend(self, order: MeasurementSpec) -> Backend:
-        if order.name not in self._backends:
-            self._backends[order.name] = self._make(self._device, {**order.options, **self._options})
-        return self._backends[order.name]
+    def backend(self, spec: MeasurementSpec) -> Backend:
+        if spec.name not in self._backends:
+            self._backends[spec.name] = self._make(self._device, {**spec.options, **self._options})
+        return self._backends[spec.name]
 
     def serve_one(self) -> bool:
-        """Make one measurement; False if nothing waits."""
-        for order in orders(self._storage, self._device):
-            queue = MeasurementQueue(self._storage, order)
-            for number in queue.bury():
-                self._tell(f"measurement {number}: its device died; it waits again")
+        """Make one measurement; False if none waits."""
+        for spec in requested_specs(self._storage, self._device):
+            queue = MeasurementQueue(self._storage, spec)
+            for number in queue.reap_dead():
+                self._log(f"measurement {number}: its device died; it is queued again")
             if claimed := queue.claim():
-                self._measure(queue, order, claimed)
+                self._measure(queue, spec, claimed)
                 return True
         return False
 
-    def _measure(self, queue: MeasurementQueue, order: MeasurementSpec, claimed: ClaimedMeasurement) -> None:
+    def _measure(self, queue: MeasurementQueue, spec: MeasurementSpec, claimed: ClaimedMeasurement) -> None:
         name = f"measurement {claimed.number} ({claimed.architecture.id})"
         try:
             with heartbeat(self._storage, claimed.trial_id):
-                record = self.backend(order).measure(claimed.architecture, order.latent_size, order.context_tokens)
+                record = self.backend(spec).measure(claimed.architecture, spec.latent_size, spec.context_tokens)
         except DeviceLostError as error:
-            queue.give_back(claimed)
-            raise InputError(self._device, f"{error}; {name} waits again", error.remedy) from None
+            queue.release(claimed)
+            raise InputError(self._device, f"{error}; {name} is queued again", error.remedy) from None
         except (MeasurementError, InputError) as error:
-            queue.refuse(claimed, str(error))
-            self._tell(f"{name}: {error}")
+            queue.reject(claimed, str(error))
+            self._log(f"{name}: {error}")
         except BaseException:
-            queue.give_back(claimed)
+            queue.release(claimed)
             raise
         else:
-            kept = queue.tell(claimed, record)
-            self.made += kept
+            stored = queue.complete(claimed, record)
+            self.num_measured += stored
             ms = f"{record.median_ms:.4g} ms"
-            self._tell(f"{name}: {ms}" + ("" if kept else ", dropped: another device has it now"))
+            self._log(f"{name}: {ms}" + ("" if stored else ", dropped: another device has claimed it"))

@@ -1,4 +1,4 @@
-"""A study's trials as candidates, their Pareto front, and the one to take."""
+"""Trials of a study as candidates, their Pareto front, and the recommended one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, MissingScore, Score, comparable, metric_label
-from archsearch.studies.remote.client import measured
+from archsearch.studies.remote.client import measured_latencies
 from archsearch.studies.storage.trial_queue import seconds, slots_of
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
@@ -18,27 +18,29 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 FINAL = "final"
-"""The name of the last round of an evolving study."""
+"""Name of the candidate of an evolving study's final round."""
 
 State = Literal["scored", "infeasible", "failed", "running"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One trial.
+    """One candidate of a study, with the trial that scores it.
 
     Attributes:
-        number: Optuna's.
-        slot: its place in the study's plan; a trial that was run again has its first one's.
-        name: "base" or a reference's.
-        point: knob to the index of its choice.
-        score: as far as it is known.
-        infeasible: which limit it breaks, and by how much. A scored candidate can break one too, on its quality.
-        artifacts: file name to artifact id.
-        seconds: it took, or has taken so far.
-        reused_from: the trial of the same architecture whose score it has.
-        error: what scoring it raised.
-        attempts: trials of its slot so far.
+        number: Optuna's number of the trial.
+        slot: index in the study's plan; a trial that retries another has the same slot.
+        name: "base" or the name of a reference, if the candidate is one.
+        point: index of the choice of each knob.
+        score: the score, as far as it is known.
+        infeasible: which limit it breaks, and by how much. A scored candidate can break a limit on its quality.
+        artifacts: artifact ids by file name.
+        seconds: duration of the trial, up to now if it is running.
+        reused_from: number of the trial of the same architecture whose score was reused.
+        error: the error that scoring raised.
+        phase: what a running trial does at the moment.
+        fraction: share of that phase that is done.
+        attempts: number of trials of the slot so far.
     """
 
     number: int
@@ -53,81 +55,81 @@ class Candidate:
     seconds: float
     reused_from: int | None = None
     error: str | None = None
-    stage: str = ""
+    phase: str = ""
     fraction: float = 0.0
     attempts: int = 1
 
     @property
     def feasible(self) -> bool:
-        """Whether it keeps all limits, as far as they are known."""
+        """Whether no limit is known to be broken."""
         return self.infeasible is None
 
     def value(self, objective: str) -> float:
-        """One of its numbers.
+        """One number of the score.
 
         Raises:
-            archsearch.score.MissingScore: if it was not taken.
+            archsearch.score.MissingScore: if the score lacks it.
         """
         return OBJECTIVES[objective].getter(self.score)
 
 
 def load_candidates(study: Study, *, artifacts: bool = True) -> list[Candidate]:
-    """Every slot's candidate, in the order of the slots: the trial that counts, else the last that failed.
+    """Load the candidate of every slot, in the order of the slots: its active trial, else the last one that failed.
 
-    Trials that have no architecture yet are left out, and so are those that no search of ours made.
+    Trials without an architecture and trials that no worker made are left out.
 
     Args:
-        artifacts: whether to ask the storage for them too, which takes a query a trial.
+        artifacts: whether to load artifact ids too, which takes one query per trial.
     """
     trials = [t for t in study.get_trials(deepcopy=False) if "worker" in t.user_attrs]
     slots = slots_of(trials)
     by_slot: dict[int, list[FrozenTrial]] = {}
     for t in trials:
         by_slot.setdefault(slots[t.number], []).append(t)
-    found = (_of_slot(study if artifacts else None, slot, by_slot[slot]) for slot in sorted(by_slot))
-    known = measured(study)
-    return [_with_measured(candidate, known) for candidate in found if candidate is not None]
+    candidates = (_of_slot(study if artifacts else None, slot, by_slot[slot]) for slot in sorted(by_slot))
+    measured = measured_latencies(study)
+    return [_with_measured(candidate, measured) for candidate in candidates if candidate is not None]
 
 
-def _with_measured(candidate: Candidate, known: Mapping[str, LatencyRecord]) -> Candidate:
-    """A prediction that stood while the device was busy makes way for the measurement."""
-    record, latency = known.get(candidate.architecture.id), candidate.score.latency
+def _with_measured(candidate: Candidate, measured: Mapping[str, LatencyRecord]) -> Candidate:
+    """The candidate with its provisional prediction replaced by the measurement, if that has arrived."""
+    record, latency = measured.get(candidate.architecture.id), candidate.score.latency
     if record is None or latency is None or latency.source == "measured":
         return candidate
     return replace(candidate, score=candidate.score.model_copy(update={"latency": record}))
 
 
-def _of_slot(study: Study | None, slot: int, tried: Sequence[FrozenTrial]) -> Candidate | None:
-    counts = [t for t in tried if t.state.name != "FAIL"][:1] or [t for t in tried if "architecture" in t.user_attrs][
-        -1:
-    ]
-    if not counts or "architecture" not in counts[0].user_attrs:
+def _of_slot(study: Study | None, slot: int, attempts: Sequence[FrozenTrial]) -> Candidate | None:
+    """The candidate of one slot from its trials; None if no architecture was chosen yet."""
+    active = [t for t in attempts if t.state.name != "FAIL"][:1]
+    chosen = active or [t for t in attempts if "architecture" in t.user_attrs][-1:]
+    if not chosen or "architecture" not in chosen[0].user_attrs:
         return None
-    t = counts[0]
+    t = chosen[0]
     states: dict[str, State] = {"COMPLETE": "scored", "PRUNED": "infeasible", "FAIL": "failed"}
     attrs = t.user_attrs
-    over = ", ".join(f"{name} by {excess:.1%}" for name, excess in t.constraints.items() if excess > 0)
+    exceeded = ", ".join(f"{name} by {excess:.1%}" for name, excess in t.constraints.items() if excess > 0)
     return Candidate(
         number=t.number,
         slot=slot,
         name=attrs.get("name"),
         point=dict(t.params),
         architecture=Architecture.model_validate(attrs["architecture"]),
-        score=Score.model_validate(attrs["score"]) if "score" in attrs else _NOTHING,
+        score=Score.model_validate(attrs["score"]) if "score" in attrs else _EMPTY_SCORE,
         state=states.get(t.state.name, "running"),
-        infeasible=attrs.get("infeasible") or over or None,
+        infeasible=attrs.get("infeasible") or exceeded or None,
         artifacts={} if study is None else _artifacts(study, t),
         seconds=seconds(t),
         reused_from=attrs.get("reused_from"),
         error=attrs.get("error"),
-        stage=attrs.get("stage", ""),
+        phase=attrs.get("stage", ""),
         fraction=attrs.get("fraction", 0.0),
-        attempts=sum("lost" not in other.user_attrs for other in tried),
+        attempts=sum("lost" not in attempt.user_attrs for attempt in attempts),
     )
 
 
-_NOTHING = Score(cost=Cost(params=0, macs=0, activation_bytes=0))
-"""Of a trial that stopped before its cost was known."""
+_EMPTY_SCORE = Score(cost=Cost(params=0, macs=0, activation_bytes=0))
+"""Score of a trial that stopped before its cost was known."""
 
 
 def _artifacts(study: Study, t: FrozenTrial) -> dict[str, str]:
@@ -137,47 +139,49 @@ def _artifacts(study: Study, t: FrozenTrial) -> dict[str, str]:
 
 
 def objectives(study: Study) -> tuple[str, ...]:
-    """The names of what a study minimises."""
+    """Names of the objectives of a study."""
     return tuple(study.user_attrs["settings"]["objectives"])
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The scored, feasible candidates, each architecture once; where it evolved, as it was in the end."""
+    """Scored and feasible candidates, each architecture once: the final round if it has one, else the first trial."""
     seen: set[str] = set()
-    kept = []
+    unique = []
     for c in sorted(candidates, key=lambda c: (c.reused_from is not None, c.name != FINAL, c.slot)):
         if c.state == "scored" and c.feasible and c.architecture.id not in seen:
             seen.add(c.architecture.id)
-            kept.append(c)
-    return sorted(kept, key=lambda c: c.slot)
+            unique.append(c)
+    return sorted(unique, key=lambda c: c.slot)
 
 
 def pareto_front(candidates: Sequence[Candidate], names: Sequence[str]) -> list[Candidate]:
-    """The eligible candidates that no other one equals or beats in every objective, by the first objective.
+    """Pareto front: the eligible candidates that no other one dominates, sorted by the first objective.
+
+    Of candidates with equal values the one of the lowest slot is kept.
 
     Raises:
-        archsearch.score.ProtocolMismatch: if their quality was taken under different protocols.
+        archsearch.score.ProtocolMismatch: if their quality was measured under different protocols.
     """
-    able = eligible(candidates)
-    qualities = [c.score.quality for c in able if c.score.quality is not None]
+    ranked = eligible(candidates)
+    qualities = [c.score.quality for c in ranked if c.score.quality is not None]
     for quality in qualities[1:]:
         comparable(qualities[0], quality)
-    values = {c.number: tuple(c.value(name) for name in names) for c in able}
+    values = {c.number: tuple(c.value(name) for name in names) for c in ranked}
 
-    def beaten(c: Candidate) -> bool:
-        mine = values[c.number]
-        for other in able:
-            theirs = values[other.number]
-            if all(a <= b for a, b in zip(theirs, mine, strict=True)) and (theirs, other.slot) < (mine, c.slot):
+    def is_dominated(c: Candidate) -> bool:
+        own = values[c.number]
+        for rival in ranked:
+            better = values[rival.number]
+            if all(a <= b for a, b in zip(better, own, strict=True)) and (better, rival.slot) < (own, c.slot):
                 return True
         return False
 
-    return sorted((c for c in able if not beaten(c)), key=lambda c: values[c.number])
+    return sorted((c for c in ranked if not is_dominated(c)), key=lambda c: values[c.number])
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A recommended candidate, and why. ``pareto_front``: what it was chosen from."""
+    """A recommended candidate, the reason, and the front (or candidates) it was chosen from."""
 
     candidate: Candidate
     reason: str
@@ -185,65 +189,73 @@ class Recommendation:
 
 
 def best(study: Study, *, objective: str | None = None) -> Recommendation:
-    """The candidate to take: the front's knee, the last round of an evolving study, or the best of one number.
+    """Recommend a candidate: the knee of the front, the final round of an evolving study, or the best in one number.
 
-    Works while a study runs and after it was killed.
+    Works for running, finished and killed studies.
+
+    Args:
+        objective: number to minimize; None: the knee, or the final round.
 
     Raises:
-        InputError: if nothing is scored yet, or no candidate has the number.
+        InputError: if no candidate is scored yet, or none has the number.
     """
     names = objectives(study)
     candidates = load_candidates(study)
-    able = eligible(candidates)
-    if not able:
-        problem = f"no candidate is scored yet ({len(candidates)} begun)"
+    ranked = eligible(candidates)
+    if not ranked:
+        problem = f"no candidate is scored yet ({len(candidates)} started)"
         raise InputError(study.study_name, problem, "run archsearch search, or wait for its first trial")
     if objective is not None:
-        return _least(able, objective, study.study_name)
-    return recommended(able, pareto_front(able, names), names)
+        return _best_in(ranked, objective, study.study_name)
+    return recommended(ranked, pareto_front(ranked, names), names)
 
 
-def recommended(able: Sequence[Candidate], points: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
-    """The network that evolving ended with, where it has; else the knee of the front ``points``."""
-    final = next((c for c in able if c.name == FINAL), None)
+def recommended(ranked: Sequence[Candidate], front: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
+    """The network of an evolving study's final round, if there is one; else the knee of ``front``."""
+    final = next((c for c in ranked if c.name == FINAL), None)
     if final is not None:
-        return Recommendation(final, "the network that evolving ended with", list(points))
-    return knee(points, names)
+        return Recommendation(final, "the network of the final round of the evolution", list(front))
+    return knee(front, names)
 
 
-def _least(able: Sequence[Candidate], objective: str, study_name: str) -> Recommendation:
+def _best_in(ranked: Sequence[Candidate], objective: str, study_name: str) -> Recommendation:
     if objective not in OBJECTIVES:
         raise InputError("--objective", f"unknown objective {objective!r:.60}", f"use {', '.join(OBJECTIVES)}")
     try:
-        found = min(able, key=lambda c: (c.value(objective), c.slot))
+        chosen = min(ranked, key=lambda c: (c.value(objective), c.slot))
     except MissingScore as error:
-        raise InputError(study_name, str(error), "name a number that the study takes", place=objective) from None
-    return Recommendation(found, f"least {_label(objective, found)} of {len(able)} scored candidates", list(able))
+        raise InputError(study_name, str(error), "name a number that the study measures", place=objective) from None
+    reason = f"lowest {_label(objective, chosen)} of {len(ranked)} scored candidates"
+    return Recommendation(chosen, reason, list(ranked))
 
 
-def knee(points: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
-    """Where a front bends most: giving up a little of either objective gains little of the other.
+def knee(front: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
+    """The knee of a front, where giving up a little of either objective gains little of the other.
 
-    With two objectives: the front is scaled so that each goes from 0 (its best) to 1 (its worst), costs and times by
-    their logarithm, and the knee is the candidate furthest below the line between the two ends. With more, the one
-    nearest to the best of all at once. A front of fewer than three has no bend: the best of the first objective.
+    Each objective is scaled to run from 0 (its best on the front) to 1 (its worst); costs and times are scaled by their
+    logarithm. With two objectives the knee is the candidate furthest below the line between the two ends, with more it
+    is the candidate nearest to the origin. A front of one or two has no knee; its best in the first objective is
+    recommended.
     """
-    assert points, "a front of nothing"
-    if len(names) == 1 or len(points) < 3:
-        best_one = min(points, key=lambda c: c.value(names[0]))
-        return Recommendation(best_one, f"least {_label(names[0], best_one)} of a front of {len(points)}", list(points))
-    scaled = [_scaled([c.value(name) for c in points], name) for name in names]
-    places = list(zip(*scaled, strict=True))
+    assert front, "an empty front"
+    if len(names) == 1 or len(front) < 3:
+        best_first = min(front, key=lambda c: c.value(names[0]))
+        return Recommendation(
+            best_first, f"lowest {_label(names[0], best_first)} of a front of {len(front)}", list(front)
+        )
+    scaled = [_scaled([c.value(name) for c in front], name) for name in names]
+    coordinates = list(zip(*scaled, strict=True))  # a tuple for each candidate
     if len(names) == 2:
-        below = [(1 - a - b) / math.sqrt(2) for a, b in places]
-        i = max(range(len(points)), key=lambda k: below[k])
-        what = "furthest below the line between the front's two ends"
+        # Signed distance of (a, b) below the line a + b = 1 through the two ends (0, 1) and (1, 0).
+        below = [(1 - a - b) / math.sqrt(2) for a, b in coordinates]
+        i = max(range(len(front)), key=lambda k: below[k])
+        criterion = "furthest below the line between the front's two ends"
     else:
-        i = min(range(len(points)), key=lambda k: math.dist(places[k], [0.0] * len(names)))
-        what = "nearest to the best of all objectives at once"
-    chosen = points[i]
-    trade = "; ".join(_against(chosen, points, name) for name in names)
-    return Recommendation(chosen, f"the knee of a front of {len(points)}, {what}: {trade}", list(points))
+        i = min(range(len(front)), key=lambda k: math.dist(coordinates[k], [0.0] * len(names)))
+        criterion = "nearest to the best of all objectives at once"
+    chosen = front[i]
+    trade = "; ".join(_compared_with_best(chosen, front, name) for name in names)
+    return Recommendation(chosen, f"the knee of a front of {len(front)}, {criterion}: {trade}", list(front))
 
 
 def _scaled(values: Sequence[float], name: str) -> list[float]:
@@ -253,15 +265,15 @@ def _scaled(values: Sequence[float], name: str) -> list[float]:
     return [(v - low) / (high - low) if high > low else 0.0 for v in values]
 
 
-def _against(chosen: Candidate, points: Sequence[Candidate], name: str) -> str:
-    """The chosen one's number beside the front's best."""
-    value, least = chosen.value(name), min(c.value(name) for c in points)
+def _compared_with_best(chosen: Candidate, front: Sequence[Candidate], name: str) -> str:
+    """One number of a candidate compared with the best on the front, in words."""
+    value, lowest = chosen.value(name), min(c.value(name) for c in front)
     label, unit = _label(name, chosen), OBJECTIVES[name].unit
     shown = f"{value:.4g} {unit}".strip()
-    if value <= least:
-        return f"{label} {shown}, the least"
-    more = f"{value / least:.2f} times" if least > 0 else f"{value - least:.3g} above"
-    return f"{label} {shown}, {more} the least"
+    if value <= lowest:
+        return f"{label} {shown}, the lowest"
+    ratio = f"{value / lowest:.2f} times" if lowest > 0 else f"{value - lowest:.3g} above"
+    return f"{label} {shown}, {ratio} the lowest"
 
 
 def _label(name: str, candidate: Candidate) -> str:

@@ -1,4 +1,4 @@
-"""What a search shows while it runs: bars on a terminal, plain lines elsewhere."""
+"""Progress of a running search: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ REFRESH_SECONDS = 1.0
 
 
 class Display:
-    """Shows a study's progress, which it reads from the storage, as often as `tick` is called but no oftener than
-    `REFRESH_SECONDS`.
+    """Shows a study's progress, which it reads from the storage at each `tick`, at most once per `REFRESH_SECONDS`.
 
     Args:
-        quiet: show warnings only.
+        quiet: whether to show warnings only.
     """
 
     def __init__(self, study: Study, settings: StudyConfig, *, quiet: bool) -> None:
         self._study, self._settings, self._quiet = study, settings, quiet
         self._bars: Progress | None = None
         self._tasks: dict[int, TaskID] = {}
-        self._whole: TaskID | None = None
+        self._total: TaskID | None = None
         self._read_at = 0.0
-        self._told = {c.slot for c in load_candidates(study, artifacts=False) if c.state in ("scored", "infeasible")}
+        self._shown = {c.slot for c in load_candidates(study, artifacts=False) if c.state in ("scored", "infeasible")}
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
             self._bars = _bars()
             self._bars.start()
-            self._whole = self._bars.add_task("search", total=1.0, note="")
+            self._total = self._bars.add_task("search", total=1.0, note="")
         return self
 
     def __exit__(
@@ -50,7 +49,7 @@ class Display:
             self._bars.stop()
 
     def line(self, text: str, *, warning: bool = True) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         if self._quiet and not warning:
             return
         if self._bars is not None:
@@ -59,50 +58,52 @@ class Display:
             print(text, file=sys.stderr, flush=True)
 
     def tick(self, *, now: bool = False) -> None:
-        """Look what has changed, and show it."""
+        """Read what has changed and show it."""
         if self._quiet or (not now and time.monotonic() - self._read_at < REFRESH_SECONDS):
             return
         candidates = load_candidates(self._study, artifacts=False)
         for c in candidates:
-            if c.state in ("scored", "infeasible") and c.slot not in self._told:
-                self._told.add(c.slot)
+            if c.state in ("scored", "infeasible") and c.slot not in self._shown:
+                self._shown.add(c.slot)
                 self.line(self._outcome(c, candidates), warning=False)
         if self._bars is not None:
             self._draw(candidates)
         self._read_at = time.monotonic()
 
     def _outcome(self, c: Candidate, candidates: list[Candidate]) -> str:
-        who = f"trial {c.number}" + (f" ({c.name})" if c.name else "")
+        trial = f"trial {c.number}" + (f" ({c.name})" if c.name else "")
         if c.state == "infeasible":
-            return f"{who}: outside the limits: {c.infeasible}"
-        shown = ", ".join(_shown(c, name) for name in self._settings.objectives)
+            return f"{trial}: outside the limits: {c.infeasible}"
+        shown = ", ".join(_format_value(c, name) for name in self._settings.objectives)
         if c.reused_from is not None:
-            return f"{who}: {shown}; the architecture of trial {c.reused_from}"
-        return f"{who}: {shown}, {c.seconds:.0f} s; {self._state(candidates)}"
+            return f"{trial}: {shown}; the architecture of trial {c.reused_from}"
+        return f"{trial}: {shown}, {c.seconds:.0f} s; {self._state(candidates)}"
 
     def _state(self, candidates: list[Candidate]) -> str:
-        """``5 of 14 scored, best validation loss 0.41, 3 min left``."""
+        """Summary of the study, e.g. ``5 of 14 scored, best validation loss 0.41, 3 min left``."""
         scored = [c for c in candidates if c.state == "scored" and c.reused_from is None]
-        parts = [
+        phrases = [
             f"{len(scored)} of {self._settings.trials} scored" if self._settings.trials else f"{len(scored)} scored"
         ]
-        able = eligible(candidates)
-        if able:
+        ranked = eligible(candidates)
+        if ranked:
             first = self._settings.objectives[0]
-            parts.append("best " + _shown(min(able, key=lambda c: c.value(first)), first))
+            phrases.append("best " + _format_value(min(ranked, key=lambda c: c.value(first)), first))
         left = self._seconds_left(candidates)
         if left is not None:
-            parts.append(f"{left / 60:.0f} min left" if left >= 60 else f"{left:.0f} s left")
-        return ", ".join(parts)
+            phrases.append(f"{left / 60:.0f} min left" if left >= 60 else f"{left:.0f} s left")
+        return ", ".join(phrases)
 
     def _seconds_left(self, candidates: list[Candidate]) -> float | None:
         settings, estimates = self._settings, []
-        if settings.minutes is not None:
-            estimates.append(60 * settings.minutes - busy_seconds(self._study.get_trials(deepcopy=False)))
-        took = [c.seconds for c in candidates if c.state == "scored" and c.reused_from is None]
-        if settings.trials is not None and took:
-            running = sum(min(c.seconds / statistics.median(took), 1) for c in candidates if c.state == "running")
-            estimates.append((settings.trials - len(took) - running) * statistics.median(took) / settings.workers)
+        if settings.time_budget_minutes is not None:
+            estimates.append(60 * settings.time_budget_minutes - busy_seconds(self._study.get_trials(deepcopy=False)))
+        durations = [c.seconds for c in candidates if c.state == "scored" and c.reused_from is None]
+        if settings.trials is not None and durations:
+            running = sum(min(c.seconds / statistics.median(durations), 1) for c in candidates if c.state == "running")
+            estimates.append(
+                (settings.trials - len(durations) - running) * statistics.median(durations) / settings.workers
+            )
         return max(0.0, min(estimates)) if estimates else None
 
     def _fraction(self, candidates: list[Candidate]) -> float:
@@ -110,21 +111,23 @@ class Display:
         running = sum(c.fraction for c in candidates if c.state == "running")
         if self._settings.trials is not None:
             return min(1.0, (len(scored) + running) / self._settings.trials)
-        assert self._settings.minutes is not None
-        return min(1.0, busy_seconds(self._study.get_trials(deepcopy=False)) / (60 * self._settings.minutes))
+        assert self._settings.time_budget_minutes is not None
+        return min(
+            1.0, busy_seconds(self._study.get_trials(deepcopy=False)) / (60 * self._settings.time_budget_minutes)
+        )
 
     def _draw(self, candidates: list[Candidate]) -> None:
         assert self._bars is not None
-        assert self._whole is not None
+        assert self._total is not None
         note = self._state(candidates)
-        self._bars.update(self._whole, completed=self._fraction(candidates), note=note)
+        self._bars.update(self._total, completed=self._fraction(candidates), note=note)
         running = {c.slot: c for c in candidates if c.state == "running"}
         for slot in self._tasks.keys() - running.keys():
             self._bars.remove_task(self._tasks.pop(slot))
         for slot, c in running.items():
             if slot not in self._tasks:
                 self._tasks[slot] = self._bars.add_task(f"trial {c.number}", total=1.0, note="")
-            self._bars.update(self._tasks[slot], completed=c.fraction, note=c.stage)
+            self._bars.update(self._tasks[slot], completed=c.fraction, note=c.phase)
 
 
 def _bars() -> Progress:
@@ -135,7 +138,7 @@ def _bars() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def _shown(c: Candidate, name: str) -> str:
+def _format_value(c: Candidate, name: str) -> str:
     quality = c.score.quality
     label = metric_label(name, quality.extractor if quality else "")
     value, unit = c.value(name), OBJECTIVES[name].unit

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import types
 import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import wait
@@ -29,25 +30,27 @@ if TYPE_CHECKING:
     from optuna import Study
 
 
-CRASHES = 5
-"""So many worker processes lost in one run, and the search stops."""
-
+MAX_DEAD_WORKERS = 5
+"""The search stops after this many worker processes have died in one run."""
 
 POLL_SECONDS = 0.3
 
-
-PATIENCE_SECONDS = 20
-"""For workers to put their trial back after Ctrl-C."""
+SHUTDOWN_SECONDS = 20
+"""Time that workers have to release their trials after Ctrl-C."""
 
 
 def work(settings: StudyConfig, scorer: ScorerFactory, messages: Any) -> None:
-    """What a worker process does. It says how it ended through ``messages``: a line, a reason, or an InputError."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which tells us in its own time
+    """Main function of a worker process.
+
+    Args:
+        messages: queue to the parent, of (``"line"``, log line), (``"finished"``, reason) or (``"error"``, InputError).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads_per_worker)
     try:
         with storage_errors(settings.url, settings.source), ignore_experimental_warnings():
             space = settings.load_space()
@@ -57,7 +60,7 @@ def work(settings: StudyConfig, scorer: ScorerFactory, messages: Any) -> None:
                 space,
                 scorer(settings, space),
                 Proposer(settings, space),
-                tell=lambda text: messages.put(("line", text)),
+                log=lambda text: messages.put(("line", text)),
             )
             messages.put(("finished", worker.run()))
     except InputError as error:
@@ -67,12 +70,12 @@ def work(settings: StudyConfig, scorer: ScorerFactory, messages: Any) -> None:
 
 
 def _leave(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: putting the trial back must not be interrupted
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # releasing the trial must not be interrupted
     raise KeyboardInterrupt
 
 
 def _end_with_parent() -> None:
-    """A worker does not outlive a killed parent: the same command, given again, starts workers of its own."""
+    """Exit when the parent is killed: the same command, given again, starts new workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -82,7 +85,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def ignore_experimental_warnings() -> Iterator[None]:
-    """Optuna calls heartbeats and metric names experimental; that says nothing to whoever runs a study."""
+    """Suppress Optuna's warnings that heartbeats and metric names are experimental, which users cannot act on."""
     from optuna.exceptions import ExperimentalWarning
 
     with warnings.catch_warnings():
@@ -92,18 +95,19 @@ def ignore_experimental_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
+    """Set PyTorch's number of CPU threads inside the block."""
     import torch
 
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
 class WorkerPool:
-    """Worker processes of this machine, each on one candidate at a time."""
+    """Worker processes on this machine, each scoring one candidate at a time."""
 
     def __init__(self, study: Study, settings: StudyConfig, scorer: ScorerFactory, display: Display) -> None:
         self._study, self._settings, self._scorer, self._display = study, settings, scorer, display
@@ -114,29 +118,36 @@ class WorkerPool:
         self._crashes = 0
 
     def run(self) -> str:
-        """Until every worker says that the study is finished."""
+        """Run the workers until every one reports that the study is finished.
+
+        Returns:
+            Why the study is over, for the log.
+
+        Raises:
+            InputError: from a worker, or if too many workers died.
+        """
         try:
             for index in range(self._settings.workers):
                 self._start(index)
             while self._workers:
                 wait([w.sentinel for w in self._workers.values()], timeout=POLL_SECONDS)
-                self._listen()
-                self._look()
+                self._read_messages()
+                self._replace_dead()
                 self._display.tick()
         except BaseException:
             self._stop()
             raise
-        self._listen()
+        self._read_messages()
         return self._reasons[-1] if self._reasons else "stopped"
 
     def _start(self, index: int) -> None:
         arguments = (self._settings, self._scorer, self._messages)
         worker = self._context.Process(target=work, args=arguments, name=f"worker {index}", daemon=False)
-        with _environment(OMP_NUM_THREADS=str(self._settings.threads)):
+        with _environment(OMP_NUM_THREADS=str(self._settings.threads_per_worker)), _main_hidden(self._scorer):
             worker.start()
         self._workers[index] = worker
 
-    def _listen(self) -> None:
+    def _read_messages(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
                 kind, content = self._messages.get(timeout=0.01)
@@ -147,40 +158,40 @@ class WorkerPool:
                 else:
                     raise content
 
-    def _look(self) -> None:
+    def _replace_dead(self) -> None:
         for index, worker in list(self._workers.items()):
             if worker.exitcode is None:
                 continue
             del self._workers[index]
             if worker.exitcode == 0:
                 continue
-            self._listen()  # it may have said why
+            self._read_messages()  # its last message may say why
             self._crashes += 1
             how = signal.Signals(-worker.exitcode).name if worker.exitcode < 0 else f"status {worker.exitcode}"
-            if self._crashes >= CRASHES:
-                problem = f"{CRASHES} workers died, the last with {how}"
+            if self._crashes >= MAX_DEAD_WORKERS:
+                problem = f"{MAX_DEAD_WORKERS} workers died, the last with {how}"
                 raise InputError(self._settings.source, problem, "use fewer workers or smaller candidates")
-            self._display.line(f"worker {index} died ({how}){self._its_trial(worker, how)}; another takes over")
+            self._display.line(f"worker {index} died ({how}){self._fail_trial_of(worker, how)}; another takes over")
             self._start(index)
 
-    def _its_trial(self, worker: BaseProcess, how: str) -> str:
-        """Fail the trial that a worker died in: twice, and the candidate is given up."""
-        ledger = TrialQueue(self._study, self._settings)
-        running = [t for t in ledger.trials() if t.state.name == "RUNNING"]
-        mine = [t for t in running if t.user_attrs["worker"]["pid"] == worker.pid]
-        for t in mine:
-            ledger.crash(t._trial_id, f"its worker died ({how})")
-        return f" in trial {mine[-1].number}" if mine else ""
+    def _fail_trial_of(self, worker: BaseProcess, how: str) -> str:
+        """Fail the trial that a worker died in; returns the words for the log that name it."""
+        trial_queue = TrialQueue(self._study, self._settings)
+        running = [t for t in trial_queue.trials() if t.state.name == "RUNNING"]
+        its_trials = [t for t in running if t.user_attrs["worker"]["pid"] == worker.pid]
+        for t in its_trials:
+            trial_queue.fail(t._trial_id, f"its worker died ({how})")
+        return f" in trial {its_trials[-1].number}" if its_trials else ""
 
     def _stop(self) -> None:
-        """Let every worker put its trial back; whoever does not in time is ended, and its trial run again later."""
-        until = time.monotonic() + PATIENCE_SECONDS
+        """Let every worker release its trial, then kill those that take too long; their trials are run again later."""
+        deadline = time.monotonic() + SHUTDOWN_SECONDS
         for worker in self._workers.values():
             if worker.is_alive() and worker.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.pid, signal.SIGTERM)
         for worker in self._workers.values():
-            worker.join(max(0.1, until - time.monotonic()))
+            worker.join(max(0.1, deadline - time.monotonic()))
             if worker.is_alive():
                 worker.kill()
                 worker.join()
@@ -188,13 +199,31 @@ class WorkerPool:
 
 @contextlib.contextmanager
 def _environment(**changes: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
+    previous = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _main_hidden(scorer: ScorerFactory) -> Iterator[None]:
+    """Keep new processes from importing the program that started the search: they need nothing of it.
+
+    In a script without ``if __name__ == "__main__"`` each worker would start the search again, and a program that was
+    read from standard input cannot be imported. A scorer that the program itself defines is the exception.
+    """
+    if getattr(scorer, "__module__", None) == "__main__":
+        yield
+        return
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

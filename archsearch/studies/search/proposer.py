@@ -1,4 +1,4 @@
-"""Which architecture a slot is for: a reference's, the sampler's, or, where that is known already, one near it."""
+"""Choose the architecture of a slot: a reference, the sampler's suggestion, or a new one near that suggestion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from archsearch.score import OBJECTIVES, MissingScore, Score
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.search.samplers import Past, distributions, suggest
+from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
 from archsearch.studies.storage.trial_queue import ClaimedTrial, is_abandoned, slots_of
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
@@ -20,24 +20,32 @@ if TYPE_CHECKING:
 
     from archsearch.spaces.space import Space
 
-ASKS = 2
-"""How often the sampler is asked for one slot before a point near its last one is taken."""
+MAX_SUGGESTIONS = 2
+"""Suggestions that the sampler makes for one slot before a point near its last suggestion is used instead."""
 
 RANDOM_POINTS = 300
-SMALL_SPACE = 4096
-"""Spaces of at most so many points are gone through before they are said to hold nothing new."""
+"""Number of random points to try when all neighbors of the suggestion are known."""
 
-REUSED_IN_A_ROW = 5
-"""So many known architectures are recorded in a row; after that the sampler is asked anew without a record."""
+MAX_ENUMERATED = 4096
+"""Spaces of at most this many points are enumerated before they are declared exhausted."""
+
+MAX_REUSED_IN_A_ROW = 5
+"""After this many consecutive trials that reused a score, known suggestions are skipped without a trial."""
 
 
 class SearchSpaceExhausted(Exception):
-    """There is no other architecture to propose; the message says why."""
+    """There is no further architecture to propose; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a slot is for. ``same_as``: the scored trial of the same architecture."""
+    """The candidate of a slot.
+
+    Attributes:
+        name: "base" or the name of a reference, if the candidate is one.
+        sampler_attrs: system attributes that the sampler needs when it is asked again.
+        same_as: the scored trial of the same architecture, whose score is reused.
+    """
 
     point: dict[str, int]
     architecture: Architecture
@@ -47,68 +55,68 @@ class Proposal:
 
 
 class CandidateProposer(Protocol):
-    """What a worker asks for a slot's candidate."""
+    """Interface that chooses the candidate of a slot for a worker."""
 
     @property
     def choices(self) -> Mapping[str, Any]:
-        """Optuna's distribution of each knob."""
+        """Optuna distribution of each knob."""
 
     def propose(self, claim: ClaimedTrial, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:
-        """See `Proposer.propose`."""
+        """The candidate of a slot; see `Proposer.propose`."""
 
 
 ProposerFactory = Callable[[StudyConfig, "Space"], CandidateProposer]
 
 
 class Proposer:
-    """Turns slots into proposals. What it proposes depends on the trials, the slot and the settings alone."""
+    """The default proposer. Its proposals depend only on the trials, the slot and the settings."""
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
         self._settings, self._space = settings, space
         self.choices: Mapping[str, Any] = distributions(space)
-        named = space.points_of()
-        self.first = [(_name(named, point), point) for point in settings.plan] or list(named.items())
-        """The points of the first slots, by name where they have one: the plan, or the base and the references."""
+        named = space.reference_points()
+        self.initial = [(_name(named, point), point) for point in settings.initial_points] or list(named.items())
+        """Names (or None) and points of the first slots: the initial points, or the base and the references."""
 
     def propose(self, claim: ClaimedTrial, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:
-        """A candidate for a slot.
+        """Choose the candidate of a slot.
 
         Args:
-            trials: of the study, the claim's own included.
-            attempt: how often this slot has been proposed for; a higher one gives something else.
+            trials: trials of the study, including the claimed one.
+            attempt: how often this slot was proposed for; each attempt proposes another candidate.
 
         Raises:
-            Exhausted: if no architecture could be found that is not known already.
+            SearchSpaceExhausted: if no architecture was found that no other trial has.
         """
         others = [t for t in trials if t.number != claim.number]
-        past = list(self._past(others))
-        known = _known(others)
+        past = list(self._observed(others))
+        existing = _trials_by_architecture(others)
         last: dict[str, int] | None = None
         for i in itertools.count(attempt):
             name, fixed = self._fixed(claim, i)
-            if i >= attempt + ASKS and fixed is None:
+            if i >= attempt + MAX_SUGGESTIONS and fixed is None:
                 break
             point, attrs = self._ask(past, claim.slot, i, fixed)
             if not self._space.valid(point):
                 continue
             last, arch = point, self._space.architecture(point)
-            same = known.get(arch.id)
+            same = existing.get(arch.id)
             if same is None:
                 return Proposal(point, arch, name, attrs)
             is_new_point = fixed is not None or all(dict(p.point) != point for p in past)
-            if i == 0 and is_new_point and same.state.name == "COMPLETE" and not _repeats_itself(others):
+            if i == 0 and is_new_point and same.state.name == "COMPLETE" and not _keeps_repeating(others):
                 return Proposal(point, arch, name, attrs, same)
-        return self._near(last, known, past, claim.slot, attempt)
+        return self._near(last, existing, past, claim.slot, attempt)
 
     def _fixed(self, claim: ClaimedTrial, attempt: int) -> tuple[str | None, Mapping[str, int] | None]:
-        """The point that the slot is for by the plan, at the first attempt, and its name."""
+        """Name and point of a slot whose point is given: an initial point, or that of a retried trial (attempt 0)."""
         if attempt > 0:
             return None, None
-        name, point = self.first[claim.slot] if claim.slot < len(self.first) else (None, None)
+        name, point = self.initial[claim.slot] if claim.slot < len(self.initial) else (None, None)
         return (name, point) if claim.point in (None, point) else (None, claim.point)
 
     def _ask(
-        self, past: Sequence[Past], slot: int, attempt: int, fixed: Mapping[str, int] | None
+        self, past: Sequence[ObservedTrial], slot: int, attempt: int, fixed: Mapping[str, int] | None
     ) -> tuple[dict[str, int], dict[str, Any]]:
         return suggest(
             self._settings.sampler,
@@ -123,45 +131,46 @@ class Proposer:
         )
 
     def _near(
-        self, last: Mapping[str, int] | None, known: Mapping[str, object], past: Sequence[Past], slot: int, attempt: int
+        self,
+        last: Mapping[str, int] | None,
+        existing: Mapping[str, object],
+        past: Sequence[ObservedTrial],
+        slot: int,
+        attempt: int,
     ) -> Proposal:
-        """The sampler insists on what is known: a neighbour of its last point, else a random one, else any."""
+        """A new architecture where the sampler suggests only known ones: near its last point, else random, else any."""
         rng = random.Random(derive_seed(self._settings.seed, "point", slot, attempt))
-        for point in self._elsewhere(last, rng):
+        for point in self._alternatives(last, rng):
             arch = self._space.architecture(point)
-            if arch.id not in known:
-                return Proposal(*self._asked(point, arch, past, slot))
+            if arch.id not in existing:
+                attrs = self._ask(past, slot, 0, point)[1]  # some samplers count their suggestions
+                return Proposal(point, arch, None, attrs)
         raise SearchSpaceExhausted("the space has no other architecture")
 
-    def _asked(
-        self, point: dict[str, int], arch: Architecture, past: Sequence[Past], slot: int
-    ) -> tuple[dict[str, int], Architecture, None, dict[str, Any]]:
-        return point, arch, None, self._ask(past, slot, 0, point)[1]
-
-    def _elsewhere(self, last: Mapping[str, int] | None, rng: random.Random) -> Iterator[dict[str, int]]:
+    def _alternatives(self, last: Mapping[str, int] | None, rng: random.Random) -> Iterator[dict[str, int]]:
         if last is not None:
-            near = list(self._space.neighbours(last))
-            rng.shuffle(near)
-            yield from near
+            neighbors = list(self._space.neighbors(last))
+            rng.shuffle(neighbors)
+            yield from neighbors
         for _ in range(RANDOM_POINTS):
             yield self._space.sample(rng)
-        if self._space.size() <= SMALL_SPACE:
+        if self._space.size() <= MAX_ENUMERATED:
             yield from filter(self._space.valid, self._space.points())
 
-    def _past(self, trials: Sequence[FrozenTrial]) -> Iterator[Past]:
+    def _observed(self, trials: Sequence[FrozenTrial]) -> Iterator[ObservedTrial]:
         slots = slots_of(trials)
         for t in trials:
             running = t.state.name == "RUNNING"
             if t.state.name == "FAIL" or "architecture" not in t.user_attrs:
                 continue
             limits = t.constraints.values()
-            yield Past(
+            yield ObservedTrial(
                 slot=slots[t.number],
                 point=t.params,
                 values=() if running else self._values(t),
                 excess=max(limits) if limits else None,
                 running=running,
-                system_attrs={k: v for k, v in t.system_attrs.items() if _is_samplers(k)},
+                system_attrs={k: v for k, v in t.system_attrs.items() if _is_sampler_attr(k)},
             )
 
     def _values(self, t: FrozenTrial) -> tuple[float | None, ...]:
@@ -170,10 +179,10 @@ class Proposer:
 
 
 def _name(named: Mapping[str, Mapping[str, int]], point: Mapping[str, int]) -> str | None:
-    return next((name for name, other in named.items() if other == point), None)
+    return next((name for name, named_point in named.items() if named_point == point), None)
 
 
-def _is_samplers(key: str) -> bool:
+def _is_sampler_attr(key: str) -> bool:
     return not key.startswith(("constraints", "artifacts:"))
 
 
@@ -184,21 +193,22 @@ def _value(score: Score, objective: str) -> float | None:
         return None
 
 
-def _known(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
-    """A trial of every architecture that is scored, infeasible, given up or under way, by id; a scored one first."""
+def _trials_by_architecture(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
+    """One trial per architecture that is scored, infeasible, running or abandoned, by id; scored ones are preferred."""
     slots = slots_of(trials)
     rank = {"COMPLETE": 0, "PRUNED": 1, "RUNNING": 2, "FAIL": 3}
-    known: dict[str, FrozenTrial] = {}
+    by_id: dict[str, FrozenTrial] = {}
     for t in sorted(trials, key=lambda t: (rank.get(t.state.name, 4), t.number)):
         failed_for_good = t.state.name == "FAIL" and is_abandoned(
-            [o for o in trials if slots[o.number] == slots[t.number]]
+            [attempt for attempt in trials if slots[attempt.number] == slots[t.number]]
         )
         arch_id = t.user_attrs.get("architecture_id")
         if arch_id is not None and (t.state.name != "FAIL" or failed_for_good):
-            known.setdefault(arch_id, t)
-    return known
+            by_id.setdefault(arch_id, t)
+    return by_id
 
 
-def _repeats_itself(trials: Sequence[FrozenTrial]) -> bool:
-    ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")][-REUSED_IN_A_ROW:]
-    return len(ended) == REUSED_IN_A_ROW and all(t.user_attrs.get("reused_from") is not None for t in ended)
+def _keeps_repeating(trials: Sequence[FrozenTrial]) -> bool:
+    """Whether the last `MAX_REUSED_IN_A_ROW` finished trials all reused a score."""
+    ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")][-MAX_REUSED_IN_A_ROW:]
+    return len(ended) == MAX_REUSED_IN_A_ROW and all(t.user_attrs.get("reused_from") is not None for t in ended)

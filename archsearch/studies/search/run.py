@@ -1,4 +1,4 @@
-"""Run a study, or go on with it: prepare once, then score candidates in one process or in several."""
+"""Run or resume a study: prepare once, then score candidates in one process or in several."""
 
 from __future__ import annotations
 
@@ -29,66 +29,71 @@ def search(
     scorer: ScorerFactory = ArchsearchScorer,
     proposer: ProposerFactory = Proposer,
 ) -> Study:
-    """Run a study to the end of its budget, from wherever it is.
+    """Run a study to the end of its budget, or resume it.
 
-    The same call goes on with a study that was killed, and any number of processes, on any number of machines, may run
-    it together. One worker alone ends with the same trials whether or when it was killed, if its scores are
-    deterministic.
+    The same call resumes a study that was killed, and any number of processes on any number of machines may run it
+    together. With one worker and deterministic scores the trials are the same whether or not the study was killed.
 
     Args:
-        quiet: show warnings only.
-        scorer: makes what scores the candidates; a function or class of a module.
-        proposer: makes what proposes them, in a study of one worker.
+        quiet: whether to show warnings only.
+        scorer: builds the scorer; a module-level function or class.
+        proposer: builds the proposer, in a study of one worker.
 
     Returns:
-        The study, as Optuna has it.
+        Optuna's study.
 
     Raises:
-        InputError: if something is wrong with the settings or what they name.
-        KeyboardInterrupt: once the trials under way have been put back.
+        InputError: if the settings, or something that they name, are invalid.
+        KeyboardInterrupt: after the running trials have been released.
     """
     with storage_errors(settings.url, settings.source), terminable(), ignore_experimental_warnings():
         space = settings.load_space()
         _check_plan(settings, space, proposer)
         samplers.build_sampler(settings.sampler, seed=0, source=settings.source)
-        ready = scorer(settings, space)
+        built_scorer = scorer(settings, space)
         with error_context(settings, "space"):
-            ready.check(space.base)
-        study = create_or_resume(settings, {"space": space.to_dict(), **ready.describe()})
-        artifact_store(study)  # a folder that cannot be written is told now, not after the first training
+            built_scorer.check(space.base)
+        study = create_or_resume(settings, {"space": space.to_dict(), **built_scorer.describe()})
+        artifact_store(study)  # fails now, not after the first training, if the folder is not writable
         with Display(study, settings, quiet=quiet) as display:
             display.line(f"{settings.name}: {space.size():,} points, in {settings.url}", warning=False)
             if settings.workers == 1:
-                with torch_threads(settings.threads):
-                    asked = proposer(settings, space)
-                    worker = Worker(study, settings, space, ready, asked, tell=display.line, tick=display.tick)
+                with torch_threads(settings.threads_per_worker):
+                    candidate_proposer = proposer(settings, space)
+                    worker = Worker(
+                        study, settings, space, built_scorer, candidate_proposer, log=display.line, tick=display.tick
+                    )
                     reason = worker.run()
             else:
-                del ready
+                del built_scorer
                 reason = WorkerPool(study, settings, scorer, display).run()
             display.tick(now=True)
             display.line(f"{settings.name}: finished, {reason}", warning=False)
-        _refuse_nothing(study, settings, reason)
+        _check_any_scored(study, settings, reason)
     return study
 
 
 def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) -> None:
-    if settings.ablation is not None and not settings.plan:
+    if settings.ablation is not None and not settings.initial_points:
         raise InputError(settings.source, "is an ablation", "run archsearch ablate", place="ablation")
     if settings.evolve is not None and proposer is Proposer:
         raise InputError(settings.source, "evolves a network", "run archsearch evolve", place="evolve")
     choices = {knob.name: range(len(knob.choices)) for knob in space.knobs}
-    for i, point in enumerate(settings.plan):
-        known = point.keys() == choices.keys() and all(point[name] in choices[name] for name in choices)
-        if not known or not space.valid(point):
+    for i, point in enumerate(settings.initial_points):
+        has_every_knob = point.keys() == choices.keys() and all(point[name] in choices[name] for name in choices)
+        if not has_every_knob or not space.valid(point):
             remedy = "give every knob the index of one of its choices"
-            raise InputError(settings.source, "is no point of the space", remedy, place=f"plan[{i}]")
+            raise InputError(settings.source, "is not a point of the space", remedy, place=f"initial_points[{i}]")
 
 
-def _refuse_nothing(study: Study, settings: StudyConfig, reason: str) -> None:
-    """A study that scored nothing for its limits has nothing to report but how far off they were."""
+def _check_any_scored(study: Study, settings: StudyConfig, reason: str) -> None:
+    """Raise if every candidate of the study was infeasible; the error shows by how much the last one was."""
     candidates = load_candidates(study)
-    near = [c for c in candidates if c.state == "infeasible"]
-    if near and not any(c.state == "scored" for c in candidates):
-        problem = f"{reason}; none was inside, e.g. trial {near[-1].number}: {near[-1].infeasible}"
-        raise InputError(settings.source, problem.replace("; widen them", ""), "widen the limits", place="limits")
+    infeasible = [c for c in candidates if c.state == "infeasible"]
+    if infeasible and not any(c.state == "scored" for c in candidates):
+        problem = (
+            f"{reason}; no candidate was feasible, e.g. trial {infeasible[-1].number}: {infeasible[-1].infeasible}"
+        )
+        raise InputError(
+            settings.source, problem.replace("; widen them", ""), "widen the constraints", place="constraints"
+        )

@@ -1,9 +1,9 @@
-"""Which point comes next: an Optuna sampler, made anew for every ask and shown the study in the order of its slots.
+"""Suggest the next point with an Optuna sampler that is rebuilt for every suggestion.
 
-A sampler's suggestion depends on its random state and on the order of the trials it sees. Neither survives a kill:
-the state is in the process, and a trial that is run again has a later number. So no sampler lives longer than one ask:
-its seed comes from the study's seed, the slot and the attempt, and the trials it sees are a copy of the study in
-memory, sorted by slot.
+A sampler's suggestion depends on its random state and on the order of the trials it sees. Neither survives a kill: the
+state is lost with the process, and a trial that is run again gets a later number. Therefore each sampler makes one
+suggestion only: its seed is derived from the study's seed, the slot and the attempt, and it sees an in-memory copy of
+the study whose trials are sorted by slot.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ if TYPE_CHECKING:
 
     from archsearch.spaces.space import Space
 
-_PRIVATE = "gp:"
-"""System attributes that the GP sampler leaves for other processes; the copy does without."""
+_GP_ATTRS = "gp:"
+"""Prefix of system attributes that the GP sampler stores for other processes; they are not copied."""
 
 
 @dataclass(frozen=True)
-class Past:
+class ObservedTrial:
     """A candidate as the sampler sees it.
 
     Attributes:
-        values: of the objectives; None where it was never taken. Ignored while the trial runs.
-        excess: the most that it is over any limit, relative to it; at most 0: feasible. None: the study has no limits.
-        system_attrs: what the sampler itself noted when it was asked, e.g. a generation.
+        slot: index in the study's plan.
+        point: index of the choice of each knob.
+        values: values of the objectives; None where one was never measured. Ignored while the trial runs.
+        excess: largest relative excess over any limit; at most 0: feasible. None: the study has no limits.
+        system_attrs: attributes that the sampler itself stored, e.g. a generation.
     """
 
     slot: int
@@ -49,7 +51,7 @@ class Past:
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Ordered knobs are integers to the sampler, others categories; both count the choices from 0."""
+    """Optuna distribution of each knob: integers for ordered knobs, else categories; both index the choices from 0."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     return {
@@ -63,20 +65,20 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 def build_sampler(
     settings: SamplerConfig, seed: int, *, slot: int = 0, sequence: int = 0, source: str = "study"
 ) -> BaseSampler:
-    """The sampler of that name, freshly seeded.
+    """Build a freshly seeded sampler.
 
     Args:
-        slot: which element of a sequence is next, for those samplers that follow one.
-        sequence: the seed of that sequence, the same for all its elements.
+        slot: index of the next element, for samplers that follow a sequence (qmc).
+        sequence: seed of that sequence, the same for all its elements.
 
     Raises:
-        InputError: naming an option that the sampler does not take.
+        InputError: if the sampler does not accept an option.
     """
     from optuna import samplers
 
-    seed, sequence = seed % (1 << 32), sequence % (1 << 32)  # numpy's
+    seed, sequence = seed % (1 << 32), sequence % (1 << 32)  # NumPy takes 32-bit seeds
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
-        # Of tens of trials few should be spent on a random start; benchmarks/samplers.py has the figures.
+        # With tens of trials few should be spent on random startup; benchmarks/samplers.py has the numbers.
         "gp": (samplers.GPSampler, {"n_startup_trials": 6, "warn_independent_sampling": False}),
         "tpe": (samplers.TPESampler, {"n_startup_trials": 6, "multivariate": True, "constant_liar": True}),
         "nsga2": (samplers.NSGAIISampler, {"population_size": 8}),
@@ -87,11 +89,11 @@ def build_sampler(
     kind, defaults = kinds[settings.name]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "experimental" says nothing to whoever runs a study
-            made: BaseSampler = kind(**{**defaults, **settings.options, "seed": seed})
-            return made
+            warnings.simplefilter("ignore")  # ExperimentalWarning, which users cannot act on
+            sampler: BaseSampler = kind(**{**defaults, **settings.options, "seed": seed})
+            return sampler
     except (TypeError, ValueError) as error:
-        problem = f"{settings.name} refuses its options: {error}"
+        problem = f"sampler {settings.name} does not accept its options: {error}"
         raise InputError(source, problem, "correct or remove the option", place="sampler.options") from None
 
 
@@ -99,18 +101,18 @@ def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:
     from optuna.samplers import QMCSampler, RandomSampler
 
     class AtSlot(QMCSampler):
-        """A low-discrepancy sequence whose next element is the slot's, not the one a shared counter says."""
+        """Low-discrepancy sequence indexed by the slot instead of a counter that all workers share."""
 
         def _find_sample_id(self, study: Any, search_space: Any) -> int:  # noqa: ARG002
             return slot
 
-    unordered = RandomSampler(seed=seed)
-    return AtSlot(seed=sequence, independent_sampler=unordered, warn_independent_sampling=False, **options)
+    for_categories = RandomSampler(seed=seed)
+    return AtSlot(seed=sequence, independent_sampler=for_categories, warn_independent_sampling=False, **options)
 
 
 def suggest(
     settings: SamplerConfig,
-    past: Sequence[Past],
+    past: Sequence[ObservedTrial],
     choices: Mapping[str, BaseDistribution],
     *,
     objectives: Sequence[str],
@@ -120,41 +122,51 @@ def suggest(
     fixed: Mapping[str, int] | None = None,
     source: str = "study",
 ) -> tuple[dict[str, int], dict[str, Any]]:
-    """The next point, and what the sampler wants to find at the trial when it is asked again.
+    """Suggest the next point.
 
     Args:
-        past: every candidate that is known, in any order.
-        objectives: their names.
-        seed: the study's.
-        attempt: of this slot; another attempt is another random state.
-        fixed: a point that is set; the sampler is asked all the same, since some keep count of what they were asked.
+        past: all candidates so far, in any order.
+        choices: distribution of each knob.
+        objectives: names of the objectives.
+        seed: the study's seed.
+        slot: index in the study's plan.
+        attempt: how often this slot was suggested for; each attempt has its own random state.
+        fixed: a point to use; the sampler is asked all the same, since some samplers count their suggestions.
+
+    Returns:
+        The point, and the system attributes that the sampler needs when it is asked again.
     """
     import optuna
 
-    fresh, sequence = derive_seed(seed, "sampler", slot, attempt), derive_seed(seed, "sequence", attempt)
+    own_seed, sequence = derive_seed(seed, "sampler", slot, attempt), derive_seed(seed, "sequence", attempt)
     with warnings.catch_warnings(), _silent():
         warnings.simplefilter("ignore")
-        sampler = build_sampler(settings, fresh, slot=slot, sequence=sequence, source=source)
+        sampler = build_sampler(settings, own_seed, slot=slot, sequence=sequence, source=source)
         copy = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
-        copy.add_trials(_seen(past, choices, objectives))
+        copy.add_trials(_as_trials(past, choices, objectives))
         if fixed is not None:
             copy.enqueue_trial(dict(fixed))
         trial = copy.ask(dict(choices))
-        noted = copy.get_trials(deepcopy=False)[-1].system_attrs
-    attrs = {key: value for key, value in noted.items() if not key.startswith((_PRIVATE, "fixed_params"))}
+        stored = copy.get_trials(deepcopy=False)[-1].system_attrs
+    attrs = {key: value for key, value in stored.items() if not key.startswith((_GP_ATTRS, "fixed_params"))}
     return {name: int(value) for name, value in trial.params.items()}, attrs
 
 
-def _seen(past: Sequence[Past], choices: Mapping[str, BaseDistribution], objectives: Sequence[str]) -> list[Any]:
+def _as_trials(
+    past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution], objectives: Sequence[str]
+) -> list[Any]:
+    """Frozen Optuna trials of the candidates, sorted by slot."""
     from optuna.trial import TrialState, create_trial
 
     limited = any(p.excess is not None for p in past)
-    usual = [_usual(past, i) for i in range(len(objectives))]
+    medians = [_median_value(past, i) for i in range(len(objectives))]
     trials = []
     for p in sorted(past, key=lambda p: p.slot):
-        # An infeasible candidate was never trained. Its place in the middle says nothing about quality either way;
-        # the limit it broke is what the sampler learns from it.
-        values = None if p.running else [u if v is None else v for u, v in zip(usual, p.values, strict=True)]
+        # An infeasible candidate was never trained. The median as its value carries no information about quality; the
+        # sampler learns from the constraint that it broke.
+        values = (
+            None if p.running else [median if v is None else v for median, v in zip(medians, p.values, strict=True)]
+        )
         trials.append(
             create_trial(
                 state=TrialState.RUNNING if p.running else TrialState.COMPLETE,
@@ -168,18 +180,18 @@ def _seen(past: Sequence[Past], choices: Mapping[str, BaseDistribution], objecti
     return trials
 
 
-def _usual(past: Sequence[Past], i: int) -> float:
-    known = [value for p in past if not p.running and (value := p.values[i]) is not None]
-    return statistics.median(known) if known else 1.0
+def _median_value(past: Sequence[ObservedTrial], i: int) -> float:
+    values = [value for p in past if not p.running and (value := p.values[i]) is not None]
+    return statistics.median(values) if values else 1.0
 
 
 def _scaled(value: float, objective: str) -> float:
-    """Costs and times as logarithms: they span decades, and a knob multiplies them."""
+    """Logarithm of costs and times, which span decades and which knobs multiply; other values are unchanged."""
     return math.log(value) if objective in ("latency_ms", "params", "macs", "activation_bytes") and value > 0 else value
 
 
 class _silent:
-    """Optuna says "a new study created in memory" at every ask otherwise."""
+    """Suppress Optuna's message about a new study in memory, which it prints at every suggestion."""
 
     def __enter__(self) -> None:
         import optuna

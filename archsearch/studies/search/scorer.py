@@ -1,4 +1,4 @@
-"""What a study asks of whoever scores a candidate, in the order in which it asks; and archsearch's own."""
+"""The interface that scores a candidate, with its methods in the order in which a study calls them, and its default."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality
 from archsearch.studies.config.study import StudyConfig, error_context
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
+from snapgen.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from archsearch.spaces.space import Space
 
 NOTES = "notes.json"
-"""What `Scorer.quality` leaves for the trial itself."""
-
-Report = Callable[[str, float], None]
-"""Told the stage and which fraction of it is done."""
+"""File of JSON user attributes for the trial, which `Scorer.quality` may write among its artifacts."""
 
 
 class Scorer(Protocol):
-    """Scores candidates. Making one prepares and caches all that candidates share, so that the next one is quick."""
+    """Interface that scores candidates. Its construction prepares and caches everything that candidates share."""
 
     def describe(self) -> Mapping[str, Any]:
-        """``protocol`` as JSON, ``protocol_hash`` and ``machine``, which the study keeps.
+        """User attributes for the study: ``protocol`` as JSON, ``protocol_hash`` and ``machine``.
 
-        Of a study that does not train, the protocol is empty and its hash None.
+        If the study does not train, the protocol is empty and its hash None.
         """
 
     def check(self, arch: Architecture) -> None:
-        """Raise InputError if the protocol can not train such an architecture."""
+        """Raise `InputError` if the protocol cannot train an architecture of this kind."""
 
     def cost(self, arch: Architecture) -> Cost:
-        """Seconds, no weights."""
+        """Parameters, MACs and activation memory; takes seconds and builds no weights."""
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        """Free next to training. Of a device elsewhere it may be a prediction as yet."""
+        """Latency, which is cheap next to training. With a remote device it may be a prediction at first."""
 
-    def settled_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
-        """What stands once the candidate is trained: ``first``, or the measurement that has come meanwhile."""
+    def final_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
+        """Latency of a trained candidate: ``first``, or the measurement that has arrived in the meantime."""
 
-    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
-        """Minutes to hours. Whatever is left in the folder ``artifacts`` is kept beside the trial.
+    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
+        """Train and evaluate a candidate, which takes minutes to hours.
 
-        `NOTES` there, a JSON mapping, becomes attributes of the trial.
+        Args:
+            artifacts: folder whose files are stored with the trial. `NOTES` in it, a JSON mapping, becomes user
+                attributes of the trial.
         """
 
 
 ScorerFactory = Callable[[StudyConfig, "Space"], Scorer]
-"""A function of a module, so that worker processes find it by its name."""
+"""Builds a scorer. It must be a module-level function or class, so that worker processes can unpickle it."""
 
 
 class ArchsearchScorer:
-    """Cost from the meta device, latency from the study's backend, quality from a short run.
+    """Scorer with cost from the meta device, latency from the study's backend and quality from a short training run.
 
-    Where the study ranks by cost and latency alone, nothing that a training needs is looked for.
+    If the study ranks by cost and latency alone, data and feature extractors are not loaded.
     """
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
@@ -70,13 +70,13 @@ class ArchsearchScorer:
             self._remote = RemoteLatency(settings, space) if latency.remote else None
             self._backend = None if latency.remote else backend(latency.device, **latency.backend_options)
         self._evaluator = Evaluator(settings.protocol) if settings.trains else None
-        for name in (*settings.objectives, *settings.limits):
-            if OBJECTIVES[name].label.endswith("distance") and not settings.protocol.samples:
-                problem = f"{name} needs samples, and the protocol draws none"
-                raise InputError(settings.source, problem, "raise it", place="protocol.samples")
+        for name in (*settings.objectives, *settings.constraints):
+            if OBJECTIVES[name].label.endswith("distance") and not settings.protocol.num_samples:
+                problem = f"{name} needs samples, but the protocol draws none"
+                raise InputError(settings.source, problem, "raise num_samples", place="protocol.num_samples")
 
     def describe(self) -> Mapping[str, Any]:
-        """As `Scorer`."""
+        """Attributes for the study; see `Scorer.describe`."""
         from archsearch.machine import system_info
 
         resolved = self._evaluator.resolved if self._evaluator else None
@@ -87,28 +87,28 @@ class ArchsearchScorer:
         }
 
     def check(self, arch: Architecture) -> None:
-        """As `Scorer`."""
+        """Raise `InputError` if the protocol cannot train the architecture; see `Scorer.check`."""
         if self._evaluator:
             self._evaluator.check(arch)
 
     def cost(self, arch: Architecture) -> Cost:
-        """As `Scorer`."""
+        """Cost on the meta device; see `Scorer.cost`."""
         from archsearch.cost.counter import cost
 
         return cost(arch, self._space.latent_size, context_tokens=self._space.context_tokens)
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        """As `Scorer`."""
+        """Latency from the study's backend; see `Scorer.latency`."""
         if self._remote is not None:
-            return self._remote.first(arch)
+            return self._remote.request(arch)
         assert self._backend is not None
         return self._backend.measure(arch, self._space.latent_size, self._space.context_tokens)
 
-    def settled_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
-        """As `Scorer`."""
-        return first if self._remote is None else self._remote.settled(arch, first)
+    def final_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
+        """Latency of a trained candidate; see `Scorer.final_latency`."""
+        return first if self._remote is None else self._remote.final(arch, first)
 
-    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
-        """As `Scorer`; only of a study that trains."""
+    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
+        """Quality from a short run, in a study that trains; see `Scorer.quality`."""
         assert self._evaluator is not None
         return self._evaluator.score(arch, study_seed=self._settings.seed, progress=progress, artifacts=artifacts)

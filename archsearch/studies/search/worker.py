@@ -1,4 +1,4 @@
-"""One worker's loop: claim a slot, find out which candidate it is for, score that candidate, tell the study."""
+"""Loop of one worker: claim a slot, propose its candidate, score the candidate, report the score to the study."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.score import OBJECTIVES, Score
@@ -16,9 +16,18 @@ from archsearch.studies.search.proposer import CandidateProposer, Proposal, Sear
 from archsearch.studies.search.scorer import NOTES, Scorer
 from archsearch.studies.storage.database import artifact_store
 from archsearch.studies.storage.leases import heartbeat
-from archsearch.studies.storage.trial_queue import DONE, BudgetSpent, ClaimedTrial, NothingToDo, TrialQueue, values_of
+from archsearch.studies.storage.trial_queue import (
+    DONE,
+    BudgetSpent,
+    ClaimedTrial,
+    NothingToDo,
+    TrialQueue,
+    open_slots,
+    values_of,
+)
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
+from snapgen.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -26,24 +35,24 @@ if TYPE_CHECKING:
     from archsearch.spaces.space import Space
 
 WAIT_SECONDS = 0.5
-NOTE_SECONDS = 1.0
-"""How often a trial's progress is written to the storage, at most."""
+REPORT_SECONDS = 1.0
+"""Shortest interval between two writes of a trial's progress to the storage."""
 
-FAILURES = 3
-"""So many candidates given up in a row, and the study stops: the fault is not the candidates'."""
+MAX_FAILED_IN_A_ROW = 3
+"""The study stops after this many consecutive abandoned candidates, since the cause is then not the candidates."""
 
-REFUSALS = 12
-"""Likewise where the last one could not be run on the device: a space may hold whole regions of those."""
+MAX_REJECTED_IN_A_ROW = 12
+"""The limit where the last candidate could not run on the device; a space may contain whole regions of those."""
 
 _COST = ("params", "macs", "activation_bytes")
 
 
 class Worker:
-    """Scores candidates of one study until it is finished.
+    """Scores candidates of one study until the study is finished.
 
     Args:
-        tell: takes a line for the user.
-        tick: called at every progress; may draw.
+        log: called with each line for the user.
+        tick: called on every progress, e.g. to refresh a display.
     """
 
     def __init__(
@@ -54,150 +63,167 @@ class Worker:
         scorer: Scorer,
         proposer: CandidateProposer,
         *,
-        tell: Callable[[str], None],
+        log: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._study, self._settings, self._scorer = study, settings, scorer
-        self._ledger = TrialQueue(study, settings)
+        self._queue = TrialQueue(study, settings)
         self._proposer = proposer
-        self._tell, self._tick = tell, tick
-        self._given_up = 0
+        self._log, self._tick = log, tick
+        self._abandoned = 0
         self._limits = limits(settings, space)
 
     def run(self) -> str:
-        """Work until the study is finished; why it is, in words.
+        """Score candidates until the study is finished.
+
+        Returns:
+            Why the study is finished, for the log.
 
         Raises:
-            InputError: of the scorer, or if too many candidates fail.
+            InputError: from the scorer, or if too many candidates fail in a row.
         """
         while True:
             self._tick()
-            claim = self._ledger.claim()
+            claim = self._queue.claim()
             if isinstance(claim, BudgetSpent):
                 return claim.reason
             if isinstance(claim, NothingToDo):
                 time.sleep(WAIT_SECONDS)
                 continue
             try:
-                self._work(claim)
+                self._process(claim)
             except SearchSpaceExhausted as error:
                 return str(error)
 
-    def _work(self, claim: ClaimedTrial) -> None:
+    def _process(self, claim: ClaimedTrial) -> None:
         import optuna
 
         try:
             with heartbeat(self._study._storage, claim.trial_id):
                 self._score(claim)
-            self._given_up = 0
+            self._abandoned = 0
         except optuna.exceptions.UpdateFinishedTrialError:
-            # Other workers took us for dead (a machine asleep, a network away) and have this slot now.
-            self._tell(f"trial {claim.number}: taken over by another worker")
+            # Another worker took this one for dead (sleeping machine, lost network) and has claimed the slot.
+            self._log(f"trial {claim.number}: taken over by another worker")
         except (KeyboardInterrupt, SystemExit, InputError, SearchSpaceExhausted):
-            self._ledger.withdraw(claim.trial_id)
+            self._queue.release(claim.trial_id)
             raise
         except DeviceLostError as error:
-            self._ledger.withdraw(claim.trial_id)
-            problem = f"{error}; trial {claim.number} waits for it"
+            self._queue.release(claim.trial_id)
+            problem = f"{error}; trial {claim.number} will be run again"
             raise InputError(self._settings.source, problem, error.remedy, place="latency") from None
         except MeasurementError as error:
-            self._refused(claim, error)
+            self._reject(claim, error)
         except Exception as error:
-            self._crashed(claim, error)
+            self._fail(claim, error)
 
-    def _refused(self, claim: ClaimedTrial, error: MeasurementError) -> None:
-        """The device can not run this candidate, and would not the next time: it is given up, and the study goes on."""
-        self._ledger.refuse(claim.trial_id, _told(error))
-        self._tell(f"trial {claim.number} given up: {error}")
-        self._count_given_up(error, at_most=REFUSALS)
+    def _reject(self, claim: ClaimedTrial, error: MeasurementError) -> None:
+        """Abandon a candidate that the device cannot run; the study continues."""
+        self._queue.reject(claim.trial_id, _summary(error))
+        self._log(f"trial {claim.number} abandoned: {error}")
+        self._count_abandoned(error, at_most=MAX_REJECTED_IN_A_ROW)
 
-    def _crashed(self, claim: ClaimedTrial, error: Exception) -> None:
-        self._ledger.crash(claim.trial_id, _told(error))
-        again = claim.slot in _open(self._ledger)
-        self._tell(f"trial {claim.number} failed: {_told(error)}; " + ("it is tried again" if again else "given up"))
-        if not again:
-            self._count_given_up(error, at_most=FAILURES)
+    def _fail(self, claim: ClaimedTrial, error: Exception) -> None:
+        self._queue.fail(claim.trial_id, _summary(error))
+        retried = claim.slot in open_slots(self._queue.trials())
+        self._log(
+            f"trial {claim.number} failed: {_summary(error)}; " + ("it is tried again" if retried else "abandoned")
+        )
+        if not retried:
+            self._count_abandoned(error, at_most=MAX_FAILED_IN_A_ROW)
 
-    def _count_given_up(self, error: Exception, *, at_most: int) -> None:
-        self._given_up += 1
-        if self._given_up >= at_most:
-            problem = f"{self._given_up} candidates in a row failed, the last with {_told(error)}"
-            raise InputError(self._settings.source, problem, "mend that; the same command goes on")
+    def _count_abandoned(self, error: Exception, *, at_most: int) -> None:
+        self._abandoned += 1
+        if self._abandoned >= at_most:
+            problem = f"{self._abandoned} candidates in a row failed, the last with {_summary(error)}"
+            raise InputError(self._settings.source, problem, "fix the cause; the same command resumes the study")
 
     def _score(self, claim: ClaimedTrial) -> None:
-        ledger, trial_id = self._ledger, claim.trial_id
-        proposal = self._published(claim)
+        queue, trial_id = self._queue, claim.trial_id
+        proposal = self._propose(claim)
         arch = proposal.architecture
-        ledger.set_point(trial_id, proposal.point, self._proposer.choices)
-        ledger.set_system_attrs(trial_id, proposal.sampler_attrs)
-        ledger.note(trial_id, name=proposal.name, architecture=arch.model_dump(mode="json"))
+        queue.set_point(trial_id, proposal.point, self._proposer.choices)
+        queue.set_system_attrs(trial_id, proposal.sampler_attrs)
+        queue.set_attrs(trial_id, name=proposal.name, architecture=arch.model_dump(mode="json"))
         if proposal.same_as is not None:
             score = Score.model_validate(proposal.same_as.user_attrs["score"])
-            first = proposal.same_as.user_attrs.get("reused_from")
-            ledger.note(trial_id, reused_from=proposal.same_as.number if first is None else first)
+            original = proposal.same_as.user_attrs.get("reused_from")
+            queue.set_attrs(trial_id, reused_from=proposal.same_as.number if original is None else original)
             self._finish(claim, score)
             return
-        self._stage(claim, "cost")
+        self._set_phase(claim, "cost")
         score = Score(cost=self._scorer.cost(arch))
-        if self._outside(claim, score, _COST):
+        if self._breaks_limit(claim, score, _COST):
             return
-        self._stage(claim, "latency")
-        first = self._scorer.latency(arch)
-        score = score.model_copy(update={"latency": first})
-        if self._outside(claim, score, ("latency_ms",), final=first.source == "measured"):
+        self._set_phase(claim, "latency")
+        latency = self._scorer.latency(arch)
+        score = score.model_copy(update={"latency": latency})
+        if self._breaks_limit(claim, score, ("latency_ms",), final=latency.source == "measured"):
             return
         score = self._with_quality(claim, arch, score)
-        self._stage(claim, "latency", 1.0)
-        score = score.model_copy(update={"latency": self._scorer.settled_latency(arch, first)})
-        if not self._outside(claim, score, ("latency_ms",)):
+        self._set_phase(claim, "latency", 1.0)
+        score = score.model_copy(update={"latency": self._scorer.final_latency(arch, latency)})
+        if not self._breaks_limit(claim, score, ("latency_ms",)):
             self._finish(claim, score)
 
-    def _published(self, claim: ClaimedTrial) -> Proposal:
-        """A proposal that no other worker has under way: say which it is, then look who else said so."""
+    def _propose(self, claim: ClaimedTrial) -> Proposal:
+        """A proposal that no other worker is scoring.
+
+        The architecture is stored first and the other running trials are read after that, so that of two workers with
+        the same proposal at least one notices.
+        """
         attempt = 0
         while True:
-            proposal = self._proposer.propose(claim, self._ledger.trials(), attempt=attempt)
-            self._ledger.note(claim.trial_id, architecture_id=proposal.architecture.id)
-            others = [t for t in self._ledger.trials() if t.state.name == "RUNNING" and t.number != claim.number]
+            proposal = self._proposer.propose(claim, self._queue.trials(), attempt=attempt)
+            self._queue.set_attrs(claim.trial_id, architecture_id=proposal.architecture.id)
+            others = [t for t in self._queue.trials() if t.state.name == "RUNNING" and t.number != claim.number]
             if all(t.user_attrs.get("architecture_id") != proposal.architecture.id for t in others):
                 return proposal
             attempt += 1
 
-    def _outside(self, claim: ClaimedTrial, score: Score, names: tuple[str, ...], *, final: bool = True) -> bool:
-        """Tell the constraints on those numbers, or on those that are not final none; if one is broken, it is over."""
+    def _breaks_limit(self, claim: ClaimedTrial, score: Score, names: tuple[str, ...], *, final: bool = True) -> bool:
+        """Whether a limit on the named numbers is broken, which ends the trial as infeasible.
+
+        Args:
+            names: numbers of the score that are known by now.
+            final: whether the numbers will not change; values of constraints are recorded only then, or if one is
+                broken.
+        """
         broken = self._broken(score, names)
         if final or broken:
-            self._constrain(claim, score, names)
+            self._record_constraints(claim, score, names)
         if not broken:
             return False
-        self._ledger.note(claim.trial_id, score=score.model_dump(mode="json"), infeasible=broken)
-        self._ledger.prune(claim.trial_id)
+        self._queue.set_attrs(claim.trial_id, score=score.model_dump(mode="json"), infeasible=broken)
+        self._queue.mark_infeasible(claim.trial_id)
         return True
 
-    def _constrain(self, claim: ClaimedTrial, score: Score, names: tuple[str, ...]) -> None:
-        """Constraints are relative, so that those on params and on milliseconds weigh alike."""
+    def _record_constraints(self, claim: ClaimedTrial, score: Score, names: tuple[str, ...]) -> None:
+        """Record each constraint as value / limit − 1, so that those on params and on milliseconds are comparable."""
         for name in names:
             if name in self._limits:
-                self._ledger.constrain(claim.trial_id, name, OBJECTIVES[name].getter(score) / self._limits[name] - 1)
+                self._queue.set_constraint(
+                    claim.trial_id, name, OBJECTIVES[name].getter(score) / self._limits[name] - 1
+                )
 
     def _broken(self, score: Score, names: tuple[str, ...]) -> str:
         values = {name: OBJECTIVES[name].getter(score) for name in names if name in self._limits}
-        over = {name: value for name, value in values.items() if value > self._limits[name]}
-        return "; ".join(f"{name} {value:.4g}, limit {self._limits[name]:.4g}" for name, value in over.items())
+        exceeded = {name: value for name, value in values.items() if value > self._limits[name]}
+        return "; ".join(f"{name} {value:.4g}, limit {self._limits[name]:.4g}" for name, value in exceeded.items())
 
     def _with_quality(self, claim: ClaimedTrial, arch: Architecture, score: Score) -> Score:
         if not self._settings.trains:
             return score
-        self._ledger.note(claim.trial_id, score=score.model_dump(mode="json"))
+        self._queue.set_attrs(claim.trial_id, score=score.model_dump(mode="json"))
         folder = self._settings.folder / "working" / str(claim.slot)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            progress = ThrottledProgress(lambda stage, fraction: self._stage(claim, stage, fraction))
+            progress = ThrottledProgress(lambda fraction, message="": self._set_phase(claim, message, fraction))
             quality = self._scorer.quality(arch, progress=progress, artifacts=folder)
             notes = folder / NOTES
             if notes.exists():
-                self._ledger.note(claim.trial_id, **json.loads(notes.read_text()))
+                self._queue.set_attrs(claim.trial_id, **json.loads(notes.read_text()))
                 notes.unlink()
             (folder / "architecture.json").write_text(arch.to_json())
             self._upload(claim, folder)
@@ -216,41 +242,35 @@ class Worker:
             upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
 
     def _finish(self, claim: ClaimedTrial, score: Score) -> None:
-        self._constrain(claim, score, tuple(OBJECTIVES))
+        self._record_constraints(claim, score, tuple(OBJECTIVES))
         values = values_of(score, self._settings.objectives)
-        # After the stage all is known: whoever finds the trial so can tell it, if we no longer can.
-        self._ledger.note(claim.trial_id, score=score.model_dump(mode="json"), fraction=1.0, stage=DONE)
-        self._ledger.finish(claim.trial_id, values)
+        # In phase DONE the trial holds its whole score: if this process dies now, another worker can complete it.
+        self._queue.set_attrs(claim.trial_id, score=score.model_dump(mode="json"), fraction=1.0, stage=DONE)
+        self._queue.finish(claim.trial_id, values)
 
-    def _stage(self, claim: ClaimedTrial, stage: str, fraction: float = 0.0) -> None:
-        self._ledger.note(claim.trial_id, stage=stage, fraction=fraction)
+    def _set_phase(self, claim: ClaimedTrial, phase: str, fraction: float = 0.0) -> None:
+        self._queue.set_attrs(claim.trial_id, stage=phase, fraction=fraction)
         self._tick()
 
 
 class ThrottledProgress:
-    """A progress callback that passes on every new stage, and within one a call a second."""
+    """A progress callback that forwards every new message, and repeated messages at most once per `REPORT_SECONDS`."""
 
-    def __init__(self, report: Callable[[str, float], None]) -> None:
-        self._report, self._stage, self._at = report, "", 0.0
+    def __init__(self, progress: ProgressCallback) -> None:
+        self._progress, self._message, self._at = progress, "", 0.0
 
-    def __call__(self, stage: str, fraction: float) -> None:
-        now = time.monotonic()
-        if stage != self._stage or now - self._at >= NOTE_SECONDS:
-            self._stage, self._at = stage, now
-            self._report(stage, fraction)
+    def __call__(self, fraction: float, message: str = "") -> None:
+        now, message = time.monotonic(), message or self._message
+        if message != self._message or now - self._at >= REPORT_SECONDS:
+            self._message, self._at = message, now
+            self._progress(fraction, message)
 
 
 def limits(settings: StudyConfig, space: Space) -> dict[str, float]:
-    """Most of each number that a candidate may have: the space's and the study's, whichever is less."""
-    both = [*space.limits.items(), *settings.limits.items()]
-    return {name: min(most for n, most in both if n == name) for name, _ in both}
+    """Upper bound on each constrained number: the space's or the study's, whichever is lower."""
+    bounds = [*space.constraints.items(), *settings.constraints.items()]
+    return {name: min(bound for n, bound in bounds if n == name) for name, _ in bounds}
 
 
-def _told(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _open(ledger: TrialQueue) -> dict[int, Any]:
-    from archsearch.studies.storage.trial_queue import open_slots
-
-    return open_slots(ledger.trials())

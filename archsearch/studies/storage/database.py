@@ -1,4 +1,4 @@
-"""Where a study lives: Optuna's storage and its artifact store, and nothing else."""
+"""Storage of a study: Optuna's database and its artifact store, and nothing else."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
 HEARTBEAT_SECONDS = 20
+"""Interval between two heartbeats of a running trial."""
+
 GRACE_SECONDS = 120
-"""A trial whose worker, on another machine, has not been heard of for so long is run again."""
+"""A trial on another machine is run again if its worker has sent no heartbeat for this long."""
 
 BUSY_SECONDS = 60
-"""How long one process waits for another to finish writing to the same SQLite file."""
+"""Longest time that a process waits for another one to finish writing to the same SQLite file."""
 
-FIXED = ("objectives", "limits", "sampler", "seed", "latency", "plan", "evolve")
-"""Settings that a study keeps from its first run to its last; its space and its protocol besides."""
+FIXED_SETTINGS = ("objectives", "constraints", "sampler", "seed", "latency", "initial_points", "evolve")
+"""Settings that may not change once a study has begun, in addition to its space and its protocol."""
 
 _SQLITE = "sqlite:///"
 
-_ALREADY_MADE = ("already exists", "UNIQUE constraint", "duplicate key")
+_ALREADY_CREATED = ("already exists", "UNIQUE constraint", "duplicate key")
 
 
 def open_storage(url: str, *, source: str = "storage", create: bool = True) -> RDBStorage:
-    """Optuna's storage at a URL, with heartbeats, and on SQLite in a mode that suits several processes.
+    """Open Optuna's storage at a URL, with heartbeats; SQLite files are set up for several processes.
 
     Args:
-        source: who named the URL, for errors.
-        create: whether a missing SQLite file, and its folder, are made.
+        source: file or option that named the URL, for error messages.
+        create: whether to create a missing SQLite file and its folder.
 
     Raises:
-        InputError: naming what is wrong with the URL or what it leads to.
+        InputError: if the URL is invalid or the database cannot be opened.
     """
     _check(url, source, create=create)
     for tries_left in reversed(range(5)):
@@ -51,8 +53,8 @@ def open_storage(url: str, *, source: str = "storage", create: bool = True) -> R
             with storage_errors(url, source):
                 return _open(url)
         except InputError as error:
-            # Two processes that make a new file's tables at the same moment: one of them finds them made.
-            if tries_left == 0 or not any(said in error.problem for said in _ALREADY_MADE):
+            # Two processes created the tables of a new file at the same moment: retry, now that the tables exist.
+            if tries_left == 0 or not any(message in error.problem for message in _ALREADY_CREATED):
                 raise
             time.sleep(0.2)
     raise AssertionError("not reached")
@@ -66,7 +68,7 @@ def _open(url: str) -> RDBStorage:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if on_sqlite and url.startswith(_SQLITE):
-            # Readers and a writer do not wait for each other; the mode stays with the file.
+            # WAL: readers and a writer do not block each other. The mode is stored in the file.
             with contextlib.closing(sqlite3.connect(url.removeprefix(_SQLITE), timeout=BUSY_SECONDS)) as file:
                 file.execute("PRAGMA journal_mode=WAL")
         arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if on_sqlite else {"pool_pre_ping": True}
@@ -74,7 +76,7 @@ def _open(url: str) -> RDBStorage:
             url, engine_kwargs=arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
         )
     if on_sqlite:
-        # In this mode a killed process loses nothing; the power failing may cost the last seconds.
+        # With WAL, synchronous=NORMAL loses nothing if a process is killed; a power cut may lose the last seconds.
         sqlalchemy.event.listen(storage.engine, "connect", lambda file, _: file.execute("PRAGMA synchronous=NORMAL"))
         storage.engine.dispose()
     return storage
@@ -88,22 +90,20 @@ def _check(url: str, source: str, *, create: bool) -> None:
         parsed = sqlalchemy.make_url(url)
         parsed.get_dialect()
     except sqlalchemy.exc.NoSuchModuleError:
-        raise InputError(
-            source, f"no database is called {url.partition(':')[0]!r:.60}", remedy, place="storage"
-        ) from None
+        raise InputError(source, f"unknown database {url.partition(':')[0]!r:.60}", remedy, place="storage") from None
     except ImportError as error:
         raise _not_installed(error, source) from None
     except (sqlalchemy.exc.ArgumentError, ValueError, TypeError):
         raise InputError(source, f"{url!r:.80} is not an Optuna URL", remedy, place="storage") from None
     if "{" in url or "}" in url:
-        raise InputError(source, "Optuna takes braces in a URL for its own", "rename the path", place="storage")
+        raise InputError(source, "Optuna does not accept braces in a URL", "rename the path", place="storage")
     if parsed.get_backend_name() == "sqlite":
         _check_file(parsed.database, source, remedy, create=create)
 
 
 def _check_file(database: str | None, source: str, remedy: str, *, create: bool) -> None:
     if not database or database == ":memory:":
-        raise InputError(source, "a study in memory can not be resumed", remedy, place="storage")
+        raise InputError(source, "a study in memory cannot be resumed", remedy, place="storage")
     path = Path(database)
     try:
         if path.is_dir():
@@ -112,14 +112,12 @@ def _check_file(database: str | None, source: str, remedy: str, *, create: bool)
             raise InputError(path, "does not exist: the study has not begun", "run archsearch search first")
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            path, (error.strerror or "can not be made").lower(), "name a file that can be written"
-        ) from None
+        raise InputError(path, (error.strerror or "cannot be created").lower(), "name a writable file") from None
 
 
 @contextlib.contextmanager
 def storage_errors(url: str, source: str = "storage") -> Iterator[None]:
-    """Says in one line why a database could not be used."""
+    """Convert errors of the database raised inside the block into an `InputError` of one line."""
     import optuna
     import sqlalchemy
 
@@ -130,7 +128,7 @@ def storage_errors(url: str, source: str = "storage") -> Iterator[None]:
         cause = error.__cause__ or getattr(error, "orig", None) or error
         problem = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
         remedies = {
-            "not a database": "it is damaged or no study; move it away or name another file",
+            "not a database": "it is damaged or not a study; move it away or name another file",
             "malformed": "it is damaged; move it away or name another file",
             "locked": "another program holds it; close that one",
             "readonly": "make the file and its folder writable",
@@ -147,7 +145,7 @@ def storage_errors(url: str, source: str = "storage") -> Iterator[None]:
 
 
 def _not_installed(error: ImportError, source: str) -> InputError:
-    name = error.name or "psycopg[binary]"  # psycopg without its library raises an ImportError of no name
+    name = error.name or "psycopg[binary]"  # psycopg without libpq raises an ImportError without a name
     return InputError(source, f"{name} is not installed", f"pip install '{name}'", place="storage")
 
 
@@ -161,10 +159,10 @@ def _without_password(url: str) -> str:
 
 
 def load_study(settings: StudyConfig) -> Study:
-    """A study that has begun, to read; it may be running, or have been killed.
+    """Load a study that has begun; it may be running, finished or killed.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the storage or the study does not exist.
     """
     import optuna
 
@@ -179,7 +177,7 @@ def load_study(settings: StudyConfig) -> Study:
 
 
 def open_study(where: StudyConfig | str) -> Study:
-    """`load_study`, from settings, a shipped study's name, a YAML file, or the name of a run under ``runs/``."""
+    """Load a study by its settings, a shipped study's name, a YAML file, or the name of a run under ``runs/``."""
     if isinstance(where, str):
         run = StudyConfig(name=where, space="", trials=1) if where not in shipped("search") and _is_run(where) else None
         where = run or load_config(where)
@@ -191,14 +189,14 @@ def _is_run(name: str) -> bool:
 
 
 def create_or_resume(settings: StudyConfig, attrs: Mapping[str, Any]) -> Study:
-    """The study to work on: a new one, or the same one again.
+    """Create a study, or resume it if it exists.
 
     Args:
-        attrs: what a report needs beside the trials: ``space`` with its digest, ``protocol``, ``protocol_hash``,
-            ``machine``.
+        attrs: user attributes that a report needs beside the trials: ``space`` with its digest, ``protocol``,
+            ``protocol_hash`` and ``machine``.
 
     Raises:
-        InputError: if it was begun with other settings, naming the first that differs.
+        InputError: if the study began with other settings; it names the first one that differs.
     """
     import optuna
 
@@ -210,38 +208,46 @@ def create_or_resume(settings: StudyConfig, attrs: Mapping[str, Any]) -> Study:
             directions=["minimize"] * len(settings.objectives),
             load_if_exists=True,
         )
-        known = study.user_attrs
-        if "settings" in known:
-            ensure_unchanged(settings, attrs, known)
-        # "settings" last: where it is, a killed first run had written the others.
-        ours = {**attrs, "artifacts": str(settings.artifact_folder.absolute())}
-        ours["settings"] = settings.model_dump(mode="json")
-        for key, value in ours.items():
-            if key != "machine" or key not in known:
+        existing = study.user_attrs
+        if "settings" in existing:
+            ensure_unchanged(settings, attrs, existing)
+        # "settings" is written last: if it is there, all other attributes were written before it.
+        new_attrs = {**attrs, "artifacts": str(settings.artifact_folder.absolute())}
+        new_attrs["settings"] = settings.model_dump(mode="json")
+        for key, value in new_attrs.items():
+            if key != "machine" or key not in existing:
                 study.set_user_attr(key, value)
         study.set_metric_names(list(settings.objectives))
     return study
 
 
-def ensure_unchanged(settings: StudyConfig, attrs: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Refuse to go on with a study under settings that would give its numbers another meaning."""
+def ensure_unchanged(settings: StudyConfig, attrs: Mapping[str, Any], existing: Mapping[str, Any]) -> None:
+    """Raise if the study was created with settings that would make its scores incomparable.
 
-    def refuse(place: str, problem: str) -> None:
-        remedy = f"give the study a new name, or put it back (the study of that name is in {settings.url})"
+    Args:
+        attrs: attributes of the run that starts now.
+        existing: attributes stored when the study began.
+
+    Raises:
+        InputError: if an objective, constraint, sampler, seed, latency setting, the space or the protocol has changed.
+    """
+
+    def reject(place: str, problem: str) -> None:
+        remedy = f"give the study a new name, or restore the setting (the existing study is in {settings.url})"
         raise InputError(settings.source, problem, remedy, place=place)
 
-    given = settings.model_dump(mode="json")
-    begun_with = StudyConfig.model_validate(known["settings"]).model_dump(mode="json")
-    for field in FIXED:
-        if given[field] != begun_with[field]:
-            refuse(field, f"was {_short(begun_with[field])} when {settings.name} began")
-    if attrs["space"]["digest"] != known["space"]["digest"]:
-        key = next(k for k in attrs["space"] if k != "digest" and attrs["space"][k] != known["space"].get(k))
-        refuse(f"space.{key}", f"the space has changed since {settings.name} began")
-    if attrs["protocol_hash"] != known["protocol_hash"]:
-        ours, theirs = (ResolvedProtocol.model_validate(a["protocol"]) for a in (attrs, known))
-        place, _, difference = (ours.first_difference(theirs) or "revision: of the code").partition(": ")
-        refuse(f"protocol.{place}", f"{difference} when {settings.name} began")
+    now = settings.model_dump(mode="json")
+    before = StudyConfig.model_validate(existing["settings"]).model_dump(mode="json")
+    for field in FIXED_SETTINGS:
+        if now[field] != before[field]:
+            reject(field, f"was {_short(before[field])} when {settings.name} began")
+    if attrs["space"]["digest"] != existing["space"]["digest"]:
+        key = next(k for k in attrs["space"] if k != "digest" and attrs["space"][k] != existing["space"].get(k))
+        reject(f"space.{key}", f"the space has changed since {settings.name} began")
+    if attrs["protocol_hash"] != existing["protocol_hash"]:
+        current, stored = (ResolvedProtocol.model_validate(a["protocol"]) for a in (attrs, existing))
+        place, _, difference = (current.first_difference(stored) or "revision: of the code").partition(": ")
+        reject(f"protocol.{place}", f"{difference} when {settings.name} began")
 
 
 def _short(value: object) -> str:
@@ -250,21 +256,25 @@ def _short(value: object) -> str:
 
 
 def artifact_store(study: Study) -> FileSystemArtifactStore:
-    """Where a study's samples and weights are."""
+    """Artifact store of a study, for samples and weights.
+
+    Raises:
+        InputError: if its folder cannot be created.
+    """
     from optuna.artifacts import FileSystemArtifactStore
 
     folder = Path(study.user_attrs["artifacts"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = (error.strerror or "can not be made").lower()
-        raise InputError(folder, problem, "name a folder that can be written under artifacts") from None
+        problem = (error.strerror or "cannot be created").lower()
+        raise InputError(folder, problem, "set artifacts to a writable folder") from None
     return FileSystemArtifactStore(folder)
 
 
 @contextlib.contextmanager
 def silence_optuna() -> Iterator[None]:
-    """Without Optuna's own lines."""
+    """Suppress Optuna's log lines below a warning."""
     import optuna
 
     level = optuna.logging.get_verbosity()

@@ -14,8 +14,6 @@ import psutil
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
 
 
 def end_trial(
@@ -26,7 +24,11 @@ def end_trial(
     /,
     **attrs: Any,
 ) -> bool:
-    """Note attributes and end a trial; False, and nothing changes, if it has ended already."""
+    """Set user attributes of a trial and end it.
+
+    Returns:
+        False if the trial had ended already; then nothing changes.
+    """
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
@@ -40,7 +42,7 @@ def end_trial(
 
 
 def send_heartbeat(storage: BaseStorage, trial_id: int) -> None:
-    """One heartbeat, where the storage keeps them."""
+    """Record one heartbeat, if the storage supports heartbeats."""
     from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
 
     if is_heartbeat_enabled(storage):
@@ -50,21 +52,21 @@ def send_heartbeat(storage: BaseStorage, trial_id: int) -> None:
 
 @contextlib.contextmanager
 def heartbeat(storage: BaseStorage, trial_id: int) -> Iterator[None]:
-    """Heartbeats for as long as the block runs.
+    """Send heartbeats from a thread while the block runs.
 
-    Optuna's own thread is left running, and the process with it, by an interrupt that comes while it starts.
+    Optuna's own heartbeat thread is not used: an interrupt while it starts leaves it, and the process, running.
     """
     from optuna.storages._heartbeat import BaseHeartbeat
 
     seconds = storage.get_heartbeat_interval() if isinstance(storage, BaseHeartbeat) else None
     stop = threading.Event()
 
-    def go_on() -> None:
+    def beat() -> None:
         while not stop.wait(seconds):
             send_heartbeat(storage, trial_id)
 
     send_heartbeat(storage, trial_id)
-    thread = threading.Thread(target=go_on, name="heartbeat", daemon=True)
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
     try:
         thread.start()
         yield
@@ -75,10 +77,10 @@ def heartbeat(storage: BaseStorage, trial_id: int) -> Iterator[None]:
 
 
 def worker_identity() -> dict[str, Any]:
-    """This process, for a trial's `worker` attribute.
+    """Identity of this process, for a trial's ``worker`` attribute.
 
-    A pid alone is used again by the system; with the time it started at it is unique on a host. Containers that share
-    a host name do not share pids, so their process namespace is part of the host's name.
+    The system reuses pids; pid and start time together are unique on a host. Containers that share a host name do not
+    share pids, so the process namespace is part of the host's name.
     """
     return {"host": _host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
@@ -92,12 +94,12 @@ def _host() -> str:
 
 
 def is_dead(worker: Mapping[str, Any]) -> bool:
-    """Whether a worker is a process of this host that has ended. Of another host's nothing is known: False."""
+    """Whether a worker is a process of this host that has ended; always False for processes of other hosts."""
     if worker.get("host") != _host():
         return False
     try:
         process = psutil.Process(int(worker["pid"]))
-        # A killed child that its parent has not waited for yet is still in the table.
+        # A killed child stays in the process table until its parent waits for it.
         zombie = bool(process.status() == psutil.STATUS_ZOMBIE)
         return zombie or abs(process.create_time() - float(worker["started"])) > 1
     except psutil.NoSuchProcess:

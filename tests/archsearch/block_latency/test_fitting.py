@@ -1,4 +1,4 @@
-"""Filling a table of blocks: it finds what made the times, sees where sums fail, and goes on where it was killed."""
+"""Fitting of block latency tables: recovers known latencies, detects where sums fail, and resumes."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from tests.records import latency_record
 from tests.snapgen.nets import tiny
 
 TWICE = tiny({"mid.layers": [[1, 2], [2, 0]]})
-"""With places of two blocks."""
+"""A net with two blocks at some sites."""
 LONE = block_index.edit_blocks(NET, [block.name for block in block_index.blocks(NET)[1:]])
-"""Of one block."""
+"""A net with one block."""
 
 
 @pytest.mark.parametrize("arch", [NET, TWICE], ids=["one a place", "two in some"])
@@ -34,7 +34,7 @@ def test_sums_give_their_parts_back(arch: Architecture) -> None:
     table = fit_block_table(Fake(), arch, 8, 5, ONCE)
     assert table.fixed_ms == pytest.approx(FIXED, abs=0.01)
     for block in block_index.blocks(block_index.edit_blocks(arch, copied=[b.name for b in block_index.blocks(arch)])):
-        assert table.of(block) == pytest.approx(cost(block), rel=0.02), block.label
+        assert table.block_ms(block) == pytest.approx(cost(block), rel=0.02), block.label
     assert table.predict(arch) == pytest.approx(added(arch), rel=0.005)
     assert table.before is not None
     assert table.before.largest < 0.01
@@ -63,7 +63,7 @@ def test_more_sub_networks_begin_with_the_same_ones() -> None:
 
 
 def test_sub_networks_differ_in_size_and_some_have_copies() -> None:
-    table = fit_block_table(Fake(), NET, 8, 5, BlockTableConfig(check=20, least=1))
+    table = fit_block_table(Fake(), NET, 8, 5, BlockTableConfig(validation_nets=20, min_repeats=1))
     totals = [sum(net.counts) for net in table.measured if net.use == "check"]
     assert max(totals) > min(totals) + 5
     assert any(max(net.counts) > 1 for net in table.measured if net.use == "check")
@@ -84,7 +84,7 @@ def biased(arch: Architecture) -> float:
 def test_the_check_sees_what_is_no_sum_and_a_correction_helps(
     ms: Callable[[Architecture], float], correction: str
 ) -> None:
-    options = BlockTableConfig(check=20, least=1)
+    options = BlockTableConfig(validation_nets=20, min_repeats=1)
     table = fit_block_table(Fake(ms), NET, 8, 5, options)
     assert table.before is not None
     assert table.after is not None
@@ -92,9 +92,9 @@ def test_the_check_sees_what_is_no_sum_and_a_correction_helps(
     assert table.correction == correction
     assert table.after.largest < table.before.largest
     assert table.after.median < table.before.median
-    parts = sum(table.of(block) for block in block_index.blocks(NET)) + table.share * table.fixed_ms
+    parts = sum(table.block_ms(block) for block in block_index.blocks(NET)) + table.share * table.fixed_ms
     assert parts == pytest.approx(table.predict(NET), rel=0.01)
-    fresh = [net for _, use, net in fitting._planned(NET, BlockTableConfig(seed=1)) if use == "check"]
+    fresh = [net for _, use, net in fitting._planned_nets(NET, BlockTableConfig(seed=1)) if use == "check"]
     errors = [abs(table.predict(net) / ms(net) - 1) for net in fresh]
     assert max(errors) < table.before.largest, "on nets that neither fit had"
     assert np.median(errors) < table.before.median
@@ -118,19 +118,19 @@ def test_disturbed_measurements_are_repeated_and_the_lowest_counts() -> None:
         return added(arch) * (1 + (rng.random() < 0.4) * rng.uniform(0.2, 1)) * rng.uniform(1, 1.01)
 
     clock = Fake(disturbed)
-    table = fit_block_table(clock, NET, 8, 5, BlockTableConfig(check=10))
+    table = fit_block_table(clock, NET, 8, 5, BlockTableConfig(validation_nets=10))
     assert table.before is not None
     assert table.before.largest < 0.1
     assert len(clock.asked) > 3 * len(table.measured)
-    assert sum(len(net.records) for net in table.measured) == len(clock.asked), "all are kept"
+    assert sum(len(net.records) for net in table.measured) == len(clock.asked), "all records are stored"
     assert clock.asked[: len(table.measured)] == [net.architecture_id for net in table.measured], "they take turns"
 
 
 def test_a_killed_fill_goes_on() -> None:
-    known: dict[str, list[LatencyRecord]] = {}
+    existing: dict[str, list[LatencyRecord]] = {}
 
-    def keep(arch: Architecture, record: LatencyRecord) -> None:
-        known.setdefault(arch.id, []).append(record)
+    def save(arch: Architecture, record: LatencyRecord) -> None:
+        existing.setdefault(arch.id, []).append(record)
 
     def once_more(arch: Architecture) -> float:
         if len(clock.asked) == 30:
@@ -138,14 +138,14 @@ def test_a_killed_fill_goes_on() -> None:
         return added(arch)
 
     clock = Fake(once_more)
-    options = BlockTableConfig(check=4, least=2)
+    options = BlockTableConfig(validation_nets=4, min_repeats=2)
     with pytest.raises(KeyboardInterrupt):
-        fit_block_table(clock, NET, 8, 5, options, known=known, keep=keep)
+        fit_block_table(clock, NET, 8, 5, options, existing=existing, save=save)
     rest = Fake()
-    resumed = fit_block_table(rest, NET, 8, 5, options, known=known, keep=keep)
-    assert sum(map(len, known.values())) == 29 + len(rest.asked) == 2 * len(resumed.measured)
+    resumed = fit_block_table(rest, NET, 8, 5, options, existing=existing, save=save)
+    assert sum(map(len, existing.values())) == 29 + len(rest.asked) == 2 * len(resumed.measured)
     assert (
-        fit_block_table(idle := Fake(), NET, 8, 5, options, known=known)
+        fit_block_table(idle := Fake(), NET, 8, 5, options, existing=existing)
         == resumed
         == fit_block_table(Fake(), NET, 8, 5, options)
     )
@@ -155,14 +155,14 @@ def test_a_killed_fill_goes_on() -> None:
 def test_predictions_are_taken_once_and_their_sums_are_checked() -> None:
     timer = backend("predicted:iphone-16-pro-max")
     told: list[float] = []
-    table = fit_block_table(timer, NET, 8, 5, BlockTableConfig(check=5), tell=told.append)
+    table = fit_block_table(timer, NET, 8, 5, BlockTableConfig(validation_nets=5), progress=told.append)
     assert table.source == "predicted"
     assert all(len(net.records) == 1 for net in table.measured)
     assert table.before is not None
     assert table.before.largest < 0.02, "a prediction is a sum of operations"
     assert table.predict(NET) == pytest.approx(table.whole_ms, rel=0.01)
     assert told[-1] == 1
-    heavier = max(block_index.blocks(NET), key=table.of)
+    heavier = max(block_index.blocks(NET), key=table.block_ms)
     saved = operations_of(NET) - operations_of(block_index.edit_blocks(NET, [heavier.name]))
     assert saved > 0
 
@@ -176,30 +176,35 @@ def operations_of(arch: Architecture) -> int:
     [
         (block_index.edit_blocks(NET, [b.name for b in block_index.blocks(NET)]), 8, ONCE, "has no block; give it"),
         (NET, 7, ONCE, "multiple of 2"),
-        (LONE, 8, BlockTableConfig(check=2, least=1), "has 1 sub-networks beside those"),
+        (
+            LONE,
+            8,
+            BlockTableConfig(validation_nets=2, min_repeats=1),
+            "only 1 sub-networks are left for validation, 2 were requested",
+        ),
     ],
     ids=["no block", "latent", "sub-networks"],
 )
-def test_bad_input_is_said(arch: Architecture, latent: int, options: BlockTableConfig, named: str) -> None:
+def test_bad_input_is_an_error(arch: Architecture, latent: int, options: BlockTableConfig, named: str) -> None:
     with pytest.raises(InputError, match=named):
         fit_block_table(Fake(), arch, latent, 5, options)
 
 
-@pytest.mark.parametrize("wrong", [{"copies": 0}, {"check": -1}, {"least": 0}])
+@pytest.mark.parametrize("wrong", [{"extra_copies": 0}, {"validation_nets": -1}, {"min_repeats": 0}])
 def test_bad_settings_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="greater than or equal"):
         BlockTableConfig(**wrong)
 
 
 def test_records_of_another_device_are_refused() -> None:
-    known = {NET.id: [latency_record(1, chip="another chip")]}
+    existing = {NET.id: [latency_record(1, chip="another chip")]}
     clock = Fake()
     with pytest.raises(InputError, match="different conditions: a chip and another chip"):
-        fit_block_table(clock, NET, 8, 5, UNCHECKED, known=known)
+        fit_block_table(clock, NET, 8, 5, UNCHECKED, existing=existing)
     assert len(clock.asked) == 1
-    both = {NET.id: [*known[NET.id], latency_record(1)]}
+    both = {NET.id: [*existing[NET.id], latency_record(1)]}
     with pytest.raises(InputError, match="different conditions"):
-        fit_block_table(clock, NET, 8, 5, UNCHECKED, known=both)
+        fit_block_table(clock, NET, 8, 5, UNCHECKED, existing=both)
 
 
 def test_a_net_that_can_not_be_timed_ends_the_fill() -> None:

@@ -1,4 +1,4 @@
-"""The table of blocks: what it says of blocks and sub-networks, how sure it is, and what it does not hold together."""
+"""Block latency tables: latencies of blocks and sub-networks, tolerances, and rejected tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("wrong", "named"),
     [
         ({"chip": "another chip"}, "different conditions: a chip and another chip"),
-        ({"architecture": tiny({"mid.layers": [[1, 0]]})}, "not of its architecture's blocks"),
+        ({"architecture": tiny({"mid.layers": [[1, 0]]})}, "costs do not match the architecture's blocks"),
         ({"costs": []}, "at least 1"),
     ],
     ids=["conditions", "architecture", "no costs"],
@@ -46,11 +46,11 @@ def measured(*records: LatencyRecord) -> NetTiming:
 
 def test_a_time_is_as_sure_as_its_records() -> None:
     wide = latency_record(2.0, lower_quartile_ms=1.5, upper_quartile_ms=2.5, runs=25)
-    assert measured(latency_record(2)).tolerance == block_table.SUREST
+    assert measured(latency_record(2)).tolerance == block_table.MIN_TOLERANCE
     assert measured(wide).tolerance == pytest.approx(0.1)
     assert measured(latency_record(2.1), latency_record(2), latency_record(9)).tolerance == pytest.approx(0.05)
-    assert measured(latency_record(2), latency_record(9)).tolerance == block_table.VAGUEST
-    assert measured(wide.model_copy(update={"runs": 0})).tolerance == block_table.EXACT
+    assert measured(latency_record(2), latency_record(9)).tolerance == block_table.MAX_TOLERANCE
+    assert measured(wide.model_copy(update={"runs": 0})).tolerance == block_table.PREDICTED_TOLERANCE
 
 
 def test_a_block_of_no_cost_has_the_floors_which_grows_with_the_noise() -> None:
@@ -58,18 +58,18 @@ def test_a_block_of_no_cost_has_the_floors_which_grows_with_the_noise() -> None:
     free = block_index.blocks(NET)[0]
 
     def ms(arch: Architecture) -> float:
-        return FIXED + sum(cost(b) for b in block_index.blocks(arch) if b.place != free.place)
+        return FIXED + sum(cost(b) for b in block_index.blocks(arch) if b.block_site != free.block_site)
 
     table, rough = fit_block_table(Fake(ms), NET, 8, 5, ONCE), fit_block_table(Fake(ms, **spread), NET, 8, 5, ONCE)
-    assert table.of(free) == table.floor_ms > 0
-    assert rough.of(free) == rough.floor_ms > 3 * table.floor_ms
+    assert table.block_ms(free) == table.floor_ms > 0
+    assert rough.block_ms(free) == rough.floor_ms > 3 * table.floor_ms
 
 
 def test_only_sub_networks_are_predicted() -> None:
     table = fit_block_table(Fake(), NET, 8, 5, UNCHECKED)
     assert (table.before, table.after) == (None, None)
-    for other in (tiny({"all.ffn_ratio": 2}), tiny({"down[0].transformers": 1})):
-        with pytest.raises(InputError, match=f"{other.id} is no sub-network of the table's net {NET.id}"):
+    for other in (tiny({"all.ffn_ratio": 2}), tiny({"down[0].num_transformers": 1})):
+        with pytest.raises(InputError, match=f"{other.id} is not a sub-network of the table's net {NET.id}"):
             table.predict(other)
-    with pytest.raises(InputError, match=r"has no place of CA down\[0\]\.0"):
-        table.of(BlockRef("", "transformer", "down[0]", 0, 0))
+    with pytest.raises(InputError, match=r"has no entry for CA down\[0\]\.0"):
+        table.block_ms(BlockRef("", "transformer", "down[0]", 0, 0))

@@ -1,4 +1,4 @@
-"""Cost: the published sizes, and agreement with two counters that are not ours."""
+"""Cost: published sizes, and agreement with the counters of torch and fvcore."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.snapgen.nets import SD15, inputs, tiny
 # The ablation of arXiv 2412.09619, as our own count reproduces it: params in M, GMACs at latents of 128 and of 32.
 ROWS: list[tuple[str, dict[str, Any], float, float, float]] = [
     ("0", {}, 632.6, 1268, 69.5),
-    ("1", {"stages[0:2].self_attention": False}, 622.1, 1053, 66.1),
+    ("1", {"levels[0:2].self_attention": False}, 622.1, 1053, 66.1),
     ("2a", {"all.conv": "separable"}, 473.4, 653, 41.1),
     ("2b", {"all.expansion": 2}, 528.4, 761, 47.9),
     ("3", {"all.ffn_ratio": 3}, 462.7, 670, 42.2),
-    ("4", {"all.kv_heads": 1}, 389.3, 631, 37.0),
+    ("4", {"all.num_kv_heads": 1}, 389.3, 631, 37.0),
     (
         "5",
-        {"down[0].residual_blocks": 0, "down[0].transformers": 2, "down[0].self_attention": False},
+        {"down[0].num_res_blocks": 0, "down[0].num_transformers": 2, "down[0].self_attention": False},
         389.8,
         651,
         38.3,
@@ -68,15 +68,17 @@ def test_the_final_designs_have_their_published_size(name: str, params: float) -
 def test_the_imagenet_preset_is_the_last_row_of_the_ablation() -> None:
     last = apply_overrides(_row("5"), {"qk_norm": True, "rope": True, "time.projection": "output"})
     assert presets.preset("snapgen-imagenet").id == last.id
-    assert presets.preset("snapgen-t2i").id == apply_overrides(last, {"context_width": 2304}).id
+    assert presets.preset("snapgen-t2i").id == apply_overrides(last, {"context_dim": 2304}).id
 
 
 VARIETY: dict[str, Architecture] = {
     "tiny": tiny(),
-    "snapgen": tiny({"qk_norm": True, "rope": True, "all.conv": "separable", "all.expansion": 2, "all.kv_heads": 1}),
-    "gqa": tiny({"all.kv_heads": 2, "up[1].transformers": 6, "mid.ffn_ratio": 2.5}),
+    "snapgen": tiny(
+        {"qk_norm": True, "rope": True, "all.conv": "separable", "all.expansion": 2, "all.num_kv_heads": 1}
+    ),
+    "gqa": tiny({"all.num_kv_heads": 2, "up[1].num_transformers": 6, "mid.ffn_ratio": 2.5}),
     "no attention": tiny({"all.self_attention": False, "all.cross_attention": False}),
-    "spare skips": tiny({"up[0].residual_blocks": 1, "down[0].residual_blocks": 0, "down[0].transformers": 3}),
+    "spare skips": tiny({"up[0].num_res_blocks": 1, "down[0].num_res_blocks": 0, "down[0].num_transformers": 3}),
     "sd-1.5": Architecture.model_validate(SD15),
 }
 
@@ -87,7 +89,7 @@ def test_macs_are_half_of_torchs_flops(arch: Architecture) -> None:
 
 
 def _by_torch(arch: Architecture, size: int, tokens: int) -> dict[str, int]:
-    """FLOPs of a pass, as torch counts what operations are made of: attention is its batched products."""
+    """FLOPs of a pass counted by torch after decomposition: attention is its batched matrix products."""
     net, *inputs = on_meta_device(arch, size, tokens)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(*inputs)
@@ -97,19 +99,19 @@ def _by_torch(arch: Architecture, size: int, tokens: int) -> dict[str, int]:
         "attention": flops.pop("bmm", 0),
         "linear": flops.pop("mm", 0) + flops.pop("addmm", 0),
     }
-    assert not flops, "more that torch counts"
+    assert not flops, "torch counts further operators"
     return named
 
 
 def _agrees_with_torch(space: Space, seed: int) -> None:
-    """On a random architecture, operator by operator. At full size: on the meta device a large net is as cheap."""
+    """Compare MACs per operator for a random full-size architecture; the meta device makes it cheap."""
     arch = space.architecture(space.sample(random.Random(seed)))
     net, *inputs = on_meta_device(arch, space.latent_size, space.context_tokens)
-    ours = count_network(net, *inputs, places={}).macs
-    theirs = _by_torch(arch, space.latent_size, space.context_tokens)
-    assert ours.keys() <= theirs.keys()
-    for operator, flops in theirs.items():
-        assert 2 * ours.get(operator, 0) == pytest.approx(flops, rel=1e-3), f"{operator} of {arch.to_json()}"
+    counts = count_network(net, *inputs, groups={}).macs
+    expected = _by_torch(arch, space.latent_size, space.context_tokens)
+    assert counts.keys() <= expected.keys()
+    for operator, flops in expected.items():
+        assert 2 * counts.get(operator, 0) == pytest.approx(flops, rel=1e-3), f"{operator} of {arch.to_json()}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,18 +141,18 @@ def test_macs_are_what_fvcore_traces_on_the_cpu(name: str) -> None:
 
 
 def _attention_macs(arch: Architecture, *, size: int, tokens: int) -> int:
-    """By hand: 2·N·M·C a block for each kind of attention."""
+    """By hand: 2·N·M·C per block for self- and cross-attention each."""
     total = 0
-    for place, blocks, channels in arch.sites():
-        level = int(place.split("[")[1][0]) if "[" in place else len(arch.down) - 1
+    for site, blocks, channels in arch.named_levels():
+        level = int(site.split("[")[1][0]) if "[" in site else len(arch.down) - 1
         n = (size >> level) ** 2
         sources = n * blocks.self_attention + tokens * blocks.cross_attention
-        total += blocks.transformers * blocks.transformer_depth * 2 * n * sources * channels
+        total += blocks.num_transformers * blocks.transformer_depth * 2 * n * sources * channels
     return total
 
 
 class _OnMeta(TorchDispatchMode):
-    """Nothing but the meta device."""
+    """Asserts that every tensor is on the meta device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,10 +167,10 @@ class _OnMeta(TorchDispatchMode):
         return result
 
 
-def test_no_weight_is_ever_made() -> None:
-    with _OnMeta() as watched:
+def test_no_weight_is_allocated() -> None:
+    with _OnMeta() as trace:
         assert cost(presets.preset("snapgen-imagenet"), 32).params > 372e6
-    assert watched.made > 1000
+    assert trace.made > 1000
 
 
 def test_the_tiny_decoder_has_its_published_size_beside_sd3s() -> None:
@@ -194,7 +196,7 @@ def test_a_chain_holds_two_activations_at_a_time() -> None:
     assert _peak(nn.Sequential(*[nn.SiLU() for _ in range(5)]), 1, 8, 4, 4) == 2 * 2 * 128
 
 
-def test_the_widest_place_sets_the_peak() -> None:
+def test_the_widest_activation_sets_the_peak() -> None:
     narrow, wide = nn.Conv2d(4, 32, 1), nn.Conv2d(32, 4, 1)
     assert _peak(nn.Sequential(narrow, nn.SiLU(), wide), 1, 4, 5, 5) == 2 * (32 + 32) * 25
 
@@ -209,11 +211,11 @@ def test_what_returns_its_input_is_free_each_time() -> None:
 
 class _Skip(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        kept = x.relu()
-        return torch.cat([kept.sin().cos().sin(), kept])
+        skip = x.relu()
+        return torch.cat([skip.sin().cos().sin(), skip])
 
 
-def test_a_skip_is_held_until_it_is_taken() -> None:
+def test_a_skip_is_live_until_its_last_use() -> None:
     assert _peak(_Skip(), 1, 100) == 2 * (100 + 100 + 200)
 
 
@@ -237,6 +239,6 @@ class _Unknown(nn.Module):
         return torch.mm(x, x)
 
 
-def test_a_product_without_a_handle_is_not_passed_over() -> None:
-    with pytest.raises(AssertionError, match="no handle"):
+def test_a_product_without_a_mac_formula_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="no MAC formula"):
         _peak(_Unknown(), 4, 4)

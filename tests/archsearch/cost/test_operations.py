@@ -1,4 +1,4 @@
-"""The list of operations: complete, without what costs nothing, and each of its kind."""
+"""The list of operations: complete, without free operations, each with its kind."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from tests.snapgen.nets import tiny
 
 NETS = {
     "plain": tiny(),
-    "snapgen": tiny({"qk_norm": True, "rope": True, "all.conv": "separable", "all.expansion": 2, "all.kv_heads": 1}),
+    "snapgen": tiny(
+        {"qk_norm": True, "rope": True, "all.conv": "separable", "all.expansion": 2, "all.num_kv_heads": 1}
+    ),
     "no attention": tiny({"all.self_attention": False, "all.cross_attention": False}),
 }
 
 
-def of(net: nn.Module, *shape: int) -> list[Operation]:
+def operations_of(net: nn.Module, *shape: int) -> list[Operation]:
     with torch.device("meta"):
         return module_operations(net.to("meta").eval(), torch.empty(*shape))
 
@@ -35,10 +37,10 @@ def test_the_macs_are_the_costs_and_every_weight_is_read(name: str) -> None:
 
 
 def test_a_batch_does_everything_for_each_but_reads_the_weights_once() -> None:
-    one, two = (operations(NETS["snapgen"], 8, context_tokens=5, batch=batch) for batch in (1, 2))
-    assert [step.kind for step in one] == [step.kind for step in two]
-    assert [2 * step.macs for step in one] == [step.macs for step in two]
-    assert [step.weights for step in one] == [step.weights for step in two]
+    single, double = (operations(NETS["snapgen"], 8, context_tokens=5, batch=batch) for batch in (1, 2))
+    assert [step.kind for step in single] == [step.kind for step in double]
+    assert [2 * step.macs for step in single] == [step.macs for step in double]
+    assert [step.weights for step in single] == [step.weights for step in double]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_a_batch_does_everything_for_each_but_reads_the_weights_once() -> None:
     ],
 )
 def test_a_module_is_one_operation_of_its_kind(module: nn.Module, kind: str, macs: int) -> None:
-    (step,) = of(module, 1, 4, 8, 8)
+    (step,) = operations_of(module, 1, 4, 8, 8)
     assert (step.kind, step.macs) == (kind, macs)
     assert step.moved == 4 * 64 + torch.Size(step.shape).numel()
     assert step.weights == sum(p.numel() for p in module.parameters())
@@ -65,32 +67,34 @@ def test_attention_is_one_operation_with_its_scores() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return nn.functional.scaled_dot_product_attention(x, x[:, :, :3], x[:, :, :3])
 
-    (step,) = of(Attend(), 1, 2, 7, 4)
+    (step,) = operations_of(Attend(), 1, 2, 7, 4)
     assert (step.kind, step.macs) == ("attention", 2 * 7 * 3 * (4 + 4))
     # The queries, the keys and the values; the output; the scores.
     assert step.moved == 2 * 4 * (7 + 3 + 3) + 2 * 4 * 7 + 2 * 7 * 3
 
 
-def test_views_and_constants_are_no_operations() -> None:
+def test_views_and_constants_are_excluded() -> None:
     class Tables(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             table = torch.arange(4, device=x.device).float().cos() * 2
             return (x.flatten(1).unflatten(1, (2, 4)).transpose(1, 2) * table[:, None])[:, :1]
 
-    assert [step.kind for step in of(Tables(), 1, 8)] == ["elementwise"]
+    assert [step.kind for step in operations_of(Tables(), 1, 8)] == ["elementwise"]
 
 
 def test_rope_adds_its_rotations_but_not_its_tables() -> None:
-    plain, turned = (Counter(step.kind for step in operations(tiny({"rope": rope}), 8)) for rope in (False, True))
-    attentions = 4  # of tokens to themselves: one transformer on the way down, one in the middle, two on the way up
-    added = turned - plain
+    plain, rotated = (Counter(step.kind for step in operations(tiny({"rope": rope}), 8)) for rope in (False, True))
+    attentions = 4  # self-attentions: one transformer on the down path, one in the mid stage, two on the up path
+    added = rotated - plain
     assert added == {"elementwise": 2 * 3 * attentions, "copy": 2 * attentions}
 
 
 def test_a_decoder_is_listed_too() -> None:
     kinds = Counter(
         step.kind
-        for step in of(TinyDecoder(latent_channels=4, widths=(32, 32), blocks=(1, 1), mid_blocks=1), 1, 4, 8, 8)
+        for step in operations_of(
+            TinyDecoder(latent_channels=4, widths=(32, 32), blocks=(1, 1), mid_blocks=1), 1, 4, 8, 8
+        )
     )
     assert kinds["depthwise"] == kinds["pointwise"] == 2 * 3 + 1
     assert kinds["conv"] == 2

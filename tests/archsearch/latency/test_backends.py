@@ -1,4 +1,4 @@
-"""What holds of every backend: the contract that a study, a device and a report rely on."""
+"""Contract of every backend, which studies, device servers and reports rely on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.archsearch import apple_standin
 from tests.snapgen.nets import tiny
 
 SMALL = tiny()
-LARGE = tiny({"stages[1].channels": 128})
+LARGE = tiny({"levels[1].channels": 128})
 LATENT, TOKENS = 8, 3
 BRIEF: Mapping[str, Any] = {"rule": SteadyStateConfig(block_seconds=0.002, seconds=0.5).model_dump()}
 
@@ -59,7 +59,7 @@ _MEASURED: dict[str, Records] = {}
 
 @pytest.fixture
 def records(request: pytest.FixtureRequest, backend: Backend) -> Records:
-    """Of a small and a larger net, measured once for all tests."""
+    """Records of a small and a larger net, measured once for all tests."""
     name = request.node.callspec.params["device"]
     if name not in _MEASURED:
         _MEASURED[name] = (backend.measure(SMALL, LATENT, TOKENS), backend.measure(LARGE, LATENT, TOKENS))
@@ -74,7 +74,7 @@ def test_a_record_is_whole(device: str, records: Records) -> None:
         assert record.load_ms >= 0
 
 
-def test_its_source_is_said(device: str, records: Records) -> None:
+def test_the_record_names_its_source(device: str, records: Records) -> None:
     for record in records:
         if device.startswith("predicted:"):
             assert (record.source, record.runs) == ("predicted", 0)

@@ -53,7 +53,7 @@ def test_the_stand_ins_have_coremltools_own_signatures(monkeypatch: pytest.Monke
         "prepare_for_model_debugging": remote_device.Device.prepare_for_model_debugging,
         "compile_model": async_wrapper.compile_model,
     }
-    wanted = {name: names(function) for name, function in real.items()}
+    expected = {name: names(function) for name, function in real.items()}
     apple_standin.on_a_mac(monkeypatch)
     apple_standin.with_a_phone(monkeypatch)
     device = remote_device.Device
@@ -62,9 +62,9 @@ def test_the_stand_ins_have_coremltools_own_signatures(monkeypatch: pytest.Monke
         ("get_connected_devices", device),
         ("prepare_for_model_debugging", device),
     ):
-        assert names(getattr(holder, name)) == wanted[name]
+        assert names(getattr(holder, name)) == expected[name]
         assert inspect.iscoroutinefunction(getattr(holder, name)) == inspect.iscoroutinefunction(real[name])
-    assert names(async_wrapper.compile_model) == wanted["compile_model"][:2]
+    assert names(async_wrapper.compile_model) == expected["compile_model"][:2]
     net, local = apple_standin.net_on(Mac()), async_wrapper.LocalMLModelAsyncWrapper
     for name in ("load", "unload", "predict", "make_state_if_needed", "retrieve_compute_plan"):
         assert names(getattr(net, name)) == names(getattr(local, name))
@@ -106,7 +106,7 @@ def test_a_record_of_a_mac(mac: Mac) -> None:
     assert LatencyRecord.model_validate(record.model_dump(mode="json")) == record
 
 
-def test_warm_up_is_dropped_and_disquiet_is_said(mac: Mac) -> None:
+def test_warm_up_is_discarded_and_unsteady_times_are_marked(mac: Mac) -> None:
     mac.seconds = lambda run: 0.1 if run < 4 else 0.02
     assert measured("coreml").median_ms == pytest.approx(20)
     mac.seconds = lambda run: 0.02 * 1.2 ** (run % 9)
@@ -132,13 +132,13 @@ def test_the_compute_units_and_the_weights_are_conditions(monkeypatch: pytest.Mo
 def test_operations_are_estimated() -> None:
     backend = devices.backend("coreml")
     assert isinstance(backend, compute_plan.ReportsOperations)
-    found = backend.detailed(ARCH, LATENT, TOKENS)
-    assert [(op.name, op.unit, op.weight) for op in found.operations] == [
+    detailed = backend.detailed(ARCH, LATENT, TOKENS)
+    assert [(op.name, op.unit, op.weight) for op in detailed.operations] == [
         ("a", "Neural Engine", 0.6),
         ("b", "Neural Engine", 0.3),
         ("c", "CPU", 0.1),
     ]
-    assert found.operations[0].estimate(20)["estimated_ms"] == pytest.approx(12)
+    assert detailed.operations[0].estimate(20)["estimated_ms"] == pytest.approx(12)
 
 
 def test_a_plan_without_costs_or_no_plan_is_no_failure(mac: Mac) -> None:
@@ -155,7 +155,7 @@ def test_operations_within_operations_are_placed() -> None:
     plan = apple_standin.Plan()
     main = plan.structure.program.functions["main"].block
     main.operations[:] = [apple_standin.operation("loop", "const", plan.placed)]
-    assert [op.name for op in compute_plan.placed(plan)] == ["a", "b", "c"]  # type: ignore[arg-type]
+    assert [op.name for op in compute_plan.placed_operations(plan)] == ["a", "b", "c"]  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("bench")
@@ -165,7 +165,7 @@ def test_what_does_not_convert_is_a_failure(device: str, monkeypatch: pytest.Mon
         raise NotImplementedError("no op for\nthat")
 
     monkeypatch.setattr(coreml, "convert_unet", broken)
-    with pytest.raises(MeasurementError, match=f"{ARCH.id} could not be timed on {device}: no op for that"):
+    with pytest.raises(MeasurementError, match=f"{ARCH.id} could not be measured on {device}: no op for that"):
         measured(device)
 
 
@@ -180,7 +180,7 @@ def test_what_does_not_load_on_a_mac_is_a_failure(mac: Mac) -> None:
 
 def test_what_takes_too_long_on_a_mac_is_a_failure(mac: Mac) -> None:
     mac.predict = lambda: 3600
-    with pytest.raises(MeasurementError, match=r"not done after 0\.3 s"):
+    with pytest.raises(MeasurementError, match=r"timed out after 0\.3 s"):
         measured("coreml", timeout=0.3)
 
 
@@ -271,7 +271,7 @@ def test_a_phone_that_is_unplugged_is_lost(bench: Bench) -> None:
 
 def test_what_takes_too_long_is_tried_again_over_a_new_connection(bench: Bench) -> None:
     bench.faults = [{"Load": "hang"}, {"Load": "hang"}]
-    with pytest.raises(MeasurementError, match=r"not done after 0\.3 s, twice"):
+    with pytest.raises(MeasurementError, match=r"timed out after 0\.3 s, twice"):
         measured("iphone", timeout=0.3)
     assert len(bench.connections) == 2
 
@@ -284,7 +284,7 @@ def test_at_the_end_the_app_is_stopped_and_its_files_are_removed(bench: Bench) -
     assert not folder.exists()
 
 
-def test_coremltools_patience_is_ours_within_and_its_own_after() -> None:
+def test_coremltools_timeout_is_extended_and_restored() -> None:
     own = remote_device._DeviceCtlRemoteService
     with iphone.long_timeout(1800):
         assert remote_device._DeviceCtlRemoteService(socket=None).max_attempts == 3600
@@ -313,7 +313,7 @@ def test_an_app_that_cannot_be_built_or_started_loses_the_device(bench: Bench) -
         ([a_phone(developer_mode_state="disabled")], "not in developer mode; switch it on"),
     ],
 )
-def test_no_phone_to_measure_on_is_said_at_once(phones: list[Any], named: str, bench: Bench) -> None:
+def test_an_unusable_phone_is_an_error_at_once(phones: list[Any], named: str, bench: Bench) -> None:
     bench.phones = phones
     with pytest.raises(InputError, match=named):
         devices.backend("iphone")
@@ -328,24 +328,26 @@ def test_a_phone_is_known_by_its_name(bench: Bench, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("bench")
-def test_no_team_no_xcode_and_no_new_macos_are_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_team_xcode_or_macos_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ARCHSEARCH_SIGNING_TEAM")
     with pytest.raises(InputError, match="needs a signing team; set ARCHSEARCH_SIGNING_TEAM"):
         devices.backend("iphone")
     monkeypatch.setattr(iphone.shutil, "which", lambda _: None)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match="needs Xcode: there is no xcodebuild; install Xcode"):
+    with pytest.raises(InputError, match="needs Xcode: xcodebuild was not found; install Xcode"):
         devices.backend("iphone", team="TEAM123456")
     monkeypatch.setattr(iphone.platform, "mac_ver", lambda: ("14.7", ("", "", ""), "arm64"))
     for device in ("coreml", "iphone"):
-        with pytest.raises(InputError, match=r"needs macOS 15, and this is 14\.7; update macOS"):
+        with pytest.raises(InputError, match=r"needs macOS 15, but this is 14\.7; update macOS"):
             devices.backend(device)
 
 
 @pytest.mark.parametrize("device", ["coreml", "iphone"])
 def test_without_a_mac_there_is_a_remedy(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iphone.platform, "system", lambda: "Linux")
-    with pytest.raises(InputError, match=f"{device} needs a Mac, and this is Linux; run archsearch device on a Mac"):
+    with pytest.raises(
+        InputError, match=f"{device} needs a Mac, but this is Linux; run archsearch serve-device on a Mac"
+    ):
         devices.backend(device)
 
 
@@ -368,7 +370,7 @@ def test_wrong_settings_are_placed(options: dict[str, Any], place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "state"),
+    ("output", "state"),
     [
         ("Note: No thermal warning level has been recorded\n", "nominal"),
         ("\tCPU_Scheduler_Limit \t= 100\n\tCPU_Available_CPUs \t= 8\n\tCPU_Speed_Limit \t= 100\n", "nominal"),
@@ -376,20 +378,20 @@ def test_wrong_settings_are_placed(options: dict[str, Any], place: str) -> None:
         ("", None),
     ],
 )
-def test_the_thermal_state_is_what_pmset_says(said: str, state: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iphone.subprocess, "run", lambda *a, **_: subprocess.CompletedProcess(a, 0, said, ""))
+def test_the_thermal_state_is_what_pmset_says(output: str, state: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iphone.subprocess, "run", lambda *a, **_: subprocess.CompletedProcess(a, 0, output, ""))
     assert iphone.thermal_state() == state
 
 
 def test_a_package_takes_what_is_fed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The one conversion here: its inputs are those that a run is given."""
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
-    from archsearch.latency.coreml import _feed
+    from archsearch.latency.coreml import _model_inputs
 
     package = coreml.convert_unet(ARCH, LATENT, context_tokens=TOKENS)
     with quiet():
         import coremltools
 
         spec = coremltools.models.MLModel(str(package), skip_model_load=True).get_spec()
-    wanted = {i.name: tuple(i.type.multiArrayType.shape) for i in spec.description.input}
-    assert {name: array.shape for name, array in _feed(ARCH, LATENT, TOKENS).items()} == wanted
+    expected = {i.name: tuple(i.type.multiArrayType.shape) for i in spec.description.input}
+    assert {name: array.shape for name, array in _model_inputs(ARCH, LATENT, TOKENS).items()} == expected

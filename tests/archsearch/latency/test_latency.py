@@ -25,11 +25,11 @@ BRIEF = SteadyStateConfig(block_seconds=1e-6, seconds=1e-6)
 
 def arch(*, down: dict[str, Any] | None = None, mid: dict[str, Any] | None = None, **changes: Any) -> Architecture:
     """Two levels; the options hold for the lower one's stages, the middle's for the middle."""
-    lower = LevelConfig(**({"channels": 32, "residual_blocks": 1, "head_width": 8} | (down or {})))
-    first = LevelConfig(channels=16, residual_blocks=1, head_width=8)
-    middle = BlocksConfig(**({"residual_blocks": 1, "head_width": 8} | (mid or {})))
-    values: dict[str, Any] = {"latent_channels": 4, "context_width": 12, "norm_groups": 4}
-    values |= {"time": TimeEmbeddingConfig(frequencies=8, width=16)} | changes
+    lower = LevelConfig(**({"channels": 32, "num_res_blocks": 1, "head_dim": 8} | (down or {})))
+    first = LevelConfig(channels=16, num_res_blocks=1, head_dim=8)
+    middle = BlocksConfig(**({"num_res_blocks": 1, "head_dim": 8} | (mid or {})))
+    values: dict[str, Any] = {"latent_channels": 4, "context_dim": 12, "norm_groups": 4}
+    values |= {"time": TimeEmbeddingConfig(embed_dim=8, hidden_dim=16)} | changes
     return Architecture(down=(first, lower), mid=middle, up=(first, lower), **values)
 
 
@@ -41,28 +41,32 @@ KINDS = {
     "separable": arch(down={"conv": "separable"}, mid={"conv": "separable"}),
     "separable ×2, time at the output": arch(
         down={"conv": "separable", "expansion": 2},
-        time=TimeEmbeddingConfig(frequencies=8, width=16, projection="output"),
+        time=TimeEmbeddingConfig(embed_dim=8, hidden_dim=16, projection="output"),
     ),
-    "MHSA": arch(down={"transformers": 1, "cross_attention": False}, mid={"transformers": 1, "transformer_depth": 2}),
-    "MQA, QK norm, RoPE": arch(down={"transformers": 1, "kv_heads": 1}, qk_norm=True, rope=True),
-    "GQA, RoPE": arch(down={"transformers": 1, "kv_heads": 2, "cross_attention": False}, rope=True),
+    "MHSA": arch(
+        down={"num_transformers": 1, "cross_attention": False}, mid={"num_transformers": 1, "transformer_depth": 2}
+    ),
+    "MQA, QK norm, RoPE": arch(down={"num_transformers": 1, "num_kv_heads": 1}, qk_norm=True, rope=True),
+    "GQA, RoPE": arch(down={"num_transformers": 1, "num_kv_heads": 2, "cross_attention": False}, rope=True),
     "cross-attention alone, GQA, QK norm": arch(
-        down={"transformers": 1, "kv_heads": 2, "self_attention": False}, mid={"residual_blocks": 0}, qk_norm=True
+        down={"num_transformers": 1, "num_kv_heads": 2, "self_attention": False},
+        mid={"num_res_blocks": 0},
+        qk_norm=True,
     ),
     "feed-forward alone": arch(
-        down={"transformers": 1, "self_attention": False, "cross_attention": False, "ffn_ratio": 1.5}
+        down={"num_transformers": 1, "self_attention": False, "cross_attention": False, "ffn_ratio": 1.5}
     ),
     "transformers alone on the way down": Architecture(
         latent_channels=4,
-        context_width=12,
+        context_dim=12,
         norm_groups=4,
-        time=TimeEmbeddingConfig(frequencies=8, width=16),
+        time=TimeEmbeddingConfig(embed_dim=8, hidden_dim=16),
         down=(
-            LevelConfig(channels=16, residual_blocks=1, conv="separable"),
-            LevelConfig(channels=32, residual_blocks=0, transformers=1, head_width=8),
+            LevelConfig(channels=16, num_res_blocks=1, conv="separable"),
+            LevelConfig(channels=32, num_res_blocks=0, num_transformers=1, head_dim=8),
         ),
-        mid=BlocksConfig(residual_blocks=0),
-        up=(LevelConfig(channels=16, residual_blocks=1), LevelConfig(channels=32, residual_blocks=2, conv="separable")),
+        mid=BlocksConfig(num_res_blocks=0),
+        up=(LevelConfig(channels=16, num_res_blocks=1), LevelConfig(channels=32, num_res_blocks=2, conv="separable")),
     ),
 }
 
@@ -83,11 +87,11 @@ def test_the_timed_net_computes_what_the_trained_one_does(kind: str, tmp_path: P
     inputs = base.sample_inputs(KINDS[kind], LATENT, TOKENS)
     onnx_export.export(net, inputs, tmp_path / "unet.onnx")
     session = host.open_session(tmp_path / "unet.onnx", threads=1)
-    (found,) = session.run(["output"], {name: tensor.numpy() for name, tensor in inputs.items()})
+    (output,) = session.run(["output"], {name: tensor.numpy() for name, tensor in inputs.items()})
     with torch.no_grad():
-        wanted = net(*inputs.values()).numpy()
-    assert found.shape == wanted.shape
-    assert np.abs(found - wanted).max() <= 1e-4 * np.abs(wanted).max()
+        expected = net(*inputs.values()).numpy()
+    assert output.shape == expected.shape
+    assert np.abs(output - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_the_graph_is_whole_and_its_weights_are_the_nets(tmp_path: Path) -> None:
@@ -119,8 +123,8 @@ def test_random_weights_are_ordinary_numbers(tmp_path: Path) -> None:
         if array.dtype == np.float32 and array.any():
             assert np.abs(array[array != 0]).min() > smallest
     session = host.open_session(tmp_path / "unet.onnx", threads=1)
-    (found,) = session.run(["output"], {name: tensor.numpy() for name, tensor in inputs.items()})
-    assert 0.01 < np.abs(found).mean() < 100
+    (output,) = session.run(["output"], {name: tensor.numpy() for name, tensor in inputs.items()})
+    assert 0.01 < np.abs(output).mean() < 100
 
 
 def test_an_operation_without_lines_is_refused_by_name(tmp_path: Path) -> None:
@@ -178,13 +182,13 @@ def test_nothing_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_takes_too_long_is_a_failure_that_says_so() -> None:
-    with pytest.raises(MeasurementError, match=f"{TINY.id} could not be timed on the host: not done after 1e-06 s"):
+    with pytest.raises(MeasurementError, match=f"{TINY.id} could not be measured on the host: timed out after 1e-06 s"):
         HostBackend(HostConfig(timeout=1e-6)).measure(TINY, LATENT, TOKENS)
 
 
 def test_what_the_runtime_refuses_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_export, "export", lambda _net, _inputs, path, **_: path.write_bytes(b"not a model"))
-    with pytest.raises(MeasurementError, match="could not be timed on the host"):
+    with pytest.raises(MeasurementError, match="could not be measured on the host"):
         HostBackend(HostConfig()).measure(TINY, LATENT, TOKENS)
 
 

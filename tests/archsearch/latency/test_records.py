@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -106,14 +105,15 @@ def test_more_architectures_begin_with_the_same_ones(space: Space, archs: list[A
 
 def test_a_space_without_so_many_architectures_says_so(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "TRIES", 3)
-    with pytest.raises(InputError, match="had 0 different architectures within its limits; ask for fewer"):
-        repeats.sample_architectures(replace(space, limits={"params": 1.0}), 1, seed=0)
+    with pytest.raises(InputError, match="had 0 different architectures within the constraints; ask for fewer"):
+        repeats.sample_architectures(replace(space, constraints={"params": 1.0}), 1, seed=0)
 
 
 def test_each_is_measured_until_two_agree(space: Space, archs: list[Architecture], tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     clock = Clock([1, 2, 1.01, 3.5, 1.02, 2.9, 2.01])
-    shares = list(repeats.collect(clock, space, archs[:2], path))
+    shares: list[float] = []
+    repeats.collect(clock, space, archs[:2], path, progress=shares.append)
     a, b = (arch.id for arch in archs[:2])
     assert clock.asked == [a, b, a, b, a, b, b], "all once before any twice"
     assert shares[-1] == 1
@@ -122,28 +122,36 @@ def test_each_is_measured_until_two_agree(space: Space, archs: list[Architecture
 
 def test_what_is_there_is_not_measured_again(space: Space, archs: list[Architecture], tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    list(itertools.islice(repeats.collect(Clock([1, 2, 3, 4]), space, archs, path), 3))
+    with pytest.raises(StopIteration):  # killed before the fourth
+        repeats.collect(Clock([1, 2, 3]), space, archs, path)
     again = Clock([4, *[1, 2, 3, 4] * 2])
-    list(repeats.collect(again, space, archs, path))
+    repeats.collect(again, space, archs, path)
     assert again.asked == [archs[3].id, *[arch.id for arch in archs] * 2]
-    list(repeats.collect(done := Clock([]), space, archs, path))
+    repeats.collect(done := Clock([]), space, archs, path)
     assert done.asked == []
 
 
 def test_one_that_never_settles_is_given_up(space: Space, archs: list[Architecture], tmp_path: Path) -> None:
     clock = Clock([1, 2, 4, 8, 16])
-    list(repeats.collect(clock, space, archs[:1], tmp_path / "records.jsonl", most=3))
+    repeats.collect(clock, space, archs[:1], tmp_path / "records.jsonl", max_repeats=3)
     assert len(clock.asked) == 3
 
 
-def test_one_that_cannot_be_timed_is_told_and_left(space: Space, archs: list[Architecture], tmp_path: Path) -> None:
-    told = []
+def test_a_net_that_cannot_be_measured_is_reported_and_skipped(
+    space: Space, archs: list[Architecture], tmp_path: Path
+) -> None:
+    failures, shares = [], []
     clock = Clock([2, 2, 2], fails=archs[0].id)
-    collected = repeats.collect(
-        clock, space, archs[:2], tmp_path / "r.jsonl", failed=lambda arch, why: told.append((arch.id, why))
+    repeats.collect(
+        clock,
+        space,
+        archs[:2],
+        tmp_path / "r.jsonl",
+        failed=lambda arch, why: failures.append((arch.id, why)),
+        progress=shares.append,
     )
-    assert list(collected)[-1] == 1
-    assert told == [(archs[0].id, "it does not run")]
+    assert shares[-1] == 1
+    assert failures == [(archs[0].id, "it does not run")]
     assert clock.asked.count(archs[0].id) == 1
 
 

@@ -79,7 +79,7 @@ def test_two_modes_by_turns_are_not_steady() -> None:
     assert not timing.steady
 
 
-def test_a_mode_that_comes_late_is_outvoted_or_said() -> None:
+def test_a_late_mode_is_outvoted_or_marked_unsteady() -> None:
     timing, _ = settled(lambda i: 1e-3 if i > 150 else 1.5e-3, seconds=4)
     assert timing.quartiles()[1] == 1e-3 or not timing.steady
 

@@ -1,4 +1,4 @@
-"""Predicting a device: from its records, to a record that shows as predicted and says how wrong it may be."""
+"""Latency models: fitting to records, and predicted records with intervals."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_a_convolution_spills_what_the_cache_does_not_hold_of_one_image(batch: i
 
 
 def test_attention_counts_the_heads_of_its_keys() -> None:
-    def heads(kv_heads: int | None) -> float:
-        arch = tiny({"all.kv_heads": kv_heads, "all.cross_attention": False, "mid.transformers": 0})
+    def heads(num_kv_heads: int | None) -> float:
+        arch = tiny({"all.num_kv_heads": num_kv_heads, "all.cross_attention": False, "mid.num_transformers": 0})
         steps = operations(arch, 8, context_tokens=5)
         return float(features(steps, element_bytes=2, cache_mb=None)[FEATURES.index("attention heads")])
 
@@ -111,7 +111,7 @@ def test_the_interval_stays_finite_where_nothing_is_known(model: LatencyModel) -
 
 def test_a_net_that_would_take_no_time_is_refused(model: LatencyModel) -> None:
     idle = model.model_copy(update={"coefficients": dict.fromkeys(model.coefficients, 0.0)})
-    with pytest.raises(InputError, match="no time"):
+    with pytest.raises(InputError, match="predicts zero"):
         idle.predict([Operation("conv", 10**6, 10**4, 10**3, (1, 8, 8, 8))])
 
 
@@ -162,7 +162,7 @@ def test_what_was_never_seen_is_not_predicted(nets: Any) -> None:
     plain = [net for net in nets if not any(step.kind == "depthwise" for step in net[1])]
     separable = next(net for net in nets if any(step.kind == "depthwise" for step in net[1]))
     model = fit_latency_model([on_device(net, noise=0.02) for net in plain])
-    with pytest.raises(InputError, match="knows nothing of depthwise calls"):
+    with pytest.raises(InputError, match="cannot predict depthwise calls"):
         model.predict(separable[1])
 
 
@@ -189,7 +189,7 @@ def _with(timed: LatencySample, **changes: object) -> LatencySample:
     [
         ({"version": 2}, "version"),
         ({"coefficients": {"magic": 1.0}}, "unknown feature 'magic'"),
-        ({"coefficients": {"conv calls": -1.0}}, "below zero"),
+        ({"coefficients": {"conv calls": -1.0}}, "negative"),
         ({"covariance": [[1.0]]}, "covariance is not"),
         ({"quantiles": {"half": 1.0}}, "quantiles"),
         ({"speed": 3}, "unknown key"),

@@ -1,4 +1,4 @@
-"""The phones' profiles: what they say of the published figures, and that their files are what the figures make."""
+"""Profiles of phones: predictions of the published figures, and model files that match a new fit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_16_pro_max_takes_its_published_times(name: str, ms: float) -> None:
 
 
 def test_the_15_pro_has_its_published_ratios() -> None:
-    """From predictions of the rows themselves, each within five points of its percentage."""
+    """Predicted ratios of the rows, each within five percentage points of the published one."""
     model = profiles.model("iphone-15-pro")
     ms = {row: model.predict(profile_fitting.operations_of(ReferenceNet(name=row))).ms for row in _ROWS}
     assert ms["snapgen/row 1"] / ms["snapgen-baseline"] - 1 == pytest.approx(-0.24, abs=0.05)

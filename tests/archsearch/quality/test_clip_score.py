@@ -55,21 +55,21 @@ def test_images_are_shrunk_as_pil_does(folder: Path) -> None:
     [image] = pictures(1)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((8, 8), Image.Resampling.BICUBIC)
     values = (np.asarray(picture) / 255 - np.array(clip_score.MEAN)) / np.array(clip_score.STD)
-    [found] = clip_score.load_clip_score(str(folder)).prepared(image[None])
+    [found] = clip_score.load_clip_score(str(folder)).preprocess(image[None])
     assert np.allclose(found.permute(1, 2, 0), values, atol=2 / 255 / min(clip_score.STD))  # PIL rounds in between
 
 
 def test_images_are_cut_to_a_square_about_their_centre(folder: Path) -> None:
     clip = clip_score.load_clip_score(str(folder))
     wide = pictures(1, height=8, width=14)
-    assert torch.equal(clip.prepared(wide), clip.prepared(wide[..., 3:11]))
+    assert torch.equal(clip.preprocess(wide), clip.preprocess(wide[..., 3:11]))
 
 
 def test_the_folder_says_how_colours_are_centred(tmp_path: Path) -> None:
     home = encoders.whole_clip(tmp_path / "clip")
     (home / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}))
     images = pictures(1, height=8, width=8)
-    assert torch.allclose(clip_score.load_clip_score(str(home)).prepared(images), images / 255)
+    assert torch.allclose(clip_score.load_clip_score(str(home)).preprocess(images), images / 255)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_damaged_folder_is_said_so(tmp_path: Path, harm: object, message: str)
 
 
 def test_a_text_encoder_alone_is_no_clip(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds CLIPTextModel, not a CLIPModel"):
+    with pytest.raises(InputError, match="contains CLIPTextModel, not a CLIPModel"):
         clip_score.load_clip_score(str(encoders.clip(tmp_path / "text")))
 
 

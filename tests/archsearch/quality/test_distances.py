@@ -45,7 +45,7 @@ def test_reference_keeps_evenly_spread_features_for_the_kernel(monkeypatch: pyte
 
 def test_reference_survives_storing() -> None:
     first = made(sampled(50, 6, 0))
-    second = ReferenceStats.of_tensors(first.tensors())
+    second = ReferenceStats.from_tensors(first.tensors())
     rows = sampled(20, 6, 1)
     assert frechet(rows, second) == frechet(rows, first)
     assert kernel(rows, second).value == pytest.approx(kernel(rows, first).value, rel=1e-6)

@@ -19,18 +19,18 @@ from snapgen.data.pixels import grid
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 
-STAGE = LevelConfig(channels=8, residual_blocks=1, head_width=4)
+STAGE = LevelConfig(channels=8, num_res_blocks=1, head_dim=4)
 
 
 def tiny(*, channels: int = 3, context: int = 384, attention: bool = True, stages: int = 2) -> Architecture:
-    stage = STAGE.model_copy(update={"transformers": int(attention)})
+    stage = STAGE.model_copy(update={"num_transformers": int(attention)})
     return Architecture(
         latent_channels=channels,
-        context_width=context,
+        context_dim=context,
         norm_groups=4,
-        time=TimeEmbeddingConfig(frequencies=8, width=16),
+        time=TimeEmbeddingConfig(embed_dim=8, hidden_dim=16),
         down=(stage,) * stages,
-        mid=BlocksConfig(residual_blocks=1, head_width=4),
+        mid=BlocksConfig(num_res_blocks=1, head_dim=4),
         up=(stage,) * stages,
     )
 
@@ -60,12 +60,12 @@ def protocol(folder: Path) -> EvaluationProtocol:
         resolution=8,
         autoencoder="none",
         steps=6,
-        batch=8,
-        sampler_steps=2,
-        samples=8,
+        batch_size=8,
+        num_inference_steps=2,
+        num_samples=8,
         feature_resolution=32,
         validation_pairs=24,
-        seeds=(0, 1),
+        train_seeds=(0, 1),
     )
 
 
@@ -79,7 +79,7 @@ def evaluator(protocol: EvaluationProtocol, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture(scope="module")
 def plain(protocol: EvaluationProtocol) -> Evaluator:
     """One seed, no samples."""
-    return Evaluator(protocol.model_copy(update={"samples": 0, "seeds": (0,)}), torch.device("cpu"))
+    return Evaluator(protocol.model_copy(update={"num_samples": 0, "train_seeds": (0,)}), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def scored(
     told: list[tuple[str, float]] = []
     home = tmp_path_factory.mktemp("artifacts")
     found = evaluator.score(
-        tiny(), study_seed=7, progress=lambda stage, fraction: told.append((stage, fraction)), artifacts=home
+        tiny(), study_seed=7, progress=lambda fraction, message: told.append((message, fraction)), artifacts=home
     )
     return found, home, told
 
@@ -97,15 +97,15 @@ def scored(
 def test_says_what_an_architecture_must_fit(evaluator: Evaluator) -> None:
     assert evaluator.latent_channels == 3
     assert evaluator.latent_size == 8
-    assert evaluator.context_width == 384
+    assert evaluator.context_dim == 384
     assert evaluator.context_tokens == 16
     evaluator.check(tiny())
-    evaluator.check(tiny(context=99, attention=False).model_copy(update={"mid": BlocksConfig(residual_blocks=1)}))
+    evaluator.check(tiny(context=99, attention=False).model_copy(update={"mid": BlocksConfig(num_res_blocks=1)}))
 
 
 @pytest.mark.parametrize(
     ("arch", "place"),
-    [(tiny(channels=4), "latent_channels"), (tiny(context=768), "context_width"), (tiny(stages=5), "down")],
+    [(tiny(channels=4), "latent_channels"), (tiny(context=768), "context_dim"), (tiny(stages=5), "down")],
 )
 def test_refuses_what_does_not_fit(plain: Evaluator, arch: Architecture, place: str) -> None:
     with pytest.raises(InputError, match=place) as caught:
@@ -146,7 +146,7 @@ def test_artifacts_are_the_first_seeds(
     assert float(rows[-1]["validation_loss"]) == found.validation_loss.by_seed[0]
     assert any(row["validation_loss"] for row in rows[:-1])
     unet = UNet.from_pretrained(home / "unet")
-    sheet = grid(evaluator.draw(unet, range(8)), *quality.GRID)
+    sheet = grid(evaluator.sample_images(unet, range(8)), *quality.GRID)
     with Image.open(home / "samples.png") as image:
         assert image.size == (sheet.shape[2], sheet.shape[1])
         pixels = torch.tensor(image.getdata(), dtype=torch.uint8).view(image.height, image.width, 3)
@@ -161,8 +161,8 @@ def test_a_score_repeats_to_the_bit(
 
 
 def test_context_width_of_a_net_without_cross_attention_means_nothing(plain: Evaluator) -> None:
-    narrow = tiny(attention=False).model_copy(update={"mid": BlocksConfig(residual_blocks=1)})
-    wide = narrow.model_copy(update={"context_width": 99})
+    narrow = tiny(attention=False).model_copy(update={"mid": BlocksConfig(num_res_blocks=1)})
+    wide = narrow.model_copy(update={"context_dim": 99})
     assert narrow.id == wide.id
     first, second = (plain.score(arch, study_seed=0).validation_loss for arch in (narrow, wide.canonical()))
     assert first == second
@@ -179,7 +179,7 @@ def test_training_lowers_the_loss(plain: Evaluator, monkeypatch: pytest.MonkeyPa
 def test_divergence_is_reported_and_finite(
     evaluator: Evaluator, protocol: EvaluationProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    wild = protocol.model_copy(update={"learning_rate": 1e15, "clip": 1e30, "warmup": 0.0, "steps": 20})
+    wild = protocol.model_copy(update={"learning_rate": 1e15, "grad_clip": 1e30, "warmup_fraction": 0.0, "steps": 20})
     monkeypatch.setattr(evaluator, "protocol", wild)
     found = evaluator.score(tiny(), study_seed=0, artifacts=tmp_path)
     assert found.diverged
@@ -224,7 +224,7 @@ def test_prompts_are_held_out_captions_in_a_fixed_order(evaluator: Evaluator) ->
     assert sorted(prompts[:5]) == captions
     assert prompts[:5] != captions
     assert prompts[:5] == prompts[5:10]
-    assert set(evaluator._materials.prompts) <= {
+    assert set(evaluator._data.prompts) <= {
         "red circle",
         "green circle",
         "blue circle",
@@ -237,7 +237,7 @@ def test_prompts_are_held_out_captions_in_a_fixed_order(evaluator: Evaluator) ->
 def test_a_resolution_that_the_autoencoder_cannot_halve_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="resolution"):
         Evaluator(
-            EvaluationProtocol(data=str(folder), resolution=9, autoencoder="emoji", samples=0), torch.device("cpu")
+            EvaluationProtocol(data=str(folder), resolution=9, autoencoder="emoji", num_samples=0), torch.device("cpu")
         )
 
 

@@ -110,7 +110,7 @@ def test_wrong_files_are_refused_in_one_line(weights: Path, tmp_path: Path) -> N
     whole = weights.read_bytes()
     contents = {
         "empty": b"",
-        "text": b"weights, please\n",
+        "text_encoder": b"weights, please\n",
         "binary": bytes(range(256)) * 40,
         "truncated": whole[: len(whole) // 2],
         "beheaded": whole[1000:],

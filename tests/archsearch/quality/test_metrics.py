@@ -1,4 +1,4 @@
-"""The gauges on a small folder of shapes: what they show, of whole nets and of sub-networks, and their differences."""
+"""Metrics on a small folder of shapes: readings of full nets and of sub-networks, and their differences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import stats
 from archsearch.protocol import EvaluationProtocol
 from archsearch.quality import metrics
 from archsearch.quality.evaluator import WORST, Evaluator
-from archsearch.quality.metrics import MetricReading, difference, estimate, gauge
+from archsearch.quality.metrics import MetricReading, build_metric, difference, estimate
 from archsearch.stats.estimate import DistanceEstimate
 from snapgen.errors import InputError
 from snapgen.models.subnetworks import blocks_disabled
@@ -27,9 +27,9 @@ def evaluator(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluat
         data=str(folder),
         resolution=8,
         autoencoder="none",
-        sampler_steps=1,
-        guidance=1,
-        samples=8,
+        num_inference_steps=1,
+        guidance_scale=1,
+        num_samples=8,
         feature_resolution=32,
         validation_pairs=12,
     )
@@ -41,7 +41,7 @@ def evaluator(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluat
 @pytest.fixture
 def unet(evaluator: Evaluator) -> UNet:
     net = evaluator.net(tiny())
-    net.initialise(3)
+    net.init_weights(3)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():  # no block may begin as the identity
         for weight in net.parameters():
@@ -54,42 +54,44 @@ BLOCK = "down.0.layers.0.transformers.0"
 
 @pytest.mark.parametrize("metric", ["validation_loss", "kernel_distance", "frechet_distance", "retrieval"])
 def test_a_reading_is_repeatable_and_sees_the_mask(metric: str, evaluator: Evaluator, unet: UNet) -> None:
-    taken = gauge(metric, evaluator, samples=8)
-    whole, again = taken.take(unet), taken.take(unet)  # of samples, too: nothing is drawn anew
-    nothing = difference(whole, again)
-    assert whole.value == again.value
+    net_metric = build_metric(metric, evaluator, samples=8)
+    full, again = net_metric.measure(unet), net_metric.measure(unet)  # samples included: no new noise
+    nothing = difference(full, again)
+    assert full.value == again.value
     assert nothing.value == 0
     with blocks_disabled(unet, [BLOCK]):
-        masked = taken.take(unet)
-    lost = difference(whole, masked)
-    assert lost.value == pytest.approx(masked.value - whole.value)
+        masked = net_metric.measure(unet)
+    lost = difference(full, masked)
+    assert lost.value == pytest.approx(masked.value - full.value)
     assert lost.value != 0
     assert lost.low < lost.value < lost.high
-    assert estimate(whole).value == pytest.approx(whole.value)
+    assert estimate(full).value == pytest.approx(full.value)
 
 
 def test_the_validation_loss_is_the_evaluators(evaluator: Evaluator, unet: UNet) -> None:
-    assert gauge("validation_loss", evaluator, samples=0).take(unet).value == float(evaluator.pair_losses(unet).mean())
+    assert build_metric("validation_loss", evaluator, samples=0).measure(unet).value == float(
+        evaluator.pair_losses(unet).mean()
+    )
 
 
 def test_the_distances_are_those_of_the_evaluators_samples(evaluator: Evaluator, unet: UNet) -> None:
-    found = evaluator.distances(evaluator.draw(unet, range(8)))
-    assert gauge("frechet_distance", evaluator, samples=8).take(unet).value == found[0].value
-    assert gauge("kernel_distance", evaluator, samples=8).take(unet).value == found[1].value
+    found = evaluator.distances(evaluator.sample_images(unet, range(8)))
+    assert build_metric("frechet_distance", evaluator, samples=8).measure(unet).value == found[0].value
+    assert build_metric("kernel_distance", evaluator, samples=8).measure(unet).value == found[1].value
 
 
 def test_clip_is_taken_of_each_caption_and_negated(evaluator: Evaluator, unet: UNet, tmp_path: Path) -> None:
     home = encoders.whole_clip(tmp_path / "clip")
-    reading = gauge(f"clip_score:{home}", evaluator, samples=8).take(unet)
-    expected = metrics.clip_score.load_clip_score(str(home))(evaluator.draw(unet, range(8)), evaluator.prompts)
-    assert torch.equal(reading.found, -expected)
+    reading = build_metric(f"clip_score:{home}", evaluator, samples=8).measure(unet)
+    expected = metrics.clip_score.load_clip_score(str(home))(evaluator.sample_images(unet, range(8)), evaluator.prompts)
+    assert torch.equal(reading.result, -expected)
     assert estimate(reading).value == pytest.approx(-float(expected.mean()))
 
 
 def test_more_samples_than_the_protocol_draws_begin_with_its_own(evaluator: Evaluator, unet: UNet) -> None:
-    few, many = (gauge("retrieval", evaluator, samples=count).take(unet) for count in (8, 10))
-    assert len(many.found) == 10
-    assert torch.allclose(many.found[:8], few.found)
+    few, many = (build_metric("retrieval", evaluator, samples=count).measure(unet) for count in (8, 10))
+    assert len(many.result) == 10
+    assert torch.allclose(many.result[:8], few.result)
 
 
 def test_items_are_compared_in_pairs() -> None:
@@ -110,28 +112,28 @@ def test_distances_are_compared_by_both_errors() -> None:
 
 @pytest.mark.parametrize("metric", ["validation_loss", "kernel_distance", "retrieval"])
 def test_a_broken_net_reads_worst(metric: str, evaluator: Evaluator, unet: UNet) -> None:
-    taken = gauge(metric, evaluator, samples=8)
-    whole = taken.take(unet)
+    net_metric = build_metric(metric, evaluator, samples=8)
+    full = net_metric.measure(unet)
     with torch.no_grad():
         next(unet.parameters()).fill_(torch.nan)
-    broken = taken.take(unet)
+    broken = net_metric.measure(unet)
     assert broken.value == WORST
-    assert difference(whole, broken).low > 0
+    assert difference(full, broken).low > 0
 
 
 @pytest.mark.parametrize(
     ("metric", "samples", "message"),
     [
-        ("fid", 8, "'?fid'?.*is no metric"),
-        ("", 8, "is no metric"),
-        ("clip_score", 8, "is no metric"),
-        ("retrieval", 0, "too few"),
-        ("kernel_distance", 7, "too few"),
+        ("fid", 8, "'?fid'?.*is not a metric"),
+        ("", 8, "is not a metric"),
+        ("clip_score", 8, "is not a metric"),
+        ("retrieval", 0, "needs at least 8 samples"),
+        ("kernel_distance", 7, "needs at least 8 samples"),
         ("clip_score:/nowhere", 8, "does not exist"),
         ("clip_score:", 8, "does not exist"),
     ],
 )
 def test_bad_gauges_are_one_line(metric: str, samples: int, message: str, evaluator: Evaluator) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        gauge(metric, evaluator, samples=samples)
+        build_metric(metric, evaluator, samples=samples)
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from archsearch.quality.retrieval import STRENGTHS, Retriever, RidgeMap, best_strength, ranks, sentences, tally
-from snapgen.data.dataset import ImageDataset, open_images
+from snapgen.data.dataset import ImageDataset, load_dataset
 from snapgen.errors import InputError
 from snapgen.io import cache
 
@@ -22,7 +22,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def few(images: ImageDataset, count: int) -> ImageDataset:
     """The first images of a set."""
     pixels = images.pixels[:count]
-    return dataclasses.replace(images, captions=images.captions[:count], digest=f"first {count}", _held=pixels)
+    return dataclasses.replace(images, captions=images.captions[:count], digest=f"first {count}", _in_memory=pixels)
 
 
 def test_ridge_is_the_textbooks() -> None:
@@ -96,8 +96,8 @@ def test_sentences_are_nearer_where_the_meaning_is() -> None:
 
 def test_real_images_are_found_by_their_captions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
-    train = few(open_images("emoji", split="train", resolution=32), 700)
-    held_out = few(open_images("emoji", split="val", resolution=32), 150)
+    train = few(load_dataset("emoji", split="train", resolution=32), 700)
+    held_out = few(load_dataset("emoji", split="val", resolution=32), 150)
     monkeypatch.setattr("archsearch.quality.retrieval.STRENGTHS", (0.1,))  # one of the usual, for the time
     retriever = Retriever.fitted(train, resolution=64)
     shown = retriever.score(held_out.pixels, held_out.captions)
@@ -121,13 +121,13 @@ def test_real_images_are_found_by_their_captions(monkeypatch: pytest.MonkeyPatch
 
 def test_too_few_captions_are_refused() -> None:
     with pytest.raises(InputError, match="emoji: has 3 different captions; a retriever needs 5 or more"):
-        Retriever.fitted(few(open_images("emoji", split="train", resolution=32), 3))
+        Retriever.fitted(few(load_dataset("emoji", split="train", resolution=32), 3))
 
 
 @pytest.mark.slow
 def test_emoji_as_measured() -> None:
-    """What the embedded images of 219 held-out concepts score at 64 px: the ceiling of what is generated."""
-    train, held_out = (open_images("emoji", split=split, resolution=64) for split in ("train", "val"))
+    """Score of the real images of 219 held-out concepts at 64 px: the upper bound for generated images."""
+    train, held_out = (load_dataset("emoji", split=split, resolution=64) for split in ("train", "val"))
     score = Retriever.fitted(train).score(held_out.pixels, held_out.captions)
     assert (score.concepts, score.images) == (219, 433)
     assert score.r1.value == pytest.approx(0.22, abs=0.02)

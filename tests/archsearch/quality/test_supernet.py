@@ -29,7 +29,7 @@ def base() -> Architecture:
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     net = UNet(base())
-    net.initialise(3)
+    net.init_weights(3)
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(0.01 * torch.ones_like(weight))
@@ -51,7 +51,7 @@ def refusal(path: Path, arch: Architecture | None = None) -> str:
 
 def test_a_sub_network_has_the_weights(trained: Path) -> None:
     found = supernet(trained)
-    arch = apply_overrides(base(), {"mid.layers[0].residual_blocks": 0, "up[0].layers[0].transformers": 2})
+    arch = apply_overrides(base(), {"mid.layers[0].num_res_blocks": 0, "up[0].layers[0].num_transformers": 2})
     found.check(arch)
     net = found.net(arch, seed=1)
     assert net.arch == arch
@@ -66,23 +66,27 @@ def test_the_digest_is_of_the_weights(trained: Path, tmp_path: Path) -> None:
     trained.rename(tmp_path / "elsewhere")
     assert inheritance.digest(str(tmp_path / "elsewhere")) == first
     net = UNet(base())
-    net.initialise(4)
+    net.init_weights(4)
     net.save_pretrained(tmp_path / "elsewhere")
     assert inheritance.digest(str(tmp_path / "elsewhere")) != first
 
 
 def test_a_folder_that_holds_no_net(trained: Path, tmp_path: Path) -> None:
-    assert "is no folder; give inherit the folder of a trained U-Net" in refusal(tmp_path / "nowhere")
-    assert f"holds no {inheritance.CONFIG}" in refusal(tmp_path)
+    assert "is not a folder; give init_from the folder of a trained U-Net" in refusal(tmp_path / "nowhere")
+    assert f"does not contain {inheritance.CONFIG}" in refusal(tmp_path)
     weights = trained / inheritance.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert f"{weights}: can not be read (" in refusal(trained)
+    assert f"{weights}: cannot be read (" in refusal(trained)
     weights.unlink()
-    assert f"holds no {inheritance.WEIGHTS}" in refusal(trained)
+    assert f"does not contain {inheritance.WEIGHTS}" in refusal(trained)
 
 
 def test_a_configuration_that_is_none_of_ours(trained: Path) -> None:
-    for text, problem in (("{}", "describes no U-Net of ours"), ("[", "config.json"), ('{"arch": 3}', "describes no")):
+    for text, problem in (
+        ("{}", "does not describe a U-Net"),
+        ("[", "config.json"),
+        ('{"arch": 3}', "does not describe"),
+    ):
         (trained / inheritance.CONFIG).write_text(text)
         assert problem in refusal(trained)
 
@@ -90,7 +94,7 @@ def test_a_configuration_that_is_none_of_ours(trained: Path) -> None:
 def test_weights_that_are_missing_or_not_finite(trained: Path) -> None:
     config = trained / inheritance.CONFIG
     values = json.loads(config.read_text())
-    more = apply_overrides(base(), {"mid.layers[0].residual_blocks": 2}).model_dump(mode="json")
+    more = apply_overrides(base(), {"mid.layers[0].num_res_blocks": 2}).model_dump(mode="json")
     config.write_text(json.dumps({**values, "arch": more}))
     assert "lacks mid.layers.0.copies.0." in refusal(trained)
     net = UNet(base())
@@ -110,35 +114,35 @@ def test_a_net_that_predicts_something_else(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"down[0].channels": 16}, "down[0].channels: is 16; the net in "),
-        ({"down[1].head_width": 8}, "down[1].head_width: is 8"),
+        ({"down[0].channels": 16}, "down[0].channels: is 16; the supernetwork in "),
+        ({"down[1].head_dim": 8}, "down[1].head_dim: is 8"),
         ({"latent_channels": 4}, "latent_channels: is 4"),
-        ({"context_width": 100}, "context_width: is 100"),
+        ({"context_dim": 100}, "context_dim: is 100"),
         ({"up[1].layers": [[1, 1], [1, 0]]}, "up[1].layers: is 2"),
-        ({"mid.layers[0].transformers": 1}, "CA mid.0: the net in "),
+        ({"mid.layers[0].num_transformers": 1}, "CA mid.0: the supernetwork in "),
     ],
 )
-def test_an_architecture_that_is_no_sub_network(trained: Path, changes: dict[str, Any], said: str) -> None:
-    assert said in refusal(trained, apply_overrides(base(), changes))
+def test_an_architecture_that_is_not_a_sub_network(trained: Path, changes: dict[str, Any], message: str) -> None:
+    assert message in refusal(trained, apply_overrides(base(), changes))
 
 
 def test_another_number_of_levels(trained: Path) -> None:
-    assert "whose weights it is to take, has none" in refusal(trained, block_index.with_explicit_layers(tiny(stages=3)))
+    assert "has none" in refusal(trained, block_index.with_explicit_layers(tiny(stages=3)))
 
 
 def test_a_candidate_is_trained_on(trained: Path, protocol: EvaluationProtocol) -> None:  # noqa: F811
-    given = protocol.model_copy(update={"samples": 0, "seeds": (0,), "steps": 2, "learning_rate": 1e-6})
+    given = protocol.model_copy(update={"num_samples": 0, "train_seeds": (0,), "steps": 2, "learning_rate": 1e-6})
     plain = Evaluator(given, torch.device("cpu"))
-    elastic = Evaluator(given.model_copy(update={"inherit": str(trained)}), torch.device("cpu"))
+    elastic = Evaluator(given.model_copy(update={"init_from": str(trained)}), torch.device("cpu"))
     assert plain.resolved.hash != elastic.resolved.hash
-    arch = apply_overrides(base(), {"mid.layers[0].residual_blocks": 0})
+    arch = apply_overrides(base(), {"mid.layers[0].num_res_blocks": 0})
     score = elastic.score(arch, study_seed=1)
     assert score == elastic.score(arch, study_seed=1).model_copy(update={"training_seconds": score.training_seconds})
     with torch.no_grad():
-        losses = elastic.pair_losses(elastic.begun(arch, 0))
+        losses = elastic.pair_losses(elastic.initial_network(arch, 0))
     assert score.validation_loss.value == pytest.approx(float(losses.mean()), rel=1e-2), "hardly trained"
     assert score.validation_loss.value != pytest.approx(plain.score(arch, study_seed=1).validation_loss.value, rel=1e-3)
-    with pytest.raises(InputError, match="has no block there"):
-        elastic.check(apply_overrides(base(), {"mid.layers[0].transformers": 1}))
+    with pytest.raises(InputError, match="has no block at this site"):
+        elastic.check(apply_overrides(base(), {"mid.layers[0].num_transformers": 1}))

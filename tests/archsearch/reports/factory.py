@@ -1,4 +1,4 @@
-"""Studies as a search leaves them, with made-up but lifelike scores; in Optuna's own storage, read as any other."""
+"""Studies with made-up but realistic scores, in the form in which a search stores them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ from snapgen.architecture.schema import Architecture
 from tests.records import latency_record
 
 PROTOCOL: dict[str, Any] = {
-    "protocol": {"data": "emoji", "resolution": 32, "steps": 300, "batch": 64, "seeds": [0, 1], "extractor": "e"},
+    "protocol": {
+        "data": "emoji",
+        "resolution": 32,
+        "steps": 300,
+        "batch_size": 64,
+        "train_seeds": [0, 1],
+        "feature_extractor": "e",
+    },
     "data_digest": "6c1f3b0d2a9e4877",
     "revision": 1,
 }
@@ -50,7 +57,7 @@ def create(
 ) -> optuna.Study:
     """A study of base, reference and random candidates of the shipped space, some of them too slow.
 
-    In memory, unless ``storage`` says where; artifacts in ``folder``. ``adapt`` changes every quality.
+    It is in memory unless ``storage`` is given; artifacts are in ``folder``. ``adapt`` changes every quality.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = load_space("emoji")
@@ -59,7 +66,7 @@ def create(
         "name": name,
         "space": "emoji",
         "objectives": list(objectives),
-        "limits": {"latency_ms": INFEASIBLE_MS},
+        "constraints": {"latency_ms": INFEASIBLE_MS},
     }
     settings |= {"seed": 0, "sampler": {"name": "gp"}, "trials": candidates, "latency": {"device": "host"}}
     attrs = {"settings": settings, "space": space.to_dict(), "protocol": PROTOCOL, "protocol_hash": HASH}
@@ -67,63 +74,71 @@ def create(
     for key, value in attrs.items():
         study.set_user_attr(key, value)
     rng = random.Random(seed)
-    designs = list(space.points_of().items()) if candidates > 1 else []
+    designs = list(space.reference_points().items()) if candidates > 1 else []
     while len(designs) < candidates:
         designs.append(("", space.sample(rng)))
     for slot, (design, point) in enumerate(designs):
-        called = (names or {}).get(slot, design)
+        display_name = (names or {}).get(slot, design)
         score = made_up(space.architecture(point), random.Random(slot + 100 * seed))
         if score.quality:
             score = score.model_copy(update={"quality": adapt(score.quality)})
         picture = folder / "samples.png"
         grid(random.Random(slot)).save(picture)
         files = [picture] if samples and score.quality else []
-        add(study, space, slot, point, score, name=called or None, files=files)
+        add(study, space, slot, point, score, name=display_name or None, files=files)
     return study
 
 
 RESOLVED = {
-    "protocol": EvaluationProtocol(steps=900, batch=64, seeds=(0,)).model_dump(mode="json"),
+    "protocol": EvaluationProtocol(steps=900, batch_size=64, train_seeds=(0,)).model_dump(mode="json"),
     "data_digest": "6c1f3b0d2a9e4877",
     "autoencoder_digest": "11",
-    "text_digest": "22",
-    "extractor_digest": "33",
+    "text_encoder_digest": "22",
+    "feature_extractor_digest": "33",
     "revision": 1,
 }
 TARGET_MS = 8.0
 
 
 def blocks_study(name: str, settings: Mapping[str, Any], protocol: Mapping[str, Any] = RESOLVED) -> optuna.Study:
-    """A study of the shipped space of blocks, without trials."""
+    """Study of the shipped space of blocks, without trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=name, directions=["minimize", "minimize"])
-    said = {"name": name, "space": "emoji-blocks", "objectives": list(OBJECTIVE_NAMES), "limits": {}, **settings}
+    all_settings = {
+        "name": name,
+        "space": "emoji-blocks",
+        "objectives": list(OBJECTIVE_NAMES),
+        "constraints": {},
+        **settings,
+    }
     space = load_space("emoji-blocks").to_dict()
-    attrs = {"settings": said, "space": space, "protocol": protocol, "protocol_hash": HASH, "machine": MACHINE}
+    attrs = {"settings": all_settings, "space": space, "protocol": protocol, "protocol_hash": HASH, "machine": MACHINE}
     for key, value in attrs.items():
         study.set_user_attr(key, value)
     return study
 
 
 class Clock:
-    """Times a net by its MACs, roughly."""
+    """Latency backend that derives the latency of a network from its MACs."""
 
     def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:  # noqa: ARG002
         return latency_record(milliseconds_of(arch))
 
 
 def milliseconds_of(arch: Architecture) -> float:
-    """What `Clock` takes: not quite a sum over blocks."""
+    """Latency that `Clock` reports: not exactly a sum over blocks."""
     return float(0.4 + 1.1 * (counted(arch)[1] / 1e6) ** 0.9)
 
 
 def evolved(folder: Path, *, rounds: int = 9, metric: str = "validation_loss") -> optuna.Study:
-    """A study that evolves: robust training, removals, two copies, final training; every number made up."""
+    """Evolution with made-up numbers: robust training, removals, two copies, final training."""
     how = {"target_ms": TARGET_MS, "round_steps": 120, "final_steps": 300, "metric": metric}
     study = blocks_study("evolution/emoji", {"evolve": how})
     study.set_user_attr("artifacts", str(folder / "artifacts"))
     space = load_space("emoji-blocks")
-    table = fit_block_table(Clock(), space.base, 8, 16, BlockTableConfig(least=1, most=1, check=8))
+    table = fit_block_table(
+        Clock(), space.base, 8, 16, BlockTableConfig(min_repeats=1, max_repeats=1, validation_nets=8)
+    )
     study.set_user_attr("block_table", table.model_dump(mode="json"))
     arch, parent, spent = space.base, None, 0.0
     removed: tuple[str, ...] = ()
@@ -155,7 +170,9 @@ def evolved(folder: Path, *, rounds: int = 9, metric: str = "validation_loss") -
         removed, copied = (), ()
         if number < rounds - 2:
             every = block_index.blocks(arch)
-            once = [b.name for b in block_index.removable(arch) if [o.place for o in every].count(b.place) == 1]
+            once = [
+                b.name for b in block_index.removable(arch) if [o.block_site for o in every].count(b.block_site) == 1
+            ]
             best = [name for name in reversed(names) if name in once][:2]
             removed, copied = ((), tuple(best)) if copying else (tuple(names[:3]), ())
     return study
@@ -164,7 +181,7 @@ def evolved(folder: Path, *, rounds: int = 9, metric: str = "validation_loss") -
 def add_round(
     study: optuna.Study, space: Space, slot: int, arch: Architecture, found: EvolutionRound, quality: Quality
 ) -> None:
-    """One round as a trial."""
+    """Add one round as a trial."""
     ms = milliseconds_of(arch) * random.Random(slot).uniform(0.97, 1.04)
     record = latency_record(ms, lower_quartile_ms=ms * 0.985, upper_quartile_ms=ms * 1.03)
     params, macs = counted(arch)
@@ -176,27 +193,27 @@ def add_round(
 
 
 def worths_of(arch: Architecture, table: BlockTable, rng: random.Random) -> tuple[BlockImportance, ...]:
-    """Of every block that can go; transformers at the highest resolution are worth least."""
+    """Made-up importance of every removable block; transformers at the highest resolution are least important."""
     found = []
     for block in block_index.removable(arch):
         loss = 0.02 * rng.gauss(0.5, 0.5) + (0.03 if block.kind == "residual" else 0.05 * ("[0]" not in block.site))
         estimate_of = Estimate(value=loss, low=loss - 0.006, high=loss + 0.006)
         place = {"site": block.site, "layer": block.layer, "kind": block.kind, "index": block.index}
         found.append(
-            BlockImportance(block=block.name, label=block.label, loss=estimate_of, ms=table.of(block), **place)
+            BlockImportance(block=block.name, label=block.label, loss=estimate_of, ms=table.block_ms(block), **place)
         )
     return tuple(found)
 
 
 def made_up_quality(arch: Architecture, rng: random.Random) -> Quality:
-    """Better with more blocks, give or take."""
+    """Made-up quality: better with more parameters, plus noise."""
     loss = 0.36 + 0.1 / (counted(arch)[0] / 1e5) + rng.gauss(0, 0.002)
     only = Estimate(value=loss, low=loss - 0.01, high=loss + 0.01, by_seed=(loss,))
     return Quality(validation_loss=only, extractor="e", protocol_hash=HASH, training_seconds=9.0)
 
 
 def sampled(*, candidates: int = 14, protocol: Mapping[str, Any] = RESOLVED) -> optuna.Study:
-    """A search of the same space by a sampler."""
+    """Search of the space of blocks by a sampler."""
     study = blocks_study("emoji_blocks", {"trials": candidates, "sampler": {"name": "gp"}}, protocol)
     space, rng = load_space("emoji-blocks"), random.Random(5)
     for slot in range(candidates):
@@ -221,7 +238,7 @@ def add(
     files: Sequence[Path] = (),
     **attrs: Any,
 ) -> None:
-    """One trial as a worker leaves it, with its artifacts; ``state`` follows from the score if not given."""
+    """Add one trial with its artifacts as a worker stores it; ``state`` is derived from the score by default."""
     from optuna.trial import TrialState
 
     arch = space.architecture(point)
@@ -262,7 +279,7 @@ def add(
 
 
 def made_up(arch: Architecture, rng: random.Random) -> Score:
-    """A score that follows from the architecture as real ones do, with noise; too slow ones are not trained."""
+    """Made-up score that depends on the architecture, with noise; candidates that are too slow are not trained."""
     params, macs = counted(arch)
     milliseconds = 0.4 + 1.2 * macs / 1e6 * rng.uniform(0.97, 1.03)
     quartiles = {"lower_quartile_ms": milliseconds * 0.98, "upper_quartile_ms": milliseconds * 1.04}
@@ -285,26 +302,26 @@ def made_up(arch: Architecture, rng: random.Random) -> Score:
 
 
 def estimate(seeds: Sequence[float], half: float) -> Estimate:
-    """The mean of the seeds, give or take."""
+    """Mean of the seeds with an interval of the given half-width."""
     value = float(np.mean(seeds))
     return Estimate(value=value, low=value - half, high=value + half, by_seed=tuple(seeds))
 
 
 def counted(arch: Architecture) -> tuple[float, float]:
-    """Parameters and MACs, roughly."""
+    """Approximate number of parameters and MACs."""
     params = macs = 0.0
-    for place, blocks, channels in arch.sites():
+    for place, blocks, channels in arch.named_levels():
         area = 4 ** (len(arch.down) - 1 - (int(place[-2]) if place != "mid" else len(arch.down) - 1))
         width = channels * channels
-        conv = 18 if blocks.conv == "plain" else 2 + 2 * blocks.expansion
+        conv = 18 if blocks.conv == "standard" else 2 + 2 * blocks.expansion
         transformer = 3 * blocks.ffn_ratio + 4 + 4 * blocks.self_attention
-        size = width * (blocks.residual_blocks * conv + blocks.transformers * blocks.transformer_depth * transformer)
+        size = width * (blocks.num_res_blocks * conv + blocks.num_transformers * blocks.transformer_depth * transformer)
         params, macs = params + size, macs + size * area * 4
     return params, macs
 
 
 def grid(rng: random.Random) -> Image.Image:
-    """Four by eight faces of 32 px, after a fashion."""
+    """Grid of four by eight drawn faces of 32 px."""
     image = Image.new("RGB", (8 * 32, 4 * 32), "white")
     draw = ImageDraw.Draw(image)
     for x in range(0, image.width, 32):

@@ -14,25 +14,25 @@ def comparison() -> ComparisonConfig:
         "name": "c",
         "recipe": {},
         "variants": VARIANTS,
-        "against": "plain",
+        "baseline": "plain",
         "metrics": {"validation_loss": "lower", "retrieval_mrr": "higher"},
     }
     return ComparisonConfig.model_validate(values)
 
 
 def results() -> Results:
-    """Seeds differ widely, to all variants alike; ``good`` is better by 0.1 and 0.2, ``same`` by chance alone."""
+    """Results with a large effect of the seed; ``good`` is better by 0.1 and 0.2, ``same`` only by chance."""
     hard = (1.0, 2.0, 3.0)
     noise = {"plain": (0.0, 0.001, -0.001), "good": (0.001, 0.0, -0.001), "same": (-0.001, 0.001, 0.0)}
 
-    def of(value: float) -> Estimate:
+    def estimate(value: float) -> Estimate:
         return Estimate(value=value, low=value, high=value)
 
     return {
         name: [
             {
-                "validation_loss": of(h + n - 0.1 * (name == "good")),
-                "retrieval_mrr": of(0.1 * h + n + 0.2 * (name == "good")),
+                "validation_loss": estimate(h + n - 0.1 * (name == "good")),
+                "retrieval_mrr": estimate(0.1 * h + n + 0.2 * (name == "good")),
             }
             for h, n in zip(hard, noise[name], strict=True)
         ]
@@ -41,24 +41,24 @@ def results() -> Results:
 
 
 @pytest.mark.parametrize(("metric", "size"), [("validation_loss", -0.1), ("retrieval_mrr", 0.2)])
-def test_a_difference_is_told_over_the_same_seeds(metric: str, size: float) -> None:
-    found = page.over_seeds(results(), metric)
-    assert found["good"].by_seed == tuple(run[metric].value for run in results()["good"])
-    good = page.difference(found, "good", "plain")
+def test_differences_are_paired_by_seed(metric: str, size: float) -> None:
+    estimates = page.mean_over_seeds(results(), metric)
+    assert estimates["good"].by_seed == tuple(run[metric].value for run in results()["good"])
+    good = page.difference(estimates, "good", "plain")
     assert good.value == pytest.approx(size)
-    assert good.high - good.low < 0.02, "what a seed does to all alike is no part of it"
+    assert good.high - good.low < 0.02, "an effect of the seed on all variants is not part of the difference"
     assert page.verdict(good, comparison().metrics[metric]) == "better"
-    assert page.verdict(page.difference(found, "same", "plain"), comparison().metrics[metric]) == "cannot tell"
+    assert page.verdict(page.difference(estimates, "same", "plain"), comparison().metrics[metric]) == "cannot tell"
 
 
-def test_which_way_is_better_decides_the_verdict() -> None:
+def test_verdict_depends_on_which_direction_is_better() -> None:
     up = Estimate(value=1, low=0.5, high=1.5)
     assert page.verdict(up, "higher") == "better"
     assert page.verdict(up, "lower") == "worse"
     assert page.verdict(up.model_copy(update={"low": -0.1}), "lower") == "cannot tell"
 
 
-def test_the_tables_hold_every_variant_and_the_one_compared_with_has_no_verdict() -> None:
+def test_tables_have_every_variant_and_no_verdict_on_the_baseline() -> None:
     lines = page.markdown(comparison(), results()).splitlines()
     rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ") and "---" not in line}
     assert set(rows) == {"variant", *VARIANTS}

@@ -16,7 +16,7 @@ import pytest
 from archsearch.reports import study_report
 from archsearch.reports.rendering import html
 from archsearch.reports.study import charts, summary
-from archsearch.reports.study import data as facts
+from archsearch.reports.study import data as study_data
 from archsearch.score import ProtocolMismatch, Quality, Score
 from archsearch.spaces.loading import load_space
 from archsearch.studies.search import candidates
@@ -39,9 +39,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data_of(text: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
-    assert found is not None
-    data: dict[str, Any] = json.loads(found[1])
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert match is not None
+    data: dict[str, Any] = json.loads(match[1])
     return data
 
 
@@ -53,7 +53,7 @@ def empty(name: str = "emoji") -> optuna.Study:
     return study
 
 
-def test_one_file_that_needs_nothing_else(written: Path) -> None:
+def test_report_is_one_file_without_external_resources(written: Path) -> None:
     text = written.read_text()
     head = text[: text.index("<script>")]
     assert "default-src 'none'" in head
@@ -122,20 +122,20 @@ def test_nothing_scored_is_a_clear_error(tmp_path: Path, state: str | None) -> N
 def test_a_single_candidate_makes_a_page(tmp_path: Path) -> None:
     text = study_report.write_report(factory.create(tmp_path, candidates=1), tmp_path / "r.html").read_text()
     assert "Only 1 candidate is scored" in text
-    assert "cannot be told from 1 candidate" in text
-    assert "cannot tell from fewer than 8 different candidates" in text
+    assert "cannot be estimated from 1 candidate" in text
+    assert "needs at least 8 different candidates" in text
 
 
-def test_failed_running_and_reused_trials_are_told_apart(tmp_path: Path) -> None:
+def test_failed_running_and_reused_trials_are_distinguished(tmp_path: Path) -> None:
     study, space = factory.create(tmp_path, candidates=9, samples=False), load_space("emoji")
     base = factory.made_up(space.base, random.Random(0))
     factory.add(study, space, 9, space.base_point, None, state="FAIL", error="CUDA out of memory <b>")
     factory.add(study, space, 10, space.base_point, base, reused_from=0)
     factory.add(study, space, 11, space.sample(random.Random(5)), None, state="RUNNING", stage="training seed 0")
     text = study_report.write_report(study, tmp_path / "r.html").read_text()
-    tiles = {name: value for value, name in summary.tiles(facts.load_study_data(study))}
+    tiles = {name: value for value, name in summary.tiles(study_data.load_study_data(study))}
     assert (tiles["failed"], tiles["running"], tiles["reused"]) == ("1", "1", "1")
-    assert tiles["scored"] == str(len(facts.load_study_data(study).scored))
+    assert tiles["scored"] == str(len(study_data.load_study_data(study).scored))
     assert "CUDA out of memory &lt;b&gt;" in text
     assert "same as trial 0" in text
     assert "has not finished" in text
@@ -171,7 +171,7 @@ def test_one_seed_and_no_samples(tmp_path: Path) -> None:
         return quality.model_copy(update={"validation_loss": loss, "frechet_distance": None, "kernel_distance": None})
 
     study = factory.create(tmp_path, candidates=12, samples=False, adapt=lean)
-    study.set_user_attr("protocol", {"protocol": {"seeds": [0]}})
+    study.set_user_attr("protocol", {"protocol": {"train_seeds": [0]}})
     text = study_report.write_report(study, tmp_path / "r.html").read_text()
     assert data_of(text)["samples"] == {}
     assert list(data_of(text)["charts"]) == ["hypervolume"]
@@ -179,11 +179,11 @@ def test_one_seed_and_no_samples(tmp_path: Path) -> None:
     assert "distance" not in " ".join(data_of(text)["fronts"])
 
 
-def test_from_a_file_as_from_memory(tmp_path: Path) -> None:
+def test_report_is_the_same_from_a_file_and_from_memory(tmp_path: Path) -> None:
     stored = factory.create(tmp_path, candidates=4, storage=f"sqlite:///{tmp_path / 'study.db'}")
-    ours = study_report.write_report(stored, tmp_path / "stored.html")
-    theirs = study_report.write_report(factory.create(tmp_path, candidates=4), tmp_path / "memory.html")
-    assert data_of(ours.read_text())["fronts"] == data_of(theirs.read_text())["fronts"]
+    from_file = study_report.write_report(stored, tmp_path / "stored.html")
+    from_memory = study_report.write_report(factory.create(tmp_path, candidates=4), tmp_path / "memory.html")
+    assert data_of(from_file.read_text())["fronts"] == data_of(from_memory.read_text())["fronts"]
 
 
 def test_broken_samples_are_left_out(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_broken_samples_are_left_out(tmp_path: Path) -> None:
     stored[0].write_bytes(stored[0].read_bytes()[:200])
     stored[1].unlink()
     stored[2].write_bytes(b"")
-    scored = len(facts.load_study_data(study).trained)
+    scored = len(study_data.load_study_data(study).trained)
     data = data_of(study_report.write_report(study, tmp_path / "r.html").read_text())
     assert len(data["samples"]) == scored - 3
 
@@ -213,10 +213,10 @@ def test_samples_stay_within_their_budget(tmp_path: Path) -> None:
     for i in range(6):
         paths.append((i, tmp_path / f"{i}.png"))
         factory.grid(random.Random(i)).resize((2048, 1024)).save(paths[-1][1])
-    one = images.data_uri(paths[0][1])
-    assert one is not None
-    assert len(one) < 200_000
-    assert list(images.embed_images(paths, budget=int(2.5 * len(one)))) == [0, 1]
+    uri = images.data_uri(paths[0][1])
+    assert uri is not None
+    assert len(uri) < 200_000
+    assert list(images.embed_images(paths, max_bytes=int(2.5 * len(uri)))) == [0, 1]
 
 
 def test_unwritable_file_is_an_input_error(tmp_path: Path) -> None:
@@ -235,12 +235,12 @@ def test_embedded_json_cannot_end_its_element() -> None:
     assert json.loads(text) == value
 
 
-def test_infeasible_stand_in_the_strip_at_their_latency(tmp_path: Path) -> None:
-    found = facts.load_study_data(factory.create(tmp_path, candidates=24, samples=False))
-    traces = {t["name"]: t for t in charts.front_chart(found, "validation_loss", "latency_ms")["data"]}
-    outside = [c for c in found.candidates if c.state == "infeasible"]
-    assert len(outside) > 2
-    assert sorted(traces["infeasible"]["customdata"]) == [c.number for c in outside]
+def test_infeasible_candidates_are_drawn_in_the_strip_at_their_latency(tmp_path: Path) -> None:
+    study = study_data.load_study_data(factory.create(tmp_path, candidates=24, samples=False))
+    traces = {t["name"]: t for t in charts.front_chart(study, "validation_loss", "latency_ms")["data"]}
+    infeasible = [c for c in study.candidates if c.state == "infeasible"]
+    assert len(infeasible) > 2
+    assert sorted(traces["infeasible"]["customdata"]) == [c.number for c in infeasible]
     assert min(traces["infeasible"]["x"]) > factory.INFEASIBLE_MS
 
 
@@ -258,17 +258,17 @@ def test_intervals_are_those_by_which_candidates_are_compared(tmp_path: Path) ->
 
     study = factory.create(tmp_path, candidates=10, samples=False)
     space = load_space("emoji")
-    again = factory.made_up(space.base, random.Random(0))
-    factory.add(study, space, 10, space.base_point, again, reused_from=0)
-    found = facts.load_study_data(study)
+    score = factory.made_up(space.base, random.Random(0))
+    factory.add(study, space, 10, space.base_point, score, reused_from=0)
+    data = study_data.load_study_data(study)
     raw = {
         c.number: c.score.quality
         for c in candidates.load_candidates(study)
         if c.score.quality and c.reused_from is None
     }
-    wanted = dict(zip(raw, pool_intervals([quality.validation_loss for quality in raw.values()]), strict=True))
-    assert {c.number: e for c, e in facts.estimates(found, "validation_loss")} == wanted
-    assert len({round(e.high - e.value, 9) for e in wanted.values()}) == 1
-    twin = next(c for c in found.candidates if c.number == 10)
+    expected = dict(zip(raw, pool_intervals([quality.validation_loss for quality in raw.values()]), strict=True))
+    assert {c.number: e for c, e in study_data.estimates(data, "validation_loss")} == expected
+    assert len({round(e.high - e.value, 9) for e in expected.values()}) == 1
+    twin = next(c for c in data.candidates if c.number == 10)
     assert twin.score.quality is not None
-    assert twin.score.quality.validation_loss == wanted[0]
+    assert twin.score.quality.validation_loss == expected[0]

@@ -1,4 +1,4 @@
-"""What a knob is called, sets, and whether its choices stand in order."""
+"""Knobs: names, overrides, and whether choices are ordered."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def knob(name: str, choices: Any) -> Knob:
         ("all.ffn_ratio", [2, 2.5, 4], True),
         ("all.ffn_ratio", [4, 3, 2], True),
         ("all.ffn_ratio", [2, 4, 3], False),
-        ("all.kv_heads", [1, 2, None], True),
-        ("all.kv_heads", [None, 2, 1], True),
-        ("all.kv_heads", [1, None, 2], False),
+        ("all.num_kv_heads", [1, 2, None], True),
+        ("all.num_kv_heads", [None, 2, 1], True),
+        ("all.num_kv_heads", [1, None, 2], False),
         ("qk_norm", [False, True], False),
-        ("all.conv", ["plain", "separable"], False),
+        ("all.conv", ["standard", "separable"], False),
     ],
 )
 def test_numbers_in_order_make_an_ordered_knob(path: str, choices: list[Any], ordered: bool) -> None:
@@ -32,11 +32,11 @@ def test_numbers_in_order_make_an_ordered_knob(path: str, choices: list[Any], or
 
 def test_labels_are_ordered_when_every_field_goes_one_way() -> None:
     small, large = (
-        {"up.residual_blocks": 1, "up[1:].transformers": 1},
-        {"up.residual_blocks": 2, "up[1:].transformers": 3},
+        {"up.num_res_blocks": 1, "up[1:].num_transformers": 1},
+        {"up.num_res_blocks": 2, "up[1:].num_transformers": 3},
     )
     assert knob("depth", {"small": small, "large": large}).ordered
-    crossing = {"up.residual_blocks": 3, "up[1:].transformers": 0}
+    crossing = {"up.num_res_blocks": 3, "up[1:].num_transformers": 0}
     assert not knob("depth", {"small": small, "other": crossing}).ordered
     assert not knob("depth", {"as it is": {}, "large": large}).ordered
     mixed = knob("depth", {"a": {**small, "rope": False}, "b": {**large, "rope": True}})
@@ -45,12 +45,12 @@ def test_labels_are_ordered_when_every_field_goes_one_way() -> None:
 
 def test_steps() -> None:
     ordered, other = knob("all.ffn_ratio", [2, 3, 4]), knob("x", {"a": {}, "b": {"rope": True}, "c": {"qk_norm": True}})
-    assert [list(ordered.alternatives(i)) for i in range(3)] == [[1], [0, 2], [1]]
-    assert [list(other.alternatives(i)) for i in range(3)] == [[1, 2], [0, 2], [0, 1]]
+    assert [list(ordered.adjacent_choices(i)) for i in range(3)] == [[1], [0, 2], [1]]
+    assert [list(other.adjacent_choices(i)) for i in range(3)] == [[1, 2], [0, 2], [0, 1]]
 
 
-def test_labels_are_what_yaml_has() -> None:
-    assert knob("all.kv_heads", [1, None]).choices == ("1", "null")
+def test_labels_use_yaml_notation() -> None:
+    assert knob("all.num_kv_heads", [1, None]).choices == ("1", "null")
     assert knob("qk_norm", [True, False]).choices == ("true", "false")
     assert knob("all.ffn_ratio", [2, 2.5, 3.0]).choices == ("2", "2.5", "3")
 
@@ -63,6 +63,6 @@ def test_changes_are_the_choice_alone() -> None:
     assert ratio.changes(0) == {"all.ffn_ratio": 2}
 
 
-def test_places() -> None:
-    assert knob("all.ffn_ratio", [2, 4]).place(1) == "knobs.all.ffn_ratio[1]"
-    assert knob("x", {"a": {}, "b": {"rope": True}}).place(1) == "knobs.x.b"
+def test_locations() -> None:
+    assert knob("all.ffn_ratio", [2, 4]).location(1) == "knobs.all.ffn_ratio[1]"
+    assert knob("x", {"a": {}, "b": {"rope": True}}).location(1) == "knobs.x.b"

@@ -1,4 +1,4 @@
-"""The worked example in spaces/README.md is a space, and what the page says of the shipped ones is so."""
+"""The worked example in spaces/README.md is a space, and its table of shipped spaces is correct."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ README = (ROOT / "spaces" / "README.md").read_text()
 
 
 def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
-    assert found
-    return found[1]
+    match = re.search(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    assert match
+    return match[1]
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def test_the_worked_example(example: Path) -> None:
     space = load_space(example)
     assert space.base.id == presets.preset("snapgen-imagenet").id
     assert space.size() == 3 * 3 * 2 * 2 * 2
-    assert [knob.name for knob in space.knobs if knob.ordered] == ["stages[2].channels", "all.kv_heads"]
+    assert [knob.name for knob in space.knobs if knob.ordered] == ["levels[2].channels", "all.num_kv_heads"]
     thin = space.architecture(space.references["thin and shallow"])
     assert (thin.down[2].channels, thin.mid.transformer_depth, thin.up[2].transformer_depth) == (640, 2, 2)
-    sizes = {name: _params(space.architecture(point)) for name, point in space.points_of().items()}
-    assert sizes["thin and shallow"] < sizes["base"] < space.limits["params"]
+    sizes = {name: _params(space.architecture(point)) for name, point in space.reference_points().items()}
+    assert sizes["thin and shallow"] < sizes["base"] < space.constraints["params"]
 
 
 def test_the_shown_mistake(example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_the_python_example(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_the_table_says(name: str) -> None:
+def test_the_table_of_shipped_spaces(name: str) -> None:
     space = load_space(name)
     row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
     grid = f"{space.latent_size}×{space.latent_size}×{space.base.latent_channels}"

@@ -23,8 +23,8 @@ from snapgen.architecture.schema import Architecture
 from snapgen.models.unet import UNet
 
 SPACES = {name: load_space(name) for name in NAMES}
-HEAD_WIDTH = 4
-"""RoPE takes no less."""
+HEAD_DIM = 4
+"""The smallest head width that RoPE supports."""
 
 MUTATIONS: tuple[dict[str, Any], ...] = (
     {"all.expansion": 1},
@@ -32,35 +32,35 @@ MUTATIONS: tuple[dict[str, Any], ...] = (
     {"down[0].expansion": 2},
     {"down[-1].conv": "separable"},
     {"up[0].conv": "separable"},
-    {"mid.conv": "plain"},
-    {"all.kv_heads": 1},
-    {"down[0].kv_heads": 1},
-    {"stages[1].kv_heads": None},
-    {"stages[0].head_width": 8},
-    {"mid.head_width": 8},
+    {"mid.conv": "standard"},
+    {"all.num_kv_heads": 1},
+    {"down[0].num_kv_heads": 1},
+    {"levels[1].num_kv_heads": None},
+    {"levels[0].head_dim": 8},
+    {"mid.head_dim": 8},
     {"up[0].ffn_ratio": 2},
-    {"stages[0].self_attention": True},
-    {"stages[0].cross_attention": False},
+    {"levels[0].self_attention": True},
+    {"levels[0].cross_attention": False},
     {"all.self_attention": False},
     {"all.cross_attention": False},
-    {"all.transformers": 0},
-    {"stages[0].transformer_depth": 2},
+    {"all.num_transformers": 0},
+    {"levels[0].transformer_depth": 2},
     {"all.transformer_depth": 0},
-    {"mid.residual_blocks": 0},
-    {"mid.transformers": 0},
-    {"down[0].residual_blocks": 0, "down[0].transformers": 1},
+    {"mid.num_res_blocks": 0},
+    {"mid.num_transformers": 0},
+    {"down[0].num_res_blocks": 0, "down[0].num_transformers": 1},
     {"qk_norm": True},
     {"qk_norm": False},
     {"rope": True},
     {"rope": False},
     {"time.projection": "output"},
     {"time.projection": "expanded"},
-    {"context_width": 12},
+    {"context_dim": 12},
 )
-"""Changes of which many do nothing to some nets and something to others."""
+"""Changes that affect some nets and not others."""
 
 Fingerprint = tuple[tuple[tuple[str, torch.Size], ...], tuple[float, ...]]
-"""What tells two nets apart: their weights' names and shapes, and what they say with weights of the same names."""
+"""Names and shapes of a net's weights, and its output with weights that depend only on their names."""
 
 EXAMPLES = settings(
     deadline=None, derandomize=True, phases=[Phase.generate], database=None, suppress_health_check=list(HealthCheck)
@@ -68,17 +68,17 @@ EXAMPLES = settings(
 
 
 def shrunken(arch: Architecture) -> Architecture:
-    """The same structure, with heads of `HEAD_WIDTH`, all other widths divided alike, and transformers one deep."""
-    by = arch.mid.head_width // HEAD_WIDTH
+    """The same structure with heads of `HEAD_DIM`, all other widths scaled alike, and transformers of depth 1."""
+    by = arch.mid.head_dim // HEAD_DIM
     ways = {"down": arch.down, "up": arch.up}
     sizes = {f"{way}[{i}].channels": s.channels // by for way, stages in ways.items() for i, s in enumerate(stages)}
-    small = {"norm_groups": max(1, arch.norm_groups // by), "context_width": 8, "time.frequencies": 8, "time.width": 8}
-    shallow = {"all.transformer_depth": 1, "all.head_width": HEAD_WIDTH, "latent_channels": 2}
+    small = {"norm_groups": max(1, arch.norm_groups // by), "context_dim": 8, "time.embed_dim": 8, "time.hidden_dim": 8}
+    shallow = {"all.transformer_depth": 1, "all.head_dim": HEAD_DIM, "latent_channels": 2}
     return apply_overrides(arch, {**sizes, **small, **shallow})
 
 
 def filled(arch: Architecture) -> UNet:
-    """Its net, every weight non-zero and decided by the weight's name alone."""
+    """Its net, with non-zero weights that depend only on their names."""
     net = UNet(arch).eval()
     with torch.no_grad():
         for name, weight in net.named_parameters():
@@ -88,10 +88,10 @@ def filled(arch: Architecture) -> UNet:
 
 
 def velocity(net: UNet) -> Tensor:
-    """What the net says to fixed inputs on the smallest grid that has places to tell apart everywhere."""
+    """The net's output for fixed inputs on a grid with at least 2×2 positions at the lowest resolution."""
     size = 2 * net.arch.stride
     sample = (torch.arange(2 * 2 * size * size) * 1.3).sin().view(2, 2, size, size)
-    context = (torch.arange(2 * 3 * net.arch.context_width) * 0.9).sin().view(2, 3, -1)
+    context = (torch.arange(2 * 3 * net.arch.context_dim) * 0.9).sin().view(2, 3, -1)
     output: Tensor = net(sample, torch.tensor([0.2, 0.7]), context)
     assert output.shape == sample.shape
     return output
@@ -101,25 +101,25 @@ def shapes(net: UNet) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in net.state_dict().items()}
 
 
-def same_net(one: UNet, output: Tensor, other: UNet) -> bool:
-    """Whether both have the same weights in the same places and compute the same.
+def same_net(net: UNet, output: Tensor, other: UNet) -> bool:
+    """Whether both have the same weights at the same modules and the same output.
 
-    Nets that take contexts of different widths, but have no weight for one, do not look at it.
+    Outputs of nets with different context widths are not compared: without weights for a context, they ignore it.
     """
-    if shapes(one) != shapes(other):
+    if shapes(net) != shapes(other):
         return False
     with torch.no_grad():
-        return one.arch.context_width != other.arch.context_width or torch.equal(output, velocity(other))
+        return net.arch.context_dim != other.arch.context_dim or torch.equal(output, velocity(other))
 
 
 def runs_forward_and_backward(net: UNet) -> Tensor:
     output = velocity(net)
     assert output.isfinite().all()
     output.square().mean().backward()
-    silent = [name for name, weight in net.named_parameters() if weight.grad is None]
-    if not any(blocks.residual_blocks for _, blocks, _ in net.arch.sites()):
-        silent = [name for name in silent if not name.startswith("time.")]  # which residual blocks alone look at
-    assert not silent, f"nothing depends on {silent}"
+    unused = [name for name, weight in net.named_parameters() if weight.grad is None]
+    if not any(blocks.num_res_blocks for _, blocks, _ in net.arch.named_levels()):
+        unused = [name for name in unused if not name.startswith("time.")]  # only residual blocks use it
+    assert not unused, f"nothing depends on {unused}"
     return output.detach()
 
 
@@ -132,7 +132,7 @@ def survives_saving(net: UNet, output: Tensor) -> None:
 
 
 @st.composite
-def members(draw: st.DrawFn, space: Space) -> Architecture:
+def candidates(draw: st.DrawFn, space: Space) -> Architecture:
     """A random architecture of a space."""
     point = {knob.name: draw(st.integers(0, len(knob.choices) - 1)) for knob in space.knobs}
     assume(space.valid(point))
@@ -140,7 +140,7 @@ def members(draw: st.DrawFn, space: Space) -> Architecture:
 
 
 def mutated(arch: Architecture, changes: dict[str, Any]) -> Architecture:
-    """The architecture changed, or itself where the change does not fit."""
+    """The changed architecture, or the unchanged one if the change is invalid."""
     try:
         return apply_overrides(arch, changes)
     except ValueError:
@@ -154,7 +154,7 @@ def test_random_architectures_run_save_and_have_ids_of_their_own(name: str, exam
     ids: dict[Fingerprint, str] = {}
 
     @settings(EXAMPLES, max_examples=examples)
-    @given(members(SPACES[name]), st.none() | st.sampled_from(MUTATIONS))
+    @given(candidates(SPACES[name]), st.none() | st.sampled_from(MUTATIONS))
     def check(arch: Architecture, mutation: dict[str, Any] | None) -> None:
         net = filled(shrunken(arch))
         output = runs_forward_and_backward(net)
@@ -164,34 +164,34 @@ def test_random_architectures_run_save_and_have_ids_of_their_own(name: str, exam
             twin = filled(mutated(net.arch, mutation))
             with torch.no_grad():
                 seen.append((twin, velocity(twin)))
-        for known, said in seen:
-            fingerprint = (tuple(shapes(known).items()), tuple(said.flatten().tolist()))
-            assert nets.setdefault(known.arch.id, fingerprint) == fingerprint, f"{mutation}: one id, two nets"
-            assert ids.setdefault(fingerprint, known.arch.id) == known.arch.id, f"{mutation}: one net, two ids"
+        for seen_net, seen_output in seen:
+            fingerprint = (tuple(shapes(seen_net).items()), tuple(seen_output.flatten().tolist()))
+            assert nets.setdefault(seen_net.arch.id, fingerprint) == fingerprint, f"{mutation}: one id, two nets"
+            assert ids.setdefault(fingerprint, seen_net.arch.id) == seen_net.arch.id, f"{mutation}: one net, two ids"
 
     check()
 
 
 @settings(EXAMPLES, max_examples=60)
-@given(members(SPACES["emoji"]), st.lists(st.sampled_from(MUTATIONS), max_size=3), st.sampled_from(MUTATIONS))
+@given(candidates(SPACES["emoji"]), st.lists(st.sampled_from(MUTATIONS), max_size=3), st.sampled_from(MUTATIONS))
 def test_ids_are_equal_exactly_when_the_same_net_is_built(
     arch: Architecture, before: list[dict[str, Any]], mutation: dict[str, Any]
 ) -> None:
-    one = shrunken(arch)
+    a = shrunken(arch)
     for changes in before:
-        one = mutated(one, changes)
-    other = mutated(one, mutation)
-    assume(other != one)
-    net = filled(one)
+        a = mutated(a, changes)
+    b = mutated(a, mutation)
+    assume(a != b)
+    net = filled(a)
     with torch.no_grad():
-        alike = same_net(net, velocity(net), filled(other))
-    assert (one.id == other.id) == alike, f"{one.to_json()} and {other.to_json()}"
+        alike = same_net(net, velocity(net), filled(b))
+    assert (a.id == b.id) == alike, f"{a.to_json()} and {b.to_json()}"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_base_and_every_reference_are_points(name: str) -> None:
     space = SPACES[name]
-    points = space.points_of()
+    points = space.reference_points()
     assert space.architecture(points["base"]).id == space.base.id
     assert ("snapfusion" if name == "emoji-blocks" else "snapgen") in points
     assert len({space.architecture(point).id for point in points.values()}) == len(points)
@@ -205,7 +205,7 @@ def test_the_full_size_space_holds_the_published_designs() -> None:
     with torch.device("meta"):
         sizes = {
             name: sum(weight.numel() for weight in UNet(space.architecture(point)).parameters())
-            for name, point in space.points_of().items()
+            for name, point in space.reference_points().items()
         }
     published = {"base": 632.6, "row 1": 622.1, "row 2a": 473.4, "row 2b": 528.4, "row 3": 462.7, "row 4": 389.3}
     published |= {"row 5": 389.8, "row 6": 389.8, "snapgen": 372.2}

@@ -1,4 +1,4 @@
-"""What `archsearch space show` is told: sizes, costs from smallest to largest, and whether limits can be met."""
+"""Space summaries: sizes, costs from smallest to largest, and whether limits can be met."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
-from archsearch.spaces.summary import FEWEST_SAMPLES, _params, summarize
+from archsearch.spaces.summary import MIN_SAMPLES, _params, summarize
 from snapgen.architecture.schema import Architecture
 from tests.archsearch.spaces.test_loading import BASE
 
-SMALL = BASE.replace("  down:", "  time: {width: 32}\n  down:")
+SMALL = BASE.replace("  down:", "  time: {hidden_dim: 32}\n  down:")
 
 TEXT = f"""{SMALL}
 context_tokens: 5
@@ -25,10 +25,10 @@ knobs:
     separable: {{all.conv: separable}}
     separable ×2: {{all.conv: separable, all.expansion: 2}}
   all.ffn_ratio: [2, 3, 4]
-  stages[1].channels: [32, 48, 64]
-limits: {{params: 9.0e5}}
+  levels[1].channels: [32, 48, 64]
+constraints: {{params: 9.0e5}}
 references:
-  thin: {{'stages[1].channels': 32}}
+  thin: {{'levels[1].channels': 32}}
 """
 
 
@@ -61,9 +61,9 @@ def test_extremes_are_the_true_ones(space: Space) -> None:
 
 def test_limits_and_references(space: Space) -> None:
     summary = summarize(space, counted, samples=20)
-    assert [member.name for member in summary.references] == ["base", "thin"]
+    assert [candidate.name for candidate in summary.references] == ["base", "thin"]
     assert summary.references[0].id == space.base.id
-    assert summary.references[1].choices["stages[1].channels"] == "32"
+    assert summary.references[1].choices["levels[1].channels"] == "32"
     within = [_params(space.architecture(point)) <= 9.0e5 for point in space.points()]
     assert 0 < sum(within) < len(within)
     assert summary.within_limits == pytest.approx(sum(within) / len(within), abs=0.25)
@@ -81,14 +81,14 @@ def test_limits_that_nothing_meets(tmp_path: Path) -> None:
 
 def test_samples_fit_into_the_time(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("archsearch.spaces.summary.SECONDS", 0.0)
-    assert summarize(space, counted).samples == FEWEST_SAMPLES
+    assert summarize(space, counted).samples == MIN_SAMPLES
 
 
 def test_progress_rises_to_the_end(space: Space) -> None:
-    told: list[float] = []
-    summarize(space, counted, samples=5, progress=told.append)
-    assert told == sorted(told)
-    assert 0 < told[0] < 0.5 < told[-1] <= 1
+    fractions: list[float] = []
+    summarize(space, counted, samples=5, progress=fractions.append)
+    assert fractions == sorted(fractions)
+    assert 0 < fractions[0] < 0.5 < fractions[-1] <= 1
 
 
 def test_as_json(space: Space) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from archsearch.stats.main_effects import FEWEST, Effects, KnobFactor, effects
+from archsearch.stats.main_effects import MIN_CANDIDATES, Effects, KnobFactor, effects
 
 FACTORS = [
     KnobFactor("attention", ("true", "false"), ordered=False),
@@ -20,7 +20,7 @@ def simulated(seed: int, n: int, noise: float) -> tuple[list[dict[str, int]], li
     return points, [sum(TRUTH[k][i] for k, i in p.items()) + noise * float(rng.standard_normal()) for p in points]
 
 
-def found(seed: int, n: int = 40, noise: float = 0.1) -> Effects:
+def estimated(seed: int, n: int = 40, noise: float = 0.1) -> Effects:
     points, values = simulated(seed, n, noise)
     result = effects(points, values, FACTORS, relative=False)
     assert result is not None
@@ -29,7 +29,7 @@ def found(seed: int, n: int = 40, noise: float = 0.1) -> Effects:
 
 def sizes(result: Effects) -> dict[str, tuple[float, float, float, bool]]:
     return {
-        f"{knob.name}: {e.change}": (e.size.value, e.size.low, e.size.high, e.size.tells)
+        f"{knob.name}: {e.change}": (e.size.value, e.size.low, e.size.high, e.size.significant)
         for knob in result.knobs
         for e in knob.effects
     }
@@ -44,30 +44,30 @@ TRUE_SIZES = {
 }
 
 
-def test_finds_what_was_put_in() -> None:
-    result = found(0)
+def test_recovers_simulated_effects() -> None:
+    result = estimated(0)
     assert sizes(result).keys() == TRUE_SIZES.keys()
-    for change, (value, low, high, tells) in sizes(result).items():
+    for change, (value, low, high, significant) in sizes(result).items():
         assert value == pytest.approx(TRUE_SIZES[change], abs=0.15)
         assert low < value < high
-        assert tells or TRUE_SIZES[change] == 0
+        assert significant or TRUE_SIZES[change] == 0
     assert {k.name for k in result.knobs[:2]} <= {"attention", "convs", "depth"}
     assert result.knobs[-1].name == "rope"
     assert result.explained > 0.7
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    held = [
+def test_intervals_have_their_nominal_coverage() -> None:
+    covered = [
         low <= TRUE_SIZES[change] <= high
         for seed in range(60)
-        for change, (_, low, high, _) in sizes(found(seed, n=24, noise=0.3)).items()
+        for change, (_, low, high, _) in sizes(estimated(seed, n=24, noise=0.3)).items()
     ]
-    assert 0.91 <= np.mean(held) <= 0.99
+    assert 0.91 <= np.mean(covered) <= 0.99
 
 
-def test_intervals_hold_the_truth_with_more_columns_than_candidates() -> None:
+def test_intervals_cover_the_truth_with_more_columns_than_candidates() -> None:
     factors = [KnobFactor(f"k{i}", ("a", "b"), ordered=False) for i in range(16)]
-    held, told = [], []
+    covered, significant = [], []
     for seed in range(60):
         rng = np.random.default_rng(seed)
         truth = rng.normal(size=16) * (rng.random(16) < 0.3)
@@ -77,23 +77,23 @@ def test_intervals_hold_the_truth_with_more_columns_than_candidates() -> None:
         assert result is not None
         for knob in result.knobs:
             size, true = knob.effects[0].size, truth[int(knob.name[1:])]
-            held.append(size.low <= true <= size.high)
-            told += [true != 0] if size.tells else []
-    assert 0.93 <= np.mean(held) <= 0.99
-    assert len(told) > 20
-    assert np.mean(told) > 0.85
+            covered.append(size.low <= true <= size.high)
+            significant += [true != 0] if size.significant else []
+    assert 0.93 <= np.mean(covered) <= 0.99
+    assert len(significant) > 20
+    assert np.mean(significant) > 0.85
 
 
-def test_noise_alone_tells_nothing() -> None:
+def test_noise_alone_is_not_significant() -> None:
     rng = np.random.default_rng(3)
     points, _ = simulated(3, 30, 0.1)
-    told = 0
+    significant = 0
     for _ in range(20):
         result = effects(points, list(rng.standard_normal(30)), FACTORS, relative=False)
         assert result is not None
-        told += sum(tells for *_, tells in sizes(result).values())
+        significant += sum(flag for *_, flag in sizes(result).values())
         assert all(knob.share.value < 0.3 for knob in result.knobs)
-    assert told <= 5  # of 100 intervals at 95 %
+    assert significant <= 5  # of 100 intervals at 95 %
 
 
 def test_more_columns_than_candidates() -> None:
@@ -106,7 +106,7 @@ def test_more_columns_than_candidates() -> None:
     assert result.knobs[0].name == "k0"
 
 
-def test_two_knobs_that_move_together_cannot_be_told_apart() -> None:
+def test_two_perfectly_correlated_knobs_share_their_effect() -> None:
     rng = np.random.default_rng(1)
     factors = [*FACTORS[:1], KnobFactor("twin", ("true", "false"), ordered=False)]
     points = [{"attention": i, "twin": i} for i in rng.integers(2, size=30).tolist()]
@@ -115,7 +115,7 @@ def test_two_knobs_that_move_together_cannot_be_told_apart() -> None:
     assert result is not None
     a, b = sizes(result).values()
     assert a[0] == pytest.approx(b[0], abs=0.2)
-    assert a[2] - a[1] > 0.8  # the sum is known to a hundredth, the parts are not
+    assert a[2] - a[1] > 0.8  # the sum is well determined, the two effects are not
 
 
 def test_relative_effects_are_ratios() -> None:
@@ -133,8 +133,8 @@ def test_base_choice_is_what_changes_start_from() -> None:
     assert [e.change for e in result.knobs[0].effects] == ["separable ×2 → plain", "separable ×2 → separable"]
 
 
-def test_says_nothing_where_nothing_can_be_said() -> None:
-    points, values = simulated(0, FEWEST - 1, 0.1)
+def test_returns_none_without_enough_variation() -> None:
+    points, values = simulated(0, MIN_CANDIDATES - 1, 0.1)
     assert effects(points, values, FACTORS, relative=False) is None
     points, values = simulated(0, 20, 0.1)
     assert effects(points, [1.5] * 20, FACTORS, relative=False) is None
@@ -150,4 +150,4 @@ def test_a_knob_never_varied_is_named() -> None:
 
 
 def test_same_input_same_report() -> None:
-    assert found(2) == found(2)
+    assert estimated(2) == estimated(2)

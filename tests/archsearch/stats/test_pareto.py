@@ -4,7 +4,7 @@ import numpy as np
 import optuna
 import pytest
 
-from archsearch.stats.pareto import box, front, hypervolume, shares
+from archsearch.stats.pareto import bounds, front, hypervolume, hypervolume_history
 
 
 def test_staircase_by_hand() -> None:
@@ -22,7 +22,7 @@ def test_three_unit_boxes_in_space() -> None:
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 @pytest.mark.parametrize("dimensions", [2, 3, 4])
-def test_agrees_with_optunas_history(dimensions: int) -> None:
+def test_agrees_with_optunas_hypervolume_history(dimensions: int) -> None:
     rng = np.random.default_rng(dimensions)
     points = [tuple(map(float, p)) for p in rng.random((14, dimensions))]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -30,23 +30,23 @@ def test_agrees_with_optunas_history(dimensions: int) -> None:
     for point in points:
         study.add_trial(optuna.trial.create_trial(values=list(point)))
     reference = (1.1,) * dimensions
-    theirs = optuna.visualization.plot_hypervolume_history(study, list(reference)).data[0].y
-    ours = [hypervolume(points[: i + 1], reference) for i in range(len(points))]
-    assert ours == pytest.approx(list(theirs))
+    expected = optuna.visualization.plot_hypervolume_history(study, list(reference)).data[0].y
+    volumes = [hypervolume(points[: i + 1], reference) for i in range(len(points))]
+    assert volumes == pytest.approx(list(expected))
 
 
 def test_front_keeps_ties_once_and_drops_the_dominated() -> None:
     assert front([(1, 3), (2, 2), (2, 3), (1, 3), (3, 1)]) == [(1, 3), (2, 2), (3, 1)]
 
 
-def test_shares_rise_to_what_the_front_dominates() -> None:
-    found = shares([(2, 2), (1, 3), (3, 1), (3, 3)])
-    assert found == sorted(found)
-    assert 0 < found[0] < found[-1] < 1
-    assert found[-1] == found[-2]  # a dominated point adds nothing
+def test_history_rises_to_the_front() -> None:
+    history = hypervolume_history([(2, 2), (1, 3), (3, 1), (3, 3)])
+    assert history == sorted(history)
+    assert 0 < history[0] < history[-1] < 1
+    assert history[-1] == history[-2]  # a dominated point adds nothing
 
 
 def test_box_of_equal_points_still_has_volume() -> None:
-    best, reference = box([(5.0, 0.0)])
+    best, reference = bounds([(5.0, 0.0)])
     assert all(b < r for b, r in zip(best, reference, strict=True))
-    assert shares([(5.0, 0.0)]) == pytest.approx([1.0])
+    assert hypervolume_history([(5.0, 0.0)]) == pytest.approx([1.0])

@@ -17,7 +17,7 @@ from tests.archsearch.studies.search.test_run import until
 
 
 def program(name: str) -> str | None:
-    """On the path, or where Debian puts it."""
+    """Path of a PostgreSQL program: on PATH, or where Debian installs it."""
     return shutil.which(name) or next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None)
 
 

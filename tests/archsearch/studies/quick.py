@@ -19,39 +19,39 @@ from archsearch.spaces.space import Space
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.run import search
-from archsearch.studies.search.scorer import Report
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
+from snapgen.progress import ProgressCallback
 from snapgen.seeding import derive_seed
 from tests.records import latency_record
 
 SPACE = """
-latent: 8
+latent_size: 8
 base:
   latent_channels: 12
-  context_width: 384
+  context_dim: 384
   norm_groups: 8
-  time: {frequencies: 64, width: 128}
+  time: {embed_dim: 64, hidden_dim: 128}
   down:
-    - {channels: 16, residual_blocks: 1, head_width: 8}
-    - {channels: 32, residual_blocks: 1, head_width: 8, transformers: 1}
-  mid: {residual_blocks: 2, head_width: 8, transformers: 1}
+    - {channels: 16, num_res_blocks: 1, head_dim: 8}
+    - {channels: 32, num_res_blocks: 1, head_dim: 8, num_transformers: 1}
+  mid: {num_res_blocks: 2, head_dim: 8, num_transformers: 1}
   up:
-    - {channels: 16, residual_blocks: 2, head_width: 8}
-    - {channels: 32, residual_blocks: 2, head_width: 8, transformers: 2}
+    - {channels: 16, num_res_blocks: 2, head_dim: 8}
+    - {channels: 32, num_res_blocks: 2, head_dim: 8, num_transformers: 2}
 knobs:
-  stages[1].self_attention: [true, false]
+  levels[1].self_attention: [true, false]
   convs:
-    plain: {all.conv: plain}
+    plain: {all.conv: standard}
     separable: {all.conv: separable, all.expansion: 1}
     separable ×2: {all.conv: separable, all.expansion: 2}
   all.ffn_ratio: [2, 3, 4]
-  all.kv_heads: [1, 2, null]
-  stages[0].channels: [16, 24, 32, 48]
-  stages[1].channels: [32, 48, 64]
+  all.num_kv_heads: [1, 2, null]
+  levels[0].channels: [16, 24, 32, 48]
+  levels[1].channels: [32, 48, 64]
 references:
-  thin: {convs: separable, all.ffn_ratio: 2, all.kv_heads: 1, "stages[0].channels": 16, "stages[1].channels": 32}
+  thin: {convs: separable, all.ffn_ratio: 2, all.num_kv_heads: 1, "levels[0].channels": 16, "levels[1].channels": 32}
 """
 
 
@@ -68,8 +68,8 @@ class QuickScorer:
             protocol=self.settings.protocol,
             data_digest="d",
             autoencoder_digest="a",
-            text_digest="t",
-            extractor_digest="e",
+            text_encoder_digest="t",
+            feature_extractor_digest="e",
         )
         return {
             "protocol": resolved.model_dump(mode="json"),
@@ -89,13 +89,13 @@ class QuickScorer:
         time.sleep(self.seconds / 10)
         return quick_record(arch)
 
-    def settled_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:  # noqa: ARG002
+    def final_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:  # noqa: ARG002
         return first
 
-    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
+    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
         self._misbehave(arch)
         for seed in (0, 1):
-            progress(f"training seed {seed}", seed / 2)
+            progress(seed / 2, f"training seed {seed}")
             time.sleep(self.seconds)
         (artifacts / "samples.png").write_bytes(b"not quite a picture")
         (artifacts / "curve.csv").write_text("step,loss\n1,0.5\n")
@@ -129,17 +129,17 @@ class QuickScorer:
 def quick_cost(arch: Architecture) -> Cost:
     """Something like the params of the real net."""
     params = 0.0
-    for _, blocks, channels in arch.sites():
-        conv = 9 if blocks.conv == "plain" else blocks.expansion + 1
-        params += blocks.residual_blocks * 2 * conv * channels**2
-        params += blocks.transformers * channels**2 * (4 * blocks.self_attention + 3 * blocks.ffn_ratio)
-        params += blocks.transformers * channels * 100 * (blocks.kv_heads or 4)
+    for _, blocks, channels in arch.named_levels():
+        conv = 9 if blocks.conv == "standard" else blocks.expansion + 1
+        params += blocks.num_res_blocks * 2 * conv * channels**2
+        params += blocks.num_transformers * channels**2 * (4 * blocks.self_attention + 3 * blocks.ffn_ratio)
+        params += blocks.num_transformers * channels * 100 * (blocks.num_kv_heads or 4)
     return Cost(params=int(params), macs=int(40 * params), activation_bytes=int(1000 + params / 10))
 
 
 def quick_latency(arch: Architecture) -> float:
     cost = quick_cost(arch)
-    return 0.2 + cost.macs / 1e6 + 0.3 * sum(b.self_attention * b.transformers for _, b, _ in arch.sites())
+    return 0.2 + cost.macs / 1e6 + 0.3 * sum(b.self_attention * b.num_transformers for _, b, _ in arch.named_levels())
 
 
 def quick_record(arch: Architecture) -> LatencyRecord:
@@ -149,7 +149,7 @@ def quick_record(arch: Architecture) -> LatencyRecord:
 
 def quick_loss(arch: Architecture) -> float:
     noise = derive_seed(7, arch.id) / 2**63 - 0.5
-    attention = sum(b.self_attention * b.transformers for _, b, _ in arch.sites())
+    attention = sum(b.self_attention * b.num_transformers for _, b, _ in arch.named_levels())
     return float(2 * quick_cost(arch).params ** -0.15 - 0.004 * attention + 0.004 * noise)
 
 

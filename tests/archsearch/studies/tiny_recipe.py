@@ -23,39 +23,46 @@ from snapgen.io import checkpoint
 
 ARCH = {
     "latent_channels": 4,
-    "context_width": 384,
+    "context_dim": 384,
     "norm_groups": 4,
-    "time": {"frequencies": 8, "width": 16},
+    "time": {"embed_dim": 8, "hidden_dim": 16},
     "down": [
-        {"channels": 8, "residual_blocks": 1, "head_width": 8},
-        {"channels": 16, "residual_blocks": 1, "transformers": 1, "head_width": 8},
+        {"channels": 8, "num_res_blocks": 1, "head_dim": 8},
+        {"channels": 16, "num_res_blocks": 1, "num_transformers": 1, "head_dim": 8},
     ],
-    "mid": {"residual_blocks": 1, "head_width": 8},
+    "mid": {"num_res_blocks": 1, "head_dim": 8},
     "up": [
-        {"channels": 8, "residual_blocks": 1, "head_width": 8},
-        {"channels": 16, "residual_blocks": 1, "head_width": 8},
+        {"channels": 8, "num_res_blocks": 1, "head_dim": 8},
+        {"channels": 16, "num_res_blocks": 1, "head_dim": 8},
     ],
 }
 DECODER = {"widths": [8, 8, 8], "blocks": [1, 1, 1], "mid_blocks": 1, "norm_groups": 4}
-FEW = {"resolution": 32, "batch": 4, "images": 16}
+FEW = {"resolution": 32, "batch_size": 4, "num_images": 16}
 STAGES: list[dict[str, Any]] = [
-    {"kind": "flow", "name": "teacher", "net": "teacher", "optimizer": "adamw", **FEW},
-    {"kind": "flow", "name": "base", "accumulate": 2, "evaluate_every": 8, "block_dropout": 0.3, **FEW},
-    {"kind": "flow", "name": "distil", "distillation": {}, **FEW},
-    {"kind": "steps", "name": "steps", **FEW},
+    {"kind": "flow_matching", "name": "teacher", "net": "teacher", "optimizer": "adamw", **FEW},
+    {
+        "kind": "flow_matching",
+        "name": "base",
+        "gradient_accumulation_steps": 2,
+        "evaluate_every": 8,
+        "block_dropout": 0.3,
+        **FEW,
+    },
+    {"kind": "flow_matching", "name": "distil", "distillation": {}, **FEW},
+    {"kind": "adversarial", "name": "steps", **FEW},
     {
         "kind": "decoder",
         "name": "decoder",
-        "held": 20,
+        "max_images": 20,
         "decoder": DECODER,
-        "training": {"steps": 4, "batch": 4, "resolutions": [32]},
+        "training": {"steps": 4, "batch_size": 4, "resolutions": [32]},
     },
 ]
-EVALUATION = {"pairs": 8, "samples": 0, "steps": 2, "prompts": ["a dot"]}
+EVALUATION = {"validation_pairs": 8, "num_samples": 0, "num_inference_steps": 2, "prompts": ["a dot"]}
 RECIPE: dict[str, Any] = {
     "name": "tiny",
     "data": "pictures",
-    "text": [{"encoder": "minilm", "tokens": 8, "pooled": True}],
+    "text_encoders": [{"encoder": "minilm", "tokens": 8, "pooled": True}],
     "teacher": {"shape": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}},
     "evaluation": EVALUATION,
     "checkpoint_minutes": 0,
@@ -73,7 +80,7 @@ def written(folder: Path, **changes: Any) -> Path:
             Image.fromarray(pixels).save(folder / "pictures" / caption / f"{number}.png")
     (folder / "tiny.json").write_text(json.dumps(ARCH))
     path = folder / "recipe.yaml"
-    values = {**RECIPE, "arch": str(folder / "tiny.json"), "data": str(folder / "pictures"), **changes}
+    values = {**RECIPE, "architecture": str(folder / "tiny.json"), "data": str(folder / "pictures"), **changes}
     path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
     return path
 
@@ -81,7 +88,7 @@ def written(folder: Path, **changes: Any) -> Path:
 def recipe(folder: Path, **changes: Any) -> tuple[Recipe, Architecture]:
     """The recipe and its architecture, read from such a file."""
     found = load_recipe(written(folder, **changes))
-    return found, architecture(found.arch)
+    return found, architecture(found.architecture)
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -119,7 +126,7 @@ def train(folder: Path, last_write: int | None = None, **changes: Any) -> int:
         mortal(checkpoint, "save_file")
         for name in ("replace", "rename", "unlink"):
             mortal(Path, name)
-    training.train(*recipe(folder, **changes), tell=print)
+    training.train(*recipe(folder, **changes), log=print)
     return writes
 
 

@@ -12,25 +12,25 @@ from snapgen.errors import InputError
 
 ARCH = {
     "latent_channels": 4,
-    "context_width": 384,
+    "context_dim": 384,
     "norm_groups": 4,
-    "down": [{"channels": 8, "residual_blocks": 1}, {"channels": 8, "residual_blocks": 1}],
-    "up": [{"channels": 8, "residual_blocks": 2}, {"channels": 8, "residual_blocks": 2}],
+    "down": [{"channels": 8, "num_res_blocks": 1}, {"channels": 8, "num_res_blocks": 1}],
+    "up": [{"channels": 8, "num_res_blocks": 2}, {"channels": 8, "num_res_blocks": 2}],
 }
-STAGE = {"kind": "flow", "name": "student", "resolution": 32, "images": 32, "batch": 16}
+STAGE = {"kind": "flow_matching", "name": "student", "resolution": 32, "num_images": 32, "batch_size": 16}
 VALUES: dict[str, Any] = {
     "recipe": {
-        "arch": "arch.yaml",
-        "evaluation": {"samples": 0, "pairs": 16, "steps": 2},
+        "architecture": "arch.yaml",
+        "evaluation": {"num_samples": 0, "validation_pairs": 16, "num_inference_steps": 2},
         "stages": [STAGE],
     },
     "seeds": [3, 4],
     "variants": {
         "plain": {},
-        "fast": {"changes": {"stages[0].learning_rate": 0.05}},
-        "judged": {"unet": "runs/small-fast-{seed}/stages/01-student", "sampler": {"steps": 1}},
+        "fast": {"overrides": {"stages[0].learning_rate": 0.05}},
+        "judged": {"checkpoint": "runs/small-fast-{seed}/stages/01-student", "sampling": {"num_inference_steps": 1}},
     },
-    "against": "plain",
+    "baseline": "plain",
     "metrics": {"validation_loss": "lower"},
 }
 
@@ -51,7 +51,7 @@ def written(path: Path, **changes: Any) -> ComparisonConfig:
 
 def test_every_variant_is_judged_with_every_seed_and_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    results = compare(load_comparison(small), tell=told.append)
+    results = compare(load_comparison(small), log=told.append)
     assert {name: len(runs) for name, runs in results.items()} == {"plain": 2, "fast": 2, "judged": 2}
     losses = {name: [run["validation_loss"].value for run in runs] for name, runs in results.items()}
     assert losses["judged"] == pytest.approx(losses["fast"]), "the same nets, judged apart"
@@ -62,23 +62,23 @@ def test_every_variant_is_judged_with_every_seed_and_once(small: Path, monkeypat
         raise AssertionError("was trained again")
 
     monkeypatch.setattr(comparison, "train", never)
-    again = compare(load_comparison(small), tell=told.append)
+    again = compare(load_comparison(small), log=told.append)
     assert again == results
 
 
 def test_a_variant_that_was_changed_is_judged_anew(small: Path) -> None:
-    of_another_seed = {"unet": "runs/small-plain-4/stages/01-student"}
-    first = compare(written(small, variants={"plain": {}, "other": {}}), tell=lambda _: None)
-    second = compare(written(small, variants={"plain": {}, "other": of_another_seed}), tell=lambda _: None)
+    of_another_seed = {"checkpoint": "runs/small-plain-4/stages/01-student"}
+    first = compare(written(small, variants={"plain": {}, "other": {}}), log=lambda _: None)
+    second = compare(written(small, variants={"plain": {}, "other": of_another_seed}), log=lambda _: None)
     assert second["plain"] == first["plain"] == first["other"]
     assert second["other"] == [first["plain"][1]] * 2
 
 
 def test_a_trained_variant_is_not_changed_in_silence(small: Path) -> None:
-    compare(written(small, variants={"plain": {}, "other": {}}), tell=lambda _: None)
-    hotter = {"changes": {"stages[0].learning_rate": 0.5}}
+    compare(written(small, variants={"plain": {}, "other": {}}), log=lambda _: None)
+    hotter = {"overrides": {"stages[0].learning_rate": 0.5}}
     with pytest.raises(InputError, match=r"stages\[0\]\.learning_rate: this run was begun with 0\.01, not 0\.5"):
-        compare(written(small, variants={"plain": {}, "other": hotter}), tell=lambda _: None)
+        compare(written(small, variants={"plain": {}, "other": hotter}), log=lambda _: None)
 
 
 def test_shipped_comparisons_are_recipes_with_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,23 +89,23 @@ def test_shipped_comparisons_are_recipes_with_what_they_say(monkeypatch: pytest.
             made = found.recipe_of(variant, 7)
             assert made.seed == 7
             assert "{seed}" not in made.model_dump_json()
-            recipe.architecture(made.arch)
+            recipe.architecture(made.architecture)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"against": "nobody"}, "nobody"),
+        ({"baseline": "nobody"}, "nobody"),
         ({"seeds": [1, 1]}, "twice"),
         ({"metrics": {"beauty": "higher"}}, "beauty"),
-        ({"variants": {"plain": {}, "b": {"changes": {"stages[4].batch": 2}}}}, "leads nowhere"),
-        ({"variants": {"plain": {}, "b": {"changes": {"stages[0].batch!": 2}}}}, "no step of a path"),
-        ({"variants": {"plain": {}, "b": {"changes": {"stages[0].batsch": 2}}}}, "stages[0].flow.batsch"),
-        ({"variants": {"plain": {}, "b": {"unet": "nowhere"}}}, "nowhere"),
+        ({"variants": {"plain": {}, "b": {"overrides": {"stages[4].batch": 2}}}}, "does not exist in the recipe"),
+        ({"variants": {"plain": {}, "b": {"overrides": {"stages[0].batch!": 2}}}}, "not a valid step of a path"),
+        ({"variants": {"plain": {}, "b": {"overrides": {"stages[0].batsch": 2}}}}, "stages[0].flow_matching.batsch"),
+        ({"variants": {"plain": {}, "b": {"checkpoint": "nowhere"}}}, "nowhere"),
     ],
 )
 def test_a_mistake_is_one_line(small: Path, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError) as caught:
-        compare(written(small, **changes), tell=lambda _: None)
+        compare(written(small, **changes), log=lambda _: None)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)

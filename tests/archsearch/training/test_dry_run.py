@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from archsearch.cost.counter import cost
-from archsearch.training.compatibility import shapes
+from archsearch.training.compatibility import resolve_shapes
 from archsearch.training.dry_run import plan
 from archsearch.training.recipe import architecture, load_recipe
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
@@ -14,11 +14,11 @@ from tests.archsearch.studies.tiny_recipe import DECODER, recipe
 
 def test_the_plan_of_the_tiny_recipe_adds_up(tmp_path: Path) -> None:
     found, arch = recipe(tmp_path)
-    given = shapes(found)
+    given = resolve_shapes(found)
     made = plan(found, arch, given, examples=36, captions=3, timed=False)
     by_name = {stage.name: stage for stage in made.stages}
     assert [stage.name for stage in made.stages] == ["teacher", "base", "distil", "steps", "decoder"]
-    assert [(s.steps, s.batch, s.images, s.at_a_time) for s in made.stages] == [
+    assert [(s.steps, s.batch, s.images, s.micro_batch_size) for s in made.stages] == [
         (4, 4, 16, 4),
         (4, 4, 16, 2),
         (4, 4, 16, 4),
@@ -51,14 +51,14 @@ def test_the_plan_of_the_tiny_recipe_adds_up(tmp_path: Path) -> None:
 
 def test_memory_of_weights(tmp_path: Path) -> None:
     found, arch = recipe(tmp_path)
-    base = plan(found, arch, shapes(found), examples=None, captions=None, timed=False).stages[1]
+    base = plan(found, arch, resolve_shapes(found), examples=None, captions=None, timed=False).stages[1]
     assert base.memory == 4 * 5 * base.params, "weights, gradients, two moments, the average"
     assert base.epochs is None
 
 
 def test_disk(tmp_path: Path) -> None:
     found, arch = recipe(tmp_path)
-    made = plan(found, arch, shapes(found), examples=36, captions=3, timed=False)
+    made = plan(found, arch, resolve_shapes(found), examples=36, captions=3, timed=False)
     assert made.disk == {"latents at 32 px": 36 * 4 * 8 * 8 * 2, "text embeddings": 3 * (8 * 384 + 384) * 2}
 
 
@@ -67,14 +67,16 @@ def test_checkpointing_keeps_less_and_computes_more(tmp_path: Path) -> None:
     stages = [{**stage.model_dump(mode="json")} for stage in found.stages[:2]]
     stages[1]["gradient_checkpointing"] = True
     leaner, _ = recipe(tmp_path, stages=stages)
-    plans = [plan(r, arch, shapes(r), examples=None, captions=None, timed=False).stages[1] for r in (found, leaner)]
+    plans = [
+        plan(r, arch, resolve_shapes(r), examples=None, captions=None, timed=False).stages[1] for r in (found, leaner)
+    ]
     assert plans[1].image_memory < plans[0].image_memory
     assert plans[1].macs * 3 == plans[0].macs * 4
 
 
 def test_time_is_of_a_pass_here(tmp_path: Path) -> None:
     found, arch = recipe(tmp_path)
-    made = plan(found, arch, shapes(found), examples=None, captions=None, timed=True)
+    made = plan(found, arch, resolve_shapes(found), examples=None, captions=None, timed=True)
     assert made.macs_per_second is not None
     assert made.seconds(made.macs) == pytest.approx(made.macs / made.macs_per_second)
 
@@ -88,9 +90,16 @@ def test_time_is_of_a_pass_here(tmp_path: Path) -> None:
 )
 def test_the_papers_recipes(name: str, params: float, steps: list[int], epochs: float | None) -> None:
     found = load_recipe(name)
-    assert found.expected is not None
-    given = shapes(found, without_files=True)
-    made = plan(found, architecture(found.arch), given, examples=found.expected.images, captions=None, timed=False)
+    assert found.expected_shapes is not None
+    given = resolve_shapes(found, without_files=True)
+    made = plan(
+        found,
+        architecture(found.architecture),
+        given,
+        examples=found.expected_shapes.images,
+        captions=None,
+        timed=False,
+    )
     assert [stage.steps for stage in made.stages] == steps
     assert made.stages[0].net_params / 1e6 == pytest.approx(params, abs=0.05)
     if epochs is not None:

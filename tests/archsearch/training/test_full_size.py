@@ -26,13 +26,13 @@ from snapgen.training.stages import AdversarialDistillationStage, FlowMatchingSt
 
 LATENT = 16
 DEPTH = 2
-"""Of the teacher, whose width is the recipe's."""
+"""Number of layers of the teacher, whose width is the recipe's."""
 
 
 def captions(recipe: Recipe, encoders: Sequence[TextEncoderConfig]) -> EncodedCaptions:
-    """Of two images, random, as wide as the recipe's encoders give them."""
-    assert recipe.expected is not None
-    shapes = [recipe.expected.encoders[e.encoder] for e in encoders]
+    """Random conditioning of two images, with the dimensions of the recipe's encoders."""
+    assert recipe.expected_shapes is not None
+    shapes = [recipe.expected_shapes.text_encoders[e.encoder] for e in encoders]
     tables = [
         Embeddings(ChunkedTensor([torch.randn(2, encoder.tokens, width)]), ChunkedTensor([torch.randn(2, pooled)]))
         for encoder, (width, pooled) in zip(encoders, shapes, strict=True)
@@ -41,14 +41,14 @@ def captions(recipe: Recipe, encoders: Sequence[TextEncoderConfig]) -> EncodedCa
 
 
 def shallow_teacher(recipe: Recipe, told: EncodedCaptions) -> Teacher:
-    """As wide as the recipe's, with the precision that it has there."""
-    assert recipe.expected is not None
-    assert recipe.expected.teacher is not None
+    """A teacher with the recipe's width and precision."""
+    assert recipe.expected_shapes is not None
+    assert recipe.expected_shapes.teacher is not None
     assert recipe.teacher is not None
     found = new_teacher(
-        {**recipe.expected.teacher.model_dump(), "num_layers": DEPTH},
-        latent_channels=recipe.expected.latent_channels,
-        context_width=told.context_width,
+        {**recipe.expected_shapes.teacher.model_dump(), "num_layers": DEPTH},
+        latent_channels=recipe.expected_shapes.latent_channels,
+        context_dim=told.context_dim,
         pooled_width=told.pooled_width,
         sample_size=LATENT,
         seed=0,
@@ -57,36 +57,36 @@ def shallow_teacher(recipe: Recipe, told: EncodedCaptions) -> Teacher:
 
 
 def new_loop(name: str, stage_name: str) -> Trainer:
-    """For one step of a recipe's stage, of two images; of the net no weight is zero, so that each has a gradient."""
+    """Trainer of one step of a recipe's stage with two images; no weight is zero, so that all have a gradient."""
     recipe = recipes.load_recipe(name)
-    assert recipe.expected is not None
+    assert recipe.expected_shapes is not None
     stage = next(stage for stage in recipe.stages if stage.name == stage_name)
     assert isinstance(stage, FlowMatchingStage | AdversarialDistillationStage)
-    stage = stage.model_copy(update={"batch": 2, "images": 2, "accumulate": 1})
-    net = UNet(recipes.architecture(recipe.arch))
-    net.initialise(0)
+    stage = stage.model_copy(update={"batch_size": 2, "num_images": 2, "gradient_accumulation_steps": 1})
+    net = UNet(recipes.architecture(recipe.architecture))
+    net.init_weights(0)
     for weight in net.parameters():
         if not weight.any():
             nn.init.normal_(weight, std=0.01)
     if stage.gradient_checkpointing:
         net.enable_gradient_checkpointing()
-    told = captions(recipe, recipe.teacher_text) if recipes.learns_from_teacher(stage) else None
+    told = captions(recipe, recipe.teacher_text_encoders) if recipes.learns_from_teacher(stage) else None
     teacher = None if told is None else shallow_teacher(recipe, told)
-    shift = stage.timestep_shift
+    shift = stage.timestep_shift_value
     feed = BatchStream(
-        ChunkedTensor([torch.randn(2, recipe.expected.latent_channels, LATENT, LATENT)]),
-        captions(recipe, recipe.text),
+        ChunkedTensor([torch.randn(2, recipe.expected_shapes.latent_channels, LATENT, LATENT)]),
+        captions(recipe, recipe.text_encoders),
         teacher=told,
-        dropout=[encoder.dropout for encoder in recipe.text],
-        batch=2,
-        times=few_step_timesteps(stage.student_steps, shift)
+        dropout=[encoder.dropout for encoder in recipe.text_encoders],
+        batch_size=2,
+        timesteps=few_step_timesteps(stage.student_steps, shift)
         if isinstance(stage, AdversarialDistillationStage)
         else training_timesteps(RectifiedFlow(shift=shift)),
         seed=0,
         device=torch.device("cpu"),
     )
-    found, settings = build_objectives(stage, net, teacher, prediction=recipe.prediction, seed=0)
-    return Trainer(stage, net, found, feed, accelerator=Accelerator(cpu=True), settings=settings)
+    found, settings = build_objectives(stage, net, teacher, prediction=recipe.prediction_type, seed=0)
+    return Trainer(stage, net, found, feed, accelerator=Accelerator(cpu=True), optimizer_configs=settings)
 
 
 @pytest.mark.slow
@@ -99,19 +99,19 @@ def new_loop(name: str, stage_name: str) -> Trainer:
     ],
 )
 def test_a_stage_takes_a_step(recipe: str, stage: str, millions: int, told: set[str]) -> None:
-    """In less than 10 GB."""
+    """One training step at full size, which takes less than 10 GB of memory."""
     torch.manual_seed(0)
     loop = new_loop(recipe, stage)
     weights = dict(loop.net.named_parameters())
     assert round(sum(weight.numel() for weight in weights.values()) / 1e6) == millions
     before = {name: weight.detach().double().sum().item() for name, weight in weights.items()}
     reports: list[StepStats] = []
-    loop.run(report=reports.append, due=lambda _: False, pause=lambda: None)
+    loop.run(report=reports.append, should_pause=lambda _: False, pause=lambda: None)
     (report,) = reports
-    assert report.bad == []
+    assert report.skipped == []
     assert told <= report.losses.keys()
     assert all(math.isfinite(value) for value in report.losses.values())
-    assert all(report.losses[f"{turn} gradient"] > 0 for turn in loop.turns)
+    assert all(report.losses[f"{objective} gradient"] > 0 for objective in loop.objectives)
     after = {name: weight.detach().double().sum().item() for name, weight in weights.items()}
     assert all(math.isfinite(value) for value in after.values())
     assert [name for name in after if after[name] == before[name]] == []

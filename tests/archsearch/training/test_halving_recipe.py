@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from archsearch.training import run as training
-from archsearch.training.compatibility import shapes
+from archsearch.training.compatibility import resolve_shapes
 from archsearch.training.dry_run import plan
 from archsearch.training.log import read_evaluations
 from archsearch.training.recipe import load_recipe
@@ -26,10 +26,10 @@ from snapgen.pipeline.loading import load_pipeline
 from tests.archsearch.studies import tiny_recipe
 from tests.archsearch.studies.tiny_recipe import ARCH, EVALUATION, FEW, recipe, weights
 
-BASE = {"kind": "flow", "name": "base", **FEW}
-TO_2 = {"kind": "halving", "name": "to-2", "teacher_steps": 4, "probability": 0.5, **FEW}
-TO_1 = {**TO_2, "name": "to-1", "teacher_steps": 2, "probability": 0}
-CHANGES: dict[str, Any] = {"prediction": "v", "teacher": None, "stages": [BASE, TO_2, TO_1]}
+BASE = {"kind": "flow_matching", "name": "base", **FEW}
+TO_2 = {"kind": "progressive", "name": "to-2", "teacher_steps": 4, "cfg_probability": 0.5, **FEW}
+TO_1 = {**TO_2, "name": "to-1", "teacher_steps": 2, "cfg_probability": 0}
+CHANGES: dict[str, Any] = {"prediction_type": "v", "teacher": None, "stages": [BASE, TO_2, TO_1]}
 
 
 def silent(_: str) -> None:
@@ -40,14 +40,14 @@ def silent(_: str) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run, never broken."""
     folder, before = tmp_path_factory.mktemp("whole"), Path.cwd()
-    tiny_recipe.train(folder, evaluation={**EVALUATION, "guidance": 2}, **CHANGES)
+    tiny_recipe.train(folder, evaluation={**EVALUATION, "guidance_scale": 2}, **CHANGES)
     os.chdir(before)
     return folder / "runs" / "tiny"
 
 
 def test_each_stage_halves_the_steps_and_keeps_the_guidance(whole: Path) -> None:
     assert [path.name for path in sorted((whole / "stages").iterdir())] == ["01-base", "02-to-2", "03-to-1"]
-    told = [(e["sampler"]["steps"], e["sampler"]["guidance"]) for e in read_evaluations(whole)]
+    told = [(e["sampling"]["num_inference_steps"], e["sampling"]["guidance_scale"]) for e in read_evaluations(whole)]
     assert told == [(2, 2), (2, 2), (1, 2)]
     rows = (whole / "logs" / "02-to-2.csv").read_text().splitlines()
     assert rows[0].startswith("step,student loss,student distillation,student original,student gradient")
@@ -73,7 +73,7 @@ def test_its_pipeline_draws(whole: Path) -> None:
 def test_killed_in_a_halving_stage_it_ends_the_same(
     start: Callable[..., BaseProcess], whole: Path, tmp_path: Path
 ) -> None:
-    run = functools.partial(tiny_recipe.train, evaluation={**EVALUATION, "guidance": 2}, **CHANGES)
+    run = functools.partial(tiny_recipe.train, evaluation={**EVALUATION, "guidance_scale": 2}, **CHANGES)
     for last_write, ends in ((22, -signal.SIGKILL), (None, 0)):
         process = start(run, tmp_path, last_write)
         process.join()
@@ -87,7 +87,7 @@ def test_killed_in_a_halving_stage_it_ends_the_same(
 def written(folder: Path, note: str | None = '{"prediction": "v"}', **arch: Any) -> Path:
     """A U-Net in a folder, with the note of what it predicts."""
     unet = UNet(presets.Architecture.model_validate({**ARCH, **arch}))
-    unet.initialise(0)
+    unet.init_weights(0)
     unet.save_pretrained(folder)
     if note is not None:
         (folder / NOTE).write_text(note)
@@ -96,11 +96,11 @@ def written(folder: Path, note: str | None = '{"prediction": "v"}', **arch: Any)
 
 def trained(folder: Path, teaches: Path | str, **changes: Any) -> None:
     stages = [{**TO_2, "teacher": str(teaches)}]
-    training.train(*recipe(folder, **{**CHANGES, "stages": stages, **changes}), tell=silent)
+    training.train(*recipe(folder, **{**CHANGES, "stages": stages, **changes}), log=silent)
 
 
 def test_a_teacher_by_path_may_be_another_net(tmp_path: Path) -> None:
-    trained(tmp_path, written(tmp_path / "net", mid={"residual_blocks": 3, "head_width": 8}))
+    trained(tmp_path, written(tmp_path / "net", mid={"num_res_blocks": 3, "head_dim": 8}))
     assert (tmp_path / "runs" / "tiny" / "stages" / "01-to-2" / NOTE).read_text() == '{"prediction": "v"}\n'
 
 
@@ -112,28 +112,28 @@ def test_a_teacher_that_does_not_do_is_told_before_training(tmp_path: Path) -> N
         assert len(str(error.value).splitlines()) == 1
         return str(error.value)
 
-    assert "nowhere: is no folder" in refused("nowhere")
+    assert "nowhere: is not a folder" in refused("nowhere")
     other = refused(written(tmp_path / "flow", '{"prediction": "velocity"}'))
-    assert "predicts 'velocity', and is to teach a net that predicts 'v'" in other
+    assert "predicts 'velocity', but its student predicts 'v'" in other
     assert "prediction.json: is missing" in refused(written(tmp_path / "silent", None))
-    itself = {"stages": [TO_2], "weights": str(tmp_path / "flow")}
+    itself = {"stages": [TO_2], "init_weights": str(tmp_path / "flow")}
     assert "predicts 'velocity'" in refused("before", **itself)
-    assert "takes a context 12 wide" in refused(written(tmp_path / "narrow", context_width=12))
+    assert "takes a context 12 wide" in refused(written(tmp_path / "narrow", context_dim=12))
     (tmp_path / "flow" / "config.json").write_text("{}")
-    assert "describes no U-Net of ours" in refused(tmp_path / "flow")
+    assert "does not describe a U-Net of this package" in refused(tmp_path / "flow")
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"prediction": "velocity"}, "stage to-2 halves DDIM's steps; set prediction to v or noise"),
-        ({"stages": [TO_2]}, "stage to-2 has no net before it; give weights"),
-        ({"stages": [{**BASE, "shift": 3}]}, "shift is rectified flow's"),
+        ({"prediction_type": "velocity"}, "stage to-2 distills DDIM steps; set prediction_type to v or noise"),
+        ({"stages": [TO_2]}, "stage to-2 has no net before it; give init_weights"),
+        ({"stages": [{**BASE, "timestep_shift": 3}]}, "timestep_shift applies to rectified flow only"),
         ({"stages": [BASE, {**TO_2, "teacher_steps": 5}]}, "teacher_steps 5 is odd"),
-        ({"stages": [BASE, {**TO_2, "guidance": [9, 1]}]}, "guidance is from 9 to 1"),
+        ({"stages": [BASE, {**TO_2, "cfg_range": [9, 1]}]}, "cfg_range [9, 1] is not 0 ≤ low ≤ high"),
         (
             {"stages": [{**BASE, "distillation": {}}], "teacher": {"path": "x"}},
-            "stage base learns from a teacher of rectified flow, not of v",
+            "stage base needs a teacher of rectified flow, not of v",
         ),
     ],
 )
@@ -148,12 +148,14 @@ def test_the_papers_recipes_can_be_planned_without_their_files() -> None:
     macs = {}
     for name in ("snapfusion_teacher", "snapfusion"):
         found = load_recipe(name)
-        arch = presets.preset(found.arch)
-        planned = plan(found, arch, shapes(found, without_files=True), examples=None, captions=None, timed=False)
+        arch = presets.preset(found.architecture)
+        planned = plan(
+            found, arch, resolve_shapes(found, without_files=True), examples=None, captions=None, timed=False
+        )
         first, last = planned.stages[0], planned.stages[-1]
         assert last.teacher_params == 859_520_964
         assert (first.batch, last.batch) == (2048, 2048)
         macs[name] = first.macs // first.images // 4  # forward, twice that back, and forward again for checkpointing
         teaches = macs["snapfusion_teacher"]
         assert last.macs / last.images == pytest.approx(1.1 * 4 * macs[name] + 2.2 * teaches, rel=1e-6)
-        assert "from 32 to 16 steps" in planned.stages[1].does
+        assert "from 32 to 16 steps" in planned.stages[1].description

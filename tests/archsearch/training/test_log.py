@@ -12,7 +12,7 @@ from tests.archsearch.studies.tiny_recipe import recipe
 
 
 def report(step: int, *, bad: list[int] | None = None) -> StepStats:
-    return StepStats(step, 4, 4 * step, {"student loss": 1 / step}, bad or [], rate=1, images_per_second=10)
+    return StepStats(step, 4, 4 * step, {"student loss": 1 / step}, bad or [], lr_scale=1, images_per_second=10)
 
 
 @pytest.fixture
@@ -27,34 +27,34 @@ def log(folder: RunFolder, told: list[str], *, main: bool = True) -> TrainLog:
 def test_rows_after_a_resume_are_not_doubled(folder: RunFolder) -> None:
     told: list[str] = []
     with log(folder, told) as first:
-        first.begin(0)
+        first.start(0)
         for step in (1, 2, 3):
-            first.report(report(step))
+            first.log_stats(report(step))
     file = folder.path / "logs" / "02-base.csv"
     file.write_text(file.read_text() + "4,0.2")  # killed while it wrote
     with log(folder, told) as second:
-        second.begin(2)
+        second.start(2)
         for step in (3, 4):
-            second.report(report(step))
+            second.log_stats(report(step))
     rows = file.read_text().splitlines()
     assert rows[0] == "step,student loss,rate,images/s"
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2", "3", "4"]
-    assert "02-base: from step 2" in told
+    assert "02-base: resumes at step 2" in told
 
 
 def test_a_stage_begun_anew_has_no_rows_of_before(folder: RunFolder) -> None:
     for _ in range(2):
         with log(folder, []) as found:
-            found.begin(0)
-            found.report(report(1))
+            found.start(0)
+            found.log_stats(report(1))
     assert len((folder.path / "logs" / "02-base.csv").read_text().splitlines()) == 2
 
 
 def test_an_evaluation_is_noted_once(folder: RunFolder) -> None:
     with log(folder, []) as found:
-        found.begin(0)
+        found.start(0)
         for losses in (torch.ones(8), torch.full((8,), 2.0), torch.full((8,), 3.0)):
-            found.validated(2 if losses[0] < 3 else 4, losses.double())
+            found.log_validation(2 if losses[0] < 3 else 4, losses.double())
     found_now = read_evaluations(folder.path)
     assert [(e["step"], e["images"], e["numbers"]["validation_loss"]["value"]) for e in found_now] == [
         (2, 8, 2),
@@ -65,15 +65,15 @@ def test_an_evaluation_is_noted_once(folder: RunFolder) -> None:
 def test_steps_that_were_left_out_are_told(folder: RunFolder) -> None:
     told: list[str] = []
     with log(folder, told) as found:
-        found.begin(0)
-        found.report(report(3, bad=[2]))
-    assert any("steps left out: 2" in line for line in told)
+        found.start(0)
+        found.log_stats(report(3, bad=[2]))
+    assert any("skipped steps: 2" in line for line in told)
 
 
 def test_other_processes_stay_silent(folder: RunFolder) -> None:
     told: list[str] = []
     with log(folder, told, main=False) as found:
-        found.begin(0)
-        found.report(report(1))
+        found.start(0)
+        found.log_stats(report(1))
     assert told == []
     assert not folder.path.exists()

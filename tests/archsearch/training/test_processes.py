@@ -15,17 +15,29 @@ from tests.snapgen.nets import TINY
 
 TEACHER = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 2}
 STAGES = [
-    {"kind": "flow", "name": "teacher", "net": "teacher"},
-    {"kind": "flow", "name": "base", "accumulate": 2, "evaluate_every": 16, "block_dropout": 0.3},
-    {"kind": "flow", "name": "distil", "distillation": {}, "optimizer": "adamw", "learning_rate": 1e-3},
-    {"kind": "steps", "name": "steps", "accumulate": 2, "optimizer": "adamw", "learning_rate": 1e-3},
+    {"kind": "flow_matching", "name": "teacher", "net": "teacher"},
+    {
+        "kind": "flow_matching",
+        "name": "base",
+        "gradient_accumulation_steps": 2,
+        "evaluate_every": 16,
+        "block_dropout": 0.3,
+    },
+    {"kind": "flow_matching", "name": "distil", "distillation": {}, "optimizer": "adamw", "learning_rate": 1e-3},
+    {
+        "kind": "adversarial",
+        "name": "steps",
+        "gradient_accumulation_steps": 2,
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+    },
 ]
 DECODER = {
     "kind": "decoder",
     "name": "decoder",
-    "held": 64,
+    "max_images": 64,
     "decoder": {"widths": [8, 8, 8], "blocks": [1, 1, 1], "mid_blocks": 1, "norm_groups": 4},
-    "training": {"steps": 2, "batch": 4},
+    "training": {"steps": 2, "batch_size": 4},
 }
 VARYING = ("images/s", "seconds", "student balance")
 """Columns that are not to be equal: times, and a ratio of norms of a part."""
@@ -33,17 +45,17 @@ VARYING = ("images/s", "seconds", "student balance")
 
 def written(folder: Path, name: str, *, batch: int = 8) -> Path:
     """A recipe of every kind of stage, a few steps each, and its student."""
-    stages = [{"resolution": 32, "images": 4 * batch, "batch": batch, **stage} for stage in STAGES]
+    stages = [{"resolution": 32, "num_images": 4 * batch, "batch_size": batch, **stage} for stage in STAGES]
     arch = folder / "arch.yaml"
-    arch.write_text(yaml.safe_dump({**TINY, "latent_channels": 4, "context_width": 384}))
+    arch.write_text(yaml.safe_dump({**TINY, "latent_channels": 4, "context_dim": 384}))
     recipe = folder / f"{name}.yaml"
     values = {
-        "arch": str(arch),
-        "prediction": "preconditioned",
+        "architecture": str(arch),
+        "prediction_type": "preconditioned",
         "data": "emoji",
-        "text": [{"encoder": "minilm", "tokens": 4, "pooled": True}],
+        "text_encoders": [{"encoder": "minilm", "tokens": 4, "pooled": True}],
         "teacher": {"shape": TEACHER},
-        "evaluation": {"pairs": 4, "samples": 0, "steps": 1, "prompts": ["a red apple"]},
+        "evaluation": {"validation_pairs": 4, "num_samples": 0, "num_inference_steps": 1, "prompts": ["a red apple"]},
         "stages": [*stages, DECODER],
     }
     recipe.write_text(yaml.safe_dump(values))
@@ -86,7 +98,9 @@ def test_a_batch_that_does_not_fall_into_equal_parts_is_one_line(tmp_path: Path)
     done = train(written(tmp_path, "odd", batch=6), processes=2)
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("archsearch:")]
-    wanted = "stages[1].batch: batch 6 does not fall into 2 × 2 equal parts; use a multiple, or another accumulate"
+    expected = (
+        "stages[1].batch_size: batch_size 6 is not a multiple of 2 processes × 2 accumulation steps; use a multiple"
+    )
     assert len(told) == 1
-    assert wanted in told[0]
+    assert expected in told[0]
     assert "archsearch" not in done.stderr.replace(told[0], "").split("Traceback")[0]

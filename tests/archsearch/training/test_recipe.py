@@ -27,25 +27,28 @@ def refused(folder: Path, **changes: Any) -> str:
 def test_shipped_recipes_can_be_read(name: str) -> None:
     found = load_recipe(name)
     assert found.name == f"training-{name}"
-    space, _, base = found.arch.partition(":")
-    assert architecture(found.arch).id == (load_space(space).base if base else presets.preset(found.arch)).id
+    space, _, base = found.architecture.partition(":")
+    assert (
+        architecture(found.architecture).id
+        == (load_space(space).base if base else presets.preset(found.architecture)).id
+    )
 
 
 def test_the_supernetwork_is_what_the_elastic_study_begins_with() -> None:
     recipe, study = load_recipe("emoji_supernet"), find_study("emoji_elastic")
     (stage,) = recipe.stages
-    assert study.protocol.inherit == str(recipe.folder / "stages" / f"01-{stage.name}")
-    assert architecture(recipe.arch).id == study.load_space().base.id
+    assert study.protocol.init_from == str(recipe.folder / "stages" / f"01-{stage.name}")
+    assert architecture(recipe.architecture).id == study.load_space().base.id
     assert isinstance(stage, FlowMatchingStage)
-    assert study.elastic is not None
-    assert study.elastic.supernet_images == stage.images
-    assert (recipe.prediction, recipe.data, recipe.autoencoder) == (
-        study.protocol.prediction,
+    assert study.supernet_audit is not None
+    assert study.supernet_audit.supernet_images == stage.num_images
+    assert (recipe.prediction_type, recipe.data, recipe.autoencoder) == (
+        study.protocol.prediction_type,
         study.protocol.data,
         study.protocol.autoencoder,
     )
-    (text,) = recipe.text
-    assert (text.encoder, text.tokens) == (study.protocol.text, study.protocol.context_tokens)
+    (text,) = recipe.text_encoders
+    assert (text.encoder, text.tokens) == (study.protocol.text_encoder, study.protocol.context_tokens)
     assert stage.resolution == study.protocol.resolution
 
 
@@ -55,23 +58,26 @@ def test_the_supernetwork_is_what_the_elastic_study_begins_with() -> None:
         ({"stagse": []}, "stagse: unknown key; remove it"),
         ({"stages": []}, "stages: "),
         ({"stages": None}, "stages: "),
-        ({"stages": [STAGES[0], STAGES[0]]}, "two stages are called teacher; rename one"),
-        ({"stages": [{"kind": "flow", "name": "a", "steps": 3, **FEW}]}, "steps: unknown key"),
-        ({"stages": [{"kind": "flow", "name": "a/b", **FEW}]}, "name: "),
+        ({"stages": [STAGES[0], STAGES[0]]}, "two stages are named teacher; rename one"),
+        ({"stages": [{"kind": "flow_matching", "name": "a", "steps": 3, **FEW}]}, "steps: unknown key"),
+        ({"stages": [{"kind": "flow_matching", "name": "a/b", **FEW}]}, "name: "),
         ({"stages": [{"kind": "flaw", "name": "a", **FEW}]}, "flaw"),
-        ({"stages": [{"kind": "flow", "name": "a", **FEW, "accumulate": 3}]}, "accumulate 3 does not divide batch 4"),
-        ({"stages": [{"kind": "flow", "name": "a", **FEW, "shift": 0}]}, "shift can not be 0"),
+        (
+            {"stages": [{"kind": "flow_matching", "name": "a", **FEW, "gradient_accumulation_steps": 3}]},
+            "gradient_accumulation_steps 3 does not divide batch_size 4",
+        ),
+        ({"stages": [{"kind": "flow_matching", "name": "a", **FEW, "timestep_shift": 0}]}, "shift cannot be 0"),
         ({"teacher": None}, "stage teacher trains a teacher without a shape"),
         ({"stages": [STAGES[2]]}, "stage distil needs a teacher"),
         ({"stages": STAGES[2:3], "teacher": None}, "stage distil needs a teacher"),
         ({"stages": [STAGES[3]], "teacher": None}, "stage steps needs a teacher"),
         ({"stages": [{**STAGES[3], "teacher": "x"}], "teacher": None}, "stage steps needs a teacher"),
-        ({"teacher": {"path": "x", "shape": SHAPE}}, "a teacher is a path or a shape"),
-        ({"teacher": {}}, "a teacher is a path or a shape"),
-        ({"stages": [{**STAGES[0], "distillation": {}}]}, "a teacher has no teacher"),
+        ({"teacher": {"path": "x", "shape": SHAPE}}, "a teacher has either a path or a shape"),
+        ({"teacher": {}}, "a teacher has either a path or a shape"),
+        ({"stages": [{**STAGES[0], "distillation": {}}]}, "a teacher cannot be distilled into"),
         ({"seed": -1}, "seed: "),
         ({"name": "../up"}, "cannot be a folder's name"),
-        ({"evaluation": {"samples": 3}}, "a distance needs at least 8 samples"),
+        ({"evaluation": {"num_samples": 3}}, "a distance needs at least 8 samples"),
     ],
 )
 def test_bad_recipes_are_refused_by_place(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
@@ -95,10 +101,10 @@ def test_a_stage_may_have_a_teacher_of_its_own(tmp_path: Path) -> None:
 
 def test_changes_are_checked(tmp_path: Path) -> None:
     found, _ = recipe(tmp_path)
-    assert found.changed({"seed": 5}).seed == 5
-    assert found.changed({"seed": 5}).source == found.source
+    assert found.with_changes({"seed": 5}).seed == 5
+    assert found.with_changes({"seed": 5}).source == found.source
     with pytest.raises(InputError, match="cannot be a folder's name"):
-        found.changed({"name": "a b"})
+        found.with_changes({"name": "a b"})
 
 
 def test_no_such_recipe(tmp_path: Path) -> None:

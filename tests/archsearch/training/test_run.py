@@ -37,8 +37,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        judged = {**EVALUATION, "samples": 8, "feature_resolution": 32, "retrieval": False}
-        training.train(*recipe(folder, evaluation=judged), tell=silent)
+        judged = {**EVALUATION, "num_samples": 8, "feature_resolution": 32, "retrieval": False}
+        training.train(*recipe(folder, evaluation=judged), log=silent)
     finally:
         os.chdir(before)
     return folder / "runs" / "tiny"
@@ -64,7 +64,7 @@ def test_every_stage_is_evaluated(whole: Path) -> None:
     ]
     last = next(e for e in found if e["stage"] == "steps")
     assert {"validation_loss", "frechet_distance", "kernel_distance"} <= set(last["numbers"])
-    assert (last["images"], last["sampler"]["steps"], last["sampler"]["guidance"]) == (16, 4, 1)
+    assert (last["images"], last["sampling"]["num_inference_steps"], last["sampling"]["guidance_scale"]) == (16, 4, 1)
     for grid in (whole / "samples").glob("*.png"):
         with Image.open(grid) as image:
             assert image.height >= 32
@@ -81,7 +81,7 @@ def test_the_same_again_does_nothing(whole: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(folder)
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
     told: list[str] = []
-    training.train(*recipe(folder), tell=told.append)
+    training.train(*recipe(folder), log=told.append)
     assert told == []
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")} == before
 
@@ -106,22 +106,22 @@ def test_the_run_exports_to_core_ml(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_pipeline_is_made_again(whole: Path, tmp_path: Path) -> None:
-    """As when a run was killed between its last stage's result and its pipeline."""
+    """The state of a run that was killed between its last stage's result and its pipeline."""
     folder = whole.parents[1]
     subprocess.run(["cp", "-r", str(folder), str(tmp_path / "copy")], check=True)
     copy = tmp_path / "copy" / "runs" / "tiny"
     before = weights(copy)
     (copy / "pipeline").rename(copy / ".pipeline.old")
     os.chdir(tmp_path / "copy")
-    training.train(*recipe(folder), tell=silent)
+    training.train(*recipe(folder), log=silent)
     assert weights(copy) == before
     assert not (copy / ".pipeline.old").exists()
 
 
 def test_terminated_and_resumed_it_ends_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of a stage with a checkpoint of the step before."""
+    """A kill in the middle of a stage, with a checkpoint of the previous step."""
     monkeypatch.chdir(tmp_path)
-    original = training.Trainer._take
+    original = training.Trainer._step
     steps = 0
 
     def take(self: Any, step: int, *others: Any) -> Any:
@@ -131,12 +131,12 @@ def test_terminated_and_resumed_it_ends_the_same(whole: Path, tmp_path: Path, mo
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, step, *others)
 
-    monkeypatch.setattr(training.Trainer, "_take", take)
+    monkeypatch.setattr(training.Trainer, "_step", take)
     with pytest.raises(KeyboardInterrupt):
-        training.train(*recipe(tmp_path), tell=silent)
+        training.train(*recipe(tmp_path), log=silent)
     told: list[str] = []
-    training.train(*recipe(tmp_path), tell=told.append)
-    assert told[0] == "02-base: from step 2"
+    training.train(*recipe(tmp_path), log=told.append)
+    assert told[0] == "02-base: resumes at step 2"
     assert weights(tmp_path / "runs" / "tiny") == weights(whole)
     rows = (tmp_path / "runs" / "tiny" / "logs" / "02-base.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["step", "1", "2", "3", "4"], "none is doubled"
@@ -179,14 +179,14 @@ def test_only_one_process_trains_a_run(tmp_path: Path, monkeypatch: pytest.Monke
         filelock.FileLock(tmp_path / "runs" / "tiny" / ".lock"),
         pytest.raises(InputError, match="another process"),
     ):
-        training.train(*recipe(tmp_path), tell=silent)
+        training.train(*recipe(tmp_path), log=silent)
 
 
 def test_until_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    base = {"kind": "flow", "name": "base", **FEW}
+    base = {"kind": "flow_matching", "name": "base", **FEW}
     stages = [base, {**base, "name": "more"}]
-    training.train(*recipe(tmp_path, stages=stages, teacher=None), tell=silent, until="base")
+    training.train(*recipe(tmp_path, stages=stages, teacher=None), log=silent, stop_after="base")
     run = tmp_path / "runs" / "tiny"
     assert [path.name for path in (run / "stages").iterdir()] == ["01-base"]
     assert (run / "pipeline" / "stages.txt").read_text() == "01-base\n"
@@ -196,9 +196,9 @@ def test_until_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run with one stage done and a checkpoint of the other."""
     monkeypatch.chdir(tmp_path)
-    base = {"kind": "flow", "name": "base", **FEW}
+    base = {"kind": "flow_matching", "name": "base", **FEW}
     found, arch = recipe(tmp_path, stages=[base, {**base, "name": "more"}], teacher=None)
-    original = training.Trainer._take
+    original = training.Trainer._step
     with monkeypatch.context() as patch:
 
         def take(self: Any, step: int, *others: Any) -> Any:
@@ -206,25 +206,25 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 raise KeyboardInterrupt
             return original(self, step, *others)
 
-        patch.setattr(training.Trainer, "_take", take)
+        patch.setattr(training.Trainer, "_step", take)
         with pytest.raises(KeyboardInterrupt):
-            training.train(found, arch, tell=silent)
+            training.train(found, arch, log=silent)
     return tmp_path / "runs" / "tiny"
 
 
 def again(folder: Path, **changes: Any) -> None:
-    base = {"kind": "flow", "name": "base", **FEW}
+    base = {"kind": "flow_matching", "name": "base", **FEW}
     training.train(
-        *recipe(folder, **{"stages": [base, {**base, "name": "more"}], "teacher": None, **changes}), tell=silent
+        *recipe(folder, **{"stages": [base, {**base, "name": "more"}], "teacher": None, **changes}), log=silent
     )
 
 
 def test_a_changed_recipe_is_refused(begun: Path, tmp_path: Path) -> None:
-    base = {"kind": "flow", "name": "base", **FEW}
+    base = {"kind": "flow_matching", "name": "base", **FEW}
     before = (begun / "recipe.json").read_bytes()
     for changes, place in (
         ({"seed": 3}, "seed"),
-        ({"stages": [{**base, "clip": 2}, {**base, "name": "more"}]}, r"stages\[0\].clip"),
+        ({"stages": [{**base, "grad_clip": 2}, {**base, "name": "more"}]}, r"stages\[0\].grad_clip"),
         ({"stages": [base, {**base, "name": "more", "learning_rate": 0.1}]}, r"stages\[1\].learning_rate"),
         ({"stages": [base]}, r"stages\[1\]|stages"),
     ):
@@ -234,7 +234,7 @@ def test_a_changed_recipe_is_refused(begun: Path, tmp_path: Path) -> None:
 
 
 def test_a_stage_that_was_not_begun_may_change(begun: Path, tmp_path: Path) -> None:
-    base = {"kind": "flow", "name": "base", **FEW}
+    base = {"kind": "flow_matching", "name": "base", **FEW}
     again(tmp_path, stages=[base, {**base, "name": "more"}, {**base, "name": "third"}])
     assert (begun / "stages" / "03-third").is_dir()
 
@@ -244,7 +244,7 @@ def test_a_damaged_checkpoint(begun: Path, tmp_path: Path, content: bytes | None
     path = begun / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:-100] if content is None else content)
     kept = path.read_bytes()
-    with pytest.raises(InputError, match=r"checkpoint\.safetensors.*remove it"):
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors.*delete it"):
         again(tmp_path)
     assert path.read_bytes() == kept
 
@@ -291,9 +291,16 @@ def test_a_full_disk_loses_nothing(begun: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_a_gradient_that_is_not_finite_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    base = {"kind": "flow", "name": "base", **FEW, "optimizer": "adamw", "learning_rate": 1e30, "clip": 1e30}
+    base = {
+        "kind": "flow_matching",
+        "name": "base",
+        **FEW,
+        "optimizer": "adamw",
+        "learning_rate": 1e30,
+        "grad_clip": 1e30,
+    }
     with pytest.raises(InputError, match=r"stage base: .*not finite"):
-        training.train(*recipe(tmp_path, stages=[base], teacher=None), tell=silent)
+        training.train(*recipe(tmp_path, stages=[base], teacher=None), log=silent)
     assert not (tmp_path / "runs" / "tiny" / "stages").exists()
 
 
@@ -319,6 +326,6 @@ def test_a_disk_that_is_full_is_one_line_wherever_it_shows(tmp_path: Path, monke
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("archsearch.training.log.TrainLog.row", full)
-    with pytest.raises(InputError, match=r"no space left on device.*the same command goes on"):
-        training.train(*recipe(tmp_path, stages=STAGES[:1]), tell=silent)
+    monkeypatch.setattr("archsearch.training.log.TrainLog.write_row", full)
+    with pytest.raises(InputError, match=r"no space left on device.*the same command resumes"):
+        training.train(*recipe(tmp_path, stages=STAGES[:1]), log=silent)

@@ -1,4 +1,4 @@
-"""Every row of the ablation and both final designs train: small ones in fp32, in bf16 and compiled, the finals whole.
+"""All ablation rows and both final designs train: small ones in fp32, bf16 and compiled, the finals at full size.
 
 The compiled ones go through torch.compile's own tracing of the forward and the backward pass ("aot_eager"); that the
 graphs become fast code is Inductor's work. Its C++ takes minutes a row, so two rows of the slow tests see to it.
@@ -19,25 +19,25 @@ from snapgen.models.unet import UNet
 from tests.archsearch.cost.test_counter import ROWS
 from tests.snapgen.nets import inputs, stirred
 
-SMALL: dict[str, Any] = {  # a block of each kind at each place, few and narrow
+SMALL: dict[str, Any] = {  # few and narrow blocks of every kind in every level
     "latent_channels": 3,
-    "context_width": 12,
+    "context_dim": 12,
     "norm_groups": 4,
-    "time.frequencies": 8,
-    "time.width": 16,
-    "all.head_width": 8,
+    "time.embed_dim": 8,
+    "time.hidden_dim": 16,
+    "all.head_dim": 8,
     "all.transformer_depth": 1,
-    "stages[0].channels": 8,
-    "stages[1].channels": 16,
-    "stages[2].channels": 24,
-    "stages[0:3].residual_blocks": 1,
-    "stages[1:3].transformers": 1,
-    "mid.residual_blocks": 1,
+    "levels[0].channels": 8,
+    "levels[1].channels": 16,
+    "levels[2].channels": 24,
+    "levels[0:3].num_res_blocks": 1,
+    "levels[1:3].num_transformers": 1,
+    "mid.num_res_blocks": 1,
 }
 LATER: list[tuple[str, dict[str, Any]]] = [
     ("6", {"qk_norm": True, "rope": True}),
     ("snapgen-imagenet", {"time.projection": "output"}),
-    ("snapgen-t2i", {"context_width": 20}),
+    ("snapgen-t2i", {"context_dim": 20}),
 ]
 
 
@@ -64,8 +64,8 @@ def test_each_row_is_another_net() -> None:
 
 def test_the_last_twins_are_the_final_designs_small() -> None:
     for name in ("snapgen-imagenet", "snapgen-t2i"):
-        small = apply_overrides(presets.preset(name), {**SMALL, "context_width": TWINS[name].context_width})
-        small = apply_overrides(small, {"down[0].residual_blocks": 0, "down[0].transformers": 2})
+        small = apply_overrides(presets.preset(name), {**SMALL, "context_dim": TWINS[name].context_dim})
+        small = apply_overrides(small, {"down[0].num_res_blocks": 0, "down[0].num_transformers": 2})
         assert TWINS[name].id == small.id
 
 
@@ -84,9 +84,9 @@ def test_bf16_autocast_trains_fp32_weights(twin: UNet) -> None:
 
 
 def test_compiled_it_computes_the_same(twin: UNet) -> None:
-    fewer = {"stages[2].transformers": 0}  # the middle has their kind; tracing takes a second a transformer
-    if twin.arch.down[0].transformers:
-        fewer["down[0].transformers"] = 1
+    fewer = {"levels[2].num_transformers": 0}  # the middle has their kind; tracing takes a second a transformer
+    if twin.arch.down[0].num_transformers:
+        fewer["down[0].num_transformers"] = 1
     _check_compiled(stirred(apply_overrides(twin.arch, fewer)), "aot_eager")
 
 

@@ -1,4 +1,4 @@
-"""The architecture: equal ids exactly when the nets are equal, mistakes named, JSON kept."""
+"""Tests of architectures: ids are equal exactly if the nets are, invalid ones are refused, JSON round-trips."""
 
 from __future__ import annotations
 
@@ -17,56 +17,59 @@ from tests.snapgen.nets import SD15, same_net, tiny
 
 CHANGES_THE_NET: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"latent_channels": 4}),
-    ({}, {"context_width": 16}),
+    ({}, {"context_dim": 16}),
     ({}, {"norm_groups": 2}),
     ({}, {"qk_norm": True}),
     ({}, {"rope": True}),
-    ({}, {"time.frequencies": 16}),
-    ({}, {"time.width": 8}),
+    ({}, {"time.embed_dim": 16}),
+    ({}, {"time.hidden_dim": 8}),
     ({}, {"time.projection": "output"}),
     ({"all.conv": "separable"}, {"time.projection": "output"}),
     ({}, {"down[0].channels": 16}),
     ({}, {"up[0].channels": 16}),
-    ({}, {"down[0].residual_blocks": 2}),
-    ({}, {"up[0].residual_blocks": 1}),
-    ({}, {"up[0].residual_blocks": 5}),
-    ({}, {"mid.residual_blocks": 1}),
-    ({}, {"mid.residual_blocks": 0}),
-    ({}, {"down[0].transformers": 1}),
-    ({}, {"mid.transformers": 0}),
-    ({}, {"up[1].transformers": 3}),
+    ({}, {"down[0].num_res_blocks": 2}),
+    ({}, {"up[0].num_res_blocks": 1}),
+    ({}, {"up[0].num_res_blocks": 5}),
+    ({}, {"mid.num_res_blocks": 1}),
+    ({}, {"mid.num_res_blocks": 0}),
+    ({}, {"down[0].num_transformers": 1}),
+    ({}, {"mid.num_transformers": 0}),
+    ({}, {"up[1].num_transformers": 3}),
     ({}, {"up[1].transformer_depth": 2}),
     ({}, {"mid.transformer_depth": 0}),
     ({}, {"down[1].self_attention": False}),
     ({}, {"up[1].cross_attention": False}),
-    ({}, {"mid.kv_heads": 1}),
-    ({}, {"mid.kv_heads": 2}),
-    ({}, {"mid.head_width": 8}),
+    ({}, {"mid.num_kv_heads": 1}),
+    ({}, {"mid.num_kv_heads": 2}),
+    ({}, {"mid.head_dim": 8}),
     ({}, {"mid.ffn_ratio": 2}),
     ({}, {"mid.ffn_ratio": 3.5}),
     ({}, {"down[0].conv": "separable"}),
     ({}, {"mid.conv": "separable"}),
     ({"all.conv": "separable"}, {"mid.expansion": 2}),
     ({"all.conv": "separable"}, {"up[0].expansion": 1.5}),
-    ({"down[0].residual_blocks": 0, "down[0].transformers": 1}, {"down[0].conv": "separable"}),
+    ({"down[0].num_res_blocks": 0, "down[0].num_transformers": 1}, {"down[0].conv": "separable"}),
 ]
 
 CHANGES_NOTHING: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"all.expansion": 3}),
-    ({}, {"down[0].kv_heads": 1}),
-    ({}, {"down[0].head_width": 8}),
+    ({}, {"down[0].num_kv_heads": 1}),
+    ({}, {"down[0].head_dim": 8}),
     ({}, {"down[0].ffn_ratio": 2}),
     ({}, {"down[0].self_attention": False}),
     ({}, {"down[0].cross_attention": False}),
     ({}, {"down[0].transformer_depth": 3}),
-    ({}, {"mid.kv_heads": 4}),
-    ({"mid.transformer_depth": 0}, {"mid.transformers": 7}),
-    ({"mid.residual_blocks": 0}, {"mid.conv": "separable"}),
-    ({"down[1].residual_blocks": 0}, {"down[1].conv": "separable"}),
-    ({"down[0].residual_blocks": 0, "down[0].transformers": 1, "down[0].conv": "separable"}, {"down[0].expansion": 2}),
+    ({}, {"mid.num_kv_heads": 4}),
+    ({"mid.transformer_depth": 0}, {"mid.num_transformers": 7}),
+    ({"mid.num_res_blocks": 0}, {"mid.conv": "separable"}),
+    ({"down[1].num_res_blocks": 0}, {"down[1].conv": "separable"}),
+    (
+        {"down[0].num_res_blocks": 0, "down[0].num_transformers": 1, "down[0].conv": "separable"},
+        {"down[0].expansion": 2},
+    ),
     ({"all.self_attention": False}, {"rope": True}),
     ({"all.self_attention": False, "all.cross_attention": False}, {"qk_norm": True}),
-    ({"all.self_attention": False, "all.cross_attention": False}, {"all.kv_heads": 1, "all.head_width": 8}),
+    ({"all.self_attention": False, "all.cross_attention": False}, {"all.num_kv_heads": 1, "all.head_dim": 8}),
     ({}, {"mid.ffn_ratio": 4.0000001}),
 ]
 
@@ -74,42 +77,42 @@ CHANGES_NOTHING: list[tuple[dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("first", "change"), CHANGES_THE_NET, ids=lambda c: ",".join(c))
 def test_a_knob_that_changes_the_net_changes_the_id(first: dict[str, Any], change: dict[str, Any]) -> None:
     base = tiny(first)
-    other = apply_overrides(base, change)
-    assert not same_net(base, other)
-    assert base.id != other.id
+    changed = apply_overrides(base, change)
+    assert not same_net(base, changed)
+    assert base.id != changed.id
 
 
 @pytest.mark.parametrize(("first", "change"), CHANGES_NOTHING, ids=lambda c: ",".join(c))
 def test_a_knob_that_changes_nothing_keeps_the_id(first: dict[str, Any], change: dict[str, Any]) -> None:
     base = tiny(first)
-    other = apply_overrides(base, change)
-    assert base != other
-    assert same_net(base, other)
-    assert base.id == other.id
+    changed = apply_overrides(base, change)
+    assert base != changed
+    assert same_net(base, changed)
+    assert base.id == changed.id
 
 
 def test_a_context_width_without_cross_attention_keeps_the_id() -> None:
     base = tiny({"all.cross_attention": False})
-    assert base.id == apply_overrides(base, {"context_width": 99}).id
+    assert base.id == apply_overrides(base, {"context_dim": 99}).id
 
 
 KNOBS: dict[str, list[Any]] = {
     "qk_norm": [True, False],
     "rope": [True, False],
     "time.projection": ["expanded", "output"],
-    "all.conv": ["plain", "separable"],
+    "all.conv": ["standard", "separable"],
     "all.expansion": [1, 1.5, 2],
-    "down[0].residual_blocks": [0, 1, 2],
-    "down[0].transformers": [1, 2],
-    "mid.residual_blocks": [0, 1, 2, 3],
-    "stages[1].transformers": [0, 1, 2, 3],
-    "mid.transformers": [0, 1, 2],
+    "down[0].num_res_blocks": [0, 1, 2],
+    "down[0].num_transformers": [1, 2],
+    "mid.num_res_blocks": [0, 1, 2, 3],
+    "levels[1].num_transformers": [0, 1, 2, 3],
+    "mid.num_transformers": [0, 1, 2],
     "all.transformer_depth": [0, 1, 2],
-    "stages[0].self_attention": [True, False],
+    "levels[0].self_attention": [True, False],
     "all.cross_attention": [True, False],
-    "up[0].residual_blocks": [1, 2, 4],
-    "all.kv_heads": [None, 1, 2],
-    "mid.head_width": [4, 8],
+    "up[0].num_res_blocks": [1, 2, 4],
+    "all.num_kv_heads": [None, 1, 2],
+    "mid.head_dim": [4, 8],
     "mid.ffn_ratio": [1, 2.5],
 }
 
@@ -118,7 +121,7 @@ KNOBS: dict[str, list[Any]] = {
 def architectures(draw: st.DrawFn) -> Architecture:
     changes = {path: draw(st.sampled_from(values)) for path, values in KNOBS.items()}
     if changes["all.transformer_depth"] == 0:
-        changes["down[0].residual_blocks"] = max(1, changes["down[0].residual_blocks"])
+        changes["down[0].num_res_blocks"] = max(1, changes["down[0].num_res_blocks"])
     return tiny(changes)
 
 
@@ -126,15 +129,15 @@ def architectures(draw: st.DrawFn) -> Architecture:
 @given(architectures(), st.sampled_from(sorted(KNOBS)), st.data())
 def test_ids_are_equal_exactly_when_the_nets_are(base: Architecture, path: str, data: st.DataObject) -> None:
     try:
-        other = apply_overrides(base, {path: data.draw(st.sampled_from(KNOBS[path]))})
+        changed = apply_overrides(base, {path: data.draw(st.sampled_from(KNOBS[path]))})
     except ValueError:
-        return  # e.g. a stage left without blocks
+        return  # e.g. a level without blocks
     assert same_net(base, base.canonical())
-    assert (base.id == other.id) == same_net(base, other)
+    assert (base.id == changed.id) == same_net(base, changed)
 
 
 def test_canonical_is_its_own_canonical() -> None:
-    arch = tiny({"all.expansion": 2, "mid.kv_heads": 4})
+    arch = tiny({"all.expansion": 2, "mid.num_kv_heads": 4})
     assert arch.canonical().canonical() == arch.canonical() != arch
 
 
@@ -146,7 +149,7 @@ def test_presets_survive_json(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["snapgen", "", "no/such.yaml", "."])
-def test_resolve_names_what_there_is_not(name: str) -> None:
+def test_resolve_refuses_unknown_names(name: str) -> None:
     with pytest.raises(InputError):
         presets.resolve(name)
 
@@ -155,18 +158,18 @@ def test_resolve_names_what_there_is_not(name: str) -> None:
     ("changes", "words"),
     [
         ({"down[0].channels": 9}, "down[0] has 9 channels"),
-        ({"mid.head_width": 5}, "head_width 5"),
-        ({"mid.kv_heads": 3}, "3 kv_heads"),
-        ({"mid.head_width": 16, "mid.kv_heads": 2}, "2 kv_heads"),
-        ({"down[0].residual_blocks": 0}, "down[0] has no blocks"),
-        ({"up[1].residual_blocks": 0}, "up[1] has no residual block"),
+        ({"mid.head_dim": 5}, "head_dim 5"),
+        ({"mid.num_kv_heads": 3}, "3 num_kv_heads"),
+        ({"mid.head_dim": 16, "mid.num_kv_heads": 2}, "2 num_kv_heads"),
+        ({"down[0].num_res_blocks": 0}, "down[0] has no blocks"),
+        ({"up[1].num_res_blocks": 0}, "up[1] has no residual block"),
         ({"all.conv": "separable", "mid.expansion": 1.1}, "expansion 1.1 of 16"),
         ({"all.conv": "separable", "up[0].expansion": 1.125}, "up[0] expands 24 channels to 27"),
         ({"mid.ffn_ratio": 2.1}, "ffn_ratio 2.1 of 16"),
-        ({"rope": True, "all.head_width": 8, "mid.head_width": 2}, "head_width"),
+        ({"rope": True, "all.head_dim": 8, "mid.head_dim": 2}, "head_dim"),
     ],
 )
-def test_what_cannot_be_built_is_refused(changes: dict[str, Any], words: str) -> None:
+def test_architectures_that_cannot_be_built_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words.replace("[", r"\[")):
         tiny(changes)
 
@@ -178,8 +181,8 @@ def test_up_and_down_must_pair() -> None:
 
 def test_skips_are_those_of_diffusers() -> None:
     arch = Architecture.model_validate(SD15)
-    assert [arch.skips(i) for i in range(4)] == [[320] * 3, [320, 640, 640], [640, 1280, 1280], [1280] * 3]
-    assert [arch.up_inputs(i) for i in range(4)] == [
+    assert [arch.skip_channels(i) for i in range(4)] == [[320] * 3, [320, 640, 640], [640, 1280, 1280], [1280] * 3]
+    assert [arch.up_in_channels(i) for i in range(4)] == [
         [640 + 320, 640, 640],
         [1280 + 640, 640 + 640, 640 + 320],
         [2560, 2560, 1280 + 640],

@@ -25,7 +25,7 @@ from snapgen.autoencoders.autoencoder import (
 )
 from snapgen.autoencoders.psnr import psnr
 from snapgen.autoencoders.training import DecoderTrainer, DecoderTrainingConfig, build_tiny_decoder, new_autoencoder
-from snapgen.data.dataset import open_images
+from snapgen.data.dataset import load_dataset
 from snapgen.data.pixels import to_float
 from snapgen.errors import InputError
 
@@ -38,20 +38,20 @@ SMALL: dict[str, Any] = {
     "mid_blocks": 0,
     "norm_groups": 4,
 }
-QUICK = DecoderTrainingConfig(steps=3, batch=8, warmup=1, adversarial_share=0.4, latent_noise=0.1)
+QUICK = DecoderTrainingConfig(steps=3, batch_size=8, warmup_steps=1, adversarial_share=0.4, latent_noise=0.1)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module", params=[32, 64])
 def validation(request: pytest.FixtureRequest) -> Tensor:
     """Images of concepts that training never saw: uint8 (N, 3, side, side)."""
-    return next(iter(open_images("emoji", split="val", resolution=request.param).batches(96 * 32 // request.param)))
+    return next(iter(load_dataset("emoji", split="val", resolution=request.param).batches(96 * 32 // request.param)))
 
 
 @pytest.fixture(scope="module")
 def few() -> dict[int, Tensor]:
     """A handful of training images by resolution."""
-    return {side: next(iter(open_images("emoji", split="train", resolution=side).batches(12))) for side in (32, 64)}
+    return {side: next(iter(load_dataset("emoji", split="train", resolution=side).batches(12))) for side in (32, 64)}
 
 
 @pytest.fixture
@@ -118,15 +118,19 @@ def test_decoded_images_are_in_range() -> None:
 
 
 def test_training_lowers_the_loss(few: dict[int, Tensor]) -> None:
-    first_and_last: list[float] = []
-
-    def note(step: int, steps: int, losses: Any) -> None:
-        if step in (1, 2, steps - 1, steps):
-            first_and_last.append(losses["l1"] + losses["mse"] + losses["perceptual"])
-
     quick = QUICK.model_copy(update={"steps": 30, "adversarial_share": 0.1, "resolutions": (32,)})
-    DecoderTrainer(new_autoencoder(0, **SMALL), few, quick).complete(note)
-    assert sum(first_and_last[2:]) < 0.8 * sum(first_and_last[:2])
+    trainer = DecoderTrainer(new_autoencoder(0, **SMALL), few, quick)
+    steps = [trainer.step() for _ in range(30)]
+    losses = [float(step["l1"] + step["mse"] + step["perceptual"]) for step in steps]
+    assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
+
+
+def test_progress_rises_to_the_end_and_names_the_step(few: dict[int, Tensor]) -> None:
+    reports: list[tuple[float, str]] = []
+    quick = QUICK.model_copy(update={"steps": 4})
+    DecoderTrainer(new_autoencoder(0, **SMALL), few, quick).complete(lambda *report: reports.append(report))
+    assert [fraction for fraction, _ in reports] == [0.25, 0.5, 0.75, 1]
+    assert reports[-1][1].startswith("step 4 of 4, l1 0.")
 
 
 def test_training_repeats_from_its_seed(few: dict[int, Tensor]) -> None:
@@ -166,7 +170,7 @@ def test_tiny_decoder_learns_another_encoders_latents(few: dict[int, Tensor], kl
     decoder = build_tiny_decoder(given, seed=0)
     count = sum(parameter.numel() for parameter in decoder.parameters())
     assert abs(count / 1.38e6 - 1) < 0.02
-    DecoderTrainer(decoder, few, QUICK.model_copy(update={"batch": 2}), given).complete()
+    DecoderTrainer(decoder, few, QUICK.model_copy(update={"batch_size": 2}), given).complete()
     assert all(torch.equal(before[name], weight) for name, weight in given.state_dict().items())
     pair = AutoencoderWithDecoder(given, decoder)
     assert pair.decode(pair.encode(to_float(few[32][:1]))).shape == (1, 3, 32, 32)
@@ -223,7 +227,7 @@ def test_pixels_pass_through() -> None:
 
 
 def test_size_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="that 4 divides"):
+    with pytest.raises(ValueError, match="divisible by 4"):
         autoencoder.load_autoencoder("emoji").encode(torch.zeros(1, 3, 32, 30))
 
 
@@ -255,7 +259,7 @@ def reconfigured(**values: Any) -> Callable[[Path], None]:
         (truncated, "cannot be read"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b""), "cannot be read"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"\0" * 4096), "cannot be read"),
-        (lambda folder: (folder / WEIGHTS).unlink(), "holds no diffusion_pytorch_model.safetensors"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "has no diffusion_pytorch_model.safetensors"),
         (lambda folder: (folder / "config.json").unlink(), "config.json: does not exist"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: (folder / "config.json").write_text("[]"), "must be a mapping"),

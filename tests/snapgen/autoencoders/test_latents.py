@@ -12,7 +12,7 @@ from snapgen import progress
 from snapgen.autoencoders import autoencoder, latents
 from snapgen.autoencoders.latents import encode_dataset
 from snapgen.data import dataset
-from snapgen.data.dataset import ImageDataset, open_images
+from snapgen.data.dataset import ImageDataset, load_dataset
 from snapgen.data.decoding import decode
 from snapgen.errors import InputError
 from snapgen.io import chunked
@@ -25,9 +25,9 @@ CPU = torch.device("cpu")
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of eight images, none held in memory."""
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(latents, "BATCH", 4)
-    monkeypatch.setattr(chunked, "LARGEST_ROWS", 9)
-    monkeypatch.setattr(dataset, "HELD_BYTES", 1000)
+    monkeypatch.setattr(latents, "ENCODE_BATCH_SIZE", 4)
+    monkeypatch.setattr(chunked, "MAX_CHUNK_ROWS", 9)
+    monkeypatch.setattr(dataset, "MAX_IN_MEMORY_BYTES", 1000)
 
 
 def in_folder(root: Path) -> ImageDataset:
@@ -37,7 +37,7 @@ def in_folder(root: Path) -> ImageDataset:
         (root / "train" / f"{i}.jpg").write_bytes(picture(i, "JPEG"))
     (root / "train" / "11.jpg").write_bytes(b"damaged")
     (root / "train" / "12.jpg").write_bytes(picture(12, "JPEG")[:60])
-    return open_images(str(root), split="train", resolution=8)
+    return load_dataset(str(root), split="train", resolution=8)
 
 
 def in_shards(root: Path) -> ImageDataset:
@@ -48,7 +48,7 @@ def in_shards(root: Path) -> ImageDataset:
     files["00012.jpg"] = files["00012.jpg"][:60]
     shard(root / "train" / "a.tar", files)
     shard(root / "train" / "b.tar", samples(10, 20))
-    return open_images(str(root), split="train", resolution=8)
+    return load_dataset(str(root), split="train", resolution=8)
 
 
 def number(caption: str) -> int:
@@ -58,7 +58,7 @@ def number(caption: str) -> int:
 @pytest.mark.parametrize("make", [in_folder, in_shards])
 def test_damaged_images_leave_no_gap_between_latents_and_captions(make: Any, tmp_path: Path) -> None:
     images = make(tmp_path / "set")
-    assert (len(images), images.skipped, images._held) == (28, 2, None)
+    assert (len(images), images.skipped, images._in_memory) == (28, 2, None)
     coder = autoencoder.load_autoencoder("emoji")
     found = encode_dataset(images, coder, digest="d", device=CPU)
     assert found.shape == (28, coder.latent_channels, 8 // coder.factor, 8 // coder.factor)
@@ -98,19 +98,19 @@ def test_an_interrupted_pass_goes_on_where_it_was(
     assert [len(batch) for batch in seen] == [4, 4, 4, 4, 4]  # the first eight are there
     assert "encoded 12 of 28 images" in caplog.text
     assert "encoded 28 of 28 images, 0 s left" in caplog.text
-    assert torch.equal(found.whole(), (images.pixels / 127.5 - 1).half())
+    assert torch.equal(found.materialize(), (images.pixels / 127.5 - 1).half())
     until(0)
-    assert torch.equal(encode_dataset(images, coder, digest="d", device=CPU).whole(), found.whole())
+    assert torch.equal(encode_dataset(images, coder, digest="d", device=CPU).materialize(), found.materialize())
     [lost, *_] = sorted((tmp_path / "cache" / "latents").iterdir(), key=lambda path: path.stat().st_mtime_ns)[1:]
     lost.unlink()
     until(100)
-    assert torch.equal(encode_dataset(images, coder, digest="d", device=CPU).whole(), found.whole())
+    assert torch.equal(encode_dataset(images, coder, digest="d", device=CPU).materialize(), found.materialize())
     assert [len(batch) for batch in seen] == [4, 4]
 
 
 def test_another_set_autoencoder_or_resolution_is_computed_anew(tmp_path: Path) -> None:
     images, coder = in_folder(tmp_path / "set"), autoencoder.load_autoencoder("none")
-    larger = open_images(str(tmp_path / "set"), split="train", resolution=10)
+    larger = load_dataset(str(tmp_path / "set"), split="train", resolution=10)
     kept = tmp_path / "cache" / "latents"
     for count, (given, digest) in enumerate([(images, "d"), (images, "e"), (larger, "d"), (images, "d")], start=1):
         encode_dataset(given, coder, digest=digest, device=CPU)
@@ -126,6 +126,6 @@ def test_an_image_that_changed_since_is_no_silent_gap(tmp_path: Path) -> None:
 
 def test_a_resolution_that_does_not_fit_is_named(tmp_path: Path) -> None:
     in_folder(tmp_path / "set")
-    images = open_images(str(tmp_path / "set"), split="train", resolution=9)
+    images = load_dataset(str(tmp_path / "set"), split="train", resolution=9)
     with pytest.raises(InputError, match=r"resolution: images of 9×9 do not fit"):
         encode_dataset(images, autoencoder.load_autoencoder("emoji"), digest="d", device=CPU)

@@ -113,10 +113,10 @@ def test_as_many_of_each_group_stay(width: int, groups: int, ratio: float, kept:
 @pytest.mark.parametrize(
     ("ratio", "words"),
     [
-        (1.0, "ratio: 1.0 is no share of channels to cut; use 0 or more, below 1"),
-        (-0.1, "ratio: -0.1 is no share"),
-        (float("nan"), "ratio: nan is no share"),
-        (0.9, "ratio: 0.9 leaves no channel of 8 in 4 groups; use at most 0.75"),
+        (1.0, "ratio: 1.0 is not a share of channels to prune; use 0 or more and less than 1"),
+        (-0.1, "ratio: -0.1 is not a share"),
+        (float("nan"), "ratio: nan is not a share"),
+        (0.9, "ratio: 0.9 leaves none of 8 channels in 4 groups; use at most 0.75"),
     ],
 )
 def test_a_ratio_that_cannot_be_is_told(ratio: float, words: str) -> None:
@@ -126,7 +126,7 @@ def test_a_ratio_that_cannot_be_is_told(ratio: float, words: str) -> None:
 
 def test_another_kind_of_decoder_is_told() -> None:
     vae = small_kl(up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"))
-    with pytest.raises(InputError, match="vae: up_block_types: is a decoder of AttnUpDecoderBlock2D"):
+    with pytest.raises(InputError, match="vae: up_block_types: has a decoder with AttnUpDecoderBlock2D"):
         prune_decoder(vae, 0.5, source="vae")
 
 

@@ -94,8 +94,8 @@ def test_saved_and_loaded_is_identical(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"blocks": (1, 2)}, "one of each a level"),
-        ({"widths": (), "blocks": ()}, "one of each a level"),
+        ({"blocks": (1, 2)}, "one of each per level"),
+        ({"widths": (), "blocks": ()}, "one of each per level"),
         ({"widths": (20, 32, 64)}, "multiples of 8"),
         ({"expansion": 1.3}, "multiples of 8"),
     ],

@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "mid_blocks": 0,
     "norm_groups": 4,
 }
-SIX = DecoderTrainingConfig(steps=6, batch=4, resolutions=(16, 16, 32), warmup=2, adversarial_share=0.5)
+SIX = DecoderTrainingConfig(steps=6, batch_size=4, resolutions=(16, 16, 32), warmup_steps=2, adversarial_share=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_frozen_weights_are_trained_again(images: dict[int, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"widths": (32, 64), "blocks": (0, 1)}, "decodes a factor of 2; the encoder's is 4"),
+        ({"widths": (32, 64), "blocks": (0, 1)}, "has a downscale factor of 2, but the encoder's is 4"),
         ({"norm_groups": 7}, "multiples of 7"),
         ({"depth": 3}, "depth"),
     ],

@@ -26,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Stand-ins of the three encoders of arXiv 2412.09619, with widths in the same order: 8 + 12 < 28."""
+    """Small stand-ins for the three encoders of arXiv 2412.09619, with the same order of widths: 8 + 12 < 28."""
     root = tmp_path_factory.mktemp("encoders")
     return {
         "clip_l": str(projected_clip(root / "l", hidden=8, projection=8)),
@@ -46,20 +46,20 @@ def encoders(folders: dict[str, str]) -> list[TextEncoderConfig]:
 
 
 def alone(setting: TextEncoderConfig) -> embeddings.Embeddings:
-    different, row = embeddings.deduplicate(CAPTIONS)
-    found = embeddings.embed_captions(different, name=setting.encoder, tokens=setting.tokens, layer=setting.layer)
-    return embeddings.Embeddings(found.tokens[row].float(), found.pooled[row].float())  # type: ignore[arg-type]
+    distinct, rows = embeddings.deduplicate(CAPTIONS)
+    embedded = embeddings.embed_captions(distinct, name=setting.encoder, tokens=setting.tokens, layer=setting.layer)
+    return embeddings.Embeddings(embedded.tokens[rows].float(), embedded.pooled[rows].float())  # type: ignore[arg-type]
 
 
 def everything(captions: EncodedCaptions) -> conditioning.Conditioning:
-    return captions.condition(torch.arange(len(captions)))
+    return captions.conditioning(torch.arange(len(captions)))
 
 
-def test_each_encoder_stands_in_its_place(encoders: list[TextEncoderConfig]) -> None:
+def test_each_encoder_fills_its_slice(encoders: list[TextEncoderConfig]) -> None:
     captions = conditioning.encode(CAPTIONS, encoders)
     context, pooled = everything(captions)
-    assert (len(captions), captions.encoders) == (5, 3)
-    assert (captions.context_width, captions.tokens, captions.pooled_width) == (28, 15, 22)
+    assert (len(captions), captions.num_encoders) == (5, 3)
+    assert (captions.context_dim, captions.tokens, captions.pooled_width) == (28, 15, 22)
     assert context.shape == (5, 15, 28)
     assert context.dtype == torch.float32
     clip_l, clip_g, gemma = map(alone, encoders)
@@ -99,21 +99,21 @@ def test_an_empty_caption_is_all_zeros(encoders: list[TextEncoderConfig]) -> Non
 def test_an_encoder_is_dropped_on_its_own(encoders: list[TextEncoderConfig], dropped: int) -> None:
     captions = conditioning.encode(CAPTIONS, encoders)
     context, pooled = everything(captions)
-    places = [(slice(0, 6), slice(0, 8)), (slice(0, 6), slice(8, 20)), (slice(6, 15), slice(0, 28))]
-    kept = torch.ones(5, 3, dtype=torch.bool)
-    kept[[0, 3], dropped] = False
-    found, found_pooled = captions.condition(torch.arange(5), kept)
+    slices = [(slice(0, 6), slice(0, 8)), (slice(0, 6), slice(8, 20)), (slice(6, 15), slice(0, 28))]
+    keep_mask = torch.ones(5, 3, dtype=torch.bool)
+    keep_mask[[0, 3], dropped] = False
+    dropped_context, dropped_pooled = captions.conditioning(torch.arange(5), keep_mask)
     assert pooled is not None
-    assert found_pooled is not None
-    context[[0, 3], places[dropped][0], places[dropped][1]] = 0
+    assert dropped_pooled is not None
+    context[[0, 3], slices[dropped][0], slices[dropped][1]] = 0
     for row in (0, 3):
         pooled[row, [slice(0, 8), slice(8, 22), slice(0, 0)][dropped]] = 0
-    assert torch.equal(found, context)
-    assert torch.equal(found_pooled, pooled)
+    assert torch.equal(dropped_context, context)
+    assert torch.equal(dropped_pooled, pooled)
 
 
-def test_with_every_encoder_dropped_nothing_is_left(encoders: list[TextEncoderConfig]) -> None:
-    context, pooled = conditioning.encode(CAPTIONS, encoders).condition(
+def test_dropping_every_encoder_gives_zeros(encoders: list[TextEncoderConfig]) -> None:
+    context, pooled = conditioning.encode(CAPTIONS, encoders).conditioning(
         torch.arange(5), torch.zeros(5, 3, dtype=torch.bool)
     )
     assert pooled is not None
@@ -121,27 +121,27 @@ def test_with_every_encoder_dropped_nothing_is_left(encoders: list[TextEncoderCo
     assert not pooled.any()
 
 
-def test_a_batch_is_the_rows_of_the_whole(encoders: list[TextEncoderConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunked, "LARGEST_ROWS", 2)
+def test_a_batch_is_rows_of_all_captions(encoders: list[TextEncoderConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "MAX_CHUNK_ROWS", 2)
     captions = conditioning.encode(CAPTIONS, encoders)
     indices = torch.tensor([4, 0, 0, 2, 3])
-    kept = torch.arange(15).view(5, 3) % 4 > 0
-    for some, of_indices in ((None, None), (kept, kept[indices])):
-        whole, batch = captions.condition(torch.arange(5), some), captions.condition(indices, of_indices)
-        assert torch.equal(batch.context, whole.context[indices])
-        assert whole.pooled is not None
+    keep_mask = torch.arange(15).view(5, 3) % 4 > 0
+    for mask, batch_mask in ((None, None), (keep_mask, keep_mask[indices])):
+        full, batch = captions.conditioning(torch.arange(5), mask), captions.conditioning(indices, batch_mask)
+        assert torch.equal(batch.context, full.context[indices])
+        assert full.pooled is not None
         assert batch.pooled is not None
-        assert torch.equal(batch.pooled, whole.pooled[indices])
+        assert torch.equal(batch.pooled, full.pooled[indices])
 
 
 def test_encoders_in_memory_give_what_those_in_folders_do(encoders: list[TextEncoderConfig], tmp_path: Path) -> None:
     loaded = [text_encoder.load_text_encoder(encoder.encoder) for encoder in encoders]
-    found = conditioning.encode(CAPTIONS, [e.model_copy(update={"encoder": "gone"}) for e in encoders], loaded=loaded)
+    encoded = conditioning.encode(CAPTIONS, [e.model_copy(update={"encoder": "gone"}) for e in encoders], loaded=loaded)
     assert not (tmp_path / "cache").exists()
-    for one, other in zip(everything(found), everything(conditioning.encode(CAPTIONS, encoders)), strict=True):
-        assert one is not None
-        assert other is not None
-        assert torch.equal(one, other)
+    for a, b in zip(everything(encoded), everything(conditioning.encode(CAPTIONS, encoders)), strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)
 
 
 def test_one_encoder_as_ever(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_one_encoder_as_ever(tmp_path: Path) -> None:
     assert torch.equal(context, embeddings.encode(CAPTIONS, name=name).float())
     assert (pooled, captions.pooled_width) == (None, 0)
     moved = captions.to(torch.device("meta"))
-    assert moved.condition(torch.arange(3)).context.shape == (3, 16, 16)
+    assert moved.conditioning(torch.arange(3)).context.shape == (3, 16, 16)
     assert captions.nbytes == 4 * (16 * 16 + 16) * 2
 
 
@@ -162,28 +162,30 @@ def test_widths_need_no_weights(encoders: list[TextEncoderConfig], tmp_path: Pat
         folder.mkdir()
         (folder / "config.json").write_bytes((Path(encoder.encoder) / "config.json").read_bytes())
         bare.append(encoder.model_copy(update={"encoder": str(folder)}))
-    assert conditioning.widths(bare) == ConditioningDims(context=28, tokens=15, pooled=22)
-    assert conditioning.widths(bare[:2]) == ConditioningDims(context=20, tokens=6, pooled=22)
-    assert conditioning.widths(bare[2:]) == ConditioningDims(context=28, tokens=9, pooled=0)
-    assert conditioning.widths([TextEncoderConfig(pooled=True)]) == ConditioningDims(context=384, tokens=16, pooled=384)
+    assert conditioning.conditioning_dims(bare) == ConditioningDims(context=28, tokens=15, pooled=22)
+    assert conditioning.conditioning_dims(bare[:2]) == ConditioningDims(context=20, tokens=6, pooled=22)
+    assert conditioning.conditioning_dims(bare[2:]) == ConditioningDims(context=28, tokens=9, pooled=0)
+    assert conditioning.conditioning_dims([TextEncoderConfig(pooled=True)]) == ConditioningDims(
+        context=384, tokens=16, pooled=384
+    )
 
 
 def test_the_three_encoders_of_the_paper_make_its_context(tmp_path: Path) -> None:
-    """2304 channels (arXiv 2412.09619: 379 M parameters), from the sizes that the encoders state."""
+    """2304 channels (arXiv 2412.09619: 379 M parameters), from the sizes in the encoders' configurations."""
     clip = {"model_type": "clip_text_model", "architectures": ["CLIPTextModelWithProjection"]}
-    said = [
+    configs = [
         {**clip, "hidden_size": 768, "projection_dim": 768},
         {**clip, "hidden_size": 1280, "projection_dim": 1280},
         {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "hidden_size": 2304},
     ]
     encoders = []
-    for number, config in enumerate(said):
+    for number, config in enumerate(configs):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "config.json").write_text(json.dumps(config))
         join = "channels" if number == 1 else "tokens"
         encoders.append(TextEncoderConfig(encoder=str(tmp_path / str(number)), tokens=77, join=join, pooled=number < 2))
-    assert conditioning.widths(encoders) == ConditioningDims(context=2304, tokens=154, pooled=2048)
-    assert presets.preset("snapgen-t2i").context_width == 2304
+    assert conditioning.conditioning_dims(encoders) == ConditioningDims(context=2304, tokens=154, pooled=2048)
+    assert presets.preset("snapgen-t2i").context_dim == 2304
 
 
 def test_lists_that_cannot_be_merged_are_refused_in_one_line(encoders: list[TextEncoderConfig]) -> None:

@@ -18,7 +18,7 @@ from tests.snapgen.encoders import WORDS, bert, clip, gemma2, llama, projected_c
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of its own, and no network."""
+    """A separate cache, and no network."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("the network was asked")
@@ -59,7 +59,7 @@ def test_any_encoder_folder(make: Any, tmp_path: Path) -> None:
     assert not torch.equal(embeddings[0, 1], embeddings[1, 1])
 
 
-def test_a_captions_embedding_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+def test_a_captions_embedding_does_not_depend_on_its_neighbors(tmp_path: Path) -> None:
     name = str(bert(tmp_path / "bert"))
     captions = [" ".join(WORDS[2 + (i + j) % 6] for j in range(1 + i % 5)) for i in range(90)]
     together = embeddings_.encode(captions, name=name)
@@ -76,7 +76,7 @@ def test_the_layer_is_the_encoders_own(make: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         own = model(**tokenizer("a red fox", return_tensors="pt"), output_hidden_states=True)
     last, penultimate = (
-        embeddings_.embed_captions(["a red fox"], name=name, tokens=8, layer=layer).tokens.whole()[0, :5].float()
+        embeddings_.embed_captions(["a red fox"], name=name, tokens=8, layer=layer).tokens.materialize()[0, :5].float()
         for layer in ("last", "penultimate")
     )
     torch.testing.assert_close(last, own.last_hidden_state[0], rtol=0, atol=2e-3)
@@ -86,7 +86,7 @@ def test_the_layer_is_the_encoders_own(make: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [projected_clip, whole_clip])
 def test_clips_pooled_embedding_is_projected(make: Any, tmp_path: Path) -> None:
-    """The end token, behind the last norm, through the projection; whichever layer the tokens are of."""
+    """The pooled embedding is the projected end token after the last norm, whichever layer the tokens are from."""
     name = str(make(tmp_path / "clip"))
     own = text_encoder.load_text_encoder(name)[0]
     ids = torch.tensor([[1, 2, 3, 4, 8]])
@@ -95,7 +95,7 @@ def test_clips_pooled_embedding_is_projected(make: Any, tmp_path: Path) -> None:
         expected = own.text_projection(states.last_hidden_state[0, 4])
     assert text_encoder.pooled_width(name) == 8
     for layer in ("last", "penultimate"):
-        pooled = embeddings_.embed_captions(["", "a red fox"], name=name, tokens=8, layer=layer).pooled.whole()
+        pooled = embeddings_.embed_captions(["", "a red fox"], name=name, tokens=8, layer=layer).pooled.materialize()
         assert pooled.shape == (2, 8)
         assert not pooled[0].any()
         torch.testing.assert_close(pooled[1].float(), expected, rtol=0, atol=2e-3)
@@ -115,7 +115,7 @@ def test_the_projection_is_read_not_made_up(tmp_path: Path) -> None:
 def test_other_pooled_embeddings_are_the_mean_over_the_captions_tokens(make: Any, tmp_path: Path) -> None:
     name = str(make(tmp_path / "encoder"))
     found = embeddings_.embed_captions(["", "a red fox", "moon"], name=name, tokens=8)
-    tokens, pooled = found.tokens.whole().float(), found.pooled.whole().float()
+    tokens, pooled = found.tokens.materialize().float(), found.pooled.materialize().float()
     assert pooled.shape == (3, text_encoder.pooled_width(name)) == (3, text_encoder.width(name))
     means = tokens.sum(1) / torch.tensor([1.0, 5.0, 3.0])[:, None]
     torch.testing.assert_close(pooled, means, rtol=0, atol=2e-3)
@@ -130,22 +130,23 @@ def test_values_beyond_half_precision_are_refused(tmp_path: Path) -> None:
         text_encoder.encode_batch(model, tokenizer, ["fox"], tokens=8)
     found = text_encoder.encode_batch(model, tokenizer, ["fox"], tokens=8, layer="penultimate")
     assert torch.equal(
-        found["tokens"], embeddings_.embed_captions(["fox"], name=name, tokens=8, layer="penultimate").tokens.whole()
+        found["tokens"],
+        embeddings_.embed_captions(["fox"], name=name, tokens=8, layer="penultimate").tokens.materialize(),
     )
 
 
 def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = str(bert(tmp_path / "bert"))
     captions, _ = embeddings_.deduplicate([" ".join(WORDS[2 + (i // 6**j) % 6] for j in range(3)) for i in range(30)])
-    whole = embeddings_.embed_captions(captions, name=name).tokens.whole()
-    monkeypatch.setattr(chunked, "LARGEST_ROWS", 8)
+    full = embeddings_.embed_captions(captions, name=name).tokens.materialize()
+    monkeypatch.setattr(chunked, "MAX_CHUNK_ROWS", 8)
     run, seen = text_encoder.encode_batch, []
 
-    def counted(*given: Any, **others: Any) -> Any:
+    def counted(*args: Any, **kwargs: Any) -> Any:
         if len(seen) == 2:
             raise KeyboardInterrupt
-        seen.append(len(given[2]))
-        return run(*given, **others)
+        seen.append(len(args[2]))
+        return run(*args, **kwargs)
 
     monkeypatch.setattr(embeddings_, "encode_batch", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -157,7 +158,7 @@ def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path: Path, monkeypatc
     found = embeddings_.embed_captions(captions, name=name).tokens
     assert seen == [0, 6]
     assert found.shape == (30, 16, 16)
-    assert torch.allclose(found.whole().float(), whole.float(), atol=2e-3)
+    assert torch.allclose(found.materialize().float(), full.float(), atol=2e-3)
 
 
 def test_distinct_captions_are_stored_once(tmp_path: Path) -> None:
@@ -202,18 +203,19 @@ def test_the_digest_follows_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_pipelines_encoder_has_its_tokenizer_beside_it(tmp_path: Path) -> None:
-    whole = clip(tmp_path / "whole")
+    single = clip(tmp_path / "single")
     encoder, tokenizer = tmp_path / "pipeline" / "text_encoder_2", tmp_path / "pipeline" / "tokenizer_2"
-    shutil.copytree(whole, encoder)
-    shutil.copytree(whole, tokenizer, ignore=shutil.ignore_patterns("model*", "config.json"))
+    shutil.copytree(single, encoder)
+    shutil.copytree(single, tokenizer, ignore=shutil.ignore_patterns("model*", "config.json"))
     for file in encoder.glob("token*"):
         file.unlink()
     assert torch.equal(
-        embeddings_.encode(["fox"], name=str(encoder), tokens=8), embeddings_.encode(["fox"], name=str(whole), tokens=8)
+        embeddings_.encode(["fox"], name=str(encoder), tokens=8),
+        embeddings_.encode(["fox"], name=str(single), tokens=8),
     )
-    assert text_encoder.digest(str(encoder)) == text_encoder.digest(str(whole))
+    assert text_encoder.digest(str(encoder)) == text_encoder.digest(str(single))
     shutil.rmtree(tokenizer)
-    with pytest.raises(InputError, match="holds no tokenizer"):
+    with pytest.raises(InputError, match="has no tokenizer"):
         text_encoder.load_text_encoder(str(encoder))
 
 
@@ -289,7 +291,7 @@ def test_names_that_are_no_folders_are_refused(name: str) -> None:
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no folder with a text encoder's config\.json"):
+    with pytest.raises(InputError, match=r"not a folder with a text encoder's config\.json"):
         text_encoder.width(str(tmp_path))
 
 

@@ -52,14 +52,14 @@ from tests.snapgen.nets import inputs
 def test_a_converted_net_computes_what_diffusers_does(config: dict[str, Any], kind: type[nn.Module]) -> None:
     theirs = reference(config, kind)
     conversion = from_diffusers(theirs)
-    assert (conversion.left_out, conversion.unused, conversion.new) == ((), (), ())
+    assert (conversion.dropped, conversion.unexpected_keys, conversion.missing_keys) == ((), (), ())
     assert sum(p.numel() for p in conversion.net.parameters()) == sum(p.numel() for p in theirs.parameters())
     assert_equal_outputs(theirs, conversion.net)
 
 
 def test_dreamlites_shared_heads_and_norms_are_ours() -> None:
     net = from_diffusers(reference(DREAMLITE, DreamLiteUNetModel)).net
-    assert (net.arch.qk_norm, net.arch.mid.kv_heads, net.arch.mid.ffn_ratio, net.arch.mid.transformers) == (
+    assert (net.arch.qk_norm, net.arch.mid.num_kv_heads, net.arch.mid.ffn_ratio, net.arch.mid.num_transformers) == (
         True,
         1,
         3,
@@ -85,7 +85,7 @@ def test_added_conditions_are_folded_in(config: dict[str, Any], kind: type[nn.Mo
     """Equal with pooled text zero and a square image of the net's own size, or the sizes asked for."""
     theirs = reference(config, kind)
     own, other = from_diffusers(theirs), from_diffusers(theirs, time_ids=(32, 64, 1, 2, 64, 32))
-    [left_out] = own.left_out
+    [left_out] = own.dropped
     assert left_out.startswith("addition_embed_type: folded in")
     for conversion, sizes in ((own, (64.0, 64, 0, 0, 64, 64)), (other, (32.0, 64, 1, 2, 64, 32))):
         added = {"text_embeds": torch.zeros(2, pooled), "time_ids": torch.tensor([sizes] * 2)}
@@ -165,7 +165,7 @@ def test_of_dreamlites_own_design_the_part_that_is_the_same_converts() -> None:
     """Block by block: what passes theirs gives the same in ours, but for the blocks named in `conversion_config`."""
     theirs = reference(OWN_DREAMLITE, DreamLiteUNetModel)
     conversion = from_diffusers(theirs, partial=True)
-    assert {phrase.partition(":")[0] for phrase in conversion.left_out} == {
+    assert {phrase.partition(":")[0] for phrase in conversion.dropped} == {
         "use_sep_conv", "down_block_types[0]", "down_block_types[1]", "up_block_types[1]",
     }  # fmt: skip
     pairs = list(_same_blocks(theirs, conversion.net))
@@ -200,13 +200,13 @@ def _same_blocks(theirs: Any, ours: Any) -> Iterator[tuple[nn.Module, nn.Module]
 def test_a_partial_conversion_says_what_begins_anew() -> None:
     theirs = reference(OWN_DREAMLITE, DreamLiteUNetModel)
     conversion = from_diffusers(theirs, partial=True)
-    assert "down.0.sampler.0.weight" in conversion.new
-    assert "up.0.layers.0.residual.conv1.1.weight" in conversion.new
-    assert not any(name.startswith("mid.") for name in conversion.new)
-    assert "down_blocks.0.attentions.0.transformer_blocks.0.norm1.weight" in conversion.unused
-    assert "down_blocks.0.downsamplers.0.conv.weight" in conversion.unused
+    assert "down.0.downsample.0.weight" in conversion.missing_keys
+    assert "up.0.layers.0.residual.conv1.1.weight" in conversion.missing_keys
+    assert not any(name.startswith("mid.") for name in conversion.missing_keys)
+    assert "down_blocks.0.attentions.0.transformer_blocks.0.norm1.weight" in conversion.unexpected_keys
+    assert "down_blocks.0.downsamplers.0.conv.weight" in conversion.unexpected_keys
     fresh = UNet(conversion.net.arch).state_dict()
-    assert all(torch.equal(conversion.net.state_dict()[name], fresh[name]) for name in conversion.new)
+    assert all(torch.equal(conversion.net.state_dict()[name], fresh[name]) for name in conversion.missing_keys)
     assert conversion.net(*inputs(conversion.net.arch, size=8)).isfinite().all()
 
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from archsearch.cli import app
 from archsearch.training.run_folder import check_prediction
-from snapgen.conversion.scheduler import of_scheduler
+from snapgen.conversion.scheduler import from_scheduler
 from snapgen.diffusion.process import PREDICTION_TYPES, NoiseProcess, make_process
 from snapgen.diffusion.variance_preserving import SCHEDULE
 from snapgen.errors import InputError
@@ -39,7 +39,7 @@ SD15 = {
 
 
 def said(config: Any) -> tuple[str | None, str]:
-    found = of_scheduler(config)
+    found = from_scheduler(config)
     return found.prediction, found.reason
 
 
@@ -61,7 +61,7 @@ def test_a_scheduler_says_what_is_predicted(scheduler: SchedulerMixin, predictio
 
 
 def test_a_type_that_is_not_written_is_the_classs_own() -> None:
-    assert said(SD15) == ("noise", "PNDMScheduler of prediction_type 'epsilon'")
+    assert said(SD15) == ("noise", "PNDMScheduler with prediction_type 'epsilon'")
 
 
 @pytest.mark.parametrize("prediction", ["noise", "v", "velocity"])
@@ -74,13 +74,13 @@ def test_our_own_schedulers_say_what_they_were_made_for(prediction: Any) -> None
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({**SD15, "prediction_type": "sample"}, "its scheduler is PNDMScheduler of prediction_type 'sample'"),
-        ({**SD15, "prediction_type": ["v"]}, "of prediction_type ['v'], of which we have none"),
+        ({**SD15, "prediction_type": "sample"}, "its scheduler is PNDMScheduler with prediction_type 'sample'"),
+        ({**SD15, "prediction_type": ["v"]}, "with prediction_type ['v'], which is not supported"),
         ({**SD15, "beta_schedule": "linear"}, "its scheduler's beta_schedule is 'linear', not Stable Diffusion 1.5's"),
         ({**SD15, "trained_betas": [0.1]}, "its scheduler's trained_betas is [0.1], not"),
         ({**SD15, "_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
         (dict(EDMEulerScheduler().config) | {"_class_name": "EDMEulerScheduler"}, "beta_start is None, not"),
-        (dict(IPNDMScheduler().config) | {"_class_name": "IPNDMScheduler"}, "of prediction_type None"),
+        (dict(IPNDMScheduler().config) | {"_class_name": "IPNDMScheduler"}, "with prediction_type None"),
         ({"_class_name": "MyScheduler"}, "its scheduler is MyScheduler, which diffusers does not have"),
         ({}, "its scheduler is None, which"),
     ],
@@ -119,7 +119,9 @@ def converted(source: Path, out: Path, *options: str) -> str:
 
 def test_a_converted_pipelines_net_may_teach(net: Path, tmp_path: Path) -> None:
     out = tmp_path / "ours"
-    assert "noise (PNDMScheduler of prediction_type 'epsilon')" in converted(pipeline(tmp_path / "in", net, SD15), out)
+    assert "noise (PNDMScheduler with prediction_type 'epsilon')" in converted(
+        pipeline(tmp_path / "in", net, SD15), out
+    )
     assert prediction_note.read_prediction_type(out) == "noise"
     check_prediction(out, "noise")
     told = json.loads(converted(tmp_path / "in", tmp_path / "again", "--json", "--prediction", "noise"))
@@ -134,7 +136,7 @@ def test_a_net_alone_is_of_what_the_user_says(net: Path, tmp_path: Path) -> None
     told = converted(net, tmp_path / "silent")
     said = [line for line in told.splitlines() if "--prediction" in line]
     assert said == [
-        "Not noted what it predicts: without scheduler/scheduler_config.json nothing says it; "
+        "Not noted what it predicts: without scheduler/scheduler_config.json it is not stated; "
         "convert it with --prediction before it teaches."
     ]
     assert prediction_note.read_prediction_type(tmp_path / "silent") is None
@@ -142,7 +144,7 @@ def test_a_net_alone_is_of_what_the_user_says(net: Path, tmp_path: Path) -> None
     for prediction in PREDICTION_TYPES:
         converted(net, tmp_path / prediction, "--prediction", prediction, "--quiet")
         assert prediction_note.read_prediction_type(tmp_path / prediction) == prediction
-    with pytest.raises(InputError, match=r"--prediction: 'epsilon' is none of ours; use one of: velocity, "):
+    with pytest.raises(InputError, match=r"--prediction: 'epsilon' is not a prediction type; use one of: velocity, "):
         converted(net, tmp_path / "wrong", "--prediction", "epsilon")
 
 
@@ -151,5 +153,5 @@ def test_a_scheduler_that_says_nothing_leaves_it_to_the_user(net: Path, tmp_path
     assert "beta_schedule is 'linear'" in converted(other, tmp_path / "silent")
     assert prediction_note.read_prediction_type(tmp_path / "silent") is None
     assert "v (by --prediction)" in converted(other, tmp_path / "v", "--prediction", "v")
-    with pytest.raises(InputError, match=r"scheduler_config\.json: is no JSON"):
+    with pytest.raises(InputError, match=r"scheduler_config\.json: is not valid JSON"):
         converted(pipeline(tmp_path / "damaged", net, "{"), tmp_path / "none")

@@ -31,17 +31,17 @@ from tests.snapgen.nets import inputs, stirred
 SMALL = Architecture.model_validate(
     {
         "latent_channels": 3,
-        "context_width": 12,
+        "context_dim": 12,
         "norm_groups": 4,
-        "time": {"frequencies": 8, "width": 16},
+        "time": {"embed_dim": 8, "hidden_dim": 16},
         "down": [
-            {"channels": 8, "residual_blocks": 0, "transformers": 1, "head_width": 4, "self_attention": False},
-            {"channels": 16, "residual_blocks": 1, "head_width": 4},
+            {"channels": 8, "num_res_blocks": 0, "num_transformers": 1, "head_dim": 4, "self_attention": False},
+            {"channels": 16, "num_res_blocks": 1, "head_dim": 4},
         ],
-        "mid": {"residual_blocks": 1, "head_width": 4},
+        "mid": {"num_res_blocks": 1, "head_dim": 4},
         "up": [
-            {"channels": 8, "residual_blocks": 1, "head_width": 4},
-            {"channels": 16, "residual_blocks": 1, "head_width": 4},
+            {"channels": 8, "num_res_blocks": 1, "head_dim": 4},
+            {"channels": 16, "num_res_blocks": 1, "head_dim": 4},
         ],
     }
 )
@@ -50,21 +50,21 @@ NETS: dict[str, dict[str, Any]] = {
     "qk norm, rope": {
         "qk_norm": True,
         "rope": True,
-        "down[0].kv_heads": 1,
+        "down[0].num_kv_heads": 1,
         "down[0].conv": "separable",
-        "mid.transformers": 1,
-        "mid.kv_heads": 2,
+        "mid.num_transformers": 1,
+        "mid.num_kv_heads": 2,
         "up[0].conv": "separable",
         "up[0].expansion": 2,
-        "up[0].transformers": 1,
+        "up[0].num_transformers": 1,
         "up[0].self_attention": False,
-        "up[1].transformers": 1,
-        "up[1].kv_heads": 1,
+        "up[1].num_transformers": 1,
+        "up[1].num_kv_heads": 1,
         "time.projection": "output",
     },
-    "neither": {"mid.transformers": 1, "up[1].conv": "separable"},
-    "rope": {"rope": True, "mid.transformers": 1, "all.kv_heads": 2, "all.conv": "separable"},
-    "qk norm": {"qk_norm": True, "down[1].transformers": 1, "up[1].transformers": 1, "all.kv_heads": 1},
+    "neither": {"mid.num_transformers": 1, "up[1].conv": "separable"},
+    "rope": {"rope": True, "mid.num_transformers": 1, "all.num_kv_heads": 2, "all.conv": "separable"},
+    "qk norm": {"qk_norm": True, "down[1].num_transformers": 1, "up[1].num_transformers": 1, "all.num_kv_heads": 1},
 }
 MORE = {"rope", "qk norm"}
 EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in MORE)) for name in NETS]
@@ -87,7 +87,7 @@ def rounded(net: Any) -> Any:
 def converted(module: nn.Module, feed: dict[str, Tensor], output: str) -> Any:
     examples = {name: tensor if tensor.dtype == torch.int32 else tensor.half() for name, tensor in feed.items()}
     with package.quiet():
-        return package._converted(module, examples, output, PackageOptions())
+        return package._convert(module, examples, output, PackageOptions())
 
 
 @cache
@@ -97,7 +97,7 @@ def unet(name: str) -> tuple[UNet, dict[str, Tensor], Any]:
     sample, timestep, context = inputs(net.arch, batch=1, size=SIZE, tokens=TOKENS)
     feed = {
         "sample": sample.half().float(),
-        "time_features": time_features(timestep, net.arch.time.frequencies),
+        "time_features": time_features(timestep, net.arch.time.embed_dim),
         "context": context.half().float(),
     }
     return net, feed, converted(CoreMLUNet(copy.deepcopy(net).half(), SIZE), feed, "velocity")
@@ -128,7 +128,7 @@ def test_a_converted_net_stays_on_the_neural_engine(name: str, tmp_path: Path) -
         {t.dtype for t in program.inputs} == {t.dtype for op in program.operations for t in op.outputs} == {"FLOAT16"}
     )
     counts = program.counts()
-    attentions = [(b, b.kv_heads == 1) for _, b, _ in net.arch.sites() for _ in range(b.transformers)]
+    attentions = [(b, b.num_kv_heads == 1) for _, b, _ in net.arch.named_levels() for _ in range(b.num_transformers)]
     assert counts["scaled_dot_product_attention"] == sum(b.self_attention + b.cross_attention for b, _ in attentions)
     # A context's keys and values of one head are not transposed.
     assert counts["transpose"] == sum(3 * b.self_attention + (2 if mqa else 3) for b, mqa in attentions)
@@ -223,7 +223,7 @@ def test_a_package_is_made_once_for_all_that_it_depends_on(monkeypatch: pytest.M
         made.append(Written())
         return made[-1]
 
-    monkeypatch.setattr(package, "_converted", convert)
+    monkeypatch.setattr(package, "_convert", convert)
     paths = {coreml.convert_decoder(decoder(), 4) for _ in range(2)}
     assert len(made) == 1
     paths.add(coreml.convert_decoder(decoder(), 8))
@@ -235,7 +235,7 @@ def test_a_package_is_made_once_for_all_that_it_depends_on(monkeypatch: pytest.M
 
 
 def test_what_a_killed_conversion_left_is_not_taken_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package, "_converted", lambda *_: Written())
+    monkeypatch.setattr(package, "_convert", lambda *_: Written())
     path = coreml.convert_decoder(decoder(), 4)
     left = path.with_name(f"{path.stem}.1-ab.part.mlpackage")
     path.rename(left)
@@ -250,7 +250,7 @@ def test_a_conversion_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch,
     def fail(*_: object) -> Written:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(package, "_converted", fail)
+    monkeypatch.setattr(package, "_convert", fail)
     with pytest.raises(RuntimeError):
         coreml.convert_decoder(decoder(), 4)
     assert list((tmp_path / "coreml").iterdir()) == []
@@ -260,13 +260,13 @@ def test_nets_of_one_id_share_a_package(monkeypatch: pytest.MonkeyPatch) -> None
     seen: list[Any] = []
     monkeypatch.setattr(coreml, "package", lambda *args: seen.append(args[1]))
     coreml.convert_unet(SMALL, 8)
-    coreml.convert_unet(apply_overrides(SMALL, {"up[0].kv_heads": 1}), 8)
-    coreml.convert_unet(apply_overrides(SMALL, {"down[0].kv_heads": 1}), 8)
+    coreml.convert_unet(apply_overrides(SMALL, {"up[0].num_kv_heads": 1}), 8)
+    coreml.convert_unet(apply_overrides(SMALL, {"down[0].num_kv_heads": 1}), 8)
     assert seen[0] == seen[1] != seen[2]
 
 
 def test_random_weights_are_of_ordinary_size_and_no_two_layers_are_one() -> None:
-    net = coreml._random_unet(apply_overrides(SMALL, {"down[1].residual_blocks": 2}))
+    net = coreml._random_unet(apply_overrides(SMALL, {"down[1].num_res_blocks": 2}))
     first, second = (layer.residual.conv2.weight for layer in net.down[1].layers)
     assert first.shape == second.shape
     assert not torch.equal(first, second)
@@ -280,9 +280,9 @@ def test_random_weights_are_of_ordinary_size_and_no_two_layers_are_one() -> None
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: coreml.convert_unet(SMALL, 7), "latent: size 7 does not halve 1 times; use a multiple of 2"),
-        (lambda: coreml.convert_unet(SMALL, 8, context_tokens=0), "tokens: 0 is no length"),
-        (lambda: coreml.convert_decoder(decoder(), 0), "latent: size 0"),
+        (lambda: coreml.convert_unet(SMALL, 7), "latent: size 7 cannot be halved 1 times; use a multiple of 2"),
+        (lambda: coreml.convert_unet(SMALL, 8, context_tokens=0), "tokens: 0 is not a valid context length"),
+        (lambda: coreml.convert_decoder(decoder(), 0), "latent: 0 is not a valid size"),
         (lambda: coreml.convert_text("/nowhere"), "/nowhere: does not exist; name a text encoder's folder"),
     ],
 )

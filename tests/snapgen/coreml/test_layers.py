@@ -17,16 +17,16 @@ from tests.snapgen.nets import inputs, stirred, tiny
 
 VARIETY: dict[str, dict[str, Any]] = {
     "mhsa": {},
-    "mqa": {"all.kv_heads": 1},
-    "gqa": {"all.kv_heads": 2, "down[0].transformers": 1, "up[0].transformers": 1},
+    "mqa": {"all.num_kv_heads": 1},
+    "gqa": {"all.num_kv_heads": 2, "down[0].num_transformers": 1, "up[0].num_transformers": 1},
     "qk norm": {"qk_norm": True},
-    "rope": {"rope": True, "all.kv_heads": 2},
-    "snapgen": {"qk_norm": True, "rope": True, "all.kv_heads": 1, "all.conv": "separable", "all.expansion": 2},
+    "rope": {"rope": True, "all.num_kv_heads": 2},
+    "snapgen": {"qk_norm": True, "rope": True, "all.num_kv_heads": 1, "all.conv": "separable", "all.expansion": 2},
     "time at the output": {"time.projection": "output", "all.conv": "separable"},
     "no context": {"all.cross_attention": False, "qk_norm": True, "rope": True},
-    "context alone": {"all.self_attention": False, "qk_norm": True, "rope": True, "all.kv_heads": 2},
+    "context alone": {"all.self_attention": False, "qk_norm": True, "rope": True, "all.num_kv_heads": 2},
     "no attention": {"all.self_attention": False, "all.cross_attention": False},
-    "no residual blocks": {"down[0].residual_blocks": 0, "down[0].transformers": 2},
+    "no residual blocks": {"down[0].num_res_blocks": 0, "down[0].num_transformers": 2},
 }
 
 
@@ -36,11 +36,11 @@ VARIETY: dict[str, dict[str, Any]] = {
 def test_a_net_in_its_core_ml_form_computes_the_same(
     changes: dict[str, Any], longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "LONGEST", longest)
+    monkeypatch.setattr(layers, "MAX_SIDE", longest)
     net = stirred(tiny(changes))
     sample, timestep, context = inputs(net.arch, batch=1)
     expected = net(sample, timestep, context)
-    found = CoreMLUNet(copy.deepcopy(net), 4)(sample, time_features(timestep, net.arch.time.frequencies), context)
+    found = CoreMLUNet(copy.deepcopy(net), 4)(sample, time_features(timestep, net.arch.time.embed_dim), context)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5 * expected.std().item())
 
 
@@ -56,7 +56,7 @@ def test_a_tiny_decoder_in_its_core_ml_form_computes_the_same() -> None:
 @torch.no_grad()
 def test_an_empty_captions_keys_are_no_zero_over_zero_in_half_precision() -> None:
     """The smallest epsilon of any norm of heads is a normal number of half precision."""
-    attention = blocks.Attention(16, 12, head_width=4, kv_heads=1, norm=True)
+    attention = blocks.Attention(16, 12, head_dim=4, num_kv_heads=1, qk_norm=True)
     norm = layers.HeadNorm.of(attention, axis=1)
     assert norm is not None
     assert norm.eps >= torch.finfo(torch.float16).tiny

@@ -99,7 +99,17 @@ def test_a_pruned_decoder_is_exported_and_drawn_with(tmp_path: Path) -> None:
     one.save_pretrained(tmp_path / "run" / "pipeline")
     (tmp_path / "prompts.txt").write_text("\n".join(filter(None, PROMPTS)))
     small, phones = tmp_path / "small", tmp_path / "coreml"
-    asked = ["--prompts", str(tmp_path / "prompts.txt"), "--images", "4", "--steps", "2", "--batch", "2", "--quiet"]
+    asked = [
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--num-latents",
+        "4",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--quiet",
+    ]
     for command in (
         ["prune-decoder", str(tmp_path / "run"), "--out", str(small), *asked],
         ["export", str(small), "--to", "coreml", "--quiet"],
@@ -169,7 +179,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({"latent_size": 3}, "multiple of 2"),
         ({"out": Path("/proc/here")}, "/proc/here"),
-        ({"folder": Path("/nowhere")}, "/nowhere: is no folder"),
+        ({"folder": Path("/nowhere")}, "/nowhere: is neither a folder"),
     ],
 )
 def test_what_cannot_be_exported_is_told(
@@ -184,5 +194,5 @@ def test_what_cannot_be_exported_is_told(
 def test_a_pipeline_of_no_size_is_to_be_given_one(tmp_path: Path) -> None:
     one: SnapGenPipeline = made(tmp_path, resolution=None)
     one.save_pretrained(tmp_path / "pipeline")
-    with pytest.raises(InputError, match="--latent: is not given"):
+    with pytest.raises(InputError, match="--latent-size: is missing"):
         pipeline_export.export_pipeline(tmp_path / "pipeline", tmp_path / "out")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from snapgen import progress
 from snapgen.data import dataset
-from snapgen.data.dataset import ImageDataset, open_images
+from snapgen.data.dataset import ImageDataset, load_dataset
 from snapgen.data.decoding import decode
 from snapgen.errors import InputError
 from snapgen.io import digests as digests_
@@ -61,8 +61,8 @@ def samples(count: int, first: int = 0) -> dict[str, bytes]:
 
 def both(source: Path | str, resolution: int = 8) -> tuple[ImageDataset, ImageDataset]:
     return (
-        open_images(str(source), split="train", resolution=resolution),
-        open_images(str(source), split="val", resolution=resolution),
+        load_dataset(str(source), split="train", resolution=resolution),
+        load_dataset(str(source), split="val", resolution=resolution),
     )
 
 
@@ -100,13 +100,13 @@ def test_no_picture_is_in_both_splits() -> None:
 
 
 def test_emoji_of_other_resolutions() -> None:
-    assert open_images("emoji", split="val", resolution=16).pixels.shape[-1] == 16
-    large = open_images("emoji", split="val", resolution=64)
-    small = open_images("emoji", split="val", resolution=32)
+    assert load_dataset("emoji", split="val", resolution=16).pixels.shape[-1] == 16
+    large = load_dataset("emoji", split="val", resolution=64)
+    small = load_dataset("emoji", split="val", resolution=32)
     assert large.captions == small.captions
     assert large.digest != small.digest
     with pytest.raises(InputError, match="64 px"):
-        open_images("emoji", split="val", resolution=65)
+        load_dataset("emoji", split="val", resolution=65)
 
 
 def test_every_beginning_of_the_emoji_is_a_fair_sample() -> None:
@@ -127,7 +127,7 @@ def test_a_folder_a_class(tmp_path: Path) -> None:
     assert [len(batch) for batch in train.batches(16)][:-1] == [16] * (len(train) // 16)
     pixels = decode(picture(3), 8)
     assert pixels is not None
-    assert any(torch.equal(pixels, found) for found in torch.cat([train.pixels, val.pixels]))
+    assert any(torch.equal(pixels, image) for image in torch.cat([train.pixels, val.pixels]))
     assert train.captions[:10] != sorted(train.captions)[:10]
 
 
@@ -157,7 +157,7 @@ def test_unsorted_validation_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "ILSVRC2012_val_00000001.png").write_bytes(picture(0))
     with pytest.raises(InputError, match="class folders"):
-        open_images(str(tmp_path), split="val", resolution=8)
+        load_dataset(str(tmp_path), split="val", resolution=8)
 
 
 def test_a_plain_folder(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_damaged_images_are_counted_and_skipped(tmp_path: Path, caplog: pytest.L
     (root / "owl" / "003.png").symlink_to(root / "nowhere.png")
     for _ in range(2):  # computed, then from the cache
         caplog.clear()
-        images = open_images(str(tmp_path), split="train", resolution=8)
+        images = load_dataset(str(tmp_path), split="train", resolution=8)
         assert (len(images), images.skipped) == (36, 4)
         assert len(images.captions) == len(images.pixels)
         assert len(caplog.records) == 1
@@ -232,9 +232,9 @@ def test_large_sets_stream_and_stay_in_step(tmp_path: Path, monkeypatch: pytest.
     for i in range(40):
         (tmp_path / f"{i}.png").write_bytes(picture(i))
     (tmp_path / "7.png").write_bytes(b"damaged")
-    monkeypatch.setattr(dataset, "HELD_BYTES", 1000)
+    monkeypatch.setattr(dataset, "MAX_IN_MEMORY_BYTES", 1000)
     train, _ = both(tmp_path)
-    assert train._held is None
+    assert train._in_memory is None
     for _ in range(2):
         batches = list(train.batches(8))
         assert sum(map(len, batches)) == len(train) == len(train.captions)
@@ -304,7 +304,7 @@ def test_captions_from_json_and_samples_without(tmp_path: Path) -> None:
     }
     (tmp_path / "val").mkdir()
     shard(tmp_path / "train" / "a.tar", files)
-    images = open_images(str(tmp_path), split="train", resolution=8)
+    images = load_dataset(str(tmp_path), split="train", resolution=8)
     assert images.captions == ["an owl", "\ufffd\ufffd not utf-8"]
     assert images.skipped == 5
 
@@ -318,10 +318,10 @@ def test_a_cut_shard_gives_what_stands_before_the_cut(
     shard(tmp_path / "train" / "b.tar", samples(5, 40))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
     (tmp_path / "val").mkdir()
-    images = open_images(str(tmp_path), split="train", resolution=8)
+    images = load_dataset(str(tmp_path), split="train", resolution=8)
     assert 5 < len(images) < 45
     assert images.captions[-5:] == [f"picture {i}" for i in range(40, 45)]
-    assert "a.tar breaks off" in caplog.text
+    assert "a.tar is truncated" in caplog.text
 
 
 def test_a_shard_named_like_a_command_is_a_file(tmp_path: Path) -> None:
@@ -388,12 +388,12 @@ def only_texts(root: Path) -> str:
 
 
 BAD = {
-    "text named .tar": (text_named_tar, "no tar archive"),
-    "empty tar": (empty_tar, "no sample|no tar"),
-    "zero-byte tar": (zero_byte_tar, "no tar archive"),
-    "tar cut in its first file": (headless_tar, "no tar archive|none of its"),
+    "text named .tar": (text_named_tar, "not a tar archive"),
+    "empty tar": (empty_tar, "no sample|not a tar"),
+    "zero-byte tar": (zero_byte_tar, "not a tar archive"),
+    "tar cut in its first file": (headless_tar, "not a tar archive|none of its"),
     "tar without images": (tar_of_other_things, "no sample"),
-    "folder of text named .tar": (folder_of_broken_tars, "no tar archive"),
+    "folder of text named .tar": (folder_of_broken_tars, "not a tar archive"),
     "folder of damaged images": (unreadable_pictures, "none of its"),
     "one image for two splits": (one_picture, "split"),
     "a text file": (a_text, "neither a folder"),
@@ -422,7 +422,7 @@ def test_what_is_no_source_is_refused_in_one_line(tmp_path: Path, case: str) -> 
 @pytest.mark.parametrize("source", ["", "pipe:cat x.tar", "https://example.org/a.tar", "s3://b/{0..9}.tar", "Emoji"])
 def test_names_that_are_no_paths_are_refused(source: str) -> None:
     with pytest.raises(InputError):
-        open_images(source, split="train", resolution=8)
+        load_dataset(source, split="train", resolution=8)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from snapgen.data.decoding import LARGEST_PIXELS, decode
+from snapgen.data.decoding import MAX_PIXELS, decode
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -32,7 +32,7 @@ def whole(image: bytes | Path, resolution: int = 8) -> torch.Tensor:
 
 
 def claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header claims a size."""
+    """A PNG file of a few bytes whose header claims a size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -116,7 +116,7 @@ DAMAGED = {
     "cut webp": WEBP[: len(WEBP) // 2],
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n",
     "bomb": claiming(65_000, 65_000),
-    "just too large": claiming(LARGEST_PIXELS // 1000 + 1, 1000),
+    "just too large": claiming(MAX_PIXELS // 1000 + 1, 1000),
     "no width": claiming(0, 8),
     "too little data": claiming(100, 100),
 }

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from snapgen.data.dataset import open_images
+from snapgen.data.dataset import load_dataset
 from snapgen.data.emoji import pack
-from snapgen.data.emoji.pack import EmojiImage, NpmPackage, concept, concepts, normal, on_white, split
+from snapgen.data.emoji.pack import EmojiImage, NpmPackage, concept, concepts, normalize, on_white, split
 from snapgen.errors import InputError
 
 
@@ -41,7 +41,7 @@ CODES = [f"1F6{i:02X}" for i in range(60)]
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three packages like the real ones: 60 emoji and a waving hand with a skin tone, by both vendors."""
+    """Three packages in the form of the real ones: 60 emoji and a waving hand with a skin tone, from both vendors."""
     folder = tmp_path / "npm"
     folder.mkdir()
     fluent = {f"package/assets/{code.lower()}.webp": drawing(i, "WEBP") for i, code in enumerate(CODES)}
@@ -79,7 +79,7 @@ def test_packing_gives_the_same_bytes_and_what_was_packed(
     assert names == ["32-train.tar.gz", "32-val.tar.gz", "64-train.tar.gz", "64-val.tar.gz", "LICENSE-emojibase"]
     assert all((outs[0] / name).read_bytes() == (outs[1] / name).read_bytes() for name in names)
     monkeypatch.setattr("snapgen.data.dataset.EMOJI", outs[0])
-    images = [open_images("emoji", split=part, resolution=32) for part in ("train", "val")]
+    images = [load_dataset("emoji", split=part, resolution=32) for part in ("train", "val")]
     captions = images[0].captions + images[1].captions
     assert len(captions) == 122
     assert set(captions) == {f"thing {code}" for code in CODES} | {"waving hand"}
@@ -126,7 +126,7 @@ def test_without_npm_the_missing_package_is_named(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_normal_hexcodes(hexcode: str, expected: str) -> None:
-    assert normal(hexcode) == expected
+    assert normalize(hexcode) == expected
 
 
 def test_one_concept_whatever_tone_gender_and_direction() -> None:
@@ -142,15 +142,15 @@ def test_emoji_that_share_a_picture_share_a_concept() -> None:
     pictures = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(3)]
     near = Image.fromarray(np.asarray(pictures[0]) ^ 1)
     codes = {"0a": pictures[0], "0b": pictures[1], "0c": near, "0d": pictures[2], "0b-200d-2640": pictures[2]}
-    found = concepts([EmojiImage("noto", code, image) for code, image in codes.items()])
-    assert found["0a"] == found["0c"]
-    assert found["0b"] == found["0d"] == found["0b-200d-2640"]
-    assert found["0a"] != found["0b"]
+    concept_of = concepts([EmojiImage("noto", code, image) for code, image in codes.items()])
+    assert concept_of["0a"] == concept_of["0c"]
+    assert concept_of["0b"] == concept_of["0d"] == concept_of["0b-200d-2640"]
+    assert concept_of["0a"] != concept_of["0b"]
 
 
 def test_about_an_eighth_of_the_concepts_is_held_back() -> None:
     held = sum(split(f"concept {i}") == "val" for i in range(5000)) / 5000
-    assert abs(held - pack.VALIDATION_SHARE) < 0.02
+    assert abs(held - pack.VALIDATION_FRACTION) < 0.02
 
 
 def test_a_picture_is_squared_on_white() -> None:

@@ -1,3 +1,5 @@
+"""Tests of rectified flow: timesteps, prediction types, validation losses and sampling."""
+
 from __future__ import annotations
 
 import math
@@ -9,13 +11,13 @@ from torch import Tensor
 from snapgen.diffusion import rectified_flow
 
 
-def silent(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+def zero_net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
     del t, context
     return torch.zeros_like(x)
 
 
 def optimal(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-    """E[v | x_t] for unit Gaussian data, whose every other quantity is known."""
+    """E[v | x_t] for unit Gaussian data."""
     del context
     t = t.view(-1, 1, 1, 1)
     return (2 * t - 1) / (t**2 + (1 - t) ** 2) * x
@@ -43,43 +45,45 @@ def test_timesteps_are_logit_normal_and_stratified() -> None:
     assert u.argsort().tolist() != list(range(64))
 
 
-@pytest.mark.parametrize("prediction", rectified_flow.FLOW_PREDICTION_TYPES)
-def test_a_perfect_net_has_the_same_loss_however_it_predicts(prediction: rectified_flow.FlowPredictionType) -> None:
-    """Each parametrisation turned into the output that says the optimal velocity gives the optimal velocity's loss."""
+@pytest.mark.parametrize("prediction_type", rectified_flow.FLOW_PREDICTION_TYPES)
+def test_a_perfect_net_has_the_same_loss_with_every_prediction_type(
+    prediction_type: rectified_flow.FlowPredictionType,
+) -> None:
+    """The output that stands for the optimal velocity gives the optimal loss, whatever the prediction type."""
 
-    def says(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        at = t.view(-1, 1, 1, 1)
-        if prediction == "velocity":
+    def perfect_net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        t_map = t.view(-1, 1, 1, 1)
+        if prediction_type == "velocity":
             return optimal(x, t, context)
-        if prediction == "data":
-            return x - optimal(x, t, context) * at
-        return torch.zeros_like(x)  # unit Gaussian data: nothing is left to say
+        if prediction_type == "data":
+            return x - optimal(x, t, context) * t_map
+        return torch.zeros_like(x)  # optimal for unit Gaussian data
 
     generator = torch.Generator().manual_seed(2)
     data, noise = (torch.randn(2048, 1, 4, 4, generator=generator) for _ in range(2))
     t = torch.linspace(0.06, 0.99, 2048)
-    found = rectified_flow.losses(says, data, noise, t, None, prediction=prediction)
+    losses = rectified_flow.losses(perfect_net, data, noise, t, None, prediction_type=prediction_type)
     expected = (1 / (t**2 + (1 - t) ** 2)).mean()
-    assert float(found.mean()) == pytest.approx(float(expected), rel=0.02)
+    assert float(losses.mean()) == pytest.approx(float(expected), rel=0.02)
 
 
 def test_preconditioned_target_is_unit_and_uncorrelated_with_the_input() -> None:
     generator = torch.Generator().manual_seed(3)
     data, noise = (torch.randn(1, 1, 400, 400, generator=generator) for _ in range(2))
-    for at in (0.02, 0.3, 0.5, 0.9):
-        t = torch.tensor([at])
+    for value in (0.02, 0.3, 0.5, 0.9):
+        t = torch.tensor([value])
         x = rectified_flow.interpolate(data, noise, t)
-        zero = rectified_flow.predict_velocity(silent, x, t, None, "preconditioned")
-        one = rectified_flow.predict_velocity(lambda *x: silent(*x) + 1, x, t, None, "preconditioned")
+        zero = rectified_flow.predict_velocity(zero_net, x, t, None, "preconditioned")
+        one = rectified_flow.predict_velocity(lambda *x: zero_net(*x) + 1, x, t, None, "preconditioned")
         target = ((noise - data) - zero) / (one - zero)
         assert float(target.std()) == pytest.approx(1, abs=0.02)
         assert float((target * x).mean()) == pytest.approx(0, abs=0.02)
 
 
-def test_noise_depends_on_the_image_alone() -> None:
+def test_noise_depends_on_the_image_only() -> None:
     together = rectified_flow.per_image_noise(range(8), (2, 4, 4), seed=5)
-    apart = torch.cat([rectified_flow.per_image_noise([i], (2, 4, 4), seed=5) for i in (6, 1)])
-    assert torch.equal(apart, together[[6, 1]])
+    separate = torch.cat([rectified_flow.per_image_noise([i], (2, 4, 4), seed=5) for i in (6, 1)])
+    assert torch.equal(separate, together[[6, 1]])
     assert not torch.equal(together[0], together[1])
     assert not torch.equal(together, rectified_flow.per_image_noise(range(8), (2, 4, 4), seed=6))
     assert float(together.std()) == pytest.approx(1, abs=0.15)
@@ -87,11 +91,11 @@ def test_noise_depends_on_the_image_alone() -> None:
 
 def test_validation_losses_do_not_depend_on_the_batch() -> None:
     data = torch.randn(50, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    one = rectified_flow.validation_losses(optimal, data, None, seed=0, batch=50)
-    other = rectified_flow.validation_losses(optimal, data, None, seed=0, batch=7)
-    assert one.dtype == torch.float64
-    torch.testing.assert_close(one, other)
-    assert not torch.allclose(one, rectified_flow.validation_losses(optimal, data, None, seed=1))
+    losses = rectified_flow.validation_losses(optimal, data, None, seed=0, batch=50)
+    in_small_batches = rectified_flow.validation_losses(optimal, data, None, seed=0, batch=7)
+    assert losses.dtype == torch.float64
+    torch.testing.assert_close(losses, in_small_batches)
+    assert not torch.allclose(losses, rectified_flow.validation_losses(optimal, data, None, seed=1))
 
 
 def test_validation_times_cover_every_stratum_once() -> None:
@@ -101,7 +105,7 @@ def test_validation_times_cover_every_stratum_once() -> None:
 
 
 def test_sampling_recovers_a_gaussian() -> None:
-    """Data N(3, 0.5²): the exact velocity field, integrated from noise, must end in it."""
+    """Integrating the exact velocity field of N(3, 0.5²) from noise gives samples of that distribution."""
     mean, std = 3.0, 0.5
 
     def field(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
@@ -111,30 +115,30 @@ def test_sampling_recovers_a_gaussian() -> None:
         return (t - (1 - t) * std**2) / variance * (x - (1 - t) * mean) - mean
 
     noise = torch.randn(4096, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    found = rectified_flow.sample(field, noise, None, steps=200)
-    assert float(found.mean()) == pytest.approx(mean, abs=0.03)
-    assert float(found.std()) == pytest.approx(std, abs=0.03)
-    coarse = rectified_flow.sample(field, noise, None, steps=200, shift=3)
-    assert float(coarse.std()) == pytest.approx(std, abs=0.03)
+    samples = rectified_flow.sample(field, noise, None, steps=200)
+    assert float(samples.mean()) == pytest.approx(mean, abs=0.03)
+    assert float(samples.std()) == pytest.approx(std, abs=0.03)
+    shifted = rectified_flow.sample(field, noise, None, steps=200, shift=3)
+    assert float(shifted.std()) == pytest.approx(std, abs=0.03)
 
 
 def test_guidance_extrapolates_from_the_null_context() -> None:
-    seen = []
+    batch_sizes = []
 
     def net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         del t
         assert context is not None
-        seen.append(len(x))
+        batch_sizes.append(len(x))
         return torch.zeros_like(x) + context.sum((1, 2)).view(-1, 1, 1, 1)
 
     noise, context = torch.zeros(2, 1, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1)
     assert rectified_flow.sample(net, noise, context, steps=4, guidance=3).flatten().tolist() == pytest.approx([-3, -6])
     assert rectified_flow.sample(net, noise, context, steps=4, guidance=1).flatten().tolist() == pytest.approx([-1, -2])
-    assert seen == [4] * 4 + [2] * 4
+    assert batch_sizes == [4] * 4 + [2] * 4
 
 
-def test_null_loss_is_what_silence_costs() -> None:
+def test_zero_velocity_loss_is_the_loss_of_a_zero_net() -> None:
     data = torch.randn(512, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = rectified_flow.validation_losses(silent, data, None, seed=0)
-    assert float(found.mean()) == pytest.approx(rectified_flow.zero_velocity_loss(data), rel=0.01)
+    losses = rectified_flow.validation_losses(zero_net, data, None, seed=0)
+    assert float(losses.mean()) == pytest.approx(rectified_flow.zero_velocity_loss(data), rel=0.01)
     assert math.isclose(rectified_flow.zero_velocity_loss(torch.zeros(4)), 1)

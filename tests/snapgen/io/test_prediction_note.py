@@ -1,4 +1,4 @@
-"""The note of what a U-Net predicts."""
+"""Tests of the note that records a U-Net's prediction type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of diffusers' U-Nets: folders, shards, the hub, damage; and the command that converts them."""
+"""Loading diffusers' U-Nets from folders, shards and the hub, damaged files, and the command that converts them."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from tests.snapgen.diffusers_nets import OWN_DREAMLITE, SD, SMALL, THIN, assert_
 
 
 def test_folders_whole_sharded_half_and_of_pipelines(tmp_path: Path) -> None:
-    theirs = reference(THIN)
-    theirs.save_pretrained(tmp_path / "whole")
-    theirs.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
-    theirs.save_pretrained(tmp_path / "pipeline" / "unet")
+    source = reference(THIN)
+    source.save_pretrained(tmp_path / "whole")
+    source.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
+    source.save_pretrained(tmp_path / "pipeline" / "unet")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     for folder in ("whole", "shards", "pipeline"):
-        assert_equal_outputs(theirs, from_diffusers(tmp_path / folder).net)
-    theirs.half().save_pretrained(tmp_path / "half", variant="fp16")
+        assert_equal_outputs(source, from_diffusers(tmp_path / folder).net)
+    source.half().save_pretrained(tmp_path / "half", variant="fp16")
     net = from_diffusers(str(tmp_path / "half")).net
     assert {p.dtype for p in net.parameters()} == {torch.float32}
-    assert_equal_outputs(theirs.float(), net)
+    assert_equal_outputs(source.float(), net)
 
 
 def test_a_hub_name_is_fetched_the_unet_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    theirs = reference(SD)
-    theirs.save_pretrained(tmp_path / "unet")
-    asked: list[Any] = []
+    source = reference(SD)
+    source.save_pretrained(tmp_path / "unet")
+    requests: list[Any] = []
 
-    def fetched(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+    def download(name: str, *, allow_patterns: list[str]) -> str:
+        requests.append((name, allow_patterns))
         return str(tmp_path)
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
-    assert_equal_outputs(theirs, from_diffusers("someone/a-pipeline").net)
-    [(name, patterns)] = asked
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert_equal_outputs(source, from_diffusers("someone/a-pipeline").net)
+    [(name, patterns)] = requests
     assert name == "someone/a-pipeline"
     assert SCHEDULER in patterns
     assert not [pattern for pattern in patterns if not pattern.endswith((".json", ".safetensors"))]
@@ -55,7 +55,7 @@ def test_a_hub_name_is_fetched_the_unet_alone(monkeypatch: pytest.MonkeyPatch, t
         raise ConnectionError("no network\nand more")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(InputError, match=r"could not be fetched from the hub \(no network\);"):
+    with pytest.raises(InputError, match=r"could not be downloaded from the hub \(no network\);"):
         from_diffusers("someone/another-pipeline")
 
 
@@ -95,19 +95,19 @@ def _change_weights(folder: Path, name: str, value: Tensor | None) -> None:
     [
         ("one", _truncate, "cannot be read"),
         ("one", lambda f: (f / "config.json").unlink(), "config.json: does not exist"),
-        ("one", lambda f: (f / "config.json").write_text("{"), "is no JSON"),
-        ("one", lambda f: (f / "diffusion_pytorch_model.safetensors").unlink(), "holds no diffusion_pytorch_model"),
+        ("one", lambda f: (f / "config.json").write_text("{"), "is not valid JSON"),
+        ("one", lambda f: (f / "diffusion_pytorch_model.safetensors").unlink(), "has no diffusion_pytorch_model"),
         ("one", lambda f: _change_config(f, _class_name="AutoencoderKL"), "describes AutoencoderKL"),
-        ("one", lambda f: _change_config(f, block_out_channels=[8, 16]), "is no configuration of a UNet2D"),
-        ("one", lambda f: _change_config(f, block_out_channels="wide"), "is no configuration of a UNet2D"),
+        ("one", lambda f: _change_config(f, block_out_channels=[8, 16]), "is not a valid configuration of UNet2D"),
+        ("one", lambda f: _change_config(f, block_out_channels="wide"), "is not a valid configuration of UNet2D"),
         ("one", lambda f: _change_config(f, block_out_channels=[8, 16, 48]), "conv1.weight: is torch.float32 of shape"),
-        ("one", lambda f: _change_config(f, norm_num_groups=3), "is no configuration of a UNet2D"),
+        ("one", lambda f: _change_config(f, norm_num_groups=3), "is not a valid configuration of UNet2D"),
         ("one", lambda f: _change_weights(f, "conv_in.bias", None), "conv_in.bias: weights do not fit.*1 missing, 0"),
         ("one", lambda f: _change_weights(f, "lora", torch.ones(1)), "lora: weights do not fit.*0 missing, 1"),
         ("one", lambda f: _change_weights(f, "conv_in.bias", torch.full((8,), torch.nan)), "not finite"),
         ("one", lambda f: _change_weights(f, "conv_in.bias", torch.ones(8, dtype=torch.int8)), "not floats"),
         ("shards", lambda f: next(f.glob("*-00002-of-*")).unlink(), "00002-of.*does not exist"),
-        ("shards", lambda f: next(f.glob("*.index.json")).write_text('{"a": 1}'), "weight_map: maps no weights"),
+        ("shards", lambda f: next(f.glob("*.index.json")).write_text('{"a": 1}'), "weight_map: does not map weights"),
     ],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_one_line_and_nothing_written(
@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_one_line_and_nothing_written(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_sources_that_are_not_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file.safetensors").write_bytes(b"x")
     for source, words in (
         (tmp_path / "nowhere", "does not exist"),
@@ -141,7 +141,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 # --- the command ---
 
 
-def test_the_command_writes_a_net_of_ours(saved: Path, tmp_path: Path) -> None:
+def test_the_command_writes_a_converted_net(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "net"
     outcome = CliRunner().invoke(app, ["convert", str(saved / "shards"), "--out", str(out), "--json"])
     assert outcome.exit_code == 0, outcome.output
@@ -159,17 +159,17 @@ def test_the_command_prints_what_was_left_out(tmp_path: Path) -> None:
     assert isinstance(CliRunner().invoke(app, args).exception, InputError)
     assert not (tmp_path / "out").exists()
     outcome = CliRunner().invoke(app, [*args, "--partial"], env={"COLUMNS": "200"})
-    for words in ("use_sep_conv: widens to twice", "begins anew", "no place for", "params"):
+    for words in ("use_sep_conv: expands to twice", "begins anew", "no place for", "params"):
         assert words in outcome.stdout
 
 
 def test_the_command_overwrites_nothing(saved: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("x")
+    (tmp_path / "file").write_text("x")
     args = ["convert", str(saved / "one"), "--out"]
-    for out in (tmp_path, tmp_path / "mine"):
+    for out in (tmp_path, tmp_path / "file"):
         outcome = CliRunner().invoke(app, [*args, str(out)])
         assert isinstance(outcome.exception, InputError)
-        assert "is there already" in str(outcome.exception)
-    assert (tmp_path / "mine").read_text() == "x"
+        assert "already exists" in str(outcome.exception)
+    assert (tmp_path / "file").read_text() == "x"
     outcome = CliRunner().invoke(app, [*args, str(tmp_path / "out"), "--time-ids", "1,x"])
     assert "is no list of numbers" in str(outcome.exception)

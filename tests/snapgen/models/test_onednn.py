@@ -1,4 +1,4 @@
-"""Linear layers through oneDNN: the same numbers, gradients and graphs as torch's own."""
+"""Layers that use oneDNN give the outputs, gradients and graphs of torch's own."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snapgen.models import onednn
-from snapgen.models.onednn import Linear, Pointwise, product
+from snapgen.models.onednn import Linear, Pointwise, linear
 
-needs_onednn = pytest.mark.skipif(not onednn.PRESENT, reason="torch was built without MKL or oneDNN")
+needs_onednn = pytest.mark.skipif(not onednn.AVAILABLE, reason="torch was built without MKL or oneDNN")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 @pytest.fixture
 def through_onednn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Every product is worth while; the list grows with each that goes through oneDNN."""
+    """Let every product use oneDNN; the list grows with each one that does."""
     calls: list[int] = []
-    original = onednn._through_onednn
+    original = onednn._onednn_linear
 
     def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         calls.append(x.numel() * len(weight))
         return original(x, weight, bias)
 
-    monkeypatch.setattr(onednn, "WORTHWHILE", 0)
-    monkeypatch.setattr(onednn, "_through_onednn", counted)
+    monkeypatch.setattr(onednn, "MIN_MACS", 0)
+    monkeypatch.setattr(onednn, "_onednn_linear", counted)
     return calls
 
 
@@ -35,25 +35,26 @@ def _gradients(layer: nn.Module, x: Tensor, direction: Tensor | None) -> list[Te
     leaf = x.detach().clone().requires_grad_()
     out = layer(leaf)
     (out.sum() if direction is None else (out * direction).sum()).backward()
-    found = [out.detach(), leaf.grad, *(p.grad for p in layer.parameters())]
+    results = [out.detach(), leaf.grad, *(p.grad for p in layer.parameters())]
     layer.zero_grad()
-    return found
+    return results
 
 
 @needs_onednn
 @pytest.mark.parametrize("shape", [(3, 7), (2, 5, 7), (2, 3, 4, 7)])
-@pytest.mark.parametrize("outside", [6, 30])
+@pytest.mark.parametrize("out_features", [6, 30])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("summed", [True, False])
 def test_outputs_and_gradients_are_torchs(
-    shape: tuple[int, ...], outside: int, bias: bool, summed: bool, through_onednn: list[int]
+    shape: tuple[int, ...], out_features: int, bias: bool, summed: bool, through_onednn: list[int]
 ) -> None:
-    ours = Linear(7, outside, bias=bias)
-    theirs = nn.Linear(7, outside, bias=bias)
-    theirs.load_state_dict(ours.state_dict())
-    x, direction = torch.randn(shape), None if summed else torch.randn(*shape[:-1], outside)
-    for found, wanted in zip(_gradients(ours, x, direction), _gradients(theirs, x, direction), strict=True):
-        torch.testing.assert_close(found, wanted, **CLOSE)
+    layer = Linear(7, out_features, bias=bias)
+    reference = nn.Linear(7, out_features, bias=bias)
+    reference.load_state_dict(layer.state_dict())
+    x, direction = torch.randn(shape), None if summed else torch.randn(*shape[:-1], out_features)
+    pairs = zip(_gradients(layer, x, direction), _gradients(reference, x, direction), strict=True)
+    for result, expected in pairs:
+        torch.testing.assert_close(result, expected, **CLOSE)
     assert len(through_onednn) == 3
 
 
@@ -62,14 +63,15 @@ def test_outputs_and_gradients_are_torchs(
 def test_a_pointwise_convolution_is_torchs_and_stays_channels_last(
     layout: torch.memory_format, through_onednn: list[int]
 ) -> None:
-    ours = Pointwise(8, 6).to(memory_format=layout)
-    theirs = nn.Conv2d(8, 6, 1)
-    theirs.load_state_dict(ours.state_dict())
+    layer = Pointwise(8, 6).to(memory_format=layout)
+    reference = nn.Conv2d(8, 6, 1)
+    reference.load_state_dict(layer.state_dict())
     x, direction = torch.randn(2, 8, 3, 5).contiguous(memory_format=layout), torch.randn(2, 6, 3, 5)
-    for found, wanted in zip(_gradients(ours, x, direction), _gradients(theirs, x, direction), strict=True):
-        torch.testing.assert_close(found, wanted, **CLOSE)
+    pairs = zip(_gradients(layer, x, direction), _gradients(reference, x, direction), strict=True)
+    for result, expected in pairs:
+        torch.testing.assert_close(result, expected, **CLOSE)
     with torch.inference_mode():
-        assert ours(x).is_contiguous(memory_format=torch.channels_last)
+        assert layer(x).is_contiguous(memory_format=torch.channels_last)
     assert len(through_onednn) == 4
 
 
@@ -78,17 +80,17 @@ def test_a_gradient_has_a_gradient(through_onednn: list[int]) -> None:
     x, weight, bias = torch.randn(3, 4), torch.randn(5, 4), torch.randn(5)
     for tensor in (x, weight, bias):
         tensor.requires_grad_()
-    found, wanted = [], []
-    for of, into in ((product, found), (F.linear, wanted)):
-        (first,) = torch.autograd.grad(of(x, weight, bias).square().sum(), x, create_graph=True)
-        into += torch.autograd.grad(first.square().sum(), (x, weight, bias))
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, **CLOSE)
+    results, expected = [], []
+    for function, gradients in ((linear, results), (F.linear, expected)):
+        (first,) = torch.autograd.grad(function(x, weight, bias).square().sum(), x, create_graph=True)
+        gradients += torch.autograd.grad(first.square().sum(), (x, weight, bias))
+    for a, b in zip(results, expected, strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
     assert len(through_onednn) > 3
 
 
 @needs_onednn
-def test_no_gradient_is_made_that_nobody_needs(through_onednn: list[int]) -> None:
+def test_gradients_that_are_not_needed_are_not_computed(through_onednn: list[int]) -> None:
     layer = Linear(4, 4).requires_grad_(False)
     x = torch.randn(2, 4, requires_grad=True)
     layer(x).sum().backward()
@@ -97,7 +99,7 @@ def test_no_gradient_is_made_that_nobody_needs(through_onednn: list[int]) -> Non
 
 
 @needs_onednn
-def test_only_what_gains_goes_through_onednn(through_onednn: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_products_and_other_dtypes_use_torch(through_onednn: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = Linear(8, 8), torch.randn(2, 8)
     assert layer(x[0]).shape == (8,)
     with pytest.raises(RuntimeError, match="dtype"):
@@ -108,10 +110,10 @@ def test_only_what_gains_goes_through_onednn(through_onednn: list[int], monkeypa
     assert Linear(8, 8).to(torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
     with torch.device("meta"):
         assert Linear(8, 8)(torch.empty(2, 8)).is_meta
-    monkeypatch.setattr(onednn, "WORTHWHILE", 2 * 8 * 8 + 1)
+    monkeypatch.setattr(onednn, "MIN_MACS", 2 * 8 * 8 + 1)
     layer(x)
     assert not through_onednn
-    monkeypatch.setattr(onednn, "WORTHWHILE", 2 * 8 * 8)
+    monkeypatch.setattr(onednn, "MIN_MACS", 2 * 8 * 8)
     layer(x)
     assert through_onednn
 

@@ -1,4 +1,4 @@
-"""The U-Net; that it is diffusers' where it should be, test_conversion shows."""
+"""Tests of the U-Net; tests of the conversion compare it with diffusers' nets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from snapgen.architecture import presets
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture, BlocksConfig
-from snapgen.models import layers as blocks
+from snapgen.models import layers
 from snapgen.models.layers import Attention
 from snapgen.models.unet import Layer, UNet
 from tests.snapgen.nets import SD15, inputs, stirred, tiny
@@ -25,23 +25,23 @@ SNAPGEN: dict[str, Any] = {  # the paper's choices, small
     "all.conv": "separable",
     "all.expansion": 2,
     "all.ffn_ratio": 3,
-    "all.kv_heads": 1,
-    "down[0].residual_blocks": 0,
-    "down[0].transformers": 2,
-    "stages[0].self_attention": False,
+    "all.num_kv_heads": 1,
+    "down[0].num_res_blocks": 0,
+    "down[0].num_transformers": 2,
+    "levels[0].self_attention": False,
 }
 
 VARIETY: dict[str, dict[str, Any]] = {
     "tiny": {},
     "snapgen": SNAPGEN,
-    "gqa": {"all.kv_heads": 2, "rope": True},
+    "gqa": {"all.num_kv_heads": 2, "rope": True},
     "no attention": {"all.self_attention": False, "all.cross_attention": False},
-    "no middle": {"mid.residual_blocks": 0, "mid.transformers": 0},
-    "transformers alone in the middle": {"mid.residual_blocks": 0, "mid.transformers": 2},
-    "widening without residual blocks": {"down[1].residual_blocks": 0, "down[1].transformers": 3},
-    "skips to spare": {"up[0].residual_blocks": 1, "up[1].residual_blocks": 1},
-    "blocks to spare": {"up[0].residual_blocks": 4, "up[1].residual_blocks": 5},
-    "six on two": {"up[1].transformers": 6, "up[1].residual_blocks": 2, "down[1].transformers": 0},
+    "no middle": {"mid.num_res_blocks": 0, "mid.num_transformers": 0},
+    "transformers alone in the middle": {"mid.num_res_blocks": 0, "mid.num_transformers": 2},
+    "widening without residual blocks": {"down[1].num_res_blocks": 0, "down[1].num_transformers": 3},
+    "skips to spare": {"up[0].num_res_blocks": 1, "up[1].num_res_blocks": 1},
+    "blocks to spare": {"up[0].num_res_blocks": 4, "up[1].num_res_blocks": 5},
+    "six on two": {"up[1].num_transformers": 6, "up[1].num_res_blocks": 2, "down[1].num_transformers": 0},
 }
 
 
@@ -73,9 +73,9 @@ def test_saved_and_loaded_it_gives_identical_outputs(arch: Architecture, tmp_pat
 
 
 def test_the_architecture_as_json_builds_the_same_net(arch: Architecture) -> None:
-    one, other = UNet(arch), UNet(json.loads(arch.to_json()))
-    assert one.arch == other.arch
-    assert one.config == other.config
+    net, from_json = UNet(arch), UNet(json.loads(arch.to_json()))
+    assert net.arch == from_json.arch
+    assert net.config == from_json.config
 
 
 def test_images_of_a_batch_do_not_see_each_other(arch: Architecture) -> None:
@@ -115,14 +115,14 @@ def test_a_new_net_predicts_zero_and_learns_at_once() -> None:
 
 def test_weights_come_from_the_seed_and_the_name_alone() -> None:
     torch.manual_seed(0)
-    one = UNet(tiny())
+    net = UNet(tiny())
     state = torch.get_rng_state()
-    other = UNet(tiny({"down[0].residual_blocks": 2}))
-    assert not torch.equal(one.conv_in.weight, torch.zeros_like(one.conv_in.weight))
-    assert torch.equal(one.conv_in.weight, other.conv_in.weight)
-    other.initialise(1)
-    assert not torch.equal(one.conv_in.weight, other.conv_in.weight)
-    assert torch.equal(UNet(tiny()).conv_in.weight, one.conv_in.weight)
+    other = UNet(tiny({"down[0].num_res_blocks": 2}))
+    assert not torch.equal(net.conv_in.weight, torch.zeros_like(net.conv_in.weight))
+    assert torch.equal(net.conv_in.weight, other.conv_in.weight)
+    other.init_weights(1)
+    assert not torch.equal(net.conv_in.weight, other.conv_in.weight)
+    assert torch.equal(UNet(tiny()).conv_in.weight, net.conv_in.weight)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -164,17 +164,17 @@ def test_presets_build_without_memory(name: str) -> None:
 # --- training ---
 
 
-def test_trunk_and_head_are_the_net(arch: Architecture) -> None:
+def test_features_and_head_are_the_net(arch: Architecture) -> None:
     net = stirred(arch)
     with torch.no_grad():
-        features = net.trunk(*inputs(arch))
+        features = net.forward_features(*inputs(arch))
         assert features.shape == (2, arch.up[0].channels, 4, 4)
         assert torch.equal(net.head(features), net(*inputs(arch)))
 
 
-def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(arch: Architecture) -> None:
+def test_gradient_checkpointing_changes_no_gradient_and_stores_less(arch: Architecture) -> None:
     net = stirred(arch).train()
-    gradients, kept = [], []
+    gradients, stored = [], []
     for switch in (net.disable_gradient_checkpointing, net.enable_gradient_checkpointing):
         switch()
         net.zero_grad()
@@ -185,21 +185,21 @@ def test_gradient_checkpointing_changes_no_gradient_and_keeps_less(arch: Archite
             loss = net(*inputs(arch)).square().mean()
         loss.backward()
         gradients.append([p.grad for p in net.parameters()])
-        kept.append(sum(sizes))
-    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
-    assert kept[1] < kept[0] / 2
+        stored.append(sum(sizes))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert stored[1] < stored[0] / 2
 
 
-# --- where things stand ---
+# --- order of blocks and skips ---
 
 
 @pytest.mark.parametrize(
     ("transformers", "layers", "shares"),
     [(2, 2, [1, 1]), (1, 2, [0, 1]), (6, 2, [3, 3]), (3, 2, [1, 2]), (0, 3, [0, 0, 0]), (4, 3, [1, 1, 2])],
 )
-def test_transformers_are_dealt_evenly_later_blocks_first(transformers: int, layers: int, shares: list[int]) -> None:
-    dealt = BlocksConfig(residual_blocks=layers, transformers=transformers).dealt()
-    assert [count for _, count in dealt] == shares
+def test_transformers_are_spread_evenly(transformers: int, layers: int, shares: list[int]) -> None:
+    counts = BlocksConfig(num_res_blocks=layers, num_transformers=transformers).layer_counts()
+    assert [count for _, count in counts] == shares
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_transformers_are_dealt_evenly_later_blocks_first(transformers: int, lay
     [(2, 1, "RTR"), (3, 2, "RTRTR"), (3, 1, "RRTR"), (1, 1, "RT"), (0, 2, "TT"), (2, 0, "RR"), (0, 0, "")],
 )
 def test_the_middle(residual: int, transformers: int, order: str) -> None:
-    net = UNet(tiny({"mid.residual_blocks": residual, "mid.transformers": transformers}))
+    net = UNet(tiny({"mid.num_res_blocks": residual, "mid.num_transformers": transformers}))
     assert "".join(_letters(layer) for layer in net.mid.layers) == order
 
 
@@ -218,17 +218,17 @@ def _letters(layer: nn.Module) -> str:
 
 @pytest.mark.parametrize("blocks_up", [1, 2, 3, 5])
 def test_each_block_on_the_way_up_takes_the_newest_skip_left(blocks_up: int) -> None:
-    net = stirred(tiny({"up[0].residual_blocks": blocks_up, "down[0].residual_blocks": 2}))
+    net = stirred(tiny({"up[0].num_res_blocks": blocks_up, "down[0].num_res_blocks": 2}))
     skips: list[Tensor] = []
-    taken: list[Tensor] = []
+    layer_inputs: list[Tensor] = []
     net.conv_in.register_forward_hook(lambda *call: skips.append(call[2]))
     for layer in net.down[0].layers:
         layer.register_forward_hook(lambda *call: skips.append(call[2]))
     for layer in net.up[0].layers:
-        layer.residual.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+        layer.residual.register_forward_pre_hook(lambda _, args: layer_inputs.append(args[0]))
     net(*inputs(net.arch))
     assert len(skips) == 3
-    for i, x in enumerate(taken):
+    for i, x in enumerate(layer_inputs):
         if i < 3:
             assert torch.equal(x[:, -8:], skips[-1 - i])
         else:
@@ -241,19 +241,19 @@ def test_snapfusions_result_is_an_architecture() -> None:
     arch = apply_overrides(
         sd,
         {
-            "down[0].transformers": 0,
-            "down[2].residual_blocks": 1,
-            "up[2].transformers": 6,
-            "up[2].residual_blocks": 2,
-            "up[0].transformers": 0,
-            "down[3].residual_blocks": 1,
-            "up[3].residual_blocks": 1,
+            "down[0].num_transformers": 0,
+            "down[2].num_res_blocks": 1,
+            "up[2].num_transformers": 6,
+            "up[2].num_res_blocks": 2,
+            "up[0].num_transformers": 0,
+            "down[3].num_res_blocks": 1,
+            "up[3].num_res_blocks": 1,
         },
     )
     with torch.device("meta"):
         net = UNet(arch)
-    assert ["".join(_letters(layer) for layer in stage.layers) for stage in net.down] == ["RR", "RTRT", "RTT", "R"]
-    assert ["".join(_letters(layer) for layer in stage.layers) for stage in net.up] == [
+    assert ["".join(_letters(layer) for layer in level.layers) for level in net.down] == ["RR", "RTRT", "RTT", "R"]
+    assert ["".join(_letters(layer) for layer in level.layers) for level in net.up] == [
         "RRR",
         "RTRTRT",
         "RTTTRTTT",
@@ -269,27 +269,27 @@ def test_sd15_has_its_params() -> None:
 # --- attention ---
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2])
-@pytest.mark.parametrize("turned", [False, True])
-def test_shared_heads_are_multi_head_attention_with_repeated_weights(kv_heads: int, turned: bool) -> None:
-    shared = Attention(16, 12, head_width=4, kv_heads=kv_heads, norm=True)
-    full = Attention(16, 12, head_width=4, kv_heads=None, norm=True)
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_shared_heads_are_multi_head_attention_with_repeated_weights(num_kv_heads: int, rotated: bool) -> None:
+    shared = Attention(16, 12, head_dim=4, num_kv_heads=num_kv_heads, qk_norm=True)
+    full = Attention(16, 12, head_dim=4, num_kv_heads=None, qk_norm=True)
     with torch.no_grad():
-        weight = shared.keys_values.weight.view(2, kv_heads, 4, 12).repeat_interleave(4 // kv_heads, 1)
+        weight = shared.keys_values.weight.view(2, num_kv_heads, 4, 12).repeat_interleave(4 // num_kv_heads, 1)
         full.keys_values.weight.copy_(weight.reshape(32, 12))
     for name in ("queries", "out", "query_norm", "key_norm"):
         getattr(full, name).load_state_dict(getattr(shared, name).state_dict())
     x, source = torch.randn(2, 6, 16), torch.randn(2, 6, 12)
-    turn = blocks.rope_table(2, 3, 4, like=x) if turned else None
-    torch.testing.assert_close(shared(x, source, turn), full(x, source, turn))
+    rope = layers.rope_table(2, 3, 4, device=x.device, dtype=x.dtype) if rotated else None
+    torch.testing.assert_close(shared(x, source, rope), full(x, source, rope))
 
 
-def test_rope_makes_scores_depend_on_relative_places_alone() -> None:
+def test_rope_makes_scores_depend_on_relative_positions_only() -> None:
     height, width, head = 5, 6, 16
     query, key = torch.randn(head), torch.randn(head)
-    table = blocks.rope_table(height, width, head, like=query)
+    table = layers.rope_table(height, width, head, device=query.device, dtype=query.dtype)
     everywhere = [
-        blocks.apply_rope(v.expand(1, height * width, 1, head), table).view(height, width, head) for v in (query, key)
+        layers.apply_rope(v.expand(1, height * width, 1, head), table).view(height, width, head) for v in (query, key)
     ]
     scores = torch.einsum("abd,ced->abce", *everywhere)
     for row, column in ((1, 0), (0, 1), (2, 3)):
@@ -300,18 +300,18 @@ def test_rope_makes_scores_depend_on_relative_places_alone() -> None:
     torch.testing.assert_close(everywhere[0][0, 0], query)
 
 
-def test_rope_turns_the_first_half_by_rows_and_the_second_by_columns() -> None:
+def test_rope_rotates_the_first_half_by_rows_and_the_second_by_columns() -> None:
     x = torch.ones(1, 12, 1, 8)
-    by_place = blocks.apply_rope(x, blocks.rope_table(3, 4, 8, like=x)).view(3, 4, 8)
-    assert torch.equal(by_place[1, 0, :4], by_place[1, 3, :4])
-    assert torch.equal(by_place[0, 2, 4:], by_place[2, 2, 4:])
-    first, second = torch.tensor(1.0), torch.tensor(1 / blocks.ROPE_THETA**0.5)
-    torch.testing.assert_close(by_place[1, 0, 0], first.cos() - first.sin())
-    torch.testing.assert_close(by_place[1, 0, 3], second.cos() + second.sin())
+    rotated = layers.apply_rope(x, layers.rope_table(3, 4, 8, device=x.device, dtype=x.dtype)).view(3, 4, 8)
+    assert torch.equal(rotated[1, 0, :4], rotated[1, 3, :4])
+    assert torch.equal(rotated[0, 2, 4:], rotated[2, 2, 4:])
+    first, second = torch.tensor(1.0), torch.tensor(1 / layers.ROPE_THETA**0.5)
+    torch.testing.assert_close(rotated[1, 0, 0], first.cos() - first.sin())
+    torch.testing.assert_close(rotated[1, 0, 3], second.cos() + second.sin())
 
 
 def test_qk_norm_makes_attention_blind_to_the_size_of_queries_and_keys() -> None:
-    attention = Attention(16, 16, head_width=4, kv_heads=1, norm=True)
+    attention = Attention(16, 16, head_dim=4, num_kv_heads=1, qk_norm=True)
     x = torch.randn(1, 5, 16)
     before = attention(x, x)
     with torch.no_grad():
@@ -334,7 +334,7 @@ def test_it_exports_as_one_graph_with_the_same_output() -> None:
 def test_tokens_are_a_view_of_channels_last_images() -> None:
     net = stirred(tiny(SNAPGEN))
     seen: list[Tensor] = []
-    for transformer in (m for m in net.modules() if isinstance(m, blocks.SpatialTransformer)):
+    for transformer in (m for m in net.modules() if isinstance(m, layers.SpatialTransformer)):
         transformer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         transformer.proj_in.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     net(*inputs(net.arch))

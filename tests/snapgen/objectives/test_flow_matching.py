@@ -24,8 +24,8 @@ def taught(distillation: DistillationConfig = BOTH, **options: object) -> FlowMa
     )
 
 
-def gradients(loss: Tensor, turn: FlowMatchingObjective) -> list[Tensor]:
-    weights = list(turn.student.parameters())
+def gradients(loss: Tensor, objective: FlowMatchingObjective) -> list[Tensor]:
+    weights = list(objective.student.parameters())
     found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for w, g in zip(weights, found, strict=True)]
 
@@ -35,9 +35,11 @@ def gradients(loss: Tensor, turn: FlowMatchingObjective) -> list[Tensor]:
 
 @pytest.mark.parametrize("prediction", rectified_flow.FLOW_PREDICTION_TYPES)
 def test_without_a_teacher_it_is_flow_matching(prediction: rectified_flow.FlowPredictionType) -> None:
-    turn, some = FlowMatchingObjective(student(), prediction=prediction), batch()
-    found = turn(some)
-    wanted = rectified_flow.losses(turn.student, some.latents, some.noise, some.t, some.context, prediction=prediction)
+    objective, some = FlowMatchingObjective(student(), prediction=prediction), batch()
+    found = objective(some)
+    wanted = rectified_flow.losses(
+        objective.student, some.latents, some.noise, some.t, some.context, prediction_type=prediction
+    )
     assert torch.equal(found["loss"], wanted.mean())
     assert found.keys() == {"loss", "task"}
     assert torch.equal(found["task"], found["loss"])
@@ -48,47 +50,47 @@ def test_a_teacher_is_trained_the_same_way() -> None:
     own, some = new_teacher(prediction="preconditioned"), batch(size=8)
     assert some.teacher is not None
     some = dataclasses.replace(some, context=some.teacher.context, pooled=some.teacher.pooled, teacher=None)
-    turn = FlowMatchingObjective(own, prediction=own.prediction)
-    assert len(list(turn.parameters())) == len(list(own.parameters()))
-    optimizer = torch.optim.AdamW(turn.parameters(), lr=3e-3)
+    objective = FlowMatchingObjective(own, prediction=own.prediction)
+    assert len(list(objective.parameters())) == len(list(own.parameters()))
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        loss = turn(some)["loss"]
+        loss = objective(some)["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     given = some.pooled
     assert given is not None
-    assert not torch.equal(turn(some)["loss"], turn(dataclasses.replace(some, pooled=0 * given))["loss"])
+    assert not torch.equal(objective(some)["loss"], objective(dataclasses.replace(some, pooled=0 * given))["loss"])
 
 
 # --- a teacher ---
 
 
-def parts_by_hand(turn: FlowMatchingObjective, some: Batch, teacher: Teacher) -> dict[str, Tensor]:
+def parts_by_hand(objective: FlowMatchingObjective, some: Batch, teacher: Teacher) -> dict[str, Tensor]:
     """(B,) each, from the formulas: ‖v_θ − (ε − x₀)‖², ‖v_T − v_θ‖², ‖f_T − φ(f_θ)‖², means over elements."""
-    assert turn.projector is not None
+    assert objective.projector is not None
     assert some.teacher is not None
     t = some.t.view(-1, 1, 1, 1)
     x = (1 - t) * some.latents + t * some.noise
     scale = (t**2 + (1 - t) ** 2).rsqrt()
-    features = turn.student.trunk(x * scale, some.t, some.context)
-    velocity = (2 * t - 1) * scale**2 * x + scale * turn.student.head(features)
-    wanted, (tokens,) = teacher.observe(x, some.t, some.teacher, [2])
+    features = objective.student.forward_features(x * scale, some.t, some.context)
+    velocity = (2 * t - 1) * scale**2 * x + scale * objective.student.head(features)
+    wanted, (tokens,) = teacher.forward_features(x, some.t, some.teacher, [2])
     pairs = {
         "task": (velocity, some.noise - some.latents),
         "output": (velocity, wanted),
-        "features": (turn.projector(features), tokens),
+        "features": (objective.projector(features), tokens),
     }
     return {name: (one - other).square().mean((1, 2, 3)) for name, (one, other) in pairs.items()}
 
 
 def test_the_losses_are_the_papers() -> None:
     own, some = frozen_teacher(), batch()
-    turn = FlowMatchingObjective(student(), prediction="preconditioned", distillation=BOTH, teacher=own)
-    found, wanted = turn(some), parts_by_hand(turn, some, own)
+    objective = FlowMatchingObjective(student(), prediction="preconditioned", distillation=BOTH, teacher=own)
+    found, wanted = objective(some), parts_by_hand(objective, some, own)
     assert found.keys() == {"loss", *wanted}
     for name, part in wanted.items():
         torch.testing.assert_close(found[name], part.mean())
@@ -98,36 +100,36 @@ def test_the_losses_are_the_papers() -> None:
 def test_the_gradient_is_the_mixture_of_the_parts() -> None:
     """S(task, output) + S(task, features): 2·α·∇task + (1 − α)·Σ ratio·∇kd, image by image, in every weight."""
     own, some = frozen_teacher(), batch(t=[0.1, 0.6])
-    turn = FlowMatchingObjective(student(), prediction="preconditioned", distillation=BOTH, teacher=own)
-    parts = parts_by_hand(turn, some, own)
+    objective = FlowMatchingObjective(student(), prediction="preconditioned", distillation=BOTH, teacher=own)
+    parts = parts_by_hand(objective, some, own)
     mixed = torch.zeros(())
     for image, alpha in enumerate(data_weight(some.t).tolist()):
         ratios = {name: (parts["task"][image] / parts[name][image]).item() for name in ("output", "features")}
         mixed = mixed + alpha * 2 * parts["task"][image] / 2
         mixed = mixed + sum((1 - alpha) * ratio * parts[name][image] / 2 for name, ratio in ratios.items())
-    for found, wanted in zip(gradients(turn(some)["loss"], turn), gradients(mixed, turn), strict=True):
+    for found, wanted in zip(gradients(objective(some)["loss"], objective), gradients(mixed, objective), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_without_scaling_the_losses_are_weighted_and_added() -> None:
-    plain = DistillationConfig(scaling="none", output_weight=0.5, feature_weight=0.25)
+    plain = DistillationConfig(scaling="fixed", output_weight=0.5, feature_weight=0.25)
     found = taught(plain)(batch())
     torch.testing.assert_close(found["loss"], found["task"] + 0.5 * found["output"] + 0.25 * found["features"])
 
 
-@pytest.mark.parametrize("scaling", ["timestep", "none"])
+@pytest.mark.parametrize("scaling", ["timestep_aware", "fixed"])
 @pytest.mark.parametrize(("output", "features"), [(True, False), (False, True)])
 def test_each_level_can_be_left_out(output: bool, features: bool, scaling: str) -> None:
-    turn = taught(DistillationConfig(output=output, features=features, scaling=scaling))
-    found = turn(batch())
+    objective = taught(DistillationConfig(output=output, features=features, scaling=scaling))
+    found = objective(batch())
     assert found.keys() == {"loss", "task", "output" if output else "features"}
-    assert (turn.projector is not None) == features
+    assert (objective.projector is not None) == features
     found["loss"].backward()
-    assert all(weight.grad is not None for weight in turn.parameters())
+    assert all(weight.grad is not None for weight in objective.parameters())
 
 
 def test_guidance_changes_what_the_teacher_says() -> None:
-    assert not torch.equal(taught()(batch())["output"], taught(DistillationConfig(guidance=4))(batch())["output"])
+    assert not torch.equal(taught()(batch())["output"], taught(DistillationConfig(guidance_scale=4))(batch())["output"])
 
 
 # --- who trains ---
@@ -137,18 +139,18 @@ def test_the_teacher_is_neither_trained_nor_copied_nor_kept_in_a_graph() -> None
     own = frozen_teacher()
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     places = {tensor.data_ptr() for tensor in own.state_dict().values()}
-    turn = FlowMatchingObjective(student(), prediction="velocity", distillation=BOTH, teacher=own)
-    trained = {id(weight) for weight in turn.parameters()}
-    assert trained == {id(w) for net in (turn.student, turn.projector) for w in net.parameters()}
+    objective = FlowMatchingObjective(student(), prediction="velocity", distillation=BOTH, teacher=own)
+    trained = {id(weight) for weight in objective.parameters()}
+    assert trained == {id(w) for net in (objective.student, objective.projector) for w in net.parameters()}
     seen: list[bool] = []
     own.net.register_forward_hook(lambda *args: seen.append(args[-1][0].requires_grad))
-    turn(batch())["loss"].backward()
+    objective(batch())["loss"].backward()
     assert seen == [False]
     assert all(weight.grad is None for weight in own.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
     assert {tensor.data_ptr() for tensor in own.state_dict().values()} == places
-    assert not places & {tensor.data_ptr() for tensor in turn.state_dict().values()}
-    assert all(weight.grad is not None for weight in turn.parameters())
+    assert not places & {tensor.data_ptr() for tensor in objective.state_dict().values()}
+    assert all(weight.grad is not None for weight in objective.parameters())
 
 
 def test_a_teacher_that_could_learn_is_our_mistake() -> None:
@@ -159,12 +161,12 @@ def test_a_teacher_that_could_learn_is_our_mistake() -> None:
 def test_a_bfloat16_teacher_teaches_nearly_the_same() -> None:
     own = frozen_teacher()
     exact = FlowMatchingObjective(student(), prediction="velocity", distillation=BOTH, teacher=own)(batch())
-    turn = FlowMatchingObjective(student(), prediction="velocity", distillation=BOTH, teacher=own.bfloat16())
-    found = turn(batch())
+    objective = FlowMatchingObjective(student(), prediction="velocity", distillation=BOTH, teacher=own.bfloat16())
+    found = objective(batch())
     found["loss"].backward()
     assert all(value.dtype == torch.float32 for value in found.values())
     torch.testing.assert_close(found["output"], exact["output"], rtol=0.05, atol=0)
-    assert all(weight.grad is not None and bool(weight.grad.isfinite().all()) for weight in turn.parameters())
+    assert all(weight.grad is not None and bool(weight.grad.isfinite().all()) for weight in objective.parameters())
 
 
 def test_under_autocast_losses_stay_in_float32() -> None:
@@ -175,10 +177,10 @@ def test_under_autocast_losses_stay_in_float32() -> None:
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:
-    turn = taught()
-    plain = gradients(turn(batch())["loss"], turn)
-    turn.student.enable_gradient_checkpointing()
-    for one, other in zip(plain, gradients(turn(batch())["loss"], turn), strict=True):
+    objective = taught()
+    plain = gradients(objective(batch())["loss"], objective)
+    objective.student.enable_gradient_checkpointing()
+    for one, other in zip(plain, gradients(objective(batch())["loss"], objective), strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -25,7 +25,9 @@ def simple(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stage(**changes: Any) -> ProgressiveDistillationStage:
-    return ProgressiveDistillationStage(name="x", resolution=32, images=16, batch=2, **{"teacher_steps": 16, **changes})
+    return ProgressiveDistillationStage(
+        name="x", resolution=32, num_images=16, batch_size=2, **{"teacher_steps": 16, **changes}
+    )
 
 
 def own_teacher() -> UNet:
@@ -37,7 +39,7 @@ def own_teacher() -> UNet:
     return found
 
 
-def turn(
+def objective(
     prediction: variance_preserving.DiffusionPredictionType = "v", **changes: Any
 ) -> tuple[ProgressiveDistillationObjective, UNet]:
     teaches = own_teacher()
@@ -87,33 +89,33 @@ def test_the_weight_by_hand() -> None:
 
 @pytest.mark.parametrize("w", [None, 5.0])
 def test_one_step_to_the_target_lands_where_two_of_the_teachers_do(w: float | None) -> None:
-    learner, teaches = turn()
+    learner, teaches = objective()
     some = some_batch()
     assert some.context is not None
     z = variance_preserving.add_noise(some.latents, some.noise, some.t)
     scale = None if w is None else torch.full((2, 1, 1, 1), w)
-    wanted = learner.taught(z, some.t, some.context, scale)
+    wanted = learner.target_x0(z, some.t, some.context, scale)
     landed = variance_preserving.ddim_step(z, wanted, some.t, torch.tensor([0.874, 0.124]))
     torch.testing.assert_close(landed, two_steps(teaches, z, some.context, w), rtol=1e-4, atol=1e-4)
     assert not wanted.requires_grad
 
 
 def test_the_last_two_steps_end_in_the_data() -> None:
-    learner, teaches = turn()
+    learner, teaches = objective()
     some = batch(t=[0.124, 0.124])
     z = variance_preserving.add_noise(some.latents, some.noise, some.t)
     between = torch.tensor([0.061, 0.061])  # 62.5 is rounded to even
     first = variance_preserving.predict_x0(teaches(z, some.t, some.context), z, some.t, "v")
     z_between = variance_preserving.ddim_step(z, first, some.t, between)
     reached = variance_preserving.predict_x0(teaches(z_between, between, some.context), z_between, between, "v")
-    torch.testing.assert_close(learner.taught(z, some.t, some.context, None), reached, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(learner.target_x0(z, some.t, some.context, None), reached, rtol=1e-4, atol=1e-4)
 
 
 def test_every_timestep_of_the_student_has_its_two_steps() -> None:
     for steps in (2, 16, 32, 62, 1000):
         learner = ProgressiveDistillationObjective(student(), teacher=own_teacher(), stage=stage(teacher_steps=steps))
         visited = variance_preserving.ddim_timesteps(steps)
-        between, end = learner._next(visited[:-1:2])
+        between, end = learner._next_timesteps(visited[:-1:2])
         assert torch.equal(between, visited[1::2])
         assert torch.equal(end, visited[2::2])
 
@@ -142,7 +144,7 @@ def losses_by_hand(
 @pytest.mark.parametrize(("probability", "w"), [(0.0, None), (1.0, 3.0)])
 def test_the_losses_and_their_gradient_are_the_papers(probability: float, w: float | None) -> None:
     """L = L_dstl + γ·[L_dstl / L_ori]·L_ori, the ratio without a gradient: 1.2·L_dstl in value, not in gradient."""
-    learner, teaches = turn(probability=probability, guidance=(w or 2, w or 14), original=0.2)
+    learner, teaches = objective(cfg_probability=probability, cfg_range=(w or 2, w or 14), original_loss_weight=0.2)
     some = some_batch()
     found = learner(some)
     distilled, original = losses_by_hand(learner, teaches, some, w)
@@ -178,7 +180,7 @@ def test_a_perfect_student_has_no_loss(probability: float) -> None:
         perfect = ProgressiveDistillationObjective(
             Knowing(some.latents, off),
             teacher=teaches,
-            stage=stage(probability=probability),  # type: ignore[arg-type]
+            stage=stage(cfg_probability=probability),  # type: ignore[arg-type]
         )
         losses[off] = perfect(some)["loss"].item()
     assert losses[0.5] < 1e-8
@@ -187,12 +189,12 @@ def test_a_perfect_student_has_no_loss(probability: float) -> None:
 
 @pytest.mark.parametrize("prediction", ["v", "noise"])
 def test_training_brings_the_student_to_its_teacher(prediction: variance_preserving.DiffusionPredictionType) -> None:
-    learner, _ = turn(prediction, probability=0.5, guidance=(1.5, 3), original=0)
+    learner, _ = objective(prediction, cfg_probability=0.5, cfg_range=(1.5, 3), original_loss_weight=0)
     some, optimizer = batch(t=[0.624, 0.374]), torch.optim.AdamW(learner.parameters(), lr=3e-3)
     losses = []
     for step in range(30):
         optimizer.zero_grad()
-        loss = learner(dataclasses.replace(some, draws=StepRandom(seed=1, step=step, rows=range(2))))["loss"]
+        loss = learner(dataclasses.replace(some, random=StepRandom(seed=1, step=step, rows=range(2))))["loss"]
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -203,14 +205,14 @@ def test_training_brings_the_student_to_its_teacher(prediction: variance_preserv
 
 
 def test_a_step_is_guided_as_often_as_it_is_said_and_whole() -> None:
-    learner, _ = turn(probability=0.1)
+    learner, _ = objective(cfg_probability=0.1)
     some, guided = batch(count=4), []
     for step in range(2000):
         halves = [
-            learner.guidance(dataclasses.replace(batch(count=2), draws=StepRandom(seed=5, step=step, rows=rows)))
+            learner.guidance_scale(dataclasses.replace(batch(count=2), random=StepRandom(seed=5, step=step, rows=rows)))
             for rows in (range(2), range(2, 4))
         ]
-        whole = learner.guidance(dataclasses.replace(some, draws=StepRandom(seed=5, step=step, rows=range(4))))
+        whole = learner.guidance_scale(dataclasses.replace(some, random=StepRandom(seed=5, step=step, rows=range(4))))
         if whole is None:
             assert halves == [None, None]
         else:
@@ -225,18 +227,18 @@ def test_a_step_is_guided_as_often_as_it_is_said_and_whole() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_nothing_waits_for_the_device(probability: float) -> None:
-    learner, _ = turn(probability=probability)
+    learner, _ = objective(cfg_probability=probability)
     with NoReading():
         learner(some_batch())["loss"].backward()
 
 
 def test_without_captions_nothing_is_guided() -> None:
-    learner, _ = turn(probability=1)
-    assert learner.guidance(dataclasses.replace(some_batch(), context=None)) is None
+    learner, _ = objective(cfg_probability=1)
+    assert learner.guidance_scale(dataclasses.replace(some_batch(), context=None)) is None
 
 
 def test_only_the_student_is_trained_and_saved() -> None:
-    learner, _ = turn()
+    learner, _ = objective()
     assert {name.split(".")[0] for name in learner.state_dict()} == {"student"}
     assert len(list(learner.parameters())) == len(list(learner.student.parameters()))
 
@@ -249,10 +251,10 @@ def test_only_the_student_is_trained_and_saved() -> None:
     [
         ({"teacher_steps": 15}, "teacher_steps 15 is odd"),
         ({"teacher_steps": 0}, "greater than or equal to 2"),
-        ({"probability": 1.5}, "less than or equal to 1"),
-        ({"probability": -0.1}, "greater than or equal to 0"),
-        ({"guidance": (14, 2)}, "guidance is from 14 to 2"),
-        ({"original": -1}, "greater than or equal to 0"),
+        ({"cfg_probability": 1.5}, "less than or equal to 1"),
+        ({"cfg_probability": -0.1}, "greater than or equal to 0"),
+        ({"cfg_range": (14, 2)}, "cfg_range \\[14, 2\\] is not"),
+        ({"original_loss_weight": -1}, "greater than or equal to 0"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict[str, Any], says: str) -> None:

@@ -81,7 +81,7 @@ def test_tokens_are_the_blocks_images_on_their_grid() -> None:
     own = frozen_teacher()
     x, t, condition = given()
     x = x[:, :, :6]  # 3 rows of 4 tokens
-    velocity, tokens = own.observe(x, t, condition, [2, 0])
+    velocity, tokens = own.forward_features(x, t, condition, [2, 0])
     assert [grid.shape for grid in tokens] == [(2, 16, 3, 4)] * 2
     time = own.net.time_text_embed(1000 * t, condition.pooled)
     patches = own.net.proj_out(own.net.norm_out(tokens[0].flatten(2).transpose(1, 2), time))  # (B, N, p·p·C)
@@ -94,7 +94,7 @@ def test_observing_passes_gradients_to_the_sample_and_none_to_the_weights() -> N
     own = frozen_teacher()
     x, t, condition = given()
     x.requires_grad_()
-    own.observe(x, t, condition, [1])[1][0].square().sum().backward()
+    own.forward_features(x, t, condition, [1])[1][0].square().sum().backward()
     assert x.grad is not None
     assert x.grad.abs().min() > 0
     assert all(weight.grad is None for weight in own.parameters())
@@ -108,7 +108,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     for switch in (own.disable_gradient_checkpointing, own.enable_gradient_checkpointing):
         switch()
         assert own.net.is_gradient_checkpointing == bool(found)
-        found.append(torch.autograd.grad(own.observe(x, t, condition, [0, 1])[1][1].square().sum(), x)[0])
+        found.append(torch.autograd.grad(own.forward_features(x, t, condition, [0, 1])[1][1].square().sum(), x)[0])
     torch.testing.assert_close(found[0], found[1])
 
 
@@ -116,17 +116,17 @@ def test_guidance_leads_away_from_zeros() -> None:
     own = frozen_teacher()
     x, t, condition = given()
     none = Conditioning(*(None if part is None else torch.zeros_like(part) for part in condition))
-    velocity, tokens = own.observe(x, t, condition, [2], guidance=3.5)
+    velocity, tokens = own.forward_features(x, t, condition, [2], guidance=3.5)
     bare = own.velocity(x, t, none)
     torch.testing.assert_close(velocity, bare + 3.5 * (own.velocity(x, t, condition) - bare))
-    torch.testing.assert_close(tokens[0], own.observe(x, t, condition, [2])[1][0])
+    torch.testing.assert_close(tokens[0], own.forward_features(x, t, condition, [2])[1][0])
 
 
 def test_bfloat16_teaches_float32() -> None:
     own = frozen_teacher()
     x, t, condition = given()
-    wanted, kept = own.observe(x, t, condition, [2])
-    velocity, tokens = own.bfloat16().observe(x, t, condition, [2])
+    wanted, kept = own.forward_features(x, t, condition, [2])
+    velocity, tokens = own.bfloat16().forward_features(x, t, condition, [2])
     assert velocity.dtype == tokens[0].dtype == torch.float32
     for one, other in ((velocity, wanted), (tokens[0], kept[0])):
         assert (one - other).norm() < 0.05 * other.norm()
@@ -198,29 +198,29 @@ def test_diffusers_own_folder_in_shards_in_a_pipeline_teaches_velocities(tmp_pat
 def test_sd35_large_builds_without_memory() -> None:
     with torch.device("meta"):
         own = Teacher(SD3Transformer2DModel(**SD35_LARGE))
-    assert (own.width, own.depth, own.patch, own.latent_channels) == (2432, 38, 2, 16)
-    assert (own.context_width, own.pooled_width) == (4096, 2048)
-    own.check(latent_channels=16, latent_size=128, context_width=4096, pooled_width=2048)
+    assert (own.hidden_dim, own.num_layers, own.patch_size, own.latent_channels) == (2432, 38, 2, 16)
+    assert (own.context_dim, own.pooled_width) == (4096, 2048)
+    own.check(latent_channels=16, latent_size=128, context_dim=4096, pooled_width=2048)
     x, t = torch.empty(1, 16, 128, 128, device="meta"), torch.empty(1, device="meta")
     condition = Conditioning(torch.empty(1, 333, 4096, device="meta"), torch.empty(1, 2048, device="meta"))
-    velocity, (tokens,) = own.observe(x, t, condition, [37])
+    velocity, (tokens,) = own.forward_features(x, t, condition, [37])
     assert (velocity.shape, tokens.shape) == (x.shape, (1, 2432, 64, 64))
 
 
 # --- what does not fit ---
 
 
-FITS = {"latent_channels": 3, "latent_size": 8, "context_width": 10, "pooled_width": 5}
+FITS = {"latent_channels": 3, "latent_size": 8, "context_dim": 10, "pooled_width": 5}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"latent_channels": 16}, "takes latents of 3 channels, the stage's have 16; name a teacher for the same"),
-        ({"latent_size": 7}, "takes latents whose sides 2 divides, the stage's have 7"),
-        ({"latent_size": 10}, "has positions for latents up to 8 a side, the stage's have 10"),
-        ({"context_width": 384}, "takes a context 10 wide, its text encoders give 384"),
-        ({"pooled_width": 0}, "takes a pooled embedding 5 wide, its text encoders give none"),
+        ({"latent_channels": 16}, "takes latents of 3 channels, but the stage's have 16; name a teacher for the same"),
+        ({"latent_size": 7}, "takes latents with sides divisible by 2, but the stage's have 7"),
+        ({"latent_size": 10}, "has positions for latents up to 8×8, but the stage's have 10"),
+        ({"context_dim": 384}, "takes a context of width 10, but its text encoders give 384"),
+        ({"pooled_width": 0}, "takes a pooled embedding of width 5, but its text encoders give none"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(change: dict[str, int], words: str, saved: Path) -> None:
@@ -240,16 +240,19 @@ def _changed(folder: Path, **values: Any) -> None:
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated weights": (lambda f: os.truncate(f / WEIGHTS, 20_000), f"{WEIGHTS}: cannot be read"),
     "empty weights": (lambda f: os.truncate(f / WEIGHTS, 0), f"{WEIGHTS}: cannot be read"),
-    "no weights": (lambda f: (f / WEIGHTS).unlink(), f"holds no {WEIGHTS}"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), f"has no {WEIGHTS}"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: does not exist"),
-    "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: is no JSON"),
+    "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: is not valid JSON"),
     "another net": (lambda f: _changed(f, _class_name="UNet2DModel"), "describes UNet2DModel"),
-    "wrong kind": (lambda f: _changed(f, num_layers="many"), "builds no net"),
-    "of another depth": (lambda f: _changed(f, num_layers=4), "weights and config.json do not fit"),
-    "of another width": (lambda f: _changed(f, joint_attention_dim=11), "context_embedder.weight: weights and"),
-    "other output": (lambda f: _changed(f, out_channels=4), "out_channels: 4 builds no working net"),
-    "no positions": (lambda f: _changed(f, pos_embed_max_size=None), "pos_embed_max_size: None builds"),
-    "bad meaning": (lambda f: (f / teacher.BESIDE).write_text('{"prediction": "x"}'), "teacher.json: prediction"),
+    "wrong kind": (lambda f: _changed(f, num_layers="many"), "is not a valid configuration"),
+    "of another depth": (lambda f: _changed(f, num_layers=4), "the weights do not fit config.json"),
+    "of another width": (lambda f: _changed(f, joint_attention_dim=11), "context_embedder.weight: the weights"),
+    "other output": (lambda f: _changed(f, out_channels=4), "out_channels: cannot be 4"),
+    "no positions": (lambda f: _changed(f, pos_embed_max_size=None), "pos_embed_max_size: cannot be None"),
+    "bad meaning": (
+        lambda f: (f / teacher.PREDICTION_FILE).write_text('{"prediction": "x"}'),
+        "teacher.json: prediction",
+    ),
 }
 
 
@@ -293,12 +296,12 @@ def test_no_folder(name: str, tmp_path: Path) -> None:
     [
         ({"num_layers": 0}, 5, "recipe.yaml: num_layers: "),
         ({"heads": 3}, 5, "recipe.yaml: heads: unknown key"),
-        ({"num_attention_heads": 1, "attention_head_dim": 5}, 5, "no multiple of 4"),
+        ({"num_attention_heads": 1, "attention_head_dim": 5}, 5, "not a multiple of 4"),
         ({}, 0, "set pooled: true"),
     ],
 )
 def test_a_shape_that_builds_no_net_is_refused(change: dict[str, int], pooled: int, words: str) -> None:
-    sizes = {"latent_channels": 3, "context_width": 10, "pooled_width": pooled, "sample_size": 8, "seed": 0}
+    sizes = {"latent_channels": 3, "context_dim": 10, "pooled_width": pooled, "sample_size": 8, "seed": 0}
     with pytest.raises(InputError) as refused:
         teacher.new_teacher(SHAPE | change, **sizes, source="recipe.yaml")
     assert words in str(refused.value)

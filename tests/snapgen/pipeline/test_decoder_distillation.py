@@ -21,15 +21,15 @@ from snapgen.errors import InputError
 from snapgen.io import checkpoint
 from snapgen.io.chunked import ChunkedTensor
 from snapgen.pipeline import synthetic_latents
-from snapgen.pipeline.decoder_distillation import DecoderDistillationConfig, DecoderDistiller, distil, read_prompts
+from snapgen.pipeline.decoder_distillation import DecoderDistillationConfig, DecoderDistiller, distill, read_prompts
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from snapgen.pipeline.synthetic_latents import SamplingConfig
 from tests.snapgen.diffusers_nets import SD, small_kl
 from tests.snapgen.encoders import bert, clip
 from tests.snapgen.nets import stirred, tiny
 
-FEW = SamplingConfig(images=12, steps=2, guidance=2, resolution=16)
-SHORT = DecoderDistillationConfig(steps=4, batch=3, warmup=1)
+FEW = SamplingConfig(num_latents=12, num_inference_steps=2, guidance_scale=2, resolution=16)
+SHORT = DecoderDistillationConfig(steps=4, batch_size=3, warmup_steps=1)
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
 
@@ -40,10 +40,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ours(folder: Path, coder: Any = None) -> Path:
     """A SnapGenPipeline of random weights."""
-    net = stirred(tiny({"latent_channels": 4, "context_width": 16}))
+    net = stirred(tiny({"latent_channels": 4, "context_dim": 16}))
     texts = [TextEncoderConfig(encoder=str(bert(folder / "bert")), tokens=8)]
     facts: dict[str, Any] = {"prediction": "preconditioned", "steps": 2, "resolution": 16}
-    SnapGenPipeline.assembled(net, coder or KLAutoencoder(small_kl()), texts, **facts).save_pretrained(folder / "pipe")
+    SnapGenPipeline.from_components(net, coder or KLAutoencoder(small_kl()), texts, **facts).save_pretrained(
+        folder / "pipe"
+    )
     return folder / "pipe"
 
 
@@ -81,13 +83,13 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def drawn(folder: Path, prompts: list[str], sampling: SamplingConfig = FEW) -> torch.Tensor:
-    return synthetic_latents.latents(synthetic_latents.open_pipeline(folder), folder, prompts, sampling).whole()
+    return synthetic_latents.latents(synthetic_latents.open_pipeline(folder), folder, prompts, sampling).materialize()
 
 
 @pytest.mark.parametrize("kind", ["ours", "theirs"])
 def test_latents_are_the_pipelines_own(folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In its scale, each of its prompt and of its own noise, whatever is drawn beside it; nothing is drawn twice."""
-    monkeypatch.setattr(synthetic_latents, "PART", 5)
+    monkeypatch.setattr(synthetic_latents, "CHUNK_SIZE", 5)
     found = drawn(folders[kind], ["a fox", "the moon"])
     assert found.shape[:2] == (12, 4)
     assert len({tuple(row.flatten()[:8].tolist()) for row in found}) == 12
@@ -98,7 +100,7 @@ def test_latents_are_the_pipelines_own(folders: dict[str, Path], kind: str, monk
     torch.testing.assert_close(found[7:8].float(), alone, rtol=2e-3, atol=2e-3)
     assert not torch.equal(drawn(folders[kind], ["a moon", "the moon"])[0], found[0])
     assert not torch.equal(drawn(folders[kind], ["a fox", "the moon"], FEW.model_copy(update={"seed": 1}))[0], found[0])
-    monkeypatch.setattr(synthetic_latents, "_draw", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(synthetic_latents, "_sample", lambda *_: pytest.fail("drawn again"))
     assert torch.equal(drawn(folders[kind], ["a fox", "the moon"]), found)
 
 
@@ -106,7 +108,7 @@ def test_latents_are_the_pipelines_own(folders: dict[str, Path], kind: str, monk
 def test_the_pipeline_is_written_with_the_smaller_decoder(
     folders: dict[str, Path], kind: str, prompts: Path, tmp_path: Path
 ) -> None:
-    result = distil(folders[kind], prompts, tmp_path / "out", sampling=FEW, training=SHORT)
+    result = distill(folders[kind], prompts, tmp_path / "out", sampling=FEW, training=SHORT)
     assert 3 < result.whole_params / result.params < 4
     pipeline = synthetic_latents.open_pipeline(tmp_path / "out")
     assert isinstance(pipeline.vae, PrunedAutoencoderKL)
@@ -128,7 +130,7 @@ def test_training_lowers_the_error() -> None:
     with torch.no_grad():
         before = (decode_image(small, latents[32:]) - decode_image(whole, latents[32:])).square().mean()
     encoder = {name: tensor.clone() for name, tensor in small.encoder.state_dict().items()}
-    training = DecoderDistillationConfig(steps=120, batch=8, learning_rate=5e-3, warmup=10)
+    training = DecoderDistillationConfig(steps=120, batch_size=8, learning_rate=5e-3, warmup_steps=10)
     DecoderDistiller(small, whole, ChunkedTensor([latents]), training, 32).complete()
     after = (decode_image(small, latents[32:]) - decode_image(whole, latents[32:])).square().mean()
     assert after < 0.6 * before
@@ -147,22 +149,23 @@ def test_the_loss_is_between_the_two_images() -> None:
 def test_killed_and_run_again_it_ends_the_same(
     folders: dict[str, Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
-    def stop(step: int, *_: object) -> None:
-        if step == last + 1:
+    def stop(fraction: float, message: str) -> None:  # noqa: ARG001 - a progress callback
+        if round(fraction * SHORT.steps) == last + 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_INTERVAL_SECONDS", 0.0)
     facts: dict[str, Any] = {"sampling": FEW, "training": SHORT}
     with pytest.raises(KeyboardInterrupt):
-        distil(folders["ours"], prompts, tmp_path / "out", progress=stop, **facts)
+        distill(folders["ours"], prompts, tmp_path / "out", progress=stop, **facts)
     assert not (tmp_path / "out").exists()
-    other = SHORT.model_copy(update={"ratio": 0.25})
-    with pytest.raises(InputError, match="is of a training with another training"):
-        distil(folders["ours"], prompts, tmp_path / "out", sampling=FEW, training=other)
-    steps: list[int] = []
-    distil(folders["ours"], prompts, tmp_path / "out", progress=lambda step, *_: steps.append(step), **facts)
+    other = SHORT.model_copy(update={"prune_ratio": 0.25})
+    with pytest.raises(InputError, match="belongs to a training run with a different training"):
+        distill(folders["ours"], prompts, tmp_path / "out", sampling=FEW, training=other)
+    fractions: list[float] = []
+    distill(folders["ours"], prompts, tmp_path / "out", progress=lambda share, _: fractions.append(share), **facts)
+    steps = [round(fraction * SHORT.steps) for fraction in fractions]
     assert steps == list(range(last + 2, 5)), "it goes on from the checkpoint that was written last"
-    distil(folders["ours"], prompts, tmp_path / "unbroken", **facts)
+    distill(folders["ours"], prompts, tmp_path / "unbroken", **facts)
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (tmp_path / "unbroken" / WEIGHTS).read_bytes()
 
 
@@ -184,9 +187,9 @@ def without_vae(folder: Path) -> None:
     ("spoil", "words"),
     [
         (without_text, "text_encoder: has no text encoder; name a pipeline that takes prompts"),
-        (of_another_kind, "describes FluxPipeline; name a folder of SnapGenPipeline or StableDiffusionPipeline"),
+        (of_another_kind, "describes FluxPipeline; name the folder of a SnapGenPipeline or StableDiffusionPipeline"),
         (without_vae, "cannot be loaded"),
-        (shutil.rmtree, "is no folder, nor the name of one under runs/"),
+        (shutil.rmtree, "is neither a folder nor the name of one under runs/"),
     ],
 )
 def test_a_pipeline_that_will_not_do_is_told(
@@ -202,18 +205,18 @@ def test_a_pipeline_that_will_not_do_is_told(
 
 def test_an_autoencoder_of_ours_is_no_kl(prompts: Path, tmp_path: Path) -> None:
     folder = ours(tmp_path, autoencoder.load_autoencoder("emoji"))
-    with pytest.raises(InputError, match="vae: has a ConvAutoencoder, no AutoencoderKL"):
-        distil(folder, prompts, tmp_path / "out")
+    with pytest.raises(InputError, match="vae: has a ConvAutoencoder, not an AutoencoderKL"):
+        distill(folder, prompts, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--ratio", "1"], "ratio: 1.0 is no share of channels to cut"),
-        (["--ratio", "0.9"], "ratio: 0.9 leaves no channel of 8 in 4 groups"),
-        (["--images", "1"], "options: images"),
+        (["--prune-ratio", "1"], "ratio: 1.0 is not a share of channels to prune"),
+        (["--prune-ratio", "0.9"], "ratio: 0.9 leaves none of 8 channels in 4 groups"),
+        (["--num-latents", "1"], "options: num_latents"),
         (["--steps", "0"], "options: steps"),
-        (["--resolution", "18", "--images", "2"], "18"),
+        (["--resolution", "18", "--num-latents", "2"], "18"),
     ],
 )
 def test_a_bad_option_is_told(
@@ -237,11 +240,22 @@ def test_prompts_that_are_none_are_told(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_came_of_it(folders: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
-    asked = ["--prompts", str(prompts), "--out", str(tmp_path / "out"), "--images", "4", "--steps", "2", "--batch", "2"]
+    asked = [
+        "--prompts",
+        str(prompts),
+        "--out",
+        str(tmp_path / "out"),
+        "--num-latents",
+        "4",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+    ]
     answer = CliRunner().invoke(app, ["prune-decoder", str(folders["ours"]), *asked, "--json"])
     assert answer.exit_code == 0, answer.exception
     told = json.loads(answer.stdout)
     assert told["params"] < told["whole_params"] / 3
     assert told["trained"]["images"] == 1
     again = CliRunner().invoke(app, ["prune-decoder", str(folders["ours"]), *asked])
-    assert "is there already" in str(again.exception)
+    assert "already exists" in str(again.exception)

@@ -60,9 +60,9 @@ def made(
     folder: Path, coder: Autoencoder | None = None, texts: list[TextEncoderConfig] | None = None, **changes: Any
 ) -> SnapGenPipeline:
     """A pipeline of random weights: two text encoders in three places, 16 pixels a side."""
-    net = stirred(tiny({**FITTING, "context_width": 40}))
+    net = stirred(tiny({**FITTING, "context_dim": 40}))
     facts: dict[str, Any] = {"prediction": "preconditioned", "steps": 2, "resolution": 16, **changes}
-    pipeline = SnapGenPipeline.assembled(
+    pipeline = SnapGenPipeline.from_components(
         net, coder or autoencoder.load_autoencoder("emoji"), texts or encoders(folder), **facts
     )
     pipeline.set_progress_bar_config(disable=True)
@@ -88,14 +88,14 @@ def test_it_samples_as_flow_does(
     sizes = {"height": 16, "width": 16, "num_inference_steps": 5}
     found = one(context=context, seed=7, output_type="latent", **sizes).images
     expected = rectified_flow.sample(
-        one.unet, noise, context, steps=5, guidance=guidance, prediction=prediction, shift=shift
+        one.unet, noise, context, steps=5, guidance=guidance, prediction_type=prediction, shift=shift
     )
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
 
 
 def test_prompts_are_encoded_as_in_training(pipeline: SnapGenPipeline, tmp_path: Path) -> None:
     captions = conditioning.encode(PROMPTS, encoders(tmp_path))
-    expected = captions.condition(torch.arange(len(PROMPTS))).context
+    expected = captions.conditioning(torch.arange(len(PROMPTS))).context
     found = pipeline.encode(PROMPTS)
     assert found is not None
     assert torch.equal(found, expected)
@@ -161,12 +161,12 @@ def test_an_image_need_not_be_square(pipeline: SnapGenPipeline) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"height": 12}, "height: 12 is no size of this pipeline's; use a multiple of 8"),
-        ({"width": 0}, "width: 0 is no size"),
-        ({"prompt": None}, "prompt: is to be given, or a context"),
+        ({"height": 12}, "height: 12 is not a valid size; use a multiple of 8"),
+        ({"width": 0}, "width: 0 is not a valid size"),
+        ({"prompt": None}, "prompt: and context are mutually exclusive"),
         ({"prompt": []}, "prompt: is an empty list"),
-        ({"num_inference_steps": 0}, "num_inference_steps: 0 is no count; use 1 or more"),
-        ({"guidance_scale": float("nan")}, "guidance_scale: nan is no number"),
+        ({"num_inference_steps": 0}, "num_inference_steps: 0 is not positive; use 1 or more"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: nan is not finite"),
         ({"output_type": "jpeg"}, "output_type: 'jpeg' is unknown; use one of: pil, np, pt, latent"),
         ({"latents": torch.zeros(2, 4, 4, 4)}, "latents: are 2 for 1 images"),
         ({"generator": [torch.Generator()] * 2}, "generator: are 2 for 1 images"),
@@ -181,14 +181,14 @@ def test_what_cannot_be_drawn_is_told(asked: dict[str, Any], message: str, pipel
     ("changes", "message"),
     [
         ({"vae": None}, "pipeline: has no autoencoder"),
-        ({"encoders": [{}]}, "pipeline: encoders: describes 1, but"),
-        ({"tokenizer_3": None}, "pipeline: encoders: describes 3, but"),
+        ({"encoders": [{}]}, "pipeline: encoders: has 1 entries"),
+        ({"tokenizer_3": None}, "pipeline: encoders: has 3 entries"),
         ({"prediction": "image"}, "pipeline: prediction: is 'image'"),
         (
             {"decoder": TinyDecoder(latent_channels=4, widths=(32,), blocks=(1,))},
-            "pipeline: decoder: is of other latents",
+            "pipeline: decoder: decodes other latents",
         ),
-        ({"unet": stirred(tiny())}, "pipeline: vae: has 4 latent channels; its net has 3"),
+        ({"unet": stirred(tiny())}, "pipeline: vae: has 4 latent channels, but the net has 3"),
     ],
 )
 def test_components_that_do_not_fit_are_told(changes: dict[str, Any], message: str, pipeline: SnapGenPipeline) -> None:
@@ -199,7 +199,7 @@ def test_components_that_do_not_fit_are_told(changes: dict[str, Any], message: s
 
 def test_a_net_without_cross_attention_takes_prompts_and_reads_none(tmp_path: Path) -> None:
     net = stirred(tiny({**FITTING, "all.cross_attention": False}))
-    one = SnapGenPipeline.assembled(
+    one = SnapGenPipeline.from_components(
         net, autoencoder.load_autoencoder(), encoders(tmp_path), prediction="velocity", resolution=16
     )
     assert one.text_encoder is None
@@ -217,7 +217,7 @@ def test_a_net_without_cross_attention_takes_prompts_and_reads_none(tmp_path: Pa
 
 
 def test_pixels_are_no_latents(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no autoencoder; its latents are pixels"):
+    with pytest.raises(InputError, match="has no autoencoder, its net works on pixels"):
         made(tmp_path, autoencoder.load_autoencoder("none"))
 
 
@@ -256,14 +256,14 @@ def cut(file: Path) -> None:
         (cut, "unet/diffusion_pytorch_model.safetensors", "pipeline: cannot be loaded"),
         (cut, "text_encoder_2/model.safetensors", "text_encoder_2: cannot be loaded"),
         (without_a_word, "text_encoder/model.safetensors", "text_encoder: lacks embeddings.word_embeddings.weight"),
-        (Path.unlink, "text_encoder/config.json", "text_encoder: is no folder with a text encoder"),
-        (Path.unlink, "tokenizer_3/tokenizer.json", "text_encoder_3: holds no tokenizer"),
+        (Path.unlink, "text_encoder/config.json", "text_encoder: is not a folder with a text encoder"),
+        (Path.unlink, "tokenizer_3/tokenizer.json", "text_encoder_3: has no tokenizer"),
         (cut, "model_index.json", "model_index.json: line [0-9]+, column [0-9]+: not valid"),
         (Path.unlink, "vae/diffusion_pytorch_model.safetensors", "pipeline: cannot be loaded"),
         (Path.unlink, "unet/config.json", "pipeline: cannot be loaded"),
         (without_a_weight, "unet/diffusion_pytorch_model.safetensors", "unet: conv_in.bias: is missing"),
         (not_a_number, "unet/diffusion_pytorch_model.safetensors", "unet: conv_in.bias: holds values"),
-        (Path.unlink, "model_index.json", "holds no pipeline/model_index.json; let its training finish"),
+        (Path.unlink, "model_index.json", "has no pipeline/model_index.json; finish its training"),
     ],
 )
 def test_a_damaged_folder_is_told(
@@ -281,5 +281,5 @@ def test_a_run_is_found_by_its_name(saved: Path, tmp_path: Path, monkeypatch: py
     shutil.copytree(saved, tmp_path / "runs" / "x")
     expected = tmp_path / "runs" / "x" / "pipeline"
     assert [find_pipeline(name).resolve() for name in ("x", "runs/x", "runs/x/pipeline")] == [expected] * 3
-    with pytest.raises(InputError, match="y: is no folder, nor the name of one under runs/"):
+    with pytest.raises(InputError, match="y: is neither a folder nor the name of one under runs/"):
         find_pipeline("y")

@@ -48,8 +48,8 @@ def new_feed(
         captions(encoders=len(dropout), seed=0),
         teacher=captions(encoders=3, seed=1) if taught else None,
         dropout=dropout,
-        batch=batch,
-        times=times,
+        batch_size=batch,
+        timesteps=times,
         seed=seed,
         device=device,
     )
@@ -85,11 +85,11 @@ def test_parts_together_are_the_whole(parts: int) -> None:
     for name, tensor in tensors(whole).items():
         assert torch.equal(torch.cat([tensors(piece)[name] for piece in pieces]), tensor), name
     drawn = [
-        torch.cat([piece.draws.noise("again", piece.latents) for piece in pieces]),
-        torch.cat([piece.draws.quantiles("t", CPU) for piece in pieces]),
+        torch.cat([piece.random.noise("again", piece.latents) for piece in pieces]),
+        torch.cat([piece.random.quantiles("t", CPU) for piece in pieces]),
     ]
-    assert torch.equal(drawn[0], whole.draws.noise("again", whole.latents))
-    assert torch.equal(drawn[1], whole.draws.quantiles("t", CPU))
+    assert torch.equal(drawn[0], whole.random.noise("again", whole.latents))
+    assert torch.equal(drawn[1], whole.random.quantiles("t", CPU))
 
 
 def test_a_step_is_the_same_in_any_order_of_steps() -> None:
@@ -111,7 +111,7 @@ def test_a_batch_is_float32_and_fits_together() -> None:
         "teacher's context": ((24, 6, 4), torch.float32),
         "teacher's pooled": ((24, 9), torch.float32),
     }
-    assert batch.draws == StepRandom(seed=5, step=1, rows=range(24))
+    assert batch.random == StepRandom(seed=5, step=1, rows=range(24))
     assert new_feed(taught=False).batch(MicroBatch(1)).teacher is None
 
 
@@ -138,7 +138,7 @@ def test_captions_belong_to_their_latents() -> None:
     indices = torch.tensor(images(batch))
     for found, encoders, seed in [((batch.context, batch.pooled), 2, 0), (batch.teacher, 3, 1)]:
         assert found is not None
-        wanted = captions(encoders=encoders, seed=seed).condition(indices)
+        wanted = captions(encoders=encoders, seed=seed).conditioning(indices)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
@@ -163,9 +163,9 @@ def test_timesteps_are_one_from_each_stratum() -> None:
 
 
 def test_quantiles_are_stratified_over_each_block() -> None:
-    found = StepRandom(0, 1, range(2 * feed.BLOCK)).quantiles("t", CPU)
-    for block in found.split(feed.BLOCK):
-        assert (block.sort().values * feed.BLOCK).floor().tolist() == list(range(feed.BLOCK))
+    found = StepRandom(0, 1, range(2 * feed.NOISE_BLOCK_SIZE)).quantiles("t", CPU)
+    for block in found.split(feed.NOISE_BLOCK_SIZE):
+        assert (block.sort().values * feed.NOISE_BLOCK_SIZE).floor().tolist() == list(range(feed.NOISE_BLOCK_SIZE))
 
 
 def test_a_shift_moves_timesteps_towards_noise() -> None:
@@ -231,7 +231,7 @@ PARTS = [MicroBatch(step, number, 2) for step in range(1, 6) for number in range
 def test_batches_come_in_order() -> None:
     own = new_feed()
     for part, batch in zip(PARTS, own.batches(iter(PARTS)), strict=True):
-        assert batch.draws == StepRandom(5, part.step, range(12 * part.number, 12 * part.number + 12))
+        assert batch.random == StepRandom(5, part.step, range(12 * part.number, 12 * part.number + 12))
         assert torch.equal(batch.noise, own.batch(part).noise)
 
 
@@ -244,16 +244,16 @@ def test_a_thread_works_ahead_in_order_but_not_far() -> None:
         return part
 
     with ThreadPoolExecutor(1) as thread:
-        given = feed._ahead(thread, work, PARTS)
+        given = feed._prefetched(thread, work, PARTS)
         found = [next(given)]
-        assert len(begun) <= 1 + feed.AHEAD
+        assert len(begun) <= 1 + feed.PREFETCH
         found += given
     assert found == begun == PARTS
 
 
 def test_what_goes_wrong_in_the_thread_is_told() -> None:
     with ThreadPoolExecutor(1) as thread, pytest.raises(ZeroDivisionError):
-        list(feed._ahead(thread, lambda _: 1 / 0, PARTS))
+        list(feed._prefetched(thread, lambda _: 1 / 0, PARTS))
 
 
 @pytest.mark.gpu

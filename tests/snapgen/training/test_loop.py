@@ -28,7 +28,7 @@ from snapgen.training.stages import (
 from tests.snapgen import lessons
 from tests.snapgen.lessons import NoReading
 
-KINDS = ("flow", "steps")
+KINDS = ("flow_matching", "adversarial")
 Weights = dict[str, Tensor]
 
 
@@ -39,7 +39,7 @@ def accelerator() -> Accelerator:
 
 def new(
     accelerator: Accelerator,
-    kind: str = "flow",
+    kind: str = "flow_matching",
     *,
     steps: int = 4,
     bad_image: int | None = None,
@@ -47,21 +47,28 @@ def new(
     **settings: Any,
 ) -> Trainer:
     """flow: a student beside a teacher, features too; steps: a student and its critic in turn."""
-    values = {"name": "some", "resolution": 8, "batch": 8, "images": 8 * steps, "learning_rate": 3e-3, **settings}
+    values = {
+        "name": "some",
+        "resolution": 8,
+        "batch_size": 8,
+        "num_images": 8 * steps,
+        "learning_rate": 3e-3,
+        **settings,
+    }
     student, teacher, device = lessons.student(), lessons.frozen_teacher(), accelerator.device
     student, teacher = student.to(device), teacher.to(device)
-    if kind == "flow":
+    if kind == "flow_matching":
         stage: FlowMatchingStage | AdversarialDistillationStage = FlowMatchingStage(
             distillation=DistillationConfig(), **values
         )
-        turn = FlowMatchingObjective(
+        objective = FlowMatchingObjective(
             student, prediction="preconditioned", distillation=stage.distillation, teacher=teacher
         )
-        turns: dict[str, nn.Module] = {"student": turn}
+        objectives: dict[str, nn.Module] = {"student": objective}
         times, other = None, {}
     else:
         stage = AdversarialDistillationStage(**values)
-        turns = adversarial.build_adversarial_objectives(
+        objectives = adversarial.build_adversarial_objectives(
             student,
             prediction="preconditioned",
             adversarial=AdversarialConfig(),
@@ -70,16 +77,16 @@ def new(
             seed=0,
         )
         times, other = few_step_timesteps(4, 1), {"critic": stage.model_copy(update={"optimizer": "adamw"})}
-    for turn in turns.values():
-        turn.to(device)
+    for objective in objectives.values():
+        objective.to(device)
     feed = lessons.feed(times=times, bad_image=bad_image, bad_caption=bad_caption, device=device)
-    return Trainer(stage, student, turns, feed, accelerator=accelerator, settings=other)
+    return Trainer(stage, student, objectives, feed, accelerator=accelerator, optimizer_configs=other)
 
 
 def run(some: Trainer, *, pause: Callable[[], None] | None = None) -> list[StepStats]:
     """The reports of what is left to do; ``pause`` after every step."""
     reports: list[StepStats] = []
-    some.run(report=reports.append, due=lambda _: pause is not None, pause=pause or (lambda: None))
+    some.run(report=reports.append, should_pause=lambda _: pause is not None, pause=pause or (lambda: None))
     return reports
 
 
@@ -115,29 +122,31 @@ def test_it_learns(accelerator: Accelerator, kind: str) -> None:
     assert all(math.isfinite(value) for row in told for value in row.values())
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), [("flow", "muon"), ("flow", "adamw"), ("steps", "adamw")])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), [("flow_matching", "muon"), ("flow_matching", "adamw"), ("adversarial", "adamw")]
+)
 def test_accumulated_parts_give_the_losses_of_the_whole(accelerator: Accelerator, kind: str, optimizer: str) -> None:
     whole, halves, quarters = (
-        losses(new(accelerator, kind, accumulate=parts, optimizer=optimizer)) for parts in (1, 2, 4)
+        losses(new(accelerator, kind, gradient_accumulation_steps=parts, optimizer=optimizer)) for parts in (1, 2, 4)
     )
     close(halves, whole, 1e-3)
     close(quarters, whole, 1e-3)
 
 
 def test_the_average_is_the_nets_alone(accelerator: Accelerator) -> None:
-    some = new(accelerator, ema=0.2)
+    some = new(accelerator, ema_sigma_rel=0.2)
     seen: list[Weights] = []
     run(some, pause=lambda: seen.append(weights(some)))
-    average = some.average.state()
+    average = some.ema.state()
     assert average.keys() == some.net.state_dict().keys()
-    assert len(list(some.turns["student"].parameters())) > len(list(some.net.parameters()))
+    assert len(list(some.objectives["student"].parameters())) > len(list(some.net.parameters()))
     assert not equal(average, seen[-1])
     for name, tensor in average.items():
         low, high = (getattr(torch.stack([w[name] for w in seen]), of)(0).values for of in ("min", "max"))
         assert bool(((low - 1e-6 <= tensor) & (tensor <= high + 1e-6)).all()), name
-    none = new(accelerator, ema=0)
+    none = new(accelerator, ema_sigma_rel=0)
     run(none)
-    assert equal(none.average.state(), weights(none))
+    assert equal(none.ema.state(), weights(none))
 
 
 def test_bfloat16_is_the_passes_alone(accelerator: Accelerator) -> None:
@@ -160,8 +169,8 @@ def test_gradient_checkpointing_changes_nothing(accelerator: Accelerator) -> Non
 
 
 def test_kernels_lie_channels_last(accelerator: Accelerator) -> None:
-    for turn in new(accelerator, "steps").turns.values():
-        kernels = [p for p in turn.parameters() if p.ndim == 4 and min(p.shape) > 1]
+    for objective in new(accelerator, "adversarial").objectives.values():
+        kernels = [p for p in objective.parameters() if p.ndim == 4 and min(p.shape) > 1]
         assert kernels
         assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
@@ -180,15 +189,15 @@ def test_nothing_is_read_between_reports(
     accelerator: Accelerator, kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the CPU by what is read off a tensor; what is gathered for the device beforehand lies in memory anyway."""
-    take = Trainer._take
+    take = Trainer._step
 
     def watched(self: Trainer, step: int, batches: Iterator[Batch]) -> Tensor:
-        given = iter([next(batches) for _ in range(self.stage.accumulate)])
+        given = iter([next(batches) for _ in range(self.stage.gradient_accumulation_steps)])
         with NoReading():
             return take(self, step, given)
 
-    monkeypatch.setattr(Trainer, "_take", watched)
-    assert len(run(new(accelerator, kind, accumulate=2, precision=precision))) == 4
+    monkeypatch.setattr(Trainer, "_step", watched)
+    assert len(run(new(accelerator, kind, gradient_accumulation_steps=2, precision=precision))) == 4
 
 
 # --- what is told ---
@@ -196,11 +205,11 @@ def test_nothing_is_read_between_reports(
 
 def test_reports_add_up(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
     each = run(new(accelerator, steps=7))
-    assert [(r.step, r.steps, r.images, r.bad) for r in each] == [(n, 7, 8 * n, []) for n in range(1, 8)]
+    assert [(r.step, r.steps, r.images, r.skipped) for r in each] == [(n, 7, 8 * n, []) for n in range(1, 8)]
     assert each[0].losses.keys() == {f"student {name}" for name in ("loss", "task", "output", "features", "gradient")}
-    assert max(r.rate for r in each) == 1
+    assert max(r.lr_scale for r in each) == 1
     assert all(r.images_per_second > 0 for r in each)
-    monkeypatch.setattr(loop, "REPORTS", 2)
+    monkeypatch.setattr(loop, "MIN_REPORTS", 2)
     some = new(accelerator, steps=7)
     assert some.report_every == 3
     threes = run(some)
@@ -211,7 +220,7 @@ def test_reports_add_up(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatc
 
 
 def test_reports_of_a_long_stage_are_not_rare(accelerator: Accelerator) -> None:
-    assert new(accelerator, steps=1_000_000).report_every == loop.LONGEST
+    assert new(accelerator, steps=1_000_000).report_every == loop.MAX_REPORT_INTERVAL
     assert new(accelerator, steps=1000).report_every == 5
 
 
@@ -230,7 +239,7 @@ def test_a_pause_breaks_nothing(accelerator: Accelerator) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_going_on_from_any_step_is_to_the_bit(accelerator: Accelerator, kind: str, tmp_path: Path) -> None:
-    steps, whole = 5, new(accelerator, kind, steps=5, accumulate=2)
+    steps, whole = 5, new(accelerator, kind, steps=5, gradient_accumulation_steps=2)
 
     def save() -> None:
         checkpoint.save_checkpoint(tmp_path / str(whole.step), whole.state(), {})
@@ -238,7 +247,7 @@ def test_going_on_from_any_step_is_to_the_bit(accelerator: Accelerator, kind: st
     told = [report.losses for report in run(whole, pause=save)]
     wanted = whole.state()
     for step in range(1, steps):
-        other = new(accelerator, kind, steps=5, accumulate=2)
+        other = new(accelerator, kind, steps=5, gradient_accumulation_steps=2)
         other.load(checkpoint.load_checkpoint(tmp_path / str(step))[0], step)
         assert losses(other) == told[step:]
         found = other.state()
@@ -253,7 +262,7 @@ BAD = 5  # of the images; `bad_step` finds when it comes
 
 def bad_step() -> int:
     """The step of the first epoch in which the image comes."""
-    order = lessons.feed()._indices
+    order = lessons.feed()._image_indices
     return next(step for step in (1, 2, 3) if BAD in order(step).tolist())
 
 
@@ -263,34 +272,34 @@ def test_a_stage_that_halts_says_where(accelerator: Accelerator) -> None:
         run(some)
     line = str(told.value)
     assert line.startswith(f"stage some: step {step}, image {8 * step - 7}: a gradient is not finite; ")
-    assert "; the first output that is not is that of student.down.1." in line
-    assert ".attend_context.keys_values; set on_bad: skip" in line
+    assert "; the first non-finite output comes from student.down.1." in line
+    assert ".attend_context.keys_values; set on_nonfinite_grad: skip" in line
     assert "\n" not in line
 
 
 def test_latents_that_are_not_finite_are_told_apart(accelerator: Accelerator) -> None:
-    with pytest.raises(InputError, match="its latents are not"):
+    with pytest.raises(InputError, match="its latents are not finite"):
         run(new(accelerator, bad_image=BAD))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stage_that_skips_goes_on_without_the_step(accelerator: Accelerator, kind: str) -> None:
-    some, step = new(accelerator, kind, steps=3, bad_caption=BAD, on_bad="skip"), bad_step()
+    some, step = new(accelerator, kind, steps=3, bad_caption=BAD, on_nonfinite_grad="skip"), bad_step()
     states = [copy.deepcopy(some.state())]
     reports = run(some, pause=lambda: states.append(copy.deepcopy(some.state())))
-    assert [report.bad for report in reports] == [[step] if n == step else [] for n in (1, 2, 3)]
+    assert [report.skipped for report in reports] == [[step] if n == step else [] for n in (1, 2, 3)]
     for number, (before, after) in enumerate(itertools.pairwise(states), 1):
         for part in ("turn.student", "optimizer.student"):
             assert equal(before[part], after[part]) == (number == step), (number, part)
     assert all(tensor.isfinite().all() for part in states[-1].values() for tensor in part.values())
-    assert all(math.isfinite(value) for report in reports if not report.bad for value in report.losses.values())
+    assert all(math.isfinite(value) for report in reports if not report.skipped for value in report.losses.values())
 
 
 def test_what_was_skipped_is_left_out_of_the_means(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "REPORTS", 1)
-    each, step = new(accelerator, steps=3, bad_caption=BAD, on_bad="skip"), bad_step()
+    monkeypatch.setattr(loop, "MIN_REPORTS", 1)
+    each, step = new(accelerator, steps=3, bad_caption=BAD, on_nonfinite_grad="skip"), bad_step()
     (report,) = run(each)
-    assert report.bad == [step]
+    assert report.skipped == [step]
     assert all(math.isfinite(value) for value in report.losses.values())
 
 
@@ -298,12 +307,12 @@ def test_what_was_skipped_is_left_out_of_the_means(accelerator: Accelerator, mon
 def test_a_stage_that_can_take_no_step_halts_even_so(
     accelerator: Accelerator, steps: int, reports: int, lost: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "HOPELESS", 3)
-    monkeypatch.setattr(loop, "REPORTS", reports)
-    some = new(accelerator, steps=steps, on_bad="skip")
+    monkeypatch.setattr(loop, "MAX_SKIPPED_STEPS", 3)
+    monkeypatch.setattr(loop, "MIN_REPORTS", reports)
+    some = new(accelerator, steps=steps, on_nonfinite_grad="skip")
     with torch.no_grad():
         some.net.conv_in.weight.fill_(float("nan"))
-    with pytest.raises(InputError, match=f"not finite for {lost} steps on end; .* student.conv_in") as told:
+    with pytest.raises(InputError, match=f"not finite for {lost} consecutive steps; .* student.conv_in") as told:
         run(some)
     assert "on_bad" not in str(told.value)
     assert some.step == lost
@@ -315,7 +324,7 @@ def test_a_stage_that_can_take_no_step_halts_even_so(
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_step_waits_for_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    some, take = new(Accelerator(), kind, steps=6, precision="bfloat16"), Trainer._take
+    some, take = new(Accelerator(), kind, steps=6, precision="bfloat16"), Trainer._step
 
     def watched(self: Trainer, step: int, batches: Iterator[Batch]) -> Tensor:
         torch.cuda.set_sync_debug_mode("error" if step > 2 else "default")  # kernels are chosen in the first steps
@@ -324,5 +333,5 @@ def test_no_step_waits_for_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Trainer, "_take", watched)
+    monkeypatch.setattr(Trainer, "_step", watched)
     assert all(math.isfinite(value) for report in run(some) for value in report.losses.values())

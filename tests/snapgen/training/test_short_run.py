@@ -40,7 +40,7 @@ def examples() -> LatentDataset:
     return LatentDataset(latents.half(), contexts.half(), caption)
 
 
-SHORT = ShortRunConfig(steps=60, batch=16, learning_rate=3e-3, prediction="velocity")
+SHORT = ShortRunConfig(steps=60, batch_size=16, learning_rate=3e-3, prediction_type="velocity")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -55,7 +55,7 @@ def test_a_seed_repeats_to_the_bit_and_another_does_not(examples: LatentDataset)
     settings = SHORT.model_copy(update={"steps": 8})
     first, again, other = (train(Net(), examples, settings, seed=seed) for seed in (3, 3, 4))
     assert first.losses == again.losses
-    assert all(torch.equal(first.average[name], again.average[name]) for name in first.average)
+    assert all(torch.equal(first.ema_weights[name], again.ema_weights[name]) for name in first.ema_weights)
     assert first.losses != other.losses
 
 
@@ -74,22 +74,22 @@ def test_reporting_changes_nothing(examples: LatentDataset) -> None:
 
 
 def test_a_run_that_diverges_stops_and_says_so(examples: LatentDataset) -> None:
-    wild = SHORT.model_copy(update={"learning_rate": 1e12, "clip": 1e30, "warmup": 0.0})
+    wild = SHORT.model_copy(update={"learning_rate": 1e12, "grad_clip": 1e30, "warmup_fraction": 0.0})
     outcome = train(Net(), examples, wild, seed=0, report_every=5)
     assert outcome.diverged
     assert len(outcome.losses) < 60
 
 
 def test_rate_rises_and_falls_to_zero() -> None:
-    settings = ShortRunConfig(steps=100, warmup=0.1, schedule="linear")
+    settings = ShortRunConfig(steps=100, warmup_fraction=0.1, lr_schedule="linear")
     rates = [lr_scale(step, settings, 100) for step in range(1, 101)]
     assert max(rates) == rates[10] == 1
     assert rates[:11] == sorted(rates[:11])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.02
-    assert lr_scale(100, settings.model_copy(update={"schedule": "constant"}), 100) == 1
-    assert 0 < lr_scale(100, settings.model_copy(update={"schedule": "cosine"}), 100) < 0.01
-    assert lr_scale(1, settings.model_copy(update={"warmup": 0.0}), 100) == 1
+    assert lr_scale(100, settings.model_copy(update={"lr_schedule": "constant"}), 100) == 1
+    assert 0 < lr_scale(100, settings.model_copy(update={"lr_schedule": "cosine"}), 100) < 0.01
+    assert lr_scale(1, settings.model_copy(update={"warmup_fraction": 0.0}), 100) == 1
 
 
 def test_average_has_the_width_it_promises() -> None:
@@ -111,10 +111,10 @@ def test_average_has_the_width_it_promises() -> None:
 
 def test_no_average_is_the_last_weights(examples: LatentDataset) -> None:
     net = Net()
-    outcome = train(net, examples, SHORT.model_copy(update={"steps": 3, "ema": 0.0}), seed=0)
-    assert all(torch.equal(outcome.average[name], tensor) for name, tensor in net.state_dict().items())
+    outcome = train(net, examples, SHORT.model_copy(update={"steps": 3, "ema_sigma_rel": 0.0}), seed=0)
+    assert all(torch.equal(outcome.ema_weights[name], tensor) for name, tensor in net.state_dict().items())
     averaged = train(Net(), examples, SHORT.model_copy(update={"steps": 3}), seed=0)
-    assert not torch.equal(averaged.average["leave.weight"], outcome.average["leave.weight"])
+    assert not torch.equal(averaged.ema_weights["leave.weight"], outcome.ema_weights["leave.weight"])
 
 
 def test_captions_are_dropped_as_often_as_told(examples: LatentDataset) -> None:
@@ -189,7 +189,7 @@ def test_weight_decay_spares_vectors() -> None:
 
 def test_wide_matrices_are_made_orthogonal_in_their_gram_matrix_alike() -> None:
     wide = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(0)) / 40
-    torch.testing.assert_close(muon._in_gram(wide), muon._in_place(wide), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(muon._iterate_gram(wide), muon._iterate(wide), rtol=1e-4, atol=1e-5)
     singular = torch.linalg.svdvals(muon.orthogonal(wide))
     assert 0.6 < float(singular.min()) <= float(singular.max()) < 1.3
 
@@ -201,7 +201,7 @@ def test_matrices_iterated_in_parts_are_those_iterated_together(
     """To the last bit: how many matrices share a batch is a matter of speed."""
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     together = muon.orthogonal(matrices)
-    monkeypatch.setattr(muon, "TOGETHER", 2 * shape[1] ** 2)
+    monkeypatch.setattr(muon, "GRAM_CHUNK_SIZE", 2 * shape[1] ** 2)
     assert torch.equal(muon.orthogonal(matrices), together)
 
 
@@ -240,14 +240,14 @@ def test_a_bad_gradient_changes_nothing(optimizer: str) -> None:
     net = stirred_net()
     optimizers = build_optimizers(net, SHORT.model_copy(update={"optimizer": optimizer}))
     backward(net, 0)
-    assert optimizers.step(1, skip_bad=True).isfinite()
+    assert optimizers.step(1, skip_nonfinite=True).isfinite()
     weights, state = ([t.clone() for t in ts] for ts in (net.parameters(), optimizers.state().values()))
     backward(net, 1)
     assert net.middle.weight.grad is not None
     net.middle.weight.grad[0, 0, 0, 0] = float("nan")
-    assert not optimizers.step(1, skip_bad=True).isfinite()
+    assert not optimizers.step(1, skip_nonfinite=True).isfinite()
     assert all(map(torch.equal, weights, net.parameters()))
     assert all(map(torch.equal, state, optimizers.state().values()))
     backward(net, 1)
-    optimizers.step(1, skip_bad=True)
+    optimizers.step(1, skip_nonfinite=True)
     assert not torch.equal(weights[0], net.enter.weight)

@@ -1,5 +1,5 @@
 "use strict";
-// A page of charts alone.
+// Script of a page that only draws its charts.
 archsearch.start(() => {
   for (const [id, figure] of Object.entries(archsearch.data.charts)) archsearch.draw(id, figure);
 });

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const { data, el } = archsearch;
-  let chosen = data.best;
+  let selected = data.best;
 
   // Charts
   function draw(id, figure) {
@@ -9,34 +9,35 @@
       if (trace.hoverinfo === "text" && trace.customdata) trace.hovertext = trace.customdata.map((n) => data.candidates[n].hover);
     }
     archsearch.draw(id, figure, (chart) => {
-      chart.on("plotly_click", (event) => choose(event.points[0].customdata));
+      chart.on("plotly_click", (event) => select(event.points[0].customdata));
       chart.on("plotly_hover", (event) => { if (event.points[0].customdata !== undefined) show(event.points[0].customdata); });
-      chart.on("plotly_unhover", () => show(chosen));
+      chart.on("plotly_unhover", () => show(selected));
     });
   }
   function drawFront() {
     const y = el("axis-y").value;
-    // No number stands against itself.
+    // There is no chart of a number against itself: choose another one for the horizontal axis.
     if (!data.fronts[`${y}/${el("axis-x").value}`]) el("axis-x").value = [...el("axis-x").options].find((o) => data.fronts[`${y}/${o.value}`]).value;
     const figure = data.fronts[`${y}/${el("axis-x").value}`];
     draw("front-chart", { layout: figure.layout, data: [...figure.data, ring(figure)] });
   }
+  // Ring around the selected candidate, in the chart or in its strip of infeasible candidates.
   function ring(figure) {
     const at = { x: [], y: [] };
     let yaxis = "y";
     for (const trace of figure.data) {
-      const i = (trace.customdata || []).indexOf(chosen);
+      const i = (trace.customdata || []).indexOf(selected);
       if (i >= 0) { at.x = [trace.x[i]]; at.y = [trace.y[i]]; yaxis = trace.yaxis || "y"; }
     }
     const marker = { symbol: "circle-open", size: 17, color: "var(--ink)", line: { width: 1.5 } };
-    return { type: "scatter", mode: "markers", name: "chosen", ...at, yaxis, marker, hoverinfo: "skip" };
+    return { type: "scatter", mode: "markers", name: "selected", ...at, yaxis, marker, hoverinfo: "skip" };
   }
   function drawAll() {
     drawFront();
     for (const [id, figure] of Object.entries(data.charts)) draw(id, figure);
   }
 
-  // The panel: text only ever by textContent, whatever a name holds.
+  // The details panel. Names may contain markup, so text is only set by textContent.
   function add(parent, tag, text, className) {
     const child = parent.appendChild(document.createElement(tag));
     if (text !== undefined) child.textContent = text;
@@ -58,24 +59,24 @@
       image.alt = `Samples of ${candidate.title}`;
       image.src = uri;
     }
-    add(panel, "p", candidate.words, "words");
+    add(panel, "p", candidate.description, "words");
     const list = add(panel, "dl", undefined, "pairs");
     for (const [label, text] of candidate.numbers) {
       const row = add(list, "div");
       add(row, "dt", label);
       add(row, "dd", text);
     }
-    if (candidate.differs.length) {
-      add(panel, "h4", "Differs from the base");
+    if (candidate.differences.length) {
+      add(panel, "h4", "Differences from the base");
       const items = add(panel, "ul");
-      for (const text of candidate.differs) add(items, "li", text);
+      for (const text of candidate.differences) add(items, "li", text);
     }
   }
-  function choose(number) {
+  function select(number) {
     if (number === undefined || !data.candidates[number]) return;
-    chosen = number;
+    selected = number;
     el("pick").value = number;
-    for (const row of rows) row.classList.toggle("chosen", row.dataset.number === String(number));
+    for (const row of rows) row.classList.toggle("selected", row.dataset.number === String(number));
     show(number);
     drawFront();
   }
@@ -88,11 +89,12 @@
   const body = table.tBodies[0];
   const rows = [...body.rows];
   const heads = [...table.tHead.rows[0].cells];
-  const key = (cell) => ("value" in cell.dataset ? (cell.dataset.value === "" ? null : Number(cell.dataset.value)) : cell.textContent.trim().toLowerCase());
+  const sortKey = (cell) => ("value" in cell.dataset ? (cell.dataset.value === "" ? null : Number(cell.dataset.value)) : cell.textContent.trim().toLowerCase());
+  // Sort by a column, in the other direction if it is already sorted; missing numbers come last.
   function sort(column) {
     const down = heads[column].ariaSort === "ascending";
     heads.forEach((head, i) => { head.ariaSort = i !== column ? "none" : down ? "descending" : "ascending"; });
-    const keyed = rows.map((row, i) => ({ row, i, value: key(row.cells[column]) }));
+    const keyed = rows.map((row, i) => ({ row, i, value: sortKey(row.cells[column]) }));
     keyed.sort((a, b) => {
       if (a.value === null || b.value === null) return (a.value === null) - (b.value === null) || a.i - b.i;
       const order = a.value < b.value ? -1 : a.value > b.value ? 1 : 0;
@@ -101,12 +103,12 @@
     body.append(...keyed.map(({ row }) => row));
   }
   function filter() {
-    const wanted = el("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const words = el("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
     const kind = document.querySelector("input[name=show]:checked").value;
     let shown = 0;
     for (const row of rows) {
       const text = row.textContent.toLowerCase();
-      row.hidden = !(kind === "all" || row.dataset[kind] === "true") || !wanted.every((word) => text.includes(word));
+      row.hidden = !(kind === "all" || row.dataset[kind] === "true") || !words.every((word) => text.includes(word));
       shown += !row.hidden;
     }
     el("count").textContent = `${shown} of ${rows.length}`;
@@ -114,7 +116,7 @@
   heads.forEach((head, i) => head.querySelector("button").addEventListener("click", () => sort(i)));
   body.addEventListener("click", (event) => {
     if (!event.target.closest(".open")) return;
-    choose(Number(event.target.closest("tr").dataset.number));
+    select(Number(event.target.closest("tr").dataset.number));
     el("front").scrollIntoView();
   });
   el("filter").addEventListener("input", filter);
@@ -122,8 +124,8 @@
   el("show-knobs").addEventListener("change", (event) => table.classList.toggle("with-knobs", event.target.checked));
 
   for (const id of ["axis-x", "axis-y"]) el(id).addEventListener("change", drawFront);
-  el("pick").addEventListener("change", (event) => choose(Number(event.target.value)));
+  el("pick").addEventListener("change", (event) => select(Number(event.target.value)));
   filter();
   archsearch.start(drawAll);
-  choose(chosen);
+  select(selected);
 })();

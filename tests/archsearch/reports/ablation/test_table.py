@@ -1,4 +1,4 @@
-"""The ablation table: the same rows in every form, published apart from ours, and what was reproduced in words."""
+"""Table of an ablation in every format, and the sentences on what it reproduces."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from tests.archsearch.studies.config.test_ablation import LADDER
 PUBLISHED: dict[str, Any] = {
     "0": {"frechet_distance": {"value": 3.76}},
     "1": {"params": {"value": -2}, "macs": {"value": -17}, "frechet_distance": {"value": 3.12}},
-    "2b": {"latency_ms": {"value": -58.3, "says": "2.4× faster"}, "frechet_distance": {"says": "restored"}},
-    "3": {"frechet_distance": {"says": "better"}},
+    "2b": {"latency_ms": {"value": -58.3, "quote": "2.4× faster"}, "frechet_distance": {"quote": "restored"}},
+    "3": {"frechet_distance": {"quote": "better"}},
 }
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ablation]:
-    """An ablation run with quick scores, once for each set of changes."""
+    """Factory of an ablation with made-up scores; equal arguments give the same ablation."""
     folder = tmp_path_factory.mktemp("ablation")
-    known: dict[str, Ablation] = {}
+    cache: dict[str, Ablation] = {}
 
     def make(**changes: Any) -> Ablation:
         key = json.dumps(changes, sort_keys=True)
-        if key not in known:
+        if key not in cache:
             rows = {name: {**row, "published": PUBLISHED.get(name, {})} for name, row in LADDER.items()}
-            given = {"rows": rows, "final": "3", "alone": True, "published_source": "a paper & more"}
-            values = {"name": f"rows_{len(known)}", "ablation": given, "trials": None, **changes}
+            given = {"rows": rows, "final_row": "3", "one_at_a_time": True, "published_source": "a paper & more"}
+            values = {"name": f"rows_{len(cache)}", "ablation": given, "trials": None, **changes}
             values["storage"] = f"sqlite:///{folder / 'study.db'}"
             values["artifacts"] = str(folder / "artifacts")
-            settings = quick.settings(folder, **{"protocol": {"seeds": [0, 1, 2]}, **values})
-            known[key] = load_results(ablate(settings, quiet=True, scorer=quick.QuickScorer))
-        return known[key]
+            settings = quick.settings(folder, **{"protocol": {"train_seeds": [0, 1, 2]}, **values})
+            cache[key] = load_results(ablate(settings, quiet=True, scorer=quick.QuickScorer))
+        return cache[key]
 
     return make
 
@@ -56,19 +56,19 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 Made = Callable[..., Ablation]
 
 
-def test_every_form_is_written_beside_the_others(made: Made, tmp_path: Path) -> None:
+def test_every_format_is_written(made: Made, tmp_path: Path) -> None:
     out = report.write_ablation(made(), tmp_path / "deep" / "table.tex")
     assert out == tmp_path / "deep" / "table.tex"
     assert {path.suffix for path in out.parent.iterdir()} == set(report.SUFFIXES)
 
 
-def test_another_form_is_refused(made: Made, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no form of the table; end it in \.html, \.md"):
+def test_another_suffix_is_an_input_error(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is not a format of the table; use one of the suffixes \.html, \.md"):
         report.write_ablation(made(), tmp_path / "table.pdf")
     assert not list(tmp_path.iterdir())
 
 
-def test_markdown_has_ours_beside_the_published(made: Made) -> None:
+def test_markdown_has_our_and_the_published_numbers(made: Made) -> None:
     text = table.markdown(made())
     (row,) = [line for line in text.splitlines() if line.startswith("| 1 |")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -77,12 +77,12 @@ def test_markdown_has_ours_beside_the_published(made: Made) -> None:
     ours = made().result("1").changes["params"]
     assert cells[at["Δ params"]] == f"{ours:+.1f} %".replace("-", "−")
     assert cells[at["published"]] == "−2 %"
-    assert cells[at["points apart"]] == f"{ours + 2:+.1f}".replace("-", "−").replace("+0.0", "0.0")
+    assert cells[at["difference, points"]] == f"{ours + 2:+.1f}".replace("-", "−").replace("+0.0", "0.0")
     assert cells[-1] == "3.12"
     assert "2.4× faster (−58 %)" in text
     assert text.count("## ") == 5
     without = [line for line in text.splitlines() if line.startswith("| 3 without 1 |")]
-    assert "published" not in table.header(made(), "without")
+    assert "published" not in table.header(made(), "leave_one_out")
     assert len(without) == 1
 
 
@@ -116,7 +116,7 @@ def test_latex_is_plain_and_balanced(made: Made) -> None:
 
 
 def test_json_is_plain(made: Made) -> None:
-    plain = report.plain(made())
+    plain = report.to_dict(made())
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert {row["row"] for row in plain["rows"]} == {r.planned.name for r in made().results}
     assert plain["sums"][0]["name"] == "params"
@@ -137,7 +137,7 @@ def test_the_chart_has_an_arrow_for_every_row(made: Made) -> None:
     arrows = [a for a in figure["layout"]["annotations"] if a["showarrow"]]
     assert len(arrows) == len(LADDER) - 1
     for arrow, (name, row) in zip(arrows, list(LADDER.items())[1:], strict=True):
-        ours, below = made().result(name), made().result(row["over"])
+        ours, below = made().result(name), made().result(row["baseline"])
         assert ours.score is not None
         assert below.score is not None
         assert ours.score.latency is not None
@@ -151,36 +151,36 @@ def test_the_chart_has_an_arrow_for_every_row(made: Made) -> None:
         assert arrow["arrowcolor"] == {"cannot tell": "var(--dominated)"}.get(verdict, f"var(--{verdict})")
 
 
-def test_what_was_reproduced_is_said(made: Made) -> None:
-    told = reproduction.sentences(made())
-    params, macs, latency, quality = told
+def test_sentences_say_what_was_reproduced(made: Made) -> None:
+    sentences = reproduction.sentences(made())
+    params, macs, latency, quality = sentences
     apart = made().result("1").apart("params")
     assert apart is not None
     assert ("1 of 1 published changes of params" in params) == (abs(apart) <= 1)
-    assert "not reproduced, in points: row 1 (+1" in macs
+    assert "not reproduced (points): row 1 (+1" in macs
     assert "another device" in latency
     assert "1 of 1" in latency
-    assert "Quality is the validation loss of short runs, not the published FID: with 3 seeds" in quality
+    assert "Quality is the validation loss of short training runs, not the published FID: with 3 seeds" in quality
     directions = {name: reproduction.direction(made(), made().result(name)) for name in LADDER}
     assert directions == {"0": None, "1": "better", "2a": None, "2b": None, "3": "better"}
     assert "of 2 published directions" in quality
 
 
-def test_no_training_is_said(made: Made) -> None:
+def test_sentences_say_that_nothing_was_trained(made: Made) -> None:
     costs = made(objectives=["latency_ms"])
-    assert reproduction.sentences(costs)[-1].startswith("Quality was not taken")
+    assert reproduction.sentences(costs)[-1].startswith("Quality was not measured")
     assert "verdict" not in table.header(costs, "ladder")
     assert 'id="ladder-params"' in ablation_page.render(costs)
 
 
-def test_another_size_is_no_reproduction(made: Made) -> None:
+def test_counts_at_another_size_are_not_a_reproduction(made: Made) -> None:
     other = made()
     settings = other.settings.model_copy(
         update={"ablation": other.ablation.model_copy(update={"published_from": "ablation/snapgen"})}
     )
-    told = reproduction.sentences(Ablation(other.name, settings, other.attrs, other.results, other.sums))
-    assert told[0].startswith("Quality is")
-    assert told[2].startswith("The published nets have another size")
+    sentences = reproduction.sentences(Ablation(other.name, settings, other.attrs, other.results, other.sums))
+    assert sentences[0].startswith("Quality is")
+    assert sentences[2].startswith("The published networks have another size")
 
 
 def test_a_row_that_is_missing_is_named(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

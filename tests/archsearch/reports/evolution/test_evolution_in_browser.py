@@ -1,4 +1,4 @@
-"""An evolving study's report in headless Chromium."""
+"""The report of an evolving study in headless Chromium."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 def test_its_charts_draw_and_fit(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
     study = factory.evolved(tmp_path, rounds=5)
-    url = study_report.write_report(study, tmp_path / "r.html", beside=factory.sampled(candidates=6)).as_uri()
+    url = study_report.write_report(study, tmp_path / "r.html", compare_with=factory.sampled(candidates=6)).as_uri()
     visit = Visit(browser, url, width=900, dark=True)
     page = visit.page
-    page.wait_for_selector("#worth-map .heatmaplayer image, #worth-map .heatmaplayer path", state="attached")
-    assert page.locator("#worth-map .heatmap-label").count() > 0 or page.locator("#worth-map text").count() > 20
+    page.wait_for_selector("#importance-map .heatmaplayer image, #importance-map .heatmaplayer path", state="attached")
+    assert (
+        page.locator("#importance-map .heatmap-label").count() > 0 or page.locator("#importance-map text").count() > 20
+    )
     assert page.locator("#path-validation_loss .scatterlayer .point").count() >= 5 + 6
     titles = page.locator("#path-validation_loss .infolayer [class*=title]").all_text_contents()
     assert {"Latency (ms, measured)", "Validation loss"} <= set(titles)
     assert page.evaluate("document.documentElement.scrollWidth") <= 900
-    assert visit.complaints == []
+    assert visit.problems == []
     page.close()

@@ -30,18 +30,18 @@ def test_as_many_digits_as_the_noise_allows(value: float, noise: float, text: st
     assert formatting.number(value, noise) == text
 
 
-def test_spoken_with_unit_and_interval() -> None:
-    gap = formatting.GAP
+def test_values_have_unit_and_interval() -> None:
+    nbsp = formatting.NBSP
     assert (
         formatting.format_value(EffectInterval(12.34, 12.1, 12.9), "latency_ms", ends=True)
-        == f"12.34{gap}ms [12.10, 12.90]"
+        == f"12.34{nbsp}ms [12.10, 12.90]"
     )
-    assert formatting.format_value(EffectInterval(0.7, 0.7, 0.7), "params", ends=True) == f"0.700{gap}M"
-    assert formatting.format_change(EffectInterval(0.124, 0.08, 0.16), relative=True) == f"+12.4{gap}% [8.0, 16.0]"
+    assert formatting.format_value(EffectInterval(0.7, 0.7, 0.7), "params", ends=True) == f"0.700{nbsp}M"
+    assert formatting.format_change(EffectInterval(0.124, 0.08, 0.16), relative=True) == f"+12.4{nbsp}% [8.0, 16.0]"
     assert formatting.format_change(EffectInterval(-0.02, -0.03, -0.01), relative=False) == "−0.020 [−0.030, −0.010]"
 
 
-def test_amounts_are_in_the_units_they_say() -> None:
+def test_values_are_in_their_units() -> None:
     base = load_space("emoji").base
     score = made_up(base, random.Random(0))
     params, macs = formatting.value_of(score, "params"), formatting.value_of(score, "macs")
@@ -52,7 +52,7 @@ def test_amounts_are_in_the_units_they_say() -> None:
     assert (formatting.axis("macs", ""), formatting.axis("validation_loss", "")) == ("MACs (M)", "Validation loss")
 
 
-def test_a_number_not_taken_is_none() -> None:
+def test_a_missing_number_is_none() -> None:
     score = made_up(Architecture.model_validate(load_space("emoji").base.model_dump()), random.Random(0))
     bare = score.model_copy(update={"quality": None, "latency": None})
     assert formatting.value_of(bare, "validation_loss") is None

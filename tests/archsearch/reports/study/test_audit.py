@@ -9,13 +9,13 @@ import pytest
 from archsearch.reports import study_report
 from archsearch.reports.rendering import tables
 from archsearch.reports.study import audit
-from archsearch.studies.experiments.proxy_audit import Row
+from archsearch.studies.experiments.proxy_audit import AgreementRow
 from tests.archsearch.reports import factory
 
 ROWS = [
-    Row("validation_loss", "itself with another seed", "as is", 0.93, 0.8, 0.99, 12),
-    Row("a | <b>", "validation_loss of the long run", "at equal MACs", -0.13, None, None, 12),
-    Row("macs", "frechet_distance of the long run", "at equal MACs", None, None, None, 12),
+    AgreementRow("validation_loss", "itself with another seed", "as is", 0.93, 0.8, 0.99, 12),
+    AgreementRow("a | <b>", "validation_loss of the long run", "at equal MACs", -0.13, None, None, 12),
+    AgreementRow("macs", "frechet_distance of the long run", "at equal MACs", None, None, None, 12),
 ]
 
 
@@ -49,13 +49,13 @@ def test_section_is_escaped_and_in_the_report(tmp_path: Path) -> None:
     study = factory.create(tmp_path, candidates=3, samples=False)
     plain = study_report.write_report(study, tmp_path / "plain.html").read_text()
     assert 'id="audit"' not in plain
-    study.set_user_attr("audit", [vars(Row("x", "y", "z", 0.5, 0.1, 0.8, 9))])
+    study.set_user_attr("audit", [vars(AgreementRow("x", "y", "z", 0.5, 0.1, 0.8, 9))])
     audited = study_report.write_report(study, tmp_path / "audited.html").read_text()
     assert 'id="audit"' in audited
     assert "0.10 to 0.80" in audited
 
 
-def test_markdown_of_any_table() -> None:
+def test_markdown_escapes_cells() -> None:
     assert tables.markdown(["a", "b"], [["x\ny", "back\\slash"]]) == (
         "| a | b |\n| --- | ---: |\n| x y | back\\\\slash |\n"
     )

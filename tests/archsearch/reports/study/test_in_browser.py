@@ -1,4 +1,4 @@
-"""The report as a person meets it, in headless Chromium."""
+"""Interaction with the report in headless Chromium."""
 
 from __future__ import annotations
 
@@ -46,23 +46,23 @@ def browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """A page, and all that went wrong on it."""
+    """An open page, and its console messages, errors and unexpected requests."""
 
     def __init__(self, browser: Browser, url: str, *, width: int = 1280, dark: bool = False) -> None:
-        self.complaints: list[str] = []
+        self.problems: list[str] = []
         self.page: Page = browser.new_page(
             viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
         )
         self.page.set_default_timeout(120_000)
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", lambda message: self.problems.append(message.text))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", lambda request: self._requested(request.url, url))
         self.page.goto(url)
         self.page.wait_for_selector("#panel h3")
 
-    def _requested(self, wanted: str, url: str) -> None:
-        if wanted != url and not wanted.startswith(("data:", "blob:")):
-            self.complaints.append(f"request: {wanted}")
+    def _requested(self, requested: str, url: str) -> None:
+        if requested != url and not requested.startswith(("data:", "blob:")):
+            self.problems.append(f"request: {requested}")
 
 
 @pytest.fixture(scope="module")
@@ -74,24 +74,24 @@ def opened(browser: Browser, url: str) -> Iterator[Visit]:
 
 @pytest.fixture
 def visit(opened: Visit) -> Visit:
-    """The page with nothing filtered. It is opened once: reading plotly takes a browser seconds."""
+    """The page with all filters reset. It is opened only once because parsing plotly takes seconds."""
     opened.page.fill("#filter", "")
     opened.page.check("input[name=show][value=all]")
     return opened
 
 
 @pytest.fixture(autouse=True)
-def _no_complaints(opened: Visit) -> Iterator[None]:
+def _no_problems(opened: Visit) -> Iterator[None]:
     yield
-    complaints, opened.complaints = opened.complaints, []
-    assert complaints == []
+    problems, opened.problems = opened.problems, []
+    assert problems == []
 
 
 def column(page: Page, index: int) -> list[str]:
-    found: list[str] = page.locator(f"#table tbody tr:not([hidden]) > *:nth-child({index + 1})").evaluate_all(
+    cells: list[str] = page.locator(f"#table tbody tr:not([hidden]) > *:nth-child({index + 1})").evaluate_all(
         "cells => cells.map(cell => cell.dataset.value ?? cell.textContent)"
     )
-    return found
+    return cells
 
 
 def test_every_chart_draws(visit: Visit) -> None:
@@ -123,8 +123,8 @@ def test_every_pair_of_axes_draws(visit: Visit) -> None:
             page.select_option("#axis-y", y)
             page.select_option("#axis-x", x)
             titles = page.locator("#front-chart .infolayer [class*=title]").all_text_contents()
-            wanted = [page.locator(f"#axis-{a} option:checked").text_content() for a in "xy"]
-            assert set(wanted) <= set(titles)
+            expected = [page.locator(f"#axis-{a} option:checked").text_content() for a in "xy"]
+            assert set(expected) <= set(titles)
             assert page.locator("#front-chart .scatterlayer .point").count() > 10
 
 
@@ -144,7 +144,7 @@ def test_a_click_on_a_point_shows_its_samples(visit: Visit) -> None:
     page.mouse.move(point[1], point[2])
     page.wait_for_selector(f"#panel[data-number='{point[0]}']")
     page.mouse.click(point[1], point[2])
-    page.wait_for_selector(f"#table tr.chosen[data-number='{point[0]}']")
+    page.wait_for_selector(f"#table tr.selected[data-number='{point[0]}']")
     assert page.input_value("#pick") == str(point[0])
     assert page.locator("#panel h3").text_content() != before
     assert page.locator("#panel img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 100
@@ -196,7 +196,7 @@ def test_a_row_opens_its_candidate(visit: Visit) -> None:
     name = button.text_content()
     button.click()
     assert page.locator("#panel h3").text_content() == name
-    assert page.locator("#table tr.chosen .open").text_content() == name
+    assert page.locator("#table tr.selected .open").text_content() == name
 
 
 def test_hostile_names_are_shown_and_do_nothing(visit: Visit) -> None:
@@ -215,13 +215,13 @@ def test_both_themes_are_legible_and_reach_the_charts(browser: Browser, url: str
     page = visit.page
     for start in (dark, not dark):
         assert luminance(page, "--page") < 0.2 if start else luminance(page, "--page") > 0.8
-        for text in ("--ink", "--muted", "--front", "--knee", "--better", "--worse"):
-            for ground in ("--page", "--surface"):
-                assert contrast(page, text, ground) >= 4.5, (text, ground)
+        for foreground in ("--ink", "--muted", "--front", "--knee", "--better", "--worse"):
+            for background in ("--page", "--surface"):
+                assert contrast(page, foreground, background) >= 4.5, (foreground, background)
         ink = page.locator("#front-chart .xtitle").evaluate("title => getComputedStyle(title).fill")
-        assert ink == colour(page, "--muted")
+        assert ink == color(page, "--muted")
         page.click("#theme")
-    assert visit.complaints == []
+    assert visit.problems == []
     page.close()
 
 
@@ -230,7 +230,7 @@ def test_nothing_is_wider_than_the_screen(browser: Browser, url: str, width: int
     visit = Visit(browser, url, width=width)
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
     assert visit.page.locator("#front-chart .main-svg").first.bounding_box()["width"] <= width  # type: ignore[index]
-    assert visit.complaints == []
+    assert visit.problems == []
     visit.page.close()
 
 
@@ -239,31 +239,31 @@ def test_a_page_of_one_candidate_has_no_errors(browser: Browser, tmp_path: Path)
         browser, study_report.write_report(factory.create(tmp_path, candidates=1), tmp_path / "r.html").as_uri()
     )
     assert visit.page.locator("#table tbody tr").count() == 1
-    assert visit.complaints == []
+    assert visit.problems == []
     visit.page.close()
 
 
-def colour(page: Page, name: str) -> str:
-    found: str = page.evaluate(
+def color(page: Page, name: str) -> str:
+    resolved: str = page.evaluate(
         """name => {
             const probe = document.body.appendChild(document.createElement("i"));
             probe.style.color = `var(${name})`;
-            const colour = getComputedStyle(probe).color;
+            const color = getComputedStyle(probe).color;
             probe.remove();
-            return colour;
+            return color;
         }""",
         name,
     )
-    return found
+    return resolved
 
 
 def luminance(page: Page, name: str) -> float:
-    """Relative luminance (WCAG 2.2)."""
-    parts = [int(part) / 255 for part in colour(page, name).removeprefix("rgb(").rstrip(")").split(",")]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    """Relative luminance of a CSS variable's color (WCAG 2.2)."""
+    channels = [int(channel) / 255 for channel in color(page, name).removeprefix("rgb(").rstrip(")").split(",")]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def contrast(page: Page, one: str, other: str) -> float:
-    light, dark = sorted((luminance(page, one), luminance(page, other)), reverse=True)
+def contrast(page: Page, foreground: str, background: str) -> float:
+    light, dark = sorted((luminance(page, foreground), luminance(page, background)), reverse=True)
     return (light + 0.05) / (dark + 0.05)

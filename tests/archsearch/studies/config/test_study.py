@@ -52,17 +52,17 @@ def test_a_space_beside_the_study_is_found(tmp_path: Path) -> None:
 
 def test_overridden_keeps_the_source_and_checks(tmp_path: Path) -> None:
     settings = read(tmp_path, GOOD)
-    changed = settings.overridden(trials=7, workers=None)
+    changed = settings.with_overrides(trials=7, workers=None)
     assert (changed.trials, changed.workers, changed.source) == (7, 1, settings.source)
     with pytest.raises(InputError, match=r"mine\.yaml: workers"):
-        settings.overridden(workers=0)
+        settings.with_overrides(workers=0)
 
 
 @pytest.mark.parametrize(
     ("text", "place", "words"),
     [
         ("trials: 3\n", "space", "required"),
-        ("space: emoji\n", "", "no budget; give trials, minutes or both"),
+        ("space: emoji\n", "", "no budget; give trials, time_budget_minutes or both"),
         (GOOD + "trails: 4\n", "trails", "unknown key"),
         (GOOD + "protocol: {stepz: 4}\n", "protocol.stepz", "unknown key"),
         (GOOD + "latency: {gpu: 1}\n", "latency.gpu", "unknown key"),
@@ -71,16 +71,16 @@ def test_overridden_keeps_the_source_and_checks(tmp_path: Path) -> None:
         (GOOD + "workers: 0\n", "workers", "greater than"),
         ("space: emoji\ntrials: 0\n", "trials", "greater than"),
         ("space: emoji\ntrials: 3.5\n", "trials", "integer"),
-        ("space: emoji\nminutes: .nan\n", "minutes", "finite"),
-        ("space: emoji\nminutes: -2\n", "minutes", "greater than 0"),
+        ("space: emoji\ntime_budget_minutes: .nan\n", "time_budget_minutes", "finite"),
+        ("space: emoji\ntime_budget_minutes: -2\n", "time_budget_minutes", "greater than 0"),
         ("space: [emoji]\ntrials: 3\n", "space", "string"),
         (GOOD + "objectives: []\n", "objectives", "at least 1"),
         (GOOD + "objectives: [fid]\n", "objectives", "unknown objective 'fid'; use validation_loss"),
         (GOOD + "objectives: [params, params]\n", "objectives", "twice"),
         (GOOD + "objectives: params\n", "objectives", "tuple"),
-        (GOOD + "limits: {speed: 3}\n", "limits", "unknown limit 'speed'"),
-        (GOOD + "limits: {params: -3}\n", "limits", "above 0"),
-        (GOOD + "limits: {params: many}\n", "limits.params", "number"),
+        (GOOD + "constraints: {speed: 3}\n", "constraints", "unknown constraint 'speed'"),
+        (GOOD + "constraints: {params: -3}\n", "constraints", "above 0"),
+        (GOOD + "constraints: {params: many}\n", "constraints.params", "number"),
         (GOOD + "sampler: cmaes\n", "sampler.name", "'gp', 'tpe'"),
         (GOOD + "sampler: {name: gp, options: [1]}\n", "sampler.options", "dictionary"),
         (GOOD + "name: ../up\n", "name", "folder"),

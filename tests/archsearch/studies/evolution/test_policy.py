@@ -1,4 +1,4 @@
-"""What an evolving study does next, from invented rounds."""
+"""The policy of an evolving study, decided from invented rounds."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.evolution import EvolutionConfig
-from archsearch.studies.evolution.policy import Action, BlockCosts, Past, decide
+from archsearch.studies.evolution.policy import Action, BlockCosts, FinishedRound, decide
 from archsearch.studies.evolution.rounds import BlockImportance, EvolutionRound, Phase
 from snapgen.architecture import block_index
 from snapgen.architecture.block_index import BlockRef
-from snapgen.models import subnetworks
+from snapgen.architecture.schema import Architecture
 from tests.snapgen.nets import tiny
 
 ARCH = block_index.with_explicit_layers(tiny())
 NAMES = [block.name for block in block_index.blocks(ARCH)]
-HOW = EvolutionConfig(target_ms=10, tolerance=0.05, round_steps=1, final_steps=1, group=2)
-COPIES = BlockCosts(lambda _: 1.0, {block.place: 2 for block in block_index.blocks(ARCH)})
+HOW = EvolutionConfig(target_ms=10, tolerance=0.05, round_steps=1, final_steps=1, max_edits_per_round=2)
+COPIES = BlockCosts(lambda _: 1.0, {block.block_site: 2 for block in block_index.blocks(ARCH)})
 
 
 def round_of(
@@ -29,9 +29,9 @@ def round_of(
     *,
     phase: Phase = "evolve",
     loss: Callable[[int], float] = lambda i: 0.01 * (i + 1),
-    arch: subnetworks.Architecture = ARCH,
+    arch: Architecture = ARCH,
     predicted: float | None = None,
-) -> Past:
+) -> FinishedRound:
     """A round whose blocks cost 1 ms each, later ones worth more."""
     worths = tuple(
         BlockImportance(
@@ -60,10 +60,10 @@ def round_of(
         worths=() if phase == "final" else worths,
         next="",
     )
-    return Past(found, ms, arch)
+    return FinishedRound(found, ms, arch)
 
 
-def action(*past: Past, how: EvolutionConfig = HOW, costs: BlockCosts = COPIES) -> Action:
+def action(*past: FinishedRound, how: EvolutionConfig = HOW, costs: BlockCosts = COPIES) -> Action:
     found = decide(how, costs, past)
     assert isinstance(found, Action)
     return found
@@ -102,7 +102,7 @@ def test_under_the_target_the_most_worthy_are_copied_as_far_as_they_fit() -> Non
 
 
 def test_a_place_that_is_full_is_left_out() -> None:
-    full = dict.fromkeys(COPIES.most, 2) | {block_index.blocks(ARCH)[-1].place: 1}
+    full = dict.fromkeys(COPIES.max_count, 2) | {block_index.blocks(ARCH)[-1].block_site: 1}
     assert action(round_of(0, 7, 1), costs=BlockCosts(lambda _: 1.0, full)).copied == (NAMES[-2], NAMES[-3])
 
 
@@ -148,14 +148,14 @@ def test_the_last_round_is_the_last() -> None:
 def test_rounds_are_bounded() -> None:
     how = HOW.model_copy(update={"rounds": 2})
     over = [round_of(i, 20 - i, 1) for i in range(3)]
-    assert str(decide(how, COPIES, over)) == "2 rounds ended at 18 ms, over the target"
+    assert str(decide(how, COPIES, over)) == "2 rounds ended at 18 ms, above the target"
     at = [round_of(0, 20, 1), round_of(1, 10, 1), round_of(2, 10, 0.5)]
     assert action(*at, how=how).why == "2 rounds are over"
 
 
 def test_a_target_is_reached_by_whoever_goes_on() -> None:
     """The decision, played with a net whose latency is 3 ms and 1 ms a block, as a search would."""
-    net, past = ARCH, list[Past]()
+    net, past = ARCH, list[FinishedRound]()
     for number in range(30):
         ms = 3.0 + len(block_index.blocks(net))
         past.append(round_of(number, ms, 1 - 0.02 * number, arch=net))
@@ -165,12 +165,19 @@ def test_a_target_is_reached_by_whoever_goes_on() -> None:
         net = block_index.edit_blocks(net, found.removed, found.copied)
     assert isinstance(found, Action)
     assert found.phase == "final"
-    assert HOW.least_ms <= past[found.parent or 0].ms <= HOW.most_ms
+    assert HOW.min_ms <= past[found.parent or 0].ms <= HOW.max_ms
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"target_ms": -1}, {"block_dropout": 1}, {"block_dropout": -0.1}, {"tolerance": 0}, {"group": 0}, {"gain": 1}],
+    [
+        {"target_ms": -1},
+        {"block_dropout": 1},
+        {"block_dropout": -0.1},
+        {"tolerance": 0},
+        {"max_edits_per_round": 0},
+        {"min_improvement": 1},
+    ],
 )
 def test_settings_are_checked(wrong: Mapping[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -184,5 +191,5 @@ def test_copy_costs_are_asked_of_the_block() -> None:
         asked.append(block)
         return 1.0
 
-    action(round_of(0, 7, 1), costs=BlockCosts(cost, COPIES.most))
+    action(round_of(0, 7, 1), costs=BlockCosts(cost, COPIES.max_count))
     assert {block.name for block in asked} == set(NAMES)

@@ -31,24 +31,24 @@ from tests.records import latency_record
 
 DEVICE = "predicted:iphone-16-pro-max"
 SPACE = {
-    "latent": 8,
+    "latent_size": 8,
     "context_tokens": 16,
     "base": {
         "latent_channels": 4,
-        "context_width": 384,
+        "context_dim": 384,
         "norm_groups": 4,
-        "time": {"frequencies": 8, "width": 16},
+        "time": {"embed_dim": 8, "hidden_dim": 16},
         "down": [
-            {"channels": 8, "residual_blocks": 2, "head_width": 4},
-            {"channels": 16, "residual_blocks": 1, "transformers": 1, "head_width": 4},
+            {"channels": 8, "num_res_blocks": 2, "head_dim": 4},
+            {"channels": 16, "num_res_blocks": 1, "num_transformers": 1, "head_dim": 4},
         ],
-        "mid": {"residual_blocks": 1, "transformers": 1, "head_width": 4},
+        "mid": {"num_res_blocks": 1, "num_transformers": 1, "head_dim": 4},
         "up": [
-            {"channels": 8, "residual_blocks": 1, "head_width": 4},
-            {"channels": 16, "residual_blocks": 1, "transformers": 1, "head_width": 4},
+            {"channels": 8, "num_res_blocks": 1, "head_dim": 4},
+            {"channels": 16, "num_res_blocks": 1, "num_transformers": 1, "head_dim": 4},
         ],
     },
-    "blocks": {"copies": 1},
+    "blocks": {"extra_copies": 1},
 }
 
 
@@ -60,8 +60,15 @@ def study(folder: Path, **changes: Any) -> Path:
         "space": "space.yaml",
         "objectives": ["validation_loss", "latency_ms"],
         "latency": {"device": DEVICE},
-        "protocol": {"steps": 12, "batch": 8, "seeds": [0], "samples": 0, "validation_pairs": 24},
-        "evolve": {"target_ms": 0.8, "round_steps": 3, "final_steps": 4, "group": 2, "tolerance": 0.2, "rounds": 8},
+        "protocol": {"steps": 12, "batch_size": 8, "train_seeds": [0], "num_samples": 0, "validation_pairs": 24},
+        "evolve": {
+            "target_ms": 0.8,
+            "round_steps": 3,
+            "final_steps": 4,
+            "max_edits_per_round": 2,
+            "tolerance": 0.2,
+            "rounds": 8,
+        },
     }
     for path, value in changes.items():
         *way, last = path.split("__")
@@ -100,8 +107,8 @@ def test_it_ends_at_the_target(done: tuple[StudyConfig, Path], monkeypatch: pyte
     choice = best(load_study(settings))
     how = settings.evolve
     assert how is not None
-    assert how.least_ms <= choice.candidate.value("latency_ms") <= how.most_ms
-    assert choice.reason == "the network that evolving ended with"
+    assert how.min_ms <= choice.candidate.value("latency_ms") <= how.max_ms
+    assert choice.reason == "the network of the final round of the evolution"
     assert found[-1].training_macs > found[0].training_macs > 0
     assert found[-2].next.startswith("train round")
 
@@ -148,7 +155,7 @@ def test_interrupted_it_takes_the_same_rounds(
     settings, folder = done
     monkeypatch.chdir(tmp_path)
     own = load_config(study(tmp_path))
-    calls, real = 0, run.EvolutionScorer._round
+    calls, real = 0, run.EvolutionScorer._record_round
 
     def breaks(self: run.EvolutionScorer, *arguments: Any) -> EvolutionRound:
         nonlocal calls
@@ -157,7 +164,7 @@ def test_interrupted_it_takes_the_same_rounds(
             raise KeyboardInterrupt
         return real(self, *arguments)
 
-    monkeypatch.setattr(run.EvolutionScorer, "_round", breaks)
+    monkeypatch.setattr(run.EvolutionScorer, "_record_round", breaks)
     for _ in range(times):
         with pytest.raises(KeyboardInterrupt):
             run.evolve(own, quiet=True)
@@ -178,7 +185,7 @@ def test_killed_in_any_phase_it_takes_the_same_rounds(
     whole.mkdir()
     study(whole)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, cwd=whole, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=whole, env=environment, validation_nets=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     study(tmp_path)
@@ -203,11 +210,11 @@ def test_killed_in_any_phase_it_takes_the_same_rounds(
 def test_a_target_may_be_a_share_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = load_config(
-        study(tmp_path, evolve={"target_share": 0.9, "round_steps": 2, "tolerance": 0.2, "rounds": 1})
+        study(tmp_path, evolve={"target_ratio": 0.9, "round_steps": 2, "tolerance": 0.2, "rounds": 1})
     )
     for _ in range(2):  # the second time by the study's own table
         kept = run.evolve(settings, quiet=True)
-        table = block_table.table_of(settings)
+        table = block_table.stored_block_table(settings)
         assert table is not None
         assert kept.user_attrs["settings"]["evolve"]["target_ms"] == pytest.approx(0.9 * table.whole_ms)
 
@@ -215,9 +222,9 @@ def test_a_target_may_be_a_share_of_the_base(tmp_path: Path, monkeypatch: pytest
 def test_it_begins_with_given_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = UNet(load_space(study(tmp_path).with_name("space.yaml")).base)
-    given.initialise(7)
+    given.init_weights(7)
     given.save_pretrained("given")
-    settings = load_config(study(tmp_path, protocol__inherit="given", evolve__final_steps=0, evolve__rounds=1))
+    settings = load_config(study(tmp_path, protocol__init_from="given", evolve__final_steps=0, evolve__rounds=1))
     run.evolve(settings, quiet=True)
     first = rounds(settings)[0]
     assert (first.steps, first.training_macs) == (0, 0)
@@ -228,22 +235,22 @@ def test_it_begins_with_given_weights(tmp_path: Path, monkeypatch: pytest.Monkey
 WRONG = {
     "a target below every network": (
         {"evolve__target_ms": 0.001},
-        "met by no network of the space",
+        "not met by any network of the space",
         "evolve.target_ms",
     ),
     "a target above every network": (
         {"evolve__target_ms": 900.0},
-        "met by no network of the space",
+        "not met by any network of the space",
         "evolve.target_ms",
     ),
     "a space without knobs for blocks": ({"space": "emoji"}, "no knob for any block", "space"),
-    "two seeds": ({"protocol__seeds": [0, 1]}, "evolves from one training", "protocol.seeds"),
+    "two seeds": ({"protocol__train_seeds": [0, 1]}, "evolves from a single training run", "protocol.train_seeds"),
     "two workers": ({"workers": 2}, "needs the one before", "workers"),
-    "weights that are not there": ({"protocol__inherit": "nowhere"}, "nowhere", ""),
-    "no such metric": ({"evolve__metric": "beauty"}, "is no metric", "evolve.metric"),
-    "no CLIP": ({"evolve__metric": "clip_score:nowhere", "evolve__samples": 8}, "nowhere", "evolve.metric"),
-    "no quality": ({"objectives": ["params"]}, "no objective is on quality", "objectives"),
-    "two targets": ({"evolve__target_share": 0.5}, "either target_ms or target_share", "evolve"),
+    "weights that are not there": ({"protocol__init_from": "nowhere"}, "nowhere", ""),
+    "no such metric": ({"evolve__metric": "beauty"}, "is not a metric", "evolve.metric"),
+    "no CLIP": ({"evolve__metric": "clip_score:nowhere", "evolve__num_samples": 8}, "nowhere", "evolve.metric"),
+    "no quality": ({"objectives": ["params"]}, "no objective is a quality number", "objectives"),
+    "two targets": ({"evolve__target_ratio": 0.5}, "either target_ms or target_ratio", "evolve"),
     "a probability of one": ({"evolve__block_dropout": 1.0}, "less than 1", "evolve.block_dropout"),
 }
 
@@ -271,7 +278,7 @@ def test_weights_that_are_gone_are_named(done: tuple[StudyConfig, Path], monkeyp
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
     try:
-        with pytest.raises(InputError, match="weights of round 0 can not be read"):
+        with pytest.raises(InputError, match=r"trial 0 .* weights cannot be read"):
             run._weights(kept, 0)
     finally:
         path.write_bytes(whole)
@@ -283,7 +290,7 @@ def test_a_plain_study_does_not_evolve_and_an_evolving_one_is_not_searched(
     from archsearch.studies.search.run import search
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="does not say how to evolve"):
+    with pytest.raises(InputError, match="has no settings for evolution"):
         run.evolve(load_config("emoji"))
     with pytest.raises(InputError, match="run archsearch evolve"):
         search(load_config(study(tmp_path)))
@@ -309,11 +316,11 @@ def test_a_rounds_latency_is_the_lowest_that_was_reached_twice(tmp_path: Path, m
         return real(self, arch)
 
     monkeypatch.setattr(run.EvolutionScorer, "latency", noisy)
-    run.evolve(settings.overridden(trials=1), quiet=True)
+    run.evolve(settings.with_overrides(trials=1), quiet=True)
     assert load_candidates(load_study(settings))[0].value("latency_ms") == 1.0
     assert times == [5.0, 5.0]
     space = settings.load_space()
-    again = run.EvolutionScorer(settings.overridden(trials=1), space)
+    again = run.EvolutionScorer(settings.with_overrides(trials=1), space)
     times[:] = [1.02, 7.0]
     assert again.latency(space.base).median_ms == 1.0, "what the first round measured counts"
     assert times == [7.0]
@@ -335,11 +342,11 @@ def test_the_table_of_blocks_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
 
     with pytest.raises(KeyboardInterrupt):
         block_table.load_or_fit_block_table(settings, space, Breaks())
-    kept = json.loads((settings.folder / block_table.TABLE).read_text())["records"]
+    kept = json.loads((settings.folder / block_table.MEASUREMENTS_FILE).read_text())["records"]
     assert sum(map(len, kept.values())) == 9
     table = block_table.load_or_fit_block_table(settings, space, Breaks())
     assert (
-        sum(map(len, json.loads((settings.folder / block_table.TABLE).read_text())["records"].values()))
+        sum(map(len, json.loads((settings.folder / block_table.MEASUREMENTS_FILE).read_text())["records"].values()))
         == len(measured) - 1
     )
     assert table == block_table.load_or_fit_block_table(settings, space, Breaks()), (

@@ -23,11 +23,11 @@ from tests.archsearch.studies.quick import QuickScorer, quick_cost, quick_latenc
 
 Make = Callable[..., StudyConfig]
 
-SEEDS = {"protocol": {"seeds": [0, 1, 2]}}
+SEEDS = {"protocol": {"train_seeds": [0, 1, 2]}}
 
 
 def ablation(settings: Make, **changes: Any) -> StudyConfig:
-    given = {"rows": LADDER, "final": "3", "alone": True}
+    given = {"rows": LADDER, "final_row": "3", "one_at_a_time": True}
     return settings(name="rows", ablation=given, trials=None, **{**SEEDS, **changes})
 
 
@@ -66,7 +66,7 @@ def test_single_effects_are_set_against_the_joint_one(settings: Make) -> None:
     done = run(ablation(settings))
     by_key = {(s.name, s.group): s for s in done.sums}
     loss = {r.planned.name: quick_loss(r.planned.architecture) for r in done.results}
-    alone, without = by_key["validation_loss", "alone"], by_key["validation_loss", "without"]
+    alone, without = by_key["validation_loss", "one_at_a_time"], by_key["validation_loss", "leave_one_out"]
     joint = loss["3"] - loss["0"]
     assert alone.joint == pytest.approx(joint)
     assert without.joint == pytest.approx(joint)
@@ -79,8 +79,8 @@ def test_single_effects_are_set_against_the_joint_one(settings: Make) -> None:
     product = 1.0
     for name in singles:
         product *= params[name] / params["0"]
-    assert by_key["params", "alone"].single == pytest.approx(100 * (product - 1))
-    assert by_key["params", "alone"].joint == pytest.approx(100 * (params["3"] / params["0"] - 1))
+    assert by_key["params", "one_at_a_time"].single == pytest.approx(100 * (product - 1))
+    assert by_key["params", "one_at_a_time"].joint == pytest.approx(100 * (params["3"] / params["0"] - 1))
 
 
 class Additive(QuickScorer):
@@ -90,12 +90,12 @@ class Additive(QuickScorer):
         factor = 1.0
         factor *= 1 if arch.down[1].self_attention else 0.9
         factor *= 0.5 if arch.down[1].conv == "separable" else 1
-        factor *= 0.8 if arch.down[1].kv_heads == 1 else 1
+        factor *= 0.8 if arch.down[1].num_kv_heads == 1 else 1
         return super().cost(arch).model_copy(update={"params": round(1e9 * factor)})
 
     def quality(self, arch: Architecture, *, progress: Any, artifacts: Path) -> Any:
         quality = super().quality(arch, progress=progress, artifacts=artifacts)
-        loss = 1.0 + 0.1 * (arch.down[1].conv == "separable") + 0.2 * (arch.down[1].kv_heads == 1)
+        loss = 1.0 + 0.1 * (arch.down[1].conv == "separable") + 0.2 * (arch.down[1].num_kv_heads == 1)
         by_seed = (loss - 0.01, loss, loss + 0.01)
         return quality.model_copy(update={"validation_loss": Estimate(value=loss, low=0, high=2, by_seed=by_seed)})
 
@@ -103,12 +103,12 @@ class Additive(QuickScorer):
 def test_what_adds_up_is_said_to(settings: Make) -> None:
     done = load_results(ablate(ablation(settings), quiet=True, scorer=Additive))
     told = {(s.name, s.group): s.verdict for s in done.sums}
-    assert {told["params", g] for g in ("alone", "without")} == {"adds up"}
-    assert {told["validation_loss", g] for g in ("alone", "without")} == {"adds up"}
+    assert {told["params", g] for g in ("one_at_a_time", "leave_one_out")} == {"adds up"}
+    assert {told["validation_loss", g] for g in ("one_at_a_time", "leave_one_out")} == {"adds up"}
 
 
 def test_a_shared_seed_is_no_part_of_a_difference(settings: Make) -> None:
-    """In `Additive` the seeds move every row alike: nothing is left, and the verdicts are certain."""
+    """The seeds of `Additive` shift every row equally: no noise is left, and the verdicts are certain."""
     done = load_results(ablate(ablation(settings), quiet=True, scorer=Additive))
     effect = done.result("3").effects["validation_loss"]
     assert (effect.difference.value, effect.verdict) == (pytest.approx(0.2), "worse")
@@ -135,7 +135,9 @@ def test_rows_are_timed_in_turns_until_two_measurements_agree(settings: Make) ->
     chosen = ablation(settings, objectives=["latency_ms"])
     assert chosen.ablation is not None
     disturbed = load_results(ablate(chosen, quiet=True, scorer=Disturbed))
-    turns = chosen.with_changes({"ablation": {**chosen.ablation.model_dump(mode="json"), "turns": 6}, "name": "turns"})
+    turns = chosen.with_changes(
+        {"ablation": {**chosen.ablation.model_dump(mode="json"), "latency_repeats": 6}, "name": "turns"}
+    )
     done = load_results(ablate(turns, quiet=True, scorer=Disturbed))
 
     def ms(found: Ablation) -> list[float]:
@@ -155,7 +157,7 @@ def test_it_goes_on_where_it_was_killed(settings: Make, start: Any, tmp_path: Pa
     assert victim.exitcode == 9
     partial = load_results(load_study(chosen))
     assert 0 < sum(r.score is not None for r in partial.results) < 11
-    assert {r.error for r in partial.results if r.score is None} <= {"not begun", "running"}
+    assert {r.error for r in partial.results if r.score is None} <= {"not started", "running"}
     assert all(r.score is not None for r in run(chosen).results)
     done = log.read_text().split()
     assert len(done) == len(set(done))
@@ -183,7 +185,9 @@ def test_a_row_that_fails_is_told_and_the_others_go_on(settings: Make, monkeypat
 
 
 def test_costs_alone_need_no_seeds_and_no_training(settings: Make, tmp_path: Path) -> None:
-    done = run(ablation(settings, objectives=["latency_ms"], protocol={"seeds": [0], "data": str(tmp_path / "no")}))
+    done = run(
+        ablation(settings, objectives=["latency_ms"], protocol={"train_seeds": [0], "data": str(tmp_path / "no")})
+    )
     assert done.metrics == ()
     assert {s.name for s in done.sums} == {"params", "macs", "latency_ms"}
     assert done.result("3").effects == {}
@@ -195,17 +199,17 @@ def test_quality_is_a_study_of_its_own(settings: Make) -> None:
     assert (trained.objectives, trained.name) == (("validation_loss", "latency_ms"), "rows-validation_loss")
     assert train_rows_too(trained, "validation_loss") is trained
     assert train_rows_too(costs, None) is costs
-    with pytest.raises(InputError, match="'speed' is no quality number; use validation_loss"):
+    with pytest.raises(InputError, match="'speed' is not a quality number; use validation_loss"):
         train_rows_too(costs, "speed")
 
 
 def test_what_is_refused(settings: Make) -> None:
     with pytest.raises(InputError, match="has no rows to ablate"):
         ablate(settings(), quiet=True, scorer=QuickScorer)
-    with pytest.raises(InputError, match=r"protocol\.seeds: 2 seeds can not tell .*; give 3 or more"):
-        ablate(ablation(settings, protocol={"seeds": [0, 1]}), quiet=True, scorer=QuickScorer)
+    with pytest.raises(InputError, match=r"protocol\.train_seeds: 2 seeds cannot separate .*; give 3 or more"):
+        ablate(ablation(settings, protocol={"train_seeds": [0, 1]}), quiet=True, scorer=QuickScorer)
     with pytest.raises(InputError, match="is an ablation; run archsearch ablate"):
         search(ablation(settings), quiet=True, scorer=QuickScorer)
     search(settings(trials=1), quiet=True, scorer=QuickScorer)
-    with pytest.raises(InputError, match="is no ablation; run archsearch report"):
+    with pytest.raises(InputError, match="is not an ablation; run archsearch report"):
         load_results(load_study(settings()))

@@ -36,11 +36,11 @@ def of(**changes: Any) -> LatencySample:
 
 @pytest.fixture(scope="module")
 def records() -> list[LatencySample]:
-    """Of nets that differ in kind and number of blocks, so that MACs alone do not tell their times."""
+    """Samples of nets that differ in kind and number of blocks, so that MACs alone do not determine their times."""
     return [
-        of(**{"all.conv": conv, "mid.transformer_depth": mid, "up[1].transformers": up, "down[1].channels": width})
+        of(**{"all.conv": conv, "mid.transformer_depth": mid, "up[1].num_transformers": up, "down[1].channels": width})
         for width in (16, 32)
-        for conv in ("plain", "separable")
+        for conv in ("standard", "separable")
         for mid in (0, 1, 3)
         for up in (0, 2, 5)
     ]
@@ -53,7 +53,7 @@ def model(records: list[LatencySample]) -> LatencyModel:
 
 def test_the_card_is_of_nets_that_the_model_has_not_seen(model: LatencyModel, records: list[LatencySample]) -> None:
     found = validate_model(model, records)
-    assert (found.nets, found.known) == (18, 18)
+    assert (found.nets, found.excluded) == (18, 18)
     assert found.rows == validate_model(model, records[1::2]).rows
 
 
@@ -86,7 +86,7 @@ def test_the_card_counts_as_it_says(model: LatencyModel, records: list[LatencySa
 
 def test_records_of_another_device_are_refused(model: LatencyModel, records: list[LatencySample]) -> None:
     other = [t.model_copy(update={"record": latency_record(1, chip="another")}) for t in records]
-    with pytest.raises(InputError, match="of the chip another, the model of a chip"):
+    with pytest.raises(InputError, match="have chip another, the model has a chip"):
         validate_model(model, other)
 
 
@@ -133,7 +133,7 @@ def test_the_published_records_give_the_published_card() -> None:
     model = fit_latency_model(load_records(str(folder / "latency_fit.jsonl")))
     found = validate_model(model, load_records(str(folder / "latency_held.jsonl")))
     ours, macs, params = found.rows
-    assert (found.nets, found.known) == (40, 0)
+    assert (found.nets, found.excluded) == (40, 0)
     assert ours.spearman is not None
     assert ours.spearman.rho >= 0.98
     assert ours.within_10 >= 0.9

@@ -13,13 +13,13 @@ from archsearch.cost.counter import cost
 from archsearch.reports import study_report
 from archsearch.score import QUALITY_METRICS, Quality
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.experiments.proxy_audit import AS_IS, BASELINES, Row, audit
+from archsearch.studies.experiments.proxy_audit import AS_IS, BASELINES, AgreementRow, audit
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.run import search
-from archsearch.studies.search.scorer import Report
 from archsearch.studies.storage.database import load_study
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
+from snapgen.progress import ProgressCallback
 from tests.archsearch.studies.quick import QuickScorer, quick_cost, quick_loss
 
 Make = Callable[..., StudyConfig]
@@ -28,7 +28,7 @@ Make = Callable[..., StudyConfig]
 class LongScorer(QuickScorer):
     """Scores that foretell: the long run's loss is the short one's, its distance is the number of params."""
 
-    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
+    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
         quality = super().quality(arch, progress=progress, artifacts=artifacts)
         if self.settings.protocol.steps == StudyConfig.model_fields["protocol"].default.steps:
             return quality
@@ -37,7 +37,7 @@ class LongScorer(QuickScorer):
         return quality.model_copy(update={"frechet_distance": other})
 
 
-def row(rows: list[Row], **fields: Any) -> Row:
+def row(rows: list[AgreementRow], **fields: Any) -> AgreementRow:
     (found,) = [r for r in rows if all(getattr(r, name) == value for name, value in fields.items())]
     return found
 
@@ -97,16 +97,16 @@ def test_too_little_to_audit(settings: Make) -> None:
 
 
 def test_a_plan_that_is_not_of_the_space(settings: Make) -> None:
-    with pytest.raises(InputError, match=r"plan\[0\]: is no point"):
-        search(settings(plan=[{"convs": 1}]), quiet=True, scorer=QuickScorer)
+    with pytest.raises(InputError, match=r"initial_points\[0\]: is not a point"):
+        search(settings(initial_points=[{"convs": 1}]), quiet=True, scorer=QuickScorer)
 
 
 class ElasticScorer(QuickScorer):
     """Inherited scores do not foretell the long run, short ones from new weights do."""
 
-    def quality(self, arch: Architecture, *, progress: Report, artifacts: Path) -> Quality:
+    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
         quality = super().quality(arch, progress=progress, artifacts=artifacts)
-        if self.settings.protocol.inherit is None:
+        if self.settings.protocol.init_from is None:
             return quality
         worse = 10 - quality.validation_loss.value
         other = quality.validation_loss.model_copy(update={"value": worse, "low": worse, "high": worse})
@@ -114,8 +114,8 @@ class ElasticScorer(QuickScorer):
 
 
 ELASTIC: dict[str, Any] = {
-    "protocol": {"inherit": "net", "steps": 10, "batch": 4},
-    "elastic": {"supernet_images": 900, "scratch_steps": 50},
+    "protocol": {"init_from": "net", "steps": 10, "batch_size": 4},
+    "supernet_audit": {"supernet_images": 900, "scratch_steps": 50},
 }
 
 
@@ -136,7 +136,7 @@ def test_inherited_scores_are_set_beside_scores_from_scratch(
     names = {s.study_name for s in optuna.get_all_study_summaries(short.url)}
     (scratch,) = (name for name in names if "scratch" in name)
     protocol = load_study(settings(name=scratch, storage=short.url)).user_attrs["protocol"]["protocol"]
-    assert protocol["inherit"] is None
+    assert protocol["init_from"] is None
     scored = [c for c in load_candidates(load_study(short)) if c.reused_from is None]
     space = short.load_space()
     whole = cost(space.base, space.latent_size, context_tokens=space.context_tokens).macs
@@ -149,10 +149,12 @@ def test_inherited_scores_are_set_beside_scores_from_scratch(
 
 
 def test_inherited_weights_of_unknown_cost(settings: Make) -> None:
-    with pytest.raises(InputError, match="elastic: is missing, so nothing says what the inherited weights cost; give"):
-        audit(settings(protocol={"inherit": "net"}), quiet=True, scorer=QuickScorer)
-    with pytest.raises(ValueError, match=r"give protocol\.inherit or remove it"):
-        settings(elastic=ELASTIC["elastic"])
+    with pytest.raises(
+        InputError, match="supernet_audit: is missing, so the cost of the inherited weights is unknown; give"
+    ):
+        audit(settings(protocol={"init_from": "net"}), quiet=True, scorer=QuickScorer)
+    with pytest.raises(ValueError, match=r"give protocol\.init_from or remove it"):
+        settings(supernet_audit=ELASTIC["supernet_audit"])
 
 
 def test_the_report_shows_it(settings: Make, tmp_path: Path) -> None:

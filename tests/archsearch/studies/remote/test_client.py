@@ -22,7 +22,7 @@ from archsearch.spaces.space import Space
 from archsearch.studies.config.study import LatencyConfig, StudyConfig
 from archsearch.studies.remote import client
 from archsearch.studies.remote import server as device
-from archsearch.studies.remote.client import RemoteLatency, order
+from archsearch.studies.remote.client import RemoteLatency, measurement_spec
 from archsearch.studies.remote.queue import MeasurementQueue
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.run import search
@@ -46,10 +46,10 @@ class Away(QuickScorer):
         self._remote = RemoteLatency(settings, space)
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        return self._remote.first(arch)
+        return self._remote.request(arch)
 
-    def settled_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
-        return self._remote.settled(arch, first)
+    def final_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
+        return self._remote.final(arch, first)
 
 
 class Quick:
@@ -131,14 +131,14 @@ def test_what_the_device_refuses_fails_and_the_search_goes_on(settings: Make, se
 
 def guessed(settings: StudyConfig, ms: float) -> RemoteLatency:
     made = RemoteLatency(settings, settings.load_space())
-    made._meanwhile = Guess(ms)
+    made._provisional = Guess(ms)
     return made
 
 
 def queue_of(settings: StudyConfig) -> MeasurementQueue:
     space = settings.load_space()
     return MeasurementQueue(
-        open_storage(settings.url), order(settings.latency, space.latent_size, space.context_tokens)
+        open_storage(settings.url), measurement_spec(settings.latency, space.latent_size, space.context_tokens)
     )
 
 
@@ -146,42 +146,42 @@ def measure_one(settings: StudyConfig) -> None:
     queue = queue_of(settings)
     claimed = queue.claim()
     assert claimed is not None
-    assert queue.tell(claimed, Quick().measure(claimed.architecture, 8, 77))
+    assert queue.complete(claimed, Quick().measure(claimed.architecture, 8, 77))
 
 
-def test_a_prediction_stands_meanwhile_and_the_measurement_in_the_end(settings: Make) -> None:
-    chosen = settings(latency={**AWAY, "meanwhile": "predicted:iphone-15-pro"})
+def test_a_prediction_stands_provisional_and_the_measurement_in_the_end(settings: Make) -> None:
+    chosen = settings(latency={**AWAY, "provisional": "predicted:iphone-15-pro"})
     arch = chosen.load_space().base
     asked = guessed(chosen, 7.0)
-    first = asked.first(arch)
+    first = asked.request(arch)
     assert (first.source, first.median_ms) == ("predicted", 7.0)
     timer = threading.Timer(0.3, measure_one, [chosen])
     timer.start()
-    settled = asked.settled(arch, first)
+    settled = asked.final(arch, first)
     timer.join()
     assert (settled.source, settled.median_ms) == ("measured", quick_latency(arch))
-    assert asked.first(arch) == settled
-    assert asked.settled(arch, settled) is settled
+    assert asked.request(arch) == settled
+    assert asked.final(arch, settled) is settled
 
 
 def test_without_waiting_the_prediction_stands_until_the_measurement_comes(settings: Make) -> None:
-    chosen = settings(latency={**AWAY, "meanwhile": "predicted:iphone-15-pro", "wait": False})
+    chosen = settings(latency={**AWAY, "provisional": "predicted:iphone-15-pro", "wait_for_measurement": False})
     arch = chosen.load_space().base
     asked = guessed(chosen, 7.0)
-    first = asked.first(arch)
-    assert asked.settled(arch, first) is first
+    first = asked.request(arch)
+    assert asked.final(arch, first) is first
     measure_one(chosen)
-    assert asked.settled(arch, first).source == "measured"
+    assert asked.final(arch, first).source == "measured"
 
 
 def test_a_prediction_too_wide_for_the_limit_is_not_used(settings: Make) -> None:
-    away = {**AWAY, "meanwhile": "predicted:iphone-15-pro"}
-    chosen = settings(latency=away, limits={"latency_ms": 10.0})
+    away = {**AWAY, "provisional": "predicted:iphone-15-pro"}
+    chosen = settings(latency=away, constraints={"latency_ms": 10.0})
     arch = chosen.load_space().base
-    assert guessed(chosen, 3.0).first(arch).source == "predicted"
+    assert guessed(chosen, 3.0).request(arch).source == "predicted"
     timer = threading.Timer(0.3, measure_one, [chosen])
     timer.start()
-    assert guessed(chosen, 7.0).first(arch).source == "measured"  # 3.5 to 14 ms
+    assert guessed(chosen, 7.0).request(arch).source == "measured"  # 3.5 to 14 ms
     timer.join()
 
 
@@ -190,11 +190,13 @@ class Hasty(Away):
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
         super().__init__(settings, space)
-        self._remote._meanwhile = Guess(7.0)
+        self._remote._provisional = Guess(7.0)
 
 
 def test_a_report_takes_the_measurements_that_came_later(settings: Make) -> None:
-    chosen = settings(trials=3, latency={**AWAY, "meanwhile": "predicted:iphone-15-pro", "wait": False})
+    chosen = settings(
+        trials=3, latency={**AWAY, "provisional": "predicted:iphone-15-pro", "wait_for_measurement": False}
+    )
     study = search(chosen, quiet=True, scorer=Hasty)
     assert {c.value("latency_ms") for c in scored(load_candidates(study))} == {7.0}
     measure_one(chosen)
@@ -205,9 +207,9 @@ def test_a_report_takes_the_measurements_that_came_later(settings: Make) -> None
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"meanwhile": "predicted:x"}, "set remote: true"),
-        ({"remote": True, "meanwhile": "host"}, "write predicted:DEVICE"),
-        ({"remote": True, "wait": False}, "give meanwhile"),
+        ({"provisional": "predicted:x"}, "set remote: true"),
+        ({"remote": True, "provisional": "host"}, "write predicted:DEVICE"),
+        ({"remote": True, "wait_for_measurement": False}, "give provisional"),
     ],
 )
 def test_settings_that_do_not_go_together(given: dict[str, Any], said: str) -> None:
@@ -216,7 +218,7 @@ def test_settings_that_do_not_go_together(given: dict[str, Any], said: str) -> N
 
 
 def test_an_unknown_prediction_is_told_before_anything_is_asked(settings: Make) -> None:
-    chosen = settings(latency={**AWAY, "meanwhile": "predicted:abacus"})
+    chosen = settings(latency={**AWAY, "provisional": "predicted:abacus"})
     with pytest.raises(InputError, match="abacus"):
         RemoteLatency(chosen, chosen.load_space())
 
@@ -235,7 +237,7 @@ def serve_in(folder: Path, url: str, kind: str, environment: dict[str, str]) -> 
     os.environ.update(environment)
     make = BACKENDS["host"] if kind == "host" else lambda _: Quick()
     with Path("device.log").open("a", buffering=1) as log:
-        device.serve(url, kind, {}, tell=lambda line: print(line, file=log), make=lambda _, o: make(o))
+        device.serve(url, kind, {}, log=lambda line: print(line, file=log), make=lambda _, o: make(o))
 
 
 def kill_at_random(
@@ -291,5 +293,5 @@ def test_killed_at_twenty_random_moments_with_host_devices_on_postgresql(
     check_all_scored_once(chosen, 24)
     told = (tmp_path / "device.log").read_text()
     died = [t for t in queue_of(chosen).trials() if "died" in t.user_attrs]
-    assert all(f"measurement {t.number}: its device died; it waits again" in told for t in died)
+    assert all(f"measurement {t.number}: its device died; it is queued again" in told for t in died)
     assert died

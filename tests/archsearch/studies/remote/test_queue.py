@@ -12,7 +12,7 @@ from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.score import LatencyRecord
 from archsearch.spaces.loading import load_space
 from archsearch.studies.remote import server
-from archsearch.studies.remote.queue import DEATHS, MeasurementQueue, MeasurementSpec, orders
+from archsearch.studies.remote.queue import MAX_DEVICE_DEATHS, MeasurementQueue, MeasurementSpec, requested_specs
 from archsearch.studies.remote.server import serve
 from archsearch.studies.storage.database import open_storage
 from archsearch.studies.storage.leases import worker_identity
@@ -20,14 +20,14 @@ from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import quick_latency, quick_record
 
-ORDER = MeasurementSpec("quick", 8, 16, {"threads": 1})
+ORDER = MeasurementSpec("quick", 8, 16, {"threads_per_worker": 1})
 
 
 @pytest.fixture
 def archs() -> list[Architecture]:
     """Three of the quick start's architectures."""
     space = load_space("emoji")
-    points = [*space.points_of().values(), *space.neighbours(space.base_point)]
+    points = [*space.reference_points().values(), *space.neighbors(space.base_point)]
     return [space.architecture(point) for point in points[:3]]
 
 
@@ -72,7 +72,7 @@ def test_asked_twice_it_is_measured_once(ask: Ask, archs: list[Architecture]) ->
     assert claimed is not None
     assert claimed.architecture == archs[0]
     assert one.claim() is None
-    assert other.tell(claimed, quick_record(archs[0]))
+    assert other.complete(claimed, quick_record(archs[0]))
     one.request(archs[0])
     assert one.claim() is None
     assert one.answer(archs[0]) == quick_record(archs[0])
@@ -95,17 +95,17 @@ def test_of_two_requests_at_once_one_counts(ask: Ask, archs: list[Architecture])
     assert claimed is not None
     assert claimed.number == 0
     assert ask().claim() is None  # both others are dropped
-    assert queue.tell(claimed, quick_record(archs[0]))
+    assert queue.complete(claimed, quick_record(archs[0]))
     assert [t.state.name for t in queue.trials()] == ["COMPLETE", "FAIL", "FAIL"]
 
 
 def test_what_is_given_back_waits_again(ask: Ask, archs: list[Architecture]) -> None:
     queue = ask()
     queue.request(archs[0])
-    for _ in range(DEATHS + 1):
+    for _ in range(MAX_DEVICE_DEATHS + 1):
         claimed = queue.claim()
         assert claimed is not None
-        queue.give_back(claimed)
+        queue.release(claimed)
     assert queue.answer(archs[0]) is None
     assert queue.claim() is not None
 
@@ -115,10 +115,10 @@ def test_what_is_refused_is_not_asked_again(ask: Ask, archs: list[Architecture])
     queue.request(archs[0])
     claimed = queue.claim()
     assert claimed is not None
-    queue.refuse(claimed, "does not compile there")
+    queue.reject(claimed, "does not compile there")
     queue.request(archs[0])
     assert queue.claim() is None
-    assert queue.bury() == []
+    assert queue.reap_dead() == []
     assert queue.claim() is None
     with pytest.raises(MeasurementError, match="does not compile there"):
         queue.answer(archs[0])
@@ -139,12 +139,12 @@ def test_the_dead_give_theirs_back(ask: Ask, archs: list[Architecture], monkeypa
     queue.request(archs[0])
     number = _die(queue, monkeypatch)
     other = ask()
-    assert other.bury() == [number]
-    assert queue.bury() == []
+    assert other.reap_dead() == [number]
+    assert queue.reap_dead() == []
     again = other.claim()
     assert again is not None
     assert again.architecture == archs[0]
-    assert queue.bury() == []  # the living keep theirs
+    assert queue.reap_dead() == []  # the living keep theirs
 
 
 def test_whoever_was_taken_for_dead_tells_nothing(
@@ -155,9 +155,9 @@ def test_whoever_was_taken_for_dead_tells_nothing(
     claimed = queue.claim()
     assert claimed is not None
     monkeypatch.setattr("archsearch.studies.remote.queue.is_dead", lambda _: True)
-    assert other.bury() == [claimed.number]
+    assert other.reap_dead() == [claimed.number]
     monkeypatch.undo()
-    assert not queue.tell(claimed, quick_record(archs[0]))
+    assert not queue.complete(claimed, quick_record(archs[0]))
     assert queue.answer(archs[0]) is None
     assert other.claim() is not None
 
@@ -171,9 +171,9 @@ def test_a_stopped_heartbeat_is_a_death(ask: Ask, archs: list[Architecture], mon
         )
         claimed = queue.claim()
     assert claimed is not None
-    assert queue.bury() == []
+    assert queue.reap_dead() == []
     monkeypatch.setattr(queue._storage, "grace_period", -1)
-    assert queue.bury() == [claimed.number]
+    assert queue.reap_dead() == [claimed.number]
     assert queue.claim() is not None
 
 
@@ -182,11 +182,11 @@ def test_a_candidate_that_kills_devices_is_given_up(
 ) -> None:
     queue = ask()
     queue.request(archs[0])
-    for _ in range(DEATHS):
+    for _ in range(MAX_DEVICE_DEATHS):
         _die(queue, monkeypatch)
-        queue.bury()
+        queue.reap_dead()
     assert queue.claim() is None
-    with pytest.raises(MeasurementError, match=f"{DEATHS} device processes died in its measurement"):
+    with pytest.raises(MeasurementError, match=f"{MAX_DEVICE_DEATHS} device processes died in its measurement"):
         queue.answer(archs[0])
 
 
@@ -205,7 +205,7 @@ def waiting(tmp_path: Path, archs: list[Architecture]) -> tuple[str, Measurement
 def serve_with(url: str, backend: Backend, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[int, list[str]]:
     monkeypatch.setattr(server, "POLL_SECONDS", 0.01)
     lines: list[str] = []
-    made = serve(url, "quick", {}, tell=lines.append, idle_seconds=0.05, make=lambda *_: backend, **more)
+    made = serve(url, "quick", {}, log=lines.append, idle_seconds=0.05, make=lambda *_: backend, **more)
     return made, lines
 
 
@@ -222,8 +222,8 @@ def test_a_device_serves_all_that_waits(
 
 def test_another_kind_of_device_is_not_served(waiting: tuple[str, MeasurementQueue], archs: list[Architecture]) -> None:
     url, queue = waiting
-    assert list(orders(open_storage(url), "iphone")) == []
-    assert list(orders(open_storage(url), "quick")) == [ORDER]
+    assert list(requested_specs(open_storage(url), "iphone")) == []
+    assert list(requested_specs(open_storage(url), "quick")) == [ORDER]
     assert queue.answer(archs[0]) is None
 
 
@@ -243,7 +243,7 @@ def test_a_lost_device_ends_in_one_line_and_gives_back(
     waiting: tuple[str, MeasurementQueue], archs: list[Architecture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, queue = waiting
-    with pytest.raises(InputError, match=r"quick: was unplugged; measurement 0 .* waits again; plug it in"):
+    with pytest.raises(InputError, match=r"quick: was unplugged; measurement 0 .* is queued again; plug it in"):
         serve_with(url, Backend(DeviceLostError("was unplugged", "plug it in")), monkeypatch)
     assert queue.answer(archs[0]) is None
     assert serve_with(url, Backend(), monkeypatch)[0] == 3
@@ -264,9 +264,9 @@ def test_a_death_is_told(waiting: tuple[str, MeasurementQueue], monkeypatch: pyt
     number = _die(queue, monkeypatch)
     made, lines = serve_with(url, Backend(), monkeypatch)
     assert made == 3
-    assert f"measurement {number}: its device died; it waits again" in lines
+    assert f"measurement {number}: its device died; it is queued again" in lines
 
 
 def test_a_device_that_can_not_be_used_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="abacus"):
-        serve(f"sqlite:///{tmp_path / 'study.db'}", "abacus", {}, tell=lambda _: None)
+        serve(f"sqlite:///{tmp_path / 'study.db'}", "abacus", {}, log=lambda _: None)

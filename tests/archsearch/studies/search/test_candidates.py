@@ -84,13 +84,13 @@ def test_the_knee_is_furthest_below_the_chord() -> None:
     choice = knee(pareto_front(points, NAMES), NAMES)
     assert choice.candidate.slot == 1
     assert "the knee of a front of 4, furthest below the line" in choice.reason
-    assert "latency 10 ms, 10.00 times the least" in choice.reason
+    assert "latency 10 ms, 10.00 times the lowest" in choice.reason
 
 
 def test_a_front_without_a_bend() -> None:
     choice = knee([candidate(0, 2, 1), candidate(1, 1, 2)], NAMES)
     assert choice.candidate.slot == 1
-    assert choice.reason == "least validation loss of a front of 2"
+    assert choice.reason == "lowest validation loss of a front of 2"
 
 
 def test_a_knee_in_three_objectives() -> None:
@@ -104,7 +104,7 @@ def test_best_of_a_study(settings: Callable[..., StudyConfig]) -> None:
     assert best(study).candidate in pareto_front(candidates, NAMES)
     smallest = best(study, objective="params")
     assert smallest.candidate.value("params") == min(c.value("params") for c in candidates)
-    assert smallest.reason == "least parameters of 6 scored candidates"
+    assert smallest.reason == "lowest parameters of 6 scored candidates"
     with pytest.raises(InputError, match="--objective: unknown objective 'fid'; use validation_loss"):
         best(study, objective="fid")
 

@@ -23,9 +23,9 @@ Make = Callable[..., StudyConfig]
 
 def test_same_candidates_as_on_sqlite(settings: Make, server: str) -> None:
     here = load_candidates(
-        search(settings(name="here", trials=5, limits={"latency_ms": 20}), quiet=True, scorer=QuickScorer)
+        search(settings(name="here", trials=5, constraints={"latency_ms": 20}), quiet=True, scorer=QuickScorer)
     )
-    there = settings(name="there", trials=5, limits={"latency_ms": 20}, storage=server)
+    there = settings(name="there", trials=5, constraints={"latency_ms": 20}, storage=server)
     assert [c.score for c in load_candidates(search(there, quiet=True, scorer=QuickScorer))] == [c.score for c in here]
 
 

@@ -80,17 +80,17 @@ def complete_numbers(settings: StudyConfig) -> list[int]:
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "qmc"])
 def test_same_candidates_after_an_interruption(settings: Make, sampler: str) -> None:
-    whole = settings(name="whole", sampler=sampler, trials=12, limits={"latency_ms": 20})
+    whole = settings(name="whole", sampler=sampler, trials=12, constraints={"latency_ms": 20})
     search(whole, quiet=True, scorer=QuickScorer)
     for trials in (5, 9, 12):
-        part = settings(name="parts", sampler=sampler, trials=trials, limits={"latency_ms": 20})
+        part = settings(name="parts", sampler=sampler, trials=trials, constraints={"latency_ms": 20})
         search(part, quiet=True, scorer=QuickScorer)
     assert of(whole) == of(settings(name="parts"))
     assert sum(c.state == "scored" and c.reused_from is None for c in load_candidates(load_study(whole))) == 12
 
 
 def test_killed_at_twenty_random_moments(settings: Make, start: Start, tmp_path: Path) -> None:
-    changes = {"trials": 14, "sampler": "tpe", "limits": {"latency_ms": 20.0}}
+    changes = {"trials": 14, "sampler": "tpe", "constraints": {"latency_ms": 20.0}}
     whole, killed = settings(name="whole", **changes), [settings(name="killed-0", **changes)]
     reference = start(run, whole, tmp_path, 0.02)
     rng, kills = random.Random(5), 0
@@ -113,7 +113,7 @@ def test_killed_at_twenty_random_moments(settings: Make, start: Start, tmp_path:
 
 
 def test_killed_at_every_write_of_the_first_trials(settings: Make, start: Start, tmp_path: Path) -> None:
-    changes = {"trials": 4, "sampler": "random", "limits": {"latency_ms": 20.0}}
+    changes = {"trials": 4, "sampler": "random", "constraints": {"latency_ms": 20.0}}
     whole, killed = settings(name="whole", **changes), settings(name="killed", **changes)
     search(whole, quiet=True, scorer=QuickScorer)
     died = 0

@@ -9,7 +9,7 @@ import pytest
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from archsearch.studies.config.study import SAMPLERS, SamplerConfig
-from archsearch.studies.search.samplers import Past, build_sampler, distributions, suggest
+from archsearch.studies.search.samplers import ObservedTrial, build_sampler, distributions, suggest
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import SPACE, quick_latency, quick_loss
 
@@ -22,14 +22,16 @@ def space(tmp_path: Path) -> Space:
     return load_space(tmp_path / "space.yaml")
 
 
-def past(space: Space, count: int, limit: float | None = None) -> list[Past]:
+def past(space: Space, count: int, limit: float | None = None) -> list[ObservedTrial]:
     rng, found = random.Random(1), []
     for slot in range(count):
         point = space.sample(rng)
         arch = space.architecture(point)
         ms = quick_latency(arch)
         over = None if limit is None else ms / limit - 1
-        found.append(Past(slot, point, (None if over is not None and over > 0 else quick_loss(arch), ms), over))
+        found.append(
+            ObservedTrial(slot, point, (None if over is not None and over > 0 else quick_loss(arch), ms), over)
+        )
     return found
 
 
@@ -38,7 +40,7 @@ def test_a_suggestion_depends_on_slots_not_on_the_order_of_trials(space: Space, 
     known, settings = past(space, 12, limit=10), SamplerConfig(name=name)
     shuffled = random.Random(2).sample(known, len(known))
 
-    def ask(trials: list[Past], slot: int, attempt: int = 0) -> dict[str, int]:
+    def ask(trials: list[ObservedTrial], slot: int, attempt: int = 0) -> dict[str, int]:
         choices = distributions(space)
         return suggest(settings, trials, choices, objectives=NAMES, seed=5, slot=slot, attempt=attempt)[0]
 
@@ -52,10 +54,10 @@ def test_the_sequence_of_qmc_goes_on_from_slot_to_slot(space: Space) -> None:
     choices = distributions(space)
     seen: list[dict[str, int]] = []
     for slot in range(16):
-        done = [Past(i, p, (1.0, 1.0)) for i, p in enumerate(seen)]
+        done = [ObservedTrial(i, p, (1.0, 1.0)) for i, p in enumerate(seen)]
         seen.append(suggest(SamplerConfig(name="qmc"), done, choices, objectives=NAMES, seed=1, slot=slot)[0])
     # A random sequence misses one of 4 choices in 15 draws with a probability of 5 %; this one hits each 3 or 4 times.
-    counts = [sum(p["stages[0].channels"] == i for p in seen[1:]) for i in range(4)]
+    counts = [sum(p["levels[0].channels"] == i for p in seen[1:]) for i in range(4)]
     assert min(counts) >= 3
 
 
@@ -68,7 +70,7 @@ def test_a_fixed_point_is_kept(space: Space) -> None:
 def test_generations_are_kept(space: Space) -> None:
     point, attrs = suggest(SamplerConfig(name="nsga2"), [], distributions(space), objectives=NAMES, seed=1, slot=0)
     assert set(attrs.values()) == {0}
-    eight = [Past(i, point, (1.0 + i, 1.0), system_attrs=attrs) for i in range(8)]
+    eight = [ObservedTrial(i, point, (1.0 + i, 1.0), system_attrs=attrs) for i in range(8)]
     later = suggest(SamplerConfig(name="nsga2"), eight, distributions(space), objectives=NAMES, seed=1, slot=8)[1]
     assert set(later.values()) == {1}
 
@@ -89,18 +91,20 @@ def test_the_model_learns_the_limit(space: Space) -> None:
 
 
 def test_running_trials_need_no_values(space: Space) -> None:
-    known = [*past(space, 8), Past(8, space.base_point, running=True)]
+    known = [*past(space, 8), ObservedTrial(8, space.base_point, running=True)]
     for name in SAMPLERS:
         suggest(SamplerConfig(name=name), known, distributions(space), objectives=NAMES, seed=1, slot=9)
 
 
 def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(InputError, match=r"mine\.yaml: sampler\.options: tpe refuses its options: .*'speed'"):
+    with pytest.raises(
+        InputError, match=r"mine\.yaml: sampler\.options: sampler tpe does not accept its options: .*'speed'"
+    ):
         build_sampler(SamplerConfig(name="tpe", options={"speed": 3}), 1, source="mine.yaml")
 
 
 def test_zero_and_negative_values_are_not_taken_the_logarithm_of(space: Space) -> None:
-    known = [Past(i, space.base_point, (-1.0, 0.0)) for i in range(8)]
+    known = [ObservedTrial(i, space.base_point, (-1.0, 0.0)) for i in range(8)]
     point, _ = suggest(
         SamplerConfig(), known, distributions(space), objectives=("kernel_distance", "macs"), seed=1, slot=8
     )

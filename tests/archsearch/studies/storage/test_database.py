@@ -35,13 +35,13 @@ def refused(settings: StudyConfig) -> str:
     [
         ("study.db", "is not an Optuna URL"),
         ("", "is not an Optuna URL"),
-        ("nosuch://host/base", "no database is called 'nosuch'"),
+        ("nosuch://host/base", "unknown database 'nosuch'"),
         ("sqlite://", "in memory"),
         ("sqlite:///:memory:", "in memory"),
         ("sqlite:///folder", "is a folder"),
         ("sqlite:///a{b}.db", "braces"),
-        ("sqlite:////proc/none/study.db", "name a file that can be written"),
-        ("mysql+nosuchdriver://host/base", "no database is called"),
+        ("sqlite:////proc/none/study.db", "name a writable file"),
+        ("mysql+nosuchdriver://host/base", "unknown database"),
         ("oracle+cx_oracle://host/base", "is not installed"),
         ("postgresql+psycopg://nobody@127.0.0.1:1/none", "check the URL and that the server runs"),
     ],
@@ -109,7 +109,7 @@ def test_a_run_is_found_by_its_name(settings: Make) -> None:
     [
         ({"seed": 4}, "seed"),
         ({"objectives": ("params", "latency_ms")}, "objectives"),
-        ({"limits": {"params": 1e9}}, "limits"),
+        ({"constraints": {"params": 1e9}}, "constraints"),
         ({"sampler": "random"}, "sampler"),
         ({"latency": {"threads": 2}}, "latency"),
         ({"protocol": {"steps": 7}}, "protocol.steps"),
@@ -131,14 +131,14 @@ def test_going_on_with_another_space_is_refused(settings: Make, tmp_path: Path) 
 
 def test_budget_workers_and_artifacts_may_change(settings: Make, tmp_path: Path) -> None:
     run(settings(trials=2))
-    study = run(settings(trials=4, workers=1, threads=2, artifacts=str(tmp_path / "elsewhere")))
+    study = run(settings(trials=4, workers=1, threads_per_worker=2, artifacts=str(tmp_path / "elsewhere")))
     assert len([t for t in study.get_trials() if t.state.name == "COMPLETE"]) == 4
     assert len(list((tmp_path / "elsewhere").iterdir())) == 8
 
 
 def test_an_artifact_folder_that_cannot_be_is_refused_at_once(settings: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "under artifacts" in refused(settings(artifacts=str(tmp_path / "file" / "folder")))
+    assert "set artifacts to a writable folder" in refused(settings(artifacts=str(tmp_path / "file" / "folder")))
 
 
 def test_the_space_not_found(settings: Make) -> None:

@@ -1,3 +1,5 @@
+"""A name is taken for what it is, and one package is written for it, whole or not at all."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,8 +9,7 @@ import pytest
 import yaml
 
 from snapgen.coreml import convert as coreml
-from snapgen.coreml.__main__ import convert, main
-from snapgen.coreml.package import PackageOptions
+from snapgen.coreml.net_export import export_net
 from snapgen.errors import InputError
 from tests.snapgen.coreml.test_convert import SMALL, Written, decoder
 
@@ -43,7 +44,8 @@ def test_a_name_is_taken_for_what_it_is(asked: list[tuple[Any, ...]], tmp_path: 
     (tmp_path / "arch.yaml").write_text(yaml.safe_dump(SMALL.model_dump(mode="json")))
     for name in ("snapgen-t2i", "arch.yaml", "decoder", "tiny-decoder", "minilm", "bert"):
         given = str(tmp_path / name) if (tmp_path / name).exists() else name
-        convert(given, 32, None, PackageOptions())
+        export_net(given, tmp_path / f"{name}.mlpackage", latent_size=32)
+        assert (tmp_path / f"{name}.mlpackage" / "Manifest.json").is_file()
     assert [(kind, size) for kind, _, size in asked] == [
         ("unet", 32),
         ("unet", 32),
@@ -56,31 +58,35 @@ def test_a_name_is_taken_for_what_it_is(asked: list[tuple[Any, ...]], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("name", "out", "message"),
     [
-        ({"name": "nonsense"}, "nonsense: is neither a preset nor a file"),
-        ({"out": Path("here")}, "--out: here is no package's name; end it in .mlpackage"),
-        ({"palette_bits": 5}, "options: palette_bits"),
-        ({"palette_bits": 4, "int8": True}, "choose one of the two"),
+        ("nonsense", "it.mlpackage", "nonsense: is neither a preset nor a file"),
+        ("minilm", "here", "--out: here is not a package's name; end it in .mlpackage"),
     ],
 )
-def test_a_mistake_is_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    given = {"name": "snapgen-t2i", "out": tmp_path / "it.mlpackage", "latent": 32, "tokens": None}
-    given |= {"palette_bits": None, "int8": False, "quiet": True} | changes
+def test_a_mistake_is_one_line(
+    name: str, out: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as caught:
-        main(**given)
+        export_net(name, Path(out))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "it.mlpackage").exists()
+    assert not list(tmp_path.glob("*.mlpackage"))
 
 
-def test_a_folder_that_is_no_package_is_not_written_over(tmp_path: Path) -> None:
-    (tmp_path / "it.mlpackage").mkdir()
-    with pytest.raises(InputError, match="exists and is no package"):
-        main("minilm", tmp_path / "it.mlpackage", quiet=True)
+def test_a_package_is_replaced_and_a_folder_that_is_none_is_not(tmp_path: Path) -> None:
+    out = tmp_path / "it.mlpackage"
+    export_net("minilm", out)
+    (out / "old").touch()
+    export_net("minilm", out)
+    assert [file.name for file in out.iterdir()] == ["Manifest.json"]
+    (tmp_path / "folder.mlpackage").mkdir()
+    with pytest.raises(InputError, match="exists and is not a package"):
+        export_net("minilm", tmp_path / "folder.mlpackage")
 
 
 def test_a_damaged_net_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "UNet"}')
     with pytest.raises(InputError, match="cannot be read as a U-Net"):
-        convert(str(tmp_path), 32, None, PackageOptions())
+        export_net(str(tmp_path), tmp_path / "it.mlpackage")

@@ -1,4 +1,4 @@
-"""The training command leaves a folder that loads, or says what is wrong."""
+"""A training leaves a folder that loads, resumes where it was killed, or says what is wrong."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from archsearch.cli import autoencoder as autoencoder_training
-from archsearch.cli.autoencoder import CHECKPOINT, main
 from snapgen.autoencoders import autoencoder
 from snapgen.autoencoders.autoencoder import AutoencoderWithDecoder, ConvAutoencoder, read_decoder
 from snapgen.autoencoders.perceptual import PerceptualLoss
 from snapgen.autoencoders.psnr import psnr
+from snapgen.autoencoders.train_to_folder import CHECKPOINT, train_to_folder
 from snapgen.errors import InputError
 from snapgen.io import checkpoint
 
@@ -34,11 +33,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "discs"
 
 
-def test_command_writes_what_load_reads(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_writes_what_load_reads(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    threads = torch.get_num_threads()
-    main(out, steps=2, data=str(folder), resolutions="16")
-    torch.set_num_threads(threads)
+    lines: list[str] = []
+    reports: list[tuple[float, str]] = []
+    quality = train_to_folder(
+        out,
+        steps=2,
+        data=str(folder),
+        resolutions=(16,),
+        progress=lambda *report: reports.append(report),
+        log=lines.append,
+    )
+    assert quality.keys() == {16}
+    assert "on 6 images of" in lines[0]
+    assert [fraction for fraction, _ in reports] == [0.5, 1]
+    assert reports[-1][1].startswith("step 2 of 2, ")
     assert isinstance(autoencoder.load_autoencoder(out), ConvAutoencoder)
     assert {file.name for file in out.iterdir()} == {
         "README.md",
@@ -46,14 +56,13 @@ def test_command_writes_what_load_reads(folder: Path, tmp_path: Path, capsys: py
         "diffusion_pytorch_model.safetensors",
     }
     card = (out / "README.md").read_text()
-    assert "--steps 2" in card
+    assert "`archsearch train-autoencoder --out FOLDER --steps 2" in card
     assert "3 images" in card
-    assert "step 2/2" in capsys.readouterr().out
     assert not list(tmp_path.glob(".out*")), "nothing is left beside it"
 
 
-def test_command_trains_a_decoder_for_an_encoder(folder: Path, tmp_path: Path) -> None:
-    main(tmp_path / "out", steps=2, data=str(folder), resolutions="16", encoder="emoji", quiet=True)
+def test_it_trains_a_decoder_for_an_encoder(folder: Path, tmp_path: Path) -> None:
+    train_to_folder(tmp_path / "out", steps=2, data=str(folder), resolutions=(16,), encoder="emoji")
     pair = AutoencoderWithDecoder(autoencoder.load_autoencoder("emoji"), read_decoder(tmp_path / "out"))
     images = torch.zeros(1, 3, 16, 16)
     assert pair.decode(pair.encode(images)).shape == images.shape
@@ -66,57 +75,49 @@ def interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The output folder of a training of four steps, stopped after the third with a checkpoint of the second."""
     told: list[int] = []
 
-    def stop(step: int, *_: object) -> None:
+    def stop(fraction: float, message: str = "") -> None:  # noqa: ARG001 - a progress callback
+        step = round(4 * fraction)
         told.append(step)
         if step == 2:  # the checkpoint was written before
-            monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN", 1e9)
+            monkeypatch.setattr(checkpoint, "CHECKPOINT_INTERVAL_SECONDS", 1e9)
         if step == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "SECONDS_BETWEEN", 0.0)
-        patched.setattr(autoencoder_training, "_say", stop)
+        patched.setattr(checkpoint, "CHECKPOINT_INTERVAL_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            main(tmp_path / "out", steps=4, data=str(folder), resolutions="16")
+            train_to_folder(tmp_path / "out", steps=4, data=str(folder), resolutions=(16,), progress=stop)
     assert told == [1, 2, 3]
     return tmp_path / "out"
 
 
-def test_same_command_goes_on_to_the_same_weights(
-    folder: Path, interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(tmp_path / "unbroken", steps=4, data=str(folder), resolutions="16", quiet=True)
+def test_the_same_call_resumes_to_the_same_weights(folder: Path, interrupted: Path, tmp_path: Path) -> None:
+    train_to_folder(tmp_path / "unbroken", steps=4, data=str(folder), resolutions=(16,))
     assert [file.name for file in interrupted.iterdir()] == [CHECKPOINT]
-    main(interrupted, steps=4, data=str(folder), resolutions="16")
-    assert "from step 2 on" in capsys.readouterr().out
+    lines: list[str] = []
+    train_to_folder(interrupted, steps=4, data=str(folder), resolutions=(16,), log=lines.append)
+    assert "from step 2 on" in lines[0]
     name = "diffusion_pytorch_model.safetensors"
     assert (interrupted / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
     assert not (interrupted / CHECKPOINT).exists()
 
 
-def test_another_command_leaves_a_checkpoint_alone(folder: Path, interrupted: Path) -> None:
+def test_other_arguments_leave_a_checkpoint_alone(folder: Path, interrupted: Path) -> None:
     before = (interrupted / CHECKPOINT).read_bytes()
-    with pytest.raises(InputError, match="is of a training with another --seed"):
-        main(interrupted, steps=4, data=str(folder), resolutions="16", seed=1)
-    with pytest.raises(InputError, match="another --steps"):
-        main(interrupted, steps=5, data=str(folder), resolutions="16")
+    with pytest.raises(InputError, match="belongs to a training run with a different --seed"):
+        train_to_folder(interrupted, steps=4, data=str(folder), resolutions=(16,), seed=1)
+    with pytest.raises(InputError, match="a different --steps"):
+        train_to_folder(interrupted, steps=5, data=str(folder), resolutions=(16,))
     assert (interrupted / CHECKPOINT).read_bytes() == before
     (interrupted / CHECKPOINT).write_bytes(before[: len(before) // 2])
     with pytest.raises(InputError, match="is damaged"):
-        main(interrupted, steps=4, data=str(folder), resolutions="16")
-
-
-@pytest.mark.parametrize("sides", ["", "32;64", "8", "32,-64", "²"])
-def test_sides_that_are_none_are_named(sides: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--resolutions"):
-        main(tmp_path / "out", resolutions=sides)
-    assert not (tmp_path / "out").exists()
+        train_to_folder(interrupted, steps=4, data=str(folder), resolutions=(16,))
 
 
 def test_file_for_a_folder_is_named_before_anything_is_trained(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(InputError, match="out: is a file; name a folder"):
-        main(tmp_path / "out", steps=1)
+        train_to_folder(tmp_path / "out", steps=1)
 
 
 def test_perceptual_loss_orders_by_likeness() -> None:

@@ -49,11 +49,11 @@ def net(tmp_path: Path) -> Path:
     return path
 
 
-PHONE = ("--device", "predicted:iphone-15-pro", "--latent", 16)
+PHONE = ("--device", "predicted:iphone-15-pro", "--latent-size", 16)
 
 
 def test_a_prediction_shows_as_one_with_its_interval_its_shares_and_the_residuals(run: Any, net: Path) -> None:
-    shown = run(net, *PHONE)
+    shown = run("measure", net, *PHONE)
     assert "90 % interval" in shown
     assert "predicted, iphone-15-pro, A17 Pro, Neural Engine" in shown
     assert "an estimate, not a measurement" in shown
@@ -61,13 +61,8 @@ def test_a_prediction_shows_as_one_with_its_interval_its_shares_and_the_residual
         assert name in shown
 
 
-def test_of_may_be_said_or_left_out(run: Any, net: Path) -> None:
-    said, left_out, options_first = run("of", net, *PHONE), run(net, *PHONE), run(*PHONE, net)
-    assert said == left_out == options_first
-
-
 def test_the_json_is_the_record_with_more_beside_it(run: Any, net: Path) -> None:
-    found = json.loads(run(net, *PHONE, "--json"))
+    found = json.loads(run("measure", net, *PHONE, "--json"))
     assert found["source"] == "predicted"
     assert sum(found["share_ms"].values()) == pytest.approx(found["median_ms"])
     low, high = found["interval_ms"]
@@ -76,13 +71,13 @@ def test_the_json_is_the_record_with_more_beside_it(run: Any, net: Path) -> None
 
 
 def test_the_tiny_decoder_is_predicted_and_not_measured(run: Any) -> None:
-    found = json.loads(run("tiny-decoder", *PHONE, "--json"))
+    found = json.loads(run("measure", "tiny-decoder", *PHONE, "--json"))
     assert found["share_ms"]["depthwise"] > 0
-    assert "predict it" in run("tiny-decoder", "--device", "host", status=2)
+    assert "predict it" in run("measure", "tiny-decoder", "--device", "host", status=2)
 
 
 def test_the_host_measures(run: Any, net: Path) -> None:
-    shown = run(net, "--latent", 4, "--tokens", 3)
+    shown = run("measure", net, "--latent-size", 4, "--context-tokens", 3)
     assert "measured, host" in shown
     assert "quartiles" in shown
     assert "loaded in" in shown
@@ -93,7 +88,7 @@ def test_core_ml_shows_where_operations_are_and_what_they_may_take(
 ) -> None:
     apple_standin.no_conversion(monkeypatch, tmp_path)
     apple_standin.on_a_mac(monkeypatch)
-    on_a_mac = (net, "--device", "coreml", "--latent", 4)
+    on_a_mac = ("measure", net, "--device", "coreml", "--latent-size", 4)
     shown = run(*on_a_mac)
     assert "measured, coreml" in shown
     assert "On the Neural Engine: 90% of the estimated time, 67% of the operations" in shown
@@ -116,7 +111,7 @@ def test_what_can_not_be_timed_and_a_lost_device_are_one_line(
     mac.value = float("nan")
     bench.faults = [{"Load": "unplug"}]
     for device, named in (("coreml", "output with random weights is not finite"), ("iphone", "was disconnected")):
-        said = run(net, "--device", device, "--latent", 4, status=2)
+        said = run("measure", net, "--device", device, "--latent-size", 4, status=2)
         assert named in said
         assert said.count("\n") == 1
 
@@ -136,13 +131,13 @@ def test_records_are_sampled_fitted_and_validated(run: Any, tmp_path: Path, monk
     clock = ByParams([])
     monkeypatch.setattr(devices, "backend", lambda *_, **__: clock)
     first, other, model = (tmp_path / name for name in ("first.jsonl", "other.jsonl", "model.json"))
-    said = run("sample", space, "--count", 10, "--out", first, "--quiet")
+    said = run("sample", space, "--num", 10, "--out", first, "--quiet")
     assert "30 records of 10 of the 10 architectures" in said
-    run("sample", space, "--count", 10, "--out", first, "--quiet")
+    run("sample", space, "--num", 10, "--out", first, "--quiet")
     assert len(clock.asked) == 30, "what is there is not measured again"
     assert "fitted to 10 nets" in run("fit", first, "--out", model)
     assert len(LatencyModel.load(model).fitted_to) == 10
-    run("sample", space, "--count", 5, "--seed", 1, "--out", other, "--quiet")
+    run("sample", space, "--num", 5, "--seed", 1, "--out", other, "--quiet")
     shown = run("validate", model, other)
     assert "5 nets" in shown
     card = json.loads(run("validate", f"predicted:{model}", other, "--json"))
@@ -155,7 +150,7 @@ def test_what_cannot_be_timed_is_said_and_the_rest_goes_on(
 ) -> None:
     bad = repeats.sample_architectures(load_space("emoji"), 2, seed=0)[0]
     monkeypatch.setattr(devices, "backend", lambda *_, **__: Clock([1, 1, 1], fails=bad.id))
-    assert "3 records of 1 of the 2" in run("sample", "emoji", "--count", 2, "--out", tmp_path / "r.jsonl", "--quiet")
+    assert "3 records of 1 of the 2" in run("sample", "emoji", "--num", 2, "--out", tmp_path / "r.jsonl", "--quiet")
 
 
 def test_a_profiles_fit_prints_every_residual(run: Any, tmp_path: Path) -> None:
@@ -169,12 +164,13 @@ def test_a_profiles_fit_prints_every_residual(run: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["no-net", *PHONE], "neither a preset nor a file"),
-        (["snapgen/row 9", *PHONE], "snapgen/row 9"),
-        (["snapgen-t2i", "--device", "toaster"], "toaster"),
-        (["snapgen-t2i", "--device", "predicted:toaster"], "iphone-16-pro-max"),
-        (["snapgen-t2i", *PHONE, "--latent", "7"], "use a multiple of 4"),
-        (["snapgen-t2i", "--latent", "0"], "--latent"),
+        (["measure", "no-net", *PHONE], "neither a preset nor a file"),
+        (["measure", "snapgen/row 9", *PHONE], "snapgen/row 9"),
+        (["measure", "snapgen-t2i", "--device", "toaster"], "toaster"),
+        (["measure", "snapgen-t2i", "--device", "predicted:toaster"], "iphone-16-pro-max"),
+        (["measure", "snapgen-t2i", *PHONE, "--latent-size", "7"], "use a multiple of 4"),
+        (["measure", "snapgen-t2i", "--latent-size", "0"], "--latent-size"),
+        (["snapgen-t2i"], "No such command 'snapgen-t2i'"),
         (["fit"], "give one of the two"),
         (["fit", "records.jsonl", "--profile", "iphone-15-pro"], "give one of the two"),
         (["fit", "--profile", "toaster"], "use iphone-15-pro, iphone-16-pro-max"),
@@ -194,14 +190,17 @@ def test_a_mistake_is_one_line(run: Any, arguments: list[object], named: str) ->
 
 def test_a_record_of_a_net_too_far_off_is_still_predicted(run: Any, tmp_path: Path) -> None:
     wide = tmp_path / "wide.json"
-    wide.write_text(apply_overrides(tiny(), {"stages[1].channels": 4096}).to_json())
-    found = json.loads(run(wide, *PHONE, "--json"))
+    wide.write_text(apply_overrides(tiny(), {"levels[1].channels": 4096}).to_json())
+    found = json.loads(run("measure", wide, *PHONE, "--json"))
     assert found["interval_ms"][1] > found["median_ms"]
 
 
 def test_help_names_the_commands(run: Any) -> None:
     shown = run("-h")
-    assert all(name in shown for name in ("of", "sample", "fit", "validate", "latency snapgen-t2i --device"))
+    assert all(
+        name in shown
+        for name in ("measure", "sample", "fit", "validate", "blocks", "latency measure snapgen-t2i --device")
+    )
 
 
 def test_an_input_error_is_the_same_from_the_library() -> None:
@@ -212,7 +211,7 @@ def test_an_input_error_is_the_same_from_the_library() -> None:
 @pytest.fixture
 def blocks(run: Any, net: Path, tmp_path: Path) -> Any:
     """The command latency blocks on the tiny net, as predicted, or by a backend put in its place."""
-    options = ("--device", "predicted:iphone-15-pro", "--latent", 8, "--tokens", 5, "--quiet")
+    options = ("--device", "predicted:iphone-15-pro", "--latent-size", 8, "--context-tokens", 5, "--quiet")
 
     def blocks(*more: object, status: int = 0) -> str:
         return str(run("blocks", net, *options, "--out", tmp_path / "table.json", *more, status=status))
@@ -221,7 +220,7 @@ def blocks(run: Any, net: Path, tmp_path: Path) -> Any:
 
 
 def test_blocks_shows_what_each_costs_and_how_far_to_trust_it(blocks: Any, tmp_path: Path) -> None:
-    shown = blocks("--check", 4)
+    shown = blocks("--validation-nets", 4)
     for name in (
         "predicted, iphone-15-pro",
         "ResNet down[0].0",
@@ -233,11 +232,11 @@ def test_blocks_shows_what_each_costs_and_how_far_to_trust_it(blocks: Any, tmp_p
         assert name in shown
     assert "None is off by more than 10 %" in shown
     taken = (tmp_path / "table.jsonl").read_text()
-    found = json.loads(blocks("--check", 4, "--json"))
+    found = json.loads(blocks("--validation-nets", 4, "--json"))
     assert (tmp_path / "table.jsonl").read_text() == taken, "what is there is not measured again"
     assert sum(found["blocks"].values()) + found["fixed_ms"] == pytest.approx(found["whole_ms"], rel=0.02)
     assert found["checks"]["before"]["largest"] < 0.1
-    assert "| block | ms | share | a copy more, ms |\n| --- | ---: |" in blocks("--check", 0, "--markdown")
+    assert "| block | ms | share | a copy more, ms |\n| --- | ---: |" in blocks("--validation-nets", 0, "--markdown")
 
 
 def test_blocks_says_how_its_sums_were_corrected(blocks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +245,7 @@ def test_blocks_says_how_its_sums_were_corrected(blocks: Any, monkeypatch: pytes
             return latency_record((1 + len(block_index.blocks(arch))) ** 0.6)
 
     monkeypatch.setattr(devices, "backend", lambda *_, **__: Crowded([]))
-    shown = blocks("--check", 12, "--least", 1, "--most", 1)
+    shown = blocks("--validation-nets", 12, "--min-repeats", 1, "--max-repeats", 1)
     assert "corrected by a curve" in shown
     assert "sum^" in shown
     assert "refit, each left out" in shown
@@ -255,10 +254,10 @@ def test_blocks_says_how_its_sums_were_corrected(blocks: Any, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (["--latent", 7], "--latent: "),
-        (["--copies", 0], "--copies"),
-        (["--check", -1], "--check"),
-        (["--check", 1000, "--seed", "x"], "--seed"),
+        (["--latent-size", 7], "--latent-size: "),
+        (["--extra-copies", 0], "--extra-copies"),
+        (["--validation-nets", -1], "--validation-nets"),
+        (["--validation-nets", 1000, "--seed", "x"], "--seed"),
         (["--device", "toaster"], "toaster"),
         (["--out", "table.yaml"], "is no .json file"),
         (["--out", "missing/table.json"], "missing"),

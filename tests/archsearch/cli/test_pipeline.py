@@ -30,8 +30,8 @@ SIDE, GAP = 16, 2
 @pytest.fixture(scope="module")
 def pipeline() -> SnapGenPipeline:
     """A net of random weights under the shipped text encoder and autoencoder."""
-    net = stirred(tiny({"latent_channels": 4, "context_width": 384}))
-    made = SnapGenPipeline.assembled(
+    net = stirred(tiny({"latent_channels": 4, "context_dim": 384}))
+    made = SnapGenPipeline.from_components(
         net,
         autoencoder.load_autoencoder(),
         [TextEncoderConfig(tokens=8)],
@@ -122,7 +122,31 @@ def test_an_exported_run_holds_its_packages(
     }
     assert str(written / "pipeline.json") in out.replace("\n", "")
     shutil.rmtree(written)
-    told = json.loads(run("export", "demo", "--to", "coreml", "--latent", 6, "--json"))
+    assert "Nothing is known to fall off the Neural Engine" in out
+    told = json.loads(run("export", "demo", "--to", "coreml", "--latent-size", 6, "--json"))
     assert {"folder": str(Path("runs/demo/coreml"))}.items() <= told.items()
     assert told["unet"]["inputs"]["sample"] == [1, 4, 6, 6]
     assert told["sampler"]["sigmas"] == [1.0, 0.5, 0.0]
+
+
+def test_one_net_is_one_package(run: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
+    tiny_net = tmp_path / "net.json"
+    tiny_net.write_text(tiny().to_json())
+    sizes = ("--latent-size", 4, "--context-tokens", 3)
+    out = run("export", tiny_net, "--to", "coreml", *sizes, "--palette-bits", 4)
+    assert (trained / "net.mlpackage" / "Manifest.json").is_file(), "named after the net"
+    assert "Known to fall off the Neural Engine:\nnet.mlpackage: " in out, "on so small a grid"
+    found = json.loads(run("export", tiny_net, "--to", "coreml", *sizes, "--json", "--out", "other.mlpackage"))
+    assert found["package"] == "other.mlpackage"
+    assert [line for line in found["violations"] if line not in out.replace("\n", " ")] == []
+    assert sum(found["operation_counts"].values()) == found["operations"]
+
+
+def test_a_run_has_its_own_context(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, "argv", ["archsearch", "export", "demo", "--to", "coreml", "--context-tokens", "3"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "--context-tokens: demo is a run, which has its own; leave it out" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""What the check runs on, as a process of its own finds it: ``python -m benchmarks.gpu_check.place``, printed as JSON.
+"""Description of the machine as JSON: ``python -m benchmarks.gpu_check.system_info``.
 
-A driver that is broken may take the process with it that asks.
+The check runs it in a separate process, because a broken driver may crash the process that queries it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from collections.abc import Mapping
 
 LIBRARIES = ("torch", "triton", "diffusers", "transformers", "accelerate", "optuna", "fvcore", "onnxruntime", "numpy")
 PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12}
-"""Dense bfloat16 FLOP/s with float32 sums, from NVIDIA's data sheets; of H100 and A100 the SXM modules."""
+"""Dense bfloat16 FLOP/s with float32 accumulation, from NVIDIA's data sheets; H100 and A100 as SXM modules."""
 
 
 def describe() -> dict[str, str]:
-    """Device, driver, versions and date; ``cuda`` is there only where torch sees a CUDA device."""
-    found = {
+    """Device, driver, library versions and date; ``cuda`` is present only if torch sees a CUDA device."""
+    info = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "libraries": ", ".join(f"{name} {version(name) or 'is not installed'}" for name in LIBRARIES),
     }
-    return {**cuda(), **found}
+    return {**cuda(), **info}
 
 
 def cuda() -> dict[str, str]:
-    """The GPU, as torch and the driver's own tool see it; empty without torch or without CUDA."""
+    """Description of the GPU by torch and nvidia-smi; empty without torch or CUDA."""
     try:
         import torch
     except ImportError:
@@ -49,7 +49,7 @@ def cuda() -> dict[str, str]:
 
 
 def driver() -> str:
-    """The version of NVIDIA's driver, or why it is not known."""
+    """Version of the NVIDIA driver, or why it is unknown."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")[0]
@@ -58,7 +58,7 @@ def driver() -> str:
 
 
 def version(package: str) -> str | None:
-    """The version of an installed package, without importing it."""
+    """Version of an installed package, without importing it; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -66,24 +66,24 @@ def version(package: str) -> str | None:
 
 
 def flops_of(device: str) -> float | None:
-    """The dense bfloat16 peak of a device by its name, FLOP/s; None where it is not known here."""
+    """Dense bfloat16 peak in FLOP/s of a device, by its name; None if it is not in `PEAKS`."""
     words = device.replace("-", " ").split()
     return next((PEAKS[word] for word in words if word in PEAKS), None)
 
 
-def asked(environment: Mapping[str, str]) -> dict[str, str]:
-    """What `describe` finds in a process of its own, with the packages that the environment names.
+def query(environment: Mapping[str, str]) -> dict[str, str]:
+    """Run `describe` in a separate process with the given environment variables.
 
     Raises:
-        RuntimeError: if that process fails; the message is its last line.
+        RuntimeError: if the process fails; the message is the last line of its output.
     """
-    command = [sys.executable, "-m", "benchmarks.gpu_check.place"]
+    command = [sys.executable, "-m", "benchmarks.gpu_check.system_info"]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(environment), check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         raise RuntimeError((done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1])
-    found: dict[str, str] = json.loads(lines[-1])
-    return found
+    info: dict[str, str] = json.loads(lines[-1])
+    return info
 
 
 if __name__ == "__main__":

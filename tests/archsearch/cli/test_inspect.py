@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Any:
 
 @pytest.mark.parametrize(("name", "params"), [("snapgen-imagenet", 372e6), ("snapgen-t2i", 379e6)])
 def test_a_preset_has_its_published_size(run: Any, name: str, params: float) -> None:
-    found = json.loads(run(name, "--latent", 32, "--json"))
+    found = json.loads(run(name, "--latent-size", 32, "--json"))
     assert found["total"]["params"] == pytest.approx(params, rel=0.005)
     assert {"name": name, "latent": 32, "context_tokens": 77}.items() <= found.items()
     assert found["architecture_id"] == presets.preset(name).id
@@ -47,7 +47,7 @@ def test_a_preset_has_its_published_size(run: Any, name: str, params: float) -> 
 
 
 def test_the_tiny_decoder_has_its_published_size(run: Any) -> None:
-    found = json.loads(run("tiny-decoder", "--latent", 128, "--json"))
+    found = json.loads(run("tiny-decoder", "--latent-size", 128, "--json"))
     assert found["total"]["params"] == pytest.approx(1.38e6, rel=0.01)
     assert found["image"] == 1024
     assert "context_tokens" not in found
@@ -56,7 +56,7 @@ def test_the_tiny_decoder_has_its_published_size(run: Any) -> None:
 def test_a_file_is_counted_at_the_size_asked_for(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "net.json"
     path.write_text(tiny().to_json())
-    found = json.loads(run(path, "--latent", 8, "--tokens", 3, "--json"))
+    found = json.loads(run(path, "--latent-size", 8, "--context-tokens", 3, "--json"))
     whole = cost(tiny(), 8, context_tokens=3).model_dump()
     assert whole.items() <= found["total"].items()
 
@@ -64,8 +64,8 @@ def test_a_file_is_counted_at_the_size_asked_for(run: Any, tmp_path: Path) -> No
 def test_the_table_says_what_the_json_does(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "net.json"
     path.write_text(tiny().to_json())
-    found = json.loads(run(path, "--latent", 64, "--json"))
-    lines = [line.split() for line in run(path, "--latent", 64).splitlines()]
+    found = json.loads(run(path, "--latent-size", 64, "--json"))
+    lines = [line.split() for line in run(path, "--latent-size", 64).splitlines()]
     for name, part in [("total", found["total"]), *found["by_stage"].items(), *found["by_kind"].items()]:
         percent = [f"{100 * part[key] / found['total'][key]:.1f}" for key in ("params", "macs")]
         memory = [f"{part[key] / 1e6:.1f}" for key in ("activation_bytes", "written_bytes")]

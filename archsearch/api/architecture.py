@@ -1,0 +1,103 @@
+"""Cost and latency of one architecture, by its description or by its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from archsearch import devices
+from archsearch.cost import counter
+from archsearch.latency.base import Backend
+from archsearch.predictor import reference_nets
+from archsearch.score import Cost, LatencyRecord
+from archsearch.training import recipe
+from snapgen.architecture.schema import Architecture
+
+LATENT_SIZE = 128
+CONTEXT_TOKENS = 77
+
+
+def find_architecture(architecture: Architecture | str | Path) -> Architecture:
+    """The architecture itself, or the one with that name.
+
+    Args:
+        architecture: a description, or what the command line takes: a preset's name, a JSON or YAML file,
+            ``SPACE/REFERENCE``, ``SPACE:base``, ``STUDY:best`` or ``STUDY:TRIAL``.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    if isinstance(architecture, Architecture):
+        return architecture
+    name = str(architecture)
+    return recipe.architecture(name) if ":" in name else reference_nets.architecture(name)
+
+
+def count_cost(
+    architecture: Architecture | str | Path,
+    *,
+    latent_size: int = LATENT_SIZE,
+    context_tokens: int = CONTEXT_TOKENS,
+) -> Cost:
+    """Count what one forward pass at batch 1 needs: parameters, MACs and bytes of activation memory in fp16.
+
+    Exact, and without weights. `archsearch.cost.breakdown` has the same by stage and by kind of block.
+
+    Args:
+        architecture: a description or a name, as `find_architecture` takes it.
+        latent_size: height and width of the latent.
+        context_tokens: length of the context.
+
+    Raises:
+        InputError: for an unknown name, or a latent that the net does not take.
+    """
+    found = _check(architecture, latent_size)
+    return counter.cost(found, latent_size, context_tokens=context_tokens)
+
+
+def measure_latency(
+    architecture: Architecture | str | Path,
+    *,
+    device: str = "host",
+    latent_size: int = LATENT_SIZE,
+    context_tokens: int = CONTEXT_TOKENS,
+    **options: Any,
+) -> LatencyRecord:
+    """Measure one forward pass at batch 1 on a device, or predict it with a device ``predicted:NAME``.
+
+    The record's ``source`` says which of the two was done, and ``median_ms`` is the time in milliseconds.
+
+    Args:
+        architecture: a description or a name, as `find_architecture` takes it.
+        device: ``host``, ``coreml``, ``iphone``, or ``predicted:`` and a shipped profile's name or the file of a fitted
+            model.
+        latent_size: height and width of the latent.
+        context_tokens: length of the context.
+        **options: the device's own settings, such as ``threads=2`` for ``host``.
+
+    Raises:
+        InputError: for an unknown name, device or option, or a latent that the net does not take.
+        archsearch.latency.MeasurementError: if the net cannot be built, loaded or run there, or not in time.
+        archsearch.latency.DeviceLostError: if the device went away.
+    """
+    found = _check(architecture, latent_size)
+    return latency_backend(device, **options).measure(found, latent_size, context_tokens)
+
+
+def latency_backend(device: str = "host", **options: Any) -> Backend:
+    """Make the latency backend of a device, to time many architectures with.
+
+    Args:
+        device: as `measure_latency` takes it.
+        **options: the device's own settings.
+
+    Raises:
+        InputError: for an unknown device or option.
+    """
+    return devices.backend(device, **options)
+
+
+def _check(architecture: Architecture | str | Path, latent_size: int) -> Architecture:
+    found = find_architecture(architecture)
+    found.validate_latent_size(latent_size, source="latent_size")
+    return found

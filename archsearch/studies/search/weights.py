@@ -1,0 +1,41 @@
+"""The trained networks that a study's trials left in its artifact store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from optuna.artifacts.exceptions import ArtifactNotFound
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from archsearch.studies.search.candidates import Candidate
+from archsearch.studies.storage.database import artifact_store
+from snapgen.errors import InputError, first_line
+from snapgen.models.unet import UNet
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+WEIGHTS = "unet.safetensors"
+"""The artifact with the averaged weights of the first seed's run."""
+
+
+def load_unet(study: Study, candidate: Candidate) -> UNet:
+    """Load the trained network of a candidate, on the CPU and in evaluation mode.
+
+    Raises:
+        InputError: if the candidate was not trained, or its artifact is missing or damaged.
+    """
+    name = f"trial {candidate.number} of {study.study_name}"
+    if WEIGHTS not in candidate.artifacts:
+        raise InputError(name, "has no weights: it was not trained in this study", "name one that was")
+    unet = UNet(candidate.architecture)
+    try:
+        with artifact_store(study).open_reader(candidate.artifacts[WEIGHTS]) as file:
+            unet.load_state_dict(load(file.read()))
+    except (OSError, ArtifactNotFound, SafetensorError, RuntimeError) as error:
+        problem = f"its weights cannot be read ({first_line(error)})"
+        remedy = "restore the study's artifacts, or begin it anew"
+        raise InputError(name, problem, remedy, place=str(study.user_attrs["artifacts"])) from None
+    unet.eval()
+    return unet

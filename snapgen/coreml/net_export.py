@@ -1,0 +1,111 @@
+"""One network as a Core ML package: a U-Net, a tiny decoder or a text encoder, found by its name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from snapgen import config
+from snapgen.architecture import presets
+from snapgen.architecture.presets import TINY_DECODER
+from snapgen.conditioning.text_encoder import MINILM
+from snapgen.coreml import convert
+from snapgen.coreml.package import PackageOptions
+from snapgen.errors import InputError
+
+if TYPE_CHECKING:
+    from snapgen.autoencoders.tiny_decoder import TinyDecoder
+    from snapgen.models.unet import UNet
+
+LATENT_SIZE = 128
+UNET_TOKENS = 77
+TEXT_TOKENS = 16
+
+
+def export_net(
+    name: str,
+    out: Path,
+    *,
+    latent_size: int = LATENT_SIZE,
+    context_tokens: int | None = None,
+    options: PackageOptions | None = None,
+) -> None:
+    """Write the package of whatever net is called ``name``, whole or not at all.
+
+    Args:
+        name: a preset, a JSON or YAML file of an architecture, or ``tiny-decoder``, all of which get random weights;
+            ``minilm``; or the folder of a trained U-Net, a tiny decoder or a text encoder.
+        out: the ``.mlpackage``; one that is there already is replaced.
+        latent_size: height and width of the latent.
+        context_tokens: length of the context; None: 77, of a text encoder 16.
+        options: how weights are stored.
+
+    Raises:
+        InputError: if there is no such net, it does not convert, or nothing can be written.
+    """
+    if out.suffix != ".mlpackage":
+        raise InputError("--out", f"{out} is not a package's name", "end it in .mlpackage")
+    if out.exists() and not (out / "Manifest.json").is_file():
+        raise InputError("--out", f"{out} exists and is not a package", "name another")
+    _place(_converted(name, latent_size, context_tokens, options or PackageOptions()), out)
+
+
+def _converted(name: str, latent_size: int, tokens: int | None, options: PackageOptions) -> Path:
+    """The package of a net, in the cache."""
+    folder = Path(name)
+    kind = _class_name(folder)
+    if name == TINY_DECODER or kind == "TinyDecoder":
+        return convert.convert_decoder(_decoder(name), latent_size, options=options)
+    if kind == "UNet":
+        net = _unet(folder)
+        return convert.convert_unet(net, latent_size, context_tokens=tokens or UNET_TOKENS, options=options)
+    if name == MINILM or folder.is_dir():
+        return convert.convert_text(name, tokens or TEXT_TOKENS, options=options)
+    arch = presets.resolve(name, other_names=(TINY_DECODER, MINILM, "a run's name"))
+    return convert.convert_unet(arch, latent_size, context_tokens=tokens or UNET_TOKENS, options=options)
+
+
+def _class_name(folder: Path) -> str:
+    """The diffusers class of a saved net; empty for anything else."""
+    path = folder / "config.json"
+    return str(config.read_mapping(path).get("_class_name")) if path.is_file() else ""
+
+
+def _unet(folder: Path) -> UNet:
+    from snapgen.models.unet import UNet
+
+    try:
+        net: UNet = UNet.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except Exception as error:  # diffusers, pydantic, safetensors and torch each raise kinds of their own
+        text = " ".join(str(error).split())[:120]
+        raise InputError(folder, f"cannot be read as a U-Net ({text})", "name a folder of save_pretrained") from None
+    return net
+
+
+def _decoder(name: str) -> TinyDecoder:
+    import torch
+
+    from snapgen.autoencoders.autoencoder import read_decoder
+    from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
+
+    if name != TINY_DECODER:
+        return read_decoder(Path(name))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return cast("TinyDecoder", TinyDecoder(**PAPER))
+
+
+def _place(package: Path, out: Path) -> None:
+    """Copy the package out of the cache."""
+    part = out.with_suffix(".part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(package, part, dirs_exist_ok=True)
+        if out.exists():
+            shutil.rmtree(out)
+        part.rename(out)
+    except OSError as error:
+        raise InputError(out, (error.strerror or "cannot be written").lower(), "name another place") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

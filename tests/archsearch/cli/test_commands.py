@@ -1,0 +1,40 @@
+"""The command line as a whole: its commands in the order of their use, each with an example."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any
+
+import pytest
+import typer
+
+from archsearch import cli
+
+GROUP: Any = typer.main.get_command(cli.app)
+
+
+def test_help_lists_every_command_in_the_order_of_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["archsearch", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    listed = re.findall(r"^  ([a-z][a-z-]*)  ", capsys.readouterr().out.partition("Commands:")[2], re.MULTILINE)
+    assert tuple(listed) == cli.COMMANDS
+    assert set(GROUP.commands) == set(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_an_example_that_parses(name: str) -> None:
+    command = GROUP.commands[name]
+    for path, leaf in [(name, command)] + [
+        (f"{name} {sub}", each) for sub, each in getattr(command, "commands", {}).items()
+    ]:
+        if hasattr(leaf, "commands"):
+            continue
+        example = leaf.epilog.removeprefix("Example: ").partition("    ")[0]
+        assert example.startswith(f"archsearch {path} "), leaf.epilog
+        options = {option for parameter in leaf.params for option in parameter.opts}
+        assert set(re.findall(r"(?<=\s)--[a-z0-9-]+", example)) <= options
