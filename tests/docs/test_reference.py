@@ -1,0 +1,61 @@
+"""The reference has every setting, as the settings' types have it now."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from snapgen.config import Config
+from tests.docs.pages import ROOT
+
+
+@pytest.fixture(scope="module")
+def reference() -> ModuleType:
+    """docs/reference.py, which is a script and in no package."""
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reference"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_is_what_the_types_say() -> None:
+    command = [sys.executable, "docs/reference.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+def test_no_setting_is_left_out(reference: ModuleType) -> None:
+    for page in reference.PAGES:
+        text = (ROOT / "docs" / "reference" / f"{page.name}.md").read_text()
+        for section in page.sections:
+            for field in section.model.model_fields:
+                assert f"| `{field}` |" in text, f"{section.model.__name__}.{field} is not in {page.name}.md"
+
+
+class Described(Config):
+    """Settings of this test."""
+
+    steps: int = 3
+    """Steps to take; None of them is free."""
+    bare: int = 4
+
+
+def test_a_setting_without_a_description_is_refused(reference: ModuleType) -> None:
+    page = reference.Page("x", "X", "", (reference.Section(Described, "Described", ""),))
+    with pytest.raises(SystemExit, match=r"Described\.bare has no description; write a string literal under it"):
+        reference.render(page)
+
+
+def test_descriptions_are_for_readers_of_yaml(reference: ModuleType) -> None:
+    assert reference.descriptions(Described)["steps"] == "Steps to take; `null` of them is free."
+    assert (
+        reference.for_tables("as num_samples of protocol.train_seeds") == "as `num_samples` of `protocol.train_seeds`"
+    )
