@@ -81,7 +81,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for name, processes in [("one", 1), ("two", 2)]:
         done = train(written(tmp_path, name), processes=processes)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("01-teacher: begins") == 1
+        assert done.stdout.count("01-teacher: starts") == 1
     one, two = (tmp_path / "runs" / name for name in ("one", "two"))
     logs = sorted(path.name for path in (one / "logs").glob("*.csv"))
     assert [log.split("-", 1)[1] for log in logs] == [f"{s['name']}.csv" for s in (*STAGES, DECODER)]
