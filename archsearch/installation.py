@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from snapgen.errors import InputError, first_line
 
@@ -113,16 +115,17 @@ def version(package: str) -> str | None:
         return None
 
 
-def _requirements(extra: str = "") -> list[tuple[str, str]]:
-    """Names and version conditions, e.g. ``("torch", ">=2.13")``, of the project's own metadata."""
-    found = []
-    for line in importlib.metadata.requires(PROJECT) or ():
-        requirement, _, marker = line.partition(";")
-        named = re.search(r"extra == ['\"]([\w-]+)['\"]", marker)
-        match = re.fullmatch(r"([\w.-]+)(?:\[[\w,-]+\])?\s*(.*)", requirement.strip())
-        if match and (named.group(1) if named else "") == extra:
-            found.append((match.group(1), match.group(2)))
-    return found
+def _requirements(extra: str = "") -> list[Requirement]:
+    """Requirements of the project's own metadata: those of an extra, or those of no extra."""
+    found = [Requirement(line) for line in importlib.metadata.requires(PROJECT) or ()]
+    return [each for each in found if _belongs_to(each, extra)]
+
+
+def _belongs_to(requirement: Requirement, extra: str) -> bool:
+    marker = requirement.marker
+    if marker is None or marker.evaluate({"extra": ""}):
+        return not extra
+    return marker.evaluate({"extra": extra})
 
 
 def _packages() -> Iterator[Check]:
@@ -131,39 +134,31 @@ def _packages() -> Iterator[Check]:
         yield Check(PROJECT, False, "is not an installed package", "pip install -e . in its checkout")
         return
     yield Check(PROJECT, True, here)
-    for name, condition in _requirements():
-        yield _package(name, condition, f"pip install '{name}{condition}'")
+    for requirement in _requirements():
+        yield _package(requirement, f"pip install '{requirement.name}{requirement.specifier}'")
 
 
 def _extras() -> Iterator[Check]:
     for extra in EXTRAS if version(PROJECT) else ():
-        missing = [check for name, wanted in _requirements(extra) if not (check := _package(name, wanted, "")).ok]
+        missing = [check for each in _requirements(extra) if not (check := _package(each, "")).ok]
         detail = "; ".join(f"{check.name} {check.detail}" for check in missing)
-        installed = ", ".join(f"{name} {version(name)}" for name, _ in _requirements(extra))
+        installed = ", ".join(f"{each.name} {version(each.name)}" for each in _requirements(extra))
         remedy = f"pip install '{PROJECT}[{extra}]'"
         yield Check(extra, False, detail, remedy) if missing else Check(extra, True, installed)
 
 
-def _package(name: str, condition: str, remedy: str) -> Check:
-    found = version(name)
+def _package(requirement: Requirement, remedy: str) -> Check:
+    name, found = requirement.name, version(requirement.name)
     if found is None:
         return Check(name, False, "is not installed", remedy)
-    if not _meets(found, condition):
-        return Check(name, False, f"is {found}, not {condition}", remedy)
+    if not _meets(found, str(requirement.specifier)):
+        return Check(name, False, f"is {found}, not {requirement.specifier}", remedy)
     return Check(name, True, found)
 
 
 def _meets(found: str, condition: str) -> bool:
-    """Whether a version is at least, or exactly, the one that is asked for; suffixes such as ``+cpu`` do not count."""
-    operator, wanted = condition[:2], condition[2:]
-    a, b = _numbers(found), _numbers(wanted)
-    length = max(len(a), len(b))
-    a, b = a + [0] * (length - len(a)), b + [0] * (length - len(b))
-    return a == b if operator == "==" else a >= b if operator == ">=" else True
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", re.split(r"[^\d.]", text, maxsplit=1)[0])]
+    """Whether a version meets a condition; pre-releases count, and so do local suffixes such as ``+cpu``."""
+    return SpecifierSet(condition).contains(found, prereleases=True)
 
 
 def _tools() -> Iterator[Check]:

@@ -53,7 +53,7 @@ def test_every_command_is_checked() -> None:
 
 
 def test_every_package_that_a_command_needs_is_required() -> None:
-    required = {name for name, _ in installation._requirements()}
+    required = {each.name for each in installation._requirements()}
     assert {name for packages, _ in installation.COMMANDS.values() for name in packages} <= required
 
 
