@@ -87,7 +87,7 @@ def test_it_shares_an_environment_with_a_package_called_spaces(site: Path, tmp_p
     """Hugging Face's own package has this name, and every demo on its Spaces imports it beside our pipeline."""
     (tmp_path / "spaces").mkdir()
     (tmp_path / "spaces" / "__init__.py").write_text("GPU = 'a decorator'")
-    code = "import spaces, archsearch, snapgen; from archsearch.spaces.loading import NAMES; print(spaces.GPU, *NAMES)"
+    code = "import spaces, archsearch.library, snapgen; print(spaces.GPU, *archsearch.library.shipped('space'))"
     said = run([sys.executable, "-c", code], cwd=tmp_path, PYTHONPATH=f"{site}{os.pathsep}{tmp_path}")
     assert "a decorator" in said
     assert "emoji" in said

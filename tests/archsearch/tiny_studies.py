@@ -68,6 +68,7 @@ def write(folder: Path) -> None:
 
     for kind in ("search", "ablation"):
         put(f"studies/{kind}/tiny.yml", {**SPACE, "knobs": KNOBS})
+    put("spaces/emoji.yaml", {**SPACE, "knobs": KNOBS})
     put("studies/evolution/tiny.yml", {**SPACE, "blocks": {"extra_copies": 1}})
     put("studies/search/emoji.yaml", {**STUDY, "trials": 3})
     costs = ["params", "latency_ms"]

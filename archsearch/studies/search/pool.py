@@ -22,6 +22,7 @@ from archsearch.studies.search.display import Display
 from archsearch.studies.search.proposer import Proposer
 from archsearch.studies.search.scorer import ScorerFactory
 from archsearch.studies.search.worker import Worker
+from archsearch.studies.signals import terminable
 from archsearch.studies.storage.database import load_study, storage_errors
 from archsearch.studies.storage.trial_queue import TrialQueue
 from snapgen.errors import InputError
@@ -46,13 +47,12 @@ def work(settings: StudyConfig, scorer: ScorerFactory, messages: Any) -> None:
         messages: queue to the parent, of (``"line"``, log line), (``"finished"``, reason) or (``"error"``, InputError).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
-    signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(settings.threads_per_worker)
     try:
-        with storage_errors(settings.url, settings.source), ignore_experimental_warnings():
+        with terminable(once=True), storage_errors(settings.url, settings.source), ignore_experimental_warnings():
             space = settings.load_space()
             worker = Worker(
                 load_study(settings),
@@ -67,11 +67,6 @@ def work(settings: StudyConfig, scorer: ScorerFactory, messages: Any) -> None:
         messages.put(("error", error))
     except KeyboardInterrupt:
         pass
-
-
-def _leave(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # releasing the trial must not be interrupted
-    raise KeyboardInterrupt
 
 
 def _end_with_parent() -> None:

@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archsearch.cost.counter import cost, count_network, module_cost
 from archsearch.cost.meta_device import on_meta_device
-from archsearch.spaces.loading import NAMES, load_space
+from archsearch.library import shipped
+from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from benchmarks.decoders import counted
 from snapgen.architecture import presets
@@ -114,7 +115,7 @@ def _agrees_with_torch(space: Space, seed: int) -> None:
         assert 2 * counts.get(operator, 0) == pytest.approx(flops, rel=1e-3), f"{operator} of {arch.to_json()}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", shipped("space"))
 def test_random_architectures_agree_with_torch_by_operator(name: str) -> None:
     space = load_space(name)
     for seed in range(5):
@@ -122,7 +123,7 @@ def test_random_architectures_agree_with_torch_by_operator(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", shipped("space"))
 def test_two_hundred_architectures_agree_with_torch_by_operator(name: str) -> None:
     space = load_space(name)
     for seed in range(67):

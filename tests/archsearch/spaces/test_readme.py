@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from archsearch.spaces.loading import NAMES, load_space
+from archsearch.library import shipped
+from archsearch.spaces.loading import load_space
 from archsearch.spaces.summary import _params
 from snapgen.architecture import presets
 from snapgen.errors import InputError
@@ -53,7 +54,7 @@ def test_the_python_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'convs': " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", shipped("space"))
 def test_the_table_of_shipped_spaces(name: str) -> None:
     space = load_space(name)
     row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))

@@ -15,14 +15,15 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from archsearch.spaces.loading import NAMES, load_space
+from archsearch.library import shipped
+from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from snapgen.architecture import presets
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.models.unet import UNet
 
-SPACES = {name: load_space(name) for name in NAMES}
+SPACES = {name: load_space(name) for name in shipped("space")}
 HEAD_DIM = 4
 """The smallest head width that RoPE supports."""
 
@@ -148,7 +149,7 @@ def mutated(arch: Architecture, changes: dict[str, Any]) -> Architecture:
 
 
 @pytest.mark.parametrize("examples", [60, pytest.param(300, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", shipped("space"))
 def test_random_architectures_run_save_and_have_ids_of_their_own(name: str, examples: int) -> None:
     nets: dict[str, Fingerprint] = {}
     ids: dict[Fingerprint, str] = {}
@@ -188,7 +189,7 @@ def test_ids_are_equal_exactly_when_the_same_net_is_built(
     assert (a.id == b.id) == alike, f"{a.to_json()} and {b.to_json()}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", shipped("space"))
 def test_the_base_and_every_reference_are_points(name: str) -> None:
     space = SPACES[name]
     points = space.reference_points()

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archsearch.cost.counter import cost
-from archsearch.spaces.loading import NAMES, load_space
+from archsearch.library import shipped
+from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from archsearch.spaces.summary import _params
 from snapgen.architecture import block_index
@@ -97,7 +98,7 @@ def test_neighbors_are_one_step_away_and_valid(partly_invalid: Space) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", shipped("space"))
 def test_neighborhood_is_mutual(name: str) -> None:
     space = load_space(name)
     point = space.sample(random.Random(3))
