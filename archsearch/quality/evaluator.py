@@ -23,6 +23,7 @@ from snapgen import devices
 from snapgen.architecture.schema import Architecture
 from snapgen.data.pixels import grid, to_uint8
 from snapgen.diffusion import rectified_flow
+from snapgen.diffusion.process import make_process
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.models.unet import UNet
@@ -90,6 +91,7 @@ class Evaluator:
         self.protocol = protocol
         self.device = device or devices.default_device()
         self._data: EvaluationData = load_evaluation_data(protocol, self.device)
+        self._process = make_process(protocol.prediction_type, shift=protocol.timestep_shift)
         self._supernet = None
         if protocol.init_from is not None:
             self._supernet = Supernet(protocol.init_from, prediction=protocol.prediction_type)
@@ -261,13 +263,8 @@ class Evaluator:
         """Loss of the net on each of the protocol's validation pairs: (pairs,) float64."""
         unet.eval()
         with self._autocast():
-            return rectified_flow.validation_losses(
-                unet,
-                self._data.validation,
-                self._data.validation_context,
-                seed=FIXED,
-                prediction_type=self.protocol.prediction_type,
-                shift=self.protocol.timestep_shift,
+            return self._process.validation_losses(
+                unet, self._data.validation, self._data.validation_context, seed=FIXED
             )
 
     def _sample(self, run: SeedRun, seed: int, progress: ProgressCallback) -> None:
@@ -326,14 +323,12 @@ class Evaluator:
             self.device
         )
         with self._autocast():
-            latents = rectified_flow.sample(
+            latents = self._process.sample(
                 unet.eval(),
                 noise,
                 self._data.prompt_context[list(indices)],
                 steps=self.protocol.num_inference_steps,
                 guidance=self.protocol.guidance_scale,
-                prediction_type=self.protocol.prediction_type,
-                shift=self.protocol.timestep_shift,
             )
         if not latents.isfinite().all():
             raise FloatingPointError("latents")

@@ -245,7 +245,7 @@ def training_timesteps(process: NoiseProcess) -> TimestepSampler:
 
 
 def few_step_timesteps(steps: int, shift: float) -> TimestepSampler:
-    """The timesteps that `rectified_flow.sample` visits in ``steps`` steps, in equal shares: 1, …, 1/steps, shifted."""
+    """The timesteps that `RectifiedFlow.sample` visits in ``steps`` steps, in equal shares: 1, …, 1/steps, shifted."""
     return equal_shares(
         rectified_flow.shift_timesteps(torch.arange(1, steps + 1, dtype=torch.float64) / steps, shift).float()
     )

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from snapgen.diffusion import rectified_flow
+from snapgen.diffusion.process import PredictionType, make_process
 from snapgen.optim.config import OptimizerConfig, build_optimizers
 from snapgen.optim.ema import EMA
 from snapgen.optim.schedule import lr_scale
@@ -36,8 +37,9 @@ class ShortRunConfig(OptimizerConfig):
     """Optimizer steps of the short run."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Probability with which a caption is replaced by the empty one, for classifier-free guidance."""
-    prediction_type: rectified_flow.FlowPredictionType = "preconditioned"
-    """Quantity that the net's output stands for: velocity, data, or preconditioned (an output scaled as in EDM)."""
+    prediction_type: PredictionType = "preconditioned"
+    """Meaning of the net's output. With rectified flow: velocity, data or preconditioned (scaled as in EDM). With the
+    diffusion process of Stable Diffusion 1.5: v or noise."""
     timestep_shift: float = Field(default=1, gt=0)
     """Shift of the timesteps towards noise, as in SD3; 1: none."""
 
@@ -165,7 +167,8 @@ def _backward(unet: nn.Module, batch: tuple[Tensor, Tensor, Tensor, Tensor], con
     data, context, noise, t = batch
     with torch.autocast(data.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         # E‖v_θ(x_t, t, c) − (ε − x₀)‖², SnapGen (arXiv 2412.09619), section 4
-        loss = rectified_flow.losses(unet, data, noise, t, context, prediction_type=config.prediction_type).mean()
+        process = make_process(config.prediction_type, shift=config.timestep_shift)
+        loss = process.losses(unet, data, noise, t, context).mean()
     torch.autograd.backward(loss)
     return loss.detach()
 
@@ -176,12 +179,11 @@ def _batches(
     """Endless batches: latents, contexts with some captions dropped, noise, timesteps."""
     indices = _shuffled(len(examples), config.batch_size, seed=derive_seed(seed, "order"))
     generator = torch.Generator().manual_seed(derive_seed(seed, "draws"))
+    process = make_process(config.prediction_type, shift=config.timestep_shift)
     noise_generator = torch.Generator(device).manual_seed(derive_seed(seed, "noise"))
     while True:
         data, context = (tensor.to(device, non_blocking=True) for tensor in examples.batch(next(indices)))
-        t = rectified_flow.shift_timesteps(
-            rectified_flow.logit_normal(rectified_flow.stratified(config.batch_size, generator)), config.timestep_shift
-        )
+        t = process.timestep_quantiles(rectified_flow.stratified(config.batch_size, generator))
         keep_mask = torch.rand(config.batch_size, generator=generator) >= config.caption_dropout
         noise = torch.randn(data.shape, generator=noise_generator, device=device)
         keep_mask, t = keep_mask.to(device, non_blocking=True), t.to(device, non_blocking=True)
