@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from snapgen.diffusion import rectified_flow, variance_preserving
 from snapgen.diffusion.rectified_flow import Denoiser
 from snapgen.seeding import derive_seed
 
+if TYPE_CHECKING:
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    Scheduler: TypeAlias = FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler
+
 PredictionType = Literal[rectified_flow.FlowPredictionType, variance_preserving.DiffusionPredictionType]
 PREDICTION_TYPES = (*rectified_flow.FLOW_PREDICTION_TYPES, *variance_preserving.DIFFUSION_PREDICTION_TYPES)
-Scheduler: TypeAlias = FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler
 
 VELOCITY = {
     "velocity": "v = unet(x, t)",
@@ -171,6 +174,8 @@ class RectifiedFlow(NoiseProcess):
         return x
 
     def scheduler(self) -> Scheduler:
+        from diffusers import FlowMatchEulerDiscreteScheduler  # slow to import
+
         return FlowMatchEulerDiscreteScheduler(shift=self.shift)
 
     def set_steps(self, scheduler: Any, steps: int, device: torch.device | None = None) -> None:

@@ -9,11 +9,13 @@ interpolation. An additional index, −1, stands for the data: α = 1, σ = 0.
 from __future__ import annotations
 
 import functools
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from diffusers import DPMSolverMultistepScheduler
 
 DiffusionPredictionType = Literal["v", "noise"]
 """Meaning of the net's output: v, or ε as for SD-1.5's own net."""
@@ -89,6 +91,8 @@ def scheduler(prediction_type: DiffusionPredictionType) -> DPMSolverMultistepSch
     A first-order DPM-Solver is DDIM. Diffusers' own ``DDIMScheduler`` always steps by ⌊1000 / steps⌋ timesteps and
     therefore misses its own timesteps if ``steps`` does not divide 1000, e.g. 16 and 32.
     """
+    from diffusers import DPMSolverMultistepScheduler  # slow to import
+
     return DPMSolverMultistepScheduler(
         **SCHEDULE,
         solver_order=1,
@@ -101,6 +105,8 @@ def scheduler(prediction_type: DiffusionPredictionType) -> DPMSolverMultistepSch
 @functools.cache
 def _schedule(device: torch.device) -> Tensor:
     """Table of α and σ by timestep index, starting at −1: (2, 1001) float32."""
+    from diffusers import DDIMScheduler  # slow to import
+
     alphas_cumprod = DDIMScheduler(**SCHEDULE).alphas_cumprod.double()  # ᾱ = α²
     alphas_cumprod = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod])
     return torch.stack([alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()]).float().to(device)
