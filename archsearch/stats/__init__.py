@@ -10,14 +10,6 @@ if TYPE_CHECKING:
     from archsearch.stats.pareto import hypervolume
     from archsearch.stats.rank_correlation import Correlation, spearman
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.stats.estimate": ["Estimate"],
-            "archsearch.stats.intervals": ["contrast", "pool_intervals", "verdict"],
-            "archsearch.stats.pareto": ["hypervolume"],
-            "archsearch.stats.rank_correlation": ["Correlation", "spearman"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Correlation", "Estimate", "contrast", "hypervolume", "pool_intervals", "spearman", "verdict"]
