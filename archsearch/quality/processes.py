@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What the other processes must know of a training; they get the weights from the main process."""
+    """A training that the other processes take part in; they get the weights from the main process."""
 
     architecture: Architecture
     protocol: EvaluationProtocol
@@ -55,7 +55,7 @@ def leading() -> Iterator[None]:
 
 
 def receive() -> TrainingJob | None:
-    """What to train next, in a process that is not the main one; None: nothing more."""
+    """The next training, in a process that is not the main one; None: there is no more."""
     return _broadcast(None)
 
 

@@ -50,7 +50,7 @@ class Checkpoints:
 
 @dataclass
 class TrainResult:
-    """What a run leaves besides its weights, and all that a checkpoint records besides the trainer's state."""
+    """Result of a run besides its weights; a checkpoint records it beside the trainer's state."""
 
     curve: list[tuple[int, float, float | None]] = field(default_factory=list)
     """Step, mean training loss since the previous row, and validation loss if it was measured."""
