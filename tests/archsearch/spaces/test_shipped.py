@@ -148,7 +148,7 @@ def mutated(arch: Architecture, changes: dict[str, Any]) -> Architecture:
         return arch
 
 
-@pytest.mark.parametrize("examples", [60, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [30, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", shipped("space"))
 def test_random_architectures_run_save_and_have_ids_of_their_own(name: str, examples: int) -> None:
     nets: dict[str, Fingerprint] = {}
@@ -194,7 +194,7 @@ def test_the_base_and_every_reference_are_points(name: str) -> None:
     space = SPACES[name]
     points = space.reference_points()
     assert space.architecture(points["base"]).id == space.base.id
-    assert ("snapfusion" if name == "emoji-blocks" else "snapgen") in points
+    assert ("snapfusion" if "blocks" in name else "snapgen") in points
     assert len({space.architecture(point).id for point in points.values()}) == len(points)
 
 
