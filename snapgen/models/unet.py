@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 
 from snapgen import seeding
 from snapgen.architecture.schema import Architecture, BlocksConfig
+from snapgen.config import parse_config
+from snapgen.diffusion.process import PredictionType
+from snapgen.io import pretrained
+from snapgen.io.prediction_type import read_prediction_type
 from snapgen.models import layers
 from snapgen.models.layers import ResidualBlock, RopeTable, SpatialTransformer, TransformerBlock, Upsample, conv3x3
 from snapgen.models.onednn import Pointwise
@@ -26,16 +31,19 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         arch: the architecture, or its JSON as a mapping.
+        prediction_type: what the net is trained to predict; None: unknown.
     """
 
     config_name = "config.json"
     _supports_gradient_checkpointing = True  # of each `Layer` separately
 
-    def __init__(self, arch: Architecture | Mapping[str, Any]) -> None:
+    def __init__(self, arch: Architecture | Mapping[str, Any], prediction_type: PredictionType | None = None) -> None:
         super().__init__()
-        self.arch = arch if isinstance(arch, Architecture) else Architecture.model_validate(dict(arch))
+        if not isinstance(arch, Architecture):
+            arch = parse_config(arch, Architecture, source=self.config_name, place="arch")
+        self.arch = arch
         self.needs_context = self.arch.has_cross_attention
-        self.register_to_config(arch=self.arch.model_dump(mode="json"))
+        self.register_to_config(arch=self.arch.model_dump(mode="json"), prediction_type=prediction_type)
         with torch.random.fork_rng(devices=[]):  # torch's initial weights, which `init_weights` replaces
             self._build()
         self.init_weights(0)
@@ -86,6 +94,16 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Output layers: features (B, channels of ``up[0]``, H, W) → velocity (B, C, H, W)."""
         return self.conv_out(F.silu(self.norm_out(features)))  # type: ignore[no-any-return]
 
+    @property
+    def prediction_type(self) -> PredictionType | None:
+        """What the net is trained to predict; None: unknown. An entry of its configuration, as the architecture is."""
+        stated: PredictionType | None = self.config["prediction_type"]
+        return stated
+
+    @prediction_type.setter
+    def prediction_type(self, prediction_type: PredictionType | None) -> None:
+        self.register_to_config(prediction_type=prediction_type)
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Diffusers' ``from_pretrained``, with the weights moved to channels-last memory, which files do not record."""
@@ -127,6 +145,18 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             generator = torch.Generator(module.weight.device).manual_seed(seeding.derive_seed(seed, _seed_name(name)))
             # One output's weights are weight[0], (in, …): σ = 1 / √fan-in.
             module.weight.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
+
+
+def load_unet(folder: Path) -> UNet:
+    """Load a U-Net from its folder, in float32 on the CPU and in evaluation mode.
+
+    Raises:
+        InputError: if a file is missing or damaged, describes another class, or holds weights of another net.
+    """
+    unet: UNet = pretrained.load_net(folder, UNet)
+    unet.prediction_type = read_prediction_type(folder)
+    unet.to(memory_format=torch.channels_last)
+    return unet
 
 
 def _seed_name(module: str) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import torch
+from diffusers import DiffusionPipeline
 
 from snapgen import config
+from snapgen.autoencoders.autoencoder import load_vae, read_decoder
 from snapgen.conditioning import text_encoder
 from snapgen.errors import InputError
+from snapgen.models.unet import load_unet
 from snapgen.pipeline.snapgen_pipeline import TEXT_ENCODERS, TOKENIZERS, SnapGenPipeline
 from snapgen.progress import silence_libraries
 
@@ -36,24 +38,29 @@ def load_pipeline(run: str | Path) -> SnapGenPipeline:
         InputError: if there is no such run, it has no pipeline yet, or its files are damaged.
     """
     folder = find_pipeline(run)
+    index = config.read_mapping(folder / INDEX)
+    components: dict[str, Any] = {"unet": load_unet(folder / "unet"), "vae": load_vae(folder / "vae")}
+    if index.get("decoder") not in (None, [None, None]):
+        components["decoder"] = read_decoder(folder / "decoder")
     with silence_libraries():
-        text_components = _load_text_components(folder)
+        components |= _load_text_components(folder, index)
+    return cast(SnapGenPipeline, assemble(SnapGenPipeline, folder, components))
+
+
+def assemble(pipeline_class: type[DiffusionPipeline], folder: Path, components: Mapping[str, Any]) -> DiffusionPipeline:
+    """Load a pipeline around components that are loaded already.
+
+    Raises:
+        InputError: if the other components or the index are damaged, or do not fit them.
+    """
+    with silence_libraries():
         try:
-            pipeline = SnapGenPipeline.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, **text_components
-            )
+            return pipeline_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, **components)
         except InputError as error:
             raise InputError(folder / INDEX, error.problem, error.remedy, place=error.place) from None
         except Exception as error:  # diffusers, transformers, safetensors and torch raise various errors
             problem = f"cannot be loaded ({' '.join(str(error).split())[:240] or type(error).__name__})"
             raise InputError(folder, problem, RESTORE) from None
-    for name, component in pipeline.components.items():
-        tensors = component.state_dict() if isinstance(component, torch.nn.Module) else {}
-        for key, tensor in tensors.items():
-            if tensor.is_meta or not tensor.isfinite().all():
-                problem = "is missing" if tensor.is_meta else "holds values that are not finite"
-                raise InputError(folder / name, problem, RESTORE, place=key)
-    return cast(SnapGenPipeline, pipeline)
 
 
 def is_run(run: str | Path) -> bool:
@@ -79,13 +86,12 @@ def find_pipeline(run: str | Path) -> Path:
     raise InputError(folder, f"has no pipeline/{INDEX}", "finish its training; the same command resumes it")
 
 
-def _load_text_components(folder: Path) -> dict[str, Any]:
+def _load_text_components(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
     """Text encoders and tokenizers by component name.
 
     They are loaded here because diffusers silently replaces missing files by random weights and an empty tokenizer.
     """
     components: dict[str, Any] = {}
-    index = config.read_mapping(folder / INDEX)
     for name, tokenizer in zip(TEXT_ENCODERS, TOKENIZERS, strict=True):
         if index.get(name) in (None, [None, None]):
             continue
@@ -93,7 +99,7 @@ def _load_text_components(folder: Path) -> dict[str, Any]:
             try:
                 components[name], components[tokenizer] = text_encoder.load_text_encoder(str(merged))
             except InputError as error:
-                raise InputError(folder / name, error.problem, RESTORE) from None
+                raise InputError(folder / name, error.problem, RESTORE, place=error.place) from None
     return components
 
 

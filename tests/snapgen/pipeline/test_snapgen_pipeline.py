@@ -253,16 +253,16 @@ def cut(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "file", "message"),
     [
-        (cut, "unet/diffusion_pytorch_model.safetensors", "pipeline: cannot be loaded"),
-        (cut, "text_encoder_2/model.safetensors", "text_encoder_2: cannot be loaded"),
-        (without_a_word, "text_encoder/model.safetensors", "text_encoder: lacks embeddings.word_embeddings.weight"),
+        (cut, "unet/diffusion_pytorch_model.safetensors", "model.safetensors: cannot be read"),
+        (cut, "text_encoder_2/model.safetensors", "text_encoder_2: cannot be read"),
+        (without_a_word, "text_encoder/model.safetensors", "text_encoder: embeddings.word_embeddings.weight: is"),
         (Path.unlink, "text_encoder/config.json", "text_encoder: is not a folder with a text encoder"),
         (Path.unlink, "tokenizer_3/tokenizer.json", "text_encoder_3: has no tokenizer"),
         (cut, "model_index.json", "model_index.json: line [0-9]+, column [0-9]+: not valid"),
-        (Path.unlink, "vae/diffusion_pytorch_model.safetensors", "pipeline: cannot be loaded"),
-        (Path.unlink, "unet/config.json", "pipeline: cannot be loaded"),
-        (without_a_weight, "unet/diffusion_pytorch_model.safetensors", "unet: conv_in.bias: is missing"),
-        (not_a_number, "unet/diffusion_pytorch_model.safetensors", "unet: conv_in.bias: holds values"),
+        (Path.unlink, "vae/diffusion_pytorch_model.safetensors", "vae: has no diffusion_pytorch"),
+        (Path.unlink, "unet/config.json", "unet/config.json: does not exist"),
+        (without_a_weight, "unet/diffusion_pytorch_model.safetensors", "conv_in.bias: is missing"),
+        (not_a_number, "unet/diffusion_pytorch_model.safetensors", "conv_in.bias: holds values"),
         (Path.unlink, "model_index.json", "has no pipeline/model_index.json; finish its training"),
     ],
 )
