@@ -208,7 +208,11 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     if folder is None:
         return None
     check_unet(Path(folder), arch)
-    return load_unet(Path(folder))
+    try:
+        return load_unet(Path(folder))
+    except InputError as error:
+        remedy = "restore it, or remove its folder to train the stage again"
+        raise InputError(error.source, error.problem, remedy, place=error.place) from None
 
 
 def write_unet(unet: UNet, prediction: PredictionType, folder: Path) -> None:

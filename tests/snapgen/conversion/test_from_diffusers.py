@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +18,7 @@ from snapgen.architecture.schema import Architecture
 from snapgen.conversion.config import describe
 from snapgen.conversion.from_diffusers import convert, from_diffusers
 from snapgen.errors import InputError
+from snapgen.io.pretrained import SavedNet, Weights, shapes_of
 from snapgen.models.unet import UNet
 from tests.snapgen.diffusers_nets import (
     ADDED,
@@ -213,22 +215,6 @@ def test_a_partial_conversion_says_what_begins_anew() -> None:
 # --- full size ---
 
 
-class Drawn(Mapping[str, Tensor]):
-    """Weights that come into being when asked for, so that one net at a time is in memory."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self.shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return drawn(name, self.shapes[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
 @torch.no_grad()
@@ -238,14 +224,15 @@ def test_at_full_size(name: str) -> None:
     params = sum(p.numel() for p in theirs.parameters())
     if psutil.virtual_memory().available < 5 * params:
         pytest.skip(f"needs {5 * params / 1e9:.0f} GB of free memory")
-    weights, config = Drawn(theirs), {**theirs.config, "_class_name": "UNet2DConditionModel"}
-    theirs.load_state_dict(dict(weights), assign=True)
+    shapes, config = shapes_of(theirs), {**theirs.config, "_class_name": "UNet2DConditionModel"}
+    weights = Weights(name, shapes, lambda key: drawn(key, shapes[key]))  # so that one net at a time is in memory
+    theirs.load_state_dict({key: weights.load(key) for key in shapes}, assign=True)
     arch = Architecture.model_validate({**presets.preset(name).model_dump(), "latent_channels": 4})
     sample, timestep, context = inputs(arch, size=16, batch=1, tokens=77)
     added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])}
     expected = theirs(sample, 1000 * timestep, context, added_cond_kwargs=added).sample
     del theirs
     gc.collect()
-    net = convert(config, weights, name).net
+    net = convert(SavedNet(Path(name), config, weights)).net
     assert net.arch.id == arch.id
     check_equal(net(sample, timestep, context), expected)
