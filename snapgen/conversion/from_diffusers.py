@@ -51,27 +51,15 @@ QK_SCALE = 0.1**0.5
 KEY_PATTERNS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"^time\.linear", "time_embedding.linear_"),
-        (r"^norm_out\.", "conv_norm_out."),
         (r"^down\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0.conv."),
         (r"^up\.(\d+)\.upsample\.", r"up_blocks.\1.upsamplers.0."),
         (r"^(down|up)\.(\d+)\.", r"\1_blocks.\2."),
         (r"^mid\.", "mid_block."),
         (r"\.layers\.(\d+)\.residual\.", r".resnets.\1."),
         (r"\.layers\.(\d+)\.transformers\.0\.", r".attentions.\1."),
-        (r"\.time\.", ".time_emb_proj."),
-        (r"\.shortcut\.", ".conv_shortcut."),
-        (r"\.(conv[12])\.0\.", r".\1.depthwise."),
-        (r"\.(conv[12])\.1\.", r".\1.pointwise."),
-        (r"\.blocks\.", ".transformer_blocks."),
-        (r"\.attend_self\.", ".attn1."),
-        (r"\.attend_context\.", ".attn2."),
-        (r"\.queries\.", ".to_q."),
-        (r"\.query_norm\.", ".norm_q."),
-        (r"\.key_norm\.", ".norm_k."),
-        (r"\.(attn[12])\.out\.", r".\1.to_out.0."),
-        (r"\.feed_forward\.expand\.", ".ff.net.0.proj."),
-        (r"\.feed_forward\.contract\.", ".ff.net.2."),
+        (r"\.to_out\.", ".to_out.0."),
+        (r"\.ff\.proj_in\.", ".ff.net.0.proj."),
+        (r"\.ff\.proj_out\.", ".ff.net.2."),
     )
 ]
 """Substitutions, applied in order, from the keys of `UNet` to diffusers' keys."""
@@ -171,7 +159,7 @@ def _load_weights(
         if tensor is not None:
             converted[name] = tensor
         progress((i + 1) / len(shapes))
-    converted["time.linear2.bias"] += added
+    converted["time_embedding.linear_2.bias"] += added
     net.load_state_dict(converted, assign=True, strict=False)
     missing = tuple(name for name in shapes if name not in converted)
     converted.clear()  # frees the convolutions before their channels-last copies are made
@@ -225,8 +213,8 @@ def diffusers_keys(name: str, levels: int) -> tuple[str, ...]:
     name = re.sub(r"^up\.(\d+)", lambda match: f"up.{levels - 1 - int(match[1])}", name)
     for pattern, replacement in KEY_PATTERNS:
         name = pattern.sub(replacement, name)
-    if ".keys_values." in name:
-        return name.replace("keys_values", "to_k"), name.replace("keys_values", "to_v")
+    if ".to_kv." in name:
+        return name.replace("to_kv", "to_k"), name.replace("to_kv", "to_v")
     return (name,)
 
 

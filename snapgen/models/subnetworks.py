@@ -148,10 +148,13 @@ def _shortcut_weights(net: UNet, old: Mapping[str, Tensor]) -> dict[str, Tensor]
     new = {}
     for name in net.state_dict():
         layer, _, suffix = name.rpartition(".shortcut.")
-        if not layer or name in old or layer.endswith(("residual", "copies")):
+        if not layer or name in old:
             continue
         level, _, number = layer.rpartition(".layers.")
-        for source in (f"{layer}.residual.shortcut.{suffix}", *([f"{level}.widen.{suffix}"] if number == "0" else [])):
+        for source in (
+            f"{layer}.residual.conv_shortcut.{suffix}",
+            *([f"{level}.widen.{suffix}"] if number == "0" else []),
+        ):
             if source in old:
                 new[name] = old[source]
     return new

@@ -178,7 +178,7 @@ def test_of_dreamlites_own_design_the_part_that_is_the_same_converts() -> None:
     sample, timestep, context = inputs(conversion.net.arch, size=8)
     theirs(sample, 1000 * timestep, context)
     time = theirs.time_embedding(theirs.time_proj(1000 * timestep))
-    check_equal(conversion.net.time(timestep), nn.functional.silu(time))
+    check_equal(conversion.net.time_embedding(timestep), nn.functional.silu(time))
     for their, our in pairs:
         given, expected = calls[their]
         if "Resnet" in type(their).__name__:
@@ -202,8 +202,8 @@ def _same_blocks(theirs: Any, ours: Any) -> Iterator[tuple[nn.Module, nn.Module]
 def test_a_partial_conversion_says_what_begins_anew() -> None:
     theirs = reference(OWN_DREAMLITE, DreamLiteUNetModel)
     conversion = from_diffusers(theirs, partial=True)
-    assert "down.0.downsample.0.weight" in conversion.missing_keys
-    assert "up.0.layers.0.residual.conv1.1.weight" in conversion.missing_keys
+    assert "down.0.downsample.depthwise.weight" in conversion.missing_keys
+    assert "up.0.layers.0.residual.conv1.pointwise.weight" in conversion.missing_keys
     assert not any(name.startswith("mid.") for name in conversion.missing_keys)
     assert "down_blocks.0.attentions.0.transformer_blocks.0.norm1.weight" in conversion.unexpected_keys
     assert "down_blocks.0.downsamplers.0.conv.weight" in conversion.unexpected_keys

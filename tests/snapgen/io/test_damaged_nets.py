@@ -242,7 +242,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "overlapping weights": (
         "whole",
-        header(lambda h: h["conv_in.bias"].update(data_offsets=h["time.linear1.bias"]["data_offsets"])),
+        header(lambda h: h["conv_in.bias"].update(data_offsets=h["time_embedding.linear_1.bias"]["data_offsets"])),
         f"{WEIGHTS}: cannot be read",
     ),
     "a pickle": ("whole", write(WEIGHTS, pickle.dumps({"conv_in.bias": [1.0] * 99})), f"{WEIGHTS}: cannot be read"),
