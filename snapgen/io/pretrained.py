@@ -10,6 +10,7 @@ import contextlib
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,7 @@ def load_transformers_model(folder: Path, model_class: Any, model_config: Any) -
         model, info = model_class.from_pretrained(
             folder,
             config=model_config,
-            variant=weights.files[0].name.split("-0")[0].removesuffix(".safetensors").partition(".")[2] or None,
+            variant=_variant(weights.files[0]),
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
@@ -297,6 +298,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(path, "is not a JSON object", RESTORE)
     return value
+
+
+def _variant(file: Path) -> str | None:
+    """The variant in the name of a weight file, e.g. fp16 in ``model.fp16-00001-of-00002.safetensors``."""
+    return re.sub(r"(-\d+-of-\d+)?\.safetensors$", "", file.name).partition(".")[2] or None
 
 
 def _length(path: Path) -> int:

@@ -97,7 +97,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def prediction_type(self) -> PredictionType | None:
-        """What the net is trained to predict; None: unknown. An entry of its configuration, as the architecture is."""
+        """Prediction type that the net is trained for, an entry of its configuration; None: unknown."""
         stated: PredictionType | None = self.config["prediction_type"]
         return stated
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,21 +39,21 @@ def load_pipeline(run: str | Path) -> SnapGenPipeline:
     """
     folder = find_pipeline(run)
     index = config.read_mapping(folder / INDEX)
-    components: dict[str, Any] = {"unet": load_unet(folder / "unet"), "vae": load_vae(folder / "vae")}
+    components: dict[str, Any] = {"unet": load_unet(folder / "unet")}
     if index.get("decoder") not in (None, [None, None]):
         components["decoder"] = read_decoder(folder / "decoder")
-    with silence_libraries():
-        components |= _load_text_components(folder, index)
     return cast(SnapGenPipeline, assemble(SnapGenPipeline, folder, components))
 
 
-def assemble(pipeline_class: type[DiffusionPipeline], folder: Path, components: Mapping[str, Any]) -> DiffusionPipeline:
-    """Load a pipeline around components that are loaded already.
+def assemble(pipeline_class: type[DiffusionPipeline], folder: Path, components: dict[str, Any]) -> DiffusionPipeline:
+    """Load a pipeline around components that are loaded already; its autoencoder and text encoders are loaded first.
 
     Raises:
-        InputError: if the other components or the index are damaged, or do not fit them.
+        InputError: if files are missing or damaged, or the components do not fit each other.
     """
+    components = {"vae": load_vae(folder / "vae"), **components}
     with silence_libraries():
+        components |= _load_text_components(folder)
         try:
             return pipeline_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, **components)
         except InputError as error:
@@ -86,12 +86,13 @@ def find_pipeline(run: str | Path) -> Path:
     raise InputError(folder, f"has no pipeline/{INDEX}", "finish its training; the same command resumes it")
 
 
-def _load_text_components(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+def _load_text_components(folder: Path) -> dict[str, Any]:
     """Text encoders and tokenizers by component name.
 
     They are loaded here because diffusers silently replaces missing files by random weights and an empty tokenizer.
     """
     components: dict[str, Any] = {}
+    index = config.read_mapping(folder / INDEX)
     for name, tokenizer in zip(TEXT_ENCODERS, TOKENIZERS, strict=True):
         if index.get(name) in (None, [None, None]):
             continue

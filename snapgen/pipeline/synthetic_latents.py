@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import Tensor
 
 from snapgen import config, seeding
-from snapgen.autoencoders.autoencoder import load_vae
 from snapgen.config import Config
 from snapgen.errors import InputError
 from snapgen.io import chunked, pretrained
@@ -164,4 +163,4 @@ def _stable_diffusion(folder: Path) -> DiffusionPipeline:
         from diffusers import StableDiffusionPipeline
 
     unet = pretrained.load_net(folder / "unet", UNet2DConditionModel)
-    return loading.assemble(StableDiffusionPipeline, folder, {"unet": unet, "vae": load_vae(folder / "vae")})
+    return loading.assemble(StableDiffusionPipeline, folder, {"unet": unet})

@@ -119,6 +119,22 @@ def test_the_file_without_a_variant_comes_first(saved: Path, tmp_path: Path) -> 
     assert [file.name for file in pretrained.weight_files(tmp_path)] == [WEIGHTS]
 
 
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "2KB"}], ids=["whole", "shards"])
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_every_form_of_a_text_encoder(
+    saved: Path, tmp_path: Path, options: dict[str, str], variant: str | None
+) -> None:
+    folder = copied(saved, "bert", tmp_path / "bert")
+    (folder / "model.safetensors").unlink()
+    whole = load_text_encoder(str(saved / "bert"))[0].half()
+    whole.save_pretrained(folder, variant=variant, **options)
+    assert len(list(folder.glob("*.safetensors"))) > len(options)
+    found = load_text_encoder(str(folder))[0]
+    for name, tensor in found.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, whole.state_dict()[name].float())
+
+
 def test_the_weight_files_are_all_shards(saved: Path) -> None:
     files = pretrained.weight_files(saved / "shards")
     assert set(files) == set((saved / "shards").glob("*.safetensors"))
