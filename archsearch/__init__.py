@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from archsearch.api.study import Study, ablate, audit, evolve, load_study, search
     from archsearch.api.training import TrainedRun, train
     from archsearch.protocol import EvaluationProtocol
-    from archsearch.quality.evaluator import Evaluator
+    from archsearch.quality.candidate_evaluator import CandidateEvaluator
     from archsearch.reports.study_report import write_report
     from archsearch.score import LatencyRecord, Score
     from archsearch.spaces.loading import load_space
@@ -32,7 +32,7 @@ else:
             "archsearch.api.study": ["Study", "ablate", "audit", "evolve", "load_study", "search"],
             "archsearch.api.training": ["TrainedRun", "train"],
             "archsearch.protocol": ["EvaluationProtocol"],
-            "archsearch.quality.evaluator": ["Evaluator"],
+            "archsearch.quality.candidate_evaluator": ["CandidateEvaluator"],
             "archsearch.reports.study_report": ["write_report"],
             "archsearch.score": ["LatencyRecord", "Score"],
             "archsearch.spaces.loading": ["load_space"],
@@ -44,9 +44,9 @@ else:
     )
 
 __all__ = [
+    "CandidateEvaluator",
     "Estimate",
     "EvaluationProtocol",
-    "Evaluator",
     "LatencyRecord",
     "Recipe",
     "Score",

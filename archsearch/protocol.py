@@ -8,8 +8,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.config import Config
-from snapgen.training.short_run import ShortRunConfig
+from snapgen.diffusion.process import PredictionType
+from snapgen.diffusion.variance_preserving import DIFFUSION_PREDICTION_TYPES
+from snapgen.optim.config import OptimizerConfig
 
 REVISION = 1
 """Version of the evaluation code; raised whenever the same protocol would give different numbers."""
@@ -25,9 +28,36 @@ NumSamples = Annotated[int, Field(ge=0), AfterValidator(_enough)]
 """Number of images generated for the distances; 0 means none."""
 
 
-class EvaluationProtocol(ShortRunConfig):
+class EvaluationConfig(Config):
+    """How a net is evaluated."""
+
+    validation_pairs: int = Field(default=512, ge=2)
+    """Number of fixed (image, timestep, noise) triples behind the validation loss."""
+    num_inference_steps: int = Field(default=28, ge=1, le=1000)
+    """Sampling steps when samples are drawn."""
+    guidance_scale: float = Field(default=3, ge=0, le=100)
+    """Classifier-free guidance scale when samples are drawn; 1: no guidance."""
+    num_samples: NumSamples = 256
+    """Images drawn for the Fréchet and kernel distances; 0: no distances, otherwise at least 8."""
+    feature_extractor: str = "efficientnet-lite0"
+    """Features for the distances: efficientnet-lite0, or the path of the FID Inception weights. Only the latter give an
+    FID."""
+    feature_resolution: int = Field(default=64, ge=32, le=1024)
+    """Images are resized to this before the extractor, which may resize them again (Inception: 299)."""
+
+
+class EvaluationProtocol(OptimizerConfig, EvaluationConfig):
     """Training and evaluation settings of a candidate. The defaults are the quick start's (benchmarks/short_run.py)."""
 
+    steps: int = Field(default=240, ge=1)
+    """Optimizer steps of the short run."""
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Probability with which a caption is replaced by the empty one, for classifier-free guidance."""
+    prediction_type: PredictionType = "preconditioned"
+    """Meaning of the net's output. With rectified flow: velocity, data or preconditioned (scaled as in EDM). With the
+    diffusion process of Stable Diffusion 1.5: v or noise."""
+    timestep_shift: float = Field(default=1, gt=0)
+    """Shift of the timesteps towards noise, as in SD3; 1: none."""
     data: str = "emoji"
     """emoji, a folder of images, or webdataset shards."""
     resolution: int = Field(default=32, ge=8, le=4096)
@@ -39,18 +69,9 @@ class EvaluationProtocol(ShortRunConfig):
     context_tokens: int = Field(default=16, ge=1, le=512)
     """Captions are cut to this many tokens."""
     num_inference_steps: int = Field(default=10, ge=1, le=1000)
-    """Euler steps when samples are drawn."""
+    """Sampling steps when samples are drawn."""
     guidance_scale: float = Field(default=2, ge=0, le=100)
     """Classifier-free guidance scale when samples are drawn; 1: no guidance."""
-    num_samples: NumSamples = 256
-    """Images drawn for the Fréchet and kernel distances; 0: no distances, otherwise at least 8."""
-    feature_extractor: str = "efficientnet-lite0"
-    """Features for the distances: efficientnet-lite0, or the path of the FID Inception weights. Only the latter give an
-    FID."""
-    feature_resolution: int = Field(default=64, ge=32, le=1024)
-    """Images are resized to this before the extractor, which may resize them again (Inception: 299)."""
-    validation_pairs: int = Field(default=512, ge=2)
-    """Number of fixed (image, timestep, noise) triples behind the validation loss."""
     train_seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=64)] = (
         0,
         1,
@@ -64,6 +85,18 @@ class EvaluationProtocol(ShortRunConfig):
         if len(set(self.train_seeds)) < len(self.train_seeds):
             raise ValueError("a seed is listed twice; list each once")
         return self
+
+    @model_validator(mode="after")
+    def _shift_fits_the_prediction_type(self) -> Self:
+        if self.timestep_shift != 1 and self.prediction_type in DIFFUSION_PREDICTION_TYPES:
+            raise ValueError("timestep_shift applies to rectified flow only; leave it out")
+        return self
+
+    @property
+    def text_encoders(self) -> tuple[TextEncoderConfig, ...]:
+        """The text encoder, as a list of one."""
+        encoder = TextEncoderConfig(encoder=self.text_encoder, tokens=self.context_tokens, dropout=self.caption_dropout)
+        return (encoder,)
 
 
 _DIGESTS = {

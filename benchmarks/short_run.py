@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 
 from archsearch.protocol import EvaluationProtocol
-from archsearch.quality.evaluator import Evaluator
+from archsearch.quality.candidate_evaluator import CandidateEvaluator
 from archsearch.spaces.loading import load_space
 from snapgen import config
 from snapgen.architecture.schema import Architecture
@@ -77,7 +77,7 @@ def run(
     change: str, chosen: dict[str, Architecture], base: dict[str, Any], study_seed: int, out: Path | None
 ) -> list[RunResult]:
     """Train every architecture with all seeds of a protocol, printing each run."""
-    evaluator = Evaluator(protocol(change, base), torch.device("cpu"))
+    evaluator = CandidateEvaluator(protocol(change, base), torch.device("cpu"))
     rows = []
     for name, arch in chosen.items():
         started = time.process_time()

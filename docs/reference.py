@@ -36,7 +36,7 @@ from archsearch.studies.config.ablation import AblationConfig, AblationRowConfig
 from archsearch.studies.config.evolution import EvolutionConfig
 from archsearch.studies.config.study import LatencyConfig, SamplerConfig, StudyConfig, SupernetAuditConfig
 from archsearch.training.comparison import ComparisonConfig, SamplingOverride, VariantConfig
-from archsearch.training.recipe import EvaluationConfig, ExpectedShapes, Recipe, TeacherSourceConfig
+from archsearch.training.recipe import ExpectedShapes, Recipe, RecipeEvaluationConfig, TeacherSourceConfig
 from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 from snapgen.autoencoders.training import DecoderTrainingConfig
 from snapgen.conditioning.captions import TextEncoderConfig
@@ -150,7 +150,7 @@ PAGES = (
                 "Under `teacher.shape` and `expected_shapes.teacher`. The names are those of diffusers' "
                 "`SD3Transformer2DModel`.",
             ),
-            Section(EvaluationConfig, "Evaluation", "Under `evaluation`."),
+            Section(RecipeEvaluationConfig, "Evaluation", "Under `evaluation`."),
             Section(ExpectedShapes, "Expected shapes", "Under `expected_shapes`."),
             Section(
                 Stage,

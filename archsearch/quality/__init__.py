@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from archsearch.quality.candidate_evaluator import CandidateEvaluator
     from archsearch.quality.evaluator import Evaluator
     from archsearch.quality.feature_extractors import FeatureExtractor, load_extractor
     from archsearch.quality.supernet import Supernet
@@ -12,10 +13,11 @@ else:
     __getattr__, __dir__ = lazy_exports(
         __name__,
         {
+            "archsearch.quality.candidate_evaluator": ["CandidateEvaluator"],
             "archsearch.quality.evaluator": ["Evaluator"],
             "archsearch.quality.feature_extractors": ["FeatureExtractor", "load_extractor"],
             "archsearch.quality.supernet": ["Supernet"],
         },
     )
 
-__all__ = ["Evaluator", "FeatureExtractor", "Supernet", "load_extractor"]
+__all__ = ["CandidateEvaluator", "Evaluator", "FeatureExtractor", "Supernet", "load_extractor"]

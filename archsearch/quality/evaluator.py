@@ -1,375 +1,292 @@
-"""Evaluation of candidates: a short training run per seed, samples, distances and validation loss."""
+"""Evaluation of nets at one resolution: validation loss, samples, distances, caption retrieval and sample grids."""
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
-from archsearch.quality import distances
-from archsearch.quality.evaluation_data import FIXED, EvaluationData, load_evaluation_data
-from archsearch.quality.supernet import Supernet
-from archsearch.score import Quality
+from archsearch.protocol import EvaluationConfig
+from archsearch.quality import distances, feature_extractors
+from archsearch.quality.distances import ReferenceStats
+from archsearch.quality.feature_extractors import FeatureExtractor
+from archsearch.quality.retrieval import Retriever
 from archsearch.stats import intervals
 from archsearch.stats.estimate import DistanceEstimate, Estimate
-from snapgen import devices
-from snapgen.architecture.schema import Architecture
+from snapgen.autoencoders.latents import ENCODE_BATCH_SIZE
+from snapgen.conditioning import captions as conditioning
+from snapgen.conditioning.captions import Conditioning
+from snapgen.data.dataset import ImageDataset
 from snapgen.data.pixels import grid, to_uint8
 from snapgen.diffusion import rectified_flow
-from snapgen.errors import InputError
-from snapgen.io.atomic import atomic_write
+from snapgen.diffusion.process import NoiseProcess
+from snapgen.io.cache import cached_tensors
 from snapgen.models.unet import UNet
-from snapgen.optim.ema import EMA
-from snapgen.progress import ProgressCallback, ignore_progress, subtask
+from snapgen.objectives.teacher import Teacher
+from snapgen.progress import ProgressCallback, ignore_progress
 from snapgen.seeding import derive_seed
-from snapgen.training.short_run import ShortRunConfig, TrainResult, train
+from snapgen.training.data import EncodedDataset, TrainingData
 
-WORST = 1e6
-"""Value of every metric of a diverged run: finite, so that it can be stored, and worse than every other value."""
-
-PROGRESS_REPORTS = 20
-"""Number of progress reports per training run."""
-
-CURVE_POINTS = 4
-"""Number of evenly spaced steps at which the curve has a validation loss, including the last."""
-
-TRAINING_SHARE = 0.85
-"""Approximate fraction of a seed's time that is spent on training; only used for progress."""
-
-SAMPLING_BATCH_SIZE = 64
-"""Number of images that are generated at once."""
-
-GRID = (6, 8)
-"""Rows and columns of samples.png, if there are that many samples."""
+FIXED = 0
+"""Seed of everything that all evaluations share: prompts, sampling noise and validation pairs."""
+SAMPLE_BATCH_SIZE = 32
+"""Images sampled in one batch, by default."""
+SAMPLE_GRID = (4, 8)
+"""Rows and columns of a grid of held-out captions."""
 
 
-def _silent(phase: str, fraction: float) -> None:
-    pass
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Settings with which images are sampled."""
 
-
-@dataclass
-class SeedRun:
-    """Training run of one seed, with its evaluation."""
-
-    outcome: TrainResult
-    unet: UNet
-    """The net with the EMA weights."""
-    curve: list[tuple[int, float, float | None]]
-    """Step, mean training loss since the previous row, and validation loss if it was measured."""
-    pair_losses: Tensor
-    """Loss of each validation pair, (pairs,) float64."""
-    frechet: DistanceEstimate | None = None
-    kernel: DistanceEstimate | None = None
-    images: Tensor | None = None
-    """Generated samples, (samples, 3, H, W) uint8."""
+    num_inference_steps: int
+    guidance_scale: float
+    timestep_shift: float
 
 
 class Evaluator:
-    """Scores candidates under one protocol.
+    """Evaluates nets on one data set at one resolution, always with the same pairs, captions and noise.
 
-    Latents, text embeddings and reference statistics are computed once, or read from the cache. Samples are generated
-    for captions of held-out concepts; the reference of the distances is the training images. Everything except a
-    candidate's own training (prompts, sampling noise, validation pairs) is the same for all candidates.
+    Captions are those of held-out concepts; distances are measured against the training images. Everything is loaded
+    on first use.
 
     Args:
-        protocol: training and evaluation settings.
-        device: device to train and sample on; None: the default device.
-
-    Raises:
-        InputError: if data or models of the protocol cannot be loaded.
+        data: the encoded data.
+        resolution: height and width of the images, in pixels.
+        config: numbers of pairs and samples, and the feature extractor.
+        bfloat16: whether nets are evaluated under bfloat16 autocast.
+        batch_size: images sampled in one batch.
     """
 
-    def __init__(self, protocol: EvaluationProtocol, device: torch.device | None = None) -> None:
-        self.protocol = protocol
-        self.device = device or devices.default_device()
-        self._data: EvaluationData = load_evaluation_data(protocol, self.device)
-        self._supernet = None
-        if protocol.init_from is not None:
-            self._supernet = Supernet(protocol.init_from, prediction=protocol.prediction_type)
-            self._supernet.unet.to(self.device)
-
-    @property
-    def resolved(self) -> ResolvedProtocol:
-        """The protocol with the digests of its files."""
-        return self._data.resolved
-
-    @property
-    def latent_channels(self) -> int:
-        """Number of latent channels that an architecture must have."""
-        return self._data.latent_shape[0]
-
-    @property
-    def latent_size(self) -> int:
-        """Height and width of the latents; must be divisible by an architecture's stride."""
-        return self._data.latent_shape[1]
-
-    @property
-    def context_dim(self) -> int:
-        """Context dimension that an architecture with cross-attention must have."""
-        return int(self._data.validation_context.shape[2])
-
-    @property
-    def context_tokens(self) -> int:
-        """Length of every context."""
-        return int(self._data.validation_context.shape[1])
-
-    def check(self, arch: Architecture) -> None:
-        """Check that an architecture can be trained under this protocol.
-
-        Raises:
-            InputError: if its latent channels, context dimension or stride do not fit, or it is not a sub-network of
-                the supernetwork (`EvaluationProtocol.init_from`).
-        """
-        source = f"architecture {arch.id}"
-        if arch.latent_channels != self.latent_channels:
-            problem = f"is {arch.latent_channels}; the protocol's autoencoder has {self.latent_channels}"
-            raise InputError(source, problem, "make them equal", place="latent_channels")
-        if arch.has_cross_attention and arch.context_dim != self.context_dim:
-            problem = f"is {arch.context_dim}; the protocol's text encoder has {self.context_dim}"
-            raise InputError(source, problem, "make them equal", place="context_dim")
-        if self.latent_size % arch.stride:
-            problem = f"has {len(arch.down)} levels, but a latent of size {self.latent_size} cannot be halved as often"
-            raise InputError(source, problem, "remove levels or raise the resolution", place="down")
-        if self._supernet is not None:
-            self._supernet.check(arch)
-
-    def score(
+    def __init__(
         self,
-        arch: Architecture,
+        data: TrainingData,
+        resolution: int,
+        config: EvaluationConfig,
         *,
-        study_seed: int,
-        progress: ProgressCallback = ignore_progress,
-        artifacts: Path | None = None,
-    ) -> Quality:
-        """Train a candidate with each seed of the protocol, and evaluate it.
+        bfloat16: bool = False,
+        batch_size: int = SAMPLE_BATCH_SIZE,
+    ) -> None:
+        self.data, self.resolution, self.config = data, resolution, config
+        self._bfloat16, self._batch_size = bfloat16, batch_size
 
-        The result is deterministic for a canonical architecture, protocol and ``study_seed``, on one machine with a
-        fixed number of threads. Each metric is the mean over seeds; see `archsearch.stats.intervals` for its interval.
+    def preload(self, *, samples: bool, retrieval: bool = False) -> None:
+        """Load what an evaluation needs, so that missing files are reported before the training starts.
 
         Args:
-            arch: the candidate.
-            study_seed: seed from which the seeds of the runs are derived.
-            progress: called with the current phase and the completed fraction.
-            artifacts: folder for the artifacts of the first seed: ``samples.png``, ``curve.csv`` and ``unet/`` (EMA
-                weights for `UNet.from_pretrained`, and the protocol).
+            samples: whether samples will be evaluated, or only validation losses.
+            retrieval: whether caption retrieval will be measured.
 
         Raises:
-            InputError: like `check`.
+            InputError: if a file is missing.
         """
-        self.check(arch)
-        runs, seeds = [], self.protocol.train_seeds
-        for number, seed in enumerate(seeds):
-            part = subtask(progress, number / len(seeds), (number + 1) / len(seeds))
-            run = self._run(arch, seed, derive_seed(study_seed, "run", seed), part)
-            if artifacts is not None and number == 0:
-                self.write(run, artifacts)
-            run.images = None
-            runs.append(run)
-            if run.outcome.diverged:
-                break
-        return self.quality(runs)
+        _ = self._validation_pairs
+        if samples and self.config.num_samples:
+            _ = self.extractor, self._reference, self.retriever if retrieval else None
 
-    def _run(self, arch: Architecture, seed: int, derived: int, progress: ProgressCallback) -> SeedRun:
-        unet = self.initial_network(arch, derive_seed(derived, "weights"))
-        return self.run(unet, self.protocol, number=seed, seed=derived, progress=progress)
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        channels, height, width = self._heldout.latents.shape[1:]
+        return channels, height, width
 
-    def initial_network(self, arch: Architecture, seed: int) -> UNet:
-        """The net to train, with its initial weights."""
-        if self._supernet is not None:
-            return self._supernet.net(arch, seed=seed)
-        unet = self.net(arch)
-        unet.init_weights(seed)
-        return unet
-
-    def run(
-        self,
-        unet: UNet,
-        training: ShortRunConfig,
-        *,
-        number: int,
-        seed: int,
-        block_dropout: float = 0,
-        progress: ProgressCallback = ignore_progress,
-    ) -> SeedRun:
-        """Train a net on the protocol's data, and evaluate it with its EMA weights.
+    def validation_losses(self, net: UNet | Teacher, process: NoiseProcess) -> Tensor:
+        """Loss of each of the fixed (image, timestep, noise) triples: (validation_pairs,) float64 on the CPU.
 
         Args:
-            unet: net on the evaluator's device; trained in place.
-            training: the protocol itself, or other training settings for its data.
-            number: number of the run in progress messages.
-            seed, block_dropout: see `snapgen.training.short_run.train`.
-            tell: progress callback.
+            net: the net, on the data's device.
+            process: noise process of its prediction type.
         """
-        ema_unet = self.net(unet.arch)
-        curve: list[tuple[int, float, float | None]] = []
-        steps = training.steps
-        every = max(1, steps // PROGRESS_REPORTS)
+        latents, student, teacher = self._validation_pairs
+        condition = teacher if isinstance(net, Teacher) else student
 
-        def report(step: int, losses: list[float], average: EMA) -> None:
-            validation = None
-            if step // every % max(1, PROGRESS_REPORTS // CURVE_POINTS) == 0 and step < steps:
-                ema_unet.load_state_dict(average.state())
-                validation = float(self.pair_losses(ema_unet).mean())
-            curve.append((step, sum(losses) / len(losses), validation))
-            progress(TRAINING_SHARE * step / steps, f"training seed {number}")
+        def denoise(x: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
+            assert rows is not None
+            context, pooled = (None if part is None else part[rows] for part in condition)
+            output: Tensor = net(x, t, context, pooled) if isinstance(net, Teacher) else net(x, t, context)
+            return output
 
-        outcome = train(
-            unet,
-            self._data.training,
-            training,
-            seed=seed,
-            block_dropout=block_dropout,
-            report=report,
-            report_every=every,
-        )
-        ema_unet.load_state_dict(outcome.ema_weights)
-        outcome.ema_weights = {}
-        run = self.evaluate(ema_unet, number=number, progress=progress)
-        outcome.diverged |= run.outcome.diverged
-        if curve and not outcome.diverged:
-            curve[-1] = (*curve[-1][:2], float(run.pair_losses.mean()))
-        return dataclasses.replace(run, outcome=outcome, curve=curve)
-
-    def evaluate(self, unet: UNet, *, number: int, progress: ProgressCallback = ignore_progress) -> SeedRun:
-        """Evaluate a net without training it."""
-        pair_losses = self.pair_losses(unet)
-        finite = all(bool(tensor.isfinite().all()) for tensor in [pair_losses, *unet.state_dict().values()])
-        run = SeedRun(TrainResult(ema_weights={}, diverged=not finite), unet, [], pair_losses)
-        if finite:
-            self._sample(run, number, subtask(progress, TRAINING_SHARE, 1))
-        progress(1.0, f"seed {number} done")
-        return run
-
-    def net(self, arch: Architecture) -> UNet:
-        """The uninitialized net of a compatible architecture, on the evaluator's device."""
-        # Nets without cross-attention accept and ignore a context; give it the protocol's dimension.
-        compatible = arch.model_copy(update={"context_dim": self.context_dim})
-        unet: UNet = UNet(compatible).to(self.device)
-        return unet
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.protocol.precision == "bfloat16")
-
-    def pair_losses(self, unet: UNet) -> Tensor:
-        """Loss of the net on each of the protocol's validation pairs: (pairs,) float64."""
-        unet.eval()
-        with self._autocast():
-            return rectified_flow.validation_losses(
-                unet,
-                self._data.validation,
-                self._data.validation_context,
-                seed=FIXED,
-                prediction_type=self.protocol.prediction_type,
-                shift=self.protocol.timestep_shift,
-            )
-
-    def _sample(self, run: SeedRun, seed: int, progress: ProgressCallback) -> None:
-        """Generate the samples, and compute their distances to the reference."""
-        if self._data.extractor is None:
-            return
-
-        def sampling_progress(fraction: float, message: str = "sampling") -> None:
-            progress(fraction, f"{message} seed {seed}")
-
-        try:
-            run.images = self.samples(run.unet, self.protocol.num_samples, sampling_progress)
-            run.frechet, run.kernel = self.distances(run.images)
-        except FloatingPointError:
-            run.outcome.diverged = True
+        net.eval()
+        with self._autocast():  # a pair's row stands for its context, since a teacher takes pooled embeddings, too
+            rows = torch.arange(len(latents), device=latents.device)
+            return process.validation_losses(denoise, latents, rows, seed=FIXED)
 
     @property
     def prompts(self) -> list[str]:
-        """Captions of held-out concepts, one per sample."""
-        return self._data.prompts
+        """Held-out captions in a fixed order, one for each sample."""
+        return fixed_prompts(self._heldout.images.captions, self.config.num_samples)
 
-    def samples(self, unet: UNet, count: int, progress: ProgressCallback = ignore_progress) -> Tensor:
-        """Generate the first ``count`` of the protocol's samples: (count, 3, H, W) uint8 on the CPU.
+    def samples(
+        self,
+        net: UNet,
+        process: NoiseProcess,
+        sampling: SamplingConfig,
+        count: int | None = None,
+        *,
+        progress: ProgressCallback = ignore_progress,
+    ) -> Tensor:
+        """An image for each of the first ``count`` of `prompts` (None: all): (count, 3, H, W) uint8 on the CPU.
 
         Raises:
-            FloatingPointError: like `sample_images`.
+            FloatingPointError: if latents are not finite, which would be invisible after conversion to bytes.
         """
-        images = []
-        for start in range(0, count, SAMPLING_BATCH_SIZE):
-            images.append(self.sample_images(unet, range(start, min(start + SAMPLING_BATCH_SIZE, count))).cpu())
-            progress((start + len(images[-1])) / count, "sampling")
+        return self.sample_images(net, process, sampling, self.prompts[:count], progress=progress)
+
+    @torch.no_grad()
+    def sample_images(
+        self,
+        net: UNet,
+        process: NoiseProcess,
+        sampling: SamplingConfig,
+        prompts: Sequence[str],
+        *,
+        progress: ProgressCallback = ignore_progress,
+    ) -> Tensor:
+        """Sample images of prompts, each from the noise of its index: (len(prompts), 3, H, W) uint8 on the CPU.
+
+        Raises:
+            FloatingPointError: if latents are not finite.
+        """
+        device, images = self.data.device, []
+        contexts = conditioning.encode(prompts, self.data.text_encoders)
+        for start in range(0, len(prompts), self._batch_size):
+            indices = range(start, min(start + self._batch_size, len(prompts)))
+            with self._autocast():
+                latents = process.sample(
+                    net.eval(),
+                    rectified_flow.per_image_noise(indices, self.latent_shape, seed=FIXED, name="sample").to(device),
+                    contexts.conditioning(torch.tensor(indices)).context.to(device),
+                    steps=sampling.num_inference_steps,
+                    guidance=sampling.guidance_scale,
+                )
+            if not latents.isfinite().all():
+                raise FloatingPointError("latents")
+            images.append(to_uint8(self.data.autoencoder.decode(latents.float())).cpu())
+            progress(indices.stop / len(prompts), "sampling")
         return torch.cat(images)
 
+    def sample_grid(
+        self, net: UNet, process: NoiseProcess, sampling: SamplingConfig, prompts: Sequence[str] = ()
+    ) -> Tensor:
+        """A grid of samples of the prompts, or of held-out captions if there are none: (3, H, W) uint8."""
+        rows, columns = SAMPLE_GRID
+        prompts = list(prompts) or fixed_prompts(self._heldout.images.captions, rows * columns)
+        images = self.sample_images(net, process, sampling, prompts)
+        return grid(images, -(-len(prompts) // columns), columns)
+
     def distances(self, images: Tensor) -> tuple[DistanceEstimate, DistanceEstimate]:
-        """Fréchet and kernel distance of samples to the reference; the protocol must generate samples.
+        """Fréchet and kernel distance of samples to the training images.
 
         Raises:
             FloatingPointError: if their features are not finite.
         """
-        extractor, real = self._data.extractor, self._data.reference
-        assert extractor is not None, "the protocol generates no samples"
-        assert real is not None
-        features = extractor(images.to(self.device), resolution=self.protocol.feature_resolution)
+        features = self.extractor(images.to(self.data.device), resolution=self.config.feature_resolution)
         if not features.isfinite().all():
             raise FloatingPointError("features")
-        return distances.frechet(features, real), distances.kernel(features, real)
+        return distances.frechet(features, self._reference), distances.kernel(features, self._reference)
 
-    @torch.no_grad()
-    def sample_images(self, unet: UNet, indices: Sequence[int]) -> Tensor:
-        """Generate samples for the prompts with these indices: (len(indices), 3, H, W) uint8.
+    def measure(
+        self, net: UNet, process: NoiseProcess, sampling: SamplingConfig, *, retrieval: bool = False
+    ) -> dict[str, Estimate]:
+        """All metrics of a net by name, each with an interval over pairs, samples or captions.
+
+        Args:
+            net: the net, on the data's device.
+            process: noise process of its prediction type.
+            sampling: settings with which samples are drawn.
+            retrieval: whether to measure how often samples retrieve their own captions.
 
         Raises:
-            FloatingPointError: if the latents are not finite, which would be invisible after conversion to bytes.
+            FloatingPointError: if latents or features are not finite.
         """
-        noise = rectified_flow.per_image_noise(indices, self._data.latent_shape, seed=FIXED, name="sample").to(
-            self.device
+        metrics = {"validation_loss": intervals.validation_estimate([self.validation_losses(net, process)])}
+        if self.config.num_samples:
+            images = self.samples(net, process, sampling)
+            frechet, kernel = self.distances(images)
+            metrics["frechet_distance"] = intervals.distance_estimate([frechet])
+            metrics["kernel_distance"] = intervals.distance_estimate([kernel])
+            if retrieval:
+                scores = self.retriever.score(images, self.prompts)
+                metrics |= {"retrieval_r1": scores.r1, "retrieval_r10": scores.r10, "retrieval_mrr": scores.mrr}
+        return metrics
+
+    @functools.cached_property
+    def extractor(self) -> FeatureExtractor:
+        """Feature extractor of the distances, on the device."""
+        return feature_extractors.load_extractor(self.config.feature_extractor).to(self.data.device)
+
+    @functools.cached_property
+    def retriever(self) -> Retriever:
+        """Predictor of caption embeddings from images, fitted to the training images."""
+        return Retriever.fitted(self.data.images("train", self.resolution), device=self.data.device)
+
+    @functools.cached_property
+    def _reference(self) -> ReferenceStats:
+        return reference_of(
+            self.data.images("train", self.resolution),
+            self.extractor,
+            digest=feature_extractors.digest(self.config.feature_extractor),
+            feature_resolution=self.config.feature_resolution,
+            device=self.data.device,
         )
-        with self._autocast():
-            latents = rectified_flow.sample(
-                unet.eval(),
-                noise,
-                self._data.prompt_context[list(indices)],
-                steps=self.protocol.num_inference_steps,
-                guidance=self.protocol.guidance_scale,
-                prediction_type=self.protocol.prediction_type,
-                shift=self.protocol.timestep_shift,
-            )
-        if not latents.isfinite().all():
-            raise FloatingPointError("latents")
-        return to_uint8(self._data.decoder.decode(latents.float()))
 
-    def quality(self, runs: Sequence[SeedRun]) -> Quality:
-        """Combine the runs of one candidate, one per seed."""
-        diverged = any(run.outcome.diverged for run in runs)
-        sampled = self._data.extractor is not None
-        worst = Estimate(value=WORST, low=WORST, high=WORST)
-        return Quality(
-            validation_loss=worst if diverged else intervals.validation_estimate([run.pair_losses for run in runs]),
-            frechet_distance=(worst if diverged else _estimate([run.frechet for run in runs])) if sampled else None,
-            kernel_distance=(worst if diverged else _estimate([run.kernel for run in runs])) if sampled else None,
-            extractor=self._data.extractor.name if self._data.extractor else "none",
-            protocol_hash=self.resolved.hash,
-            training_seconds=sum(run.outcome.seconds for run in runs),
-            diverged=diverged,
-        )
+    @functools.cached_property
+    def _heldout(self) -> EncodedDataset:
+        return self.data.encoded("val", self.resolution)
 
-    def write(self, run: SeedRun, folder: Path) -> None:
-        """Write a run's samples, curve and weights to a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder / "curve.csv") as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["step", "training_loss", "validation_loss"])
-            writer.writerows(
-                [step, loss, "" if validation is None else validation] for step, loss, validation in run.curve
-            )
-        run.unet.prediction_type = self.protocol.prediction_type
-        run.unet.save_pretrained(folder / "unet")
-        (folder / "unet" / "protocol.json").write_text(self.resolved.model_dump_json(indent=2) + "\n")
-        if run.images is not None:
-            with atomic_write(folder / "samples.png") as temporary:
-                Image.fromarray(grid(run.images, *GRID).permute(1, 2, 0).numpy()).save(temporary, format="png")
+    @functools.cached_property
+    def _validation_pairs(self) -> tuple[Tensor, Conditioning, Conditioning]:
+        """Latents of the pairs and their conditioning for student and teacher, on the device."""
+        count = self.config.validation_pairs
+        pairs = torch.arange(count) * len(self._heldout.latents) // count  # image indices, evenly spread over the split
+        latents = self._heldout.latents[pairs].float().to(self.data.device)
+        student = self._heldout.student.conditioning(pairs).to(self.data.device)
+        shared = self._heldout.teacher is self._heldout.student
+        return latents, student, student if shared else self._heldout.teacher.conditioning(pairs).to(self.data.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.data.device.type, torch.bfloat16, enabled=self._bfloat16)
 
 
-def _estimate(measured: Sequence[DistanceEstimate | None]) -> Estimate:
-    return intervals.distance_estimate([estimate for estimate in measured if estimate is not None])
+def fixed_prompts(captions: list[str], count: int) -> list[str]:
+    """The first ``count`` distinct captions in a fixed shuffled order, repeated if there are too few.
+
+    Repeated captions are sampled with other noise.
+    """
+    distinct = sorted(set(captions))
+    order = torch.randperm(
+        len(distinct), generator=torch.Generator().manual_seed(derive_seed(FIXED, "prompts"))
+    ).tolist()
+    return [distinct[order[i % len(order)]] for i in range(count)]
+
+
+def reference_of(
+    images: ImageDataset, extractor: FeatureExtractor, *, digest: str, feature_resolution: int, device: torch.device
+) -> ReferenceStats:
+    """Reference statistics of real images, read from the cache if they exist there.
+
+    Args:
+        images: the real images.
+        extractor: extracts their features.
+        digest: digest of the extractor.
+        feature_resolution: side in pixels that images are resized to before the extractor.
+        device: device that the images are moved to.
+    """
+    key: dict[str, Any] = {
+        "images": images.digest,
+        "extractor": digest,
+        "resolution": images.resolution,
+        "feature_resolution": feature_resolution,
+    }
+
+    def feature_batches() -> Iterator[Tensor]:
+        for batch in images.batches(ENCODE_BATCH_SIZE):
+            yield extractor(batch.to(device), resolution=feature_resolution)
+
+    return ReferenceStats.from_tensors(
+        cached_tensors("reference", key, lambda: distances.reference(feature_batches(), len(images)).tensors())
+    )

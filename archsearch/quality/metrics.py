@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from archsearch.quality import clip_score
+from archsearch.quality.candidate_evaluator import WORST, CandidateEvaluator
 from archsearch.quality.clip_score import ClipScore
-from archsearch.quality.evaluator import WORST, Evaluator
 from archsearch.quality.retrieval import Retriever
 from archsearch.stats import intervals
 from archsearch.stats.estimate import DistanceEstimate, Estimate
-from snapgen.data import dataset
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 
@@ -75,7 +74,7 @@ class NetMetric(ABC):
 class _ValidationLoss(NetMetric):
     metric = PAIRS
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: CandidateEvaluator) -> None:
         self._evaluator = evaluator
 
     def _measure(self, unet: UNet) -> Tensor:
@@ -83,7 +82,12 @@ class _ValidationLoss(NetMetric):
 
 
 class _Distance(NetMetric):
-    def __init__(self, metric: Literal["frechet_distance", "kernel_distance"], evaluator: Evaluator, samples: int):
+    def __init__(
+        self,
+        metric: Literal["frechet_distance", "kernel_distance"],
+        evaluator: CandidateEvaluator,
+        samples: int,
+    ) -> None:
         self.metric = metric
         self._evaluator, self._samples = evaluator, samples
 
@@ -94,7 +98,7 @@ class _Distance(NetMetric):
 class _TextAlignment(NetMetric):
     """Negated cosine similarity of each sample and its caption."""
 
-    def __init__(self, metric: str, scorer: Retriever | ClipScore, evaluator: Evaluator, samples: int) -> None:
+    def __init__(self, metric: str, scorer: Retriever | ClipScore, evaluator: CandidateEvaluator, samples: int) -> None:
         self.metric = metric
         self._scorer, self._evaluator, self._samples = scorer, evaluator, samples
 
@@ -106,7 +110,7 @@ class _TextAlignment(NetMetric):
         return torch.full((self._samples,), WORST)
 
 
-def build_metric(metric: str, evaluator: Evaluator, *, samples: int) -> NetMetric:
+def build_metric(metric: str, evaluator: CandidateEvaluator, *, samples: int) -> NetMetric:
     """Build a metric by name.
 
     Args:
@@ -130,10 +134,10 @@ def build_metric(metric: str, evaluator: Evaluator, *, samples: int) -> NetMetri
         clip_score.load_clip_score(metric.removeprefix(CLIP), evaluator.device) if metric.startswith(CLIP) else None
     )
     if samples > evaluator.protocol.num_samples:
-        evaluator = Evaluator(evaluator.protocol.model_copy(update={"num_samples": samples}), evaluator.device)
+        evaluator = CandidateEvaluator(evaluator.protocol.model_copy(update={"num_samples": samples}), evaluator.device)
     if metric in DISTANCES:
         return _Distance(metric, evaluator, samples)  # type: ignore[arg-type]
-    return _TextAlignment(metric, scorer or _retriever(evaluator), evaluator, samples)
+    return _TextAlignment(metric, scorer or evaluator.evaluator.retriever, evaluator, samples)
 
 
 def estimate(reading: MetricReading) -> Estimate:
@@ -156,9 +160,3 @@ def difference(base: MetricReading, other: MetricReading) -> Estimate:
     assert isinstance(base.result, Tensor)
     assert isinstance(other.result, Tensor)
     return intervals.validation_estimate([other.result - base.result])
-
-
-def _retriever(evaluator: Evaluator) -> Retriever:
-    protocol = evaluator.protocol
-    train = dataset.load_dataset(protocol.data, split="train", resolution=protocol.resolution)
-    return Retriever.fitted(train, device=evaluator.device)

@@ -8,39 +8,36 @@ from typing import TYPE_CHECKING, Literal
 from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
 
 if TYPE_CHECKING:
-    from snapgen.data.dataset import ImageDataset
+    from snapgen.training.data import TrainingData
 
 
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 
-def resolved(protocol: EvaluationProtocol) -> ResolvedProtocol:
+def resolved(protocol: EvaluationProtocol, data: TrainingData | None = None) -> ResolvedProtocol:
     """The protocol with the digests of its data, autoencoder, text encoder, feature extractor and supernetwork.
+
+    Args:
+        protocol: the protocol.
+        data: its data, if they are needed further.
 
     Raises:
         InputError: if one of them is missing or unreadable.
     """
-    return resolve(protocol)[0]
-
-
-def resolve(protocol: EvaluationProtocol) -> tuple[ResolvedProtocol, dict[Literal["train", "val"], ImageDataset]]:
-    """Like `resolved`, and also return the images of each split."""
     from archsearch.quality import feature_extractors, supernet
-    from snapgen.autoencoders import autoencoder
     from snapgen.conditioning import text_encoder
-    from snapgen.data import dataset
+    from snapgen.devices import default_device
+    from snapgen.training.data import TrainingData
 
-    images = {
-        split: dataset.load_dataset(protocol.data, split=split, resolution=protocol.resolution) for split in SPLITS
-    }
+    data = data or TrainingData(protocol.data, protocol.autoencoder, protocol.text_encoders, device=default_device())
     return ResolvedProtocol(
         protocol=protocol,
-        data_digest=joint_digest(*(split.digest for split in images.values())),
-        autoencoder_digest=autoencoder.digest(protocol.autoencoder),
+        data_digest=joint_digest(*(data.images(split, protocol.resolution).digest for split in SPLITS)),
+        autoencoder_digest=data.autoencoder_digest,
         text_encoder_digest=text_encoder.digest(protocol.text_encoder),
         feature_extractor_digest=feature_extractors.digest(protocol.feature_extractor) if protocol.num_samples else "",
         init_from_digest=supernet.digest(protocol.init_from) if protocol.init_from is not None else "",
-    ), images
+    )
 
 
 def joint_digest(*digests: str) -> str:

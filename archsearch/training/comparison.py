@@ -15,8 +15,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from archsearch.library import RUNS, read_named
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.signals import terminable
-from archsearch.training.data import RecipeData
-from archsearch.training.evaluation import RecipeEvaluator, sampling_config
+from archsearch.training.evaluation import build_evaluator, process_of, sampling_config, training_data
 from archsearch.training.log import read_evaluations
 from archsearch.training.recipe import Recipe, architecture, trains_student
 from archsearch.training.run import train
@@ -183,8 +182,10 @@ def _evaluate(variant: VariantConfig, recipe: Recipe, seed: int, log: Callable[[
     unet = read_unet(folder, arch)
     assert unet is not None
     device = devices.default_device()
-    evaluator = RecipeEvaluator(RecipeData(recipe, device), stage.resolution)
-    return evaluator.measure(unet.to(device), dataclasses.replace(default_sampling, **overrides))
+    evaluator = build_evaluator(recipe, training_data(recipe, device), stage.resolution)
+    sampling = dataclasses.replace(default_sampling, **overrides)
+    process = process_of(recipe, unet, sampling)
+    return evaluator.measure(unet.to(device), process, sampling, retrieval=recipe.evaluation.retrieval)
 
 
 def _with_seed(values: Mapping[str, Any], seed: int) -> dict[str, Any]:

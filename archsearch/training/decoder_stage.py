@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from archsearch.quality.evaluator import SamplingConfig
 from archsearch.stats.estimate import Estimate
-from archsearch.training.evaluation import SamplingConfig
 from archsearch.training.log import TrainLog
 from snapgen.autoencoders import psnr
 from snapgen.autoencoders.autoencoder import Autoencoder, AutoencoderWithDecoder
@@ -20,8 +20,8 @@ from snapgen.training.loop import MIN_REPORTS
 from snapgen.training.stages import DecoderStage
 
 if TYPE_CHECKING:
-    from archsearch.training.data import RecipeData
     from archsearch.training.run_folder import RunFolder
+    from snapgen.training.data import TrainingData
 
 NUM_HELDOUT = 400
 """Number of held-out images on which the PSNR of a decoder is measured."""
@@ -32,7 +32,7 @@ def train_decoder(
     log: TrainLog,
     *,
     number: int,
-    data: RecipeData,
+    data: TrainingData,
     folder: RunFolder,
     device: torch.device,
     save: Callable[[DecoderTrainer], None],

@@ -17,7 +17,7 @@ from archsearch.training.compatibility import ResolvedShapes, check_recipe, trai
 from archsearch.training.recipe import BEFORE, Recipe
 from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders.training import build_tiny_decoder
-from snapgen.diffusion import rectified_flow
+from snapgen.diffusion.process import RectifiedFlow
 from snapgen.models.unet import Layer, UNet
 from snapgen.objectives.teacher import Teacher
 from snapgen.training.stages import (
@@ -324,7 +324,7 @@ def _macs_per_second(recipe: Recipe, arch: Architecture, shapes: ResolvedShapes)
         1 if macs > PROBE_MACS / 4 else 4
     ):  # a single pass of a large net takes long enough; else one warm-up and three passes
         start = time.perf_counter()
-        torch.autograd.backward(rectified_flow.losses(net, data, noise, torch.rand(images), context).mean())
+        torch.autograd.backward(RectifiedFlow().losses(net, data, noise, torch.rand(images), context).mean())
         times.append(time.perf_counter() - start)
     return float(images * macs / statistics.median(times[1:] or times))
 

@@ -13,9 +13,9 @@ from typing import Any, Self
 from PIL import Image
 from torch import Tensor
 
+from archsearch.quality.evaluator import SamplingConfig
 from archsearch.stats import intervals
 from archsearch.stats.estimate import Estimate
-from archsearch.training.evaluation import SamplingConfig
 from archsearch.training.run_folder import RunFolder
 from snapgen.io.atomic import atomic_write
 from snapgen.training.loop import StepStats

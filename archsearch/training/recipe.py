@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, model_validator
 
 from archsearch.library import RUNS, FolderName, read_named
-from archsearch.protocol import NumSamples
+from archsearch.protocol import EvaluationConfig
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import BASE
 from snapgen import config
@@ -51,21 +51,13 @@ class TeacherSourceConfig(Config):
         return self
 
 
-class EvaluationConfig(Config):
-    """Evaluation of a stage's net: fully at its end, and by the validation loss during it."""
+class RecipeEvaluationConfig(EvaluationConfig):
+    """Evaluation of a stage's net: fully at its end, and by the validation loss during it.
 
-    validation_pairs: int = Field(default=512, ge=2)
-    """Number of fixed (image, timestep, noise) triples behind the validation loss."""
-    num_inference_steps: int = Field(default=28, ge=1, le=1000)
-    """Sampling steps; a stage that distills steps uses its own number."""
-    guidance_scale: float = Field(default=3, ge=0, le=100)
-    """Classifier-free guidance scale; 1 after step distillation."""
-    num_samples: NumSamples = 256
-    """Images drawn for the distances and for retrieval; 0: none, otherwise at least 8."""
-    feature_extractor: str = "efficientnet-lite0"
-    """Features for the distances: efficientnet-lite0, or the path of the FID Inception weights."""
-    feature_resolution: int = Field(default=64, ge=32, le=1024)
-    """Images are resized to this before the extractor, which may resize them again."""
+    A stage that distills steps samples with its own number of steps, and after adversarial distillation without
+    guidance.
+    """
+
     retrieval: bool = True
     """Whether to measure how often images retrieve their own captions."""
     prompts: tuple[str, ...] = ()
@@ -114,7 +106,7 @@ class Recipe(Config):
     """The net that teaches the stages with distillation."""
     expected_shapes: ExpectedShapes | None = None
     """Shapes of models that are not on this machine, so that --dry-run can plan without them."""
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: RecipeEvaluationConfig = RecipeEvaluationConfig()
     """Evaluation of the net at the end of a stage and during it."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of everything random in the run."""

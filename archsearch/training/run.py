@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +15,14 @@ from pathlib import Path
 
 import filelock
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator
 from torch import Tensor
 
+from archsearch.quality.evaluator import Evaluator, SamplingConfig
 from archsearch.studies.signals import terminable
 from archsearch.training import run_folder
 from archsearch.training.compatibility import check_recipe, new_teacher, resolve_shapes
-from archsearch.training.data import RecipeData
-from archsearch.training.evaluation import RecipeEvaluator, ema_weights, sampling_config
+from archsearch.training.evaluation import build_evaluator, ema_weights, process_of, sampling_config, training_data
 from archsearch.training.log import TrainLog
 from archsearch.training.recipe import (
     Recipe,
@@ -34,7 +33,7 @@ from archsearch.training.recipe import (
     unet_teacher,
 )
 from archsearch.training.run_folder import RunFolder
-from snapgen import devices, seeding
+from snapgen import seeding
 from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders import autoencoder
 from snapgen.autoencoders.autoencoder import AutoencoderWithDecoder, read_decoder
@@ -50,7 +49,7 @@ from snapgen.objectives.teacher import Teacher
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from snapgen.progress import silence_libraries
 from snapgen.training.batches import BatchStream, TimestepSampler, equal_shares, few_step_timesteps, training_timesteps
-from snapgen.training.loop import StepStats, Trainer
+from snapgen.training.loop import StepStats, Trainer, make_accelerator
 from snapgen.training.stages import (
     AdversarialDistillationStage,
     AnyStage,
@@ -59,9 +58,6 @@ from snapgen.training.stages import (
     NetStage,
     ProgressiveDistillationStage,
 )
-
-PROCESS_TIMEOUT = datetime.timedelta(days=7)
-"""Longest time that a process waits for the others."""
 
 
 def train(recipe: Recipe, arch: Architecture, *, log: Callable[[str], None], stop_after: str | None = None) -> Path:
@@ -80,15 +76,8 @@ def train(recipe: Recipe, arch: Architecture, *, log: Callable[[str], None], sto
         InputError: if something that the recipe names is missing or does not fit, if the run was started with another
             recipe, if another process is training it, or if a gradient is not finite and the recipe says halt.
     """
-    # While the main process evaluates or trains a decoder, the others wait.
-    process_group = InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)
     drops_blocks = any(isinstance(stage, FlowMatchingStage) and stage.block_dropout for stage in recipe.stages)
-    # A block that is left out of a step has no gradient.
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=drops_blocks)
-    # The recipe sets the precision, not the accelerate launcher.
-    accelerator = Accelerator(
-        cpu=devices.default_device().type == "cpu", mixed_precision="no", kwargs_handlers=[process_group, ddp]
-    )
+    accelerator = make_accelerator(find_unused_parameters=drops_blocks)
     run = RecipeRunner(recipe, arch, accelerator, log if accelerator.is_main_process else lambda _: None)
     run.check()
     with terminable(), run.exclusive(), _writable(recipe.folder):
@@ -108,6 +97,13 @@ def _writable(folder: Path) -> Iterator[None]:
         raise InputError(folder, "cannot be written (no space left on device)", remedy) from None
 
 
+def _grid_samplings(stage: NetStage, sampling: SamplingConfig) -> tuple[SamplingConfig, ...]:
+    """Sampling settings of a stage's sample grids: its own, and twice the steps after adversarial distillation."""
+    if not isinstance(stage, AdversarialDistillationStage):
+        return (sampling,)
+    return sampling, dataclasses.replace(sampling, num_inference_steps=2 * sampling.num_inference_steps)
+
+
 class RecipeRunner:
     """One run of a recipe."""
 
@@ -116,10 +112,10 @@ class RecipeRunner:
     ) -> None:
         self.recipe, self.arch, self.accelerator, self.log = recipe, arch, accelerator, log
         self.device: torch.device = accelerator.device
-        self.data = RecipeData(recipe, self.device)
+        self.data = training_data(recipe, self.device)
         self.folder = RunFolder(recipe, arch)
         self.shapes = resolve_shapes(recipe)
-        self._evaluators: dict[int, RecipeEvaluator] = {}
+        self._evaluators: dict[int, Evaluator] = {}
         self._saved = time.monotonic()
 
     @contextlib.contextmanager
@@ -202,7 +198,8 @@ class RecipeRunner:
         net = self._net(number, stage)
         trainer = self._trainer(number, stage, net)
         if self._main:
-            self._evaluator(stage.resolution).preload(samples=isinstance(net, UNet))
+            retrieval = self.recipe.evaluation.retrieval
+            self._evaluator(stage.resolution).preload(samples=isinstance(net, UNet), retrieval=retrieval)
         self._resume(number, trainer, log)
         interval = None if stage.evaluate_every is None else max(1, stage.evaluate_every // stage.batch_size)
 
@@ -238,24 +235,29 @@ class RecipeRunner:
     def _writer(self, net: UNet) -> Callable[[Path], None]:
         return lambda folder: run_folder.write_unet(net, self.recipe.prediction_type, folder)
 
-    def _evaluator(self, resolution: int) -> RecipeEvaluator:
+    def _evaluator(self, resolution: int) -> Evaluator:
         if resolution not in self._evaluators:
-            self._evaluators[resolution] = RecipeEvaluator(self.data, resolution)
+            self._evaluators[resolution] = build_evaluator(self.recipe, self.data, resolution)
         return self._evaluators[resolution]
 
     def _evaluate(self, stage: NetStage, net: UNet | Teacher, log: TrainLog, step: int) -> None:
         """Evaluate the averaged weights: all metrics at the stage's end, the validation loss during it."""
-        evaluator = self._evaluator(stage.resolution)
-        sampler = sampling_config(self.recipe, stage)
-        if isinstance(net, Teacher) or step < stage.steps:
-            log.log_validation(step, evaluator.validation_losses(net, shift=sampler.timestep_shift))
-        else:
-            log.log_evaluation(step, evaluator.measure(net, sampler), sampler)
-        if isinstance(net, UNet):
-            log.log_samples(step, evaluator.sample_grid(net, sampler), sampler)
-            if isinstance(stage, AdversarialDistillationStage):
-                twice = dataclasses.replace(sampler, num_inference_steps=2 * sampler.num_inference_steps)
-                log.log_samples(step, evaluator.sample_grid(net, twice), twice)
+        evaluator, settings = self._evaluator(stage.resolution), self.recipe.evaluation
+        sampling = sampling_config(self.recipe, stage)
+        process = process_of(self.recipe, net, sampling)
+        try:
+            if isinstance(net, Teacher) or step < stage.steps:
+                log.log_validation(step, evaluator.validation_losses(net, process))
+            else:
+                metrics = evaluator.measure(net, process, sampling, retrieval=settings.retrieval)
+                log.log_evaluation(step, metrics, sampling)
+            if isinstance(net, UNet):
+                for grid_sampling in _grid_samplings(stage, sampling):
+                    grid = evaluator.sample_grid(net, process, grid_sampling, settings.prompts)
+                    log.log_samples(step, grid, grid_sampling)
+        except FloatingPointError as error:
+            remedy = "lower learning_rate and train the stage again"
+            raise InputError(f"stage {stage.name}", f"gives samples whose {error} are not finite", remedy) from None
 
     def _trainer(self, number: int, stage: NetStage, net: UNet | Teacher) -> Trainer:
         seed = seeding.derive_seed(self.recipe.seed, "stage", stage.name)

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from archsearch.quality.evaluator import Evaluator, SamplingConfig
 from archsearch.quality.retrieval import Retriever
 from archsearch.stats.estimate import Estimate
-from archsearch.training.data import RecipeData
-from archsearch.training.evaluation import RecipeEvaluator, SamplingConfig
+from archsearch.training.evaluation import process_of, training_data
 from archsearch.training.recipe import Recipe, architecture, load_recipe
 from archsearch.training.run import train
 from archsearch.training.run_folder import RunFolder, read_unet
@@ -54,20 +54,21 @@ def run(section: Section, setup: Setup) -> None:
         began = time.monotonic()
         recipe = recipe_of(setup, seed)
         _train(section, recipe, tables[0])
-        evaluator = OfflineEvaluator(RecipeData(evaluated_as(recipe, small=setup.small), device), _resolution(recipe))
+        evaluated = evaluated_as(recipe, small=setup.small)
+        evaluator = OfflineEvaluator(training_data(evaluated, device), _resolution(recipe), evaluated.evaluation)
         _evaluate(section, recipe, evaluator, tables[1], values, setup)
         longest_seconds = max(longest_seconds, time.monotonic() - began)
         _decoder(section, recipe, tables[0], first=number == 0)
     _summarize(section, values)
 
 
-class OfflineEvaluator(RecipeEvaluator):
+class OfflineEvaluator(Evaluator):
     """Evaluator whose retrieval uses the check's own text encoder, because MiniLM's package may not be installed."""
 
     @functools.cached_property
-    def _retriever(self) -> Retriever:
+    def retriever(self) -> Retriever:
         images = self.data.images("train", self.resolution)
-        encoder = self.data.recipe.text_encoders[0].encoder
+        encoder = self.data.text_encoders[0].encoder
         return Retriever.fitted(images, device=self.data.device, encoder=encoder)
 
 
@@ -164,7 +165,7 @@ def _decoder(section: Section, recipe: Recipe, table: Table, *, first: bool) -> 
 def _evaluate(
     section: Section,
     recipe: Recipe,
-    evaluator: RecipeEvaluator,
+    evaluator: Evaluator,
     table: Table,
     values: dict[tuple[str, int, str], list[float]],
     setup: Setup,
@@ -180,13 +181,14 @@ def _evaluate(
         net.to(setup.device)
         for steps in [2] if setup.small else STEPS:
             sampler = SamplingConfig(num_inference_steps=steps, guidance_scale=guidance, timestep_shift=1)
-            estimates = evaluator.measure(net, sampler)
+            process = process_of(recipe, net, sampler)
+            estimates = evaluator.measure(net, process, sampler, retrieval=recipe.evaluation.retrieval)
             table.add(recipe.seed, name, steps, *(_format(estimates.get(key)) for key in METRICS))
             measures = {key: estimate.model_dump(mode="json") for key, estimate in estimates.items()}
             section.record(what="judged", seed=recipe.seed, net=name, steps=steps, measures=measures)
             for key, estimate in estimates.items():
                 values[name, steps, key].append(estimate.value)
-            grids.append(evaluator.sample_grid(net, sampler))
+            grids.append(evaluator.sample_grid(net, process, sampler, recipe.evaluation.prompts))
             _save_grids(grids, Path(setup.out) / f"emoji-{recipe.seed}.png")
 
 

@@ -22,7 +22,7 @@ import torch
 
 from archsearch.machine import chip, installed
 from archsearch.protocol import EvaluationProtocol
-from archsearch.quality.evaluator import Evaluator
+from archsearch.quality.candidate_evaluator import CandidateEvaluator
 from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig, load_config
 from archsearch.studies.search.samplers import distributions, suggest
@@ -48,7 +48,7 @@ def protocol_of(setup: Setup) -> EvaluationProtocol:
     return load_config(STUDY).protocol.model_copy(update=changes)
 
 
-def losses(arch: Architecture, evaluator: Evaluator, study_seed: int) -> list[float]:
+def losses(arch: Architecture, evaluator: CandidateEvaluator, study_seed: int) -> list[float]:
     """Validation losses of an architecture, one per training seed of the evaluator's protocol."""
     return list(evaluator.score(arch, study_seed=study_seed).validation_loss.by_seed)
 
@@ -105,7 +105,7 @@ def main() -> None:
         setup = Setup("cpu", False, folder, f"{folder}/work", "", math.inf)
         protocol = protocol_of(setup)
         for name, arch in points(settings, settings.load_space(), options.points).items():
-            evaluator = Evaluator(
+            evaluator = CandidateEvaluator(
                 protocol.model_copy(update={"train_seeds": tuple(options.seeds)}), torch.device("cpu")
             )
             arch_losses = losses(arch, evaluator, settings.seed)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from archsearch.quality.evaluator import Evaluator
+from archsearch.quality.candidate_evaluator import CandidateEvaluator
 from archsearch.studies.config.study import StudyConfig, load_config
 from archsearch.studies.search.candidates import Candidate, load_candidates
 from archsearch.studies.search.run import search
@@ -113,7 +113,7 @@ def _row(table: Table, candidate: Candidate) -> None:
 
 def _train_on_cpu(candidates: Sequence[Candidate], settings: StudyConfig, setup: Setup) -> dict[str, Any]:
     """Losses of the same candidates on the CPU, in the format of the reference; for the small check."""
-    evaluator = Evaluator(settings.protocol, torch.device("cpu"))
+    evaluator = CandidateEvaluator(settings.protocol, torch.device("cpu"))
     cpu_losses = {
         c.architecture.id: {
             "name": c.name or str(c.number),

@@ -8,7 +8,7 @@ are then zeros.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -46,6 +46,14 @@ class Conditioning(NamedTuple):
     """Context (B, N, context_dim)."""
     pooled: Tensor | None
     """Pooled embeddings concatenated on channels (B, P), None if no encoder contributes one."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Conditioning:
+        """The conditioning with a function applied to each of its tensors."""
+        return Conditioning(function(self.context), None if self.pooled is None else function(self.pooled))
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Conditioning:
+        """The conditioning on a device."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 class ConditioningDims(NamedTuple):

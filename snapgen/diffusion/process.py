@@ -8,21 +8,25 @@ The *prediction type* determines both the meaning of a net's output and the proc
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from snapgen.diffusion import rectified_flow, variance_preserving
 from snapgen.diffusion.rectified_flow import Denoiser
 from snapgen.seeding import derive_seed
 
+if TYPE_CHECKING:
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    Scheduler: TypeAlias = FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler
+
 PredictionType = Literal[rectified_flow.FlowPredictionType, variance_preserving.DiffusionPredictionType]
 PREDICTION_TYPES = (*rectified_flow.FLOW_PREDICTION_TYPES, *variance_preserving.DIFFUSION_PREDICTION_TYPES)
-Scheduler: TypeAlias = FlowMatchEulerDiscreteScheduler | DPMSolverMultistepScheduler
 
 VELOCITY = {
     "velocity": "v = unet(x, t)",
@@ -51,16 +55,14 @@ class NoiseProcess(ABC):
         """Prediction of a net for a noisy sample, in the form that guidance, distillation and sampling steps use."""
 
     @abstractmethod
-    def predict_guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
-        """`predict` with classifier-free guidance; a guidance of 1 means none."""
-
-    @abstractmethod
     def timestep_quantiles(self, quantile: Tensor) -> Tensor:
         """Training timesteps at the given quantiles of their distribution: (B,) → (B,)."""
 
     @abstractmethod
-    def sample(self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
-        """Sample data from noise."""
+    def sample(
+        self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float = 1
+    ) -> Tensor:
+        """Sample data from noise; see `predict_guided` for the guidance."""
 
     @abstractmethod
     def scheduler(self) -> Scheduler:
@@ -74,6 +76,23 @@ class NoiseProcess(ABC):
     def export_spec(self, scheduler: Any, steps: int) -> dict[str, Any]:
         """Formulas and numbers for sampling with an exported net in ``steps`` steps, as written to JSON."""
 
+    def predict_guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
+        """`predict` with classifier-free guidance: p_∅ + guidance·(p_c − p_∅), where ∅ is a context of zeros.
+
+        A guidance of 1 takes one evaluation, any other a batch of twice the size. Without a context guidance has no
+        effect.
+        """
+        if guidance == 1 or context is None:
+            return self.predict(net, x, t, context)
+        cond, uncond = self.predict_cond_and_uncond(net, x, t, context)
+        return torch.lerp(uncond, cond, guidance)
+
+    def predict_cond_and_uncond(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """`predict` with the context and with a context of zeros, from one batch of twice the size."""
+        contexts = torch.cat([context, torch.zeros_like(context)])  # (B, N, dim) -> (2·B, N, dim)
+        cond, uncond = self.predict(net, torch.cat([x, x]), torch.cat([t, t]), contexts).chunk(2)
+        return cond, uncond
+
     def losses(self, net: Denoiser, data: Tensor, noise: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         """Loss of each image: squared error of the prediction, mean over its elements, (B,) float32."""
         prediction = self.predict(net, self.add_noise(data, noise, t), t, context)
@@ -83,17 +102,39 @@ class NoiseProcess(ABC):
     def validation_losses(
         self, net: Denoiser, data: Tensor, context: Tensor | None, *, seed: int, batch: int = 128
     ) -> Tensor:
-        """Loss of each image at its fixed timestep and noise, (N,) float64 on the CPU.
+        """Loss of each image at its fixed timestep and noise; their mean is the validation loss.
 
-        See `snapgen.diffusion.rectified_flow.validation_losses`.
+        Args:
+            net: the net, on the device of the data.
+            data: images or latents (N, C, H, W).
+            context: their contexts (N, tokens, dim), or None.
+            seed: determines timesteps and noise, independently of the batch size.
+            batch: images per forward pass.
+
+        Returns:
+            (N,) float64 on the CPU.
+        """
+        times, losses = self.validation_times(len(data), seed=seed).to(data.device), []
+        for start in range(0, len(data), batch):
+            rows = slice(start, min(start + batch, len(data)))
+            noise = rectified_flow.per_image_noise(
+                range(rows.start, rows.stop), data.shape[1:], seed=seed, name="validation noise"
+            )
+            batch_context = None if context is None else context[rows]
+            losses.append(self.losses(net, data[rows], noise.to(data.device), times[rows], batch_context))
+        return torch.cat(losses).double().cpu()
+
+    def validation_times(self, pairs: int, *, seed: int) -> Tensor:
+        """Timesteps of the fixed validation pairs: one from each of ``pairs`` strata of the training distribution.
+
+        Strata are assigned to the pairs by a fixed random permutation, so that t does not depend on the order of the
+        images.
+
+        Returns:
+            (pairs,) float32.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, "validation t"))
-        times = self.timestep_quantiles(rectified_flow.stratified(len(data), generator))
-
-        def loss(data: Tensor, noise: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-            return self.losses(net, data, noise, t, context)
-
-        return rectified_flow.losses_over_pairs(loss, data, context, times, seed=seed, batch=batch)
+        return self.timestep_quantiles(rectified_flow.stratified(pairs, generator))
 
 
 class RectifiedFlow(NoiseProcess):
@@ -116,19 +157,25 @@ class RectifiedFlow(NoiseProcess):
     def predict(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         return rectified_flow.predict_velocity(net, x, t, context, self.prediction_type)
 
-    def predict_guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
-        return rectified_flow.guided_velocity(net, x, t, context, guidance, self.prediction_type)
-
     def timestep_quantiles(self, quantile: Tensor) -> Tensor:
         """Shifted logit-normal timesteps (SD3, sections 3.1 and 5.3.2)."""
         return rectified_flow.shift_timesteps(rectified_flow.logit_normal(quantile), self.shift)
 
-    def sample(self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
-        return rectified_flow.sample(
-            net, noise, context, steps=steps, guidance=guidance, prediction_type=self.prediction_type, shift=self.shift
-        )
+    @torch.no_grad()
+    def sample(
+        self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float = 1
+    ) -> Tensor:
+        """Sample with Euler's method; before the shift, the timesteps are evenly spaced."""
+        times = rectified_flow.shift_timesteps(torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.shift)
+        x = noise
+        for t_now, t_next in itertools.pairwise(times.tolist()):  # x ← x + (t' − t)·v
+            t = torch.full((len(x),), t_now, device=x.device, dtype=x.dtype)
+            x = x + (t_next - t_now) * self.predict_guided(net, x, t, context, guidance)
+        return x
 
     def scheduler(self) -> Scheduler:
+        from diffusers import FlowMatchEulerDiscreteScheduler  # slow to import
+
         return FlowMatchEulerDiscreteScheduler(shift=self.shift)
 
     def set_steps(self, scheduler: Any, steps: int, device: torch.device | None = None) -> None:
@@ -167,17 +214,22 @@ class VariancePreserving(NoiseProcess):
     def predict(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
         return net(x, t, context)
 
-    def predict_guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
-        return variance_preserving.apply_cfg(net, x, t, context, guidance)
-
     def timestep_quantiles(self, quantile: Tensor) -> Tensor:
         """Timesteps uniform over SD's integers."""
         return (quantile * variance_preserving.TIMESTEPS).floor() / variance_preserving.TIMESTEPS
 
-    def sample(self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float) -> Tensor:
-        return variance_preserving.sample(
-            net, noise, context, steps=steps, guidance=guidance, prediction_type=self.prediction_type
-        )
+    @torch.no_grad()
+    def sample(
+        self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float = 1
+    ) -> Tensor:
+        """Sample with DDIM."""
+        z = noise
+        for t_now, t_next in itertools.pairwise(variance_preserving.ddim_timesteps(steps).to(noise.device)):
+            t = t_now.expand(len(z))
+            output = self.predict_guided(net, z, t, context, guidance)
+            x0 = variance_preserving.predict_x0(output, z, t, self.prediction_type)
+            z = variance_preserving.ddim_step(z, x0, t, t_next.expand(len(z))).to(noise.dtype)
+        return z
 
     def scheduler(self) -> Scheduler:
         return variance_preserving.scheduler(self.prediction_type)

@@ -1,4 +1,4 @@
-"""Rectified flow: noising, training loss and sampling.
+"""Rectified flow: noising, timesteps and prediction types; `snapgen.diffusion.process` trains and samples with it.
 
 x_t = (1 − t)·x₀ + t·ε with t from 0 (data) to 1 (noise); velocity v = ε − x₀ (SnapGen, section 4). Latents are assumed
 to have zero mean and unit standard deviation.
@@ -6,7 +6,6 @@ to have zero mean and unit standard deviation.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -75,20 +74,6 @@ def predict_velocity(
     return (2 * t_map - 1) * sigma**2 * x + sigma * net(x * sigma, t, context)
 
 
-def losses(
-    net: Denoiser,
-    data: Tensor,
-    noise: Tensor,
-    t: Tensor,
-    context: Tensor | None,
-    *,
-    prediction_type: FlowPredictionType = "velocity",
-) -> Tensor:
-    """Loss of each image: squared error of the velocity, mean over its elements, (B,) float32."""
-    velocity = predict_velocity(net, interpolate(data, noise, t), t, context, prediction_type)
-    return mse_per_image(velocity, noise - data)  # ‖v_θ(x_t, t, c) − (ε − x₀)‖²
-
-
 def mse_per_image(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over each image's elements: (B, C, H, W), (B, C, H, W) → (B,) float32."""
     return (prediction - target).float().square().flatten(1).mean(1)
@@ -100,121 +85,6 @@ def per_image_noise(indices: Sequence[int], shape: Sequence[int], *, seed: int, 
     for row, index in zip(noise, indices, strict=True):
         torch.randn(row.shape, generator=torch.Generator().manual_seed(derive_seed(seed, name, index)), out=row)
     return noise
-
-
-def validation_times(pairs: int, *, seed: int, shift: float = 1) -> Tensor:
-    """Timesteps of the fixed validation pairs: one from each of ``pairs`` strata of the training distribution.
-
-    Strata are quantiles of the (shifted) logit-normal distribution. They are assigned to the pairs by a fixed random
-    permutation, so that t does not depend on the order of the images.
-
-    Returns:
-        (pairs,) float32.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "validation t"))
-    return shift_timesteps(logit_normal(stratified(pairs, generator)), shift)
-
-
-@torch.no_grad()
-def validation_losses(
-    net: Denoiser,
-    data: Tensor,
-    context: Tensor | None,
-    *,
-    seed: int,
-    prediction_type: FlowPredictionType = "velocity",
-    shift: float = 1,
-    batch: int = 128,
-) -> Tensor:
-    """Loss of each image at its fixed timestep and noise; their mean is the validation loss.
-
-    Args:
-        net: the net, on the device of the data.
-        data: images or latents (N, C, H, W).
-        context: their contexts (N, tokens, dim), or None.
-        seed: determines timesteps and noise, independently of the batch size.
-        prediction_type: meaning of the net's output.
-        shift: shift of the timesteps towards noise.
-        batch: images per forward pass.
-
-    Returns:
-        (N,) float64 on the CPU.
-    """
-
-    def loss(data: Tensor, noise: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
-        return losses(net, data, noise, t, context, prediction_type=prediction_type)
-
-    times = validation_times(len(data), seed=seed, shift=shift)
-    return losses_over_pairs(loss, data, context, times, seed=seed, batch=batch)
-
-
-def losses_over_pairs(
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
-    data: Tensor,
-    context: Tensor | None,
-    times: Tensor,
-    *,
-    seed: int,
-    batch: int = 128,
-) -> Tensor:
-    """Evaluate a loss on all validation pairs, each with noise that depends on its index only.
-
-    Args:
-        loss: function of (data, noise, t, context) that returns (B,).
-        data: (N, C, H, W).
-        context: (N, tokens, dim), or None.
-        times: timestep of each pair (N,).
-        seed: determines the noise.
-        batch: pairs per call of ``loss``.
-
-    Returns:
-        (N,) float64 on the CPU.
-    """
-    times, batches = times.to(data.device), []
-    for start in range(0, len(data), batch):
-        rows = slice(start, min(start + batch, len(data)))
-        noise = per_image_noise(range(rows.start, rows.stop), data.shape[1:], seed=seed, name="validation noise")
-        batch_context = None if context is None else context[rows]
-        batches.append(loss(data[rows], noise.to(data.device), times[rows], batch_context))
-    return torch.cat(batches).double().cpu()
-
-
-@torch.no_grad()
-def sample(
-    net: Denoiser,
-    noise: Tensor,
-    context: Tensor | None,
-    *,
-    steps: int,
-    guidance: float = 1,
-    prediction_type: FlowPredictionType = "velocity",
-    shift: float = 1,
-) -> Tensor:
-    """Sample with Euler's method and classifier-free guidance: noise (B, C, H, W) → data (B, C, H, W).
-
-    Before the shift the timesteps are evenly spaced. Each step calls `guided_velocity` once.
-    """
-    times = shift_timesteps(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
-    x = noise
-    for t_now, t_next in itertools.pairwise(times):  # x ← x + (t' − t)·v
-        t = torch.full((len(x),), t_now, device=x.device, dtype=x.dtype)
-        x = x + (t_next - t_now) * guided_velocity(net, x, t, context, guidance, prediction_type)
-    return x
-
-
-def guided_velocity(
-    net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float, prediction_type: FlowPredictionType
-) -> Tensor:
-    """Velocity with classifier-free guidance: v_∅ + guidance·(v_c − v_∅), where ∅ is a context of zeros.
-
-    A guidance of 1 takes one evaluation, any other a batch of twice the size. Without a context guidance has no effect.
-    """
-    if guidance == 1 or context is None:
-        return predict_velocity(net, x, t, context, prediction_type)
-    contexts = torch.cat([context, torch.zeros_like(context)])  # (B, N, dim) → (2·B, N, dim)
-    velocity = predict_velocity(net, torch.cat([x, x]), torch.cat([t, t]), contexts, prediction_type)
-    cond, uncond = velocity.chunk(2)
-    return torch.lerp(uncond, cond, guidance)  # v_∅ + w·(v_c − v_∅)
 
 
 def zero_velocity_loss(data: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The variance-preserving diffusion process of Stable Diffusion 1.5: noising, prediction types and DDIM sampling.
+"""The variance-preserving diffusion process of Stable Diffusion 1.5: noising, prediction types and DDIM steps.
 
 z_t = α_t·x + σ_t·ε with α² + σ² = 1 and SD-1.5's schedule of α; v = α·ε − σ·x (arXiv 2202.00512, section 4; SnapFusion,
 arXiv 2306.00980, section 4). SD's timesteps are the integers 0 to 999; here they are t = i / 1000, so that our nets,
@@ -9,14 +9,13 @@ interpolation. An additional index, −1, stands for the data: α = 1, σ = 0.
 from __future__ import annotations
 
 import functools
-import itertools
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from snapgen.diffusion.rectified_flow import Denoiser
+if TYPE_CHECKING:
+    from diffusers import DPMSolverMultistepScheduler
 
 DiffusionPredictionType = Literal["v", "noise"]
 """Meaning of the net's output: v, or ε as for SD-1.5's own net."""
@@ -86,49 +85,14 @@ def ddim_timesteps(steps: int) -> Tensor:
     return ((indices.round() - 1) / TIMESTEPS).float()
 
 
-@torch.no_grad()
-def sample(
-    net: Denoiser,
-    noise: Tensor,
-    context: Tensor | None,
-    *,
-    steps: int,
-    guidance: float = 1,
-    prediction_type: DiffusionPredictionType = "v",
-) -> Tensor:
-    """Sample with DDIM and classifier-free guidance: noise (B, C, H, W) → data (B, C, H, W)."""
-    z = noise
-    for t_now, t_next in itertools.pairwise(ddim_timesteps(steps).to(noise.device)):
-        t = t_now.expand(len(z))
-        output = apply_cfg(net, z, t, context, guidance)
-        z = ddim_step(z, predict_x0(output, z, t, prediction_type), t, t_next.expand(len(z))).to(noise.dtype)
-    return z
-
-
-def apply_cfg(net: Denoiser, z: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
-    """Net output with classifier-free guidance: ṽ = w·v(z, c) − (w − 1)·v(z, ∅) (SnapFusion, section 4), or so for ε.
-
-    A guidance of 1 takes one evaluation, any other a batch of twice the size. Without a context guidance has no effect.
-    """
-    if guidance == 1 or context is None:
-        return net(z, t, context)
-    cond, uncond = cond_and_uncond(net, z, t, context)
-    return torch.lerp(uncond, cond, guidance)  # v_∅ + w·(v_c − v_∅) = w·v_c − (w − 1)·v_∅
-
-
-def cond_and_uncond(net: Denoiser, z: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-    """Conditional and unconditional outputs from one batch of twice the size; the unconditional context is zeros."""
-    output = net(torch.cat([z, z]), torch.cat([t, t]), torch.cat([context, torch.zeros_like(context)]))
-    cond, uncond = output.chunk(2)  # (2·B, C, H, W) → two of (B, C, H, W)
-    return cond, uncond
-
-
 def scheduler(prediction_type: DiffusionPredictionType) -> DPMSolverMultistepScheduler:
-    """Diffusers scheduler that takes the same steps as `sample`.
+    """Diffusers scheduler that takes the same steps as `snapgen.diffusion.process.VariancePreserving.sample`.
 
     A first-order DPM-Solver is DDIM. Diffusers' own ``DDIMScheduler`` always steps by ⌊1000 / steps⌋ timesteps and
     therefore misses its own timesteps if ``steps`` does not divide 1000, e.g. 16 and 32.
     """
+    from diffusers import DPMSolverMultistepScheduler  # slow to import
+
     return DPMSolverMultistepScheduler(
         **SCHEDULE,
         solver_order=1,
@@ -141,6 +105,8 @@ def scheduler(prediction_type: DiffusionPredictionType) -> DPMSolverMultistepSch
 @functools.cache
 def _schedule(device: torch.device) -> Tensor:
     """Table of α and σ by timestep index, starting at −1: (2, 1001) float32."""
+    from diffusers import DDIMScheduler  # slow to import
+
     alphas_cumprod = DDIMScheduler(**SCHEDULE).alphas_cumprod.double()  # ᾱ = α²
     alphas_cumprod = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod])
     return torch.stack([alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()]).float().to(device)

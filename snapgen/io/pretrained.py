@@ -11,6 +11,7 @@ import copy
 import json
 import math
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -324,11 +325,11 @@ def _configuration_errors(path: Path, class_name: str, weights: Weights) -> Iter
 
     diffusers and transformers validate little, so that a wrong value raises anything, or asks for a million layers.
     """
-    limit, created = 4 * len(weights.shapes) + 1000, 0
+    limit, created, thread = 4 * len(weights.shapes) + 1000, 0, threading.get_ident()
 
     def count(*_: object) -> None:
         nonlocal created
-        created += 1
+        created += threading.get_ident() == thread  # the hook is called for the nets of all threads
         if created > limit:
             raise ValueError(f"it asks for more than {limit:,} weights, and the files hold {len(weights.shapes):,}")
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from snapgen.diffusion import rectified_flow, variance_preserving
+from snapgen.diffusion.process import VariancePreserving
 from snapgen.models.unet import UNet
 from snapgen.objectives.flow_matching import batch_means
 from snapgen.objectives.knowledge_distillation import MIN_DENOMINATOR
@@ -56,6 +57,7 @@ class ProgressiveDistillationObjective(nn.Module):
         super().__init__()
         assert not any(weight.requires_grad for weight in teacher.parameters())
         self.student, self.prediction, self.stage = student, prediction, stage
+        self._process = VariancePreserving(prediction)
         self._teacher = (teacher,)
         timesteps = variance_preserving.ddim_timesteps(stage.teacher_steps)
         self.register_buffer("teacher_timesteps", timesteps, persistent=False)
@@ -115,7 +117,7 @@ class ProgressiveDistillationObjective(nn.Module):
         if scale is None or context is None:
             output = cast(Tensor, net(z, t, context)).float()
             return output, output
-        cond, uncond = (half.float() for half in variance_preserving.cond_and_uncond(net, z, t, context))
+        cond, uncond = (half.float() for half in self._process.predict_cond_and_uncond(net, z, t, context))
         return scale * cond - (scale - 1) * uncond, cond  # ṽ = w·v(z, c) − (w − 1)·v(z, ∅)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput
@@ -25,10 +25,13 @@ from snapgen.conditioning import captions as conditioning
 from snapgen.conditioning import text_encoder as text
 from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.diffusion import rectified_flow
-from snapgen.diffusion.process import PREDICTION_TYPES, NoiseProcess, PredictionType, Scheduler
+from snapgen.diffusion.process import PREDICTION_TYPES, NoiseProcess, PredictionType
 from snapgen.diffusion.process import make_process as process_of
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
+
+if TYPE_CHECKING:
+    from snapgen.diffusion.process import Scheduler
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")

@@ -143,7 +143,8 @@ class BatchStream:
         assert len(latents) == len(captions), "latents and captions differ in number"
         self._latents, self._captions, self._teacher = latents, captions, teacher
         self._dropout = torch.tensor(list(dropout))
-        self._batch_size, self._timesteps, self._seed, self._device = batch_size, timesteps, seed, device
+        self._batch_size, self._timesteps, self._seed = batch_size, timesteps, seed
+        self.device = device
 
     def batch(self, micro_batch: MicroBatch) -> Batch:
         """One micro-batch of a step."""
@@ -154,7 +155,7 @@ class BatchStream:
 
         On CUDA a thread gathers the next ones in pinned memory, from where they are copied while the device computes.
         """
-        if self._device.type != "cuda":
+        if self.device.type != "cuda":
             yield from map(self.batch, micro_batches)
             return
         # The current CUDA device is per thread; without the initializer the thread would use device 0.
@@ -176,36 +177,33 @@ class BatchStream:
         if self._teacher is not None:
             # (B, student's encoders) → (B, teacher's encoders)
             teacher_mask = keep_mask.any(1, keepdim=True).expand(-1, self._teacher.num_encoders)
-            teacher = self._pin_conditioning(self._teacher.conditioning(indices, teacher_mask))
+            teacher = self._teacher.conditioning(indices, teacher_mask).map(self._pin)
         return _HostBatch(
             random=StepRandom(self._seed, micro_batch.step, rows),
             latents=self._pin(self._latents[indices]),
             t=self._pin(t),
-            student=self._pin_conditioning(self._captions.conditioning(indices, keep_mask)),
+            student=self._captions.conditioning(indices, keep_mask).map(self._pin),
             teacher=teacher,
         )
 
     def _transfer(self, host: _HostBatch) -> Batch:
         latents = self._to_device(host.latents).float()
-        student, teacher = host.student, host.teacher
+        student = host.student.map(self._to_device)
         return Batch(
             latents=latents,
             noise=host.random.noise("noise", latents),
             t=self._to_device(host.t),
-            context=self._to_device(student.context),
-            pooled=None if student.pooled is None else self._to_device(student.pooled),
-            teacher=None if teacher is None else _map_conditioning(teacher, self._to_device),
+            context=student.context,
+            pooled=student.pooled,
+            teacher=None if host.teacher is None else host.teacher.map(self._to_device),
             random=host.random,
         )
 
     def _pin(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory() if self._device.type == "cuda" and tensor.device.type == "cpu" else tensor
-
-    def _pin_conditioning(self, condition: Conditioning) -> Conditioning:
-        return _map_conditioning(condition, self._pin)
+        return tensor.pin_memory() if self.device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, non_blocking=True)
+        return tensor.to(self.device, non_blocking=True)
 
     def _image_indices(self, step: int) -> Tensor:
         """Images of a step: (batch_size,). Every epoch has its own order; a step may reach into the next epoch."""
@@ -215,10 +213,6 @@ class BatchStream:
         orders = torch.cat([_epoch_order(count, derive_seed(self._seed, "order", epoch)) for epoch in epochs])
         first = epochs.start * count
         return orders[start - first : stop - first]
-
-
-def _map_conditioning(condition: Conditioning, function: Callable[[Tensor], Tensor]) -> Conditioning:
-    return Conditioning(function(condition.context), None if condition.pooled is None else function(condition.pooled))
 
 
 def _prefetched(
@@ -245,7 +239,7 @@ def training_timesteps(process: NoiseProcess) -> TimestepSampler:
 
 
 def few_step_timesteps(steps: int, shift: float) -> TimestepSampler:
-    """The timesteps that `rectified_flow.sample` visits in ``steps`` steps, in equal shares: 1, …, 1/steps, shifted."""
+    """The timesteps that `RectifiedFlow.sample` visits in ``steps`` steps, in equal shares: 1, …, 1/steps, shifted."""
     return equal_shares(
         rectified_flow.shift_timesteps(torch.arange(1, steps + 1, dtype=torch.float64) / steps, shift).float()
     )

@@ -8,16 +8,18 @@ nothing synchronizes with the device.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from snapgen.devices import default_device
 from snapgen.errors import InputError
 from snapgen.io import checkpoint
 from snapgen.optim.config import OptimizerConfig, build_optimizers
@@ -30,8 +32,27 @@ MIN_REPORTS = 200
 """Reports of a stage, at least; a shorter stage reports every step."""
 MAX_REPORT_INTERVAL = 100
 """Steps between reports, at most."""
+PROCESS_TIMEOUT = datetime.timedelta(days=7)
+"""Longest time that a process waits for the others."""
 MAX_SKIPPED_STEPS = 20
 """Consecutive skipped steps after which a stage halts even if ``on_nonfinite_grad`` is skip."""
+
+
+class NonfiniteGradientError(InputError):
+    """Gradients that are not finite."""
+
+
+def make_accelerator(*, find_unused_parameters: bool = False) -> Accelerator:
+    """The processes that train together, as launched by ``accelerate launch`` or as a single one.
+
+    Args:
+        find_unused_parameters: whether parameters may have no gradient in a step, as with block dropout.
+    """
+    # While the main process evaluates or trains a decoder, the others wait.
+    process_group = InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
+    # The stage sets the precision, not the launcher.
+    return Accelerator(cpu=default_device().type == "cpu", mixed_precision="no", kwargs_handlers=[process_group, ddp])
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,8 @@ class StepStats:
     images: int
     losses: dict[str, float]
     """The objectives' outputs and gradient norms, averaged over the steps that were not skipped."""
+    step_losses: list[float]
+    """Loss of the first objective in each step since the last report."""
     skipped: list[int]
     """Steps in which at least one objective was not updated, because its gradient was not finite."""
     lr_scale: float
@@ -59,7 +82,9 @@ class Trainer:
         objectives: modules by name, all trained on every batch in this order. Each takes a `Batch` and returns scalars:
             ``loss`` is minimized, the others are logged. An objective trains its own parameters that require gradients.
         stream: the stage's batches.
+        accelerator: the processes that train.
         optimizer_configs: optimizer configurations of objectives that do not use the stage's.
+        report_every: steps between reports; None: at least `MIN_REPORTS` reports.
     """
 
     def __init__(
@@ -71,21 +96,24 @@ class Trainer:
         *,
         accelerator: Accelerator,
         optimizer_configs: Mapping[str, OptimizerConfig] | None = None,
+        report_every: int | None = None,
     ) -> None:
         self.stage, self.net, self.objectives, self._stream = stage, net, objectives, stream
-        self._accelerator = accelerator
+        self._accelerator, self._device = accelerator, stream.device
         self._configs = {name: (optimizer_configs or {}).get(name, stage) for name in objectives}
         for objective in objectives.values():
             objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if stage.compile and accelerator.device.type == "cuda":
+            if stage.compile and self._device.type == "cuda":
                 objective.compile()
-        self._wrapped = {name: accelerator.prepare_model(objective) for name, objective in objectives.items()}
+        self._wrapped = {
+            name: accelerator.prepare_model(objective, device_placement=False) for name, objective in objectives.items()
+        }
         self.optimizers = {
             name: build_optimizers(objective, self._configs[name]) for name, objective in objectives.items()
         }
         self.ema = EMA(net, stage.ema_sigma_rel)
         self.step = 0
-        self.report_every = min(max(1, stage.steps // MIN_REPORTS), MAX_REPORT_INTERVAL)
+        self.report_every = report_every or min(max(1, stage.steps // MIN_REPORTS), MAX_REPORT_INTERVAL)
         self._names: list[str] = []
         self._last_updated = 0
 
@@ -93,8 +121,8 @@ class Trainer:
         self,
         *,
         report: Callable[[StepStats], None],
-        should_pause: Callable[[int], bool],
-        pause: Callable[[], None],
+        should_pause: Callable[[int], bool] = lambda _: False,
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         """Run the remaining steps.
 
@@ -104,8 +132,8 @@ class Trainer:
             pause: called at a pause, after the report, for evaluations and checkpoints.
 
         Raises:
-            InputError: if a gradient is not finite and the stage halts on that, or too many steps in a row were
-                skipped.
+            NonfiniteGradientError: if a gradient is not finite and the stage halts on that, or too many steps in a row
+                were skipped.
         """
         steps = range(self.step + 1, self.stage.steps + 1)
         pending: list[Tensor] = []
@@ -167,8 +195,7 @@ class Trainer:
         return {key: value.detach().float() for key, value in outputs.items()}
 
     def _forward(self, objective: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        device = self._accelerator.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.stage.precision == "bfloat16"):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.stage.precision == "bfloat16"):
             outputs: dict[str, Tensor] = objective(batch)
         return outputs
 
@@ -185,6 +212,7 @@ class Trainer:
             steps=self.stage.steps,
             images=self.step * self.stage.batch_size,
             losses=dict(zip(names, means, strict=True)),
+            step_losses=table[:, names.index(f"{next(iter(self.objectives))} loss")].tolist(),
             skipped=sorted({*steps} - {*updated}),
             lr_scale=lr_scale(self.step, self.stage, self.stage.steps),
             images_per_second=len(table) * self.stage.batch_size / max(seconds, 1e-9),
@@ -204,7 +232,7 @@ class Trainer:
         place = f"step {step}, image {(step - 1) * self.stage.batch_size + 1:,}"
         causes = [cause for cause in gather_object([self._nonfinite_source(step)]) if cause is not None]
         problem = f"{problem}; {causes[0] if causes else 'when the step is repeated, all outputs are finite'}"
-        raise InputError(f"stage {self.stage.name}", problem, remedy, place=place)
+        raise NonfiniteGradientError(f"stage {self.stage.name}", problem, remedy, place=place)
 
     def _nonfinite_source(self, step: int) -> str | None:
         """The first module with a non-finite output when this process's share of a step is repeated, as a phrase."""

@@ -12,13 +12,10 @@ from torch import Tensor
 
 from snapgen.diffusion import rectified_flow
 from snapgen.diffusion.process import make_process
-from snapgen.models.unet import UNet
 from snapgen.objectives.flow_matching import FlowMatchingObjective
 from snapgen.optim.muon import Muon, orthogonal
 from snapgen.optim.optimizers import OptimizerGroup
-from snapgen.training import short_run
 from snapgen.training.loop import Trainer
-from snapgen.training.short_run import LatentDataset, ShortRunConfig, train
 from snapgen.training.stages import FlowMatchingStage
 from tests.snapgen import lessons
 from tests.snapgen.nets import inputs, stirred, tiny
@@ -127,37 +124,6 @@ def test_a_loop_goes_on_from_its_checkpoint(device: str) -> None:
     found = run(again)
     for name, tensor in whole.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
-
-
-@on_both
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_short_run_learns(precision: str, device: str) -> None:
-    random = torch.Generator().manual_seed(0)
-    arch = tiny()
-    latents = torch.randn(16, arch.latent_channels, 4, 4, generator=random) * 0.1 + 1
-    examples = LatentDataset(latents, torch.randn(2, 3, arch.context_dim, generator=random), torch.arange(16) % 2)
-    settings = ShortRunConfig(steps=40, batch_size=8, precision=precision)  # type: ignore[arg-type]
-    net = UNet(arch)
-    net.init_weights(0)
-    outcome = train(net.to(device), examples.to(torch.device(device)), settings, seed=0)
-    assert not outcome.diverged
-    assert sum(outcome.losses[-10:]) < 0.9 * sum(outcome.losses[:10])
-
-
-@on_both
-def test_a_short_runs_batches_do_not_wait(device: str) -> None:
-    place = torch.device(device)
-    examples = LatentDataset(torch.randn(16, 3, 4, 4), torch.randn(2, 3, 12), torch.arange(16) % 2).to(place)
-    batches = short_run._batches(examples, ShortRunConfig(batch_size=8), seed=0, device=place)
-    next(batches)
-    if device == "cuda":
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        given = next(batches)
-    finally:
-        if device == "cuda":
-            torch.cuda.set_sync_debug_mode("default")
-    assert {tensor.device.type for tensor in given} == {device}
 
 
 @on_both

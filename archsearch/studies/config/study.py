@@ -120,6 +120,8 @@ class StudyConfig(Config):
     """Worker processes on this machine."""
     threads_per_worker: int = Field(default=1, ge=1)
     """CPU threads of each worker."""
+    checkpoint_minutes: float = Field(default=5, ge=0)
+    """Minutes between checkpoints of a candidate's training, from which a killed one resumes; 0: at every report."""
     storage: str | None = None
     """Optuna storage URL; None: an SQLite file in the run folder."""
     artifacts: str | None = None

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from archsearch.block_latency.table import BlockTable
-    from archsearch.quality.evaluator import SeedRun
+    from archsearch.quality.candidate_evaluator import SeedRun
+    from archsearch.quality.short_run import Checkpoints
     from archsearch.spaces.space import Space
     from archsearch.studies.storage.trial_queue import ClaimedTrial
 
@@ -127,7 +128,7 @@ class EvolutionScorer(ArchsearchScorer):
         number = len(past)
         unet = self._initial_unet(study, action)
         assert unet.arch.id == arch.id, "the proposal is the action's network"
-        run = self._train(unet, action, number, subtask(progress, 0, 0.7))
+        run = self._train(unet, action, number, subtask(progress, 0, 0.7), self.checkpoints(artifacts))
         assert self._evaluator is not None
         quality = self._evaluator.quality([run])
         if quality.diverged:
@@ -148,7 +149,9 @@ class EvolutionScorer(ArchsearchScorer):
         unet.to(self._evaluator.device)
         return unet
 
-    def _train(self, unet: UNet, action: Action, number: int, progress: ProgressCallback) -> SeedRun:
+    def _train(
+        self, unet: UNet, action: Action, number: int, progress: ProgressCallback, checkpoints: Checkpoints
+    ) -> SeedRun:
         """Train the round's network; in a round without training steps only evaluate it."""
         assert self._evaluator is not None
         first, last = action.phase == "robust", action.phase == "final"
@@ -163,6 +166,7 @@ class EvolutionScorer(ArchsearchScorer):
             seed=derive_seed(self._settings.seed, "round", number),
             block_dropout=0 if last else self._evolution.block_dropout,
             progress=progress,
+            checkpoints=checkpoints,
         )
 
     def latency(self, arch: Architecture) -> LatencyRecord:

@@ -13,10 +13,14 @@ from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
 
 if TYPE_CHECKING:
+    from archsearch.quality.short_run import Checkpoints
     from archsearch.spaces.space import Space
 
 NOTES = "notes.json"
 """File of JSON user attributes for the trial, which `Scorer.quality` may write among its artifacts."""
+
+CHECKPOINTS = "checkpoints"
+"""Subfolder of a trial's artifacts that outlives an interruption."""
 
 
 class Scorer(Protocol):
@@ -45,7 +49,8 @@ class Scorer(Protocol):
 
         Args:
             artifacts: folder whose files are stored with the trial. `NOTES` in it, a JSON mapping, becomes user
-                attributes of the trial.
+                attributes of the trial. Its subfolder `CHECKPOINTS` is not stored, and is kept for the next attempt if
+                the trial is interrupted.
         """
 
 
@@ -61,7 +66,7 @@ class ArchsearchScorer:
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
         from archsearch.devices import backend
-        from archsearch.quality.evaluator import Evaluator
+        from archsearch.quality.candidate_evaluator import CandidateEvaluator
         from archsearch.studies.remote.client import RemoteLatency
 
         self._settings, self._space = settings, space
@@ -69,7 +74,7 @@ class ArchsearchScorer:
         with error_context(settings, "latency"):
             self._remote = RemoteLatency(settings, space) if latency.remote else None
             self._backend = None if latency.remote else backend(latency.device, **latency.backend_options)
-        self._evaluator = Evaluator(settings.protocol) if settings.trains else None
+        self._evaluator = CandidateEvaluator(settings.protocol) if settings.trains else None
         for name in (*settings.objectives, *settings.constraints):
             if OBJECTIVES[name].label.endswith("distance") and not settings.protocol.num_samples:
                 problem = f"{name} needs samples, but the protocol draws none"
@@ -111,4 +116,16 @@ class ArchsearchScorer:
     def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
         """Quality from a short run, in a study that trains; see `Scorer.quality`."""
         assert self._evaluator is not None
-        return self._evaluator.score(arch, study_seed=self._settings.seed, progress=progress, artifacts=artifacts)
+        return self._evaluator.score(
+            arch,
+            study_seed=self._settings.seed,
+            progress=progress,
+            artifacts=artifacts,
+            checkpoints=self.checkpoints(artifacts),
+        )
+
+    def checkpoints(self, artifacts: Path) -> Checkpoints:
+        """Where the training of a candidate is saved."""
+        from archsearch.quality.short_run import Checkpoints
+
+        return Checkpoints(artifacts / CHECKPOINTS, seconds=60 * self._settings.checkpoint_minutes)

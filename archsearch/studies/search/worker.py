@@ -13,7 +13,7 @@ from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.score import OBJECTIVES, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
-from archsearch.studies.search.scorer import NOTES, Scorer
+from archsearch.studies.search.scorer import CHECKPOINTS, NOTES, Scorer
 from archsearch.studies.storage.database import artifact_store
 from archsearch.studies.storage.leases import heartbeat
 from archsearch.studies.storage.trial_queue import (
@@ -216,8 +216,7 @@ class Worker:
             return score
         self._queue.set_attrs(claim.trial_id, score=score.model_dump(mode="json"))
         folder = self._settings.folder / "working" / str(claim.slot)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        _empty(folder)
         try:
             progress = ThrottledProgress(lambda fraction, message="": self._set_phase(claim, message, fraction))
             quality = self._scorer.quality(arch, progress=progress, artifacts=folder)
@@ -227,8 +226,12 @@ class Worker:
                 notes.unlink()
             (folder / "architecture.json").write_text(arch.to_json())
             self._upload(claim, folder)
-        finally:
+        except InputError:  # such as a full disk: like an interrupted one, the trial resumes
+            raise
+        except Exception:
             shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
         return score.model_copy(update={"quality": quality})
 
     def _upload(self, claim: ClaimedTrial, folder: Path) -> None:
@@ -251,6 +254,16 @@ class Worker:
     def _set_phase(self, claim: ClaimedTrial, phase: str, fraction: float = 0.0) -> None:
         self._queue.set_attrs(claim.trial_id, stage=phase, fraction=fraction)
         self._tick()
+
+
+def _empty(folder: Path) -> None:
+    """Make an empty folder, but for the checkpoints of an earlier attempt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+        elif path.name != CHECKPOINTS:
+            shutil.rmtree(path)
 
 
 class ThrottledProgress:

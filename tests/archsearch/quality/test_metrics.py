@@ -11,18 +11,18 @@ from scipy import stats
 
 from archsearch.protocol import EvaluationProtocol
 from archsearch.quality import metrics
-from archsearch.quality.evaluator import WORST, Evaluator
+from archsearch.quality.candidate_evaluator import WORST, CandidateEvaluator
 from archsearch.quality.metrics import MetricReading, build_metric, difference, estimate
 from archsearch.stats.estimate import DistanceEstimate
 from snapgen.errors import InputError
 from snapgen.models.subnetworks import blocks_disabled
 from snapgen.models.unet import UNet
-from tests.archsearch.quality.test_evaluator import folder, tiny  # noqa: F401 - folder is a fixture
+from tests.archsearch.quality.test_candidate_evaluator import folder, tiny  # noqa: F401 - folder is a fixture
 from tests.snapgen import encoders
 
 
 @pytest.fixture(scope="module")
-def evaluator(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:  # noqa: F811
+def evaluator(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> CandidateEvaluator:  # noqa: F811
     protocol = EvaluationProtocol(
         data=str(folder),
         resolution=8,
@@ -35,11 +35,11 @@ def evaluator(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluat
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ARCHSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Evaluator(protocol, torch.device("cpu"))
+        yield CandidateEvaluator(protocol, torch.device("cpu"))
 
 
 @pytest.fixture
-def unet(evaluator: Evaluator) -> UNet:
+def unet(evaluator: CandidateEvaluator) -> UNet:
     net = evaluator.net(tiny())
     net.init_weights(3)
     generator = torch.Generator().manual_seed(4)
@@ -53,7 +53,7 @@ BLOCK = "down.0.layers.0.transformers.0"
 
 
 @pytest.mark.parametrize("metric", ["validation_loss", "kernel_distance", "frechet_distance", "retrieval"])
-def test_a_reading_is_repeatable_and_sees_the_mask(metric: str, evaluator: Evaluator, unet: UNet) -> None:
+def test_a_reading_is_repeatable_and_sees_the_mask(metric: str, evaluator: CandidateEvaluator, unet: UNet) -> None:
     net_metric = build_metric(metric, evaluator, samples=8)
     full, again = net_metric.measure(unet), net_metric.measure(unet)  # samples included: no new noise
     nothing = difference(full, again)
@@ -68,27 +68,27 @@ def test_a_reading_is_repeatable_and_sees_the_mask(metric: str, evaluator: Evalu
     assert estimate(full).value == pytest.approx(full.value)
 
 
-def test_the_validation_loss_is_the_evaluators(evaluator: Evaluator, unet: UNet) -> None:
+def test_the_validation_loss_is_the_evaluators(evaluator: CandidateEvaluator, unet: UNet) -> None:
     assert build_metric("validation_loss", evaluator, samples=0).measure(unet).value == float(
         evaluator.pair_losses(unet).mean()
     )
 
 
-def test_the_distances_are_those_of_the_evaluators_samples(evaluator: Evaluator, unet: UNet) -> None:
-    found = evaluator.distances(evaluator.sample_images(unet, range(8)))
+def test_the_distances_are_those_of_the_evaluators_samples(evaluator: CandidateEvaluator, unet: UNet) -> None:
+    found = evaluator.distances(evaluator.samples(unet, 8))
     assert build_metric("frechet_distance", evaluator, samples=8).measure(unet).value == found[0].value
     assert build_metric("kernel_distance", evaluator, samples=8).measure(unet).value == found[1].value
 
 
-def test_clip_is_taken_of_each_caption_and_negated(evaluator: Evaluator, unet: UNet, tmp_path: Path) -> None:
+def test_clip_is_taken_of_each_caption_and_negated(evaluator: CandidateEvaluator, unet: UNet, tmp_path: Path) -> None:
     home = encoders.whole_clip(tmp_path / "clip")
     reading = build_metric(f"clip_score:{home}", evaluator, samples=8).measure(unet)
-    expected = metrics.clip_score.load_clip_score(str(home))(evaluator.sample_images(unet, range(8)), evaluator.prompts)
+    expected = metrics.clip_score.load_clip_score(str(home))(evaluator.samples(unet, 8), evaluator.prompts)
     assert torch.equal(reading.result, -expected)
     assert estimate(reading).value == pytest.approx(-float(expected.mean()))
 
 
-def test_more_samples_than_the_protocol_draws_begin_with_its_own(evaluator: Evaluator, unet: UNet) -> None:
+def test_more_samples_than_the_protocol_draws_begin_with_its_own(evaluator: CandidateEvaluator, unet: UNet) -> None:
     few, many = (build_metric("retrieval", evaluator, samples=count).measure(unet) for count in (8, 10))
     assert len(many.result) == 10
     assert torch.allclose(many.result[:8], few.result)
@@ -111,7 +111,7 @@ def test_distances_are_compared_by_both_errors() -> None:
 
 
 @pytest.mark.parametrize("metric", ["validation_loss", "kernel_distance", "retrieval"])
-def test_a_broken_net_reads_worst(metric: str, evaluator: Evaluator, unet: UNet) -> None:
+def test_a_broken_net_reads_worst(metric: str, evaluator: CandidateEvaluator, unet: UNet) -> None:
     net_metric = build_metric(metric, evaluator, samples=8)
     full = net_metric.measure(unet)
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_a_broken_net_reads_worst(metric: str, evaluator: Evaluator, unet: UNet)
         ("clip_score:", 8, "does not exist"),
     ],
 )
-def test_bad_gauges_are_one_line(metric: str, samples: int, message: str, evaluator: Evaluator) -> None:
+def test_bad_gauges_are_one_line(metric: str, samples: int, message: str, evaluator: CandidateEvaluator) -> None:
     with pytest.raises(InputError, match=message) as caught:
         build_metric(metric, evaluator, samples=samples)
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ import torch
 
 from archsearch.protocol import EvaluationProtocol
 from archsearch.quality import supernet as inheritance
-from archsearch.quality.evaluator import Evaluator
+from archsearch.quality.candidate_evaluator import CandidateEvaluator
 from archsearch.quality.supernet import Supernet
 from snapgen.architecture import block_index
 from snapgen.architecture.overrides import apply_overrides
@@ -19,7 +19,7 @@ from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.io.prediction_type import NOTES
 from snapgen.models.unet import UNet
-from tests.archsearch.quality.test_evaluator import folder, protocol, tiny  # noqa: F401
+from tests.archsearch.quality.test_candidate_evaluator import folder, protocol, tiny  # noqa: F401
 
 
 def base() -> Architecture:
@@ -135,8 +135,8 @@ def test_another_number_of_levels(trained: Path) -> None:
 
 def test_a_candidate_is_trained_on(trained: Path, protocol: EvaluationProtocol) -> None:  # noqa: F811
     given = protocol.model_copy(update={"num_samples": 0, "train_seeds": (0,), "steps": 2, "learning_rate": 1e-6})
-    plain = Evaluator(given, torch.device("cpu"))
-    elastic = Evaluator(given.model_copy(update={"init_from": str(trained)}), torch.device("cpu"))
+    plain = CandidateEvaluator(given, torch.device("cpu"))
+    elastic = CandidateEvaluator(given.model_copy(update={"init_from": str(trained)}), torch.device("cpu"))
     assert plain.resolved.hash != elastic.resolved.hash
     arch = apply_overrides(base(), {"mid.layers[0].num_res_blocks": 0})
     score = elastic.score(arch, study_seed=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from snapgen.diffusion import rectified_flow
+from snapgen.diffusion.process import RectifiedFlow
 
 
 def zero_net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
@@ -62,7 +63,7 @@ def test_a_perfect_net_has_the_same_loss_with_every_prediction_type(
     generator = torch.Generator().manual_seed(2)
     data, noise = (torch.randn(2048, 1, 4, 4, generator=generator) for _ in range(2))
     t = torch.linspace(0.06, 0.99, 2048)
-    losses = rectified_flow.losses(perfect_net, data, noise, t, None, prediction_type=prediction_type)
+    losses = RectifiedFlow(prediction_type).losses(perfect_net, data, noise, t, None)
     expected = (1 / (t**2 + (1 - t) ** 2)).mean()
     assert float(losses.mean()) == pytest.approx(float(expected), rel=0.02)
 
@@ -91,15 +92,15 @@ def test_noise_depends_on_the_image_only() -> None:
 
 def test_validation_losses_do_not_depend_on_the_batch() -> None:
     data = torch.randn(50, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    losses = rectified_flow.validation_losses(optimal, data, None, seed=0, batch=50)
-    in_small_batches = rectified_flow.validation_losses(optimal, data, None, seed=0, batch=7)
+    losses = RectifiedFlow().validation_losses(optimal, data, None, seed=0, batch=50)
+    in_small_batches = RectifiedFlow().validation_losses(optimal, data, None, seed=0, batch=7)
     assert losses.dtype == torch.float64
     torch.testing.assert_close(losses, in_small_batches)
-    assert not torch.allclose(losses, rectified_flow.validation_losses(optimal, data, None, seed=1))
+    assert not torch.allclose(losses, RectifiedFlow().validation_losses(optimal, data, None, seed=1))
 
 
 def test_validation_times_cover_every_stratum_once() -> None:
-    t = rectified_flow.validation_times(100, seed=0)
+    t = RectifiedFlow().validation_times(100, seed=0)
     quantiles = torch.special.ndtr(torch.logit(t))
     assert sorted((quantiles * 100).long().tolist()) == list(range(100))
 
@@ -115,10 +116,10 @@ def test_sampling_recovers_a_gaussian() -> None:
         return (t - (1 - t) * std**2) / variance * (x - (1 - t) * mean) - mean
 
     noise = torch.randn(4096, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    samples = rectified_flow.sample(field, noise, None, steps=200)
+    samples = RectifiedFlow().sample(field, noise, None, steps=200)
     assert float(samples.mean()) == pytest.approx(mean, abs=0.03)
     assert float(samples.std()) == pytest.approx(std, abs=0.03)
-    shifted = rectified_flow.sample(field, noise, None, steps=200, shift=3)
+    shifted = RectifiedFlow(shift=3).sample(field, noise, None, steps=200)
     assert float(shifted.std()) == pytest.approx(std, abs=0.03)
 
 
@@ -132,13 +133,14 @@ def test_guidance_extrapolates_from_the_null_context() -> None:
         return torch.zeros_like(x) + context.sum((1, 2)).view(-1, 1, 1, 1)
 
     noise, context = torch.zeros(2, 1, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1)
-    assert rectified_flow.sample(net, noise, context, steps=4, guidance=3).flatten().tolist() == pytest.approx([-3, -6])
-    assert rectified_flow.sample(net, noise, context, steps=4, guidance=1).flatten().tolist() == pytest.approx([-1, -2])
+    for guidance, expected in ((3, [-3, -6]), (1, [-1, -2])):
+        samples = RectifiedFlow().sample(net, noise, context, steps=4, guidance=guidance)
+        assert samples.flatten().tolist() == pytest.approx(expected)
     assert batch_sizes == [4] * 4 + [2] * 4
 
 
 def test_zero_velocity_loss_is_the_loss_of_a_zero_net() -> None:
     data = torch.randn(512, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    losses = rectified_flow.validation_losses(zero_net, data, None, seed=0)
+    losses = RectifiedFlow().validation_losses(zero_net, data, None, seed=0)
     assert float(losses.mean()) == pytest.approx(rectified_flow.zero_velocity_loss(data), rel=0.01)
     assert math.isclose(rectified_flow.zero_velocity_loss(torch.zeros(4)), 1)

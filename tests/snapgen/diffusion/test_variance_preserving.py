@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from snapgen.diffusion import process, rectified_flow, variance_preserving
+from snapgen.diffusion import process, variance_preserving
 
 NOW, NEXT, END = 0.001, 0.0, variance_preserving.DATA
 """Timesteps of `simple`: (α, σ) = (0.6, 0.8), (0.8, 0.6) and (1, 0)."""
@@ -86,8 +86,8 @@ def test_guidance_is_the_papers() -> None:
     """ṽ = 3·v(z, c) − 2·v(z, ∅)."""
     z, t, context = noise(), torch.tensor([0.1, 0.5, 0.9]), torch.linspace(-1, 1, 24).view(3, 2, 4)
     expected = 3 * net(z, t, context) - 2 * net(z, t, torch.zeros_like(context))
-    torch.testing.assert_close(variance_preserving.apply_cfg(net, z, t, context, 3), expected)
-    assert torch.equal(variance_preserving.apply_cfg(net, z, t, context, 1), net(z, t, context))
+    torch.testing.assert_close(process.make_process("v").predict_guided(net, z, t, context, 3), expected)
+    assert torch.equal(process.make_process("v").predict_guided(net, z, t, context, 1), net(z, t, context))
 
 
 # --- sampling ---
@@ -127,22 +127,18 @@ def test_it_samples_as_diffusers_ddim(
     context = torch.linspace(-0.1, 0.1, 24).view(3, 2, 4)
 
     def predict(z: Tensor, t: Tensor) -> Tensor:
-        return variance_preserving.apply_cfg(net, z, t, context, guidance)
+        return process.make_process("v").predict_guided(net, z, t, context, guidance)
 
     ddim = DDIMScheduler(
         **variance_preserving.SCHEDULE, clip_sample=False, timestep_spacing="trailing", prediction_type=diffusers_name
     )
     for steps in (8, 20):  # divisors of 1000, as DDIMScheduler requires
-        samples = variance_preserving.sample(
-            net, noise(), context, steps=steps, guidance=guidance, prediction_type=prediction
-        )
+        samples = process.make_process(prediction).sample(net, noise(), context, steps=steps, guidance=guidance)
         torch.testing.assert_close(
             samples, by_diffusers(ddim, steps, noise(), predict), rtol=1e-5, atol=1e-5 * samples.std()
         )
     for steps in (8, 16, 28, 32):
-        samples = variance_preserving.sample(
-            net, noise(), context, steps=steps, guidance=guidance, prediction_type=prediction
-        )
+        samples = process.make_process(prediction).sample(net, noise(), context, steps=steps, guidance=guidance)
         expected = by_diffusers(variance_preserving.scheduler(prediction), steps, noise(), predict)
         torch.testing.assert_close(samples, expected, rtol=1e-5, atol=1e-5 * float(samples.std()))
 
@@ -155,7 +151,7 @@ def test_sampling_with_a_perfect_net_ends_in_the_data() -> None:
         return (alpha * z - data) / sigma
 
     torch.testing.assert_close(
-        variance_preserving.sample(perfect_net, noise(), None, steps=4), data, rtol=1e-4, atol=1e-4
+        process.make_process("v").sample(perfect_net, noise(), None, steps=4), data, rtol=1e-4, atol=1e-4
     )
 
 
@@ -170,21 +166,6 @@ def test_validation_losses_do_not_depend_on_the_batch(prediction: process.Predic
     ]
     torch.testing.assert_close(losses[0], losses[1])
     assert losses[0].shape == (10,)
-
-
-@pytest.mark.parametrize("prediction", rectified_flow.FLOW_PREDICTION_TYPES)
-def test_the_rectified_flow_process_equals_its_functions(prediction: rectified_flow.FlowPredictionType) -> None:
-    data, context = noise(6), torch.linspace(-0.1, 0.1, 48).view(6, 2, 4)
-    flow = process.make_process(prediction, shift=3)
-    options = {"prediction_type": prediction, "shift": 3}
-    assert torch.equal(
-        flow.validation_losses(net, data, context, seed=1),
-        rectified_flow.validation_losses(net, data, context, seed=1, **options),
-    )
-    assert torch.equal(
-        flow.sample(net, data, context, steps=3, guidance=2),
-        rectified_flow.sample(net, data, context, steps=3, guidance=2, **options),
-    )
 
 
 def test_training_draws_sds_integers_evenly() -> None:
@@ -206,5 +187,5 @@ def test_sampling_by_the_exported_formulas_equals_sample(
         d = eval(" ".join(x0_formula.replace("] ", "] * ").split()), names)
         e = (x - spec["alphas"][i] * d) / spec["sigmas"][i]
         x = spec["alphas"][i + 1] * d + spec["sigmas"][i + 1] * e
-    expected = variance_preserving.sample(net, noise(), None, steps=16, prediction_type=prediction)
+    expected = diffusion.sample(net, noise(), None, steps=16)
     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from snapgen.diffusion import rectified_flow
+from snapgen.diffusion.process import RectifiedFlow
 from snapgen.objectives.flow_matching import FlowMatchingObjective
 from snapgen.objectives.knowledge_distillation import data_weight
 from snapgen.objectives.teacher import Teacher
@@ -37,9 +38,7 @@ def gradients(loss: Tensor, objective: FlowMatchingObjective) -> list[Tensor]:
 def test_without_a_teacher_it_is_flow_matching(prediction: rectified_flow.FlowPredictionType) -> None:
     objective, some = FlowMatchingObjective(student(), prediction=prediction), batch()
     found = objective(some)
-    wanted = rectified_flow.losses(
-        objective.student, some.latents, some.noise, some.t, some.context, prediction_type=prediction
-    )
+    wanted = RectifiedFlow(prediction).losses(objective.student, some.latents, some.noise, some.t, some.context)
     assert torch.equal(found["loss"], wanted.mean())
     assert found.keys() == {"loss", "task"}
     assert torch.equal(found["task"], found["loss"])

@@ -22,6 +22,7 @@ from snapgen.conditioning import captions as conditioning
 from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.coreml.pipeline_export import describe
 from snapgen.diffusion import rectified_flow
+from snapgen.diffusion.process import RectifiedFlow
 from snapgen.errors import InputError
 from snapgen.pipeline.loading import find_pipeline, load_pipeline
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
@@ -87,9 +88,7 @@ def test_it_samples_as_flow_does(
     noise = rectified_flow.per_image_noise(range(3), (4, 4, 4), seed=7)
     sizes = {"height": 16, "width": 16, "num_inference_steps": 5}
     found = one(context=context, seed=7, output_type="latent", **sizes).images
-    expected = rectified_flow.sample(
-        one.unet, noise, context, steps=5, guidance=guidance, prediction_type=prediction, shift=shift
-    )
+    expected = RectifiedFlow(prediction, shift).sample(one.unet, noise, context, steps=5, guidance=guidance)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
 
 

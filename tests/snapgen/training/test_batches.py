@@ -9,7 +9,6 @@ from torch import Tensor
 
 from snapgen.conditioning.captions import EmbeddingSlice, EncodedCaptions
 from snapgen.conditioning.embeddings import Embeddings
-from snapgen.diffusion import rectified_flow
 from snapgen.diffusion.process import RectifiedFlow
 from snapgen.io.chunked import ChunkedTensor
 from snapgen.training import batches as feed
@@ -184,7 +183,7 @@ def test_a_student_is_trained_where_its_sampler_goes(steps: int, shift: float) -
         visited.append(t.item())
         return x
 
-    rectified_flow.sample(net, torch.zeros(1, 1, 1, 1), None, steps=steps, shift=shift)
+    RectifiedFlow(shift=shift).sample(net, torch.zeros(1, 1, 1, 1), None, steps=steps)
     found = new_feed(times=few_step_timesteps(steps, shift)).batch(MicroBatch(1)).t.tolist()
     assert {t: found.count(t) for t in found} == dict.fromkeys(visited, 24 // steps)
 

@@ -27,6 +27,7 @@ from snapgen.architecture import block_index
 from snapgen.errors import InputError
 from snapgen.models import subnetworks
 from snapgen.models.unet import UNet
+from snapgen.training.loop import Trainer
 from tests.records import latency_record
 
 DEVICE = "predicted:iphone-16-pro-max"
@@ -174,6 +175,35 @@ def test_interrupted_it_takes_the_same_rounds(
     assert found == rounds(settings)
 
 
+def test_interrupted_within_a_round_it_goes_on_within_it(
+    done: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, folder = done
+    monkeypatch.chdir(folder)
+    whole = rounds(settings)
+    monkeypatch.chdir(tmp_path)
+    own = load_config(study(tmp_path, checkpoint_minutes=0))
+    steps: list[int] = []
+    step = Trainer._step
+
+    def interrupted(self: Trainer, number: int, batches: Any) -> Any:
+        if len(steps) in (8, 14):  # in the first round's twelve steps, and in the second's three
+            steps.append(0)
+            raise KeyboardInterrupt
+        steps.append(number)
+        return step(self, number, batches)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run.evolve(own, quiet=True)
+    run.evolve(own, quiet=True)
+    assert rounds(own) == whole
+    assert len(steps) - 2 == sum(one.steps for one in whole), "no step was taken twice"
+    assert steps[:16] == [*range(1, 9), 0, *range(9, 13), 1, 0, 2]
+    assert not list(Path("runs/small").glob("working/*"))
+
+
 @pytest.mark.slow
 def test_killed_in_any_phase_it_takes_the_same_rounds(
     done: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -185,7 +215,7 @@ def test_killed_in_any_phase_it_takes_the_same_rounds(
     whole.mkdir()
     study(whole)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, cwd=whole, env=environment, validation_nets=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=whole, env=environment, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     study(tmp_path)
@@ -261,7 +291,7 @@ def test_bad_input_is_told_before_anything_is_trained(
 ) -> None:
     changes, says, place = WRONG[case]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("snapgen.training.short_run.train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("archsearch.quality.short_run.ShortRun.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(InputError) as caught:
         run.evolve(load_config(study(tmp_path, **changes)), quiet=True)
     assert says in str(caught.value)

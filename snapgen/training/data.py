@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from archsearch.training.recipe import Recipe
 from snapgen.autoencoders import autoencoder
 from snapgen.autoencoders.autoencoder import Autoencoder
 from snapgen.autoencoders.latents import encode_dataset
@@ -32,35 +31,53 @@ class EncodedDataset:
     """The same object as ``student`` if both use the same text encoders."""
 
 
-class RecipeData:
-    """Data of a recipe on a device; every item is computed on first use and cached on disk."""
+class TrainingData:
+    """Images and captions, encoded on a device; every item is computed on first use and cached on disk.
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
+    Args:
+        data: emoji, a folder of images, or webdataset shards.
+        autoencoder: emoji, none (pixels), a folder, or a name on the hub.
+        text_encoders: text encoders of the net that is trained.
+        teacher_text_encoders: text encoders of its teacher; None: the same.
+        device: where images are encoded, and where the encoded data are kept if they fit.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        autoencoder: str,
+        text_encoders: Sequence[TextEncoderConfig],
+        *,
+        teacher_text_encoders: Sequence[TextEncoderConfig] | None = None,
+        device: torch.device,
+    ) -> None:
+        self.text_encoders, self.teacher_text_encoders = tuple(text_encoders), tuple(teacher_text_encoders or ())
+        self.device = device
+        self._data, self._autoencoder = data, autoencoder
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
-        """Autoencoder of the recipe, on the device."""
-        return autoencoder.load_autoencoder(self.recipe.autoencoder).to(self.device)
+        """The autoencoder, on the device."""
+        return autoencoder.load_autoencoder(self._autoencoder).to(self.device)
 
     @functools.cached_property
     def autoencoder_digest(self) -> str:
         """Digest of the autoencoder's weights."""
-        return autoencoder.digest(self.recipe.autoencoder)
+        return autoencoder.digest(self._autoencoder)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the training
     def images(self, split: Split, resolution: int) -> ImageDataset:
         """Images of one split, resized to a resolution."""
-        return load_dataset(self.recipe.data, split=split, resolution=resolution)
+        return load_dataset(self._data, split=split, resolution=resolution)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the training
     def encoded(self, split: Split, resolution: int) -> EncodedDataset:
         """Latents and encoded captions of one split; on the device if they fit there."""
         images = self.images(split, resolution)
         latents = encode_dataset(images, self.autoencoder, digest=self.autoencoder_digest, device=self.device)
-        student = self._captions(images.captions, self.recipe.text_encoders)
-        shares_encoders = self.recipe.teacher is None or self.recipe.teacher.text_encoders is None
-        teacher = student if shares_encoders else self._captions(images.captions, self.recipe.teacher_text_encoders)
+        student = self._captions(images.captions, self.text_encoders)
+        shares_encoders = self.teacher_text_encoders in ((), self.text_encoders)
+        teacher = student if shares_encoders else self._captions(images.captions, self.teacher_text_encoders)
         if fits_on_device(latents.nbytes, self.device):
             latents = latents.to(self.device)
         return EncodedDataset(images, latents, student, teacher)

@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from archsearch.protocol import EvaluationProtocol
-from archsearch.quality import evaluation_data
-from archsearch.quality import evaluator as quality
-from archsearch.quality.evaluator import WORST, Evaluator
+from archsearch.quality import candidate_evaluator as quality
+from archsearch.quality import distances
+from archsearch.quality.candidate_evaluator import WORST, CandidateEvaluator
+from archsearch.quality.evaluator import fixed_prompts
 from archsearch.score import Quality
 from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 from snapgen.data.pixels import grid
@@ -70,21 +71,21 @@ def protocol(folder: Path) -> EvaluationProtocol:
 
 
 @pytest.fixture(scope="module")
-def evaluator(protocol: EvaluationProtocol, tmp_path_factory: pytest.TempPathFactory) -> Evaluator:
+def evaluator(protocol: EvaluationProtocol, tmp_path_factory: pytest.TempPathFactory) -> CandidateEvaluator:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ARCHSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return Evaluator(protocol, torch.device("cpu"))
+        return CandidateEvaluator(protocol, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
-def plain(protocol: EvaluationProtocol) -> Evaluator:
+def plain(protocol: EvaluationProtocol) -> CandidateEvaluator:
     """One seed, no samples."""
-    return Evaluator(protocol.model_copy(update={"num_samples": 0, "train_seeds": (0,)}), torch.device("cpu"))
+    return CandidateEvaluator(protocol.model_copy(update={"num_samples": 0, "train_seeds": (0,)}), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def scored(
-    evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory
+    evaluator: CandidateEvaluator, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Quality, Path, list[tuple[str, float]]]:
     told: list[tuple[str, float]] = []
     home = tmp_path_factory.mktemp("artifacts")
@@ -94,7 +95,7 @@ def scored(
     return found, home, told
 
 
-def test_says_what_an_architecture_must_fit(evaluator: Evaluator) -> None:
+def test_says_what_an_architecture_must_fit(evaluator: CandidateEvaluator) -> None:
     assert evaluator.latent_channels == 3
     assert evaluator.latent_size == 8
     assert evaluator.context_dim == 384
@@ -107,13 +108,15 @@ def test_says_what_an_architecture_must_fit(evaluator: Evaluator) -> None:
     ("arch", "place"),
     [(tiny(channels=4), "latent_channels"), (tiny(context=768), "context_dim"), (tiny(stages=5), "down")],
 )
-def test_refuses_what_does_not_fit(plain: Evaluator, arch: Architecture, place: str) -> None:
+def test_refuses_what_does_not_fit(plain: CandidateEvaluator, arch: Architecture, place: str) -> None:
     with pytest.raises(InputError, match=place) as caught:
         plain.score(arch, study_seed=0)
     assert caught.value.place == place
 
 
-def test_scores_every_seed(scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: Evaluator) -> None:
+def test_scores_every_seed(
+    scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: CandidateEvaluator
+) -> None:
     found = scored[0]
     assert not found.diverged
     assert found.protocol_hash == evaluator.resolved.hash
@@ -136,7 +139,7 @@ def test_progress_never_goes_back(scored: tuple[Quality, Path, list[tuple[str, f
 
 
 def test_artifacts_are_the_first_seeds(
-    scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: Evaluator
+    scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: CandidateEvaluator
 ) -> None:
     found, home, _ = scored
     assert sorted(path.name for path in home.iterdir()) == ["curve.csv", "samples.png", "unet"]
@@ -146,7 +149,7 @@ def test_artifacts_are_the_first_seeds(
     assert float(rows[-1]["validation_loss"]) == found.validation_loss.by_seed[0]
     assert any(row["validation_loss"] for row in rows[:-1])
     unet = UNet.from_pretrained(home / "unet")
-    sheet = grid(evaluator.sample_images(unet, range(8)), *quality.GRID)
+    sheet = grid(evaluator.samples(unet, 8), *quality.GRID)
     with Image.open(home / "samples.png") as image:
         assert image.size == (sheet.shape[2], sheet.shape[1])
         pixels = torch.tensor(image.getdata(), dtype=torch.uint8).view(image.height, image.width, 3)
@@ -154,13 +157,13 @@ def test_artifacts_are_the_first_seeds(
 
 
 def test_a_score_repeats_to_the_bit(
-    scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: Evaluator
+    scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: CandidateEvaluator
 ) -> None:
     again = evaluator.score(tiny().canonical(), study_seed=7)
     assert again.model_copy(update={"training_seconds": 0.0}) == scored[0].model_copy(update={"training_seconds": 0.0})
 
 
-def test_context_width_of_a_net_without_cross_attention_means_nothing(plain: Evaluator) -> None:
+def test_context_width_of_a_net_without_cross_attention_means_nothing(plain: CandidateEvaluator) -> None:
     narrow = tiny(attention=False).model_copy(update={"mid": BlocksConfig(num_res_blocks=1)})
     wide = narrow.model_copy(update={"context_dim": 99})
     assert narrow.id == wide.id
@@ -168,7 +171,7 @@ def test_context_width_of_a_net_without_cross_attention_means_nothing(plain: Eva
     assert first == second
 
 
-def test_training_lowers_the_loss(plain: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_lowers_the_loss(plain: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = []
     for steps in (1, 60):
         monkeypatch.setattr(plain, "protocol", plain.protocol.model_copy(update={"steps": steps}))
@@ -177,7 +180,7 @@ def test_training_lowers_the_loss(plain: Evaluator, monkeypatch: pytest.MonkeyPa
 
 
 def test_divergence_is_reported_and_finite(
-    evaluator: Evaluator, protocol: EvaluationProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    evaluator: CandidateEvaluator, protocol: EvaluationProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     wild = protocol.model_copy(update={"learning_rate": 1e15, "grad_clip": 1e30, "warmup_fraction": 0.0, "steps": 20})
     monkeypatch.setattr(evaluator, "protocol", wild)
@@ -187,12 +190,12 @@ def test_divergence_is_reported_and_finite(
     assert Quality.model_validate_json(found.model_dump_json()) == found
 
 
-def test_another_study_seed_is_another_run(plain: Evaluator) -> None:
+def test_another_study_seed_is_another_run(plain: CandidateEvaluator) -> None:
     first, other = (plain.score(tiny(), study_seed=seed).validation_loss.value for seed in (0, 1))
     assert first != other
 
 
-def test_no_samples_no_distances(plain: Evaluator) -> None:
+def test_no_samples_no_distances(plain: CandidateEvaluator) -> None:
     found = plain.score(tiny(), study_seed=0)
     assert (found.frechet_distance, found.kernel_distance) == (None, None)
     assert found.validation_loss.value > 0
@@ -202,29 +205,27 @@ def test_what_was_prepared_is_not_computed_again(
     protocol: EvaluationProtocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
-    first = evaluation_data.load_evaluation_data(protocol, torch.device("cpu"))
+    first = CandidateEvaluator(protocol, torch.device("cpu"))
 
     def refuse(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(type(first.decoder), "encode", refuse)
-    monkeypatch.setattr(evaluation_data, "reference", refuse)
-    again = evaluation_data.load_evaluation_data(protocol, torch.device("cpu"))
-    assert torch.equal(first.validation, again.validation)
-    assert first.reference is not None
-    assert again.reference is not None
-    assert torch.equal(first.reference.covariance, again.reference.covariance)
+    monkeypatch.setattr(type(first.data.autoencoder), "encode", refuse)
+    monkeypatch.setattr(distances, "reference", refuse)
+    again = CandidateEvaluator(protocol, torch.device("cpu"))
+    assert torch.equal(first.evaluator._validation_pairs[0], again.evaluator._validation_pairs[0])
+    assert torch.equal(first.evaluator._reference.covariance, again.evaluator._reference.covariance)
     assert first.resolved.hash == again.resolved.hash
 
 
-def test_prompts_are_held_out_captions_in_a_fixed_order(evaluator: Evaluator) -> None:
+def test_prompts_are_held_out_captions_in_a_fixed_order(evaluator: CandidateEvaluator) -> None:
     captions = [f"caption {i}" for i in range(5)]
-    prompts = evaluation_data.fixed_prompts(captions * 3, 12)
-    assert prompts == evaluation_data.fixed_prompts(sorted(captions), 12)
+    prompts = fixed_prompts(captions * 3, 12)
+    assert prompts == fixed_prompts(sorted(captions), 12)
     assert sorted(prompts[:5]) == captions
     assert prompts[:5] != captions
     assert prompts[:5] == prompts[5:10]
-    assert set(evaluator._data.prompts) <= {
+    assert set(evaluator.prompts) <= {
         "red circle",
         "green circle",
         "blue circle",
@@ -236,7 +237,7 @@ def test_prompts_are_held_out_captions_in_a_fixed_order(evaluator: Evaluator) ->
 
 def test_a_resolution_that_the_autoencoder_cannot_halve_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match="resolution"):
-        Evaluator(
+        CandidateEvaluator(
             EvaluationProtocol(data=str(folder), resolution=9, autoencoder="emoji", num_samples=0), torch.device("cpu")
         )
 

@@ -1,0 +1,321 @@
+"""Evaluation of candidates: a short training run per seed, samples, distances and validation loss."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
+from archsearch.quality import resolve
+from archsearch.quality.evaluator import Evaluator, SamplingConfig
+from archsearch.quality.short_run import Checkpoints, ShortRun, TrainResult
+from archsearch.quality.supernet import Supernet
+from archsearch.score import Quality
+from archsearch.stats import intervals
+from archsearch.stats.estimate import DistanceEstimate, Estimate
+from snapgen import devices
+from snapgen.architecture.schema import Architecture
+from snapgen.data.pixels import grid
+from snapgen.diffusion.process import make_process
+from snapgen.errors import InputError
+from snapgen.io.atomic import atomic_write
+from snapgen.models.unet import UNet
+from snapgen.optim.ema import EMA
+from snapgen.progress import ProgressCallback, ignore_progress, subtask
+from snapgen.seeding import derive_seed
+from snapgen.training.data import TrainingData
+from snapgen.training.loop import make_accelerator
+
+WORST = 1e6
+"""Value of every metric of a diverged run: finite, so that it can be stored, and worse than every other value."""
+
+TRAINING_SHARE = 0.85
+"""Approximate fraction of a seed's time that is spent on training; only used for progress."""
+
+SAMPLING_BATCH_SIZE = 64
+"""Number of images that are generated at once."""
+
+GRID = (6, 8)
+"""Rows and columns of samples.png, if there are that many samples."""
+
+
+@dataclass
+class SeedRun:
+    """Training run of one seed, with its evaluation."""
+
+    unet: UNet
+    """The net with the EMA weights."""
+    pair_losses: Tensor
+    """Loss of each validation pair, (pairs,) float64."""
+    training: TrainResult = field(default_factory=TrainResult)
+    """How the training went."""
+    frechet: DistanceEstimate | None = None
+    kernel: DistanceEstimate | None = None
+    images: Tensor | None = None
+    """Generated samples, (samples, 3, H, W) uint8."""
+
+
+class CandidateEvaluator:
+    """Scores candidates under one protocol.
+
+    Latents, text embeddings and reference statistics are computed once, or read from the cache. Samples are generated
+    for captions of held-out concepts; the reference of the distances is the training images. Everything except a
+    candidate's own training (prompts, sampling noise, validation pairs) is the same for all candidates.
+
+    Args:
+        protocol: training and evaluation settings.
+        device: device to train and sample on; None: the default device.
+
+    Raises:
+        InputError: if data or models of the protocol cannot be loaded.
+    """
+
+    def __init__(self, protocol: EvaluationProtocol, device: torch.device | None = None) -> None:
+        self.protocol = protocol
+        self.device = device or devices.default_device()
+        self.data = TrainingData(protocol.data, protocol.autoencoder, protocol.text_encoders, device=self.device)
+        self.resolved: ResolvedProtocol = resolve.resolved(protocol, self.data)
+        """The protocol with the digests of its files."""
+        bfloat16 = protocol.precision == "bfloat16"
+        self.evaluator = Evaluator(
+            self.data, protocol.resolution, protocol, bfloat16=bfloat16, batch_size=SAMPLING_BATCH_SIZE
+        )
+        self.evaluator.preload(samples=True)
+        self._training = self.data.encoded("train", protocol.resolution)
+        self._process = make_process(protocol.prediction_type, shift=protocol.timestep_shift)
+        self._sampling = SamplingConfig(
+            protocol.num_inference_steps, protocol.guidance_scale, timestep_shift=protocol.timestep_shift
+        )
+        self._supernet = None
+        if protocol.init_from is not None:
+            self._supernet = Supernet(protocol.init_from, prediction=protocol.prediction_type)
+            self._supernet.unet.to(self.device)
+
+    @property
+    def latent_channels(self) -> int:
+        """Number of latent channels that an architecture must have."""
+        return self.evaluator.latent_shape[0]
+
+    @property
+    def latent_size(self) -> int:
+        """Height and width of the latents; must be divisible by an architecture's stride."""
+        return self.evaluator.latent_shape[1]
+
+    @property
+    def context_dim(self) -> int:
+        """Context dimension that an architecture with cross-attention must have."""
+        return self._training.student.context_dim
+
+    @property
+    def context_tokens(self) -> int:
+        """Length of every context."""
+        return self._training.student.tokens
+
+    def check(self, arch: Architecture) -> None:
+        """Check that an architecture can be trained under this protocol.
+
+        Raises:
+            InputError: if its latent channels, context dimension or stride do not fit, or it is not a sub-network of
+                the supernetwork (`EvaluationProtocol.init_from`).
+        """
+        source = f"architecture {arch.id}"
+        if arch.latent_channels != self.latent_channels:
+            problem = f"is {arch.latent_channels}; the protocol's autoencoder has {self.latent_channels}"
+            raise InputError(source, problem, "make them equal", place="latent_channels")
+        if arch.has_cross_attention and arch.context_dim != self.context_dim:
+            problem = f"is {arch.context_dim}; the protocol's text encoder has {self.context_dim}"
+            raise InputError(source, problem, "make them equal", place="context_dim")
+        if self.latent_size % arch.stride:
+            problem = f"has {len(arch.down)} levels, but a latent of size {self.latent_size} cannot be halved as often"
+            raise InputError(source, problem, "remove levels or raise the resolution", place="down")
+        if self._supernet is not None:
+            self._supernet.check(arch)
+
+    def score(
+        self,
+        arch: Architecture,
+        *,
+        study_seed: int,
+        progress: ProgressCallback = ignore_progress,
+        artifacts: Path | None = None,
+        checkpoints: Checkpoints | None = None,
+    ) -> Quality:
+        """Train a candidate with each seed of the protocol, and evaluate it.
+
+        The result is deterministic for a canonical architecture, protocol and ``study_seed``, on one machine with a
+        fixed number of threads. Each metric is the mean over seeds; see `archsearch.stats.intervals` for its interval.
+
+        Args:
+            arch: the candidate.
+            study_seed: seed from which the seeds of the runs are derived.
+            progress: called with the current phase and the completed fraction.
+            artifacts: folder for the artifacts of the first seed: ``samples.png``, ``curve.csv`` and ``unet/`` (EMA
+                weights for `UNet.from_pretrained`, and the protocol).
+            checkpoints: where the runs are saved, and the same call resumes them; None: nowhere.
+
+        Raises:
+            InputError: like `check`.
+        """
+        self.check(arch)
+        runs, seeds = [], self.protocol.train_seeds
+        for number, seed in enumerate(seeds):
+            derived = derive_seed(study_seed, "run", seed)
+            run = self.run(
+                self.initial_network(arch, derive_seed(derived, "weights")),
+                self.protocol,
+                number=seed,
+                seed=derived,
+                progress=subtask(progress, number / len(seeds), (number + 1) / len(seeds)),
+                checkpoints=checkpoints,
+            )
+            if artifacts is not None and number == 0:
+                self.write(run, artifacts)
+            run.images = None
+            runs.append(run)
+            if run.training.diverged:
+                break
+        return self.quality(runs)
+
+    def initial_network(self, arch: Architecture, seed: int) -> UNet:
+        """The net to train, with its initial weights."""
+        if self._supernet is not None:
+            return self._supernet.net(arch, seed=seed)
+        unet = self.net(arch)
+        unet.init_weights(seed)
+        return unet
+
+    def run(
+        self,
+        unet: UNet,
+        training: EvaluationProtocol,
+        *,
+        number: int,
+        seed: int,
+        block_dropout: float = 0,
+        progress: ProgressCallback = ignore_progress,
+        checkpoints: Checkpoints | None = None,
+    ) -> SeedRun:
+        """Train a net on the protocol's data, and evaluate it with its EMA weights.
+
+        Args:
+            unet: net on the evaluator's device; trained in place.
+            training: the protocol itself, or other training settings for its data.
+            number: number of the run, in progress messages and for its checkpoint.
+            seed: see `ShortRun`.
+            block_dropout: see `ShortRun`.
+            progress: progress callback.
+            checkpoints: where the training is saved; None: nowhere.
+        """
+        ema_unet = self.net(unet.arch)
+
+        def validate(average: EMA) -> float:
+            ema_unet.load_state_dict(average.state())
+            return float(self.pair_losses(ema_unet).mean())
+
+        accelerator = make_accelerator(find_unused_parameters=block_dropout > 0)
+        short_run = ShortRun(
+            unet, self._training, training, seed=seed, accelerator=accelerator, block_dropout=block_dropout
+        )
+        result = short_run.train(
+            validate=validate,
+            progress=lambda step: progress(TRAINING_SHARE * step / training.steps, f"training seed {number}"),
+            checkpoint=None if checkpoints is None else checkpoints.path(number),
+            checkpoint_seconds=checkpoints.seconds if checkpoints else 0,
+        )
+        ema_unet.load_state_dict(short_run.ema.state())
+        run = self.evaluate(ema_unet, number=number, progress=progress)
+        result.diverged |= run.training.diverged
+        if result.curve and not result.diverged:
+            result.curve[-1] = (*result.curve[-1][:2], float(run.pair_losses.mean()))
+        run.training = result
+        return run
+
+    def evaluate(self, unet: UNet, *, number: int, progress: ProgressCallback = ignore_progress) -> SeedRun:
+        """Evaluate a net without training it."""
+        run = SeedRun(unet, self.pair_losses(unet))
+        tensors = [run.pair_losses, *unet.state_dict().values()]
+        run.training.diverged = not all(bool(tensor.isfinite().all()) for tensor in tensors)
+        if self.protocol.num_samples and not run.training.diverged:
+            part = subtask(progress, TRAINING_SHARE, 1)
+            try:
+                run.images = self.samples(
+                    unet, progress=lambda fraction, message="": part(fraction, f"{message} seed {number}")
+                )
+                run.frechet, run.kernel = self.distances(run.images)
+            except FloatingPointError:
+                run.training.diverged = True
+        progress(1.0, f"seed {number} done")
+        return run
+
+    def net(self, arch: Architecture) -> UNet:
+        """The uninitialized net of a compatible architecture, on the evaluator's device."""
+        # Nets without cross-attention accept and ignore a context; give it the protocol's dimension.
+        compatible = arch.model_copy(update={"context_dim": self.context_dim})
+        unet: UNet = UNet(compatible).to(self.device)
+        return unet
+
+    def pair_losses(self, unet: UNet) -> Tensor:
+        """Loss of the net on each of the protocol's validation pairs: (pairs,) float64."""
+        return self.evaluator.validation_losses(unet, self._process)
+
+    @property
+    def prompts(self) -> list[str]:
+        """Captions of held-out concepts, one per sample."""
+        return self.evaluator.prompts
+
+    def samples(self, unet: UNet, count: int | None = None, progress: ProgressCallback = ignore_progress) -> Tensor:
+        """Generate the first ``count`` of the protocol's samples (None: all): (count, 3, H, W) uint8 on the CPU.
+
+        Raises:
+            FloatingPointError: if the latents are not finite.
+        """
+        return self.evaluator.samples(unet, self._process, self._sampling, count, progress=progress)
+
+    def distances(self, images: Tensor) -> tuple[DistanceEstimate, DistanceEstimate]:
+        """Fréchet and kernel distance of samples to the training images.
+
+        Raises:
+            FloatingPointError: if their features are not finite.
+        """
+        return self.evaluator.distances(images)
+
+    def quality(self, runs: Sequence[SeedRun]) -> Quality:
+        """Combine the runs of one candidate, one per seed."""
+        diverged = any(run.training.diverged for run in runs)
+        sampled = self.protocol.num_samples > 0
+        worst = Estimate(value=WORST, low=WORST, high=WORST)
+        return Quality(
+            validation_loss=worst if diverged else intervals.validation_estimate([run.pair_losses for run in runs]),
+            frechet_distance=(worst if diverged else _estimate([run.frechet for run in runs])) if sampled else None,
+            kernel_distance=(worst if diverged else _estimate([run.kernel for run in runs])) if sampled else None,
+            extractor=self.evaluator.extractor.name if sampled else "none",
+            protocol_hash=self.resolved.hash,
+            training_seconds=sum(run.training.seconds for run in runs),
+            diverged=diverged,
+        )
+
+    def write(self, run: SeedRun, folder: Path) -> None:
+        """Write a run's samples, curve and weights to a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / "curve.csv") as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "training_loss", "validation_loss"])
+            writer.writerows(
+                [step, loss, "" if validation is None else validation] for step, loss, validation in run.training.curve
+            )
+        run.unet.prediction_type = self.protocol.prediction_type
+        run.unet.save_pretrained(folder / "unet")
+        (folder / "unet" / "protocol.json").write_text(self.resolved.model_dump_json(indent=2) + "\n")
+        if run.images is not None:
+            with atomic_write(folder / "samples.png") as temporary:
+                Image.fromarray(grid(run.images, *GRID).permute(1, 2, 0).numpy()).save(temporary, format="png")
+
+
+def _estimate(measured: Sequence[DistanceEstimate | None]) -> Estimate:
+    return intervals.distance_estimate([estimate for estimate in measured if estimate is not None])

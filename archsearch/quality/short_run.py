@@ -1,0 +1,197 @@
+"""Short training run of a candidate, by which a search scores it. A run that was killed resumes from its checkpoint.
+
+On a CPU, the same seed, machine and number of threads give bit-identical results, whether or not the run was killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+
+from archsearch.protocol import EvaluationProtocol
+from snapgen.diffusion.process import make_process
+from snapgen.io.cache import JSON
+from snapgen.io.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from snapgen.models.unet import UNet
+from snapgen.objectives.flow_matching import FlowMatchingObjective
+from snapgen.optim.ema import EMA
+from snapgen.training.batches import BatchStream, training_timesteps
+from snapgen.training.data import EncodedDataset
+from snapgen.training.loop import NonfiniteGradientError, StepStats, Trainer
+from snapgen.training.stages import FlowMatchingStage
+
+DIVERGENCE_FACTOR = 4.0
+"""A run has diverged when its recent mean loss is this many times its first loss."""
+REPORTS = 20
+"""Number of progress reports, which are the only points that wait for the device."""
+CURVE_POINTS = 4
+"""Number of evenly spaced steps at which the curve has a validation loss, including the last."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where runs are saved, and how often."""
+
+    folder: Path
+    seconds: float = 300
+    """Time between two checkpoints; 0: at every report."""
+
+    def path(self, number: int) -> Path:
+        """The checkpoint of the run with that number."""
+        return self.folder / f"{number}.safetensors"
+
+
+@dataclass
+class TrainResult:
+    """What a run leaves besides its weights, and all that a checkpoint records besides the trainer's state."""
+
+    curve: list[tuple[int, float, float | None]] = field(default_factory=list)
+    """Step, mean training loss since the previous row, and validation loss if it was measured."""
+    first_loss: float | None = None
+    """Training loss of the first step."""
+    seconds: float = 0.0
+    """Time spent training, without validation and checkpoints."""
+    diverged: bool = False
+
+
+class _DivergedError(Exception):
+    pass
+
+
+class ShortRun:
+    """Training of one net on a protocol's data.
+
+    Args:
+        unet: trained in place.
+        data: the training images, encoded.
+        protocol: the training's settings.
+        seed: seed of the images' order, the timesteps, the noise and the dropout; not of the weights.
+        accelerator: the processes that train.
+        block_dropout: probability of leaving each block out of a step (`snapgen.models.subnetworks`).
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        data: EncodedDataset,
+        protocol: EvaluationProtocol,
+        *,
+        seed: int,
+        accelerator: Accelerator,
+        block_dropout: float = 0,
+    ) -> None:
+        self.result = TrainResult()
+        self._main = bool(accelerator.is_main_process)
+        self._identity: dict[str, JSON] = {
+            "protocol": protocol.model_dump(mode="json"),
+            "seed": seed,
+            "block_dropout": block_dropout,
+            "weights": _digest(unet),
+        }
+        stage = training_stage(protocol, block_dropout=block_dropout)
+        device = next(unet.parameters()).device
+        objective = FlowMatchingObjective(
+            unet.requires_grad_(True), prediction=protocol.prediction_type, block_dropout=block_dropout, seed=seed
+        )
+        batches = BatchStream(
+            data.latents,
+            data.student,
+            teacher=None,
+            dropout=[protocol.caption_dropout],
+            batch_size=protocol.batch_size,
+            timesteps=training_timesteps(make_process(protocol.prediction_type, shift=protocol.timestep_shift)),
+            seed=seed,
+            device=device,
+        )
+        self._trainer = Trainer(
+            stage,
+            unet,
+            {"student": objective},
+            batches,
+            accelerator=accelerator,
+            report_every=max(1, stage.steps // REPORTS),
+        )
+
+    @property
+    def ema(self) -> EMA:
+        """Moving average of the weights so far."""
+        return self._trainer.ema
+
+    def train(
+        self,
+        *,
+        validate: Callable[[EMA], float],
+        progress: Callable[[int], None],
+        checkpoint: Path | None = None,
+        checkpoint_seconds: float = 300,
+    ) -> TrainResult:
+        """Train to the end, from the checkpoint if there is one of this run.
+
+        Args:
+            validate: gives the validation loss of the averaged weights, for the curve.
+            progress: called with the steps that are done.
+            checkpoint: file in which the run is saved; None: none.
+            checkpoint_seconds: time between two checkpoints; 0: at every report.
+
+        Returns:
+            The result. A run that diverges stops at the next report.
+        """
+        if checkpoint is not None:
+            self._resume(checkpoint)
+        trainer, result = self._trainer, self.result
+        steps, every = trainer.stage.steps, trainer.report_every
+        saved = started = time.monotonic()
+
+        def report(stats: StepStats) -> None:
+            nonlocal saved, started
+            result.seconds += time.monotonic() - started
+            result.first_loss = stats.step_losses[0] if result.first_loss is None else result.first_loss
+            loss = sum(stats.step_losses) / len(stats.step_losses)
+            if not loss < DIVERGENCE_FACTOR * result.first_loss:  # negated, so that NaN counts as diverged
+                raise _DivergedError
+            due = stats.step // every % max(1, REPORTS // CURVE_POINTS) == 0 and stats.step < steps
+            result.curve.append((stats.step, loss, validate(trainer.ema) if due and self._main else None))
+            if checkpoint is not None and self._main and time.monotonic() - saved >= checkpoint_seconds:
+                metadata: dict[str, JSON] = {"identity": self._identity, "step": stats.step, "result": asdict(result)}
+                save_checkpoint(checkpoint, trainer.state(), metadata)
+                saved = time.monotonic()
+            progress(stats.step)
+            started = time.monotonic()
+
+        try:
+            trainer.run(report=report)
+            result.diverged = not all(bool(tensor.isfinite().all()) for tensor in trainer.ema.state().values())
+        except (_DivergedError, NonfiniteGradientError):
+            result.diverged = True
+        return result
+
+    def _resume(self, checkpoint: Path) -> None:
+        """Load the checkpoint if it is of this run; a checkpoint of another run will be overwritten."""
+        if not checkpoint.is_file() or read_metadata(checkpoint).get("identity") != self._identity:
+            return
+        components, metadata = load_checkpoint(checkpoint)
+        self._trainer.load(components, metadata["step"])
+        self.result = TrainResult(**metadata["result"])
+        self.result.curve = [(step, loss, validation) for step, loss, validation in self.result.curve]
+
+
+def training_stage(protocol: EvaluationProtocol, *, block_dropout: float = 0) -> FlowMatchingStage:
+    """The short run as a training stage, by which `snapgen.training.loop.Trainer` trains it."""
+    shared = {name: getattr(protocol, name) for name in FlowMatchingStage.model_fields if hasattr(protocol, name)}
+    return FlowMatchingStage(
+        **shared, name="short-run", num_images=protocol.steps * protocol.batch_size, block_dropout=block_dropout
+    )
+
+
+def _digest(net: nn.Module) -> str:
+    """Digest of a net's weights; 16 hex digits."""
+    digest = hashlib.sha256()
+    for tensor in net.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
