@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from snapgen.coreml.pipeline_export import describe
 from snapgen.diffusion import rectified_flow
 from snapgen.diffusion.process import RectifiedFlow
 from snapgen.errors import InputError
+from snapgen.models.unet import UNet
 from snapgen.pipeline.loading import find_pipeline, load_pipeline
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from tests.snapgen.conditioning.test_text_encoder import bert, clip
@@ -82,6 +84,8 @@ def test_it_samples_as_flow_does(
     prediction: rectified_flow.FlowPredictionType, guidance: float, shift: float, pipeline: SnapGenPipeline
 ) -> None:
     components = {**pipeline.components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift)}
+    components["unet"] = copy.deepcopy(pipeline.unet)
+    components["unet"].prediction_type = None
     one = SnapGenPipeline(**components, encoders=pipeline.config.encoders, prediction=prediction, guidance=guidance)
     one.set_progress_bar_config(disable=True)
     context = torch.randn(3, 13, 40, generator=torch.Generator().manual_seed(0))
@@ -108,6 +112,7 @@ def test_what_is_saved_is_loaded(coder: Callable[[], Autoencoder] | None, tmp_pa
     one = made(tmp_path, coder and coder(), shift=3, guidance=2)
     one.save_pretrained(tmp_path / "x" / "pipeline")
     again = load_pipeline(tmp_path / "x")
+    assert again.unet.prediction_type == "preconditioned"
     assert again.config.encoders == one.config.encoders
     assert (again.config.prediction, again.config.guidance, again.scheduler.config.shift) == ("preconditioned", 2, 3)
     found, expected = (each(PROMPTS, output_type="np").images for each in (again, one))
@@ -187,11 +192,12 @@ def test_what_cannot_be_drawn_is_told(asked: dict[str, Any], message: str, pipel
             {"decoder": TinyDecoder(latent_channels=4, widths=(32,), blocks=(1,))},
             "pipeline: decoder: decodes other latents",
         ),
+        ({"unet": UNet(tiny(FITTING), "v")}, "is 'preconditioned', but its net predicts 'v'"),
         ({"unet": stirred(tiny())}, "pipeline: vae: has 4 latent channels, but the net has 3"),
     ],
 )
 def test_components_that_do_not_fit_are_told(changes: dict[str, Any], message: str, pipeline: SnapGenPipeline) -> None:
-    facts = {"encoders": pipeline.config.encoders, "prediction": "velocity", **pipeline.components, **changes}
+    facts = {"encoders": pipeline.config.encoders, "prediction": "preconditioned", **pipeline.components, **changes}
     with pytest.raises(InputError, match=message):
         SnapGenPipeline(**facts)
 
