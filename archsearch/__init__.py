@@ -25,23 +25,7 @@ if TYPE_CHECKING:
     from archsearch.studies.config.study import StudyConfig
     from archsearch.training.recipe import Recipe, load_recipe
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.api.architecture": ["count_cost", "latency_backend", "measure_latency"],
-            "archsearch.api.study": ["Study", "ablate", "audit", "evolve", "load_study", "search"],
-            "archsearch.api.training": ["TrainedRun", "train"],
-            "archsearch.protocol": ["EvaluationProtocol"],
-            "archsearch.quality.candidate_evaluator": ["CandidateEvaluator"],
-            "archsearch.reports.study_report": ["write_report"],
-            "archsearch.score": ["LatencyRecord", "Score"],
-            "archsearch.spaces.loading": ["load_space"],
-            "archsearch.spaces.space": ["Space"],
-            "archsearch.stats.estimate": ["Estimate"],
-            "archsearch.studies.config.study": ["StudyConfig"],
-            "archsearch.training.recipe": ["Recipe", "load_recipe"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "CandidateEvaluator",

@@ -96,6 +96,11 @@ class LatencyRecord(Config):
         return self
 
     @property
+    def estimate(self) -> Estimate:
+        """The median with the quartiles as its interval."""
+        return Estimate(value=self.median_ms, low=self.lower_quartile_ms, high=self.upper_quartile_ms)
+
+    @property
     def conditions(self) -> tuple[str, str, str, str, str, str]:
         """Source, device, compute units, chip, threads, runtime: only latencies with equal conditions can be ranked."""
         return self.source, self.device, self.compute_units, self.chip, str(self.threads), self.runtime

@@ -1,5 +1,7 @@
 """Benchmark of methods to measure the host's latency: ONNX Runtime and PyTorch, and repeatability next to other load.
 
+Exporters to ONNX have a benchmark of their own (``benchmarks/onnx_export.py``).
+
 Every method runs the same net in one process on one thread, round-robin in slices of 50 ms, so that changes of the
 machine's speed affect all methods alike. Times are the CPU time of the thread (see
 `archsearch.latency.host.HostBackend`); "prepare" is the wall-clock time from the net to the first output, the second
@@ -29,6 +31,7 @@ from archsearch.latency import base, host, onnx_export
 from archsearch.machine import chip, operating_system
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
+from snapgen.architecture.schema import Architecture
 from snapgen.models.unet import UNet
 
 SLICE_SECONDS = 0.05
@@ -46,34 +49,26 @@ Inputs = dict[str, torch.Tensor]
 Run = Callable[[], object]
 
 
-def drawn(space: Space) -> tuple[UNet, Inputs]:
-    """A space's base net without zero weights, and an input."""
-    net = UNet(space.base).eval()
+def net_of(arch: Architecture) -> UNet:
+    """A net without zero weights."""
+    net = UNet(arch).eval()
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(torch.randn_like(weight) * weight[0].numel() ** -0.5 if weight.dim() > 1 else 0)
-    return net, base.sample_inputs(space.base, space.latent_size, space.context_tokens)
+    return net
 
 
 def ours(net: UNet, inputs: Inputs, folder: Path) -> Run:
     """ONNX Runtime with the graph used for latency records."""
     onnx_export.export(net, inputs, folder / "ours.onnx")
-    return _session(folder / "ours.onnx", inputs)
+    return session_run(folder / "ours.onnx", inputs)
 
 
-def torchs(net: UNet, inputs: Inputs, folder: Path) -> Run:
-    """ONNX Runtime with the graph that ``torch.onnx`` exports."""
-    with torch.no_grad():
-        program = torch.onnx.export(net, tuple(inputs.values()), dynamo=True, verbose=False, opset_version=18)
-    assert program is not None
-    program.save(folder / "torchs.onnx")
-    return _session(folder / "torchs.onnx", inputs)
-
-
-def _session(path: Path, inputs: Inputs) -> Run:
+def session_run(path: Path, inputs: Inputs) -> Run:
+    """A run of a graph in ONNX Runtime on one thread; it gives a list of one output."""
     session = host.open_session(path, threads=1)
-    feed = dict(zip((i.name for i in session.get_inputs()), (t.numpy() for t in inputs.values()), strict=True))
-    return lambda: session.run(None, feed)
+    feed = {node.name: inputs[node.name].numpy() for node in session.get_inputs()}
+    return lambda: session.run(["output"], feed)
 
 
 def eager(net: UNet, inputs: Inputs, _folder: Path) -> Run:
@@ -88,12 +83,12 @@ def compiled(net: UNet, inputs: Inputs, _folder: Path) -> Run:
     return lambda: fast(*inputs.values())
 
 
-WAYS = {"ONNX Runtime": ours, "ONNX Runtime, torch.onnx": torchs, "PyTorch": eager, "torch.compile": compiled}
+WAYS = {"ONNX Runtime": ours, "PyTorch": eager, "torch.compile": compiled}
 
 
 def compare(space: Space, seconds: float) -> None:
     """Print each method's time for a net, and the deviation of its output from PyTorch's."""
-    net, inputs = drawn(space)
+    net, inputs = net_of(space.base), base.sample_inputs(space.base, space.latent_size, space.context_tokens)
     wanted = net(*inputs.values())
     prepared: dict[str, float] = {}
     runs: dict[str, Run] = {}

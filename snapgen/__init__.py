@@ -17,19 +17,7 @@ if TYPE_CHECKING:
     from snapgen.models.unet import UNet
     from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.architecture.presets": ["preset"],
-            "snapgen.architecture.schema": ["Architecture"],
-            "snapgen.autoencoders.autoencoder": ["load_autoencoder"],
-            "snapgen.conversion.from_diffusers": ["from_diffusers"],
-            "snapgen.data.dataset": ["load_dataset"],
-            "snapgen.errors": ["InputError"],
-            "snapgen.models.unet": ["UNet"],
-            "snapgen.pipeline.snapgen_pipeline": ["SnapGenPipeline"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "Architecture",

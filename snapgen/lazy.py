@@ -1,12 +1,12 @@
 """Lazy re-exports: a package offers names of its modules, and imports a module on first access to one of its names.
 
-The mechanism is PEP 562. A package that uses it lists its names three times: as imports under ``TYPE_CHECKING``, for
-type checkers and editors; for `lazy_exports`, with their modules; and in ``__all__``, for people and for ``import *``::
+The mechanism is PEP 562. A package lists its names in ``__all__``, and imports them where only type checkers and
+editors look; `lazy_exports` reads from the package's source which modules they come from::
 
     if TYPE_CHECKING:
         from snapgen.models.unet import UNet
     else:
-        __getattr__, __dir__ = lazy_exports(__name__, {"snapgen.models.unet": ["UNet"]})
+        __getattr__, __dir__ = lazy_exports(__name__)
 
     __all__ = ["UNet"]
 
@@ -16,22 +16,26 @@ of a module of the package, since importing that module anywhere would replace i
 
 from __future__ import annotations
 
+import ast
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from importlib import import_module
+from importlib.abc import InspectLoader
 from typing import Any
 
 
-def lazy_exports(
-    package: str, exports: Mapping[str, Sequence[str]]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Create the ``__getattr__`` and the ``__dir__`` of a package that imports its exports on first access.
 
     Args:
-        package: the package's ``__name__``.
-        exports: names that the package offers, by the full name of the module that defines them.
+        package: the package's ``__name__``; its exports are the imports in its only ``if`` statement.
     """
-    module_of = {name: module for module, names in exports.items() for name in names}
+    spec = sys.modules[package].__spec__
+    assert spec is not None
+    assert isinstance(spec.loader, InspectLoader)
+    (block,) = (node for node in ast.parse(spec.loader.get_source(package) or "").body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    module_of = {alias.name: node.module for node in imports for alias in node.names if node.module}
 
     def get_attribute(name: str) -> Any:
         if name not in module_of:

@@ -48,11 +48,14 @@ def time_left(seconds: float, fraction: float) -> str:
     """Estimate of the remaining time as text, from the seconds that ``fraction`` of the work took; empty at 0."""
     if fraction <= 0:
         return ""
-    left = seconds * (1 - fraction) / fraction
-    for unit, size, limit in (("s", 1, 120), ("min", 60, 120)):
-        if left < size * limit:
-            return f"{left / size:.0f} {unit} left"
-    return f"{left / 3600:.1f} h left"
+    return f"{format_duration(seconds * (1 - fraction) / fraction)} left"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration in seconds or minutes, up to 120 of them, or in hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class ProgressLog:

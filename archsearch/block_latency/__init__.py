@@ -9,13 +9,6 @@ if TYPE_CHECKING:
     from archsearch.block_latency.fitting import fit_block_table
     from archsearch.block_latency.table import BlockTable
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.block_latency.config": ["BlockTableConfig"],
-            "archsearch.block_latency.fitting": ["fit_block_table"],
-            "archsearch.block_latency.table": ["BlockTable"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["BlockTable", "BlockTableConfig", "fit_block_table"]

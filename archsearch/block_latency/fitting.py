@@ -5,9 +5,7 @@ any block, without the blocks of each site, and with additional copies of each, 
 fitted to these latencies (`archsearch.stats.regression`).
 
 The predictions are validated on random sub-networks that are not part of the fit. If the error for any of them exceeds
-`TOLERATED`, two corrections are tried, and evaluated by leave-one-out on the sub-networks: a *refit* that includes the
-sub-networks, which corrects single blocks; and a *curve*, a power of the sum, which corrects effects common to all
-blocks, e.g. of a device that runs several blocks concurrently. The better one is applied.
+`TOLERATED`, a refit that includes the sub-networks is evaluated by leave-one-out on them, and kept if it is better.
 """
 
 from __future__ import annotations
@@ -25,7 +23,6 @@ from archsearch.block_latency.table import (
     TOLERATED,
     BlockCost,
     BlockTable,
-    Correction,
     NetTiming,
     PredictionErrors,
     condition_mismatch,
@@ -35,7 +32,7 @@ from archsearch.block_latency.table import (
 from archsearch.latency.base import Backend
 from archsearch.latency.repeats import TRIES, measure_round_robin
 from archsearch.score import LatencyRecord
-from archsearch.stats.regression import Array, NormalPrior, Observation, fit, weak_prior
+from archsearch.stats.regression import NormalPrior, Observation, fit, weak_prior
 from snapgen import seeding
 from snapgen.architecture import block_index
 from snapgen.architecture.block_index import BlockRef, BlockSite
@@ -44,7 +41,7 @@ from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback, ignore_progress
 
 MIN_VALIDATION_NETS = 4
-"""Fewest sub-networks for which corrections are tried."""
+"""Fewest sub-networks for which a refit is tried."""
 
 MIN_KEEP_PROB = 0.25
 """Smallest probability with which a random sub-network keeps a block; it is drawn for each, up to 1."""
@@ -170,23 +167,15 @@ def _fit_table(
     fitted = [_observation(net) for net in measured if net.use == "fill"]
     validation = [_observation(net) for net in measured if net.use == "check"]
     prior = weak_prior(np.array([e.features for e in fitted]), np.array([e.value for e in fitted]))
-    result, scale, power = fit(fitted, prior), 1.0, 1.0
-    before = (
-        PredictionErrors(errors=tuple(e.ratio(result.coefficients) - 1 for e in validation)) if validation else None
-    )
-    tried: dict[Correction, PredictionErrors] = {}
+    result = fit(fitted, prior)
+    before = after = None
+    if validation:
+        before = PredictionErrors(errors=tuple(e.ratio(result.coefficients) - 1 for e in validation))
     if before and before.largest > TOLERATED and len(validation) >= MIN_VALIDATION_NETS:
-        tried = {
-            "refit": _refit_errors(fitted, validation, prior),
-            "curve": _curve_errors(validation, result.coefficients),
-        }
-    correction = min(tried, key=lambda name: tried[name].largest, default=None)
-    if correction and before and tried[correction].largest >= before.largest:
-        correction = None
-    if correction == "refit":
+        after = _refit_errors(fitted, validation, prior)
+    better = before and after and after.largest < before.largest
+    if better:
         result = fit([*fitted, *validation], prior)
-    if correction == "curve":
-        scale, power = _fit_curve(validation, result.coefficients)
     fixed, *costs = result.coefficients.tolist()
     first = measured[0].records[0]
     return BlockTable(
@@ -201,11 +190,9 @@ def _fit_table(
             BlockCost(site=site, layer=layer, kind=kind, ms=ms, copy_ms=copy_ms)
             for (site, layer, kind), ms, copy_ms in zip(sites, costs[::2], costs[1::2], strict=True)
         ),
-        scale=scale,
-        power=power,
         before=before,
-        tried=tried,
-        correction=correction,
+        tried={"refit": after} if after else {},
+        correction="refit" if better else None,
         measured=tuple(measured),
     )
 
@@ -218,29 +205,11 @@ def _refit_errors(
     fitted: Sequence[Observation], validation: Sequence[Observation], prior: NormalPrior
 ) -> PredictionErrors:
     """Leave-one-out errors of the refit on the validation nets."""
-    fits = [fit([*fitted, *others], prior).coefficients for others in _all_but_one(validation)]
-    return PredictionErrors(
-        errors=tuple(e.ratio(coefficients) - 1 for e, coefficients in zip(validation, fits, strict=True))
-    )
-
-
-def _curve_errors(validation: Sequence[Observation], coefficients: Array) -> PredictionErrors:
-    """Leave-one-out errors of the curve on the validation nets."""
-    curves = [_fit_curve(others, coefficients) for others in _all_but_one(validation)]
-    sums = [float(e.features @ coefficients) for e in validation]
-    times = [scale * total**power for total, (scale, power) in zip(sums, curves, strict=True)]
-    return PredictionErrors(errors=tuple(ms / e.value - 1 for ms, e in zip(times, validation, strict=True)))
-
-
-def _fit_curve(nets: Sequence[Observation], coefficients: Array) -> tuple[float, float]:
-    """Scale and power of ms = scale · sum ** power, by least squares on logarithms."""
-    sums = np.log([net.features @ coefficients for net in nets])
-    power, logarithm = np.polyfit(sums, np.log([net.value for net in nets]), 1)
-    return float(np.exp(logarithm)), float(power)
-
-
-def _all_but_one(nets: Sequence[Observation]) -> Iterator[list[Observation]]:
-    return ([*nets[:i], *nets[i + 1 :]] for i in range(len(nets)))
+    errors = []
+    for i, heldout in enumerate(validation):
+        refit = fit([*fitted, *validation[:i], *validation[i + 1 :]], prior)
+        errors.append(heldout.ratio(refit.coefficients) - 1)
+    return PredictionErrors(errors=tuple(errors))
 
 
 def _check_conditions(records: Sequence[LatencyRecord]) -> None:

@@ -27,7 +27,7 @@ from snapgen.config import Config
 from snapgen.errors import InputError
 
 TOLERATED = 0.10
-"""Relative error of a sub-network's predicted latency beyond which corrections are tried."""
+"""Relative error of a sub-network's predicted latency beyond which a refit is tried."""
 
 MIN_TOLERANCE, MAX_TOLERANCE = 0.005, 0.16
 """Bounds of the relative error attributed to a net's measured latency."""
@@ -112,9 +112,6 @@ class PredictionErrors(Config):
         return float(np.mean(np.abs(self.errors) <= TOLERATED))
 
 
-Correction = Literal["refit", "curve"]
-
-
 class BlockTable(Config):
     """Block latencies of a net on one device, with the measurements and the accuracy of predictions."""
 
@@ -137,16 +134,23 @@ class BlockTable(Config):
     zero to a block, but cannot distinguish smaller latencies from zero."""
     costs: tuple[BlockCost, ...] = Field(min_length=1)
     """Block latencies in the order of the forward pass."""
-    scale: float = Field(default=1, gt=0)
-    power: float = Field(default=1, gt=0)
-    """The predicted latency of a net is ``scale · sum ** power`` ms; both are 1 unless the curve correction applies."""
     before: PredictionErrors | None = None
     """Errors without correction; None without validation nets."""
-    tried: dict[Correction, PredictionErrors] = Field(default_factory=dict)
-    """Leave-one-out errors of each correction that was tried; empty if none was needed."""
-    correction: Correction | None = None
-    """The applied correction: the best of those tried, if it is better than none."""
+    tried: dict[Literal["refit"], PredictionErrors] = Field(default_factory=dict)
+    """Leave-one-out errors of a refit that includes the validation nets; empty if none was needed."""
+    correction: Literal["refit"] | None = None
+    """Whether the refit applies: it does if it is better."""
     measured: tuple[NetTiming, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_curve(cls, data: object) -> object:
+        """Read an older table, whose sums a power of them could correct, as one without that correction."""
+        if not isinstance(data, Mapping) or "power" not in data:
+            return data
+        old = {key: value for key, value in data.items() if key not in ("scale", "power")}
+        tried = {name: errors for name, errors in old.get("tried", {}).items() if name != "curve"}
+        return {**old, "tried": tried, "correction": "refit" if old.get("correction") == "refit" else None}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -184,19 +188,8 @@ class BlockTable(Config):
 
     @property
     def after(self) -> PredictionErrors | None:
-        """Errors of the best correction that was tried, applied or not; None if none was needed."""
-        return min(self.tried.values(), key=lambda check: check.largest, default=None)
-
-    @property
-    def corrected(self) -> bool:
-        """Whether a correction is applied."""
-        return self.correction is not None
-
-    @property
-    def share(self) -> float:
-        """Factor from a block's fitted latency to its share of the prediction; 1 without the curve correction."""
-        total = self._sum(block_index.block_counts(self.architecture))
-        return self.scale * float(total**self.power) / total
+        """Errors of the refit, applied or not; None if none was needed."""
+        return self.tried.get("refit")
 
     def block_ms(self, block: BlockRef) -> float:
         """Latency of a block in milliseconds, at least ``floor_ms``; that of a copy unless it is the first of its site.
@@ -207,10 +200,10 @@ class BlockTable(Config):
         cost = next((cost for cost in self.costs if cost.block_site == block.block_site), None)
         if cost is None:
             raise InputError("block table", f"has no entry for {block.label}", "fit a table for this net")
-        return max(self.share * (cost.copy_ms if block.index else cost.ms), self.floor_ms)
+        return max(cost.copy_ms if block.index else cost.ms, self.floor_ms)
 
     def predict(self, arch: Architecture) -> float:
-        """Predicted latency of a sub-network in milliseconds: the corrected sum of the fixed part and its blocks.
+        """Predicted latency of a sub-network in milliseconds: the sum of the fixed part and its blocks.
 
         ``floor_ms`` does not apply to the sum.
 
@@ -224,9 +217,6 @@ class BlockTable(Config):
         ):
             problem = f"{arch.id} is not a sub-network of the table's net {self.architecture.id}"
             raise InputError("block table", problem, "fit a table for this net")
-        return self.scale * float(self._sum(counts) ** self.power)
-
-    def _sum(self, counts: Mapping[BlockSite, int]) -> float:
         costs = np.array([self.fixed_ms, *itertools.chain(*((cost.ms, cost.copy_ms) for cost in self.costs))])
         return float(features([counts.get(cost.block_site, 0) for cost in self.costs]) @ costs)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -102,6 +103,8 @@ def _options(
 
 def main() -> NoReturn:
     """Entry point: every mistake of the user's is one line on standard error and exit status 2."""
+    if os.environ.get("RANK", "0") != "0":  # of processes that were launched together, one prints
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process lives
     try:
         status = app(prog_name="archsearch", standalone_mode=False)
     except InputError as error:

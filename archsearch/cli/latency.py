@@ -197,13 +197,17 @@ def validate(
 
     found = validate_model(load_latency_model(model.removeprefix("predicted:")), load_records(records), source=records)
     if as_json:
-        print_json(asdict(found))
+        values = asdict(found)
+        for row in values["rows"]:
+            if rho := row["spearman"]:
+                row["spearman"] = {"rho": rho.value, "low": rho.low, "high": rho.high}
+        print_json(values)
         return
     header = ("", "Spearman", "95 %", "Kendall", "within ±5 %", "±10 %", "in interval")
     cells = []
     for row in found.rows:
         rho = row.spearman
-        ranks = (f"{rho.rho:.3f}", f"{rho.low:.3f}–{rho.high:.3f}") if rho else ("–", "–")
+        ranks = (f"{rho.value:.3f}", f"{rho.low:.3f}–{rho.high:.3f}") if rho else ("–", "–")
         coverage = "–" if row.coverage is None else f"{row.coverage:.1%}"
         cells.append((row.name, *ranks, f"{row.kendall:.3f}", f"{row.within_5:.1%}", f"{row.within_10:.1%}", coverage))
     left = f" ({found.excluded} it was fitted to left out)" if found.excluded else ""

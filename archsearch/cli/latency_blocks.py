@@ -102,9 +102,8 @@ def _rows(table: BlockTable) -> list[tuple[str, ...]]:
     from snapgen.architecture import block_index
 
     whole = table.predict(table.architecture)
-    copy_ms = {cost.block_site: table.share * cost.copy_ms for cost in table.costs}
-    fixed = table.share * table.fixed_ms
-    rows = [("without any block", f"{fixed:.3g}", f"{fixed / whole:.1%}", "")]
+    copy_ms = {cost.block_site: cost.copy_ms for cost in table.costs}
+    rows = [("without any block", f"{table.fixed_ms:.3g}", f"{table.fixed_ms / whole:.1%}", "")]
     for block in block_index.blocks(table.architecture):
         ms = table.block_ms(block)
         less = "≤ " if ms == table.floor_ms else ""
@@ -122,11 +121,8 @@ def _verdict(table: BlockTable) -> str:
     if table.before.within == 1:
         return "None is off by more than 10 %: the costs stand as filled."
     if table.correction is None:
-        return "Some are off by more than 10 %, and no correction does better: the costs stand as filled."
-    how = "the costs above are fitted to the sub-networks too"
-    if table.correction == "curve":
-        how = f"a net takes {table.scale:.4g} · sum^{table.power:.4g} ms, the costs above being shares of that"
-    return f"Some were off by more than 10 %: corrected by a {table.correction}, {how}."
+        return "Some are off by more than 10 %, and a refit does no better: the costs stand as filled."
+    return "Some were off by more than 10 %: the costs above are fitted to the sub-networks too."
 
 
 def _show(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, markdown: bool) -> None:

@@ -100,5 +100,5 @@ def print_score(score: Score) -> None:
         estimate = getattr(score.quality, name, None)
         if estimate:
             label = metric_label(name, extractor)
-            rows.append((label, f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"))
+            rows.append((label, f"{estimate:.4g}"))
     print_table("", ("", ""), rows)

@@ -8,12 +8,6 @@ if TYPE_CHECKING:
     from archsearch.cost.breakdown import Breakdown
     from archsearch.cost.counter import CostItem, cost, count_network, module_cost
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.cost.breakdown": ["Breakdown"],
-            "archsearch.cost.counter": ["CostItem", "cost", "count_network", "module_cost"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Breakdown", "CostItem", "cost", "count_network", "module_cost"]

@@ -9,13 +9,6 @@ if TYPE_CHECKING:
     from archsearch.latency.host import HostBackend
     from archsearch.latency.records import LatencySample, load_samples
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.latency.base": ["Backend", "DeviceLostError", "MeasurementError"],
-            "archsearch.latency.host": ["HostBackend"],
-            "archsearch.latency.records": ["LatencySample", "load_samples"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Backend", "DeviceLostError", "HostBackend", "LatencySample", "MeasurementError", "load_samples"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -25,7 +25,7 @@ from archsearch.latency.compute_plan import (
     neural_engine_share,
     placed_operations,
 )
-from archsearch.latency.iphone import AppTerminated, AsyncRunner, Phone, SigningCredentials
+from archsearch.latency.iphone import AsyncRunner, Phone, SigningCredentials
 from archsearch.latency.steady_state import RunTimes, SteadyStateConfig, time_until_steady
 from archsearch.score import LatencyRecord
 from snapgen import config
@@ -127,19 +127,19 @@ class CoreMLBackend:
     def _run(self, package: Path, inputs: ModelInputs) -> _Run:
         loop = AsyncRunner()
         try:
-            return self._measure_once(package, inputs, loop, None, lambda: True)
-        except TimeoutError:
-            raise MeasurementError(f"timed out after {self.options.timeout:g} s") from None
+            return self._measure(package, inputs, loop, None)
         finally:
             loop.stop()
 
-    def _measure_once(
-        self, package: Path, inputs: ModelInputs, loop: AsyncRunner, device: Device | None, alive: Callable[[], bool]
-    ) -> _Run:
+    def _measure(self, package: Path, inputs: ModelInputs, loop: AsyncRunner, device: Device | None) -> _Run:
         deadline = time.monotonic() + self.options.timeout
+        alive = device.session.is_alive if device else lambda: True
 
         def call(work: Coroutine[Any, Any, T]) -> T:
-            return loop.call(work, deadline - time.monotonic(), alive=alive)
+            try:
+                return loop.call(work, deadline - time.monotonic(), alive=alive)
+            except TimeoutError:
+                raise MeasurementError(f"timed out after {self.options.timeout:g} s") from None
 
         model = _model(package, self.options.compute_units, device)
         try:
@@ -157,10 +157,8 @@ class CoreMLBackend:
                 operations = placed_operations(call(model.retrieve_compute_plan()))
             return _Run(_seconds(model.load_duration_in_nano_seconds) * 1e3, timing, operations)
         finally:
-            try:
+            with contextlib.suppress(Exception):  # the device may be disconnected
                 loop.call(model.unload(), 10, alive=alive)
-            except Exception:  # the device may be disconnected
-                iphone.detach(model)
             model.cleanup()
 
     def _record(self, run: _Run) -> LatencyRecord:
@@ -204,27 +202,16 @@ class IPhoneBackend(CoreMLBackend):
         self._phone = phone
 
     def _run(self, package: Path, inputs: ModelInputs) -> _Run:
-        """Measure, and retry once over a new connection if the connection failed."""
-        problem = ""
-        for _ in range(2):
-            device, loop = self._phone.connect()
-            try:
-                with iphone.own_temporary_folder(), iphone.long_timeout(self.options.timeout):
-                    return self._measure_once(package, inputs, loop, device, self._phone.alive)
-            except TimeoutError:
-                problem = f"timed out after {self.options.timeout:g} s, twice"
-            except AppTerminated:
-                problem = "the app on the phone terminated twice, probably because the net does not fit into its memory"
-            except Exception as error:
-                if iphone.is_phone_error(error):
-                    raise
-                problem = f"the phone did not answer, twice: {iphone.summarize_error(error)}"
-            finally:
-                self._phone.clear_transfers()
+        """Measure; after a failure the app is stopped, and the next net starts a new one."""
+        device, loop = self._phone.connect()
+        try:
+            with iphone.long_timeout(self.options.timeout):
+                return self._measure(package, inputs, loop, device)
+        except Exception as error:
             self._phone.disconnect()
             if not self._phone.present():
                 raise DeviceLostError(f"{self._phone.device.name} was disconnected", iphone.RECONNECT) from None
-        raise MeasurementError(problem)
+            raise MeasurementError(iphone.summarize_error(error)) from error
 
     def _conditions(self) -> dict[str, Any]:
         device = self._phone.device

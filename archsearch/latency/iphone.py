@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -42,18 +43,14 @@ BUILD_SECONDS = 900.0
 START_SECONDS = 3.0
 """Wait after starting the app, to detect that a locked phone refused to start it."""
 
-WATCH_SECONDS = 1.0
-"""Interval of the checks whether the app is still running."""
-
 POLL_SECONDS = 0.5
 """Interval at which coremltools polls the phone."""
 
+WATCH_SECONDS = 1.0
+"""Interval of the checks whether the app is still running."""
+
 WITHOUT_MAC = "run archsearch serve-device on a Mac for the study's storage, or use predicted:iphone-15-pro"
 RECONNECT = "connect the phone by cable, unlock it, let it trust this Mac, then run the same command again"
-
-
-class AppTerminated(Exception):
-    """Raised if the app on the phone is no longer running."""
 
 
 def check_mac(device: str) -> None:
@@ -87,7 +84,7 @@ def thermal_state() -> str | None:
 
 
 class AsyncRunner:
-    """Runs coroutines in an event loop on its own thread, because calls to a phone may never return."""
+    """Runs coroutines in an event loop on its own thread, because calls to Core ML or a phone may never return."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -99,19 +96,19 @@ class AsyncRunner:
         Args:
             work: the coroutine.
             seconds: timeout.
-            alive: checked regularly; returns False if the result can no longer arrive.
+            alive: checked every `WATCH_SECONDS`; False if the app on the phone has ended, which coremltools overlooks.
 
         Raises:
             TimeoutError: if it takes longer than ``seconds``.
-            AppTerminated: if ``alive`` returns False before the result arrives.
+            ConnectionError: if ``alive`` returns False before the result arrives.
         """
         deadline = time.monotonic() + seconds
         with quiet():
             future = asyncio.run_coroutine_threadsafe(work, self._loop)
             try:
-                while not _done(future, min(WATCH_SECONDS, deadline - time.monotonic())):
+                while not concurrent.futures.wait([future], min(WATCH_SECONDS, deadline - time.monotonic())).done:
                     if not alive():
-                        raise AppTerminated
+                        raise ConnectionError("the app on the phone ended, probably for lack of memory")
                     if time.monotonic() >= deadline:
                         raise TimeoutError
                 return future.result()
@@ -121,10 +118,6 @@ class AsyncRunner:
     def stop(self) -> None:
         """Stop the thread once it is idle."""
         self._loop.call_soon_threadsafe(self._loop.stop)
-
-
-def _done(future: concurrent.futures.Future[Any], seconds: float) -> bool:
-    return bool(concurrent.futures.wait([future], timeout=max(0.0, seconds)).done)
 
 
 class SigningCredentials(NamedTuple):
@@ -147,37 +140,33 @@ class Phone:
         self._name, self._signing = name, signing
         self.device = find_phone(name)
         self.model = marketing_name(self.device.identifier) or self.device.name
-        self._folder = Path(tempfile.mkdtemp(prefix="archsearch-phone-"))
+        # Always the same folder, so that a second connection does not rebuild the app.
+        self._folder = tempfile.TemporaryDirectory(prefix="archsearch-phone-", ignore_cleanup_errors=True)
         self._session: tuple[Device, AsyncRunner] | None = None
-        atexit.register(self.close)
+        atexit.register(self.disconnect)
 
     def connect(self) -> tuple[Device, AsyncRunner]:
-        """Start the app and return the device, with the runner of calls to it.
+        """Start the app unless it runs; return the device, with the runner of calls to it.
 
         Raises:
             DeviceLostError: if the phone is not connected, or the app cannot be started.
         """
-        if self._session and self.alive():
+        if self._session and self._session[0].session.is_alive():
             return self._session
         self.disconnect()
         try:
-            device = find_phone(self._name)
+            device, loop = find_phone(self._name), AsyncRunner()
         except InputError as error:
             raise DeviceLostError(error.problem, error.remedy) from None
-        loop = AsyncRunner()
         try:
-            prepared = loop.call(self._install(device), BUILD_SECONDS)
+            self._session = loop.call(self._install(device), BUILD_SECONDS), loop
         except Exception as error:
             loop.stop()
-            # A failed build may leave an incomplete app behind, which coremltools would reuse.
-            shutil.rmtree(self._folder, ignore_errors=True)
             problem = f"the app for measuring could not be installed on {device.name}: {summarize_error(error)}"
-            raise DeviceLostError(
-                problem, "unlock the phone, check the team's account in Xcode's settings, and try again"
-            ) from None
-        self._session = prepared, loop
+            remedy = "unlock the phone, check the team's account in Xcode's settings, and try again"
+            raise DeviceLostError(problem, remedy) from None
         time.sleep(START_SECONDS)
-        if not self.alive():
+        if not self._session[0].session.is_alive():
             self.disconnect()
             raise DeviceLostError(f"the app for measuring does not start on {device.name}", RECONNECT)
         return self._session
@@ -185,21 +174,15 @@ class Phone:
     async def _install(self, device: Device) -> Device:
         from coremltools.models.ml_program.experimental.remote_device import AppSigningCredentials
 
-        self._folder.mkdir(exist_ok=True)
         credentials = AppSigningCredentials(
             development_team=self._signing.team,
             provisioning_profile_uuid=self._signing.profile,
             bundle_identifier=self._signing.bundle_id,
         )
-        # Always in the same folder, so that a second connection does not rebuild the app.
         prepared: Device = await device.prepare_for_model_debugging(
-            credentials=credentials, working_directory=self._folder
+            credentials=credentials, working_directory=Path(self._folder.name)
         )
         return prepared
-
-    def alive(self) -> bool:
-        """Whether the app is running, according to the Mac."""
-        return self._session is not None and self._session[0].session.is_alive()
 
     def present(self) -> bool:
         """Whether the phone is connected."""
@@ -217,18 +200,6 @@ class Phone:
             with contextlib.suppress(Exception):  # it may have stopped already
                 device.session.stop()
             loop.stop()
-
-    def close(self) -> None:
-        """Stop the app and remove its files on this Mac."""
-        self.disconnect()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def clear_transfers(self) -> None:
-        """Remove the files exchanged between the phone and this Mac."""
-        if self._session:
-            for folder in Path(self._session[0].session.working_directory).glob("*/re*s"):
-                if folder.name in ("requests", "responses"):
-                    shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
@@ -279,7 +250,7 @@ def long_timeout(seconds: float) -> Iterator[None]:
     """Extend the timeout of calls to the phone.
 
     coremltools polls for an answer twenty times, which is too short for the first load of a large net, and has no
-    setting for it. `AsyncRunner.call` still detects a disconnected phone early.
+    setting for it: this is the only private part of coremltools that is used.
     """
     from coremltools.models.ml_program.experimental import remote_device
 
@@ -290,35 +261,6 @@ def long_timeout(seconds: float) -> Iterator[None]:
         yield
     finally:
         remote_device._DeviceCtlRemoteService = original
-
-
-def detach(model: Any) -> None:
-    """Prevent coremltools from calling a disconnected phone when Python deletes the model."""
-    service = getattr(model, "_remote_service", None)
-    if service is not None:
-        service._state = service.State.Unloaded
-
-
-@contextlib.contextmanager
-def own_temporary_folder() -> Iterator[None]:
-    """Use a temporary folder that is removed afterwards: coremltools does not delete the inputs of predictions."""
-    previous = tempfile.tempdir
-    with tempfile.TemporaryDirectory(prefix="archsearch-", ignore_cleanup_errors=True) as folder:
-        tempfile.tempdir = folder
-        try:
-            yield
-        finally:
-            tempfile.tempdir = previous
-
-
-def is_phone_error(error: BaseException) -> bool:
-    """Whether an error was reported by the phone, e.g. that a model does not compile, rather than by the connection."""
-    from coremltools.models.ml_program.experimental import remote_device
-
-    if not isinstance(error, remote_device._DeviceCtlError):
-        return True  # raised on this Mac, before or after the transfer
-    # Failures of devicectl itself carry its standard error, as bytes.
-    return isinstance(error.message, str) and error.error_code is not None
 
 
 def find_tools() -> None:
@@ -357,11 +299,8 @@ def summarize_error(error: BaseException) -> str:
     """One-line summary of an error; for a failed build its first compiler error, which coremltools omits."""
     if isinstance(error, TimeoutError):
         return "it took too long"
-    output = getattr(error.__context__, "output", None)
-    if isinstance(output, bytes):
-        errors = [line for line in output.decode(errors="replace").splitlines() if "error:" in line]
-        if errors:
-            return errors[0].partition("error:")[2].strip()[:200]
-    message = getattr(error, "message", None)
-    text = message.decode(errors="replace") if isinstance(message, bytes) else str(error)
+    text = getattr(error, "message", None) or str(error)
+    if isinstance(output := getattr(error.__context__, "output", None), bytes):
+        text = (re.findall(rb"error: *(.*)", output) or [text])[0]
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
     return " ".join(text.split())[:200] or type(error).__name__

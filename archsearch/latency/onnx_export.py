@@ -1,8 +1,8 @@
 """Export of a net to ONNX for ONNX Runtime: traced by ``torch.export``, converted operation by operation.
 
 Every operation that `snapgen.models.unet` uses has a writer here; other operations raise an error. The tests compare
-the result with PyTorch's output. ``torch.onnx`` can export the same nets, but takes many times as long and produces
-graphs with more operations (``benchmarks/host_latency.py`` compares the two).
+the result with PyTorch's output. ``torch.onnx`` can export the same nets, but takes five to eight times as long,
+and its graphs of small nets run more slowly (``benchmarks/onnx_export.py``, reports/results/onnx_export.md).
 """
 
 from __future__ import annotations
@@ -236,24 +236,17 @@ def _same(_graph: Graph, result: Tensor, x: Value, *_args: Value, **_options: Va
     return x
 
 
-@writes(aten.add.Tensor)
-def _add(graph: Graph, _result: Tensor, a: Value, b: Value) -> Value:
-    return graph.add("Add", a, b)
+def _same_in_onnx(kind: str) -> Writer:
+    return lambda graph, _result, *inputs: graph.add(kind, *inputs)
 
 
-@writes(aten.mul.Tensor)
-def _mul(graph: Graph, _result: Tensor, a: Value, b: Value) -> Value:
-    return graph.add("Mul", a, b)
-
-
-@writes(aten.cos.default)
-def _cos(graph: Graph, _result: Tensor, x: Value) -> Value:
-    return graph.add("Cos", x)
-
-
-@writes(aten.sin.default)
-def _sin(graph: Graph, _result: Tensor, x: Value) -> Value:
-    return graph.add("Sin", x)
+WRITERS |= {
+    aten.add.Tensor: _same_in_onnx("Add"),
+    aten.mul.Tensor: _same_in_onnx("Mul"),
+    aten.cos.default: _same_in_onnx("Cos"),
+    aten.sin.default: _same_in_onnx("Sin"),
+    aten.scaled_dot_product_attention.default: _same_in_onnx("Attention"),
+}
 
 
 @writes(aten.silu.default)
@@ -285,7 +278,7 @@ def _permute(graph: Graph, _result: Tensor, x: Value, order: Sequence[int]) -> V
 def _transpose(graph: Graph, result: Tensor, x: Value, a: int, b: int) -> Value:
     order = list(range(result.dim()))
     order[a], order[b] = order[b], order[a]
-    return graph.add("Transpose", x, perm=order)
+    return _permute(graph, result, x, order)
 
 
 @writes(aten.chunk.default)
@@ -363,8 +356,3 @@ def _layer_norm(
 @writes(aten.rms_norm.default)
 def _rms_norm(graph: Graph, _result: Tensor, x: Value, shape: Sequence[int], weight: Weight, eps: float) -> Value:
     return graph.add("RMSNormalization", x, weight, axis=-len(shape), epsilon=eps)
-
-
-@writes(aten.scaled_dot_product_attention.default)
-def _attention(graph: Graph, _result: Tensor, queries: Value, keys: Value, values: Value) -> Value:
-    return graph.add("Attention", queries, keys, values)

@@ -8,12 +8,6 @@ if TYPE_CHECKING:
     from archsearch.predictor.backend import PredictedBackend, load_latency_model
     from archsearch.predictor.model import LatencyModel, LatencyPrediction, fit_latency_model
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.predictor.backend": ["PredictedBackend", "load_latency_model"],
-            "archsearch.predictor.model": ["LatencyModel", "LatencyPrediction", "fit_latency_model"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["LatencyModel", "LatencyPrediction", "PredictedBackend", "fit_latency_model", "load_latency_model"]

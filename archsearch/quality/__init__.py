@@ -10,14 +10,6 @@ if TYPE_CHECKING:
     from archsearch.quality.feature_extractors import FeatureExtractor, load_extractor
     from archsearch.quality.supernet import Supernet
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.quality.candidate_evaluator": ["CandidateEvaluator"],
-            "archsearch.quality.evaluator": ["Evaluator"],
-            "archsearch.quality.feature_extractors": ["FeatureExtractor", "load_extractor"],
-            "archsearch.quality.supernet": ["Supernet"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["CandidateEvaluator", "Evaluator", "FeatureExtractor", "Supernet", "load_extractor"]

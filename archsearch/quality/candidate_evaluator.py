@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
-from archsearch.quality import resolve
+from archsearch.quality import processes, resolve
 from archsearch.quality.evaluator import Evaluator, SamplingConfig
+from archsearch.quality.processes import TrainingJob
 from archsearch.quality.short_run import Checkpoints, ShortRun, TrainResult
 from archsearch.quality.supernet import Supernet
 from archsearch.score import Quality
@@ -218,14 +219,14 @@ class CandidateEvaluator:
             ema_unet.load_state_dict(average.state())
             return float(self.pair_losses(ema_unet).mean())
 
-        accelerator = make_accelerator(find_unused_parameters=block_dropout > 0)
-        short_run = ShortRun(
-            unet, self._training, training, seed=seed, accelerator=accelerator, block_dropout=block_dropout
-        )
+        checkpoint = None if checkpoints is None else checkpoints.path(number)
+        job = TrainingJob(unet.arch, training, seed, block_dropout, checkpoint)
+        processes.announce(job)
+        short_run = self.short_run(unet, job)
         result = short_run.train(
             validate=validate,
             progress=lambda step: progress(TRAINING_SHARE * step / training.steps, f"training seed {number}"),
-            checkpoint=None if checkpoints is None else checkpoints.path(number),
+            checkpoint=checkpoint,
             checkpoint_seconds=checkpoints.seconds if checkpoints else 0,
         )
         ema_unet.load_state_dict(short_run.ema.state())
@@ -235,6 +236,18 @@ class CandidateEvaluator:
             result.curve[-1] = (*result.curve[-1][:2], float(run.pair_losses.mean()))
         run.training = result
         return run
+
+    def short_run(self, unet: UNet, job: TrainingJob) -> ShortRun:
+        """The training of a net on the protocol's data, by all processes together."""
+        accelerator = make_accelerator(find_unused_parameters=job.block_dropout > 0)
+        return ShortRun(
+            unet,
+            self._training,
+            job.protocol,
+            seed=job.seed,
+            accelerator=accelerator,
+            block_dropout=job.block_dropout,
+        )
 
     def evaluate(self, unet: UNet, *, number: int, progress: ProgressCallback = ignore_progress) -> SeedRun:
         """Evaluate a net without training it."""
@@ -315,6 +328,15 @@ class CandidateEvaluator:
         if run.images is not None:
             with atomic_write(folder / "samples.png") as temporary:
                 Image.fromarray(grid(run.images, *GRID).permute(1, 2, 0).numpy()).save(temporary, format="png")
+
+
+def follow(protocol: EvaluationProtocol) -> None:
+    """Take part in the main process's trainings until there are no more (`archsearch.quality.processes`)."""
+    evaluator: CandidateEvaluator | None = None
+    while (job := processes.receive()) is not None:
+        # Built only now: the main process has computed and cached all data.
+        evaluator = evaluator or CandidateEvaluator(protocol)
+        evaluator.short_run(evaluator.net(job.architecture), job).train(checkpoint=job.checkpoint)
 
 
 def _estimate(measured: Sequence[DistanceEstimate | None]) -> Estimate:

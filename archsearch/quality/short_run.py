@@ -6,6 +6,7 @@ On a CPU, the same seed, machine and number of threads give bit-identical result
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -49,7 +50,7 @@ class Checkpoints:
 
 @dataclass
 class TrainResult:
-    """What a run leaves besides its weights, and all that a checkpoint records besides the trainer's state."""
+    """Result of a run besides its weights; a checkpoint records it beside the trainer's state."""
 
     curve: list[tuple[int, float, float | None]] = field(default_factory=list)
     """Step, mean training loss since the previous row, and validation loss if it was measured."""
@@ -88,12 +89,6 @@ class ShortRun:
     ) -> None:
         self.result = TrainResult()
         self._main = bool(accelerator.is_main_process)
-        self._identity: dict[str, JSON] = {
-            "protocol": protocol.model_dump(mode="json"),
-            "seed": seed,
-            "block_dropout": block_dropout,
-            "weights": _digest(unet),
-        }
         stage = training_stage(protocol, block_dropout=block_dropout)
         device = next(unet.parameters()).device
         objective = FlowMatchingObjective(
@@ -117,6 +112,13 @@ class ShortRun:
             accelerator=accelerator,
             report_every=max(1, stage.steps // REPORTS),
         )
+        # After the trainer has given every process the same weights.
+        self._identity: dict[str, JSON] = {
+            "protocol": protocol.model_dump(mode="json"),
+            "seed": seed,
+            "block_dropout": block_dropout,
+            "weights": _digest(unet),
+        }
 
     @property
     def ema(self) -> EMA:
@@ -126,15 +128,15 @@ class ShortRun:
     def train(
         self,
         *,
-        validate: Callable[[EMA], float],
-        progress: Callable[[int], None],
+        validate: Callable[[EMA], float] = lambda _: math.nan,
+        progress: Callable[[int], None] = lambda _: None,
         checkpoint: Path | None = None,
         checkpoint_seconds: float = 300,
     ) -> TrainResult:
         """Train to the end, from the checkpoint if there is one of this run.
 
         Args:
-            validate: gives the validation loss of the averaged weights, for the curve.
+            validate: gives the validation loss of the averaged weights, for the curve; called in the main process.
             progress: called with the steps that are done.
             checkpoint: file in which the run is saved; None: none.
             checkpoint_seconds: time between two checkpoints; 0: at every report.

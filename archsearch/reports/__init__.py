@@ -9,13 +9,6 @@ if TYPE_CHECKING:
     from archsearch.reports.study.audit import write_audit
     from archsearch.reports.study_report import write_report
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.reports.ablation.report": ["write_ablation"],
-            "archsearch.reports.study.audit": ["write_audit"],
-            "archsearch.reports.study_report": ["write_report"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["write_ablation", "write_audit", "write_report"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pandas
 
 from archsearch.reports.rendering import tables
@@ -19,7 +17,6 @@ LABELS = {
     "retrieval_r10": "R@10",
     "retrieval_mrr": "MRR",
 }
-Verdict = Literal["better", "worse", "cannot tell", ""]
 
 
 def mean_over_seeds(results: Results, metric: str) -> dict[str, Estimate]:
@@ -29,26 +26,13 @@ def mean_over_seeds(results: Results, metric: str) -> dict[str, Estimate]:
     return dict(zip(results, intervals.pool_intervals(means), strict=True))
 
 
-def difference(estimates: dict[str, Estimate], name: str, baseline: str) -> Estimate:
-    """Difference of a variant from the baseline, paired by seed."""
-    weights = [float(variant == name) - float(variant == baseline) for variant in estimates]
-    return intervals.contrast(list(estimates.values()), weights)
-
-
-def verdict(change: Estimate, better: Literal["lower", "higher"]) -> Verdict:
-    """Verdict on a difference by its interval; ``better`` says which direction is an improvement."""
-    if change.low <= 0 <= change.high:
-        return "cannot tell"
-    return "better" if (change.value < 0) == (better == "lower") else "worse"
-
-
 def frame(comparison: ComparisonConfig, results: Results) -> pandas.DataFrame:
     """Data frame with one row per metric and variant."""
     rows = []
     for metric, better in comparison.metrics.items():
         estimates = mean_over_seeds(results, metric)
         for name, estimate in estimates.items():
-            change = difference(estimates, name, comparison.baseline) if name != comparison.baseline else None
+            change = intervals.difference(estimates, name, comparison.baseline) if name != comparison.baseline else None
             rows.append(
                 {
                     "variant": name,
@@ -61,7 +45,7 @@ def frame(comparison: ComparisonConfig, results: Results) -> pandas.DataFrame:
                     "difference": None if change is None else change.value,
                     "difference low": None if change is None else change.low,
                     "difference high": None if change is None else change.high,
-                    "verdict": "" if change is None else verdict(change, better),
+                    "verdict": "" if change is None else intervals.verdict(change, better),
                 }
             )
     return pandas.DataFrame(rows)
@@ -75,10 +59,10 @@ def markdown(comparison: ComparisonConfig, results: Results) -> str:
     for name in comparison.variants:
         cells = [name]
         for metric, better in comparison.metrics.items():
-            cell = _with_interval(estimates[metric][name])
+            cell = f"{estimates[metric][name]:.3g}"
             if name != comparison.baseline:
-                change = difference(estimates[metric], name, comparison.baseline)
-                cell += f"; {verdict(change, better)} ({_with_interval(change, signed=True)})"
+                change = intervals.difference(estimates[metric], name, comparison.baseline)
+                cell += f"; {intervals.verdict(change, better)} ({change:+.3g})"
             cells.append(cell)
         rows.append(cells)
     seeds = ", ".join(map(str, comparison.seeds))
@@ -87,9 +71,3 @@ def markdown(comparison: ComparisonConfig, results: Results) -> str:
         f"difference from “{comparison.baseline}”, paired by seed, with its interval.\n\n"
         + tables.markdown(header, rows)
     )
-
-
-def _with_interval(estimate: Estimate, *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    value, low, high = (format(x, f"{sign}.3g") for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value} [{low}, {high}]"

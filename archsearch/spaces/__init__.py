@@ -10,14 +10,6 @@ if TYPE_CHECKING:
     from archsearch.spaces.space import Space
     from archsearch.spaces.summary import SpaceSummary, summarize
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.spaces.knob": ["Knob"],
-            "archsearch.spaces.loading": ["load_space"],
-            "archsearch.spaces.space": ["Space"],
-            "archsearch.spaces.summary": ["SpaceSummary", "summarize"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Knob", "Space", "SpaceSummary", "load_space", "summarize"]

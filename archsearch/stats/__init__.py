@@ -8,16 +8,8 @@ if TYPE_CHECKING:
     from archsearch.stats.estimate import Estimate
     from archsearch.stats.intervals import contrast, pool_intervals, verdict
     from archsearch.stats.pareto import hypervolume
-    from archsearch.stats.rank_correlation import Correlation, spearman
+    from archsearch.stats.rank_correlation import spearman
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.stats.estimate": ["Estimate"],
-            "archsearch.stats.intervals": ["contrast", "pool_intervals", "verdict"],
-            "archsearch.stats.pareto": ["hypervolume"],
-            "archsearch.stats.rank_correlation": ["Correlation", "spearman"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
-__all__ = ["Correlation", "Estimate", "contrast", "hypervolume", "pool_intervals", "spearman", "verdict"]
+__all__ = ["Estimate", "contrast", "hypervolume", "pool_intervals", "spearman", "verdict"]

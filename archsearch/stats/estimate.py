@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -38,6 +38,20 @@ class Estimate(Config):
         if data["low"] > data["high"]:
             raise ValueError(f"low {data['low']:g} is above high {data['high']:g}; swap them")
         return {**data, "low": min(data["low"], data["value"]), "high": max(data["high"], data["value"])}
+
+    @classmethod
+    def exact(cls, value: float) -> Self:
+        """A number without uncertainty."""
+        return cls(value=value, low=value, high=value)
+
+    def __format__(self, spec: str) -> str:
+        """The value and its interval, each in the format ``spec``.
+
+        >>> format(Estimate(value=0.512, low=0.5, high=0.525), ".2f")
+        '0.51 [0.50, 0.53]'
+        """
+        value, low, high = (format(number, spec) for number in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
 
 
 def _is_number(value: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -114,11 +114,16 @@ def _quantile(freedom: float) -> float:
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
+def difference(estimates: Mapping[str, Estimate], name: str, baseline: str) -> Estimate:
+    """Difference of one of several estimates from another one, paired by seed; see `contrast`."""
+    return contrast(list(estimates.values()), [float((key == name) - (key == baseline)) for key in estimates])
+
+
 Verdict = Literal["better", "worse", "cannot tell"]
 
 
-def verdict(difference: Estimate) -> Verdict:
-    """Verdict on a difference in a number that is better if smaller."""
-    if difference.high < 0:
-        return "better"
-    return "worse" if difference.low > 0 else "cannot tell"
+def verdict(difference: Estimate, better: Literal["lower", "higher"] = "lower") -> Verdict:
+    """Verdict on a difference by its interval; ``better`` is the direction of an improvement."""
+    if difference.low <= 0 <= difference.high:
+        return "cannot tell"
+    return "better" if (difference.value < 0) == (better == "lower") else "worse"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from archsearch.stats.estimate import Estimate
 from snapgen.seeding import derive_seed
 
 Array = NDArray[np.float64]
@@ -39,25 +40,11 @@ class KnobFactor:
 
 
 @dataclass(frozen=True)
-class EffectInterval:
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
-
-
-@dataclass(frozen=True)
 class Effect:
     """Effect of one change of a knob."""
 
     change: str
-    size: EffectInterval
+    size: Estimate
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,7 @@ class Knob:
     """Effects of a knob: its share of the variance, and the effect of each change."""
 
     name: str
-    share: EffectInterval
+    share: Estimate
     effects: tuple[Effect, ...]
 
 
@@ -200,6 +187,6 @@ def _changes(draws: Array, factor: KnobFactor, *, relative: bool) -> tuple[Effec
     return tuple(changes)
 
 
-def _interval(draws: Array) -> EffectInterval:
+def _interval(draws: Array) -> Estimate:
     low, value, high = (float(q) for q in np.quantile(draws, (0.025, 0.5, 0.975)))
-    return EffectInterval(value, low, high)
+    return Estimate(value=value, low=low, high=high)

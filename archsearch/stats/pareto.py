@@ -31,10 +31,18 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     return volume
 
 
+def non_dominated(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other one dominates, in ascending order of the points; the first of equal ones."""
+    kept: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i], i)):  # only earlier points can dominate a point
+        if not any(all(a <= b for a, b in zip(points[k], points[i], strict=True)) for k in kept):
+            kept.append(i)
+    return kept
+
+
 def front(points: Sequence[Point]) -> list[Point]:
     """Non-dominated points, without duplicates, in ascending order."""
-    unique = sorted(set(points))
-    return [p for p in unique if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in unique)]
+    return [points[i] for i in non_dominated(points)]
 
 
 def bounds(points: Sequence[Point]) -> tuple[Point, Point]:

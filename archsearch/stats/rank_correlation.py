@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from archsearch.stats.estimate import Estimate
 from snapgen.seeding import derive_seed
 
 Array = NDArray[np.float64]
@@ -19,23 +19,15 @@ MIN_CANDIDATES = 4
 """Fewest candidates for which a rank correlation is computed."""
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """Spearman's rank correlation and its 95 % interval, a percentile bootstrap over the candidates."""
-
-    rho: float
-    low: float
-    high: float
-
-
-def spearman(a: Sequence[float], b: Sequence[float], control: Sequence[float] | None = None) -> Correlation | None:
+def spearman(a: Sequence[float], b: Sequence[float], control: Sequence[float] | None = None) -> Estimate | None:
     """Spearman's rank correlation of ``a`` and ``b``; with ``control``, their partial rank correlation.
 
     The partial rank correlation is the correlation of the residuals of the ranks of ``a`` and ``b`` after linear
     regression on the ranks of ``control``.
 
     Returns:
-        The correlation; None for fewer than `MIN_CANDIDATES` candidates, or without rank variance.
+        The correlation, with the interval of a percentile bootstrap over the candidates; None for fewer than
+        `MIN_CANDIDATES` candidates, or without rank variance.
     """
     columns = np.array([a, b] if control is None else [a, b, control], dtype=np.float64)
     if columns.shape[1] < MIN_CANDIDATES:
@@ -46,7 +38,7 @@ def spearman(a: Sequence[float], b: Sequence[float], control: Sequence[float] | 
     rng = np.random.default_rng(derive_seed(0, "agreement"))
     resampled = rng.integers(columns.shape[1], size=(RESAMPLES, columns.shape[1]))
     low, high = np.nanquantile(_rho(columns[:, resampled]), (0.025, 0.975))  # (2 or 3, resamples, n) -> (resamples,)
-    return Correlation(rho, float(low), float(high))
+    return Estimate(value=rho, low=float(low), high=float(high))
 
 
 def _rho(columns: Array) -> Array:

@@ -9,13 +9,6 @@ if TYPE_CHECKING:
     from archsearch.studies.search.candidates import Candidate, load_candidates
     from archsearch.studies.storage.database import open_study
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.studies.config.study": ["StudyConfig", "load_config"],
-            "archsearch.studies.search.candidates": ["Candidate", "load_candidates"],
-            "archsearch.studies.storage.database": ["open_study"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Candidate", "StudyConfig", "load_candidates", "load_config", "open_study"]

@@ -10,14 +10,6 @@ if TYPE_CHECKING:
     from archsearch.training.recipe import Recipe, load_recipe
     from archsearch.training.run import train
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.training.comparison": ["ComparisonConfig", "compare", "load_comparison"],
-            "archsearch.training.log": ["read_evaluations"],
-            "archsearch.training.recipe": ["Recipe", "load_recipe"],
-            "archsearch.training.run": ["train"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["ComparisonConfig", "Recipe", "compare", "load_comparison", "load_recipe", "read_evaluations", "train"]

@@ -18,6 +18,7 @@ from archsearch.stats import intervals
 from archsearch.stats.estimate import Estimate
 from archsearch.training.run_folder import RunFolder
 from snapgen.io.atomic import atomic_write
+from snapgen.progress import format_duration
 from snapgen.training.loop import StepStats
 from snapgen.training.stages import AnyStage, DecoderStage
 
@@ -90,7 +91,7 @@ class TrainLog:
         total = stats.steps * stats.images // max(1, stats.step)
         self._log(
             f"{self._label}: {stats.images:,} of {total:,} images, {shown}, "
-            f"{stats.images_per_second:.0f} images/s, {_format_time(left)} left"
+            f"{stats.images_per_second:.0f} images/s, {format_duration(left)} left"
         )
 
     def log_decoder_stats(self, step: int, steps: int, losses: Mapping[str, float], *, seconds: float) -> None:
@@ -101,7 +102,7 @@ class TrainLog:
             self._logged_at = now
             left = (now - self._started_at) / max(1, step - self._first_step) * (steps - step)
             shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-            self._log(f"{self._label}: step {step:,} of {steps:,}, {shown}, {_format_time(left)} left")
+            self._log(f"{self._label}: step {step:,} of {steps:,}, {shown}, {format_duration(left)} left")
 
     def write_row(self, step: int, numbers: Mapping[str, float]) -> None:
         """Write a row of numbers to the CSV and to TensorBoard."""
@@ -136,7 +137,7 @@ class TrainLog:
             file.write_text("".join(json.dumps(e) + "\n" for e in [*earlier, entry]))
         for name, number in numbers.items():
             self._board.add_scalar(name, number.value, step)
-        shown = ", ".join(f"{name} {n.value:.4g} [{n.low:.4g}, {n.high:.4g}]" for name, n in numbers.items())
+        shown = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items())
         self._log(f"{self._label}: step {step:,}: {shown}")
 
     def log_samples(self, step: int, image: Tensor, sampler: SamplingConfig) -> None:
@@ -156,9 +157,3 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
     """All evaluations of a run so far, in order."""
     path = run / EVALUATIONS
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _format_time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

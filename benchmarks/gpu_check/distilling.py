@@ -195,7 +195,7 @@ def _evaluate(
 def _format(estimate: Estimate | None) -> str | None:
     if estimate is None:
         return None
-    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+    return f"{estimate:.4g}"
 
 
 def _save_grids(grids: list[torch.Tensor], path: Path) -> None:

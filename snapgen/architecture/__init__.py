@@ -9,13 +9,6 @@ if TYPE_CHECKING:
     from snapgen.architecture.presets import preset
     from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.architecture.overrides": ["apply_overrides"],
-            "snapgen.architecture.presets": ["preset"],
-            "snapgen.architecture.schema": ["Architecture", "BlocksConfig", "LevelConfig", "TimeEmbeddingConfig"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Architecture", "BlocksConfig", "LevelConfig", "TimeEmbeddingConfig", "apply_overrides", "preset"]

@@ -11,16 +11,7 @@ if TYPE_CHECKING:
     from snapgen.autoencoders.tiny_decoder import TinyDecoder
     from snapgen.autoencoders.training import DecoderTrainer, DecoderTrainingConfig
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.autoencoders.autoencoder": ["Autoencoder", "load_autoencoder"],
-            "snapgen.autoencoders.latents": ["encode_dataset"],
-            "snapgen.autoencoders.pruned_decoder": ["prune_decoder"],
-            "snapgen.autoencoders.tiny_decoder": ["TinyDecoder"],
-            "snapgen.autoencoders.training": ["DecoderTrainer", "DecoderTrainingConfig"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "Autoencoder",

@@ -9,13 +9,6 @@ if TYPE_CHECKING:
     from snapgen.conditioning.embeddings import embed_captions
     from snapgen.conditioning.text_encoder import load_text_encoder
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.conditioning.captions": ["Conditioning", "TextEncoderConfig"],
-            "snapgen.conditioning.embeddings": ["embed_captions"],
-            "snapgen.conditioning.text_encoder": ["load_text_encoder"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Conditioning", "TextEncoderConfig", "embed_captions", "load_text_encoder"]

@@ -7,11 +7,6 @@ from snapgen.lazy import lazy_exports
 if TYPE_CHECKING:
     from snapgen.conversion.from_diffusers import Conversion, convert
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.conversion.from_diffusers": ["Conversion", "convert"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Conversion", "convert"]

@@ -11,16 +11,7 @@ if TYPE_CHECKING:
     from snapgen.coreml.package import PackageOptions
     from snapgen.coreml.pipeline_export import export_pipeline
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.coreml.compatibility": ["violations"],
-            "snapgen.coreml.convert": ["convert_decoder", "convert_text", "convert_unet"],
-            "snapgen.coreml.mil": ["read_program"],
-            "snapgen.coreml.package": ["PackageOptions"],
-            "snapgen.coreml.pipeline_export": ["export_pipeline"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "PackageOptions",

@@ -7,11 +7,6 @@ from snapgen.lazy import lazy_exports
 if TYPE_CHECKING:
     from snapgen.data.dataset import ImageDataset, load_dataset
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.data.dataset": ["ImageDataset", "load_dataset"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["ImageDataset", "load_dataset"]

@@ -7,17 +7,6 @@ from snapgen.lazy import lazy_exports
 if TYPE_CHECKING:
     from snapgen.diffusion.process import NoiseProcess, PredictionType, RectifiedFlow, VariancePreserving, make_process
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.diffusion.process": [
-                "NoiseProcess",
-                "PredictionType",
-                "RectifiedFlow",
-                "VariancePreserving",
-                "make_process",
-            ],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["NoiseProcess", "PredictionType", "RectifiedFlow", "VariancePreserving", "make_process"]

@@ -11,16 +11,7 @@ if TYPE_CHECKING:
     from snapgen.io.hub import resolve_model_folder
     from snapgen.io.pretrained import load_net
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.io.atomic": ["atomic_folder", "atomic_write"],
-            "snapgen.io.cache": ["cached_tensors"],
-            "snapgen.io.checkpoint": ["load_checkpoint", "save_checkpoint"],
-            "snapgen.io.hub": ["resolve_model_folder"],
-            "snapgen.io.pretrained": ["load_net"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "atomic_folder",

@@ -8,12 +8,6 @@ if TYPE_CHECKING:
     from snapgen.models.subnetworks import blocks_disabled, edit_network, from_supernet
     from snapgen.models.unet import UNet
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.models.subnetworks": ["blocks_disabled", "edit_network", "from_supernet"],
-            "snapgen.models.unet": ["UNet"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["UNet", "blocks_disabled", "edit_network", "from_supernet"]

@@ -8,12 +8,6 @@ if TYPE_CHECKING:
     from snapgen.objectives.build import build_objectives
     from snapgen.objectives.teacher import Teacher, TeacherConfig, load_teacher
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.objectives.build": ["build_objectives"],
-            "snapgen.objectives.teacher": ["Teacher", "TeacherConfig", "load_teacher"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Teacher", "TeacherConfig", "build_objectives", "load_teacher"]

@@ -10,14 +10,6 @@ if TYPE_CHECKING:
     from snapgen.optim.muon import Muon
     from snapgen.optim.schedule import cosine_with_warmup
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.optim.config": ["OptimizerConfig", "build_optimizers"],
-            "snapgen.optim.ema": ["EMA"],
-            "snapgen.optim.muon": ["Muon"],
-            "snapgen.optim.schedule": ["cosine_with_warmup"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["EMA", "Muon", "OptimizerConfig", "build_optimizers", "cosine_with_warmup"]

@@ -8,12 +8,6 @@ if TYPE_CHECKING:
     from snapgen.pipeline.loading import load_pipeline
     from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.pipeline.loading": ["load_pipeline"],
-            "snapgen.pipeline.snapgen_pipeline": ["SnapGenPipeline"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["SnapGenPipeline", "load_pipeline"]

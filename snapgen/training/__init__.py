@@ -14,19 +14,7 @@ if TYPE_CHECKING:
         ProgressiveDistillationStage,
     )
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "snapgen.training.loop": ["StepStats", "Trainer"],
-            "snapgen.training.stages": [
-                "AdversarialDistillationStage",
-                "AnyStage",
-                "DecoderStage",
-                "FlowMatchingStage",
-                "ProgressiveDistillationStage",
-            ],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "AdversarialDistillationStage",

@@ -28,6 +28,17 @@ def added(arch: Architecture) -> float:
     return FIXED + sum(cost(block) for block in block_index.blocks(arch))
 
 
+def crowded(arch: Architecture) -> float:
+    """Blocks that cost less the more of them there are."""
+    return float(added(arch) ** 0.6)
+
+
+def biased(arch: Architecture) -> float:
+    """A net that was timed badly, and every sub-network well."""
+    alone = block_index.edit_blocks(NET, removed=[block_index.blocks(NET)[3].name])
+    return added(arch) * (0.7 if arch.id == alone.id else 1)
+
+
 class Fake:
     """A device whose times are a function of the net."""
 

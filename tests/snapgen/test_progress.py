@@ -21,7 +21,13 @@ def test_a_subtask_is_a_part_of_the_whole() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "fraction", "words"),
-    [(9.0, 0, ""), (10.0, 0.5, "10 s left"), (100.0, 0.25, "5 min left"), (7200.0, 0.5, "2.0 h left")],
+    [
+        (9.0, 0, ""),
+        (10.0, 0.5, "10 s left"),
+        (20.0, 0.2, "80 s left"),
+        (100.0, 0.25, "5 min left"),
+        (7200.0, 0.5, "2.0 h left"),
+    ],
 )
 def test_the_time_left_is_in_a_fitting_unit(seconds: float, fraction: float, words: str) -> None:
     assert time_left(seconds, fraction) == words

@@ -7,11 +7,6 @@ from snapgen.lazy import lazy_exports
 if TYPE_CHECKING:
     from archsearch.reports.ablation.report import write_ablation
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.reports.ablation.report": ["write_ablation"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["write_ablation"]

@@ -54,15 +54,8 @@ def ladder_chart(ablation: Ablation, y: str) -> Figure:
     ]
     layout["annotations"] = [*arrows, *(_label(name, point) for name, point in points.items())]
     x, values = ([point[i] for point in points.values()] for i in (0, 1))
-    trace = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [i.value for i in x],
-        "y": [i.value for i in values],
-        "error_x": _error_bars(x),
-        "error_y": _error_bars(values),
+    trace = plotting.markers(x, values) | {
         "hovertext": [f"{name}: {ablation.result(name).planned.title}" for name in points],
-        "hoverinfo": "text",
         "marker": {"size": 8, "color": "var(--front)"},
     }
     return {"data": [trace], "layout": layout}
@@ -71,23 +64,8 @@ def ladder_chart(ablation: Ablation, y: str) -> Figure:
 def _point(r: RowResult, y: str) -> tuple[Any, Any] | None:
     if r.score is None:
         return None
-    x, value = formatting.value_of(r.score, "latency_ms"), formatting.value_of(r.score, y)
-    pooled = r.quality.get(y)
-    if value and pooled:
-        value = type(value)(pooled.value, pooled.low, pooled.high)
+    x, value = formatting.value_of(r.score, "latency_ms"), r.quality.get(y) or formatting.value_of(r.score, y)
     return (x, value) if x and value else None
-
-
-def _error_bars(intervals: list[Any]) -> Figure:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [i.high - i.value for i in intervals],
-        "arrayminus": [i.value - i.low for i in intervals],
-        "color": "var(--dominated)",
-        "thickness": 1,
-        "width": 0,
-    }
 
 
 def _arrow(r: RowResult, points: dict[str, Any], y: str) -> Figure:

@@ -131,29 +131,22 @@ def markdown(ablation: Ablation) -> str:
     return "\n".join(blocks) + "\n"
 
 
-_TEX = {
-    **{"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"},
-    **{"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "Δ": r"$\Delta$", "×": r"$\times$", "−": "$-$"},
-    **{"–": "--", "“": "``", "”": "''", "\u00a0": "~", "é": r"\'e", "≤": r"$\leq$"},
-}
+_LATEX_SYMBOLS = str.maketrans(
+    {"Δ": r"$\Delta$", "×": r"$\times$", "−": "$-$", "≤": r"$\leq$", "–": "--", "“": "``", "”": "''", "é": r"\'e"}
+    | {"\u00a0": "~"}
+)
 
 
 def latex(ablation: Ablation) -> str:
     """Format the ablation as LaTeX: one booktabs ``tabular`` per group; plain ASCII."""
-    comments = [
-        *reproduction.sentences(ablation),
-        *(f"{name}: {text}" for name, text in reproduction.sources(ablation)),
-    ]
-    blocks = [f"% {_tex(line)}\n" for line in comments]
+    import pandas
+
+    notes = [*reproduction.sentences(ablation), *(f"{name}: {text}" for name, text in reproduction.sources(ablation))]
+    text = "".join(f"% {line}\n" for line in notes)
     for group, title in GROUPS.items():
         if rows := lines(ablation, group):
             columns = header(ablation, group)
-            blocks.append(f"\n% {_tex(title)}\n\\begin{{tabular}}{{lll{'r' * (len(columns) - 3)}}}\n\\toprule\n")
-            blocks += [" & ".join(map(_tex, columns)) + " \\\\\n\\midrule\n"]
-            blocks += [" & ".join(map(_tex, row)) + " \\\\\n" for row in rows]
-            blocks.append("\\bottomrule\n\\end{tabular}\n")
-    return "".join(blocks)
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(letter, letter) for letter in text).encode("ascii", "replace").decode()
+            frame = pandas.DataFrame(rows, columns=columns)
+            alignment = f"lll{'r' * (len(columns) - 3)}"
+            text += f"\n% {title}\n{frame.to_latex(index=False, escape=True, column_format=alignment)}"
+    return text.translate(_LATEX_SYMBOLS).encode("ascii", "replace").decode()

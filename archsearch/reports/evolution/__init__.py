@@ -7,11 +7,6 @@ from snapgen.lazy import lazy_exports
 if TYPE_CHECKING:
     from archsearch.reports.evolution.data import Evolution, load_evolution
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.reports.evolution.data": ["Evolution", "load_evolution"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Evolution", "load_evolution"]

@@ -11,7 +11,7 @@ import numpy as np
 from archsearch.reports.evolution.data import Evolution, RoundResult, lineage
 from archsearch.reports.evolution.tables import PHASES
 from archsearch.reports.rendering import formatting, plotting
-from archsearch.reports.rendering.plotting import Figure
+from archsearch.reports.rendering.plotting import Figure, markers
 from archsearch.reports.study.data import StudyData, title
 from archsearch.score import LatencyRecord
 from archsearch.stats.estimate import Estimate
@@ -218,36 +218,14 @@ def path_chart(evolution: Evolution, metric: str, other: StudyData | None = None
 def _markers(
     evolution: Evolution, points: Sequence[tuple[RoundResult, LatencyRecord, Estimate]], metric: str, symbol: str
 ) -> Figure:
-    records = [latency for _, latency, _ in points]
-    qualities = [q for _, _, q in points]
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [r.median_ms for r in records],
-        "y": [q.value for q in qualities],
-        "error_x": _error_bars([(r.lower_quartile_ms, r.median_ms, r.upper_quartile_ms) for r in records]),
-        "error_y": _error_bars([(q.low, q.value, q.high) for q in qualities]),
+    return markers([latency.estimate for _, latency, _ in points], [quality for _, _, quality in points]) | {
         "hovertext": [_round_hover(evolution, result, metric) for result, _, _ in points],
-        "hoverinfo": "text",
         "marker": {
             "symbol": symbol,
             "size": 10,
             "color": "var(--front)",
             "line": {"width": 1.5, "color": "var(--page)"},
         },
-    }
-
-
-def _error_bars(intervals: Sequence[tuple[float, float, float]]) -> Figure:
-    """Error bars from triples of low, value and high."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [high - value for _, value, high in intervals],
-        "arrayminus": [value - low for low, value, _ in intervals],
-        "color": "var(--dominated)",
-        "thickness": 1,
-        "width": 0,
     }
 
 

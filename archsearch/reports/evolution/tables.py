@@ -10,7 +10,6 @@ from archsearch.block_latency.table import TOLERATED, BlockTable, PredictionErro
 from archsearch.reports.evolution.data import Evolution
 from archsearch.reports.rendering import formatting
 from archsearch.score import LatencyRecord
-from archsearch.stats.main_effects import EffectInterval
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture, BlockKind
 
@@ -103,7 +102,7 @@ def format_latency(record: LatencyRecord | None) -> str:
     """Format a latency in milliseconds with its quartiles."""
     if record is None:
         return "–"
-    interval = EffectInterval(record.median_ms, record.lower_quartile_ms, record.upper_quartile_ms)
+    interval = record.estimate
     return formatting.format_interval(interval) if interval.high > interval.low else formatting.number(interval.value)
 
 
@@ -158,16 +157,16 @@ def load_block_table(attrs: Mapping[str, Any]) -> BlockTable | None:
 
 def check_lines(table: BlockTable) -> list[str]:
     """Sentences on how the block table was measured and how accurately it predicts whole networks."""
-    fixed_ms = table.share * table.fixed_ms
+    fixed_ms = formatting.number(table.fixed_ms)
     lines = [
         f"Fitted to {len(table.measured)} whole networks on {table.device} ({table.compute_units}, {table.source}). "
-        f"The first network takes {formatting.number(table.whole_ms)} ms, of which {formatting.number(fixed_ms)} ms "
-        "are outside the blocks."
+        f"The first network takes {formatting.number(table.whole_ms)} ms, of which {fixed_ms} ms are "
+        "outside the blocks."
     ]
     if table.before:
         lines.append(f"Sums of block latencies against whole networks, {_errors(table.before)}.")
     if table.after:
-        if table.corrected:
+        if table.correction:
             fit = "The table was therefore fitted to these sub-networks too"
         else:
             fit = "A fit to these sub-networks too was not more accurate and was not used"

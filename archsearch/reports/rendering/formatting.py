@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from archsearch.score import OBJECTIVES, QUALITY_METRICS, MissingScore, Score, metric_label
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.main_effects import EffectInterval
 
 COSTS = ("latency_ms", "params", "macs", "activation_bytes")
 
@@ -18,7 +17,7 @@ _UNITS = {"params": "M", "macs": "M", "activation_bytes": "MB", "latency_ms": "m
 _SHORT = {"params": "params", "latency_ms": "latency", "activation_bytes": "activations"}
 
 
-def value_of(score: Score, name: str) -> EffectInterval | None:
+def value_of(score: Score, name: str) -> Estimate | None:
     """Return one number of a score in the unit that `unit` names, or None if it was not measured.
 
     Quality numbers come with their 95 % interval, latency with its quartiles; costs are exact.
@@ -28,12 +27,11 @@ def value_of(score: Score, name: str) -> EffectInterval | None:
     except MissingScore:
         return None
     if name in QUALITY_METRICS:
-        estimate = getattr(score.quality, name)
-        return EffectInterval(value, estimate.low, estimate.high)
+        estimate: Estimate = getattr(score.quality, name)
+        return estimate
     if name == "latency_ms" and score.latency:
-        return EffectInterval(value, score.latency.lower_quartile_ms, score.latency.upper_quartile_ms)
-    value = value / 1e6 if name in _UNITS else value
-    return EffectInterval(value, value, value)
+        return score.latency.estimate
+    return Estimate.exact(value / 1e6 if name in _UNITS else value)
 
 
 def unit(name: str) -> str:
@@ -69,7 +67,7 @@ def number(value: float, noise: float = 0.0) -> str:
     return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−")
 
 
-def format_value(interval: EffectInterval, name: str, *, ends: bool = False) -> str:
+def format_value(interval: Estimate, name: str, *, ends: bool = False) -> str:
     """Format a number with its unit, and with the interval if ``ends``: ``12.3 ms``, ``0.512 [0.500, 0.525]``."""
     suffix = f"{NBSP}{unit(name)}" if unit(name) else ""
     if ends and interval.high > interval.low:
@@ -77,13 +75,13 @@ def format_value(interval: EffectInterval, name: str, *, ends: bool = False) -> 
     return number(interval.value, (interval.high - interval.low) / 2) + suffix
 
 
-def format_change(interval: EffectInterval | Estimate, *, relative: bool) -> str:
+def format_change(interval: Estimate, *, relative: bool) -> str:
     """Format an effect with its sign and interval: ``+12 % [8, 16]``, ``−0.021 [−0.030, −0.012]``."""
     sign = "+" if interval.value > 0 else ""
     return sign + (format_interval(interval, scale=100, suffix=f"{NBSP}%") if relative else format_interval(interval))
 
 
-def format_interval(interval: EffectInterval | Estimate, *, scale: float = 1, suffix: str = "") -> str:
+def format_interval(interval: Estimate, *, scale: float = 1, suffix: str = "") -> str:
     """Format a number times ``scale`` with its interval, all to the same digits: ``0.512 [0.500, 0.525]``."""
     noise = scale * (interval.high - interval.low) / 2
     value, low, high = (number(scale * end, noise) for end in (interval.value, interval.low, interval.high))

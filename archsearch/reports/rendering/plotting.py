@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from archsearch.stats.estimate import Estimate
+
 Figure = dict[str, Any]
 """``data`` and ``layout`` of a plotly.js figure."""
 
@@ -19,6 +21,32 @@ def front_line(points: Sequence[tuple[float, ...]], color: str, *, opacity: floa
         "line": {"shape": "hv", "width": 1.5, "color": color},
         "opacity": opacity,
         "hoverinfo": "skip",
+    }
+
+
+def markers(x: Sequence[Estimate], y: Sequence[Estimate], color: str = "var(--dominated)") -> Figure:
+    """Trace of points with error bars in ``color``."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [i.value for i in x],
+        "y": [i.value for i in y],
+        "error_x": _error_bars(x, color),
+        "error_y": _error_bars(y, color),
+        "hoverinfo": "text",
+    }
+
+
+def _error_bars(intervals: Sequence[Estimate], color: str) -> Figure:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [i.high - i.value for i in intervals],
+        "arrayminus": [i.value - i.low for i in intervals],
+        "color": color,
+        "thickness": 1,
+        "width": 0,
+        "visible": any(i.high > i.low for i in intervals),
     }
 
 

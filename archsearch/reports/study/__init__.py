@@ -8,12 +8,6 @@ if TYPE_CHECKING:
     from archsearch.reports.study.audit import write_audit
     from archsearch.reports.study.data import StudyData, load_study_data
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.reports.study.audit": ["write_audit"],
-            "archsearch.reports.study.data": ["StudyData", "load_study_data"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["StudyData", "load_study_data", "write_audit"]

@@ -7,11 +7,10 @@ import math
 from collections.abc import Sequence
 
 from archsearch.reports.rendering import formatting
-from archsearch.reports.rendering.plotting import Figure, base_layout, front_line
+from archsearch.reports.rendering.plotting import Figure, base_layout, front_line, markers
 from archsearch.reports.study.data import StudyData, diverged, title
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.main_effects import EffectInterval
 from archsearch.stats.pareto import front, hypervolume_history
 from archsearch.studies.search.candidates import Candidate
 
@@ -78,35 +77,16 @@ _SHAPES = {"searched": ("circle", 9), "reference": ("diamond", 13), "base": ("sq
 def _markers(study: StudyData, group: Sequence[Candidate], y: str, x: str, role: str) -> Figure:
     shape, size = _SHAPES[role]
     color = "var(--front)" if group and group[0].number in study.front else "var(--dominated)"
-    return {
-        "type": "scatter",
-        "mode": "markers",
+    xs, ys = ([value for c in group if (value := study.value_of(c, name))] for name in (x, y))
+    return markers(xs, ys, color) | {
         "name": role,
-        "x": [i.value for c in group if (i := study.value_of(c, x))],
-        "y": [i.value for c in group if (i := study.value_of(c, y))],
         "customdata": [c.number for c in group],
-        "error_x": _bars([i for c in group if (i := study.value_of(c, x))], color),
-        "error_y": _bars([i for c in group if (i := study.value_of(c, y))], color),
         "marker": {
             "symbol": f"{shape}-open" if role == "infeasible" else shape,
             "size": size,
             "color": color,
             "line": {"width": 1.5, "color": "var(--dominated)" if role == "infeasible" else "var(--surface)"},
         },
-        "hoverinfo": "text",
-    }
-
-
-def _bars(intervals: Sequence[EffectInterval], color: str) -> Figure:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [i.high - i.value for i in intervals],
-        "arrayminus": [i.value - i.low for i in intervals],
-        "color": color,
-        "thickness": 1,
-        "width": 0,
-        "visible": any(i.high > i.low for i in intervals),
     }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.reports.rendering import formatting
 from archsearch.score import QUALITY_METRICS, ProtocolMismatch, Quality, comparable
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.main_effects import EffectInterval, KnobFactor
+from archsearch.stats.main_effects import KnobFactor
 from archsearch.studies.search import candidates as trials
 from archsearch.studies.search.candidates import Candidate
 from snapgen.architecture.overrides import apply_overrides
@@ -91,7 +91,7 @@ class StudyData:
         """Knobs of the search space, each with the choice of the base architecture."""
         return tuple(_factor(knob, self.base) for knob in self.attrs["space"]["knobs"])
 
-    def value_of(self, candidate: Candidate, name: str) -> EffectInterval | None:
+    def value_of(self, candidate: Candidate, name: str) -> Estimate | None:
         """One number of a candidate, or None if it was not measured; see `formatting.value_of`."""
         return formatting.value_of(candidate.score, name)
 

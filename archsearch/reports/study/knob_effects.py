@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
 from archsearch.score import QUALITY_METRICS
-from archsearch.stats.main_effects import MIN_CANDIDATES, EffectInterval, Effects, Knob, effects
+from archsearch.stats.intervals import verdict
+from archsearch.stats.main_effects import MIN_CANDIDATES, Effects, Knob, effects
 
 SCALE_MARGIN = 1.3
 """Half-width of a column's scale over its largest effect; intervals that reach beyond are clipped at the edge."""
@@ -128,15 +129,9 @@ def _change(knob: Knob | None, change: str, fit: Effects | None, scale: float) -
         return None
     size = effect.size
     start, dot, end = (_position(value, scale) for value in (size.low, size.value, size.high))
-    return Cell(formatting.format_change(size, relative=fit.relative), _verdict(size), start, dot, end)
+    return Cell(formatting.format_change(size, relative=fit.relative), verdict(size), start, dot, end)
 
 
 def _position(value: float, scale: float) -> float:
     """Horizontal position in percent of the cell's width; zero is in the middle."""
     return round(min(max(50 + 50 * value / scale, 0), 100), 2)
-
-
-def _verdict(size: EffectInterval) -> str:
-    if not size.significant:
-        return "cannot tell"
-    return "worse" if size.value > 0 else "better"

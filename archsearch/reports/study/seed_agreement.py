@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.rank_correlation import Correlation, spearman
+from archsearch.stats.rank_correlation import spearman
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Agreement:
     """
 
     n: int
-    rho: Correlation | None
+    rho: Estimate | None
     separable: float | None
     spread: float | None
 

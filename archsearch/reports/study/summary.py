@@ -11,9 +11,10 @@ from archsearch.reports.rendering import architecture_text, formatting
 from archsearch.reports.study.data import StudyData, diverged, estimates, title
 from archsearch.reports.study.seed_agreement import Agreement, seed_agreement
 from archsearch.score import QUALITY_METRICS
-from archsearch.stats.main_effects import EffectInterval
+from archsearch.stats.estimate import Estimate
 from archsearch.stats.pareto import bounds
 from archsearch.studies.search.candidates import Candidate
+from snapgen.progress import format_duration
 
 MIN_RANK_CORRELATION = 0.7
 """Rank correlation between seeds below which the page calls a score unreliable for ranking."""
@@ -47,12 +48,7 @@ def tiles(study: StudyData) -> list[tuple[str, str]]:
     tiles = [(f"{len(study.scored)}", "scored"), (f"{len(study.front)}", "on the front")]
     tiles += [(f"{infeasible}", "infeasible"), (f"{reused}", "reused")]
     tiles += [(f"{counts[state]}", state) for state in ("failed", "running") if counts[state]]
-    return [*tiles, (_duration(seconds), "working time")] if seconds >= 1 else tiles
-
-
-def _duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return [*tiles, (format_duration(seconds), "working time")] if seconds >= 1 else tiles
 
 
 def agreements_of(study: StudyData) -> dict[str, Agreement]:
@@ -92,8 +88,8 @@ def _agreement_warnings(label: str, agreement: Agreement, seeds: int) -> list[st
         lines.append(f"With a single seed, the reproducibility of {label} is unknown.")
     elif agreement.rho is None:
         lines.append(f"The reproducibility of {label} cannot be estimated from {_count(agreement.n)}.")
-    elif agreement.rho.rho < MIN_RANK_CORRELATION:
-        rho = f"ρ = {agreement.rho.rho:.2f} (n = {agreement.n})"
+    elif agreement.rho.value < MIN_RANK_CORRELATION:
+        rho = f"ρ = {agreement.rho.value:.2f} (n = {agreement.n})"
         lines.append(f"Rankings by {label} agree poorly between two seeds, {rho}: do not rank candidates by it.")
     if agreement.separable is not None and agreement.separable < 0.5:
         share = formatting.percent(agreement.separable)
@@ -134,16 +130,15 @@ def _verdict(label: str, agreement: Agreement) -> str:
     rho, separable = agreement.rho, formatting.percent(agreement.separable or 0)
     if agreement.n < MIN_CANDIDATES:
         conclusion = "too few candidates to judge the ranking"
-    elif rho.rho < MIN_RANK_CORRELATION:
+    elif rho.value < MIN_RANK_CORRELATION:
         conclusion = "not reliable for ranking"
     elif (agreement.separable or 0) < 0.5:
         conclusion = "reliable for ranking, except between close candidates"
     else:
         conclusion = "reliable for ranking"
     return (
-        f"{label[0].upper()}{label[1:]}: the rank correlation between seeds is ρ = {rho.rho:.2f} "
-        f"[{rho.low:.2f}, {rho.high:.2f}] over {agreement.n} candidates, and {separable} of the pairs have "
-        f"non-overlapping intervals: {conclusion}."
+        f"{label[0].upper()}{label[1:]}: the rank correlation between seeds is ρ = {rho:.2f} over {agreement.n} "
+        f"candidates, and {separable} of the pairs have non-overlapping intervals: {conclusion}."
     )
 
 
@@ -190,10 +185,9 @@ def reference(study: StudyData) -> str:
     rows = [[study.value_of(c, n) for n in study.objectives] for c in study.scored if not diverged(c)]
     points = [tuple(i.value for i in row if i) for row in rows]
     worst = bounds(points)[1] if points else ()
-    ends = [EffectInterval(value, value, value) for value in worst]
     return ", ".join(
-        f"{study.label(name)} {formatting.format_value(end, name)}"
-        for name, end in zip(study.objectives, ends, strict=False)
+        f"{study.label(name)} {formatting.format_value(Estimate.exact(value), name)}"
+        for name, value in zip(study.objectives, worst, strict=False)
     )
 
 
@@ -204,7 +198,7 @@ def agreement_row(study: StudyData, name: str, agreement: Agreement) -> dict[str
         "name": name,
         "label": study.label(name),
         "n": str(agreement.n),
-        "rho": f"{rho.rho:.2f} [{rho.low:.2f}, {rho.high:.2f}]" if rho else "cannot tell",
+        "rho": f"{rho:.2f}" if rho else "cannot tell",
         "separable": formatting.percent(agreement.separable) if agreement.separable is not None else "–",
         "spread": f"{agreement.spread:.1f} ×" if agreement.spread is not None else "–",
         "drawn": "yes" if agreement.n > 1 else "",

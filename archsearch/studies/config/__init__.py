@@ -9,13 +9,6 @@ if TYPE_CHECKING:
     from archsearch.studies.config.evolution import EvolutionConfig
     from archsearch.studies.config.study import LatencyConfig, SamplerConfig, StudyConfig, load_config
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.studies.config.ablation": ["AblationConfig"],
-            "archsearch.studies.config.evolution": ["EvolutionConfig"],
-            "archsearch.studies.config.study": ["LatencyConfig", "SamplerConfig", "StudyConfig", "load_config"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["AblationConfig", "EvolutionConfig", "LatencyConfig", "SamplerConfig", "StudyConfig", "load_config"]

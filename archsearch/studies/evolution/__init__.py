@@ -8,12 +8,6 @@ if TYPE_CHECKING:
     from archsearch.studies.evolution.rounds import BlockImportance, EvolutionRound
     from archsearch.studies.evolution.run import evolve
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.studies.evolution.rounds": ["BlockImportance", "EvolutionRound"],
-            "archsearch.studies.evolution.run": ["evolve"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["BlockImportance", "EvolutionRound", "evolve"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archsearch.latency.repeats import measure_round_robin
+from archsearch.quality import processes
 from archsearch.quality.metrics import build_metric, difference, estimate
 from archsearch.score import LatencyRecord, Quality, Score
 from archsearch.studies.config.study import StudyConfig, error_context
@@ -58,6 +59,8 @@ def evolve(settings: StudyConfig, *, quiet: bool = False) -> Study:
         InputError: if the study has no evolution settings, if no network of the space can meet the target, or for the
             reasons of `archsearch.studies.search.run.search`.
     """
+    if processes.is_follower():
+        return search(settings, quiet=True)
     evolution = evolution_config(settings)
     changes: dict[str, Any] = {} if settings.trials else {"trials": evolution.rounds + 2}
     if evolution.target_ratio is not None:

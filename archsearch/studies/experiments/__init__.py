@@ -10,14 +10,6 @@ if TYPE_CHECKING:
     from archsearch.studies.experiments.latency_validation import validate_model
     from archsearch.studies.experiments.proxy_audit import audit
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.studies.experiments.ablation": ["ablate"],
-            "archsearch.studies.experiments.ablation_results": ["Ablation", "load_results"],
-            "archsearch.studies.experiments.latency_validation": ["validate_model"],
-            "archsearch.studies.experiments.proxy_audit": ["audit"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["Ablation", "ablate", "audit", "load_results", "validate_model"]

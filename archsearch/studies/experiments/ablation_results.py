@@ -197,10 +197,8 @@ def _pool(results: Sequence[RowResult], name: str) -> EstimatesById:
 def _effect(pool: EstimatesById, row: str, baseline: str) -> Effect:
     """The contrast row − baseline, both given as architecture ids."""
     if row == baseline:
-        zero = Estimate(value=0, low=0, high=0)
-        return Effect(zero, "cannot tell")
-    weights = [float((key == row) - (key == baseline)) for key in pool]
-    difference = intervals.contrast(list(pool.values()), weights)
+        return Effect(Estimate.exact(0), "cannot tell")
+    difference = intervals.difference(pool, row, baseline)
     return Effect(difference, verdict(difference))
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from archsearch.latency import records as latency_records
 from archsearch.latency.records import LatencySample
 from archsearch.predictor.model import LatencyModel, baseline_amounts
-from archsearch.stats.rank_correlation import MIN_CANDIDATES, Correlation, spearman
+from archsearch.stats.estimate import Estimate
+from archsearch.stats.rank_correlation import MIN_CANDIDATES, spearman
 from snapgen.errors import InputError
 
 
@@ -62,7 +63,7 @@ class ValidationRow:
     """
 
     name: str
-    spearman: Correlation | None
+    spearman: Estimate | None
     kendall: float
     within_5: float
     within_10: float

@@ -202,7 +202,7 @@ def _rows(
     rows = []
     for kind, control in {AS_IS: None, **controls}.items():
         correlation = spearman(a, b, control)
-        rho, low, high = (correlation.rho, correlation.low, correlation.high) if correlation else (None, None, None)
+        rho, low, high = (correlation.value, correlation.low, correlation.high) if correlation else (None, None, None)
         rows.append(AgreementRow(score, target, kind, rho, low, high, len(a)))
     return rows
 

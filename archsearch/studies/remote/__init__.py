@@ -8,12 +8,6 @@ if TYPE_CHECKING:
     from archsearch.studies.remote.client import RemoteLatency
     from archsearch.studies.remote.server import serve
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.studies.remote.client": ["RemoteLatency"],
-            "archsearch.studies.remote.server": ["serve"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["RemoteLatency", "serve"]

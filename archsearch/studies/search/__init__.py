@@ -9,13 +9,6 @@ if TYPE_CHECKING:
     from archsearch.studies.search.run import search
     from archsearch.studies.search.scorer import ArchsearchScorer, Scorer
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.studies.search.candidates": ["Candidate", "Recommendation", "best", "load_candidates"],
-            "archsearch.studies.search.run": ["search"],
-            "archsearch.studies.search.scorer": ["ArchsearchScorer", "Scorer"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["ArchsearchScorer", "Candidate", "Recommendation", "Scorer", "best", "load_candidates", "search"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, MissingScore, Score, comparable, metric_label
+from archsearch.stats.pareto import non_dominated
 from archsearch.studies.remote.client import measured_latencies
 from archsearch.studies.storage.trial_queue import seconds, slots_of
 from snapgen.architecture.schema import Architecture
@@ -166,17 +167,7 @@ def pareto_front(candidates: Sequence[Candidate], names: Sequence[str]) -> list[
     qualities = [c.score.quality for c in ranked if c.score.quality is not None]
     for quality in qualities[1:]:
         comparable(qualities[0], quality)
-    values = {c.number: tuple(c.value(name) for name in names) for c in ranked}
-
-    def is_dominated(c: Candidate) -> bool:
-        own = values[c.number]
-        for rival in ranked:
-            better = values[rival.number]
-            if all(a <= b for a, b in zip(better, own, strict=True)) and (better, rival.slot) < (own, c.slot):
-                return True
-        return False
-
-    return sorted((c for c in ranked if not is_dominated(c)), key=lambda c: values[c.number])
+    return [ranked[i] for i in non_dominated([tuple(c.value(name) for name in names) for c in ranked])]
 
 
 @dataclass(frozen=True)

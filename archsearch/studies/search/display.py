@@ -12,6 +12,7 @@ from archsearch.score import OBJECTIVES, metric_label
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import Candidate, eligible, load_candidates
 from archsearch.studies.storage.trial_queue import busy_seconds
+from snapgen.progress import format_duration
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -91,7 +92,7 @@ class Display:
             phrases.append("best " + _format_value(min(ranked, key=lambda c: c.value(first)), first))
         left = self._seconds_left(candidates)
         if left is not None:
-            phrases.append(f"{left / 60:.0f} min left" if left >= 60 else f"{left:.0f} s left")
+            phrases.append(f"{format_duration(left)} left")
         return ", ".join(phrases)
 
     def _seconds_left(self, candidates: list[Candidate]) -> float | None:

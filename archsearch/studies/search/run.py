@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from archsearch.quality import processes
 from archsearch.studies.config.study import StudyConfig, error_context
 from archsearch.studies.search import samplers
 from archsearch.studies.search.candidates import load_candidates
@@ -13,7 +14,7 @@ from archsearch.studies.search.proposer import Proposer, ProposerFactory
 from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
 from archsearch.studies.search.worker import Worker
 from archsearch.studies.signals import terminable
-from archsearch.studies.storage.database import artifact_store, create_or_resume, storage_errors
+from archsearch.studies.storage.database import artifact_store, create_or_resume, load_study, storage_errors
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,7 +47,17 @@ def search(
         InputError: if the settings, or something that they name, are invalid.
         KeyboardInterrupt: after the running trials have been released.
     """
-    with storage_errors(settings.url, settings.source), terminable(), ignore_experimental_warnings():
+    if processes.is_follower():
+        from archsearch.quality.candidate_evaluator import follow  # slow to import
+
+        follow(settings.protocol)
+        return load_study(settings)
+    with (
+        storage_errors(settings.url, settings.source),
+        terminable(),
+        ignore_experimental_warnings(),
+        processes.leading(),
+    ):
         space = settings.load_space()
         _check_plan(settings, space, proposer)
         samplers.build_sampler(settings.sampler, seed=0, source=settings.source)
@@ -76,6 +87,13 @@ def search(
 def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) -> None:
     if settings.ablation is not None and not settings.initial_points:
         raise InputError(settings.source, "is an ablation", "run archsearch ablate", place="ablation")
+    count = processes.num_processes()
+    if count > 1 and settings.workers > 1:
+        problem = f"is {settings.workers}, but {count} processes were launched, which train each candidate together"
+        raise InputError(settings.source, problem, "set it to 1, or launch one process", place="workers")
+    if settings.protocol.batch_size % count:
+        problem = f"is {settings.protocol.batch_size}, which {count} processes cannot divide"
+        raise InputError(settings.source, problem, "use a multiple of their number", place="protocol.batch_size")
     if settings.evolve is not None and proposer is Proposer:
         raise InputError(settings.source, "evolves a network", "run archsearch evolve", place="evolve")
     choices = {knob.name: range(len(knob.choices)) for knob in space.knobs}

@@ -8,12 +8,6 @@ if TYPE_CHECKING:
     from archsearch.studies.storage.database import artifact_store, open_storage, open_study
     from archsearch.studies.storage.trial_queue import TrialQueue
 else:
-    __getattr__, __dir__ = lazy_exports(
-        __name__,
-        {
-            "archsearch.studies.storage.database": ["artifact_store", "open_storage", "open_study"],
-            "archsearch.studies.storage.trial_queue": ["TrialQueue"],
-        },
-    )
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = ["TrialQueue", "artifact_store", "open_storage", "open_study"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,17 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     table = fit_block_table(Fake(), NET, 8, 5, ONCE)
     (tmp_path / "table.json").write_text(table.to_json())
     assert BlockTable.load(tmp_path / "table.json") == table
+
+
+@pytest.mark.parametrize("correction", [None, "refit", "curve"])
+def test_an_older_table_is_read_without_its_curve(correction: str | None) -> None:
+    table = fit_block_table(Fake(), NET, 8, 5, ONCE)
+    errors = {"errors": [0.2, -0.1]}
+    old = json.loads(table.to_json()) | {"scale": 1.1, "power": 0.9, "tried": {"refit": errors, "curve": errors}}
+    read = BlockTable.model_validate(old | ({"correction": correction} if correction else {}))
+    assert read.tried.keys() == {"refit"}
+    assert read.correction == (correction if correction == "refit" else None)
+    assert read.predict(NET) == table.predict(NET)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from archsearch import cli, devices
 from archsearch.latency import repeats
 from archsearch.predictor.model import LatencyModel
 from archsearch.spaces.loading import load_space
-from snapgen.architecture import block_index
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch import apple_standin
 from tests.archsearch.latency.test_records import Clock
 from tests.archsearch.studies.quick import SPACE
+from tests.archsearch.summing import Fake, biased, crowded
 from tests.records import latency_record
 from tests.snapgen.nets import tiny
 
@@ -239,15 +240,16 @@ def test_blocks_shows_what_each_costs_and_how_far_to_trust_it(blocks: Any, tmp_p
     assert "| block | ms | share | a copy more, ms |\n| --- | ---: |" in blocks("--validation-nets", 0, "--markdown")
 
 
-def test_blocks_says_how_its_sums_were_corrected(blocks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Crowded(Clock):
-        def measure(self, arch: Architecture, *_: int) -> Any:
-            return latency_record((1 + len(block_index.blocks(arch))) ** 0.6)
-
-    monkeypatch.setattr(devices, "backend", lambda *_, **__: Crowded([]))
-    shown = blocks("--validation-nets", 12, "--min-repeats", 1, "--max-repeats", 1)
-    assert "corrected by a curve" in shown
-    assert "sum^" in shown
+@pytest.mark.parametrize(
+    ("ms", "said"),
+    [(crowded, "a refit does no better"), (biased, "the costs above are fitted to the sub")],
+)
+def test_blocks_says_how_its_sums_were_corrected(
+    ms: Callable[[Architecture], float], said: str, blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "backend", lambda *_, **__: Fake(ms))
+    shown = blocks("--validation-nets", 20, "--min-repeats", 1, "--max-repeats", 1)
+    assert said in shown
     assert "refit, each left out" in shown
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from archsearch.reports import comparison as page
 from archsearch.stats.estimate import Estimate
+from archsearch.stats.intervals import difference, verdict
 from archsearch.training.comparison import ComparisonConfig, Results
 
 VARIANTS = {"plain": {}, "good": {}, "same": {}}
@@ -44,18 +45,18 @@ def results() -> Results:
 def test_differences_are_paired_by_seed(metric: str, size: float) -> None:
     estimates = page.mean_over_seeds(results(), metric)
     assert estimates["good"].by_seed == tuple(run[metric].value for run in results()["good"])
-    good = page.difference(estimates, "good", "plain")
+    good = difference(estimates, "good", "plain")
     assert good.value == pytest.approx(size)
     assert good.high - good.low < 0.02, "an effect of the seed on all variants is not part of the difference"
-    assert page.verdict(good, comparison().metrics[metric]) == "better"
-    assert page.verdict(page.difference(estimates, "same", "plain"), comparison().metrics[metric]) == "cannot tell"
+    assert verdict(good, comparison().metrics[metric]) == "better"
+    assert verdict(difference(estimates, "same", "plain"), comparison().metrics[metric]) == "cannot tell"
 
 
 def test_verdict_depends_on_which_direction_is_better() -> None:
     up = Estimate(value=1, low=0.5, high=1.5)
-    assert page.verdict(up, "higher") == "better"
-    assert page.verdict(up, "lower") == "worse"
-    assert page.verdict(up.model_copy(update={"low": -0.1}), "lower") == "cannot tell"
+    assert verdict(up, "higher") == "better"
+    assert verdict(up, "lower") == "worse"
+    assert verdict(up.model_copy(update={"low": -0.1}), "lower") == "cannot tell"
 
 
 def test_tables_have_every_variant_and_no_verdict_on_the_baseline() -> None:

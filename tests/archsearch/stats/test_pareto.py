@@ -4,7 +4,7 @@ import numpy as np
 import optuna
 import pytest
 
-from archsearch.stats.pareto import bounds, front, hypervolume, hypervolume_history
+from archsearch.stats.pareto import bounds, front, hypervolume, hypervolume_history, non_dominated
 
 
 def test_staircase_by_hand() -> None:
@@ -37,6 +37,20 @@ def test_agrees_with_optunas_hypervolume_history(dimensions: int) -> None:
 
 def test_front_keeps_ties_once_and_drops_the_dominated() -> None:
     assert front([(1, 3), (2, 2), (2, 3), (1, 3), (3, 1)]) == [(1, 3), (2, 2), (3, 1)]
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 4])
+def test_the_first_of_equal_points_is_kept_and_what_any_other_dominates_is_not(dimensions: int) -> None:
+    drawn = np.random.default_rng(dimensions).integers(0, 4, (60, dimensions))
+    points = [tuple(map(float, point)) for point in drawn]
+    expected = {
+        i
+        for i, p in enumerate(points)
+        if not any(all(a <= b for a, b in zip(q, p, strict=True)) and (q, j) < (p, i) for j, q in enumerate(points))
+    }
+    kept = non_dominated(points)
+    assert set(kept) == expected
+    assert [points[i] for i in kept] == sorted(points[i] for i in kept)
 
 
 def test_history_rises_to_the_front() -> None:

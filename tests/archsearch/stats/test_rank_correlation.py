@@ -14,8 +14,8 @@ def test_equals_scipy_and_lies_in_its_interval() -> None:
     b = a + RNG.normal(size=30)
     correlation = spearman(list(a), list(b))
     assert correlation is not None
-    assert correlation.rho == pytest.approx(spearmanr(a, b).statistic)
-    assert -1 <= correlation.low <= correlation.rho <= correlation.high <= 1
+    assert correlation.value == pytest.approx(spearmanr(a, b).statistic)
+    assert -1 <= correlation.low <= correlation.value <= correlation.high <= 1
     assert correlation.low < correlation.high
 
 
@@ -27,7 +27,7 @@ def test_a_common_cause_is_removed() -> None:
     assert plain is not None
     assert partial is not None
     assert plain.low > 0.8
-    assert partial.low < 0 < partial.high or abs(partial.rho) < 0.2
+    assert partial.low < 0 < partial.high or abs(partial.value) < 0.2
 
 
 def test_partial_correlation_by_hand() -> None:
@@ -37,7 +37,7 @@ def test_partial_correlation_by_hand() -> None:
     ab, ac, bc = (spearmanr(x, y).statistic for x, y in ((a, b), (a, c), (b, c)))
     correlation = spearman(list(a), list(b), list(c))
     assert correlation is not None
-    assert correlation.rho == pytest.approx((ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2)))
+    assert correlation.value == pytest.approx((ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2)))
 
 
 def test_returns_none_without_rank_variance() -> None:

@@ -30,7 +30,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., BaseProcess]:
     # The server that forks finds our modules only by this, and says nothing when it does not.
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.studies.warm", "tests.studies.tiny_recipe"])
+    context.set_forkserver_preload(["tests.archsearch.studies.warm", "tests.archsearch.studies.tiny_recipe"])
 
     def begin(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
         process = context.Process(target=function, args=arguments)

@@ -1,6 +1,6 @@
 """A scorer that takes milliseconds and always gives the same numbers, and a study to use it on.
 
-As a program it runs that study: ``python -m tests.studies.quick FOLDER '{"trials": 8}'``.
+As a program it runs that study: ``python -m tests.archsearch.studies.quick FOLDER '{"trials": 8}'``.
 """
 
 from __future__ import annotations

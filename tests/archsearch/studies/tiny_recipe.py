@@ -1,6 +1,6 @@
 """A recipe of all stages that trains in seconds, on pictures of noise.
 
-As a program it trains it: ``python -m tests.studies.tiny_recipe FOLDER '{"checkpoint_minutes": 0}'``.
+As a program it trains it: ``python -m tests.archsearch.studies.tiny_recipe FOLDER '{"checkpoint_minutes": 0}'``.
 """
 
 from __future__ import annotations

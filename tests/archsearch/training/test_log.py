@@ -12,7 +12,8 @@ from tests.archsearch.studies.tiny_recipe import recipe
 
 
 def report(step: int, *, bad: list[int] | None = None) -> StepStats:
-    return StepStats(step, 4, 4 * step, {"student loss": 1 / step}, bad or [], lr_scale=1, images_per_second=10)
+    losses = {"student loss": 1 / step}
+    return StepStats(step, 4, 4 * step, losses, [1 / step], bad or [], lr_scale=1, images_per_second=10)
 
 
 @pytest.fixture

@@ -111,7 +111,9 @@ def test_latex_is_plain_and_balanced(made: Made) -> None:
     body = [line for line in text.splitlines() if not line.startswith("%")]
     widths = {line.count(" & ") for line in body if line.endswith("\\\\") and " & " in line}
     assert widths == {len(table.header(made(), g)) - 1 for g in table.GROUPS}
-    assert "a paper \\& more" in text
+    assert "a paper & more" in text, "comments need no escapes"
+    assert "2.4$\\times$ faster ($-$58 \\%)" in text
+    assert "$\\Delta$ latency" in text
     assert "?" not in text
 
 

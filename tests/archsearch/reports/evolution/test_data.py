@@ -219,12 +219,9 @@ def test_the_page_and_its_tables(written: Path) -> None:
     assert "| equal for both | emoji_blocks |" in markdown
 
 
-@pytest.mark.parametrize("power", [1.0, 0.5])
-def test_time_outside_the_blocks_is_shown(study: optuna.Study, power: float) -> None:
-    """If the latency is a power of the sum, blocks take shares of the total; the remainder is outside the blocks."""
+def test_time_outside_the_blocks_is_shown(study: optuna.Study) -> None:
     table = tables.load_block_table(study.user_attrs)
     assert table is not None
-    table = table.model_copy(update={"power": power, "scale": 2.0})
     shown = re.search(r"of which ([\d.]+) ms are outside the blocks", tables.check_lines(table)[0])
     assert shown is not None
     rest = table.predict(table.architecture) - sum(map(table.block_ms, block_index.blocks(table.architecture)))

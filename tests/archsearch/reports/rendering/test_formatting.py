@@ -6,7 +6,7 @@ import pytest
 
 from archsearch.reports.rendering import formatting
 from archsearch.spaces.loading import load_space
-from archsearch.stats.main_effects import EffectInterval
+from archsearch.stats.estimate import Estimate
 from snapgen.architecture.schema import Architecture
 from tests.archsearch.reports.factory import made_up
 
@@ -32,13 +32,12 @@ def test_as_many_digits_as_the_noise_allows(value: float, noise: float, text: st
 
 def test_values_have_unit_and_interval() -> None:
     nbsp = formatting.NBSP
-    assert (
-        formatting.format_value(EffectInterval(12.34, 12.1, 12.9), "latency_ms", ends=True)
-        == f"12.34{nbsp}ms [12.10, 12.90]"
-    )
-    assert formatting.format_value(EffectInterval(0.7, 0.7, 0.7), "params", ends=True) == f"0.700{nbsp}M"
-    assert formatting.format_change(EffectInterval(0.124, 0.08, 0.16), relative=True) == f"+12.4{nbsp}% [8.0, 16.0]"
-    assert formatting.format_change(EffectInterval(-0.02, -0.03, -0.01), relative=False) == "−0.020 [−0.030, −0.010]"
+    measured, exact = Estimate(value=12.34, low=12.1, high=12.9), Estimate.exact(0.7)
+    assert formatting.format_value(measured, "latency_ms", ends=True) == f"12.34{nbsp}ms [12.10, 12.90]"
+    assert formatting.format_value(exact, "params", ends=True) == f"0.700{nbsp}M"
+    rise, fall = Estimate(value=0.124, low=0.08, high=0.16), Estimate(value=-0.02, low=-0.03, high=-0.01)
+    assert formatting.format_change(rise, relative=True) == f"+12.4{nbsp}% [8.0, 16.0]"
+    assert formatting.format_change(fall, relative=False) == "−0.020 [−0.030, −0.010]"
 
 
 def test_values_are_in_their_units() -> None:

@@ -15,7 +15,7 @@ def test_agreement_counts_pairs_that_differ() -> None:
     agreement = seed_agreement([estimate(v, 0.1, v - 0.01, v + 0.01) for v in (0.0, 0.15, 1.0, 2.0)])
     assert agreement.n == 4
     assert agreement.rho is not None
-    assert agreement.rho.rho == 1
+    assert agreement.rho.value == 1
     assert agreement.separable == pytest.approx(5 / 6)
     assert agreement.spread == pytest.approx(float(np.std([0, 0.15, 1, 2], ddof=1)) / 0.1)
 

@@ -382,3 +382,35 @@ def test_the_table_of_blocks_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     assert table == block_table.load_or_fit_block_table(settings, space, Breaks()), (
         "what is measured is not measured again"
     )
+
+
+@pytest.mark.slow
+def test_two_processes_evolve_as_one(done: tuple[StudyConfig, Path], tmp_path: Path) -> None:
+    """On the CPU they are launched as on GPUs. Sums in another order round differently."""
+    settings, folder = done
+    study(tmp_path)
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
+    command = [sys.executable, "-m", *launch, "-m", "archsearch", "evolve", "study.yaml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("Report: ") == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        one = rounds(settings)
+        patch.chdir(tmp_path)
+        two = rounds(load_config("study.yaml"))
+    assert [(r.phase, r.removed, r.copied) for r in two] == [(r.phase, r.removed, r.copied) for r in one]
+    for first, second in zip(one, two, strict=True):
+        assert second.quality.value == pytest.approx(first.quality.value, rel=2e-3)
+
+
+@pytest.mark.slow
+def test_what_several_processes_cannot_share_is_told(tmp_path: Path) -> None:
+    study(tmp_path, protocol__batch_size=7)
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
+    command = [sys.executable, "-m", *launch, "-m", "archsearch", "evolve", "study.yaml"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode != 0
+    assert "protocol.batch_size: is 7, which 2 processes cannot divide" in process.stderr
