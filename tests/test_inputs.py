@@ -176,8 +176,8 @@ def halving(folder: Path, names: str = "recipe.yaml", **changes: object) -> Case
     """A recipe of step distillation by a teacher that predicts something else, or with what is changed."""
     teacher = folder / "net"
     teacher.mkdir()
-    (teacher / "config.json").write_text(json.dumps({"arch": preset("sd15-emoji").model_dump(mode="json")}))
-    (teacher / "prediction.json").write_text('{"prediction": "noise"}')
+    config = {"arch": preset("sd15-emoji").model_dump(mode="json"), "prediction_type": "noise"}
+    (teacher / "config.json").write_text(json.dumps(config))
     stage = {**BASE, "kind": "progressive", "teacher": str(teacher), **changes}
     return train(folder, names, architecture="sd15-emoji", prediction_type="v", stages=[stage])
 

@@ -37,7 +37,6 @@ def convert(
 ) -> None:
     """Turn a diffusers U-Net (SD-1.5, SDXL, DreamLite) into ours, with the same outputs."""
     from snapgen.conversion.from_diffusers import from_diffusers
-    from snapgen.io import prediction_note
     from snapgen.io.atomic import atomic_folder
 
     sizes = None if time_ids is None else _sizes(time_ids)
@@ -47,8 +46,6 @@ def convert(
                 source, prediction=prediction, time_ids=sizes, partial=partial, progress=progress
             )
         conversion.net.save_pretrained(folder)
-        if conversion.prediction_source.prediction is not None:
-            prediction_note.write_prediction_type(folder, conversion.prediction_source.prediction)
     if as_json:
         print_json(
             {

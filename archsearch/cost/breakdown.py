@@ -50,11 +50,11 @@ _KIND_BY_TYPE: dict[type[nn.Module], str] = {
 _KIND_BY_MEMBER: dict[tuple[type[nn.Module], str], str] = {
     (unet.DownLevel, "downsample"): "sampling",
     (unet.DownLevel, "widen"): "projection",
-    (blocks.TransformerBlock, "attend_self"): "self_attention",
-    (blocks.TransformerBlock, "attend_context"): "cross_attention",
+    (blocks.TransformerBlock, "attn1"): "self_attention",
+    (blocks.TransformerBlock, "attn2"): "cross_attention",
     (blocks.SpatialTransformer, "proj_in"): "projection",
     (blocks.SpatialTransformer, "proj_out"): "projection",
-    (blocks.ResidualBlock, "time"): TIME,
+    (blocks.ResidualBlock, "time_emb_proj"): TIME,
     (UNet, "conv_in"): ENDS,
     (UNet, "conv_out"): ENDS,
     (TinyDecoder, "conv_out"): ENDS,
@@ -80,7 +80,7 @@ def breakdown(arch: Architecture, latent_size: int, *, context_tokens: int = 77)
     net, *inputs = on_meta_device(arch, latent_size, context_tokens)
     down = {stage: f"down[{level}]" for level, stage in enumerate(net.down)}
     up = {stage: f"up[{level}]" for level, stage in enumerate(net.up)}
-    stages = {net.time: TIME, **down, net.mid: "mid", **dict(reversed(up.items()))}
+    stages = {net.time_embedding: TIME, **down, net.mid: "mid", **dict(reversed(up.items()))}
     return _break_down(net, inputs, stages, kinds={})
 
 

@@ -322,6 +322,7 @@ class CandidateEvaluator:
             writer.writerows(
                 [step, loss, "" if validation is None else validation] for step, loss, validation in run.training.curve
             )
+        run.unet.prediction_type = self.protocol.prediction_type
         run.unet.save_pretrained(folder / "unet")
         (folder / "unet" / "protocol.json").write_text(self.resolved.model_dump_json(indent=2) + "\n")
         if run.images is not None:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from snapgen.conditioning import text_encoder
 from snapgen.errors import InputError, first_line
 from snapgen.io import hub
+from snapgen.io.pretrained import load_transformers_model
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Default mean and standard deviation of colors in [0, 1], from the code of arXiv 2103.00020."""
@@ -101,19 +102,16 @@ def load_clip_score(name: str, device: torch.device | None = None) -> ClipScore:
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         with silence_libraries():
-            model, info = transformers.CLIPModel.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **local
-            )
+            model_config = transformers.CLIPConfig.from_pretrained(folder, **local)
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
     except Exception as error:  # damaged files raise anything, from KeyError to SafetensorError
         raise InputError(name, f"cannot be loaded as a CLIPModel ({first_line(error)})", _REMEDY) from None
-    if info["missing_keys"]:
-        raise InputError(name, f"the weights lack {sorted(info['missing_keys'])[0]}", _REMEDY)
+    model = load_transformers_model(folder, transformers.CLIPModel, model_config)
     if tokenizer.pad_token is None:  # CLIP ignores everything after the first end token
         tokenizer.pad_token = tokenizer.eos_token
     preprocessor = _read(folder / "preprocessor_config.json") or {}
     mean, std = tuple(preprocessor.get("image_mean") or MEAN), tuple(preprocessor.get("image_std") or STD)
-    return ClipScore(model.eval().to(device or torch.device("cpu")), tokenizer, mean, std)
+    return ClipScore(model.to(device or torch.device("cpu")), tokenizer, mean, std)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from archsearch.quality import inception
 from archsearch.score import INCEPTION
 from snapgen.autoencoders import perceptual
 from snapgen.errors import InputError
+from snapgen.io.digests import digest_contents, digest_tensors
 
 EFFICIENTNET = "efficientnet-lite0"
 
@@ -85,14 +85,9 @@ def digest(name: str) -> str:
     Raises:
         InputError: if the name is unknown and not a file.
     """
-    hashed = hashlib.sha256()
     if name == EFFICIENTNET:
-        for key, tensor in perceptual.efficientnet_lite0().state_dict().items():
-            hashed.update(key.encode() + tensor.numpy().tobytes())
-    else:
-        with _weights(name).open("rb") as file:
-            hashed = hashlib.file_digest(file, "sha256")
-    return hashed.hexdigest()[:16]
+        return digest_tensors(perceptual.efficientnet_lite0().state_dict().items())
+    return digest_contents([_weights(name)])
 
 
 def _weights(name: str) -> Path:

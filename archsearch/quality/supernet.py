@@ -10,17 +10,14 @@ from pathlib import Path
 
 import torch
 
-from snapgen import config
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
-from snapgen.errors import InputError, first_line
-from snapgen.io import prediction_note
+from snapgen.errors import InputError
+from snapgen.io import pretrained
 from snapgen.io.digests import digest_files
+from snapgen.io.prediction_type import check_prediction_type
 from snapgen.models import subnetworks
-from snapgen.models.unet import UNet
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-CONFIG = "config.json"
+from snapgen.models.unet import UNet, load_unet
 
 _REMEDY = "give init_from the folder of a trained U-Net, e.g. runs/training-emoji_supernet/stages/01-robust"
 
@@ -29,14 +26,11 @@ def supernet_folder(name_or_path: str) -> Path:
     """The folder of a trained supernetwork.
 
     Raises:
-        InputError: if it does not exist or contains no U-Net.
+        InputError: if it does not exist.
     """
     path = Path(name_or_path)
     if not path.is_dir():
         raise InputError(path, "is not a folder", _REMEDY)
-    for name in (CONFIG, WEIGHTS):
-        if not (path / name).is_file():
-            raise InputError(path, f"does not contain {name}", _REMEDY)
     return path
 
 
@@ -44,10 +38,11 @@ def digest(name_or_path: str) -> str:
     """Digest (16 hex digits) of a trained U-Net's architecture and weights.
 
     Raises:
-        InputError: like `supernet_folder`.
+        InputError: like `supernet_folder`, or if it contains no net.
     """
     folder = supernet_folder(name_or_path)
-    return digest_files([folder / CONFIG, folder / WEIGHTS], [CONFIG, WEIGHTS])
+    files = [folder / pretrained.CONFIG_NAME, *pretrained.weight_files(folder)]
+    return digest_files(files, [file.name for file in files])
 
 
 class Supernet:
@@ -63,12 +58,8 @@ class Supernet:
 
     def __init__(self, name_or_path: str, *, prediction: str) -> None:
         self.path = supernet_folder(name_or_path)
-        _check_prediction(self.path, prediction)
-        try:
-            Architecture.model_validate(config.read_mapping(self.path / CONFIG).get("arch"))
-        except ValueError:
-            raise InputError(self.path / CONFIG, "does not describe a U-Net of this project", _REMEDY) from None
-        self.unet = _read(self.path)
+        check_prediction_type(self.path, prediction)
+        self.unet = load_unet(self.path).requires_grad_(False)
 
     def check(self, arch: Architecture) -> None:
         """Check that an architecture is a sub-network of the trained net.
@@ -102,27 +93,6 @@ class Supernet:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return subnetworks.from_supernet(self.unet, arch)
-
-
-def _check_prediction(path: Path, prediction: str) -> None:
-    trained = prediction_note.read_prediction_type(path)
-    if trained not in (None, prediction):  # None: written by software that does not record it
-        problem = f"predicts {trained!r}, candidates {prediction!r}"
-        raise InputError(path, problem, "train it with the same prediction type")
-
-
-def _read(path: Path) -> UNet:
-    try:
-        unet, info = UNet.from_pretrained(path, use_safetensors=True, local_files_only=True, output_loading_info=True)
-    except Exception as error:  # diffusers and safetensors raise various errors for a damaged file
-        problem = f"cannot be read ({first_line(error)})"
-        raise InputError(path / WEIGHTS, problem, "restore it, or train it again") from None
-    missing = [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]
-    if missing or not all(bool(weight.isfinite().all()) for weight in unet.parameters()):
-        problem = f"lacks {missing[0]}" if missing else "has weights that are not finite"
-        raise InputError(path / WEIGHTS, problem, "restore it, or train it again")
-    frozen: UNet = unet.eval().requires_grad_(False)
-    return frozen
 
 
 def _fixed_fields(arch: Architecture) -> dict[str, object]:

@@ -24,6 +24,7 @@ from snapgen import config, devices
 from snapgen.config import Config
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
+from snapgen.io.prediction_type import check_prediction_type
 from snapgen.training.stages import NetStage
 
 SEED = "{seed}"
@@ -172,6 +173,7 @@ def _evaluate(variant: VariantConfig, recipe: Recipe, seed: int, log: Callable[[
     folder = RunFolder(recipe, arch).result(number)
     if variant.checkpoint is not None:
         folder = Path(_with_seed({"unet": variant.checkpoint}, seed)["unet"])
+        check_prediction_type(folder, recipe.prediction_type)
     else:
         train(recipe, arch, log=log)
         if not overrides:

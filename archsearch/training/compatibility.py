@@ -17,7 +17,7 @@ from archsearch.training.recipe import (
     stage_teacher,
     unet_teacher,
 )
-from archsearch.training.run_folder import check_prediction, unet_arch
+from archsearch.training.run_folder import unet_arch
 from snapgen import seeding
 from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders import autoencoder
@@ -25,6 +25,7 @@ from snapgen.autoencoders.training import build_tiny_decoder
 from snapgen.conditioning import captions, text_encoder
 from snapgen.conditioning.captions import ConditioningDims
 from snapgen.errors import InputError
+from snapgen.io.prediction_type import check_prediction_type
 from snapgen.models.unet import UNet
 from snapgen.objectives import teacher
 from snapgen.objectives.build import build_objectives
@@ -162,7 +163,7 @@ class _Reader:
                 remedy = "name the folder of a U-Net that a run's stage or archsearch convert wrote"
                 raise InputError(path, "is not a folder", remedy)
             arch = unet_arch(Path(path))
-            check_prediction(Path(path), self.recipe.prediction_type)
+            check_prediction_type(Path(path), self.recipe.prediction_type, required=True)
             return arch
 
         return self._read(load, None if expected is None else architecture(expected))

@@ -41,6 +41,7 @@ from snapgen.diffusion import process, variance_preserving
 from snapgen.errors import InputError
 from snapgen.io import checkpoint
 from snapgen.io.cache import JSON
+from snapgen.io.prediction_type import check_prediction_type
 from snapgen.models.unet import UNet
 from snapgen.objectives import teacher
 from snapgen.objectives.build import build_objectives
@@ -149,7 +150,7 @@ class RecipeRunner:
             run_folder.check_unet(Path(self.recipe.init_weights), self.arch)
             first = next(filter(trains_student, self.recipe.stages), None)
             if isinstance(first, ProgressiveDistillationStage) and unet_teacher(first) is None:
-                run_folder.check_prediction(Path(self.recipe.init_weights), self.recipe.prediction_type)
+                check_prediction_type(Path(self.recipe.init_weights), self.recipe.prediction_type, required=True)
         resolutions = [resolution for stage in self.recipe.stages for resolution in resolutions_of(stage)]
         with self.accelerator.main_process_first():
             self.data.images("train", max(resolutions))

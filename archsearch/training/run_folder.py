@@ -17,9 +17,9 @@ from snapgen import config as settings
 from snapgen.architecture.schema import Architecture
 from snapgen.diffusion.process import PredictionType
 from snapgen.errors import InputError, first_line
-from snapgen.io import checkpoint, prediction_note
+from snapgen.io import checkpoint
 from snapgen.io.atomic import atomic_folder, atomic_write
-from snapgen.models.unet import UNet
+from snapgen.models.unet import UNet, load_unet
 from snapgen.progress import silence_libraries
 from snapgen.training.stages import AnyStage
 
@@ -207,36 +207,18 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     """
     if folder is None:
         return None
-    path = Path(folder)
-    check_unet(path, arch)
+    check_unet(Path(folder), arch)
     try:
-        with silence_libraries():
-            unet: UNet = UNet.from_pretrained(path, use_safetensors=True, local_files_only=True)
-    except Exception as error:  # diffusers and safetensors raise various exceptions for damaged files
-        problem = f"cannot be read ({first_line(error)})"
-        raise InputError(path, problem, "restore it, or remove its folder to train the stage again") from None
-    return unet
+        return load_unet(Path(folder))
+    except InputError as error:
+        remedy = "restore it, or remove its folder to train the stage again"
+        raise InputError(error.source, error.problem, remedy, place=error.place) from None
 
 
 def write_unet(unet: UNet, prediction: PredictionType, folder: Path) -> None:
-    """Write a U-Net and the note with its prediction type."""
+    """Write a U-Net, with its prediction type in its configuration."""
+    unet.prediction_type = prediction
     unet.save_pretrained(folder)
-    prediction_note.write_prediction_type(folder, prediction)
-
-
-def check_prediction(path: Path, prediction: PredictionType) -> None:
-    """Check the prediction type of the U-Net in a folder, by the note in that folder.
-
-    Raises:
-        InputError: if it has another prediction type, or the note is missing or damaged.
-    """
-    own = prediction_note.read_prediction_type(path)
-    if own is None:
-        remedy = f'if the U-Net was trained to predict it, write {{"prediction": "{prediction}"}} there'
-        raise InputError(path / prediction_note.NOTE, "is missing, so the U-Net's prediction type is unknown", remedy)
-    if own != prediction:
-        problem = f"predicts {own!r}, but its student predicts {prediction!r}"
-        raise InputError(path, problem, "name a teacher of the same prediction type")
 
 
 def unet_arch(path: Path) -> Architecture:

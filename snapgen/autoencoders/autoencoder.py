@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +16,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snapgen import config as settings
 from snapgen.autoencoders.pruned_decoder import PrunedAutoencoderKL
 from snapgen.autoencoders.tiny_decoder import SeparableConv, SeparableResBlock, TinyDecoder, check_levels
-from snapgen.errors import InputError
 from snapgen.io import hub, pretrained
+from snapgen.io.digests import digest_contents
 
 SHIPPED = {"emoji": Path(__file__).parent / "weights" / "emoji"}
 """Folders of the autoencoders shipped with the package, by name."""
@@ -234,19 +232,21 @@ def load_autoencoder(name_or_path: str | Path = "emoji") -> Autoencoder:
     """
     if name_or_path == IDENTITY:
         return IdentityAutoencoder()
-    folder = _model_folder(name_or_path)
-    classes = {cls.__name__: cls for cls in (ConvAutoencoder, AutoencoderKL, PrunedAutoencoderKL)}
-    class_name = _config(folder).get("_class_name")
-    if class_name not in classes:
-        raise InputError(
-            folder / "config.json",
-            f"describes {class_name or 'no model'}",
-            f"name the folder of one of: {', '.join(classes)}",
-            place="_class_name",
-        )
-    net = _load_model(folder, classes[class_name])
+    net = load_vae(_model_folder(name_or_path))
     autoencoder = KLAutoencoder(net) if isinstance(net, AutoencoderKL) else net
     return cast(Autoencoder, autoencoder.eval().requires_grad_(False))
+
+
+def load_vae(folder: Path) -> ConvAutoencoder | AutoencoderKL:
+    """Load the net of an autoencoder from its folder, in float32 on the CPU and in evaluation mode.
+
+    Raises:
+        InputError: if its files are missing, damaged or of another class.
+    """
+    net: ConvAutoencoder | AutoencoderKL = pretrained.load_net(
+        folder, ConvAutoencoder, AutoencoderKL, PrunedAutoencoderKL
+    )
+    return net
 
 
 def read_decoder(folder: Path) -> TinyDecoder:
@@ -255,12 +255,7 @@ def read_decoder(folder: Path) -> TinyDecoder:
     Raises:
         InputError: if its files are missing, damaged or of another class.
     """
-    class_name = _config(folder).get("_class_name")
-    if class_name != "TinyDecoder":
-        raise InputError(
-            folder / "config.json", f"describes {class_name}", "name a TinyDecoder's folder", place="_class_name"
-        )
-    return cast(TinyDecoder, _load_model(folder, TinyDecoder).eval().requires_grad_(False))
+    return cast(TinyDecoder, pretrained.load_net(folder, TinyDecoder).requires_grad_(False))
 
 
 def digest(name_or_path: str | Path = "emoji") -> str:
@@ -270,15 +265,12 @@ def digest(name_or_path: str | Path = "emoji") -> str:
         InputError: if there is no such autoencoder, or files are missing.
     """
     if name_or_path == IDENTITY:
-        return hashlib.sha256(IDENTITY.encode()).hexdigest()[:16]
+        return digest_contents([], IDENTITY)
     folder = _model_folder(name_or_path)
     # Keys with an underscore are diffusers' metadata, such as its version and the folder's name.
-    config = {key: value for key, value in _config(folder).items() if key == "_class_name" or key[0] != "_"}
-    hashed = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    with _weights_file(folder).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            hashed.update(chunk)
-    return hashed.hexdigest()[:16]
+    config = pretrained.read_json(folder / pretrained.CONFIG_NAME)
+    config = {key: value for key, value in config.items() if key == "_class_name" or key[0] != "_"}
+    return digest_contents(pretrained.weight_files(folder), json.dumps(config, sort_keys=True))
 
 
 def _model_folder(name_or_path: str | Path) -> Path:
@@ -287,41 +279,3 @@ def _model_folder(name_or_path: str | Path) -> Path:
     files = [*pretrained.MODEL_FILES, *(f"vae/{file}" for file in pretrained.MODEL_FILES)]
     folder = hub.resolve_model_folder(SHIPPED.get(str(name_or_path), name_or_path), files, remedy=remedy)
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    return settings.read_mapping(folder / "config.json")
-
-
-def _weights_file(folder: Path) -> Path:
-    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"), key=lambda path: len(path.name))
-    if not files:
-        raise InputError(folder, "has no diffusion_pytorch_model.safetensors", "restore it or name another folder")
-    return files[0]
-
-
-def _load_model(folder: Path, model: type[ModelMixin]) -> ModelMixin:
-    """Load a model and check that every weight comes from the file and is finite."""
-    weights = _weights_file(folder)
-    variant = weights.name.removeprefix("diffusion_pytorch_model").removesuffix(".safetensors").strip(".")
-    try:
-        net, info = model.from_pretrained(
-            folder,
-            variant=variant or None,
-            use_safetensors=True,
-            local_files_only=True,
-            torch_dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # diffusers, safetensors and torch raise various errors for a damaged file
-        text = str(error).strip().splitlines()
-        raise InputError(
-            weights, f"cannot be read ({text[0][:120] if text else type(error).__name__})", "fetch or train it again"
-        ) from None
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *map(str, info["mismatched_keys"])]
-    if wrong:
-        raise InputError(weights, "does not fit config.json", "use both files of the same training", place=wrong[0])
-    for name, tensor in net.state_dict().items():
-        if not tensor.isfinite().all():
-            raise InputError(weights, "holds values that are not finite", "fetch or train it again", place=name)
-    return net

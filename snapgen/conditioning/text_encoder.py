@@ -20,6 +20,7 @@ from torch import Tensor
 from snapgen.errors import InputError, first_line
 from snapgen.io import hub
 from snapgen.io.digests import digest_files
+from snapgen.io.pretrained import load_transformers_model
 from snapgen.progress import ProgressCallback, ignore_progress
 
 Layer: TypeAlias = Literal["last", "penultimate"]
@@ -233,8 +234,6 @@ def load_text_encoder(name: str = MINILM) -> tuple[Any, Any]:
     if not has_vocabulary(tokenizer_folder):
         raise InputError(name, "has no tokenizer", "add the tokenizer's files beside the encoder's config.json")
     local = {"local_files_only": True, "trust_remote_code": False}
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **local)
         model_class = _model_class(config)
@@ -242,20 +241,11 @@ def load_text_encoder(name: str = MINILM) -> tuple[Any, Any]:
             config.text_config.projection_dim = config.projection_dim
             config.text_config.architectures = config.architectures
             config = config.text_config
-        model, info = model_class.from_pretrained(
-            folder, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **local
-        )
         tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder, **local)
     except Exception as error:  # damaged files raise anything from KeyError to SafetensorError
         problem = f"cannot be loaded as a text encoder ({first_line(error)})"
         raise InputError(name, problem, "name a Hugging Face folder with safetensors weights and tokenizer") from None
-    finally:
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
-    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if missing:
-        problem = f"its weights lack {missing[0]} and {len(missing) - 1} more" if missing[1:] else f"lacks {missing[0]}"
-        raise InputError(name, problem, "name a folder whose weights match its config.json")
+    model = load_transformers_model(folder, model_class, config)
     num_embeddings, vocabulary = model.get_input_embeddings().num_embeddings, len(tokenizer)
     if vocabulary > num_embeddings:
         problem = f"has {vocabulary} words in its tokenizer but {num_embeddings} in its weights"

@@ -6,8 +6,8 @@ configuration that `UNet` does not support. Conventions of a converted net:
 - *Timesteps.* Diffusers counts from 0 to 1000, `UNet` from 0 to 1: the converted net at ``t`` equals the source at
   ``1000 · t``.
 - *Prediction type* and noise schedule stay those of the source's training: SD-1.5 predicts noise on the schedule of
-  `snapgen.diffusion.variance_preserving`. The net does not store them; its pipeline's scheduler may
-  (`snapgen.conversion.scheduler`).
+  `snapgen.diffusion.variance_preserving`. The net's configuration states the type if its pipeline's scheduler does
+  (`snapgen.conversion.scheduler`), or it is given.
 - *Added conditions* (SDXL's pooled text and image size, DreamLite's image size) are not supported by `UNet`. They are
   fixed and folded into the timestep embedding: zero for pooled text, and a square, uncropped image of the checkpoint's
   own size unless other sizes are given. The added embedding itself is dropped.
@@ -34,12 +34,12 @@ from snapgen.architecture.schema import Architecture
 from snapgen.conversion import scheduler
 from snapgen.conversion.config import describe
 from snapgen.conversion.scheduler import UNKNOWN, PredictionSource
-from snapgen.errors import InputError, first_line
+from snapgen.errors import InputError
 from snapgen.io import pretrained
+from snapgen.io.pretrained import SavedNet, Weights
 from snapgen.models.unet import UNet
 from snapgen.progress import ProgressCallback, ignore_progress
 
-CLASSES = {"UNet2DConditionModel": UNet2DConditionModel, "DreamLiteUNetModel": DreamLiteUNetModel}
 ADDED_EMBEDDING = "add_embedding."
 PIXELS_PER_LATENT = 8
 CLIP_G_POOLED_DIM = 1280
@@ -51,27 +51,15 @@ QK_SCALE = 0.1**0.5
 KEY_PATTERNS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"^time\.linear", "time_embedding.linear_"),
-        (r"^norm_out\.", "conv_norm_out."),
         (r"^down\.(\d+)\.downsample\.", r"down_blocks.\1.downsamplers.0.conv."),
         (r"^up\.(\d+)\.upsample\.", r"up_blocks.\1.upsamplers.0."),
         (r"^(down|up)\.(\d+)\.", r"\1_blocks.\2."),
         (r"^mid\.", "mid_block."),
         (r"\.layers\.(\d+)\.residual\.", r".resnets.\1."),
         (r"\.layers\.(\d+)\.transformers\.0\.", r".attentions.\1."),
-        (r"\.time\.", ".time_emb_proj."),
-        (r"\.shortcut\.", ".conv_shortcut."),
-        (r"\.(conv[12])\.0\.", r".\1.depthwise."),
-        (r"\.(conv[12])\.1\.", r".\1.pointwise."),
-        (r"\.blocks\.", ".transformer_blocks."),
-        (r"\.attend_self\.", ".attn1."),
-        (r"\.attend_context\.", ".attn2."),
-        (r"\.queries\.", ".to_q."),
-        (r"\.query_norm\.", ".norm_q."),
-        (r"\.key_norm\.", ".norm_k."),
-        (r"\.(attn[12])\.out\.", r".\1.to_out.0."),
-        (r"\.feed_forward\.expand\.", ".ff.net.0.proj."),
-        (r"\.feed_forward\.contract\.", ".ff.net.2."),
+        (r"\.to_out\.", ".to_out.0."),
+        (r"\.ff\.proj_in\.", ".ff.net.0.proj."),
+        (r"\.ff\.proj_out\.", ".ff.net.2."),
     )
 ]
 """Substitutions, applied in order, from the keys of `UNet` to diffusers' keys."""
@@ -118,38 +106,38 @@ def from_diffusers(
     if isinstance(source, nn.Module):
         name = type(source).__name__
         config = {**getattr(source, "config", {}), "_class_name": name}
-        weights: Mapping[str, Tensor] = source.state_dict()
+        saved = SavedNet(Path(name), config, Weights.in_memory(source.state_dict(), name))
         prediction_source = scheduler.prediction_source(None, prediction)
     else:
-        name, folder = str(source), pretrained.find_pretrained(source)
-        config, weights = pretrained.read_pretrained(folder)
+        folder = pretrained.find_pretrained(source)
+        saved = pretrained.open_net(folder, "unet")
         prediction_source = scheduler.prediction_source(folder, prediction)
-    conversion = convert(config, weights, name, time_ids=time_ids, partial=partial, progress=progress)
+    conversion = convert(saved, time_ids=time_ids, partial=partial, progress=progress)
+    conversion.net.prediction_type = prediction_source.prediction
     return replace(conversion, prediction_source=prediction_source)
 
 
 @torch.no_grad()
 def convert(
-    config: Mapping[str, Any],
-    weights: Mapping[str, Tensor],
-    source: str,
+    saved: SavedNet,
     *,
     time_ids: Sequence[float] | None = None,
     partial: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> Conversion:
-    """Convert a configuration and a mapping of weights as `from_diffusers` does; weights are read one at a time."""
-    source_net = _meta_source_net(config, source)
+    """Convert an opened net as `from_diffusers` does; weights are read one at a time."""
+    source = str(saved.folder)
+    source_net = pretrained.meta_net(saved, UNet2DConditionModel, DreamLiteUNetModel)
     match = describe(source_net.config, source)
     if match.differences and not partial:
         first = match.differences[0]
         remedy = "convert another net, or use a partial conversion (--partial) to continue training from what matches"
         raise InputError(source, first.problem, remedy, place=first.field)
     dropped = [f"{difference.field}: {difference.problem}" for difference in match.differences]
-    reader = _SourceWeights(match.architecture, source_net, weights, source)
+    reader = _SourceWeights(match.architecture, source_net, saved.weights)
     constant = torch.zeros(())
     if source_net.config["addition_embed_type"] in ("text_time", "time"):
-        constant, sizes = _added_embedding_constant(source_net.config, reader, time_ids)
+        constant, sizes = _added_embedding_constant(source_net.config, reader, time_ids, source)
         dropped.append(f"addition_embed_type: folded in for pooled text 0 and the sizes {sizes}")
     # On the meta device weights that are replaced at once need no memory and no initialization.
     with torch.device("cpu" if partial else "meta"):
@@ -171,7 +159,7 @@ def _load_weights(
         if tensor is not None:
             converted[name] = tensor
         progress((i + 1) / len(shapes))
-    converted["time.linear2.bias"] += added
+    converted["time_embedding.linear_2.bias"] += added
     net.load_state_dict(converted, assign=True, strict=False)
     missing = tuple(name for name in shapes if name not in converted)
     converted.clear()  # frees the convolutions before their channels-last copies are made
@@ -179,32 +167,13 @@ def _load_weights(
     return missing
 
 
-def _meta_source_net(config: Mapping[str, Any], source: str) -> Any:
-    """The source net on the meta device, with the defaults of all fields and the shapes of all weights."""
-    class_name = config.get("_class_name")
-    if class_name not in CLASSES:
-        remedy = f"name one of: {', '.join(CLASSES)}"
-        raise InputError(source, f"describes {class_name or 'no model'}", remedy, place="_class_name")
-    try:
-        with torch.device("meta"):
-            return CLASSES[class_name].from_config(dict(config))
-    except Exception as error:  # diffusers validates little, so its blocks raise various errors
-        problem = f"is not a valid configuration of {class_name} ({first_line(error)})"
-        raise InputError(source, problem, "restore its config.json") from None
-
-
 class _SourceWeights:
     """The source's weights under the keys of `UNet`."""
 
-    def __init__(self, arch: Architecture, source_net: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-        self.arch, self.weights, self.source = arch, weights, source
-        self.shapes = {name: tensor.shape for name, tensor in source_net.state_dict().items()}
+    def __init__(self, arch: Architecture, source_net: nn.Module, weights: Weights) -> None:
+        weights.check_fit(pretrained.shapes_of(source_net))
+        self.arch, self.read, self.shapes = arch, weights.load, weights.shapes
         self.used: set[str] = set()
-        wrong = sorted(self.shapes.keys() ^ weights.keys())
-        if wrong:
-            missing = sum(name in self.shapes for name in wrong)
-            problem = f"weights do not fit the configuration: {missing} missing, {len(wrong) - missing} unexpected"
-            raise InputError(source, problem, "use both files of the same training", place=wrong[0])
 
     def converted(self, name: str, shape: torch.Size) -> Tensor | None:
         """The weight of `UNet` with this key and shape; None if the source does not have it."""
@@ -222,16 +191,6 @@ class _SourceWeights:
         if len(tensors) > 1:
             return torch.cat(tensors).reshape(shape)  # to_k and to_v: 2 × (out, in) → (2·out, in)
         return torch.empty(shape).copy_(tensors[0].reshape(shape))
-
-    def read(self, name: str) -> Tensor:
-        """A weight of the source in float32, with its shape and values checked."""
-        tensor = self.weights[name]
-        if tensor.shape != self.shapes[name] or not tensor.is_floating_point():
-            problem = f"is {tensor.dtype} of shape {list(tensor.shape)}, not floats of {list(self.shapes[name])}"
-            raise InputError(self.source, problem, "use both files of the same training", place=name)
-        if not tensor.isfinite().all():
-            raise InputError(self.source, "holds values that are not finite", "fetch or train it again", place=name)
-        return tensor.to("cpu", torch.float32)
 
     def unexpected_keys(self) -> list[str]:
         """Keys of the source's weights that were not used, without those of the added embedding, which is folded in."""
@@ -254,24 +213,24 @@ def diffusers_keys(name: str, levels: int) -> tuple[str, ...]:
     name = re.sub(r"^up\.(\d+)", lambda match: f"up.{levels - 1 - int(match[1])}", name)
     for pattern, replacement in KEY_PATTERNS:
         name = pattern.sub(replacement, name)
-    if ".keys_values." in name:
-        return name.replace("keys_values", "to_k"), name.replace("keys_values", "to_v")
+    if ".to_kv." in name:
+        return name.replace("to_kv", "to_k"), name.replace("to_kv", "to_v")
     return (name,)
 
 
 def _added_embedding_constant(
-    config: Mapping[str, Any], reader: _SourceWeights, time_ids: Sequence[float] | None
+    config: Mapping[str, Any], reader: _SourceWeights, time_ids: Sequence[float] | None, source: str
 ) -> tuple[Tensor, tuple[float, ...]]:
     """The constant that the added embedding adds to the timestep embedding, (time dim,), and the sizes it is for.
 
     Pooled text is zero.
     """
     input_dim, embed_dim = config["projection_class_embeddings_input_dim"], config["addition_time_embed_dim"]
-    sizes = tuple(time_ids) if time_ids else _default_sizes(config, reader.source)
+    sizes = tuple(time_ids) if time_ids else _default_sizes(config, source)
     text_dim = input_dim - embed_dim * len(sizes)
     if text_dim < 0 or (text_dim > 0 and config["addition_embed_type"] == "time"):
         problem = f"takes {input_dim} values, not {len(sizes)} sizes of {embed_dim}"
-        raise InputError(reader.source, problem, "give as many sizes as it takes", place="addition_embed_type")
+        raise InputError(source, problem, "give as many sizes as it takes", place="addition_embed_type")
     ids = get_timestep_embedding(
         torch.tensor(sizes, dtype=torch.float32), embed_dim, flip_sin_to_cos=True, downscale_freq_shift=0
     )

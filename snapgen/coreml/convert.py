@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +11,7 @@ from snapgen.conditioning import text_encoder
 from snapgen.coreml.package import PackageOptions, package
 from snapgen.errors import InputError
 from snapgen.io import cache
+from snapgen.io.digests import digest_tensors
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -188,8 +188,4 @@ def _random_unet(arch: Architecture) -> UNet:
 
 def _digest(net: nn.Module) -> str:
     """Hex digest (16 digits) of a net's weights in float16."""
-    hashed = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        hashed.update(name.encode())
-        hashed.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
-    return hashed.hexdigest()[:16]
+    return digest_tensors((name, tensor.cpu().half()) for name, tensor in sorted(net.state_dict().items()))

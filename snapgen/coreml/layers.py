@@ -59,7 +59,7 @@ class CoreMLUNet(nn.Module):
         """(1, C, H, W), (1, frequencies), (1, N, context_dim) → (1, C, H, W)."""
         net = self.net
         # (1, hidden_dim) -> (1, hidden_dim, 1, 1)
-        time = F.silu(net.time.linear2(F.silu(net.time.linear1(time_features))))[:, :, None, None]
+        time = F.silu(net.time_embedding.linear_2(F.silu(net.time_embedding.linear_1(time_features))))[:, :, None, None]
         x = net.conv_in(sample)
         skips = []
         for stage in net.down:
@@ -68,7 +68,7 @@ class CoreMLUNet(nn.Module):
         x = net.mid(x, time, context)
         for level in reversed(range(len(net.up))):
             x = net.up[level](x, skips[level], time, context)
-        return cast(Tensor, net.conv_out(F.silu(net.norm_out(x))))
+        return cast(Tensor, net.conv_out(F.silu(net.conv_norm_out(x))))
 
 
 def substitute(root: nn.Module) -> None:
@@ -143,7 +143,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, source: layers.ResidualBlock) -> None:
         super().__init__()
-        self.time = pointwise(source.time.weight, source.time.bias)
+        self.time = pointwise(source.time_emb_proj.weight, source.time_emb_proj.bias)
         self.block = source
         substitute(source)
 
@@ -171,7 +171,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.norm = GroupNorm(source.norm)
         self.proj_in = pointwise(source.proj_in.weight, source.proj_in.bias)
-        self.blocks = nn.ModuleList(TransformerBlock(cast(layers.TransformerBlock, block)) for block in source.blocks)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(cast(layers.TransformerBlock, block)) for block in source.transformer_blocks
+        )
         self.proj_out = pointwise(source.proj_out.weight, source.proj_out.bias)
 
     def forward(self, x: Tensor, context: Tensor | None, rope: RopeTable | None) -> Tensor:
@@ -188,25 +190,25 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, source: layers.TransformerBlock) -> None:
         super().__init__()
-        self.norm1 = self.attend_self = self.norm2 = self.attend_context = None
-        if source.norm1 is not None and source.attend_self is not None:
-            self.norm1, self.attend_self = ChannelNorm(source.norm1), SelfAttention(source.attend_self)
-        if source.norm2 is not None and source.attend_context is not None:
-            self.norm2, self.attend_context = ChannelNorm(source.norm2), CrossAttention(source.attend_context)
+        self.norm1 = self.attn1 = self.norm2 = self.attn2 = None
+        if source.norm1 is not None and source.attn1 is not None:
+            self.norm1, self.attn1 = ChannelNorm(source.norm1), SelfAttention(source.attn1)
+        if source.norm2 is not None and source.attn2 is not None:
+            self.norm2, self.attn2 = ChannelNorm(source.norm2), CrossAttention(source.attn2)
         self.norm3 = ChannelNorm(source.norm3)
-        layer = source.feed_forward
-        self.expand = pointwise(layer.expand.weight, layer.expand.bias)
-        self.contract = pointwise(layer.contract.weight, layer.contract.bias)
+        layer = source.ff
+        self.proj_in = pointwise(layer.proj_in.weight, layer.proj_in.bias)
+        self.proj_out = pointwise(layer.proj_out.weight, layer.proj_out.bias)
 
     def forward(self, x: Tensor, context: Tensor | None, rope: RopeTable | None) -> Tensor:
         """Tokens (B, C, 1, N), context (B, M, context_dim) → (B, C, 1, N)."""
-        if self.norm1 is not None and self.attend_self is not None:
-            x = x + self.attend_self(self.norm1(x), rope)
-        if self.norm2 is not None and self.attend_context is not None:
+        if self.norm1 is not None and self.attn1 is not None:
+            x = x + self.attn1(self.norm1(x), rope)
+        if self.norm2 is not None and self.attn2 is not None:
             assert context is not None
-            x = x + self.attend_context(self.norm2(x), context)
-        value, gate = self.expand(self.norm3(x)).chunk(2, 1)  # (B, 2·ffn, 1, N) -> 2 × (B, ffn, 1, N)
-        out: Tensor = x + self.contract(value * F.gelu(gate))
+            x = x + self.attn2(self.norm2(x), context)
+        value, gate = self.proj_in(self.norm3(x)).chunk(2, 1)  # (B, 2·ffn, 1, N) -> 2 × (B, ffn, 1, N)
+        out: Tensor = x + self.proj_out(value * F.gelu(gate))
         return out
 
 
@@ -217,11 +219,11 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads, self.num_kv_heads, self.head_dim = source.heads, source.num_kv_heads, source.head_dim
         self.norm = HeadNorm.of(source, axis=1)
-        queries, keys_values = source.queries.weight, source.keys_values.weight
+        queries, keys_values = source.to_q.weight, source.to_kv.weight
         if self.norm is not None:
             queries, keys_values = queries * NORM_SCALE, _scale_keys(keys_values)
         self.project = pointwise(torch.cat([queries, keys_values]), None)
-        self.out = pointwise(source.out.weight, source.out.bias)
+        self.out = pointwise(source.to_out.weight, source.to_out.bias)
 
     def forward(self, x: Tensor, rope: RopeTable | None) -> Tensor:
         """(1, C, 1, N) → (1, C, 1, N)."""
@@ -245,12 +247,12 @@ class CrossAttention(nn.Module):
         self.head_dim, self.num_kv_heads = source.head_dim, source.num_kv_heads
         self.query_norm = HeadNorm.of(source, axis=1, keys=False)
         self.key_norm = HeadNorm.of(source, axis=-1, queries=False)
-        queries, keys_values = source.queries.weight, source.keys_values.weight
+        queries, keys_values = source.to_q.weight, source.to_kv.weight
         if self.query_norm is not None:
             queries, keys_values = queries * NORM_SCALE, _scale_keys(keys_values)
         self.queries = pointwise(queries, None)
         self.keys_values = nn.Parameter(keys_values.detach(), requires_grad=False)
-        self.out = pointwise(source.out.weight, source.out.bias)
+        self.out = pointwise(source.to_out.weight, source.to_out.bias)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(1, C, 1, N), (1, M, C′) → (1, C, 1, N)."""
@@ -295,7 +297,7 @@ class HeadNorm(nn.Module):
     @classmethod
     def of(cls, source: layers.Attention, *, axis: int, queries: bool = True, keys: bool = True) -> HeadNorm | None:
         """The norm of an attention's query heads, key heads, or both in this order; None without QK norm."""
-        norms = [(source.query_norm, source.heads)] * queries + [(source.key_norm, source.num_kv_heads)] * keys
+        norms = [(source.norm_q, source.heads)] * queries + [(source.norm_k, source.num_kv_heads)] * keys
         rows = [norm.weight.expand(heads, -1) for norm, heads in norms if isinstance(norm, nn.RMSNorm)]
         if not rows:
             return None

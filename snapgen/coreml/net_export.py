@@ -16,7 +16,6 @@ from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from snapgen.autoencoders.tiny_decoder import TinyDecoder
-    from snapgen.models.unet import UNet
 
 LATENT_SIZE = 128
 UNET_TOKENS = 77
@@ -58,7 +57,9 @@ def _converted(name: str, latent_size: int, tokens: int | None, options: Package
     if name == TINY_DECODER or kind == "TinyDecoder":
         return convert.convert_decoder(_decoder(name), latent_size, options=options)
     if kind == "UNet":
-        net = _unet(folder)
+        from snapgen.models.unet import load_unet
+
+        net = load_unet(folder)
         return convert.convert_unet(net, latent_size, context_tokens=tokens or UNET_TOKENS, options=options)
     if name == MINILM or folder.is_dir():
         return convert.convert_text(name, tokens or TEXT_TOKENS, options=options)
@@ -70,17 +71,6 @@ def _class_name(folder: Path) -> str:
     """The diffusers class of a saved net; empty for anything else."""
     path = folder / "config.json"
     return str(config.read_mapping(path).get("_class_name")) if path.is_file() else ""
-
-
-def _unet(folder: Path) -> UNet:
-    from snapgen.models.unet import UNet
-
-    try:
-        net: UNet = UNet.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    except Exception as error:  # diffusers, pydantic, safetensors and torch each raise kinds of their own
-        text = " ".join(str(error).split())[:120]
-        raise InputError(folder, f"cannot be read as a U-Net ({text})", "name a folder of save_pretrained") from None
-    return net
 
 
 def _decoder(name: str) -> TinyDecoder:

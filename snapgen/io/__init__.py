@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from snapgen.io.cache import cached_tensors
     from snapgen.io.checkpoint import load_checkpoint, save_checkpoint
     from snapgen.io.hub import resolve_model_folder
-    from snapgen.io.pretrained import read_pretrained
+    from snapgen.io.pretrained import load_net
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -18,7 +18,7 @@ __all__ = [
     "atomic_write",
     "cached_tensors",
     "load_checkpoint",
-    "read_pretrained",
+    "load_net",
     "resolve_model_folder",
     "save_checkpoint",
 ]

@@ -1,10 +1,14 @@
-"""Content digests of sets of files."""
+"""Content digests of what a protocol or a recipe names by path: sets of files, and nets."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Sets of files up to this total size are hashed by content, larger ones by name, size and modification time.
 HASHED_BYTES = 1 << 30
@@ -26,6 +30,24 @@ def digest_files(paths: Sequence[Path], names: Iterable[str]) -> str:
     small = sum(size for size, _ in stats) <= HASHED_BYTES
     for path, stat in zip(paths, stats, strict=True):
         digest.update(_content(path) if small else f"{path.name}\0{stat}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:16]
+
+
+def digest_contents(paths: Iterable[Path], text: str = "") -> str:
+    """Hash a text and the contents of files of any size, one after another, to 16 hex digits."""
+    digest = hashlib.sha256(text.encode())
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash names and values of tensors on the CPU, in the given order, to 16 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

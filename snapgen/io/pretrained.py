@@ -1,25 +1,42 @@
-"""Configuration and weights of diffusers models, from a folder or the hub: safetensors in one file or in shards."""
+"""The loader of saved nets, from a folder or the hub: weights in one safetensors file or in shards, also of a variant.
+
+A net is built on the meta device first. Sizes are compared with the headers of its files before anything is allocated,
+values are read one tensor at a time, and whatever is wrong is told in one line.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
-from collections.abc import Iterator, Mapping
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from snapgen import config
+from snapgen import config as settings
 from snapgen.errors import InputError, first_line
 from snapgen.io import hub
+from snapgen.progress import silence_libraries
 
+CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model"
+"""Name of diffusers' weight files, without suffix."""
+TRANSFORMERS_WEIGHTS_NAME = "model"
 RESTORE = "restore it from its source"
+SAME_TRAINING = "use both files of the same training"
 SCHEDULER = "scheduler/scheduler_config.json"
 """Configuration of the scheduler within a pipeline's folder."""
 MODEL_FILES = (
-    "config.json",
+    CONFIG_NAME,
     f"{WEIGHTS_NAME}.safetensors",
     f"{WEIGHTS_NAME}.safetensors.index.json",
     f"{WEIGHTS_NAME}-*-of-*.safetensors",
@@ -27,68 +44,171 @@ MODEL_FILES = (
 """Glob patterns of the files that diffusers writes for a model."""
 
 
-class LazyWeights(Mapping[str, Tensor]):
-    """Tensors by name, each read from disk on access.
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a saved net: shapes are known from the headers of its files, values are read on demand."""
 
-    Args:
-        files: the safetensors files that hold them.
+    source: str | Path
+    """Where they come from, for error messages."""
+    shapes: Mapping[str, torch.Size]
+    read: Callable[[str], Tensor]
+    """Returns the stored tensor of a name."""
+    files: tuple[Path, ...] = ()
 
-    Raises:
-        InputError: if a file is missing, damaged or not in safetensors format.
-    """
+    @classmethod
+    def in_memory(cls, tensors: Mapping[str, Tensor], source: str | Path) -> Weights:
+        """Weights that are loaded already, e.g. a module's ``state_dict``."""
+        return cls(source, {name: tensor.shape for name, tensor in tensors.items()}, tensors.__getitem__)
 
-    def __init__(self, files: list[Path]) -> None:
-        self._files: dict[str, tuple[Path, Any]] = {}
-        for file in files:
-            try:
-                handle: Any = safe_open(file, "pt")
-            except (OSError, SafetensorError) as error:
-                raise _unreadable(file, error) from None
-            self._files.update(dict.fromkeys(handle.keys(), (file, handle)))
+    def load(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Read a weight, on the CPU.
 
-    def __getitem__(self, name: str) -> Tensor:
-        file, handle = self._files[name]
-        try:
-            tensor: Tensor = handle.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(file, error) from None
+        Raises:
+            InputError: if it cannot be read, is not of floats, or holds values that are not finite.
+        """
+        tensor = self.read(name)
+        if not tensor.is_floating_point():
+            raise InputError(self.source, f"is {tensor.dtype}, not floats", SAME_TRAINING, place=name)
+        tensor = tensor.to("cpu", dtype)
+        if not tensor.isfinite().all():
+            raise InputError(self.source, "holds values that are not finite", "fetch or train it again", place=name)
         return tensor
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+    def check_fit(self, expected: Mapping[str, torch.Size]) -> None:
+        """Check that these are exactly the weights of a net.
 
-    def __len__(self) -> int:
-        return len(self._files)
+        Raises:
+            InputError: if one is missing, unexpected or of another shape; it names the first.
+        """
+        problems = {name: "is missing" for name in expected if name not in self.shapes}
+        problems |= {name: "is unexpected" for name in self.shapes if name not in expected}
+        for name in expected.keys() & self.shapes.keys():
+            if self.shapes[name] != expected[name]:
+                problems[name] = f"is of shape {list(self.shapes[name])}, not {list(expected[name])}"
+        if problems:
+            place, problem = min(problems.items())
+            problem += f" (weights that do not fit {CONFIG_NAME}: {len(problems):,})"
+            raise InputError(self.source, problem, SAME_TRAINING, place=place)
 
 
-def read_pretrained(folder: Path) -> tuple[dict[str, Any], LazyWeights]:
-    """Read the configuration and the weights of a U-Net that diffusers' ``save_pretrained`` wrote.
+@dataclass(frozen=True)
+class SavedNet:
+    """A net's folder, its configuration, and its weights, of which only the headers are read."""
+
+    folder: Path
+    config: dict[str, Any]
+    weights: Weights
+
+
+def open_net(folder: Path, component: str = "") -> SavedNet:
+    """Open a net that diffusers' ``save_pretrained`` wrote.
 
     Args:
-        folder: the U-Net's folder, or a pipeline's folder, of which ``unet`` is read.
-
-    Raises:
-        InputError: if a file is missing or damaged.
-    """
-    return read_component(folder, "unet")[1:]
-
-
-def read_component(folder: Path, component: str) -> tuple[Path, dict[str, Any], LazyWeights]:
-    """Read a model's configuration and weights, from its own folder or from a pipeline's.
-
-    Args:
-        folder: the model's folder, or a pipeline's folder, of which the sub-folder ``component`` is read.
+        folder: the net's folder, or a pipeline's folder, of which the sub-folder ``component`` is opened.
         component: e.g. ``unet``.
 
-    Returns:
-        The model's folder, its configuration and its weights.
-
     Raises:
         InputError: if a file is missing or damaged.
     """
-    if (folder / component / "config.json").is_file():
+    if component and (folder / component / CONFIG_NAME).is_file():
         folder /= component
-    return folder, read_json(folder / "config.json"), LazyWeights(_files(folder))
+    return SavedNet(folder, read_json(folder / CONFIG_NAME), open_weights(folder))
+
+
+def load_net(folder: Path, *classes: type[nn.Module]) -> Any:
+    """Load a net of one of several diffusers classes, in float32 on the CPU and in evaluation mode.
+
+    Raises:
+        InputError: if a file is missing or damaged, describes another class, or holds weights of another net.
+    """
+    saved = open_net(folder)
+    return fill(meta_net(saved, *classes), saved.weights)
+
+
+def meta_net(saved: SavedNet, *classes: type[nn.Module]) -> Any:
+    """Build a saved net on the meta device, where it has shapes but no values.
+
+    Args:
+        saved: the net.
+        classes: diffusers classes that it may be of.
+
+    Raises:
+        InputError: if it is of another class, or its configuration is not valid.
+    """
+    by_name, path = {net_class.__name__: net_class for net_class in classes}, saved.folder / CONFIG_NAME
+    name = saved.config.get("_class_name")
+    if not isinstance(name, str) or name not in by_name:
+        remedy = f"name the folder of one of: {', '.join(by_name)}"
+        raise InputError(path, f"describes {name or 'no model'!s:.60}", remedy, place="_class_name")
+    with _configuration_errors(path, name, saved.weights), silence_libraries():
+        return by_name[name].from_config(saved.config)  # type: ignore[attr-defined]
+
+
+def fill(net: Any, weights: Weights, dtype: torch.dtype = torch.float32) -> Any:
+    """Load checked weights into a net of a diffusers class on the meta device; returns it in evaluation mode.
+
+    Raises:
+        InputError: if they do not fit, cannot be read, or hold values that are not finite.
+    """
+    stored_names = {name: name for name in weights.shapes}
+    net._fix_state_dict_keys_on_load(stored_names)  # moves names of older versions to the present ones
+    renamed = Weights(
+        weights.source,
+        {name: weights.shapes[stored] for name, stored in stored_names.items()},
+        lambda name: weights.read(stored_names[name]),
+    )
+    renamed.check_fit(shapes_of(net))
+    net.load_state_dict({name: renamed.load(name, dtype) for name in renamed.shapes}, assign=True)
+    return net.eval()
+
+
+def shapes_of(net: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of a net's weights by name."""
+    return {name: tensor.shape for name, tensor in net.state_dict().items()}
+
+
+def load_transformers_model(folder: Path, model_class: Any, model_config: Any) -> Any:
+    """Load a transformers model from its folder, in float32 on the CPU; what pools its output may be missing.
+
+    Its own loader maps names between versions, and allocates whatever the configuration describes, so that the sizes
+    are compared first.
+
+    Raises:
+        InputError: if a file is missing or damaged, or the weights do not fit the configuration.
+    """
+    weights, path = open_weights(folder, TRANSFORMERS_WEIGHTS_NAME), folder / CONFIG_NAME
+    with _configuration_errors(path, model_class.__name__, weights), silence_libraries():
+        build = model_class.from_config if hasattr(model_class, "from_config") else model_class._from_config
+        on_meta = build(copy.deepcopy(model_config))
+        on_meta.tie_weights()
+    needed = sum(tensor.numel() for name, tensor in on_meta.named_parameters() if "pooler" not in name)
+    stored = sum(map(math.prod, weights.shapes.values()))
+    if needed > stored:
+        problem = f"describes a model of {needed:,} weights, but its files hold {stored:,}"
+        raise InputError(path, problem, SAME_TRAINING)
+    with _read_errors(weights.source), silence_libraries():
+        model, info = model_class.from_pretrained(
+            folder,
+            config=model_config,
+            variant=_variant(weights.files[0]),
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    problems = {name: "is missing" for name in info["missing_keys"] if "pooler" not in name}
+    problems |= {str(key[0]): "is of another shape" for key in info["mismatched_keys"]}
+    problems |= {
+        name: "holds values that are not finite"
+        for name, tensor in model.state_dict().items()
+        if not tensor.isfinite().all()
+    }
+    if problems:
+        place, problem = min(problems.items())
+        raise InputError(weights.source, problem, SAME_TRAINING, place=place)
+    return model.eval()
 
 
 def find_pretrained(name_or_path: str | Path) -> Path:
@@ -103,23 +223,65 @@ def find_pretrained(name_or_path: str | Path) -> Path:
     )
 
 
-def _files(folder: Path) -> list[Path]:
+def open_weights(folder: Path, name: str = WEIGHTS_NAME) -> Weights:
+    """Open the weight files of a folder and read their headers.
+
+    Args:
+        folder: the folder.
+        name: name of the files without suffix, `WEIGHTS_NAME` or `TRANSFORMERS_WEIGHTS_NAME`.
+
+    Raises:
+        InputError: if a file is missing, damaged or not in safetensors format.
+    """
+    files = weight_files(folder, name)
+    handles: dict[str, Any] = {}
+    shapes: dict[str, torch.Size] = {}
+    for file in files:
+        with _read_errors(file):  # safetensors compares the header with the size of the file
+            handle: Any = safe_open(file, "pt")
+            shapes |= {key: torch.Size(handle.get_slice(key).get_shape()) for key in handle.keys()}  # noqa: SIM118
+            handles |= dict.fromkeys(handle.keys(), (file, handle))
+
+    def read(key: str) -> Tensor:
+        file, handle = handles[key]
+        with _read_errors(file):
+            tensor: Tensor = handle.get_tensor(key)
+        return tensor
+
+    return Weights(files[0] if len(files) == 1 else folder, shapes, read, files)
+
+
+def weight_files(folder: Path, name: str = WEIGHTS_NAME) -> tuple[Path, ...]:
     """Weight files of a folder: one file, or the shards that its index lists; a variant (fp16) if there is no other.
 
     The shortest name is the one without a variant.
+
+    Raises:
+        InputError: if there are none, or the index is damaged.
     """
-    indices = sorted(folder.glob(f"{WEIGHTS_NAME}*.safetensors.index.json"), key=_length)
+    indices = sorted(folder.glob(f"{name}*.safetensors.index*.json"), key=_length)
     shards = set(folder.glob("*-of-*.safetensors"))
-    unsharded = sorted(set(folder.glob(f"{WEIGHTS_NAME}*.safetensors")) - shards, key=_length)
+    unsharded = sorted(set(folder.glob(f"{name}*.safetensors")) - shards, key=_length)
     if unsharded and (not indices or _length(unsharded[0]) < _length(indices[0])):
-        return unsharded[:1]
-    if not indices:
+        files = unsharded[:1]
+    elif indices:
+        files = [folder / file for file in _shards(indices[0])]
+    else:
         remedy = "save it with safe_serialization=True, or name another folder"
-        raise InputError(folder, f"has no {WEIGHTS_NAME}.safetensors", remedy)
-    weight_map = read_json(indices[0]).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputError(indices[0], "does not map weights to files", RESTORE, place="weight_map")
-    return [folder / name for name in sorted(set(weight_map.values()))]
+        raise InputError(folder, f"has no {name}.safetensors", remedy)
+    for file in files:
+        if not file.is_file():
+            raise InputError(file, "is not a file" if file.exists() else "does not exist", RESTORE)
+    return tuple(files)
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index lists, which are beside it."""
+    weight_map = read_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise InputError(index, "does not map weights to files", RESTORE, place="weight_map")
+    return sorted(set(names))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -131,7 +293,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: if the file is missing or damaged.
     """
     try:
-        value = json.loads(config.read_text(path))
+        value = json.loads(settings.read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(path, f"is not valid JSON ({first_line(error)})", RESTORE) from None
     if not isinstance(value, dict):
@@ -139,11 +301,46 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _variant(file: Path) -> str | None:
+    """The variant in the name of a weight file, e.g. fp16 in ``model.fp16-00001-of-00002.safetensors``."""
+    return re.sub(r"(-\d+-of-\d+)?\.safetensors$", "", file.name).partition(".")[2] or None
+
+
 def _length(path: Path) -> int:
     return len(path.name)
 
 
-def _unreadable(file: Path, error: Exception) -> InputError:
-    if not file.exists():
-        return InputError(file, "does not exist", RESTORE)
-    return InputError(file, f"cannot be read ({first_line(error)})", RESTORE)
+@contextlib.contextmanager
+def _read_errors(path: str | Path) -> Iterator[None]:
+    """Convert the errors of safetensors and transformers, which are of many kinds, for a file that they read."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(path, f"cannot be read ({first_line(error)})", RESTORE) from None
+
+
+@contextlib.contextmanager
+def _configuration_errors(path: Path, class_name: str, weights: Weights) -> Iterator[None]:
+    """Build a net on the meta device, of at most a few times as many weights as there are; convert its errors.
+
+    diffusers and transformers validate little, so that a wrong value raises anything, or asks for a million layers.
+    """
+    limit, created, thread = 4 * len(weights.shapes) + 1000, 0, threading.get_ident()
+
+    def count(*_: object) -> None:
+        nonlocal created
+        created += threading.get_ident() == thread  # the hook is called for the nets of all threads
+        if created > limit:
+            raise ValueError(f"it asks for more than {limit:,} weights, and the files hold {len(weights.shapes):,}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            yield
+    except InputError as error:
+        raise InputError(path, error.problem, error.remedy, place=error.place) from None
+    except Exception as error:
+        problem = f"is not a valid configuration of {class_name} ({first_line(error)})"
+        raise InputError(path, problem, RESTORE) from None
+    finally:
+        hook.remove()

@@ -9,6 +9,7 @@ branch starts as the identity (see `zero_init_layers`). The papers do not give t
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import Literal
 
 import torch
@@ -34,7 +35,7 @@ def conv3x3(
     if kind == "standard":
         return nn.Conv2d(in_channels, out_channels, 3, stride, 1)
     depthwise = nn.Conv2d(in_channels, in_channels, 3, stride, 1, groups=in_channels, bias=False)
-    return nn.Sequential(depthwise, Pointwise(in_channels, out_channels))
+    return nn.Sequential(OrderedDict(depthwise=depthwise, pointwise=Pointwise(in_channels, out_channels)))
 
 
 class ResidualBlock(nn.Module):
@@ -65,20 +66,20 @@ class ResidualBlock(nn.Module):
         self.time_at = time_at
         self.norm1 = nn.GroupNorm(groups, in_channels)
         self.conv1 = conv3x3(in_channels, hidden_channels, conv)
-        self.time = Linear(time_dim, hidden_channels if time_at == "expanded" else out_channels)
+        self.time_emb_proj = Linear(time_dim, hidden_channels if time_at == "expanded" else out_channels)
         self.norm2 = nn.GroupNorm(groups, hidden_channels)
         self.conv2 = conv3x3(hidden_channels, out_channels, conv)
-        self.shortcut = Pointwise(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
+        self.conv_shortcut = Pointwise(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """``x`` (B, in_channels, H, W), timestep embedding after SiLU (B, time_dim) → (B, out_channels, H, W)."""
-        time_shift = self.time(time)[:, :, None, None]  # (B, time_dim) → (B, C', 1, 1)
+        time_shift = self.time_emb_proj(time)[:, :, None, None]  # (B, time_dim) → (B, C', 1, 1)
         return self.forward_with_time(x, time_shift)
 
     def forward_with_time(self, x: Tensor, time_shift: Tensor) -> Tensor:
         """`forward` with the timestep already projected: (B, C', 1, 1), C' being the width where it is added."""
         if not self.enabled or (self.skipped and self.training):
-            return self.shortcut(x)  # type: ignore[no-any-return]
+            return self.conv_shortcut(x)  # type: ignore[no-any-return]
         # (B, in_channels, H, W) → (B, hidden_channels, H, W)
         hidden = self.conv1(F.silu(self.norm1(x)))
         if self.time_at == "expanded":
@@ -87,7 +88,7 @@ class ResidualBlock(nn.Module):
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         if self.time_at == "output":
             hidden = hidden + time_shift
-        out: Tensor = self.shortcut(x) + hidden
+        out: Tensor = self.conv_shortcut(x) + hidden
         return out
 
 
@@ -138,20 +139,20 @@ class Attention(nn.Module):
         self.head_dim = head_dim
         self.heads = dim // head_dim
         self.num_kv_heads = num_kv_heads or self.heads
-        self.queries = Linear(dim, dim, bias=False)
-        self.keys_values = Linear(source_dim, 2 * self.num_kv_heads * head_dim, bias=False)
-        self.query_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
-        self.out = Linear(dim, dim)
+        self.to_q = Linear(dim, dim, bias=False)
+        self.to_kv = Linear(source_dim, 2 * self.num_kv_heads * head_dim, bias=False)
+        self.norm_q = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.norm_k = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else nn.Identity()
+        self.to_out = Linear(dim, dim)
 
     def forward(self, x: Tensor, source: Tensor, rope: RopeTable | None = None) -> Tensor:
         """Let ``x`` (B, N, C) attend to ``source`` (B, M, C′) → (B, N, C); ``rope`` rotates queries and keys."""
         batch, tokens, dim = x.shape
         group = self.heads // self.num_kv_heads  # query heads per key/value head
         # (B, N, C) → (B, N, heads, D); (B, M, C′) → two of (B, M, kv, D)
-        queries = self.query_norm(self.queries(x).view(batch, tokens, self.heads, self.head_dim))
-        keys, values = self.keys_values(source).view(batch, -1, 2 * self.num_kv_heads, self.head_dim).chunk(2, 2)
-        keys = self.key_norm(keys)
+        queries = self.norm_q(self.to_q(x).view(batch, tokens, self.heads, self.head_dim))
+        keys, values = self.to_kv(source).view(batch, -1, 2 * self.num_kv_heads, self.head_dim).chunk(2, 2)
+        keys = self.norm_k(keys)
         if rope is not None:
             queries, keys = apply_rope(queries, rope), apply_rope(keys, rope)
         # (B, N, kv·group, D) → (B, kv, N·group, D)
@@ -159,7 +160,7 @@ class Attention(nn.Module):
         hidden = F.scaled_dot_product_attention(queries, keys.transpose(1, 2), values.transpose(1, 2))
         # (B, kv, N·group, D) → (B, N, kv, group, D) → (B, N, C)
         hidden = hidden.view(batch, self.num_kv_heads, tokens, group, self.head_dim).transpose(1, 2)
-        out: Tensor = self.out(hidden.reshape(batch, tokens, dim))
+        out: Tensor = self.to_out(hidden.reshape(batch, tokens, dim))
         return out
 
 
@@ -168,13 +169,13 @@ class GEGLUFeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.expand = Linear(dim, 2 * hidden_dim)
-        self.contract = Linear(hidden_dim, dim)
+        self.proj_in = Linear(dim, 2 * hidden_dim)
+        self.proj_out = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""
-        value, gate = self.expand(x).chunk(2, -1)  # (B, N, 2·hidden_dim) → two of (B, N, hidden_dim)
-        out: Tensor = self.contract(value * F.gelu(gate))
+        value, gate = self.proj_in(x).chunk(2, -1)  # (B, N, 2·hidden_dim) → two of (B, N, hidden_dim)
+        out: Tensor = self.proj_out(value * F.gelu(gate))
         return out
 
 
@@ -196,27 +197,25 @@ class TransformerBlock(nn.Module):
         qk_norm: bool,
     ) -> None:
         super().__init__()
-        self.norm1 = self.attend_self = self.norm2 = self.attend_context = None
+        self.norm1 = self.attn1 = self.norm2 = self.attn2 = None
         if self_attention:
             self.norm1 = nn.LayerNorm(dim)
-            self.attend_self = Attention(dim, dim, head_dim=head_dim, num_kv_heads=num_kv_heads, qk_norm=qk_norm)
+            self.attn1 = Attention(dim, dim, head_dim=head_dim, num_kv_heads=num_kv_heads, qk_norm=qk_norm)
         if context_dim is not None:
             self.norm2 = nn.LayerNorm(dim)
-            self.attend_context = Attention(
-                dim, context_dim, head_dim=head_dim, num_kv_heads=num_kv_heads, qk_norm=qk_norm
-            )
+            self.attn2 = Attention(dim, context_dim, head_dim=head_dim, num_kv_heads=num_kv_heads, qk_norm=qk_norm)
         self.norm3 = nn.LayerNorm(dim)
-        self.feed_forward = GEGLUFeedForward(dim, hidden_dim)
+        self.ff = GEGLUFeedForward(dim, hidden_dim)
 
     def forward(self, x: Tensor, context: Tensor | None, rope: RopeTable | None) -> Tensor:
         """Tokens (B, N, C), context (B, M, context_dim) → (B, N, C)."""
-        if self.norm1 is not None and self.attend_self is not None:
+        if self.norm1 is not None and self.attn1 is not None:
             hidden = self.norm1(x)
-            x = x + self.attend_self(hidden, hidden, rope)
-        if self.norm2 is not None and self.attend_context is not None:
+            x = x + self.attn1(hidden, hidden, rope)
+        if self.norm2 is not None and self.attn2 is not None:
             assert context is not None
-            x = x + self.attend_context(self.norm2(x), context)
-        out: Tensor = x + self.feed_forward(self.norm3(x))
+            x = x + self.attn2(self.norm2(x), context)
+        out: Tensor = x + self.ff(self.norm3(x))
         return out
 
 
@@ -235,7 +234,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, channels)
-        self.blocks = nn.ModuleList(blocks)
+        self.transformer_blocks = nn.ModuleList(blocks)
         self.proj_out = Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor | None, rope: RopeTable | None) -> Tensor:
@@ -244,7 +243,7 @@ class SpatialTransformer(nn.Module):
             return x
         height, width = x.shape[2:]
         tokens = self.proj_in(self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))  # (B, C, H, W) → (B, H·W, C)
-        for block in self.blocks:
+        for block in self.transformer_blocks:
             tokens = block(tokens, context, rope)
         # (B, H·W, C) → (B, C, H, W)
         out: Tensor = x + self.proj_out(tokens).unflatten(1, (height, width)).permute(0, 3, 1, 2)
@@ -274,8 +273,8 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.embed_dim = embed_dim
-        self.linear1 = Linear(embed_dim, hidden_dim)
-        self.linear2 = Linear(hidden_dim, hidden_dim)
+        self.linear_1 = Linear(embed_dim, hidden_dim)
+        self.linear_2 = Linear(hidden_dim, hidden_dim)
 
     def forward(self, timestep: Tensor) -> Tensor:
         """Timesteps (B,) in [0, 1] → (B, hidden_dim)."""
@@ -284,8 +283,8 @@ class TimestepEmbedding(nn.Module):
         # (B,) → (B, embed_dim / 2): 1000·t · 10000^(−i / half)
         angles = 1000 * timestep.float()[:, None] * torch.exp(steps * (-math.log(10_000) / half))
         # two of (B, embed_dim / 2) → (B, embed_dim)
-        features = torch.cat([angles.cos(), angles.sin()], -1).to(self.linear1.weight.dtype)
-        return F.silu(self.linear2(F.silu(self.linear1(features))))
+        features = torch.cat([angles.cos(), angles.sin()], -1).to(self.linear_1.weight.dtype)
+        return F.silu(self.linear_2(F.silu(self.linear_1(features))))
 
 
 def zero_init_layers(root: nn.Module) -> list[nn.Module]:
@@ -295,7 +294,7 @@ def zero_init_layers(root: nn.Module) -> list[nn.Module]:
         if isinstance(module, ResidualBlock):
             zero_init.append(module.conv2[-1] if isinstance(module.conv2, nn.Sequential) else module.conv2)
             if module.time_at == "output":
-                zero_init.append(module.time)
+                zero_init.append(module.time_emb_proj)
         elif isinstance(module, SpatialTransformer):
             zero_init.append(module.proj_out)
     return zero_init

@@ -69,7 +69,7 @@ def edit_network(unet: UNet, removed: Collection[str] = (), copied: Collection[s
         # The first residual block of a layer may change the width, so that no later one fits in its place.
         if block.kind == "residual" and block.index and sources[block.block_site][:1] == [block.name]:
             raise ValueError(f"{block.label} cannot replace the block before it; remove the last one first")
-    return _with_trained_weights(UNet(arch), unet, sources)
+    return _with_trained_weights(UNet(arch, unet.prediction_type), unet, sources)
 
 
 def from_supernet(supernet: UNet, arch: Architecture) -> UNet:
@@ -91,7 +91,7 @@ def from_supernet(supernet: UNet, arch: Architecture) -> UNet:
         if not names:
             raise ValueError(f"{block.label} has no weights in the trained net, which has no such block there")
         sources.setdefault(block.block_site, []).append(names[min(block.index, len(names) - 1)])
-    return _with_trained_weights(UNet(arch), supernet, sources)
+    return _with_trained_weights(UNet(arch, supernet.prediction_type), supernet, sources)
 
 
 def _with_trained_weights(net: UNet, trained: UNet, sources: Mapping[BlockSite, Sequence[str]]) -> UNet:
@@ -148,10 +148,13 @@ def _shortcut_weights(net: UNet, old: Mapping[str, Tensor]) -> dict[str, Tensor]
     new = {}
     for name in net.state_dict():
         layer, _, suffix = name.rpartition(".shortcut.")
-        if not layer or name in old or layer.endswith(("residual", "copies")):
+        if not layer or name in old:
             continue
         level, _, number = layer.rpartition(".layers.")
-        for source in (f"{layer}.residual.shortcut.{suffix}", *([f"{level}.widen.{suffix}"] if number == "0" else [])):
+        for source in (
+            f"{layer}.residual.conv_shortcut.{suffix}",
+            *([f"{level}.widen.{suffix}"] if number == "0" else []),
+        ):
             if source in old:
                 new[name] = old[source]
     return new

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,13 @@ from torch import Tensor, nn
 
 from snapgen import seeding
 from snapgen.architecture.schema import Architecture, BlocksConfig
+from snapgen.config import parse_config
+from snapgen.diffusion.process import PredictionType
+from snapgen.io import pretrained
+from snapgen.io.prediction_type import read_prediction_type
 from snapgen.models import layers
 from snapgen.models.layers import ResidualBlock, RopeTable, SpatialTransformer, TransformerBlock, Upsample, conv3x3
+from snapgen.models.names import earlier_name, rename_weights
 from snapgen.models.onednn import Pointwise
 
 
@@ -26,16 +32,19 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         arch: the architecture, or its JSON as a mapping.
+        prediction_type: what the net is trained to predict; None: unknown.
     """
 
     config_name = "config.json"
     _supports_gradient_checkpointing = True  # of each `Layer` separately
 
-    def __init__(self, arch: Architecture | Mapping[str, Any]) -> None:
+    def __init__(self, arch: Architecture | Mapping[str, Any], prediction_type: PredictionType | None = None) -> None:
         super().__init__()
-        self.arch = arch if isinstance(arch, Architecture) else Architecture.model_validate(dict(arch))
+        if not isinstance(arch, Architecture):
+            arch = parse_config(arch, Architecture, source=self.config_name, place="arch")
+        self.arch = arch
         self.needs_context = self.arch.has_cross_attention
-        self.register_to_config(arch=self.arch.model_dump(mode="json"))
+        self.register_to_config(arch=self.arch.model_dump(mode="json"), prediction_type=prediction_type)
         with torch.random.fork_rng(devices=[]):  # torch's initial weights, which `init_weights` replaces
             self._build()
         self.init_weights(0)
@@ -43,12 +52,12 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _build(self) -> None:
         channels = self.arch.down[0].channels
-        self.time = layers.TimestepEmbedding(self.arch.time.embed_dim, self.arch.time.hidden_dim)
+        self.time_embedding = layers.TimestepEmbedding(self.arch.time.embed_dim, self.arch.time.hidden_dim)
         self.conv_in = nn.Conv2d(self.arch.latent_channels, channels, 3, padding=1)
         self.down = nn.ModuleList(DownLevel(self.arch, level) for level in range(len(self.arch.down)))
         self.mid = MidLevel(self.arch)
         self.up = nn.ModuleList(UpLevel(self.arch, level) for level in range(len(self.arch.up)))
-        self.norm_out = nn.GroupNorm(self.arch.norm_groups, self.arch.up[0].channels)
+        self.conv_norm_out = nn.GroupNorm(self.arch.norm_groups, self.arch.up[0].channels)
         self.conv_out = nn.Conv2d(self.arch.up[0].channels, self.arch.latent_channels, 3, padding=1)
 
     def forward(self, sample: Tensor, timestep: Tensor | float, context: Tensor | None = None) -> Tensor:
@@ -71,7 +80,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Features before the output layers, from the arguments of `forward`: (B, channels of ``up[0]``, H, W)."""
         self._check(sample, context)
         time = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
-        time = self.time(time.expand(len(sample)))  # (B,) → (B, hidden_dim)
+        time = self.time_embedding(time.expand(len(sample)))  # (B,) → (B, hidden_dim)
         x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))  # (B, C, H, W) → (B, C_0, H, W)
         skips: list[list[Tensor]] = []
         for level_down in self.down:
@@ -84,7 +93,17 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def head(self, features: Tensor) -> Tensor:
         """Output layers: features (B, channels of ``up[0]``, H, W) → velocity (B, C, H, W)."""
-        return self.conv_out(F.silu(self.norm_out(features)))  # type: ignore[no-any-return]
+        return self.conv_out(F.silu(self.conv_norm_out(features)))  # type: ignore[no-any-return]
+
+    @property
+    def prediction_type(self) -> PredictionType | None:
+        """Prediction type that the net is trained for, an entry of its configuration; None: unknown."""
+        stated: PredictionType | None = self.config["prediction_type"]
+        return stated
+
+    @prediction_type.setter
+    def prediction_type(self, prediction_type: PredictionType | None) -> None:
+        self.register_to_config(prediction_type=prediction_type)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -92,6 +111,14 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).to(memory_format=torch.channels_last)
         return loaded
+
+    def _fix_state_dict_keys_on_load(self, state_dict: MutableMapping[str, Any]) -> None:
+        """Diffusers' hook on loading: weights under names of earlier versions get the present ones."""
+        rename_weights(state_dict, self.state_dict())
+
+    def _load_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any) -> None:
+        rename_weights(state_dict, self.state_dict(prefix=prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check(self, sample: Tensor, context: Tensor | None) -> None:
         channels, height, width = sample.shape[1:]
@@ -129,9 +156,21 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             module.weight.normal_(0, module.weight[0].numel() ** -0.5, generator=generator)
 
 
+def load_unet(folder: Path) -> UNet:
+    """Load a U-Net from its folder, in float32 on the CPU and in evaluation mode.
+
+    Raises:
+        InputError: if a file is missing or damaged, describes another class, or holds weights of another net.
+    """
+    unet: UNet = pretrained.load_net(folder, UNet)
+    unet.prediction_type = read_prediction_type(folder)
+    unet.to(memory_format=torch.channels_last)
+    return unet
+
+
 def _seed_name(module: str) -> str:
-    """Name from which a module's weights are seeded; resampling convolutions keep their original one, ``sampler``."""
-    return re.sub(r"\.(down|up)sample\b", ".sampler", module)
+    """Name from which a module's weights are seeded: its first one, which of resampling convolutions is ``sampler``."""
+    return re.sub(r"\.(down|up)sample\b", ".sampler", earlier_name(module))
 
 
 class Layer(nn.Module):

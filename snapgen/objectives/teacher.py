@@ -19,17 +19,15 @@ from snapgen import config as settings
 from snapgen import seeding
 from snapgen.config import Config
 from snapgen.diffusion import rectified_flow
-from snapgen.errors import InputError, first_line
+from snapgen.errors import InputError
 from snapgen.io import hub, pretrained
+from snapgen.io.prediction_type import NOTES, read_prediction_type
 
 if TYPE_CHECKING:
     from snapgen.conditioning.captions import Conditioning
 
 NUM_TRAIN_TIMESTEPS = 1000
 """SD3's timestep for pure noise, t = 1."""
-
-PREDICTION_FILE = "teacher.json"
-"""File next to diffusers' own that stores the net's prediction type; without it the net predicts a velocity."""
 
 
 class TeacherConfig(Config):
@@ -56,10 +54,6 @@ class TeacherConfig(Config):
         if self.num_attention_heads * self.attention_head_dim % 4:
             raise ValueError("num_attention_heads × attention_head_dim is not a multiple of 4; change one of them")
         return self
-
-
-class _PredictionConfig(Config):
-    prediction: rectified_flow.FlowPredictionType = "velocity"
 
 
 class Teacher(nn.Module):
@@ -199,10 +193,9 @@ class Teacher(nn.Module):
         self.net.disable_gradient_checkpointing()
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the net as diffusers does, and its prediction type to `PREDICTION_FILE`."""
+        """Write the net as diffusers does, with the prediction type in its configuration."""
+        self.net.register_to_config(prediction_type=self.prediction)
         self.net.save_pretrained(folder)
-        config = _PredictionConfig(prediction=self.prediction)
-        (folder / PREDICTION_FILE).write_text(config.model_dump_json() + "\n")
 
 
 def load_teacher(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> Teacher:
@@ -217,7 +210,7 @@ def load_teacher(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> T
         InputError: if files are missing or damaged, or do not fit each other.
     """
     teacher, weights = _open(folder)
-    _load_weights(teacher.net, weights, Path(teacher.source), dtype)
+    pretrained.fill(teacher.net, weights, dtype)
     return teacher.eval().requires_grad_(False)
 
 
@@ -275,16 +268,30 @@ def new_teacher(
     return Teacher(net, prediction, source=source)
 
 
-def _open(folder: str | Path) -> tuple[Teacher, Mapping[str, Tensor]]:
-    """A teacher on the meta device, and its weights, which are read on access."""
-    files = [*pretrained.MODEL_FILES, PREDICTION_FILE, *(f"transformer/{file}" for file in pretrained.MODEL_FILES)]
+def _open(folder: str | Path) -> tuple[Teacher, pretrained.Weights]:
+    """A teacher on the meta device, and its weights, which are read on demand.
+
+    Its prediction type is a velocity where its configuration does not state one, as that of SD3.5 does not.
+    """
+    files = [*pretrained.MODEL_FILES, *NOTES, *(f"transformer/{file}" for file in pretrained.MODEL_FILES)]
     remedy = "name the folder of an SD3 transformer, or OWNER/NAME on the hub"
-    model_folder = hub.resolve_model_folder(folder, files, remedy=remedy)
-    folder, config, weights = pretrained.read_component(model_folder, "transformer")
-    net = _meta_net(folder / "config.json", config)
-    prediction_file = folder / PREDICTION_FILE
-    stored = settings.load_yaml(prediction_file, _PredictionConfig) if prediction_file.exists() else _PredictionConfig()
-    return Teacher(net, stored.prediction, source=folder), weights
+    saved = pretrained.open_net(hub.resolve_model_folder(folder, files, remedy=remedy), "transformer")
+    path = saved.folder / pretrained.CONFIG_NAME
+    net = pretrained.meta_net(saved, SD3Transformer2DModel)
+    full = net.config
+    expected = {
+        "out_channels": full.in_channels,
+        "caption_projection_dim": full.num_attention_heads * full.attention_head_dim,
+        "pos_embed_max_size": full.pos_embed_max_size or "missing",
+    }
+    for name, value in expected.items():
+        if full[name] != value:
+            raise InputError(path, f"cannot be {full[name]}", pretrained.RESTORE, place=name)
+    prediction = read_prediction_type(saved.folder) or "velocity"
+    if prediction not in rectified_flow.FLOW_PREDICTION_TYPES:
+        choices = ", ".join(rectified_flow.FLOW_PREDICTION_TYPES)
+        raise InputError(path, f"cannot be {prediction!r}", f"use one of: {choices}", place="prediction_type")
+    return Teacher(net, cast(rectified_flow.FlowPredictionType, prediction), source=saved.folder), saved.weights
 
 
 def _store_output(outputs: dict[int, Tensor], index: int) -> Callable[..., None]:
@@ -292,42 +299,6 @@ def _store_output(outputs: dict[int, Tensor], index: int) -> Callable[..., None]
         outputs[index] = output[1]  # (text tokens, image tokens)
 
     return hook
-
-
-def _meta_net(path: Path, config: dict[str, Any]) -> SD3Transformer2DModel:
-    """The net of a configuration, on the meta device."""
-    if config.get("_class_name") != "SD3Transformer2DModel":
-        problem = f"describes {config.get('_class_name') or 'no model'}"
-        raise InputError(path, problem, "name the folder of an SD3Transformer2DModel", place="_class_name")
-    try:
-        with torch.device("meta"):
-            net = SD3Transformer2DModel.from_config(config)
-        full = net.config
-        hidden_dim = full.num_attention_heads * full.attention_head_dim
-        expected = {"out_channels": full.in_channels, "caption_projection_dim": hidden_dim}
-        wrong = [name for name, value in expected.items() if full[name] != value]
-        wrong += [] if full.pos_embed_max_size else ["pos_embed_max_size"]
-    except Exception as error:  # diffusers and torch raise many kinds of errors for values of a wrong type
-        problem = f"is not a valid configuration ({first_line(error)})"
-        raise InputError(path, problem, pretrained.RESTORE) from None
-    if wrong:
-        raise InputError(path, f"cannot be {full[wrong[0]]}", pretrained.RESTORE, place=wrong[0])
-    return net
-
-
-def _load_weights(net: SD3Transformer2DModel, weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
-    """Load checked weights into a net on the meta device."""
-    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    loaded = {}
-    for name in sorted(shapes.keys() | weights.keys()):
-        tensor = weights.get(name)
-        if tensor is None or tensor.shape != shapes.get(name):
-            problem, remedy = "the weights do not fit config.json", "use both files of the same training"
-            raise InputError(folder, problem, remedy, place=name)
-        if not tensor.isfinite().all():
-            raise InputError(folder, "holds values that are not finite", pretrained.RESTORE, place=name)
-        loaded[name] = tensor.to(dtype)
-    net.load_state_dict(loaded, assign=True)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 
@@ -43,7 +44,10 @@ class EMA:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Resume from a `state`."""
+        """Resume from a `state`, of a U-Net also under names of earlier versions."""
+        state = dict(state)
+        if isinstance(self._module, ModelMixin):
+            self._module._fix_state_dict_keys_on_load(state)
         names = [name for name, tensor in _state(self._module).items() if tensor.is_floating_point()]
         for average, name in zip(self._average, names, strict=True):
             average.copy_(state[name])

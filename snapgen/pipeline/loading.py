@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import torch
+from diffusers import DiffusionPipeline
 
 from snapgen import config
+from snapgen.autoencoders.autoencoder import load_vae, read_decoder
 from snapgen.conditioning import text_encoder
 from snapgen.errors import InputError
+from snapgen.models.unet import load_unet
 from snapgen.pipeline.snapgen_pipeline import TEXT_ENCODERS, TOKENIZERS, SnapGenPipeline
 from snapgen.progress import silence_libraries
 
@@ -36,24 +38,29 @@ def load_pipeline(run: str | Path) -> SnapGenPipeline:
         InputError: if there is no such run, it has no pipeline yet, or its files are damaged.
     """
     folder = find_pipeline(run)
+    index = config.read_mapping(folder / INDEX)
+    components: dict[str, Any] = {"unet": load_unet(folder / "unet")}
+    if index.get("decoder") not in (None, [None, None]):
+        components["decoder"] = read_decoder(folder / "decoder")
+    return cast(SnapGenPipeline, assemble(SnapGenPipeline, folder, components))
+
+
+def assemble(pipeline_class: type[DiffusionPipeline], folder: Path, components: dict[str, Any]) -> DiffusionPipeline:
+    """Load a pipeline around components that are loaded already; its autoencoder and text encoders are loaded first.
+
+    Raises:
+        InputError: if files are missing or damaged, or the components do not fit each other.
+    """
+    components = {"vae": load_vae(folder / "vae"), **components}
     with silence_libraries():
-        text_components = _load_text_components(folder)
+        components |= _load_text_components(folder)
         try:
-            pipeline = SnapGenPipeline.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, **text_components
-            )
+            return pipeline_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, **components)
         except InputError as error:
             raise InputError(folder / INDEX, error.problem, error.remedy, place=error.place) from None
         except Exception as error:  # diffusers, transformers, safetensors and torch raise various errors
             problem = f"cannot be loaded ({' '.join(str(error).split())[:240] or type(error).__name__})"
             raise InputError(folder, problem, RESTORE) from None
-    for name, component in pipeline.components.items():
-        tensors = component.state_dict() if isinstance(component, torch.nn.Module) else {}
-        for key, tensor in tensors.items():
-            if tensor.is_meta or not tensor.isfinite().all():
-                problem = "is missing" if tensor.is_meta else "holds values that are not finite"
-                raise InputError(folder / name, problem, RESTORE, place=key)
-    return cast(SnapGenPipeline, pipeline)
 
 
 def is_run(run: str | Path) -> bool:
@@ -93,7 +100,7 @@ def _load_text_components(folder: Path) -> dict[str, Any]:
             try:
                 components[name], components[tokenizer] = text_encoder.load_text_encoder(str(merged))
             except InputError as error:
-                raise InputError(folder / name, error.problem, RESTORE) from None
+                raise InputError(folder / name, error.problem, RESTORE, place=error.place) from None
     return components
 
 

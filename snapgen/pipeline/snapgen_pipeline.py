@@ -156,6 +156,11 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
             resolution=resolution,
         )
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Diffusers' ``save_pretrained``, with the prediction type in the net's own configuration too."""
+        self.unet.prediction_type = self.config.prediction
+        super().save_pretrained(*args, **kwargs)
+
     @property
     def autoencoder(self) -> Autoencoder:
         """The autoencoder with the decoder in use."""
@@ -204,6 +209,9 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         if self.config.prediction not in PREDICTION_TYPES:
             choices = ", ".join(PREDICTION_TYPES)
             raise InputError("pipeline", f"is {self.config.prediction!r}", f"use one of: {choices}", place="prediction")
+        if self.unet.prediction_type not in (None, self.config.prediction):
+            problem = f"is {self.config.prediction!r}, but its net predicts {self.unet.prediction_type!r}"
+            raise InputError("pipeline", problem, "give the prediction type of the training", place="prediction")
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor | None:

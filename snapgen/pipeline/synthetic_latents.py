@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from pydantic import Field
 from torch import Tensor
 
 from snapgen import config, seeding
 from snapgen.config import Config
 from snapgen.errors import InputError
-from snapgen.io import chunked
+from snapgen.io import chunked, pretrained
 from snapgen.io.cache import JSON
 from snapgen.io.chunked import ChunkedTensor
 from snapgen.io.digests import digest_files
@@ -162,9 +162,5 @@ def _stable_diffusion(folder: Path) -> DiffusionPipeline:
     with silence_libraries():  # the import logs a notice about image processors
         from diffusers import StableDiffusionPipeline
 
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        except Exception as error:  # diffusers, transformers, safetensors and torch raise various errors
-            problem = f"cannot be loaded ({' '.join(str(error).split())[:240] or type(error).__name__})"
-            raise InputError(folder, problem, "restore it from its source") from None
-    return cast(DiffusionPipeline, pipeline)
+    unet = pretrained.load_net(folder / "unet", UNet2DConditionModel)
+    return loading.assemble(StableDiffusionPipeline, folder, {"unet": unet})

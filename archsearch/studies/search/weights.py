@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from optuna.artifacts.exceptions import ArtifactNotFound
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -11,6 +12,8 @@ from safetensors.torch import load
 from archsearch.studies.search.candidates import Candidate
 from archsearch.studies.storage.database import artifact_store
 from snapgen.errors import InputError, first_line
+from snapgen.io import pretrained
+from snapgen.io.pretrained import Weights
 from snapgen.models.unet import UNet
 
 if TYPE_CHECKING:
@@ -29,13 +32,15 @@ def load_unet(study: Study, candidate: Candidate) -> UNet:
     name = f"trial {candidate.number} of {study.study_name}"
     if WEIGHTS not in candidate.artifacts:
         raise InputError(name, "has no weights: it was not trained in this study", "name one that was")
-    unet = UNet(candidate.architecture)
+    protocol = study.user_attrs["protocol"]["protocol"]
+    with torch.device("meta"):
+        unet = UNet(candidate.architecture, protocol["prediction_type"])
     try:
         with artifact_store(study).open_reader(candidate.artifacts[WEIGHTS]) as file:
-            unet.load_state_dict(load(file.read()))
-    except (OSError, ArtifactNotFound, SafetensorError, RuntimeError) as error:
+            pretrained.fill(unet, Weights.in_memory(load(file.read()), name))
+    except (OSError, ArtifactNotFound, SafetensorError, InputError) as error:
         problem = f"its weights cannot be read ({first_line(error)})"
         remedy = "restore the study's artifacts, or begin it anew"
         raise InputError(name, problem, remedy, place=str(study.user_attrs["artifacts"])) from None
-    unet.eval()
+    unet.to(memory_format=torch.channels_last)
     return unet

@@ -71,10 +71,10 @@ def test_params_are_those_of_the_modules(arch: Architecture) -> None:
     result = breakdown(arch, SIZE, context_tokens=TOKENS)
     with torch.device("meta"):
         net = UNet(arch)
-    modules = {"time": net.time, "mid": net.mid}
+    modules = {"time": net.time_embedding, "mid": net.mid}
     modules |= {f"{way}[{i}]": stage for way in ("down", "up") for i, stage in enumerate(getattr(net, way))}
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    sizes["ends"] = sum(p.numel() for p in [*net.conv_in.parameters(), *net.norm_out.parameters()])
+    sizes["ends"] = sum(p.numel() for p in [*net.conv_in.parameters(), *net.conv_norm_out.parameters()])
     sizes["ends"] += sum(p.numel() for p in net.conv_out.parameters())
     assert {stage: item.params for stage, item in result.by_stage.items()} == sizes
 

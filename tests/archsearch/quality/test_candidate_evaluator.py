@@ -149,6 +149,7 @@ def test_artifacts_are_the_first_seeds(
     assert float(rows[-1]["validation_loss"]) == found.validation_loss.by_seed[0]
     assert any(row["validation_loss"] for row in rows[:-1])
     unet = UNet.from_pretrained(home / "unet")
+    assert unet.prediction_type == evaluator.protocol.prediction_type
     sheet = grid(evaluator.samples(unet, 8), *quality.GRID)
     with Image.open(home / "samples.png") as image:
         assert image.size == (sheet.shape[2], sheet.shape[1])

@@ -78,7 +78,7 @@ def test_the_folder_says_how_colours_are_centred(tmp_path: Path) -> None:
         (lambda home: (home / "config.json").unlink(), "config.json"),
         (lambda home: (home / "config.json").write_text("{"), "config.json"),
         (lambda home: (home / "tokenizer.json").unlink(), "tokenizer"),
-        (lambda home: (home / "model.safetensors").write_bytes(b"nothing"), "cannot be loaded"),
+        (lambda home: (home / "model.safetensors").write_bytes(b"nothing"), "cannot be read"),
     ],
 )
 def test_a_damaged_folder_is_said_so(tmp_path: Path, harm: object, message: str) -> None:

@@ -17,7 +17,7 @@ from snapgen.architecture import block_index
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
-from snapgen.io import prediction_note
+from snapgen.io.prediction_type import NOTES
 from snapgen.models.unet import UNet
 from tests.archsearch.quality.test_candidate_evaluator import folder, protocol, tiny  # noqa: F401
 
@@ -33,8 +33,8 @@ def trained(tmp_path: Path) -> Path:
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(0.01 * torch.ones_like(weight))
+    net.prediction_type = "preconditioned"
     net.save_pretrained(tmp_path / "net")
-    (tmp_path / "net" / prediction_note.NOTE).write_text(json.dumps({"prediction": "preconditioned"}))
     return tmp_path / "net"
 
 
@@ -73,30 +73,30 @@ def test_the_digest_is_of_the_weights(trained: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_no_net(trained: Path, tmp_path: Path) -> None:
     assert "is not a folder; give init_from the folder of a trained U-Net" in refusal(tmp_path / "nowhere")
-    assert f"does not contain {inheritance.CONFIG}" in refusal(tmp_path)
-    weights = trained / inheritance.WEIGHTS
+    assert "config.json: does not exist" in refusal(tmp_path)
+    weights = trained / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert f"{weights}: cannot be read (" in refusal(trained)
     weights.unlink()
-    assert f"does not contain {inheritance.WEIGHTS}" in refusal(trained)
+    assert f"has no {weights.name}" in refusal(trained)
 
 
 def test_a_configuration_that_is_none_of_ours(trained: Path) -> None:
     for text, problem in (
-        ("{}", "does not describe a U-Net"),
-        ("[", "config.json"),
-        ('{"arch": 3}', "does not describe"),
+        ("{}", "config.json: _class_name: describes no model; name the folder of one of: UNet"),
+        ("[", "config.json: is not valid JSON"),
+        ('{"_class_name": "UNet", "arch": 3}', "config.json: arch: "),
     ):
-        (trained / inheritance.CONFIG).write_text(text)
+        (trained / "config.json").write_text(text)
         assert problem in refusal(trained)
 
 
 def test_weights_that_are_missing_or_not_finite(trained: Path) -> None:
-    config = trained / inheritance.CONFIG
+    config = trained / "config.json"
     values = json.loads(config.read_text())
     more = apply_overrides(base(), {"mid.layers[0].num_res_blocks": 2}).model_dump(mode="json")
     config.write_text(json.dumps({**values, "arch": more}))
-    assert "lacks mid.layers.0.copies.0." in refusal(trained)
+    assert "mid.layers.0.copies.0.conv1.bias: is missing (weights that do not fit config.json: " in refusal(trained)
     net = UNet(base())
     with torch.no_grad():
         net.conv_in.weight[0] = float("nan")
@@ -105,12 +105,13 @@ def test_weights_that_are_missing_or_not_finite(trained: Path) -> None:
 
 
 def test_a_net_that_predicts_something_else(trained: Path) -> None:
-    (trained / prediction_note.NOTE).write_text('{"prediction": "velocity"}')
-    assert "predicts 'velocity', candidates 'preconditioned'" in refusal(trained)
-    (trained / prediction_note.NOTE).write_text("[")
-    assert f"{prediction_note.NOTE}: line 1" in refusal(trained)
-    (trained / prediction_note.NOTE).unlink()
+    stated = json.loads((trained / "config.json").read_text())
+    (trained / "config.json").write_text(json.dumps({**stated, "prediction_type": "velocity"}))
+    assert "predicts 'velocity', not 'preconditioned'" in refusal(trained)
+    (trained / "config.json").write_text(json.dumps({**stated, "prediction_type": None}))
     supernet(trained)
+    (trained / NOTES[0]).write_text('{"prediction": "velocity"}')
+    assert "predicts 'velocity', not 'preconditioned'" in refusal(trained)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from archsearch.training.log import read_evaluations
 from archsearch.training.recipe import load_recipe
 from snapgen.architecture import presets
 from snapgen.errors import InputError
-from snapgen.io.prediction_note import NOTE
+from snapgen.io.prediction_type import NOTES, read_prediction_type
 from snapgen.models.unet import UNet
 from snapgen.pipeline.loading import load_pipeline
 from tests.archsearch.studies import tiny_recipe
@@ -85,12 +86,12 @@ def test_killed_in_a_halving_stage_it_ends_the_same(
 
 
 def written(folder: Path, note: str | None = '{"prediction": "v"}', **arch: Any) -> Path:
-    """A U-Net in a folder, with the note of what it predicts."""
+    """A U-Net of an earlier version in a folder, with the note of what it predicts."""
     unet = UNet(presets.Architecture.model_validate({**ARCH, **arch}))
     unet.init_weights(0)
     unet.save_pretrained(folder)
     if note is not None:
-        (folder / NOTE).write_text(note)
+        (folder / NOTES[0]).write_text(note)
     return folder
 
 
@@ -101,7 +102,10 @@ def trained(folder: Path, teaches: Path | str, **changes: Any) -> None:
 
 def test_a_teacher_by_path_may_be_another_net(tmp_path: Path) -> None:
     trained(tmp_path, written(tmp_path / "net", mid={"num_res_blocks": 3, "head_dim": 8}))
-    assert (tmp_path / "runs" / "tiny" / "stages" / "01-to-2" / NOTE).read_text() == '{"prediction": "v"}\n'
+    result = tmp_path / "runs" / "tiny" / "stages" / "01-to-2"
+    assert json.loads((result / "config.json").read_text())["prediction_type"] == "v"
+    assert not [note for note in NOTES if (result / note).exists()]
+    assert read_prediction_type(tmp_path / "runs" / "tiny" / "pipeline" / "unet") == "v"
 
 
 def test_a_teacher_that_does_not_do_is_told_before_training(tmp_path: Path) -> None:
@@ -114,8 +118,8 @@ def test_a_teacher_that_does_not_do_is_told_before_training(tmp_path: Path) -> N
 
     assert "nowhere: is not a folder" in refused("nowhere")
     other = refused(written(tmp_path / "flow", '{"prediction": "velocity"}'))
-    assert "predicts 'velocity', but its student predicts 'v'" in other
-    assert "prediction.json: is missing" in refused(written(tmp_path / "silent", None))
+    assert "predicts 'velocity', not 'v'" in other
+    assert "prediction_type: does not state what the net predicts" in refused(written(tmp_path / "silent", None))
     itself = {"stages": [TO_2], "init_weights": str(tmp_path / "flow")}
     assert "predicts 'velocity'" in refused("before", **itself)
     assert "takes a context 12 wide" in refused(written(tmp_path / "narrow", context_dim=12))

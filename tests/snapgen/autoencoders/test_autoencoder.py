@@ -262,11 +262,14 @@ def reconfigured(**values: Any) -> Callable[[Path], None]:
         (lambda folder: (folder / WEIGHTS).unlink(), "has no diffusion_pytorch_model.safetensors"),
         (lambda folder: (folder / "config.json").unlink(), "config.json: does not exist"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "must be a mapping"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: is not a JSON object"),
         (reconfigured(_class_name="UNet2DModel"), "_class_name: describes UNet2DModel"),
         (reconfigured(latent_channels=5), WEIGHTS),
         (reconfigured(norm_groups=3), "multiples of 3"),
-        (rewritten(lambda weights: weights.pop("std")), "std: does not fit config.json"),
+        (
+            rewritten(lambda weights: weights.pop("std")),
+            "std: is missing (weights that do not fit config.json: 1)",
+        ),
         (rewritten(lambda weights: weights["mean"].fill_(torch.nan)), "mean: holds values that are not finite"),
     ],
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +18,7 @@ from snapgen.architecture.schema import Architecture
 from snapgen.conversion.config import describe
 from snapgen.conversion.from_diffusers import convert, from_diffusers
 from snapgen.errors import InputError
+from snapgen.io.pretrained import SavedNet, Weights, shapes_of
 from snapgen.models.unet import UNet
 from tests.snapgen.diffusers_nets import (
     ADDED,
@@ -176,7 +178,7 @@ def test_of_dreamlites_own_design_the_part_that_is_the_same_converts() -> None:
     sample, timestep, context = inputs(conversion.net.arch, size=8)
     theirs(sample, 1000 * timestep, context)
     time = theirs.time_embedding(theirs.time_proj(1000 * timestep))
-    check_equal(conversion.net.time(timestep), nn.functional.silu(time))
+    check_equal(conversion.net.time_embedding(timestep), nn.functional.silu(time))
     for their, our in pairs:
         given, expected = calls[their]
         if "Resnet" in type(their).__name__:
@@ -200,8 +202,8 @@ def _same_blocks(theirs: Any, ours: Any) -> Iterator[tuple[nn.Module, nn.Module]
 def test_a_partial_conversion_says_what_begins_anew() -> None:
     theirs = reference(OWN_DREAMLITE, DreamLiteUNetModel)
     conversion = from_diffusers(theirs, partial=True)
-    assert "down.0.downsample.0.weight" in conversion.missing_keys
-    assert "up.0.layers.0.residual.conv1.1.weight" in conversion.missing_keys
+    assert "down.0.downsample.depthwise.weight" in conversion.missing_keys
+    assert "up.0.layers.0.residual.conv1.pointwise.weight" in conversion.missing_keys
     assert not any(name.startswith("mid.") for name in conversion.missing_keys)
     assert "down_blocks.0.attentions.0.transformer_blocks.0.norm1.weight" in conversion.unexpected_keys
     assert "down_blocks.0.downsamplers.0.conv.weight" in conversion.unexpected_keys
@@ -213,22 +215,6 @@ def test_a_partial_conversion_says_what_begins_anew() -> None:
 # --- full size ---
 
 
-class Drawn(Mapping[str, Tensor]):
-    """Weights that come into being when asked for, so that one net at a time is in memory."""
-
-    def __init__(self, net: nn.Module) -> None:
-        self.shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return drawn(name, self.shapes[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
 @torch.no_grad()
@@ -238,14 +224,15 @@ def test_at_full_size(name: str) -> None:
     params = sum(p.numel() for p in theirs.parameters())
     if psutil.virtual_memory().available < 5 * params:
         pytest.skip(f"needs {5 * params / 1e9:.0f} GB of free memory")
-    weights, config = Drawn(theirs), {**theirs.config, "_class_name": "UNet2DConditionModel"}
-    theirs.load_state_dict(dict(weights), assign=True)
+    shapes, config = shapes_of(theirs), {**theirs.config, "_class_name": "UNet2DConditionModel"}
+    weights = Weights(name, shapes, lambda key: drawn(key, shapes[key]))  # so that one net at a time is in memory
+    theirs.load_state_dict({key: weights.load(key) for key in shapes}, assign=True)
     arch = Architecture.model_validate({**presets.preset(name).model_dump(), "latent_channels": 4})
     sample, timestep, context = inputs(arch, size=16, batch=1, tokens=77)
     added = {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]])}
     expected = theirs(sample, 1000 * timestep, context, added_cond_kwargs=added).sample
     del theirs
     gc.collect()
-    net = convert(config, weights, name).net
+    net = convert(SavedNet(Path(name), config, weights)).net
     assert net.arch.id == arch.id
     check_equal(net(sample, timestep, context), expected)

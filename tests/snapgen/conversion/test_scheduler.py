@@ -20,12 +20,11 @@ from diffusers import (
 from typer.testing import CliRunner
 
 from archsearch.cli import app
-from archsearch.training.run_folder import check_prediction
 from snapgen.conversion.scheduler import from_scheduler
 from snapgen.diffusion.process import PREDICTION_TYPES, NoiseProcess, make_process
 from snapgen.diffusion.variance_preserving import SCHEDULE
 from snapgen.errors import InputError
-from snapgen.io import prediction_note
+from snapgen.io.prediction_type import check_prediction_type, read_prediction_type
 from tests.snapgen.diffusers_nets import SMALL, reference
 
 SD15 = {
@@ -122,8 +121,8 @@ def test_a_converted_pipelines_net_may_teach(net: Path, tmp_path: Path) -> None:
     assert "noise (PNDMScheduler with prediction_type 'epsilon')" in converted(
         pipeline(tmp_path / "in", net, SD15), out
     )
-    assert prediction_note.read_prediction_type(out) == "noise"
-    check_prediction(out, "noise")
+    assert read_prediction_type(out) == "noise"
+    check_prediction_type(out, "noise", required=True)
     told = json.loads(converted(tmp_path / "in", tmp_path / "again", "--json", "--prediction", "noise"))
     assert told["prediction"] == "noise"
     with pytest.raises(InputError, match=r"--prediction: is 'v', but .* says 'noise'") as error:
@@ -139,11 +138,11 @@ def test_a_net_alone_is_of_what_the_user_says(net: Path, tmp_path: Path) -> None
         "Not noted what it predicts: without scheduler/scheduler_config.json it is not stated; "
         "convert it with --prediction before it teaches."
     ]
-    assert prediction_note.read_prediction_type(tmp_path / "silent") is None
+    assert read_prediction_type(tmp_path / "silent") is None
     assert json.loads(converted(net, tmp_path / "json", "--json"))["prediction"] is None
     for prediction in PREDICTION_TYPES:
         converted(net, tmp_path / prediction, "--prediction", prediction, "--quiet")
-        assert prediction_note.read_prediction_type(tmp_path / prediction) == prediction
+        assert read_prediction_type(tmp_path / prediction) == prediction
     with pytest.raises(InputError, match=r"--prediction: 'epsilon' is not a prediction type; use one of: velocity, "):
         converted(net, tmp_path / "wrong", "--prediction", "epsilon")
 
@@ -151,7 +150,7 @@ def test_a_net_alone_is_of_what_the_user_says(net: Path, tmp_path: Path) -> None
 def test_a_scheduler_that_says_nothing_leaves_it_to_the_user(net: Path, tmp_path: Path) -> None:
     other = pipeline(tmp_path / "other", net, {**SD15, "beta_schedule": "linear"})
     assert "beta_schedule is 'linear'" in converted(other, tmp_path / "silent")
-    assert prediction_note.read_prediction_type(tmp_path / "silent") is None
+    assert read_prediction_type(tmp_path / "silent") is None
     assert "v (by --prediction)" in converted(other, tmp_path / "v", "--prediction", "v")
     with pytest.raises(InputError, match=r"scheduler_config\.json: is not valid JSON"):
         converted(pipeline(tmp_path / "damaged", net, "{"), tmp_path / "none")

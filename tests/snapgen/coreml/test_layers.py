@@ -66,7 +66,7 @@ def test_an_empty_captions_keys_are_no_zero_over_zero_in_half_precision() -> Non
 def test_time_features_are_those_of_the_net() -> None:
     module = blocks.TimestepEmbedding(8, 16)
     seen: list[torch.Tensor] = []
-    module.linear1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    module.linear_1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     for timestep in (0.0, 0.123, 1.0):
         module(torch.tensor([timestep]))
         torch.testing.assert_close(time_features(timestep, 8), seen.pop(), rtol=0, atol=1e-6)

@@ -88,5 +88,5 @@ def test_a_package_is_replaced_and_a_folder_that_is_none_is_not(tmp_path: Path) 
 
 def test_a_damaged_net_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "UNet"}')
-    with pytest.raises(InputError, match="cannot be read as a U-Net"):
+    with pytest.raises(InputError, match="has no diffusion_pytorch_model"):
         export_net(str(tmp_path), tmp_path / "it.mlpackage")

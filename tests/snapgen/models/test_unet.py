@@ -275,9 +275,9 @@ def test_shared_heads_are_multi_head_attention_with_repeated_weights(num_kv_head
     shared = Attention(16, 12, head_dim=4, num_kv_heads=num_kv_heads, qk_norm=True)
     full = Attention(16, 12, head_dim=4, num_kv_heads=None, qk_norm=True)
     with torch.no_grad():
-        weight = shared.keys_values.weight.view(2, num_kv_heads, 4, 12).repeat_interleave(4 // num_kv_heads, 1)
-        full.keys_values.weight.copy_(weight.reshape(32, 12))
-    for name in ("queries", "out", "query_norm", "key_norm"):
+        weight = shared.to_kv.weight.view(2, num_kv_heads, 4, 12).repeat_interleave(4 // num_kv_heads, 1)
+        full.to_kv.weight.copy_(weight.reshape(32, 12))
+    for name in ("to_q", "to_out", "norm_q", "norm_k"):
         getattr(full, name).load_state_dict(getattr(shared, name).state_dict())
     x, source = torch.randn(2, 6, 16), torch.randn(2, 6, 12)
     rope = layers.rope_table(2, 3, 4, device=x.device, dtype=x.dtype) if rotated else None
@@ -315,8 +315,8 @@ def test_qk_norm_makes_attention_blind_to_the_size_of_queries_and_keys() -> None
     x = torch.randn(1, 5, 16)
     before = attention(x, x)
     with torch.no_grad():
-        attention.queries.weight.mul_(100)
-        attention.keys_values.weight[:4].mul_(50)
+        attention.to_q.weight.mul_(100)
+        attention.to_kv.weight[:4].mul_(50)
     torch.testing.assert_close(attention(x, x), before, rtol=1e-3, atol=1e-4)
 
 

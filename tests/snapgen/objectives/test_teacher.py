@@ -245,13 +245,13 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "config no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: is not valid JSON"),
     "another net": (lambda f: _changed(f, _class_name="UNet2DModel"), "describes UNet2DModel"),
     "wrong kind": (lambda f: _changed(f, num_layers="many"), "is not a valid configuration"),
-    "of another depth": (lambda f: _changed(f, num_layers=4), "the weights do not fit config.json"),
-    "of another width": (lambda f: _changed(f, joint_attention_dim=11), "context_embedder.weight: the weights"),
+    "of another depth": (lambda f: _changed(f, num_layers=4), "weights that do not fit config.json"),
+    "of another width": (lambda f: _changed(f, joint_attention_dim=11), "context_embedder.weight: is of shape"),
     "other output": (lambda f: _changed(f, out_channels=4), "out_channels: cannot be 4"),
     "no positions": (lambda f: _changed(f, pos_embed_max_size=None), "pos_embed_max_size: cannot be None"),
     "bad meaning": (
-        lambda f: (f / teacher.PREDICTION_FILE).write_text('{"prediction": "x"}'),
-        "teacher.json: prediction",
+        lambda f: _changed(f, prediction_type="noise"),
+        "config.json: prediction_type: cannot be 'noise'",
     ),
 }
 

@@ -188,7 +188,7 @@ def without_vae(folder: Path) -> None:
     [
         (without_text, "text_encoder: has no text encoder; name a pipeline that takes prompts"),
         (of_another_kind, "describes FluxPipeline; name the folder of a SnapGenPipeline or StableDiffusionPipeline"),
-        (without_vae, "cannot be loaded"),
+        (without_vae, "vae/config.json: does not exist"),
         (shutil.rmtree, "is neither a folder nor the name of one under runs/"),
     ],
 )

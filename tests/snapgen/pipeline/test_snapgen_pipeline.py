@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from snapgen.coreml.pipeline_export import describe
 from snapgen.diffusion import rectified_flow
 from snapgen.diffusion.process import RectifiedFlow
 from snapgen.errors import InputError
+from snapgen.models.unet import UNet
 from snapgen.pipeline.loading import find_pipeline, load_pipeline
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from tests.snapgen.conditioning.test_text_encoder import bert, clip
@@ -82,6 +84,8 @@ def test_it_samples_as_flow_does(
     prediction: rectified_flow.FlowPredictionType, guidance: float, shift: float, pipeline: SnapGenPipeline
 ) -> None:
     components = {**pipeline.components, "scheduler": FlowMatchEulerDiscreteScheduler(shift=shift)}
+    components["unet"] = copy.deepcopy(pipeline.unet)
+    components["unet"].prediction_type = None
     one = SnapGenPipeline(**components, encoders=pipeline.config.encoders, prediction=prediction, guidance=guidance)
     one.set_progress_bar_config(disable=True)
     context = torch.randn(3, 13, 40, generator=torch.Generator().manual_seed(0))
@@ -108,6 +112,7 @@ def test_what_is_saved_is_loaded(coder: Callable[[], Autoencoder] | None, tmp_pa
     one = made(tmp_path, coder and coder(), shift=3, guidance=2)
     one.save_pretrained(tmp_path / "x" / "pipeline")
     again = load_pipeline(tmp_path / "x")
+    assert again.unet.prediction_type == "preconditioned"
     assert again.config.encoders == one.config.encoders
     assert (again.config.prediction, again.config.guidance, again.scheduler.config.shift) == ("preconditioned", 2, 3)
     found, expected = (each(PROMPTS, output_type="np").images for each in (again, one))
@@ -187,11 +192,12 @@ def test_what_cannot_be_drawn_is_told(asked: dict[str, Any], message: str, pipel
             {"decoder": TinyDecoder(latent_channels=4, widths=(32,), blocks=(1,))},
             "pipeline: decoder: decodes other latents",
         ),
+        ({"unet": UNet(tiny(FITTING), "v")}, "is 'preconditioned', but its net predicts 'v'"),
         ({"unet": stirred(tiny())}, "pipeline: vae: has 4 latent channels, but the net has 3"),
     ],
 )
 def test_components_that_do_not_fit_are_told(changes: dict[str, Any], message: str, pipeline: SnapGenPipeline) -> None:
-    facts = {"encoders": pipeline.config.encoders, "prediction": "velocity", **pipeline.components, **changes}
+    facts = {"encoders": pipeline.config.encoders, "prediction": "preconditioned", **pipeline.components, **changes}
     with pytest.raises(InputError, match=message):
         SnapGenPipeline(**facts)
 
@@ -252,16 +258,16 @@ def cut(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "file", "message"),
     [
-        (cut, "unet/diffusion_pytorch_model.safetensors", "pipeline: cannot be loaded"),
-        (cut, "text_encoder_2/model.safetensors", "text_encoder_2: cannot be loaded"),
-        (without_a_word, "text_encoder/model.safetensors", "text_encoder: lacks embeddings.word_embeddings.weight"),
+        (cut, "unet/diffusion_pytorch_model.safetensors", "model.safetensors: cannot be read"),
+        (cut, "text_encoder_2/model.safetensors", "text_encoder_2: cannot be read"),
+        (without_a_word, "text_encoder/model.safetensors", "text_encoder: embeddings.word_embeddings.weight: is"),
         (Path.unlink, "text_encoder/config.json", "text_encoder: is not a folder with a text encoder"),
         (Path.unlink, "tokenizer_3/tokenizer.json", "text_encoder_3: has no tokenizer"),
         (cut, "model_index.json", "model_index.json: line [0-9]+, column [0-9]+: not valid"),
-        (Path.unlink, "vae/diffusion_pytorch_model.safetensors", "pipeline: cannot be loaded"),
-        (Path.unlink, "unet/config.json", "pipeline: cannot be loaded"),
-        (without_a_weight, "unet/diffusion_pytorch_model.safetensors", "unet: conv_in.bias: is missing"),
-        (not_a_number, "unet/diffusion_pytorch_model.safetensors", "unet: conv_in.bias: holds values"),
+        (Path.unlink, "vae/diffusion_pytorch_model.safetensors", "vae: has no diffusion_pytorch"),
+        (Path.unlink, "unet/config.json", "unet/config.json: does not exist"),
+        (without_a_weight, "unet/diffusion_pytorch_model.safetensors", "conv_in.bias: is missing"),
+        (not_a_number, "unet/diffusion_pytorch_model.safetensors", "conv_in.bias: holds values"),
         (Path.unlink, "model_index.json", "has no pipeline/model_index.json; finish its training"),
     ],
 )

@@ -273,7 +273,7 @@ def test_a_stage_that_halts_says_where(accelerator: Accelerator) -> None:
     line = str(told.value)
     assert line.startswith(f"stage some: step {step}, image {8 * step - 7}: a gradient is not finite; ")
     assert "; the first non-finite output comes from student.down.1." in line
-    assert ".attend_context.keys_values; set on_nonfinite_grad: skip" in line
+    assert ".attn2.to_kv; set on_nonfinite_grad: skip" in line
     assert "\n" not in line
 
 

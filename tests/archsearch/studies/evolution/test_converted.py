@@ -76,6 +76,7 @@ def test_a_search_begins_with_it(study: dict[str, Any]) -> None:
     found = load_candidates(search(written({**study, "trials": 3}), quiet=True))
     base = next(c for c in found if c.name == "base")
     trained, given = load_unet(load_study_of(study), base), UNet.from_pretrained("ours")
+    assert trained.prediction_type == given.prediction_type == study["protocol"]["prediction_type"]
     distances = [float((a - b).norm() / b.norm().clamp(min=1)) for a, b in pairs(trained, given)]
     assert 0 < max(distances) < 1e-2, "trained a little from the given weights"
     assert all(c.score.quality is not None and not c.score.quality.diverged for c in found)
@@ -85,12 +86,13 @@ def test_an_evolution_begins_with_it(study: dict[str, Any]) -> None:
     evolve(written({**study, "evolve": EVOLVE}), quiet=True)
     first = min(load_candidates(load_study_of(study)), key=lambda c: c.slot)
     kept, given = load_unet(load_study_of(study), first), UNet.from_pretrained("ours")
+    assert kept.prediction_type == given.prediction_type
     assert all(torch.equal(a, b) for a, b in pairs(kept, given)), "the first round only values the given net's blocks"
 
 
 def test_another_prediction_is_refused(study: dict[str, Any]) -> None:
     study["protocol"]["prediction_type"] = "velocity"
-    with pytest.raises(InputError, match=r"predicts .*candidates 'velocity'"):
+    with pytest.raises(InputError, match=r"predicts '.*', not 'velocity'"):
         search(written({**study, "trials": 1}), quiet=True)
 
 
