@@ -6,7 +6,7 @@ of the same shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -48,14 +48,14 @@ class Muon(torch.optim.Optimizer):
             is_finite: Tensor | float = 1.0 if found_inf is None else 1 - found_inf
             updates = self._momentum(params, group["momentum"], found_inf)
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"] * is_finite)
-            for (_, longer), members in _by_shape(updates).items():
+            by_shape = _by_shape(updates)
+            stacks = orthogonal_stacks([torch.stack([_wide(updates[i]) for i in members]) for members in by_shape])
+            for members, stack in zip(by_shape, stacks, strict=True):
                 # An orthogonal (n, m) matrix, n ≤ m, has the root mean square 1/√m, so that √m·0.2 makes it 0.2.
-                steps = orthogonal(torch.stack([_wide(updates[i]) for i in members])) * -(
-                    group["lr"] * 0.2 * longer**0.5 * is_finite
-                )
-                for index, step in zip(members, steps, strict=True):
-                    matrix = _as_matrix(params[index], params[index])
-                    matrix.add_(step if matrix.shape == step.shape else step.mT)
+                steps = stack * -(group["lr"] * 0.2 * stack.shape[2] ** 0.5 * is_finite)
+                for index, step in zip(members, steps.unbind(), strict=True):
+                    updates[index] = step if updates[index].shape == step.shape else step.mT
+            torch._foreach_add_([_as_matrix(param, param) for param in params], updates)
 
     def _momentum(self, params: list[Tensor], momentum: float, found_inf: Tensor | None) -> list[Tensor]:
         """Nesterov momentum of each parameter, as a matrix."""
@@ -74,20 +74,46 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Approximately the nearest matrices with orthonormal rows: (K, n, m) → (K, n, m), n ≤ m.
+    """Approximately the nearest matrices with orthonormal rows: (K, n, m) → (K, n, m), n ≤ m."""
+    return orthogonal_stacks([matrices])[0]
+
+
+def orthogonal_stacks(stacks: list[Tensor]) -> list[Tensor]:
+    """`orthogonal` of stacks of matrices of different shapes.
 
     Each iterate is a polynomial in the Gram matrix g = x·xᵀ times x. Wide matrices are therefore iterated in n×n, by
-    x ← p(g)·x and g ← p(g)·g·p(g), and the product of all p(g) is multiplied with the first x once, at the end.
+    x ← p(g)·x and g ← p(g)·g·p(g), and the product of all p(g) is multiplied with the first x once, at the end. Those
+    of equal n are iterated together, whatever their m: most matrices of a small net are so small that every operation
+    on them is mostly overhead.
     """
-    assert matrices.shape[1] <= matrices.shape[2]
+    normalized = [_normalized(matrices) for matrices in stacks]
+    wide: dict[int, list[int]] = {}
+    results: dict[int, Tensor] = {}
+    for index, x in enumerate(normalized):
+        # In bfloat16 the Gram matrix would lose the small singular values that the iteration is meant to raise.
+        if 2 * x.shape[1] <= x.shape[2] and x.dtype == torch.float32:
+            wide.setdefault(x.shape[1], []).append(index)
+        else:
+            results[index] = _in_chunks(_iterate, x)
+    for indices in wide.values():
+        grams = [normalized[index] @ normalized[index].mT for index in indices]
+        products = _in_chunks(_iterate_gram, torch.cat(grams)).split([len(gram) for gram in grams])
+        results |= {index: product @ normalized[index] for index, product in zip(indices, products, strict=True)}
+    return [results[index].to(matrices.dtype) for index, matrices in enumerate(stacks)]
+
+
+def _normalized(matrices: Tensor) -> Tensor:
+    """The matrices with a Frobenius norm of one, in the dtype of the iteration."""
     x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    # In bfloat16 the Gram matrix would lose the small singular values that the iteration is meant to raise.
-    wide = 2 * x.shape[1] <= x.shape[2] and x.dtype == torch.float32
-    iterate = _iterate_gram if wide else _iterate
-    if x.device.type != "cpu":
-        return iterate(x).to(matrices.dtype)
-    return torch.cat([iterate(chunk) for chunk in x.split(max(1, GRAM_CHUNK_SIZE // x.shape[1] ** 2))])
+    return x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+
+
+def _in_chunks(iterate: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """``iterate`` of (K, n, m) matrices, on the CPU of so many at a time as its cache holds."""
+    if matrices.device.type != "cpu":
+        return iterate(matrices)
+    chunks = matrices.split(max(1, GRAM_CHUNK_SIZE // matrices.shape[1] ** 2))
+    return torch.cat([iterate(chunk) for chunk in chunks]) if len(chunks) > 1 else iterate(matrices)
 
 
 def _iterate(x: Tensor) -> Tensor:
@@ -99,10 +125,9 @@ def _iterate(x: Tensor) -> Tensor:
     return x
 
 
-def _iterate_gram(x: Tensor) -> Tensor:
-    """The same iteration on the Gram matrix, with p(g) = a·I + b·g + c·g² in ``factor``."""
+def _iterate_gram(gram: Tensor) -> Tensor:
+    """The same iteration on the Gram matrix, with p(g) = a·I + b·g + c·g² in ``factor``: the product of all p(g)."""
     a, b, c = NEWTON_SCHULZ
-    gram = x @ x.mT
     product: Tensor | None = None
     for iteration in range(ITERATIONS):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
@@ -111,16 +136,15 @@ def _iterate_gram(x: Tensor) -> Tensor:
         if iteration + 1 < ITERATIONS:
             gram = factor @ gram @ factor
     assert product is not None
-    return product @ x
+    return product
 
 
-def _by_shape(matrices: list[Tensor]) -> dict[tuple[int, int], list[int]]:
-    """Indices of the matrices by shape, where a matrix and its transpose have the same shape."""
-    indices: dict[tuple[int, int], list[int]] = {}
+def _by_shape(matrices: list[Tensor]) -> list[list[int]]:
+    """Indices of the matrices of each shape, where a matrix and its transpose have the same shape."""
+    indices: dict[tuple[int, ...], list[int]] = {}
     for index, matrix in enumerate(matrices):
-        shorter, longer = sorted(matrix.shape)
-        indices.setdefault((shorter, longer), []).append(index)
-    return indices
+        indices.setdefault(tuple(sorted(matrix.shape)), []).append(index)
+    return list(indices.values())
 
 
 def _wide(matrix: Tensor) -> Tensor:
@@ -129,6 +153,8 @@ def _wide(matrix: Tensor) -> Tensor:
 
 def _as_matrix(tensor: Tensor, param: Tensor) -> Tensor:
     """(out, …) → (out, all other dimensions), which are flattened in ``param``'s memory order."""
+    if param.ndim == 2:
+        return tensor
     if not param.is_contiguous():  # channels last
         tensor = tensor.permute(0, 2, 3, 1)  # (out, in, h, w) -> (out, h, w, in)
     return tensor.reshape(len(tensor), -1)
