@@ -52,8 +52,8 @@ class Muon(torch.optim.Optimizer):
             stacks = orthogonal_stacks([torch.stack([_wide(updates[i]) for i in members]) for members in by_shape])
             for members, stack in zip(by_shape, stacks, strict=True):
                 # An orthogonal (n, m) matrix, n ≤ m, has the root mean square 1/√m, so that √m·0.2 makes it 0.2.
-                steps = stack * -(group["lr"] * 0.2 * stack.shape[2] ** 0.5 * is_finite)
-                for index, step in zip(members, steps.unbind(), strict=True):
+                stack.mul_(-(group["lr"] * 0.2 * stack.shape[2] ** 0.5 * is_finite))
+                for index, step in zip(members, stack.unbind(), strict=True):
                     updates[index] = step if updates[index].shape == step.shape else step.mT
             torch._foreach_add_([_as_matrix(param, param) for param in params], updates)
 
