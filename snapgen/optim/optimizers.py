@@ -31,7 +31,7 @@ class AdamW(torch.optim.AdamW):
         for group, params in zip(self.param_groups, groups, strict=True):
             states = [self.state[param] for param in params]
             steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1)
+            torch._foreach_add_(steps, torch.ones_like(steps[0]))  # a number would be made a tensor for every step
             torch._fused_adamw_(
                 params,
                 [param.grad for param in params],
