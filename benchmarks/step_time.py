@@ -1,9 +1,9 @@
 """Benchmark of a step of the quick start's short run, part by part: forward, backward, optimizer and EMA.
 
 Nets are references of the space `emoji`, trained with the default protocol's optimizer on random latents and on random
-contexts of its sizes. With ``--against``, the step of another checkout is timed in the same process: the two take turns,
-ratios are taken within a turn, and the losses of all steps are compared to the last bit. Times are the CPU time of the
-one thread.
+contexts of its sizes. With ``--against``, the step of another checkout is timed in the same process: the two take
+turns, ratios are taken within a turn, and the losses of all steps are compared. Times are the CPU time of the one
+thread.
 
     OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.step_time --against ../before
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import itertools
 import statistics
 import sys
 import time
@@ -91,7 +92,7 @@ class Run:
         self.losses.append(loss.detach())
         self._ema.update(len(self.losses))
         times.append(time.thread_time())
-        parts = [after - before for before, after in zip(times, times[1:], strict=False)]
+        parts = [after - before for before, after in itertools.pairwise(times)]
         return dict(zip(PARTS, [*parts, times[-1] - times[0]], strict=True))
 
 
