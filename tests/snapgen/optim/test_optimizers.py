@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from snapgen.optim import muon
 from snapgen.optim.optimizers import AdamW, clip_gradients
 
 SHAPES = [(3,), (5, 4), (2, 3, 3, 3)]
@@ -55,3 +56,21 @@ def test_clipping_is_torchs_to_the_last_bit(max_norm: float) -> None:
 
 def test_a_gradient_that_is_not_finite_has_such_a_norm() -> None:
     assert not clip_gradients([torch.tensor([1.0, math.nan]), torch.ones(2)], 1.0).isfinite()
+
+
+def test_matrices_of_one_height_are_orthogonalized_as_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stacks = [torch.randn(shape, generator=generator) for shape in [(2, 24, 30), (3, 24, 48), (1, 24, 200)]]
+    together = muon.scaled_orthogonal(stacks, [1.0, -2.0, torch.tensor(0.5)])
+    for stack, scale, found in zip(stacks, (1.0, -2.0, 0.5), together, strict=True):
+        torch.testing.assert_close(found, scale * muon.orthogonal(stack))
+
+
+def test_small_singular_values_are_raised() -> None:
+    left, _ = torch.linalg.qr(torch.randn(40, 40, generator=torch.Generator().manual_seed(0)))
+    right, _ = torch.linalg.qr(torch.randn(100, 40, generator=torch.Generator().manual_seed(1)))
+    values = torch.logspace(-2, 0, 40)
+    matrix = (left * values) @ right.T
+    for matrices in (matrix[None], (left * values)[None]):
+        raised = torch.linalg.svdvals(muon.orthogonal(matrices))
+        assert 0.75 < float(raised.min()) <= float(raised.max()) < 1.25
