@@ -31,7 +31,7 @@ class AdamW(torch.optim.AdamW):
         for group, params in zip(self.param_groups, groups, strict=True):
             states = [self.state[param] for param in params]
             steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, torch.ones_like(steps[0]))  # a number would be made a tensor for every step
+            torch._foreach_add_(steps, 1)
             torch._fused_adamw_(
                 params,
                 [param.grad for param in params],
@@ -55,7 +55,7 @@ class AdamW(torch.optim.AdamW):
 @torch.no_grad()
 def clip_gradients(gradients: list[Tensor], max_norm: float) -> Tensor:
     """`torch.nn.utils.clip_grad_norm_` of gradients on one device, without the time that it takes to group them."""
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1))
     return norm
 
