@@ -102,7 +102,8 @@ def scaled_orthogonal(stacks: list[Tensor], scales: Sequence[float | Tensor]) ->
         # The trace of a matrix's Gram matrix is the square of its norm.
         norms = grams.diagonal(dim1=1, dim2=2).sum(1).sqrt().clamp(min=SMALLEST_NORM).view(-1, 1, 1)
         products = _in_chunks(_iterate_gram, grams / norms.square()) / norms
-        for (i, x), product in zip(wide.items(), products.split([len(x) for x in wide.values()]), strict=True):
+        by_stack = torch.split_with_sizes(products, [len(x) for x in wide.values()])
+        for (i, x), product in zip(wide.items(), by_stack, strict=True):
             results[i] = (product * scales[i]) @ x
     return [results[i] for i in range(len(stacks))]
 
@@ -125,7 +126,7 @@ def _in_chunks(iterate: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
     """``iterate`` of (K, n, m) matrices, on the CPU of so many at a time as its cache holds."""
     if matrices.device.type != "cpu":
         return iterate(matrices)
-    chunks = matrices.split(max(1, GRAM_CHUNK_SIZE // matrices.shape[1] ** 2))
+    chunks = torch.split(matrices, max(1, GRAM_CHUNK_SIZE // matrices.shape[1] ** 2))
     return torch.cat([iterate(chunk) for chunk in chunks]) if len(chunks) > 1 else iterate(matrices)
 
 
