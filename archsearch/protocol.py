@@ -14,7 +14,7 @@ from snapgen.diffusion.process import PredictionType
 from snapgen.diffusion.variance_preserving import DIFFUSION_PREDICTION_TYPES
 from snapgen.optim.config import OptimizerConfig
 
-REVISION = 1
+REVISION = 2
 """Version of the evaluation code; raised whenever the same protocol would give different numbers."""
 
 

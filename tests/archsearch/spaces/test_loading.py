@@ -224,7 +224,8 @@ def test_files_that_are_not_spaces(tmp_path: Path) -> None:
     error_message(tmp_path / "missing.yaml")
     error_message(tmp_path)
     with pytest.raises(
-        InputError, match="emojy: is neither a shipped space nor a file; use emoji, emoji-blocks, emoji-large, sd15-blocks, snapgen"
+        InputError,
+        match="emojy: is neither a shipped space nor a file; use emoji, emoji-blocks, emoji-large, sd15-blocks, snapgen",
     ):
         load_space("emojy")
 
