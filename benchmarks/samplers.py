@@ -99,7 +99,7 @@ def run(
         known.add(space.architecture(point).id)
         loss, ms = landscape.seen(point, seed)
         excess = None if limit is None else ms / limit - 1
-        past.append(ObservedTrial(slot, point, (loss if (excess or 0) <= 0 else None, ms), excess, system_attrs=attrs))
+        past.append(ObservedTrial(slot, point, (loss if (excess or 0) <= 0 else None, ms), excess, sampler_attrs=attrs))
     return past
 
 

@@ -13,7 +13,7 @@ import pandas
 from archsearch.library import Kind
 from archsearch.reports.ablation import report as ablation_report
 from archsearch.reports.study import candidates as candidate_table
-from archsearch.reports.study.data import StudyData, load_study_data
+from archsearch.reports.study.data import load_study_data
 from archsearch.reports.study_report import write_report
 from archsearch.studies.config.study import StudyConfig, load_config
 from archsearch.studies.evolution import run as evolution
@@ -21,8 +21,9 @@ from archsearch.studies.experiments import ablation as ablation_run
 from archsearch.studies.experiments import ablation_results, proxy_audit
 from archsearch.studies.search import candidates, weights
 from archsearch.studies.search import run as search_run
-from archsearch.studies.search.candidates import Candidate, Recommendation, eligible, load_candidates, pareto_front
+from archsearch.studies.search.candidates import Recommendation, eligible, load_candidates, pareto_front
 from archsearch.studies.storage import database
+from archsearch.studies.storage.record import Candidate
 from snapgen.config import Config
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
@@ -57,7 +58,7 @@ class Study:
         Raises:
             InputError: if nothing is scored yet.
         """
-        return candidate_table.candidates(self._data())
+        return candidate_table.candidates(load_study_data(self.optuna_study))
 
     def front(self) -> pandas.DataFrame:
         """The candidates on the Pareto front, with the columns of `candidates`, by the first objective.
@@ -65,10 +66,8 @@ class Study:
         Raises:
             InputError: if nothing is scored yet.
         """
-        data = self._data()
-        on_front = (c for c in data.candidates if c.number in data.front)
-        order = [c.number for c in sorted(on_front, key=lambda c: [c.value(name) for name in data.objectives])]
-        return candidate_table.candidates(data).set_index("trial").loc[order].reset_index()
+        data = load_study_data(self.optuna_study)
+        return candidate_table.candidates(data).set_index("trial").loc[list(data.front)].reset_index()
 
     def best(self, objective: str | None = None) -> Candidate:
         """The recommended candidate: the front's knee, the network that evolving ended with, or the best of one number.
@@ -97,12 +96,13 @@ class Study:
         """
         if which == "best":
             return self.best()
-        found = [c for c in load_candidates(self.optuna_study) if which in (c.number, c.name)]
-        if not found:
-            names = [c.name for c in load_candidates(self.optuna_study, artifacts=False) if c.name]
-            remedy = f"use best, a trial's number or one of: {', '.join(names) or '(no names)'}"
+        every = load_candidates(self.optuna_study)
+        found = next((c for c in every if which in (c.number, c.name)), None)
+        if found is None:
+            names = ", ".join(c.name for c in every if c.name) or "(no names)"
+            remedy = f"use best, a trial's number or one of: {names}"
             raise InputError(f"study {self.name}", f"has no candidate {which!r:.60}", remedy)
-        return found[0]
+        return found
 
     def load_unet(self, which: int | str = "best") -> UNet:
         """Load the trained U-Net of a candidate, on the CPU and in evaluation mode: averaged weights of its first seed.
@@ -147,12 +147,9 @@ class Study:
         other = None if compare_with is None else compare_with.optuna_study
         return write_report(self.optuna_study, out, source=self._source, compare_with=other)
 
-    def _data(self) -> StudyData:
-        return load_study_data(self.optuna_study)
-
     def _summary(self) -> tuple[str, list[Candidate]]:
         """One line, and the front."""
-        every = load_candidates(self.optuna_study, artifacts=False)
+        every = load_candidates(self.optuna_study)
         front = pareto_front(every, candidates.objectives(self.optuna_study))
         return f"{self.name}: {len(every)} candidates, {len(eligible(every))} scored, {len(front)} on the front", front
 
@@ -257,10 +254,11 @@ def load_study(study: str | Path | StudyConfig, *, storage: str | None = None) -
     if isinstance(study, StudyConfig):
         config = study.with_overrides(storage=storage)
         return Study(config, database.load_study(config))
-    found = database.open_study(str(study))
-    if "settings" not in found.user_attrs:
-        raise InputError(f"study {found.study_name}", "was killed before it began", "run it again")
-    return Study(StudyConfig.model_validate(found.user_attrs["settings"]), found, source=str(study))
+    optuna_study = database.open_study(str(study))
+    if "settings" not in optuna_study.user_attrs:
+        raise InputError(f"study {optuna_study.study_name}", "was killed before it began", "run it again")
+    config = StudyConfig.model_validate(optuna_study.user_attrs["settings"])
+    return Study(config, optuna_study, source=str(study))
 
 
 def audit(

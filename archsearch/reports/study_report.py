@@ -37,7 +37,7 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
     from archsearch.reports.study.data import load_study_data
 
     data = load_study_data(study)
-    evolution = load_evolution(study, data)
+    evolution = load_evolution(data)
     if compare_with is not None and evolution is None:
         problem = "does not evolve a network, so it cannot be compared with another study"
         raise InputError(data.name, problem, "name a study of archsearch evolve, or omit --compare-with")

@@ -6,8 +6,9 @@ from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from archsearch.studies.config.study import StudyConfig, load_config
-    from archsearch.studies.search.candidates import Candidate, load_candidates
+    from archsearch.studies.search.candidates import load_candidates
     from archsearch.studies.storage.database import open_study
+    from archsearch.studies.storage.record import Candidate
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

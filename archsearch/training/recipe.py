@@ -239,7 +239,7 @@ def architecture(name: str) -> Architecture:
     study = load_study(load_study_config(study_name))
     if which == "best":
         return best(study).candidate.architecture
-    candidates = {str(c.number): c for c in load_candidates(study, artifacts=False)}
+    candidates = {str(c.number): c for c in load_candidates(study)}
     if which not in candidates:
         examples = ", ".join(list(candidates)[:5])
         raise InputError(name, f"has no trial {which}", f"use best, or one of its trials: {examples}, …")

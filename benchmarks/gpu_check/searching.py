@@ -14,9 +14,10 @@ import torch
 
 from archsearch.quality.candidate_evaluator import CandidateEvaluator
 from archsearch.studies.config.study import StudyConfig, load_config
-from archsearch.studies.search.candidates import Candidate, load_candidates
+from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.run import search
 from archsearch.studies.storage.database import load_study
+from archsearch.studies.storage.record import Candidate
 from benchmarks.gpu_check import reference
 from benchmarks.gpu_check.section import Section, Table
 from benchmarks.gpu_check.setup import Setup
@@ -71,7 +72,7 @@ def _show_candidates(settings: StudyConfig, table: Table) -> Iterator[None]:
 
     def update() -> None:
         with contextlib.suppress(InputError):  # the study does not exist yet
-            for candidate in load_candidates(load_study(settings), artifacts=False):
+            for candidate in load_candidates(load_study(settings)):
                 if candidate.state in ("scored", "failed") and candidate.number not in shown:
                     shown.add(candidate.number)
                     _row(table, candidate)

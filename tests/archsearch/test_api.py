@@ -96,6 +96,14 @@ def test_candidates_are_named_by_number_or_name(study: Study) -> None:
             study.candidate(unknown)
 
 
+def test_a_wrong_name_is_found_out_in_one_reading(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings, get_trials = [], study.optuna_study.get_trials
+    monkeypatch.setattr(study.optuna_study, "get_trials", lambda **how: readings.append(how) or get_trials(**how))
+    with pytest.raises(InputError):
+        study.candidate("nobody")
+    assert len(readings) == 1
+
+
 @pytest.mark.parametrize("which", ["best", "base", 2])
 def test_a_candidate_leaves_a_trained_net(study: Study, which: int | str) -> None:
     unet, candidate = study.load_unet(which), study.candidate(which)

@@ -153,7 +153,7 @@ def _candidates(study: StudyData) -> list[BaselineEntry]:
         for c, training_macs in zip(
             trained, (supernet_macs + macs for macs in itertools.accumulate(costs)), strict=True
         )
-        if c.score.quality and c.score.latency and c.feasible and not c.score.quality.diverged
+        if c.score.quality and c.score.latency and not c.infeasible and not c.score.quality.diverged
     ]
 
 

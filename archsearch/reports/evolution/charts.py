@@ -16,7 +16,7 @@ from archsearch.reports.study.data import StudyData, title
 from archsearch.score import LatencyRecord
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.pareto import front
-from archsearch.studies.evolution.rounds import BlockImportance
+from archsearch.studies.storage.rounds import BlockImportance
 from snapgen.architecture.block_index import FIELDS, SHORT, BlockRef
 
 ROW_PIXELS = 23

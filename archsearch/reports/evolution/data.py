@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from archsearch.reports.study.data import StudyData
 from archsearch.score import QUALITY_METRICS, LatencyRecord, metric_label
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.evolution import EvolutionConfig
-from archsearch.studies.evolution.rounds import ATTRIBUTE, EvolutionRound
-from archsearch.studies.search.candidates import Candidate
+from archsearch.studies.storage.record import Candidate
+from archsearch.studies.storage.rounds import EvolutionRound
 from snapgen.architecture import block_index
 from snapgen.architecture.block_index import BlockRef
-
-if TYPE_CHECKING:
-    from optuna import Study
-
 
 NEGATED = {"retrieval": "Text–image cosine", "clip_score": "CLIP score"}
 """Metrics of `archsearch.quality.metrics` that are better when larger and are therefore stored negated."""
@@ -106,14 +101,9 @@ class Evolution:
         return (f"from round {result.round.parent}: " if branches else "") + "; ".join(phrases)
 
 
-def load_evolution(study: Study, data: StudyData) -> Evolution | None:
-    """Load the rounds of a study; None if it has none."""
-    rounds = {
-        t.number: EvolutionRound.model_validate(t.user_attrs[ATTRIBUTE])
-        for t in study.get_trials(deepcopy=False)
-        if ATTRIBUTE in t.user_attrs
-    }
-    results = [RoundResult(rounds[c.number], c) for c in data.candidates if c.number in rounds and c.state == "scored"]
+def load_evolution(data: StudyData) -> Evolution | None:
+    """The rounds of a study; None if it has none."""
+    results = [RoundResult(c.round, c) for c in data.candidates if c.round is not None and c.state == "scored"]
     return Evolution(data, tuple(sorted(results, key=lambda r: r.round.number))) if results else None
 
 

@@ -10,12 +10,10 @@ from archsearch.reports.rendering import architecture_text, formatting
 from archsearch.reports.rendering.tables import latency_columns, quality_columns
 from archsearch.reports.study.data import StudyData, diverged, title
 from archsearch.score import QUALITY_METRICS
-from archsearch.studies.search.candidates import Candidate
+from archsearch.studies.storage.record import Candidate
 
 if TYPE_CHECKING:
     import pandas
-
-    from archsearch.studies.search.candidates import Candidate
 
 
 def display_order(study: StudyData) -> list[Candidate]:

@@ -12,7 +12,7 @@ from archsearch.reports.study.data import StudyData, diverged, title
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.pareto import front, hypervolume_history
-from archsearch.studies.search.candidates import Candidate
+from archsearch.studies.storage.record import Candidate
 
 STRIP_BOTTOM = 0.93
 """Lower edge of the strip of infeasible candidates, as a fraction of the height of the front's chart."""

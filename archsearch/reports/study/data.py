@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from archsearch.reports.rendering import formatting
-from archsearch.score import QUALITY_METRICS, ProtocolMismatch, Quality, comparable
+from archsearch.score import QUALITY_METRICS, ProtocolMismatch, comparable
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.main_effects import KnobFactor
 from archsearch.studies.search import candidates as trials
-from archsearch.studies.search.candidates import Candidate
+from archsearch.studies.storage.record import Candidate
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
@@ -31,7 +30,7 @@ class StudyData:
         attrs: user attributes of the study.
         candidates: the active trial of every slot, in the order of the slots.
         scored: candidates that were trained and meet all constraints, each architecture once.
-        front: trial numbers of the candidates on the Pareto front of the objectives.
+        front: trial numbers of the candidates on the Pareto front, sorted by the first objective.
         best: the recommended candidate.
         reason: why ``best`` is recommended.
     """
@@ -40,7 +39,7 @@ class StudyData:
     attrs: Mapping[str, Any]
     candidates: tuple[Candidate, ...]
     scored: tuple[Candidate, ...]
-    front: frozenset[int]
+    front: tuple[int, ...]
     best: Candidate
     reason: str
 
@@ -152,7 +151,7 @@ def load_study_data(study: Study) -> StudyData:
         attrs=attrs,
         candidates=candidates,
         scored=tuple(trials.eligible(candidates)),
-        front=frozenset(c.number for c in front),
+        front=tuple(c.number for c in front),
         best=choice.candidate,
         reason=choice.reason,
     )
@@ -174,13 +173,10 @@ def _with_pooled_intervals(candidates: Sequence[Candidate]) -> tuple[Candidate, 
         ids = [i for i, quality in qualities.items() if getattr(quality, name)]
         pooled = pool_intervals([getattr(qualities[i], name) for i in ids])
         qualities |= {i: qualities[i].model_copy(update={name: e}) for i, e in zip(ids, pooled, strict=True)}
-    return tuple(_with_quality(c, qualities.get(c.architecture.id)) for c in candidates)
-
-
-def _with_quality(candidate: Candidate, quality: Quality | None) -> Candidate:
-    if quality is None or candidate.score.quality is None:
-        return candidate
-    return dataclasses.replace(candidate, score=candidate.score.model_copy(update={"quality": quality}))
+    return tuple(
+        c.with_score(quality=quality) if c.score.quality and (quality := qualities.get(c.architecture.id)) else c
+        for c in candidates
+    )
 
 
 def _check_protocols(source: str, candidates: Sequence[Candidate]) -> None:

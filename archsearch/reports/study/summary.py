@@ -13,7 +13,7 @@ from archsearch.reports.study.seed_agreement import Agreement, seed_agreement
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.pareto import bounds
-from archsearch.studies.search.candidates import Candidate
+from archsearch.studies.storage.record import Candidate
 from snapgen.progress import format_duration
 
 MIN_RANK_CORRELATION = 0.7
@@ -42,7 +42,7 @@ def _latency_devices(study: StudyData) -> str:
 def tiles(study: StudyData) -> list[tuple[str, str]]:
     """Counts of candidates by state and the total working time, as pairs of value and caption."""
     counts = Counter(c.state for c in study.candidates)
-    infeasible = counts["infeasible"] + sum(c.state == "scored" and not c.feasible for c in study.candidates)
+    infeasible = counts["infeasible"] + sum(c.state == "scored" and c.infeasible is not None for c in study.candidates)
     reused = sum(c.reused_from is not None for c in study.candidates)
     seconds = sum(c.seconds for c in study.candidates)
     tiles = [(f"{len(study.scored)}", "scored"), (f"{len(study.front)}", "on the front")]

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from archsearch.studies.evolution.rounds import BlockImportance, EvolutionRound
     from archsearch.studies.evolution.run import evolve
+    from archsearch.studies.storage.rounds import BlockImportance, EvolutionRound
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from archsearch.studies.config.evolution import EvolutionConfig
-from archsearch.studies.evolution.rounds import BlockImportance, EvolutionRound, Phase
+from archsearch.studies.storage.rounds import BlockImportance, EvolutionRound, Phase
 from snapgen.architecture.block_index import BlockRef, BlockSite, block_counts, blocks
 from snapgen.architecture.schema import Architecture
 

@@ -7,7 +7,6 @@ from the weights of its parent round.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.latency.repeats import measure_round_robin
 from archsearch.quality import processes
 from archsearch.quality.metrics import build_metric, difference, estimate
-from archsearch.score import LatencyRecord, Quality, Score
+from archsearch.score import LatencyRecord, Quality
 from archsearch.studies.config.study import StudyConfig, error_context
 from archsearch.studies.evolution.block_table import (
     evolution_config,
@@ -24,14 +23,15 @@ from archsearch.studies.evolution.block_table import (
     stored_block_table,
 )
 from archsearch.studies.evolution.policy import Action, BlockCosts, FinishedRound, decide
-from archsearch.studies.evolution.rounds import ATTRIBUTE, BlockImportance, EvolutionRound
 from archsearch.studies.search.candidates import FINAL, load_candidates
 from archsearch.studies.search.proposer import Proposal, SearchSpaceExhausted
 from archsearch.studies.search.run import search
 from archsearch.studies.search.samplers import distributions
-from archsearch.studies.search.scorer import NOTES, ArchsearchScorer
+from archsearch.studies.search.scorer import ROUND, ArchsearchScorer
 from archsearch.studies.search.weights import load_unet
 from archsearch.studies.storage.database import load_study
+from archsearch.studies.storage.record import TrialRecord, read_trials
+from archsearch.studies.storage.rounds import BlockImportance, EvolutionRound
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
@@ -43,13 +43,11 @@ from snapgen.seeding import derive_seed
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.trial import FrozenTrial
 
     from archsearch.block_latency.table import BlockTable
     from archsearch.quality.candidate_evaluator import SeedRun
     from archsearch.quality.short_run import Checkpoints
     from archsearch.spaces.space import Space
-    from archsearch.studies.storage.trial_queue import ClaimedTrial
 
 
 def evolve(settings: StudyConfig, *, quiet: bool = False) -> Study:
@@ -77,7 +75,7 @@ class EvolutionProposer:
         self._evolution = evolution_config(settings)
         self.choices: Mapping[str, Any] = distributions(space)
 
-    def propose(self, claim: ClaimedTrial, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:  # noqa: ARG002
+    def propose(self, claim: TrialRecord, trials: Sequence[TrialRecord], *, attempt: int = 0) -> Proposal:  # noqa: ARG002
         """The network of the next round, whatever slot was claimed.
 
         Raises:
@@ -123,9 +121,9 @@ class EvolutionScorer(ArchsearchScorer):
         return {**super().describe(), "block_table": self._table.model_dump(mode="json")}
 
     def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
-        """Quality of the round's network after training; writes its `EvolutionRound` to `NOTES` for the trial."""
+        """Quality of the round's network after training; writes its `EvolutionRound` to `ROUND` for the trial."""
         study = load_study(self._settings)
-        past = _rounds(study.get_trials(deepcopy=False))
+        past = _rounds(read_trials(study))
         action = decide(self._evolution, _costs(self._space, self._table), past)
         assert isinstance(action, Action)
         number = len(past)
@@ -139,8 +137,8 @@ class EvolutionScorer(ArchsearchScorer):
             raise InputError(self._settings.source, f"round {number} diverged", remedy, place="protocol")
         self._evaluator.write(run, artifacts)
         record = self._record_round(run.unet, action, number, past, subtask(progress, 0.7, 1))
-        with atomic_write(artifacts / NOTES) as file:
-            file.write_text(json.dumps({ATTRIBUTE: record.model_dump(mode="json")}))
+        with atomic_write(artifacts / ROUND) as file:
+            file.write_text(record.model_dump_json())
         return quality
 
     def _initial_unet(self, study: Study, action: Action) -> UNet:
@@ -178,9 +176,7 @@ class EvolutionScorer(ArchsearchScorer):
         Measurements of the same network in earlier rounds are included.
         """
         assert self._backend is not None
-        earlier = [
-            c for c in load_candidates(load_study(self._settings), artifacts=False) if c.architecture.id == arch.id
-        ]
+        earlier = [c for c in load_candidates(load_study(self._settings)) if c.architecture.id == arch.id]
         records = {arch.id: [c.score.latency for c in earlier if c.score.latency is not None]}
         measure_round_robin(
             self._backend,
@@ -269,22 +265,15 @@ def _costs(space: Space, table: BlockTable) -> BlockCosts:
     )
 
 
-def _rounds(trials: Sequence[FrozenTrial]) -> list[FinishedRound]:
+def _rounds(trials: Sequence[TrialRecord]) -> list[FinishedRound]:
     """The finished rounds, in order."""
-    done = [t for t in trials if t.state.name == "COMPLETE" and ATTRIBUTE in t.user_attrs]
-    rounds = []
-    for t in done:
-        latency = Score.model_validate(t.user_attrs["score"]).latency
-        assert latency is not None
-        arch = Architecture.model_validate(t.user_attrs["architecture"])
-        rounds.append(
-            FinishedRound(
-                EvolutionRound.model_validate(t.user_attrs[ATTRIBUTE]),
-                latency.median_ms,
-                block_index.with_explicit_layers(arch),
-            )
-        )
-    return sorted(rounds, key=lambda finished: finished.round.number)
+    done = []
+    for t in trials:
+        if t.state == "scored" and t.round is not None:
+            assert t.architecture is not None
+            arch = block_index.with_explicit_layers(t.architecture)
+            done.append(FinishedRound(t.round, t.value("latency_ms"), arch))
+    return sorted(done, key=lambda finished: finished.round.number)
 
 
 def _weights(study: Study, number: int) -> UNet:

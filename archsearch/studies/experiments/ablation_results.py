@@ -139,7 +139,7 @@ def load_results(study: Study) -> Ablation:
         raise InputError(study.study_name, "is not an ablation", "run archsearch report")
     base = Architecture.model_validate(attrs["space"]["base"])
     rows = expand_rows(settings.ablation, base, source=study.study_name)
-    candidates = {c.architecture.id: c for c in load_candidates(study, artifacts=False)}
+    candidates = {c.architecture.id: c for c in load_candidates(study)}
     results = []
     for row in rows:
         candidate = candidates.get(row.architecture.id)

@@ -41,7 +41,7 @@ def load_records(source: str) -> list[LatencySample]:
             context_tokens=space["context_tokens"],
             record=candidate.score.latency,
         )
-        for candidate in load_candidates(study, artifacts=False)
+        for candidate in load_candidates(study)
         if candidate.score.latency is not None and candidate.score.latency.source == "measured"
     ]
     if not samples:

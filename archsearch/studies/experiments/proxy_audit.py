@@ -21,10 +21,11 @@ from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.rank_correlation import MIN_CANDIDATES, spearman
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.search.candidates import Candidate, eligible, load_candidates
+from archsearch.studies.search.candidates import eligible, load_candidates
 from archsearch.studies.search.run import search
 from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
 from archsearch.studies.storage.database import load_study
+from archsearch.studies.storage.record import Candidate
 from snapgen.errors import InputError
 
 FACTOR = 5

@@ -18,18 +18,16 @@ from typing import TYPE_CHECKING, Any
 from archsearch.latency.base import MeasurementError
 from archsearch.score import LatencyRecord
 from archsearch.studies.storage.database import silence_optuna
-from archsearch.studies.storage.leases import end_trial, is_dead, send_heartbeat, worker_identity
+from archsearch.studies.storage.leases import is_dead, send_heartbeat, worker_identity
+from archsearch.studies.storage.record import MeasurementRecord, read_measurements
 from snapgen.architecture.schema import Architecture
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
-    from optuna.trial import FrozenTrial
 
 STUDY_PREFIX = "latency of "
 MAX_DEVICE_DEATHS = 5
 """An architecture is rejected once this many device processes have died while measuring it."""
-
-ACTIVE_STATES = ("WAITING", "RUNNING", "COMPLETE")
 
 
 @dataclass(frozen=True)
@@ -53,15 +51,6 @@ class MeasurementSpec:
         return {**vars(self), "options": dict(self.options)}
 
 
-@dataclass(frozen=True)
-class ClaimedMeasurement:
-    """A measurement that this process has claimed."""
-
-    trial_id: int
-    number: int
-    architecture: Architecture
-
-
 class MeasurementQueue:
     """Queue of one latency study, used by searches and by devices."""
 
@@ -76,17 +65,17 @@ class MeasurementQueue:
         if "order" not in self._study.user_attrs:
             self._study.set_user_attr("order", spec.to_dict())
 
-    def trials(self) -> list[FrozenTrial]:
-        """All trials with their attributes."""
-        return self._study.get_trials(deepcopy=False)
+    def trials(self) -> list[MeasurementRecord]:
+        """All requests and measurements, by number."""
+        return read_measurements(self._study)
 
     # Used by searches
 
     def request(self, arch: Architecture) -> None:
         """Request a measurement, unless it exists, waits, runs or was rejected."""
-        attempts = [t for t in self.trials() if t.user_attrs["architecture_id"] == arch.id]
+        attempts = [t for t in self.trials() if t.architecture_id == arch.id]
         if not _active(attempts) and _rejection(attempts) is None:
-            self._enqueue(arch.id, arch.model_dump(mode="json"))
+            self._enqueue(arch)
 
     def answer(self, arch: Architecture) -> LatencyRecord | None:
         """The measurement of an architecture; None while it is pending.
@@ -94,67 +83,59 @@ class MeasurementQueue:
         Raises:
             MeasurementError: if the device cannot run the architecture; the message is the reason.
         """
-        attempts = [t for t in self.trials() if t.user_attrs["architecture_id"] == arch.id]
-        if done := [t for t in attempts if t.state.name == "COMPLETE"]:
-            return LatencyRecord.model_validate(done[0].user_attrs["record"])
+        attempts = [t for t in self.trials() if t.architecture_id == arch.id]
+        if done := [t.record for t in attempts if t.state == "scored"]:
+            return done[0]
         if not _active(attempts) and (reason := _rejection(attempts)):
             raise MeasurementError(reason)
         return None
 
     def records(self) -> dict[str, LatencyRecord]:
         """All measurements by architecture id."""
-        done = [t for t in reversed(self.trials()) if t.state.name == "COMPLETE"]
-        return {t.user_attrs["architecture_id"]: LatencyRecord.model_validate(t.user_attrs["record"]) for t in done}
+        done = [t for t in reversed(self.trials()) if t.state == "scored"]
+        return {t.architecture_id: t.record for t in done if t.record is not None}
 
-    def _enqueue(self, arch_id: str, arch: Mapping[str, Any]) -> None:
-        from optuna.trial import TrialState, create_trial
-
-        attrs = {"architecture_id": arch_id, "architecture": dict(arch)}
-        self._storage.create_new_trial(
-            self._study._study_id, template_trial=create_trial(state=TrialState.WAITING, user_attrs=attrs)
-        )
+    def _enqueue(self, arch: Architecture) -> None:
+        MeasurementRecord.create(self._study, "WAITING", architecture_id=arch.id, architecture=arch)
 
     # Used by devices
 
-    def claim(self) -> ClaimedMeasurement | None:
+    def claim(self) -> MeasurementRecord | None:
         """Claim the first waiting measurement; None if none waits."""
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        for t in [t for t in self.trials() if t.state.name == "WAITING"]:
+        for t in [t for t in self.trials() if t.state == "waiting"]:
             # Identity and heartbeat are set before the claim, so that a death right after it is noticed at once. Other
             # devices may overwrite the identity until the claim succeeds, so it is set again.
             with suppress(UpdateFinishedTrialError):
-                self._storage.set_trial_user_attr(t._trial_id, "worker", worker_identity())
-                send_heartbeat(self._storage, t._trial_id)
-                if not self._storage.set_trial_state_values(t._trial_id, TrialState.RUNNING):
+                MeasurementRecord.write(self._storage, t.trial_id, worker=worker_identity())
+                send_heartbeat(self._storage, t.trial_id)
+                if not self._storage.set_trial_state_values(t.trial_id, TrialState.RUNNING):
                     continue
-                self._storage.set_trial_user_attr(t._trial_id, "worker", worker_identity())
+                MeasurementRecord.write(self._storage, t.trial_id, worker=worker_identity())
                 if self._is_valid(t):
-                    return ClaimedMeasurement(
-                        t._trial_id, t.number, Architecture.model_validate(t.user_attrs["architecture"])
-                    )
-                end_trial(self._storage, t._trial_id, "FAIL", duplicate=True)
+                    return t
+                MeasurementRecord.end(self._storage, t.trial_id, duplicate=True)
         return None
 
-    def _is_valid(self, claimed: FrozenTrial) -> bool:
+    def _is_valid(self, claimed: MeasurementRecord) -> bool:
         """Whether no active trial for the same architecture has a lower number."""
-        same = [t for t in self.trials() if t.user_attrs["architecture_id"] == claimed.user_attrs["architecture_id"]]
+        same = [t for t in self.trials() if t.architecture_id == claimed.architecture_id]
         return all(t.number >= claimed.number for t in _active(same))
 
-    def complete(self, claimed: ClaimedMeasurement, record: LatencyRecord) -> bool:
+    def complete(self, claimed: MeasurementRecord, record: LatencyRecord) -> bool:
         """Store a measurement; False if another device took this one for dead and has claimed the measurement."""
-        stored = record.model_dump(mode="json")
-        return end_trial(self._storage, claimed.trial_id, "COMPLETE", [record.median_ms], record=stored)
+        return MeasurementRecord.end(self._storage, claimed.trial_id, [record.median_ms], record=record)
 
-    def reject(self, claimed: ClaimedMeasurement, reason: str) -> None:
+    def reject(self, claimed: MeasurementRecord, reason: str) -> None:
         """Record that this kind of device cannot measure the architecture; it is not tried again."""
-        end_trial(self._storage, claimed.trial_id, "FAIL", refused=reason)
+        MeasurementRecord.end(self._storage, claimed.trial_id, refused=reason)
 
-    def release(self, claimed: ClaimedMeasurement) -> None:
+    def release(self, claimed: MeasurementRecord) -> None:
         """Return a measurement to the queue: this device was stopped or lost, which is not the architecture's fault."""
-        if end_trial(self._storage, claimed.trial_id, "FAIL", given_back=True):
-            self._enqueue(claimed.architecture.id, claimed.architecture.model_dump(mode="json"))
+        if MeasurementRecord.end(self._storage, claimed.trial_id, given_back=True):
+            self._enqueue(claimed.architecture)
 
     # Dead devices
 
@@ -166,29 +147,29 @@ class MeasurementQueue:
         Returns:
             Numbers of the trials that this call ended.
         """
-        running = [t for t in self.trials() if t.state.name == "RUNNING"]
+        running = [t for t in self.trials() if t.state == "running"]
         stale = set(self._storage._get_stale_trial_ids(self._study._study_id))
-        dead = [t for t in running if t._trial_id in stale or is_dead(t.user_attrs.get("worker", {}))]
-        reaped = [t.number for t in dead if end_trial(self._storage, t._trial_id, "FAIL", died=True)]
-        by_arch: dict[str, list[FrozenTrial]] = {}
+        dead = [t for t in running if t.trial_id in stale or (t.worker is not None and is_dead(t.worker))]
+        reaped = [t.number for t in dead if MeasurementRecord.end(self._storage, t.trial_id, died=True)]
+        by_arch: dict[str, list[MeasurementRecord]] = {}
         for t in self.trials():
-            by_arch.setdefault(t.user_attrs["architecture_id"], []).append(t)
-        for arch_id, attempts in by_arch.items():
+            by_arch.setdefault(t.architecture_id, []).append(t)
+        for attempts in by_arch.values():
             if not _active(attempts) and _rejection(attempts) is None:
-                self._enqueue(arch_id, attempts[0].user_attrs["architecture"])
+                self._enqueue(attempts[0].architecture)
         return reaped
 
 
-def _active(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [t for t in trials if t.state.name in ACTIVE_STATES]
+def _active(trials: Sequence[MeasurementRecord]) -> list[MeasurementRecord]:
+    return [t for t in trials if t.state != "failed"]
 
 
-def _rejection(trials: Sequence[FrozenTrial]) -> str | None:
+def _rejection(trials: Sequence[MeasurementRecord]) -> str | None:
     """Why an architecture is not tried again; None if it may be."""
-    reasons = [t.user_attrs["refused"] for t in trials if "refused" in t.user_attrs]
+    reasons = [t.refused for t in trials if t.refused is not None]
     if reasons:
-        return str(reasons[0])
-    died = sum("died" in t.user_attrs for t in trials)
+        return reasons[0]
+    died = sum(t.died for t in trials)
     return f"{died} device processes died in its measurement" if died >= MAX_DEVICE_DEATHS else None
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from archsearch.devices import backend
 from archsearch.latency.base import Backend, DeviceLostError, MeasurementError
-from archsearch.studies.remote.queue import ClaimedMeasurement, MeasurementQueue, MeasurementSpec, requested_specs
+from archsearch.studies.remote.queue import MeasurementQueue, MeasurementSpec, requested_specs
 from archsearch.studies.signals import terminable
 from archsearch.studies.storage.database import open_storage, storage_errors
 from archsearch.studies.storage.leases import heartbeat
+from archsearch.studies.storage.record import MeasurementRecord
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class _Server:
                 return True
         return False
 
-    def _measure(self, queue: MeasurementQueue, spec: MeasurementSpec, claimed: ClaimedMeasurement) -> None:
+    def _measure(self, queue: MeasurementQueue, spec: MeasurementSpec, claimed: MeasurementRecord) -> None:
         name = f"measurement {claimed.number} ({claimed.architecture.id})"
         try:
             with heartbeat(self._storage, claimed.trial_id):

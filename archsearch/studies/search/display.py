@@ -8,9 +8,10 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from archsearch.score import OBJECTIVES, metric_label
+from archsearch.score import OBJECTIVES
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.search.candidates import Candidate, eligible, load_candidates
+from archsearch.studies.search.candidates import eligible, load_candidates
+from archsearch.studies.storage.record import Candidate, read_trials
 from archsearch.studies.storage.trial_queue import busy_seconds
 from snapgen.progress import format_duration
 
@@ -34,7 +35,7 @@ class Display:
         self._tasks: dict[int, TaskID] = {}
         self._total: TaskID | None = None
         self._read_at = 0.0
-        self._shown = {c.slot for c in load_candidates(study, artifacts=False) if c.state in ("scored", "infeasible")}
+        self._shown = {c.slot for c in load_candidates(study) if c.state in ("scored", "infeasible")}
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -62,7 +63,7 @@ class Display:
         """Read what has changed and show it."""
         if self._quiet or (not now and time.monotonic() - self._read_at < REFRESH_SECONDS):
             return
-        candidates = load_candidates(self._study, artifacts=False)
+        candidates = load_candidates(self._study)
         for c in candidates:
             if c.state in ("scored", "infeasible") and c.slot not in self._shown:
                 self._shown.add(c.slot)
@@ -82,7 +83,7 @@ class Display:
 
     def _state(self, candidates: list[Candidate]) -> str:
         """Summary of the study, e.g. ``5 of 14 scored, best validation loss 0.41, 3 min left``."""
-        scored = [c for c in candidates if c.state == "scored" and c.reused_from is None]
+        scored = [c for c in candidates if c.uses_budget]
         phrases = [
             f"{len(scored)} of {self._settings.trials} scored" if self._settings.trials else f"{len(scored)} scored"
         ]
@@ -98,8 +99,8 @@ class Display:
     def _seconds_left(self, candidates: list[Candidate]) -> float | None:
         settings, estimates = self._settings, []
         if settings.time_budget_minutes is not None:
-            estimates.append(60 * settings.time_budget_minutes - busy_seconds(self._study.get_trials(deepcopy=False)))
-        durations = [c.seconds for c in candidates if c.state == "scored" and c.reused_from is None]
+            estimates.append(60 * settings.time_budget_minutes - busy_seconds(read_trials(self._study)))
+        durations = [c.seconds for c in candidates if c.uses_budget]
         if settings.trials is not None and durations:
             running = sum(min(c.seconds / statistics.median(durations), 1) for c in candidates if c.state == "running")
             estimates.append(
@@ -108,14 +109,12 @@ class Display:
         return max(0.0, min(estimates)) if estimates else None
 
     def _fraction(self, candidates: list[Candidate]) -> float:
-        scored = [c for c in candidates if c.state == "scored" and c.reused_from is None]
+        scored = [c for c in candidates if c.uses_budget]
         running = sum(c.fraction for c in candidates if c.state == "running")
         if self._settings.trials is not None:
             return min(1.0, (len(scored) + running) / self._settings.trials)
         assert self._settings.time_budget_minutes is not None
-        return min(
-            1.0, busy_seconds(self._study.get_trials(deepcopy=False)) / (60 * self._settings.time_budget_minutes)
-        )
+        return min(1.0, busy_seconds(read_trials(self._study)) / (60 * self._settings.time_budget_minutes))
 
     def _draw(self, candidates: list[Candidate]) -> None:
         assert self._bars is not None
@@ -140,9 +139,7 @@ def _bars() -> Progress:
 
 
 def _format_value(c: Candidate, name: str) -> str:
-    quality = c.score.quality
-    label = metric_label(name, quality.extractor if quality else "")
-    value, unit = c.value(name), OBJECTIVES[name].unit
+    label, value, unit = c.label(name), c.value(name), OBJECTIVES[name].unit
     if name in ("params", "macs", "activation_bytes"):
         return f"{label} {value / 1e6:.3g} M{unit}"
     return f"{label} {value:.4g} {unit}".rstrip()

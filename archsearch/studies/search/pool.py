@@ -172,10 +172,9 @@ class WorkerPool:
     def _fail_trial_of(self, worker: BaseProcess, how: str) -> str:
         """Fail the trial that a worker died in; returns the words for the log that name it."""
         trial_queue = TrialQueue(self._study, self._settings)
-        running = [t for t in trial_queue.trials() if t.state.name == "RUNNING"]
-        its_trials = [t for t in running if t.user_attrs["worker"]["pid"] == worker.pid]
+        its_trials = [t for t in trial_queue.trials() if t.state == "running" and t.worker.pid == worker.pid]
         for t in its_trials:
-            trial_queue.fail(t._trial_id, f"its worker died ({how})")
+            trial_queue.fail(t.trial_id, f"its worker died ({how})")
         return f" in trial {its_trials[-1].number}" if its_trials else ""
 
     def _stop(self) -> None:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from archsearch.score import OBJECTIVES, MissingScore, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
-from archsearch.studies.storage.trial_queue import ClaimedTrial, is_abandoned, slots_of
+from archsearch.studies.storage.record import Candidate, TrialRecord
+from archsearch.studies.storage.trial_queue import by_slot, is_abandoned
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
     from archsearch.spaces.space import Space
 
 MAX_SUGGESTIONS = 2
@@ -51,7 +50,7 @@ class Proposal:
     architecture: Architecture
     name: str | None
     sampler_attrs: Mapping[str, Any]
-    same_as: FrozenTrial | None = None
+    same_as: TrialRecord | None = None
 
 
 class CandidateProposer(Protocol):
@@ -61,7 +60,7 @@ class CandidateProposer(Protocol):
     def choices(self) -> Mapping[str, Any]:
         """Optuna distribution of each knob."""
 
-    def propose(self, claim: ClaimedTrial, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:
+    def propose(self, claim: TrialRecord, trials: Sequence[TrialRecord], *, attempt: int = 0) -> Proposal:
         """The candidate of a slot; see `Proposer.propose`."""
 
 
@@ -78,7 +77,7 @@ class Proposer:
         self.initial = [(_name(named, point), point) for point in settings.initial_points] or list(named.items())
         """Names (or None) and points of the first slots: the initial points, or the base and the references."""
 
-    def propose(self, claim: ClaimedTrial, trials: Sequence[FrozenTrial], *, attempt: int = 0) -> Proposal:
+    def propose(self, claim: TrialRecord, trials: Sequence[TrialRecord], *, attempt: int = 0) -> Proposal:
         """Choose the candidate of a slot.
 
         Args:
@@ -89,11 +88,13 @@ class Proposer:
             SearchSpaceExhausted: if no architecture was found that no other trial has.
         """
         others = [t for t in trials if t.number != claim.number]
-        past = list(self._observed(others))
+        chosen = [t for t in others if isinstance(t, Candidate)]
+        past = [self._observed(t) for t in chosen if t.state != "failed"]
         existing = _trials_by_architecture(others)
+        given = self._given(claim.slot, [t.point for t in chosen if t.slot == claim.slot and t.state == "failed"])
         last: dict[str, int] | None = None
         for i in itertools.count(attempt):
-            name, fixed = self._fixed(claim, i)
+            name, fixed = given if i == 0 else (None, None)
             if i >= attempt + MAX_SUGGESTIONS and fixed is None:
                 break
             point, attrs = self._ask(past, claim.slot, i, fixed)
@@ -104,16 +105,14 @@ class Proposer:
             if same is None:
                 return Proposal(point, arch, name, attrs)
             is_new_point = fixed is not None or all(dict(p.point) != point for p in past)
-            if i == 0 and is_new_point and same.state.name == "COMPLETE" and not _keeps_repeating(others):
+            if i == 0 and is_new_point and same.state == "scored" and not _keeps_repeating(others):
                 return Proposal(point, arch, name, attrs, same)
         return self._near(last, existing, past, claim.slot, attempt)
 
-    def _fixed(self, claim: ClaimedTrial, attempt: int) -> tuple[str | None, Mapping[str, int] | None]:
-        """Name and point of a slot whose point is given: an initial point, or that of a retried trial (attempt 0)."""
-        if attempt > 0:
-            return None, None
-        name, point = self.initial[claim.slot] if claim.slot < len(self.initial) else (None, None)
-        return (name, point) if claim.point in (None, point) else (None, claim.point)
+    def _given(self, slot: int, retried: Sequence[Mapping[str, int]]) -> tuple[str | None, Mapping[str, int] | None]:
+        """Name and point of a slot whose point is given: an initial point, or that of the last trial it ``retried``."""
+        name, point = self.initial[slot] if slot < len(self.initial) else (None, None)
+        return (None, retried[-1]) if retried and retried[-1] != point else (name, point)
 
     def _ask(
         self, past: Sequence[ObservedTrial], slot: int, attempt: int, fixed: Mapping[str, int] | None
@@ -157,33 +156,20 @@ class Proposer:
         if self._space.size() <= MAX_ENUMERATED:
             yield from filter(self._space.valid, self._space.points())
 
-    def _observed(self, trials: Sequence[FrozenTrial]) -> Iterator[ObservedTrial]:
-        slots = slots_of(trials)
-        for t in trials:
-            running = t.state.name == "RUNNING"
-            if t.state.name == "FAIL" or "architecture" not in t.user_attrs:
-                continue
-            limits = t.constraints.values()
-            yield ObservedTrial(
-                slot=slots[t.number],
-                point=t.params,
-                values=() if running else self._values(t),
-                excess=max(limits) if limits else None,
-                running=running,
-                system_attrs={k: v for k, v in t.system_attrs.items() if _is_sampler_attr(k)},
-            )
-
-    def _values(self, t: FrozenTrial) -> tuple[float | None, ...]:
-        score = Score.model_validate(t.user_attrs["score"])
-        return tuple(_value(score, name) for name in self._settings.objectives)
+    def _observed(self, t: Candidate) -> ObservedTrial:
+        running = t.state == "running"
+        return ObservedTrial(
+            slot=t.slot,
+            point=t.point,
+            values=() if running else tuple(_value(t.score, name) for name in self._settings.objectives),
+            excess=max(t.constraints.values(), default=None),
+            running=running,
+            sampler_attrs=t.sampler_attrs,
+        )
 
 
 def _name(named: Mapping[str, Mapping[str, int]], point: Mapping[str, int]) -> str | None:
     return next((name for name, named_point in named.items() if named_point == point), None)
-
-
-def _is_sampler_attr(key: str) -> bool:
-    return not key.startswith(("constraints", "artifacts:"))
 
 
 def _value(score: Score, objective: str) -> float | None:
@@ -193,22 +179,18 @@ def _value(score: Score, objective: str) -> float | None:
         return None
 
 
-def _trials_by_architecture(trials: Sequence[FrozenTrial]) -> dict[str, FrozenTrial]:
+def _trials_by_architecture(trials: Sequence[TrialRecord]) -> dict[str, TrialRecord]:
     """One trial per architecture that is scored, infeasible, running or abandoned, by id; scored ones are preferred."""
-    slots = slots_of(trials)
-    rank = {"COMPLETE": 0, "PRUNED": 1, "RUNNING": 2, "FAIL": 3}
-    by_id: dict[str, FrozenTrial] = {}
-    for t in sorted(trials, key=lambda t: (rank.get(t.state.name, 4), t.number)):
-        failed_for_good = t.state.name == "FAIL" and is_abandoned(
-            [attempt for attempt in trials if slots[attempt.number] == slots[t.number]]
-        )
-        arch_id = t.user_attrs.get("architecture_id")
-        if arch_id is not None and (t.state.name != "FAIL" or failed_for_good):
-            by_id.setdefault(arch_id, t)
+    abandoned = {slot for slot, attempts in by_slot(trials).items() if is_abandoned(attempts)}
+    order = ("scored", "infeasible", "running", "waiting", "failed")
+    by_id: dict[str, TrialRecord] = {}
+    for t in sorted(trials, key=lambda t: (order.index(t.state), t.number)):
+        if t.architecture_id is not None and (t.state != "failed" or t.slot in abandoned):
+            by_id.setdefault(t.architecture_id, t)
     return by_id
 
 
-def _keeps_repeating(trials: Sequence[FrozenTrial]) -> bool:
+def _keeps_repeating(trials: Sequence[TrialRecord]) -> bool:
     """Whether the last `MAX_REUSED_IN_A_ROW` finished trials all reused a score."""
-    ended = [t for t in trials if t.state.name in ("COMPLETE", "PRUNED")][-MAX_REUSED_IN_A_ROW:]
-    return len(ended) == MAX_REUSED_IN_A_ROW and all(t.user_attrs.get("reused_from") is not None for t in ended)
+    ended = [t for t in trials if t.state in ("scored", "infeasible")][-MAX_REUSED_IN_A_ROW:]
+    return len(ended) == MAX_REUSED_IN_A_ROW and all(t.reused_from is not None for t in ended)

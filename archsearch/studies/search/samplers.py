@@ -8,7 +8,6 @@ the study whose trials are sorted by slot.
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
 import warnings
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from archsearch.studies.config.study import SamplerConfig
+from archsearch.studies.storage.database import silence_optuna
 from snapgen.errors import InputError
 from snapgen.seeding import derive_seed
 
@@ -39,7 +39,7 @@ class ObservedTrial:
         point: index of the choice of each knob.
         values: values of the objectives; None where one was never measured. Ignored while the trial runs.
         excess: largest relative excess over any limit; at most 0: feasible. None: the study has no limits.
-        system_attrs: attributes that the sampler itself stored, e.g. a generation.
+        sampler_attrs: attributes that the sampler itself stored, e.g. a generation.
     """
 
     slot: int
@@ -47,7 +47,7 @@ class ObservedTrial:
     values: tuple[float | None, ...] = ()
     excess: float | None = None
     running: bool = False
-    system_attrs: Mapping[str, Any] = field(default_factory=dict)
+    sampler_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -139,7 +139,7 @@ def suggest(
     import optuna
 
     own_seed, sequence = derive_seed(seed, "sampler", slot, attempt), derive_seed(seed, "sequence", attempt)
-    with warnings.catch_warnings(), _silent():
+    with warnings.catch_warnings(), silence_optuna():
         warnings.simplefilter("ignore")
         sampler = build_sampler(settings, own_seed, slot=slot, sequence=sequence, source=source)
         copy = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
@@ -174,7 +174,7 @@ def _as_trials(
                 distributions=dict(choices),
                 values=[_scaled(v, name) for v, name in zip(values, objectives, strict=True)] if values else None,
                 constraints={"excess": p.excess or 0.0} if limited and not p.running else None,
-                system_attrs=dict(p.system_attrs),
+                system_attrs=dict(p.sampler_attrs),
             )
         )
     return trials
@@ -188,18 +188,3 @@ def _median_value(past: Sequence[ObservedTrial], i: int) -> float:
 def _scaled(value: float, objective: str) -> float:
     """Logarithm of costs and times, which span decades and which knobs multiply; other values are unchanged."""
     return math.log(value) if objective in ("latency_ms", "params", "macs", "activation_bytes") and value > 0 else value
-
-
-class _silent:
-    """Suppress Optuna's message about a new study in memory, which it prints at every suggestion."""
-
-    def __enter__(self) -> None:
-        import optuna
-
-        self._level = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(self._level)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from archsearch.quality.short_run import Checkpoints
     from archsearch.spaces.space import Space
 
-NOTES = "notes.json"
-"""File of JSON user attributes for the trial, which `Scorer.quality` may write among its artifacts."""
+ROUND = "round.json"
+"""File with an `EvolutionRound` for the trial's record, which `Scorer.quality` may write among its artifacts."""
 
 CHECKPOINTS = "checkpoints"
 """Subfolder of a trial's artifacts that outlives an interruption."""
@@ -48,9 +48,9 @@ class Scorer(Protocol):
         """Train and evaluate a candidate, which takes minutes to hours.
 
         Args:
-            artifacts: folder whose files are stored with the trial. `NOTES` in it, a JSON mapping, becomes user
-                attributes of the trial. Its subfolder `CHECKPOINTS` is not stored, and is kept for the next attempt if
-                the trial is interrupted.
+            artifacts: folder whose files are stored with the trial. `ROUND` in it becomes part of the trial's record
+                instead. Its subfolder `CHECKPOINTS` is not stored, and is kept for the next attempt if the trial is
+                interrupted.
         """
 
 

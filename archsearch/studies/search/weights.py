@@ -9,8 +9,8 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from archsearch.studies.search.candidates import Candidate
 from archsearch.studies.storage.database import artifact_store
+from archsearch.studies.storage.record import Candidate
 from snapgen.errors import InputError, first_line
 from snapgen.io import pretrained
 from snapgen.io.pretrained import Weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -13,18 +12,12 @@ from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.score import OBJECTIVES, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
-from archsearch.studies.search.scorer import CHECKPOINTS, NOTES, Scorer
+from archsearch.studies.search.scorer import CHECKPOINTS, ROUND, Scorer
 from archsearch.studies.storage.database import artifact_store
 from archsearch.studies.storage.leases import heartbeat
-from archsearch.studies.storage.trial_queue import (
-    DONE,
-    BudgetSpent,
-    ClaimedTrial,
-    NothingToDo,
-    TrialQueue,
-    open_slots,
-    values_of,
-)
+from archsearch.studies.storage.record import TrialRecord
+from archsearch.studies.storage.rounds import EvolutionRound
+from archsearch.studies.storage.trial_queue import DONE, TrialQueue, open_slots
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
@@ -85,9 +78,9 @@ class Worker:
         while True:
             self._tick()
             claim = self._queue.claim()
-            if isinstance(claim, BudgetSpent):
-                return claim.reason
-            if isinstance(claim, NothingToDo):
+            if isinstance(claim, str):
+                return claim
+            if claim is None:
                 time.sleep(WAIT_SECONDS)
                 continue
             try:
@@ -95,7 +88,7 @@ class Worker:
             except SearchSpaceExhausted as error:
                 return str(error)
 
-    def _process(self, claim: ClaimedTrial) -> None:
+    def _process(self, claim: TrialRecord) -> None:
         import optuna
 
         try:
@@ -117,13 +110,13 @@ class Worker:
         except Exception as error:
             self._fail(claim, error)
 
-    def _reject(self, claim: ClaimedTrial, error: MeasurementError) -> None:
+    def _reject(self, claim: TrialRecord, error: MeasurementError) -> None:
         """Abandon a candidate that the device cannot run; the study continues."""
         self._queue.reject(claim.trial_id, _summary(error))
         self._log(f"trial {claim.number} abandoned: {error}")
         self._count_abandoned(error, at_most=MAX_REJECTED_IN_A_ROW)
 
-    def _fail(self, claim: ClaimedTrial, error: Exception) -> None:
+    def _fail(self, claim: TrialRecord, error: Exception) -> None:
         self._queue.fail(claim.trial_id, _summary(error))
         retried = claim.slot in open_slots(self._queue.trials())
         self._log(
@@ -138,18 +131,16 @@ class Worker:
             problem = f"{self._abandoned} candidates in a row failed, the last with {_summary(error)}"
             raise InputError(self._settings.source, problem, "fix the cause; the same command resumes the study")
 
-    def _score(self, claim: ClaimedTrial) -> None:
+    def _score(self, claim: TrialRecord) -> None:
         queue, trial_id = self._queue, claim.trial_id
         proposal = self._propose(claim)
         arch = proposal.architecture
         queue.set_point(trial_id, proposal.point, self._proposer.choices)
-        queue.set_system_attrs(trial_id, proposal.sampler_attrs)
-        queue.set_attrs(trial_id, name=proposal.name, architecture=arch.model_dump(mode="json"))
-        if proposal.same_as is not None:
-            score = Score.model_validate(proposal.same_as.user_attrs["score"])
-            original = proposal.same_as.user_attrs.get("reused_from")
-            queue.set_attrs(trial_id, reused_from=proposal.same_as.number if original is None else original)
-            self._finish(claim, score)
+        TrialRecord.write_sampler_attrs(self._study._storage, trial_id, proposal.sampler_attrs)
+        queue.write(trial_id, name=proposal.name, architecture=arch)
+        if (same := proposal.same_as) is not None:
+            queue.write(trial_id, reused_from=same.number if same.reused_from is None else same.reused_from)
+            self._finish(claim, same.score)
             return
         self._set_phase(claim, "cost")
         score = Score(cost=self._scorer.cost(arch))
@@ -166,7 +157,7 @@ class Worker:
         if not self._breaks_limit(claim, score, ("latency_ms",)):
             self._finish(claim, score)
 
-    def _propose(self, claim: ClaimedTrial) -> Proposal:
+    def _propose(self, claim: TrialRecord) -> Proposal:
         """A proposal that no other worker is scoring.
 
         The architecture is stored first and the other running trials are read after that, so that of two workers with
@@ -175,13 +166,13 @@ class Worker:
         attempt = 0
         while True:
             proposal = self._proposer.propose(claim, self._queue.trials(), attempt=attempt)
-            self._queue.set_attrs(claim.trial_id, architecture_id=proposal.architecture.id)
-            others = [t for t in self._queue.trials() if t.state.name == "RUNNING" and t.number != claim.number]
-            if all(t.user_attrs.get("architecture_id") != proposal.architecture.id for t in others):
+            self._queue.write(claim.trial_id, architecture_id=proposal.architecture.id)
+            others = [t for t in self._queue.trials() if t.state == "running" and t.number != claim.number]
+            if all(t.architecture_id != proposal.architecture.id for t in others):
                 return proposal
             attempt += 1
 
-    def _breaks_limit(self, claim: ClaimedTrial, score: Score, names: tuple[str, ...], *, final: bool = True) -> bool:
+    def _breaks_limit(self, claim: TrialRecord, score: Score, names: tuple[str, ...], *, final: bool = True) -> bool:
         """Whether a limit on the named numbers is broken, which ends the trial as infeasible.
 
         Args:
@@ -194,11 +185,11 @@ class Worker:
             self._record_constraints(claim, score, names)
         if not broken:
             return False
-        self._queue.set_attrs(claim.trial_id, score=score.model_dump(mode="json"), infeasible=broken)
+        self._queue.write(claim.trial_id, score=score, exceeded=broken)
         self._queue.mark_infeasible(claim.trial_id)
         return True
 
-    def _record_constraints(self, claim: ClaimedTrial, score: Score, names: tuple[str, ...]) -> None:
+    def _record_constraints(self, claim: TrialRecord, score: Score, names: tuple[str, ...]) -> None:
         """Record each constraint as value / limit − 1, so that those on params and on milliseconds are comparable."""
         for name in names:
             if name in self._limits:
@@ -211,19 +202,18 @@ class Worker:
         exceeded = {name: value for name, value in values.items() if value > self._limits[name]}
         return "; ".join(f"{name} {value:.4g}, limit {self._limits[name]:.4g}" for name, value in exceeded.items())
 
-    def _with_quality(self, claim: ClaimedTrial, arch: Architecture, score: Score) -> Score:
+    def _with_quality(self, claim: TrialRecord, arch: Architecture, score: Score) -> Score:
         if not self._settings.trains:
             return score
-        self._queue.set_attrs(claim.trial_id, score=score.model_dump(mode="json"))
+        self._queue.write(claim.trial_id, score=score)
         folder = self._settings.folder / "working" / str(claim.slot)
         _empty(folder)
         try:
             progress = ThrottledProgress(lambda fraction, message="": self._set_phase(claim, message, fraction))
             quality = self._scorer.quality(arch, progress=progress, artifacts=folder)
-            notes = folder / NOTES
-            if notes.exists():
-                self._queue.set_attrs(claim.trial_id, **json.loads(notes.read_text()))
-                notes.unlink()
+            if (path := folder / ROUND).exists():
+                self._queue.write(claim.trial_id, round=EvolutionRound.model_validate_json(path.read_text()))
+                path.unlink()
             (folder / "architecture.json").write_text(arch.to_json())
             self._upload(claim, folder)
         except InputError:  # such as a full disk: like an interrupted one, the trial resumes
@@ -234,7 +224,7 @@ class Worker:
         shutil.rmtree(folder, ignore_errors=True)
         return score.model_copy(update={"quality": quality})
 
-    def _upload(self, claim: ClaimedTrial, folder: Path) -> None:
+    def _upload(self, claim: TrialRecord, folder: Path) -> None:
         from optuna.artifacts import upload_artifact
         from optuna.trial import Trial
 
@@ -244,15 +234,14 @@ class Worker:
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
             upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
 
-    def _finish(self, claim: ClaimedTrial, score: Score) -> None:
+    def _finish(self, claim: TrialRecord, score: Score) -> None:
         self._record_constraints(claim, score, tuple(OBJECTIVES))
-        values = values_of(score, self._settings.objectives)
         # In phase DONE the trial holds its whole score: if this process dies now, another worker can complete it.
-        self._queue.set_attrs(claim.trial_id, score=score.model_dump(mode="json"), fraction=1.0, stage=DONE)
-        self._queue.finish(claim.trial_id, values)
+        self._queue.write(claim.trial_id, score=score, fraction=1.0, phase=DONE)
+        self._queue.finish(claim.trial_id, score)
 
-    def _set_phase(self, claim: ClaimedTrial, phase: str, fraction: float = 0.0) -> None:
-        self._queue.set_attrs(claim.trial_id, stage=phase, fraction=fraction)
+    def _set_phase(self, claim: TrialRecord, phase: str, fraction: float = 0.0) -> None:
+        self._queue.write(claim.trial_id, phase=phase, fraction=fraction)
         self._tick()
 
 

@@ -1,4 +1,4 @@
-"""Leases of trials: who works on one, whether that process lives, and how a trial ends."""
+"""Leases of trials: who works on one, and whether that process lives."""
 
 from __future__ import annotations
 
@@ -6,39 +6,16 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import psutil
 
+from archsearch.studies.storage.record import WorkerIdentity
+
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
-
-
-def end_trial(
-    storage: BaseStorage,
-    trial_id: int,
-    state: Literal["COMPLETE", "FAIL"],
-    values: Sequence[float] | None = None,
-    /,
-    **attrs: Any,
-) -> bool:
-    """Set user attributes of a trial and end it.
-
-    Returns:
-        False if the trial had ended already; then nothing changes.
-    """
-    from optuna.exceptions import UpdateFinishedTrialError
-    from optuna.trial import TrialState
-
-    try:
-        for key, value in attrs.items():
-            storage.set_trial_user_attr(trial_id, key, value)
-        storage.set_trial_state_values(trial_id, TrialState[state], values)
-    except UpdateFinishedTrialError:
-        return False
-    return True
 
 
 def send_heartbeat(storage: BaseStorage, trial_id: int) -> None:
@@ -76,13 +53,13 @@ def heartbeat(storage: BaseStorage, trial_id: int) -> Iterator[None]:
             thread.join()
 
 
-def worker_identity() -> dict[str, Any]:
-    """Identity of this process, for a trial's ``worker`` attribute.
+def worker_identity() -> WorkerIdentity:
+    """Identity of this process, for the trials that it works on.
 
     The system reuses pids; pid and start time together are unique on a host. Containers that share a host name do not
     share pids, so the process namespace is part of the host's name.
     """
-    return {"host": _host(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    return WorkerIdentity(host=_host(), pid=os.getpid(), started=psutil.Process().create_time())
 
 
 def _host() -> str:
@@ -93,15 +70,15 @@ def _host() -> str:
         return socket.gethostname()
 
 
-def is_dead(worker: Mapping[str, Any]) -> bool:
+def is_dead(worker: WorkerIdentity) -> bool:
     """Whether a worker is a process of this host that has ended; always False for processes of other hosts."""
-    if worker.get("host") != _host():
+    if worker.host != _host():
         return False
     try:
-        process = psutil.Process(int(worker["pid"]))
+        process = psutil.Process(worker.pid)
         # A killed child stays in the process table until its parent waits for it.
         zombie = bool(process.status() == psutil.STATUS_ZOMBIE)
-        return zombie or abs(process.create_time() - float(worker["started"])) > 1
+        return zombie or abs(process.create_time() - worker.started) > 1
     except psutil.NoSuchProcess:
         return True
     except psutil.AccessDenied:

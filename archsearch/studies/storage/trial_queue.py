@@ -14,17 +14,16 @@ import datetime
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archsearch.score import OBJECTIVES, Score
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.storage.leases import end_trial, is_dead, send_heartbeat, worker_identity
+from archsearch.studies.storage.leases import is_dead, send_heartbeat, worker_identity
+from archsearch.studies.storage.record import TrialRecord, read_trials
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 MAX_FAILURES = 2
 """A candidate is abandoned once its scoring has raised, or ended its worker process, this many times.
@@ -39,114 +38,72 @@ DONE = "done"
 """Phase of a trial whose score is complete; only its state may still have to be set."""
 
 
-@dataclass(frozen=True)
-class ClaimedTrial:
-    """A trial that this worker has claimed, for one slot.
-
-    Attributes:
-        point: the candidate's point if the slot was tried before and got as far as choosing one.
-    """
-
-    trial_id: int
-    number: int
-    slot: int
-    point: Mapping[str, int] | None
-
-
-@dataclass(frozen=True)
-class NothingToDo:
-    """There is no slot to claim at the moment; one opens if another worker's trial fails."""
-
-
-@dataclass(frozen=True)
-class BudgetSpent:
-    """The study is over.
-
-    Attributes:
-        reason: why, for the log.
-    """
-
-    reason: str
-
-
 class TrialQueue:
     """Queue of one study's trials, as used by one of its workers."""
 
     def __init__(self, study: Study, settings: StudyConfig) -> None:
         self.study, self._settings = study, settings
         self._storage: BaseStorage = study._storage
-        self._id = self._storage.get_study_id_from_name(study.study_name)
+        self._ended: dict[int, TrialRecord] = {}
 
-    # Reading
-
-    def trials(self) -> list[FrozenTrial]:
-        """All trials made by a worker, by number. Others (e.g. added by hand) are ignored."""
-        trials = self._storage.get_all_trials(self._id, deepcopy=False)
-        return [t for t in trials if "worker" in t.user_attrs]
-
-    def current(self, trials: Sequence[FrozenTrial] | None = None) -> dict[int, FrozenTrial]:
-        """The active trial of every slot that has one, in the order of the slots."""
-        trials = self.trials() if trials is None else trials
-        slots = slots_of(trials)
-        active: dict[int, FrozenTrial] = {}
-        for t in trials:
-            if t.state.name != "FAIL":
-                active.setdefault(slots[t.number], t)
-        return dict(sorted(active.items()))
+    def trials(self) -> list[TrialRecord]:
+        """All trials made by a worker, by number."""
+        return read_trials(self.study, self._ended)
 
     # Claiming
 
-    def claim(self) -> ClaimedTrial | NothingToDo | BudgetSpent:
-        """Claim the next slot: the lowest open one, else a new one, while the budget lasts."""
+    def claim(self) -> TrialRecord | str | None:
+        """Claim the next slot by a new trial: the lowest open slot, else a new one, while the budget lasts.
+
+        Returns:
+            The trial; the reason if the study is over; None if there is no slot to claim at the moment, while another
+            worker's trial may still fail and so open one.
+        """
         self.reap_dead()
         trials = self.trials()
-        if reason_to_stop := self._over(trials):
-            return reason_to_stop
+        is_full, reason = self._budget(trials)
+        if is_full:
+            return reason
         opened = open_slots(trials)
-        slot = min(opened, default=None)
-        earlier = opened.get(slot, []) if slot is not None else []
-        attrs: dict[str, Any] = {"worker": worker_identity(), "stage": "waiting", "fraction": 0.0}
-        if earlier:
-            attrs["retry_of"] = earlier[0].number
-        trial_id, number = self._create(attrs)
+        retried = opened[min(opened)][0].number if opened else None
+        trial_id = self._create(retried)
         trials = self.trials()
-        if earlier and self.current(trials)[slots_of(trials)[number]].number != number:
-            end_trial(self._storage, trial_id, "FAIL", lost=True)
+        claimed = next(t for t in trials if t.trial_id == trial_id)
+        if retried is not None and active_trials(trials)[claimed.slot] is not claimed:
+            TrialRecord.end(self._storage, trial_id, lost=True)
             return self.claim()
-        if self._over([t for t in trials if t.number < number]):
+        if self._budget([t for t in trials if t.number < claimed.number])[0]:
             # Another worker claimed the last trial of the budget between our check and our claim.
             self.release(trial_id)
-            return NothingToDo()
-        slot = slots_of(trials)[number]
-        self.set_attrs(trial_id, slot=slot)
-        points = [t.params for t in earlier if "architecture" in t.user_attrs]
-        return ClaimedTrial(trial_id, number, slot, points[-1] if points else None)
+            return None
+        self.write(trial_id, slot=claimed.slot)
+        return claimed
 
-    def _create(self, attrs: Mapping[str, Any]) -> tuple[int, int]:
-        from optuna.trial import TrialState, create_trial
-
-        template = create_trial(state=TrialState.RUNNING, user_attrs=dict(attrs))
-        trial_id = self._storage.create_new_trial(self._id, template_trial=template)
+    def _create(self, retried: int | None) -> int:
+        retry = {} if retried is None else {"retry_of": retried}
+        waiting: dict[str, Any] = {"worker": worker_identity(), "phase": "waiting", "fraction": 0.0}
+        trial_id = TrialRecord.create(self.study, "RUNNING", **waiting, **retry)
         send_heartbeat(self._storage, trial_id)
-        return trial_id, self._storage.get_trial(trial_id).number
+        return trial_id
 
-    def _over(self, trials: Sequence[FrozenTrial]) -> NothingToDo | BudgetSpent | None:
-        settings, active = self._settings, self.current(trials)
-        scored = [t for t in active.values() if is_scored(t)]
-        running = [t for t in active.values() if t.state.name == "RUNNING"]
+    def _budget(self, trials: Sequence[TrialRecord]) -> tuple[bool, str | None]:
+        """Whether no further trial may begin, and if the study is over, why."""
+        settings, active = self._settings, active_trials(trials).values()
+        scored = [t for t in active if t.uses_budget]
+        running = [t for t in active if t.state == "running"]
         full = settings.trials is not None and len(scored) + len(running) >= settings.trials
         reason = f"{len(scored)} candidates scored"
         if not full and settings.time_budget_minutes is not None:
             seconds_left = 60 * settings.time_budget_minutes - busy_seconds(trials)
-            full = seconds_left <= (statistics.median(map(seconds, scored)) if scored else 0)
+            full = seconds_left <= (statistics.median(t.seconds for t in scored) if scored else 0)
             reason = f"{settings.time_budget_minutes:g} minutes spent, {reason}"
         if full:
-            return NothingToDo() if running else BudgetSpent(reason)
-        ended = [t for t in active.values() if t.state.name != "RUNNING"]
-        tail = itertools.takewhile(lambda t: t.state.name == "PRUNED", reversed(ended))
+            return True, None if running else reason
+        ended = [t for t in active if t.state != "running"]
+        tail = itertools.takewhile(lambda t: t.state == "infeasible", reversed(ended))
         if len(list(tail)) >= MAX_INFEASIBLE_IN_A_ROW:
-            return BudgetSpent(f"the last {MAX_INFEASIBLE_IN_A_ROW} candidates were all outside the limits; widen them")
-        return None
+            return True, f"the last {MAX_INFEASIBLE_IN_A_ROW} candidates were all outside the limits; widen them"
+        return False, None
 
     # Dead workers
 
@@ -157,28 +114,23 @@ class TrialQueue:
         with contextlib.suppress(NotImplementedError):
             optuna.storages.fail_stale_trials(self.study)
         for t in self.trials():
-            if t.state.name == "RUNNING" and is_dead(t.user_attrs["worker"]):
+            if t.state == "running" and is_dead(t.worker):
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._settle(t)
 
-    def _settle(self, t: FrozenTrial) -> None:
-        if t.user_attrs.get("stage") == DONE:
-            self.finish(t._trial_id, values_of(Score.model_validate(t.user_attrs["score"]), self._settings.objectives))
-        elif t.user_attrs.get("infeasible"):
-            self.mark_infeasible(t._trial_id)
+    def _settle(self, t: TrialRecord) -> None:
+        if t.phase == DONE:
+            self.finish(t.trial_id, t.score)
+        elif t.exceeded:
+            self.mark_infeasible(t.trial_id)
         else:
-            end_trial(self._storage, t._trial_id, "FAIL")
+            TrialRecord.end(self._storage, t.trial_id)
 
     # Writing
 
-    def set_attrs(self, trial_id: int, **attrs: Any) -> None:
-        """Set user attributes of a trial.
-
-        Raises:
-            optuna.exceptions.UpdateFinishedTrialError: if another worker took this one for dead and ended the trial.
-        """
-        for key, value in attrs.items():
-            self._storage.set_trial_user_attr(trial_id, key, value)
+    def write(self, trial_id: int, **fields: Any) -> None:
+        """Store fields of a trial's record; see `StoredTrial.write`."""
+        TrialRecord.write(self._storage, trial_id, **fields)
 
     def set_constraint(self, trial_id: int, name: str, excess: float) -> None:
         """Record the value of a constraint, unless it has one: feasible at 0 and below."""
@@ -194,15 +146,11 @@ class TrialQueue:
             internal = choices[name].to_internal_repr(value)
             self._storage.set_trial_param(trial_id, name, internal, choices[name])
 
-    def set_system_attrs(self, trial_id: int, attrs: Mapping[str, Any]) -> None:
-        """Store attributes that the sampler needs when it is asked again."""
-        for key, value in attrs.items():
-            self._storage.set_trial_system_attr(trial_id, key, value)
-
-    def finish(self, trial_id: int, values: Sequence[float]) -> None:
-        """Complete a trial with the values of the objectives."""
+    def finish(self, trial_id: int, score: Score) -> None:
+        """Complete a trial with the objectives' values of its score."""
         from optuna.trial import TrialState
 
+        values = [OBJECTIVES[name].getter(score) for name in self._settings.objectives]
         self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
 
     def mark_infeasible(self, trial_id: int) -> None:
@@ -213,68 +161,50 @@ class TrialQueue:
 
     def release(self, trial_id: int) -> None:
         """Reopen the slot of a trial; this does not count as a failure of its candidate."""
-        end_trial(self._storage, trial_id, "FAIL", withdrawn=True)
+        TrialRecord.end(self._storage, trial_id, withdrawn=True)
 
     def fail(self, trial_id: int, error: str) -> None:
         """End a trial because scoring raised; the slot is retried until `MAX_FAILURES`."""
-        end_trial(self._storage, trial_id, "FAIL", error=error)
+        TrialRecord.end(self._storage, trial_id, error=error)
 
     def reject(self, trial_id: int, error: str) -> None:
         """End a trial whose candidate cannot be scored at all; the slot is not retried."""
-        end_trial(self._storage, trial_id, "FAIL", error=error, refused=True)
+        TrialRecord.end(self._storage, trial_id, error=error, rejected=True)
 
 
-def slots_of(trials: Sequence[FrozenTrial]) -> dict[int, int]:
-    """Slots by trial number, derived from what is fixed when a trial is created, so that all workers agree."""
-    slots: dict[int, int] = {}
-    new = itertools.count()
-    for t in sorted(trials, key=lambda t: t.number):
-        retried = t.user_attrs.get("retry_of")
-        slots[t.number] = next(new) if retried is None else slots[retried]
-    return slots
-
-
-def open_slots(trials: Sequence[FrozenTrial]) -> dict[int, list[FrozenTrial]]:
-    """Slots whose trials have all failed and that are not abandoned, each with those trials by number."""
-    slots = slots_of(trials)
-    by_slot: dict[int, list[FrozenTrial]] = {}
+def by_slot(trials: Sequence[TrialRecord]) -> dict[int, list[TrialRecord]]:
+    """The trials of each slot, by number, in the order of the slots."""
+    slots: dict[int, list[TrialRecord]] = {}
     for t in trials:
-        by_slot.setdefault(slots[t.number], []).append(t)
+        slots.setdefault(t.slot, []).append(t)
+    return dict(sorted(slots.items()))
+
+
+def active_trials(trials: Sequence[TrialRecord]) -> dict[int, TrialRecord]:
+    """The active trial of every slot that has one, in the order of the slots."""
+    active = {slot: [t for t in attempts if t.state != "failed"] for slot, attempts in by_slot(trials).items()}
+    return {slot: attempts[0] for slot, attempts in active.items() if attempts}
+
+
+def open_slots(trials: Sequence[TrialRecord]) -> dict[int, list[TrialRecord]]:
+    """Slots whose trials have all failed and that are not abandoned, each with those trials by number."""
     return {
         slot: attempts
-        for slot, attempts in by_slot.items()
-        if all(t.state.name == "FAIL" for t in attempts) and not is_abandoned(attempts)
+        for slot, attempts in by_slot(trials).items()
+        if all(t.state == "failed" for t in attempts) and not is_abandoned(attempts)
     }
 
 
-def is_abandoned(attempts: Sequence[FrozenTrial]) -> bool:
+def is_abandoned(attempts: Sequence[TrialRecord]) -> bool:
     """Whether a slot's trials failed too often to be retried, or one was rejected for good."""
-    failures = sum("error" in t.user_attrs for t in attempts)
-    return failures >= MAX_FAILURES or any("refused" in t.user_attrs for t in attempts)
+    failures = sum(t.error is not None for t in attempts)
+    return failures >= MAX_FAILURES or any(t.rejected for t in attempts)
 
 
-def values_of(score: Score, objectives: Sequence[str]) -> list[float]:
-    """Values of the objectives, in the study's order."""
-    return [OBJECTIVES[name].getter(score) for name in objectives]
-
-
-def is_scored(t: FrozenTrial) -> bool:
-    """Whether a trial counts against the budget: it was scored, and did not reuse an earlier score."""
-    return t.state.name == "COMPLETE" and t.user_attrs.get("reused_from") is None
-
-
-def seconds(t: FrozenTrial) -> float:
-    """Duration of a trial, up to now if it is running."""
-    until = t.datetime_complete or datetime.datetime.now()
-    return (until - t.datetime_start).total_seconds() if t.datetime_start else 0.0
-
-
-def busy_seconds(trials: Sequence[FrozenTrial]) -> float:
+def busy_seconds(trials: Sequence[TrialRecord]) -> float:
     """Seconds in which at least one worker was busy, over all runs of the study; failed trials are not counted."""
     now = datetime.datetime.now()
-    busy = sorted(
-        (t.datetime_start, t.datetime_complete or now) for t in trials if t.state.name != "FAIL" and t.datetime_start
-    )
+    busy = sorted((t.started, t.ended or now) for t in trials if t.state != "failed" and t.started)
     total, until = 0.0, datetime.datetime.min
     for start, stop in busy:
         total += max(0.0, (stop - max(start, until)).total_seconds())

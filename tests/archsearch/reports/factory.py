@@ -20,7 +20,7 @@ from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality, Score
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from archsearch.stats.estimate import Estimate
-from archsearch.studies.evolution.rounds import ATTRIBUTE, BlockImportance, EvolutionRound
+from archsearch.studies.storage.rounds import BlockImportance, EvolutionRound
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
 from tests.records import latency_record
@@ -189,7 +189,7 @@ def add_round(
     count = Counter(f"{b.site}.layers[{b.layer}].{block_index.FIELDS[b.kind]}" for b in block_index.blocks(arch))
     point = {knob.name: count[knob.name] for knob in space.knobs}
     score = Score(cost=cost, latency=record, quality=quality)
-    add(study, space, slot, point, score, **{ATTRIBUTE: found.model_dump(mode="json")})
+    add(study, space, slot, point, score, evolution=found.model_dump(mode="json"))
 
 
 def worths_of(arch: Architecture, table: BlockTable, rng: random.Random) -> tuple[BlockImportance, ...]:

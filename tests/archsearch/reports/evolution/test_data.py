@@ -37,7 +37,7 @@ def other() -> optuna.Study:
 
 @pytest.fixture(scope="module")
 def evolution(study: optuna.Study) -> Evolution:
-    rounds = data.load_evolution(study, load_study_data(study))
+    rounds = data.load_evolution(load_study_data(study))
     assert rounds is not None
     return rounds
 
@@ -48,7 +48,7 @@ def written(study: optuna.Study, other: optuna.Study, tmp_path_factory: pytest.T
 
 
 def test_a_search_has_no_rounds(other: optuna.Study, tmp_path: Path) -> None:
-    assert data.load_evolution(other, load_study_data(other)) is None
+    assert data.load_evolution(load_study_data(other)) is None
     assert "evolution-title" not in study_report.write_report(other, tmp_path / "r.html").read_text()
     assert not (tmp_path / "r.md").exists()
     with pytest.raises(InputError, match="does not evolve a network"):

@@ -10,7 +10,7 @@ import pytest
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.evolution import EvolutionConfig
 from archsearch.studies.evolution.policy import Action, BlockCosts, FinishedRound, decide
-from archsearch.studies.evolution.rounds import BlockImportance, EvolutionRound, Phase
+from archsearch.studies.storage.rounds import BlockImportance, EvolutionRound, Phase
 from snapgen.architecture import block_index
 from snapgen.architecture.block_index import BlockRef
 from snapgen.architecture.schema import Architecture

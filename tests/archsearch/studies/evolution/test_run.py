@@ -20,9 +20,9 @@ import yaml
 from archsearch.spaces.loading import load_space
 from archsearch.studies.config.study import StudyConfig, load_config
 from archsearch.studies.evolution import block_table, run
-from archsearch.studies.evolution.rounds import EvolutionRound
 from archsearch.studies.search.candidates import best, load_candidates
 from archsearch.studies.storage.database import load_study
+from archsearch.studies.storage.rounds import EvolutionRound
 from snapgen.architecture import block_index
 from snapgen.errors import InputError
 from snapgen.models import subnetworks

@@ -274,11 +274,11 @@ def check_all_scored_once(settings: StudyConfig, trials: int) -> None:
     done = scored(load_candidates(load_study(settings)))
     assert len(done) == len({c.architecture.id for c in done}) == trials
     queue = queue_of(settings)
-    complete = [t for t in queue.trials() if t.state.name == "COMPLETE"]
-    assert len(complete) == len({t.user_attrs["architecture_id"] for t in complete})
+    complete = [t for t in queue.trials() if t.state == "scored"]
+    assert len(complete) == len({t.architecture_id for t in complete})
     records = queue.records()
     assert all(c.score.latency == records[c.architecture.id] for c in done)
-    assert not [t for t in queue.trials() if t.state.name == "RUNNING"]
+    assert not [t for t in queue.trials() if t.state == "running"]
 
 
 def test_killed_at_four_random_moments(settings: Make, start: Start, tmp_path: Path) -> None:
@@ -295,6 +295,6 @@ def test_killed_at_twenty_random_moments_with_host_devices_on_postgresql(
     kill_at_random(chosen, start, tmp_path, kills=20, environment={"QUICK_SECONDS": "0.3"})
     check_all_scored_once(chosen, 24)
     told = (tmp_path / "device.log").read_text()
-    died = [t for t in queue_of(chosen).trials() if "died" in t.user_attrs]
+    died = [t for t in queue_of(chosen).trials() if t.died]
     assert all(f"measurement {t.number}: its device died; it is queued again" in told for t in died)
     assert died

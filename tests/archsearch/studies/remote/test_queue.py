@@ -90,13 +90,13 @@ def test_the_first_asked_is_the_first_claimed(ask: Ask, archs: list[Architecture
 def test_of_two_requests_at_once_one_counts(ask: Ask, archs: list[Architecture]) -> None:
     queue = ask()
     for _ in range(3):
-        queue._enqueue(archs[0].id, archs[0].model_dump(mode="json"))
+        queue._enqueue(archs[0])
     claimed = queue.claim()
     assert claimed is not None
     assert claimed.number == 0
     assert ask().claim() is None  # both others are dropped
     assert queue.complete(claimed, quick_record(archs[0]))
-    assert [t.state.name for t in queue.trials()] == ["COMPLETE", "FAIL", "FAIL"]
+    assert [t.state for t in queue.trials()] == ["scored", "failed", "failed"]
 
 
 def test_what_is_given_back_waits_again(ask: Ask, archs: list[Architecture]) -> None:
@@ -126,7 +126,7 @@ def test_what_is_refused_is_not_asked_again(ask: Ask, archs: list[Architecture])
 
 def _die(queue: MeasurementQueue, monkeypatch: pytest.MonkeyPatch) -> int:
     """Claim as a process that has ended since."""
-    dead = {**worker_identity(), "pid": 2**22 - 1}
+    dead = worker_identity().model_copy(update={"pid": 2**22 - 1})
     with monkeypatch.context() as patched:
         patched.setattr("archsearch.studies.remote.queue.worker_identity", lambda: dead)
         claimed = queue.claim()
@@ -167,7 +167,8 @@ def test_a_stopped_heartbeat_is_a_death(ask: Ask, archs: list[Architecture], mon
     queue.request(archs[0])
     with monkeypatch.context() as patched:
         patched.setattr(
-            "archsearch.studies.remote.queue.worker_identity", lambda: {**worker_identity(), "host": "another machine"}
+            "archsearch.studies.remote.queue.worker_identity",
+            lambda: worker_identity().model_copy(update={"host": "another machine"}),
         )
         claimed = queue.claim()
     assert claimed is not None

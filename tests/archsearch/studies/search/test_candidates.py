@@ -7,9 +7,10 @@ import pytest
 from archsearch.score import Cost, ProtocolMismatch, Quality, Score
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.search.candidates import Candidate, best, eligible, knee, load_candidates, pareto_front
+from archsearch.studies.search.candidates import best, eligible, knee, load_candidates, pareto_front
 from archsearch.studies.search.run import search
 from archsearch.studies.storage.database import create_or_resume
+from archsearch.studies.storage.record import Candidate
 from snapgen.architecture.schema import Architecture, LevelConfig
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import QuickScorer
@@ -30,6 +31,8 @@ def candidate(slot: int, loss: float, ms: float, **changes: object) -> Candidate
     width = 32 * int(changes.pop("width", slot + 1))  # type: ignore[call-overload]
     stage = (LevelConfig(channels=width),)
     values = {
+        "trial_id": slot + 1,
+        "worker": {"host": "here", "pid": 1},
         "number": slot,
         "slot": slot,
         "name": None,
@@ -41,9 +44,12 @@ def candidate(slot: int, loss: float, ms: float, **changes: object) -> Candidate
         "state": "scored",
         "infeasible": None,
         "artifacts": {},
-        "seconds": 1.0,
+        "constraints": {},
+        "sampler_attrs": {},
+        "started": None,
+        "ended": None,
     }
-    return Candidate(**{**values, **changes})  # type: ignore[arg-type]
+    return Candidate.model_validate({**values, **changes})
 
 
 def test_front_by_hand() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.search.candidates import Candidate, load_candidates
+from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.run import search
 from archsearch.studies.storage.database import load_study
+from archsearch.studies.storage.record import Candidate
 from tests.archsearch.studies.quick import QuickScorer
 
 Start = Callable[..., BaseProcess]

@@ -15,10 +15,11 @@ from archsearch.latency.base import DeviceLostError
 from archsearch.score import LatencyRecord
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import proposer as proposal
-from archsearch.studies.search.candidates import Candidate, best, load_candidates
+from archsearch.studies.search.candidates import best, load_candidates
 from archsearch.studies.search.run import search
 from archsearch.studies.storage import trial_queue
 from archsearch.studies.storage.database import artifact_store, load_study
+from archsearch.studies.storage.record import Candidate, TrialRecord
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import SPACE, QuickScorer
@@ -125,7 +126,7 @@ def test_a_limit_on_quality_is_a_constraint_of_trained_candidates(settings: Make
     study = search(
         settings(trials=6, constraints={"validation_loss": 0.3}, sampler="random"), quiet=True, scorer=QuickScorer
     )
-    over = [c for c in load_candidates(study) if not c.feasible]
+    over = [c for c in load_candidates(study) if c.infeasible]
     assert over
     assert all(c.state == "scored" for c in over)
     assert best(study).candidate.value("validation_loss") <= 0.3
@@ -335,7 +336,7 @@ def test_a_silent_worker_of_another_machine_is_replaced(settings: Make, monkeypa
     claim = archsearch.studies.storage.trial_queue.TrialQueue(load_study(settings()), settings(trials=4)).claim()
     monkeypatch.undo()
     monkeypatch.chdir(settings().space.removesuffix("/space.yaml"))
-    assert isinstance(claim, archsearch.studies.storage.trial_queue.ClaimedTrial)
+    assert isinstance(claim, TrialRecord)
     monkeypatch.setattr(archsearch.studies.storage.database, "GRACE_SECONDS", 2)
     began = time.monotonic()
     candidates = run(settings(trials=4, sampler="random"))
@@ -351,10 +352,10 @@ def test_a_proposal_that_another_worker_has_is_not_taken(settings: Make) -> None
     book = trial_queue.TrialQueue(study, settings(trials=9))
     proposer = proposal.Proposer(settings(), load_space(settings().space))
     first, second = book.claim(), book.claim()
-    assert isinstance(first, trial_queue.ClaimedTrial)
-    assert isinstance(second, trial_queue.ClaimedTrial)
+    assert isinstance(first, TrialRecord)
+    assert isinstance(second, TrialRecord)
     ours = proposer.propose(first, book.trials())
-    book.set_attrs(second.trial_id, architecture_id=ours.architecture.id)
+    book.write(second.trial_id, architecture_id=ours.architecture.id)
     other = proposer.propose(first, book.trials())
     assert other.architecture.id != ours.architecture.id
 

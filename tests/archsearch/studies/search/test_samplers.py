@@ -70,7 +70,7 @@ def test_a_fixed_point_is_kept(space: Space) -> None:
 def test_generations_are_kept(space: Space) -> None:
     point, attrs = suggest(SamplerConfig(name="nsga2"), [], distributions(space), objectives=NAMES, seed=1, slot=0)
     assert set(attrs.values()) == {0}
-    eight = [ObservedTrial(i, point, (1.0 + i, 1.0), system_attrs=attrs) for i in range(8)]
+    eight = [ObservedTrial(i, point, (1.0 + i, 1.0), sampler_attrs=attrs) for i in range(8)]
     later = suggest(SamplerConfig(name="nsga2"), eight, distributions(space), objectives=NAMES, seed=1, slot=8)[1]
     assert set(later.values()) == {1}
 

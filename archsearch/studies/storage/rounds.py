@@ -14,9 +14,6 @@ from snapgen.config import Config
 Phase = Literal["robust", "evolve", "final"]
 """Phase of a round: the robust training at the start, a round with an action, or the final training."""
 
-ATTRIBUTE = "evolution"
-"""User attribute of a trial that holds its `EvolutionRound`."""
-
 
 class BlockImportance(Config):
     """Importance of one block of a round's network (arXiv 2306.00980, section 3.1: ΔCLIP / ΔLatency)."""

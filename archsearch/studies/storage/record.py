@@ -1,0 +1,282 @@
+"""Records of a study's trials: the one place where trials are read from Optuna's storage and written to it.
+
+A record's fields are user attributes of the trial, under the field's name or its alias, and what Optuna itself knows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality, Score, metric_label
+from archsearch.studies.storage.rounds import EvolutionRound
+from snapgen.architecture.schema import Architecture
+from snapgen.config import Config, parse_config
+from snapgen.errors import InputError
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+State = Literal["waiting", "running", "scored", "infeasible", "failed"]
+
+_STATES: Mapping[str, State] = dict(
+    zip(("WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"), get_args(State), strict=True)
+)
+"""States of a record by the names of Optuna's."""
+
+_ARTIFACT, _CONSTRAINT = "artifacts:", "constraints"
+"""Prefixes of the system attributes in which Optuna stores a trial's artifacts and constraints."""
+
+_UNSCORED = Score(cost=Cost(params=0, macs=0, activation_bytes=0))
+"""Score of a trial whose cost is not known."""
+
+
+class WorkerIdentity(Config):
+    """Process that works on a trial; pid and start time together are unique on a host."""
+
+    host: str
+    pid: int
+    started: float = 0.0
+
+
+class StoredTrial(Config):
+    """Common to the trials of searches and of latency studies."""
+
+    model_config = ConfigDict(extra="ignore", validate_by_name=True, validate_by_alias=True)
+
+    trial_id: int
+    number: int
+    """Optuna's number of the trial."""
+    state: State
+    worker: WorkerIdentity | None = None
+    architecture_id: str | None = None
+    architecture: Architecture | None = None
+
+    @classmethod
+    def read(cls, study: Study, trial: FrozenTrial, **fields: Any) -> Self:
+        """The record of a trial; ``fields`` replace what is stored.
+
+        Raises:
+            InputError: if an attribute is damaged; it names the study, the trial and the attribute.
+        """
+        values = {**trial.user_attrs, "trial_id": trial._trial_id, "number": trial.number}
+        values |= {"state": _STATES[trial.state.name], **fields}
+        try:
+            return parse_config(values, cls, source=f"trial {trial.number} of study {study.study_name}")
+        except InputError as error:
+            raise _damaged(error.source, error.problem, error.place) from None
+
+    @classmethod
+    def create(cls, study: Study, state: Literal["WAITING", "RUNNING"], **fields: Any) -> int:
+        """Create a trial with some fields; returns its id in the storage."""
+        from optuna.trial import TrialState, create_trial
+
+        template = create_trial(state=TrialState[state], user_attrs=cls._attributes(fields))
+        return int(study._storage.create_new_trial(study._study_id, template_trial=template))
+
+    @classmethod
+    def write(cls, storage: BaseStorage, trial_id: int, **fields: Any) -> None:
+        """Store fields of a trial; Optuna raises `UpdateFinishedTrialError` if the trial has ended."""
+        for key, value in cls._attributes(fields).items():
+            storage.set_trial_user_attr(trial_id, key, value)
+
+    @staticmethod
+    def write_sampler_attrs(storage: BaseStorage, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        """Store what the sampler needs when it is asked again."""
+        for key, value in attrs.items():
+            storage.set_trial_system_attr(trial_id, key, value)
+
+    @classmethod
+    def end(cls, storage: BaseStorage, trial_id: int, values: Sequence[float] | None = None, **fields: Any) -> bool:
+        """Store fields of a trial and end it, as complete with ``values``, else as failed; False if it had ended."""
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        try:
+            cls.write(storage, trial_id, **fields)
+            storage.set_trial_state_values(trial_id, TrialState.COMPLETE if values else TrialState.FAIL, values)
+        except UpdateFinishedTrialError:
+            return False
+        return True
+
+    @classmethod
+    def _attributes(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields as user attributes: plain data by their stored names."""
+        plain = {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in fields.items()}
+        return {cls.model_fields[name].alias or name: value for name, value in plain.items()}
+
+
+class TrialRecord(StoredTrial):
+    """All that a study stores about one trial of a search."""
+
+    worker: WorkerIdentity
+    slot: int
+    """Index in the study's plan; a trial that retries another has the same slot."""
+    retry_of: int | None = None
+    """Number of the trial that this one retries."""
+    name: str | None = None
+    """"base" or the name of a reference, if the candidate is one."""
+    point: dict[str, int]
+    """Index of the choice of each knob."""
+    sampler_attrs: dict[str, Any]
+    """System attributes that the sampler needs when it is asked again, e.g. a generation."""
+    started: datetime | None
+    ended: datetime | None
+
+    phase: str = Field(default="", alias="stage")
+    """Name of the step that a running trial is at."""
+    fraction: float = 0.0
+    """Share of that phase that is done."""
+    score: Score = _UNSCORED
+    """The score, as far as it is known."""
+    reused_from: int | None = None
+    """Number of the trial of the same architecture whose score was reused."""
+    round: EvolutionRound | None = Field(default=None, alias="evolution")
+    """The round, in a study that evolves a network."""
+    artifacts: dict[str, str]
+    """Artifact ids by file name."""
+
+    constraints: dict[str, float]
+    """Relative excess over each limit, by the name of the limited number; feasible at 0 and below."""
+    exceeded: str | None = Field(default=None, alias="infeasible")
+    """Limits for which the trial was ended, and by how much they are broken."""
+    error: str | None = None
+    """The error that scoring raised."""
+    rejected: bool = Field(default=False, alias="refused")
+    """Whether the candidate cannot be scored at all, so that its slot is not retried."""
+    withdrawn: bool = False
+    """Whether the worker was stopped, which is not a failure of the candidate."""
+    lost: bool = False
+    """Whether another worker claimed the slot at the same moment."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        for name in ("architecture", "score"):
+            if self.state in ("scored", "infeasible") and name not in self.model_fields_set:
+                raise ValueError(f"{name} is missing although the trial is {self.state}")
+        return self
+
+    @property
+    def infeasible(self) -> str | None:
+        """Limits that are broken, and by how much. A scored candidate can break a limit on its quality."""
+        excess = ", ".join(f"{name} by {value:.1%}" for name, value in self.constraints.items() if value > 0)
+        return self.exceeded or excess or None
+
+    @property
+    def uses_budget(self) -> bool:
+        """Whether the trial counts against the budget: it was scored, and did not reuse an earlier score."""
+        return self.state == "scored" and self.reused_from is None
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the trial, up to now if it is running."""
+        return ((self.ended or datetime.now()) - self.started).total_seconds() if self.started else 0.0
+
+    def with_score(self, **changes: LatencyRecord | Quality) -> Self:
+        """The record with some parts of its score replaced."""
+        return self.model_copy(update={"score": self.score.model_copy(update=changes)})
+
+    def value(self, objective: str) -> float:
+        """One number of the score.
+
+        Raises:
+            archsearch.score.MissingScore: if the score lacks it.
+        """
+        return OBJECTIVES[objective].getter(self.score)
+
+    def label(self, objective: str) -> str:
+        """Display name of one number of the score."""
+        return metric_label(objective, self.score.quality.extractor if self.score.quality else "")
+
+
+class Candidate(TrialRecord):
+    """The record of a trial whose architecture is chosen."""
+
+    architecture: Architecture
+    attempts: int = 1
+    """Number of trials of the slot so far."""
+
+
+class MeasurementRecord(StoredTrial):
+    """A trial of a latency study: a measurement that a search requests and a device makes."""
+
+    architecture_id: str
+    architecture: Architecture
+    record: LatencyRecord | None = None
+    refused: str | None = None
+    """Why this kind of device cannot measure the architecture."""
+    died: bool = False
+    """Whether the device process died."""
+    given_back: bool = False
+    """Whether the device was stopped or lost, which is not the fault of the architecture."""
+    duplicate: bool = False
+    """Whether another trial for the same architecture is valid instead."""
+
+
+def read_trials(study: Study, ended: dict[int, TrialRecord] | None = None) -> list[TrialRecord]:
+    """Records of all trials made by a worker, by number; other trials (e.g. added by hand) are ignored.
+
+    Args:
+        ended: trials that have ended, which never change, by number; they are not parsed again. It is filled.
+
+    Raises:
+        InputError: if a trial's attributes are damaged.
+    """
+    ended = {} if ended is None else ended
+    slots: dict[int, int] = {}
+    new = itertools.count()
+    trials = []
+    for t in sorted(_frozen_trials(study), key=lambda t: t.number):
+        if "worker" not in t.user_attrs:
+            continue
+        retried = t.user_attrs.get("retry_of")
+        if retried is not None and retried not in list(slots):
+            raise _damaged(
+                f"trial {t.number} of study {study.study_name}", f"{retried!r:.20} is not a trial", "retry_of"
+            )
+        # Slots follow from what is fixed when a trial is created, so that all workers agree.
+        slots[t.number] = next(new) if retried is None else slots[retried]
+        record = ended.get(t.number) or _read_trial(study, t, slots[t.number])
+        if record.state not in ("waiting", "running"):
+            ended[t.number] = record
+        trials.append(record)
+    return trials
+
+
+def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
+    stored = t.system_attrs
+    uploads = [json.loads(value) for key, value in stored.items() if key.startswith(_ARTIFACT)]
+    return (Candidate if "architecture" in t.user_attrs else TrialRecord).read(
+        study,
+        t,
+        slot=slot,
+        point=t.params,
+        sampler_attrs={key: v for key, v in stored.items() if not key.startswith((_ARTIFACT, _CONSTRAINT))},
+        started=t.datetime_start,
+        ended=t.datetime_complete,
+        artifacts={upload["filename"]: upload["artifact_id"] for upload in uploads},
+        constraints=t.constraints,
+    )
+
+
+def read_measurements(study: Study) -> list[MeasurementRecord]:
+    """Records of all trials of a latency study, by number; raises as `read_trials`."""
+    return [MeasurementRecord.read(study, t) for t in _frozen_trials(study)]
+
+
+def _frozen_trials(study: Study) -> list[FrozenTrial]:
+    try:
+        return study.get_trials(deepcopy=False)
+    except json.JSONDecodeError as error:
+        raise _damaged(f"study {study.study_name}", f"an attribute of a trial is not JSON ({error})") from None
+
+
+def _damaged(source: str, problem: str, place: str = "") -> InputError:
+    return InputError(source, problem, "restore the study's database, or begin it anew under another name", place=place)
