@@ -24,6 +24,7 @@ from snapgen.autoencoders.autoencoder import (
     read_decoder,
 )
 from snapgen.autoencoders.psnr import Psnr, psnr
+from snapgen.autoencoders.stepwise import CheckpointSession
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
 from snapgen.autoencoders.training import (
     DecoderTrainer,
@@ -35,7 +36,6 @@ from snapgen.autoencoders.training import (
 from snapgen.data.dataset import load_dataset
 from snapgen.errors import InputError
 from snapgen.io.cache import JSON
-from snapgen.io.checkpoint import CheckpointSession
 from snapgen.progress import ProgressCallback, ignore_progress
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -90,7 +90,7 @@ def train_to_folder(
         session.restore(run)
         resumed = f", from step {run.done} on" if run.done else ""
         log(f"{training!r} on {len(images[training.resolutions[0]])} images of {data}, one thread{resumed}")
-        run.complete(session.with_checkpointing(run, progress))
+        session.complete(run, progress)
         command = f"--steps {steps} --data {data} --resolutions {','.join(map(str, resolutions))} --seed {seed}"
         command += f" --encoder {encoder}" if encoder else ""
         with _writing_into(out) as folder:
