@@ -126,8 +126,7 @@ def sample(
 ) -> None:
     """Measure random architectures of a space into a file, to fit or to validate a prediction."""
     from archsearch.devices import backend
-    from archsearch.latency import records as timings
-    from archsearch.latency import repeats
+    from archsearch.latency import records as timings, repeats
     from archsearch.spaces.loading import load_space
 
     wanted = load_space(space)
