@@ -47,11 +47,8 @@ def load_samples(path: Path) -> list[LatencySample]:
         raise InputError(path, "is not text (not UTF-8)", "name a file of JSON lines") from None
     except OSError as error:
         raise InputError(path, (error.strerror or "cannot be read").lower(), "name a readable file") from None
-    return [_parse(line, path, number) for number, line in enumerate(_complete_lines(text), start=1) if line.strip()]
-
-
-def _complete_lines(text: str) -> list[str]:
-    return text[: text.rfind("\n") + 1].splitlines()
+    complete = text[: text.rfind("\n") + 1].splitlines()
+    return [_parse(line, path, number) for number, line in enumerate(complete, start=1) if line.strip()]
 
 
 def _parse(line: str, path: Path, number: int) -> LatencySample:
