@@ -12,7 +12,7 @@ from archsearch.score import LatencyRecord
 from snapgen import config
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config
-from snapgen.errors import InputError
+from snapgen.errors import InputError, os_errors
 
 
 class LatencySample(Config):
@@ -65,12 +65,8 @@ def ensure_writable(path: Path) -> None:
     Raises:
         InputError: if it cannot be written.
     """
-    try:
+    with os_errors(path, "name a file in an existing folder"):
         path.open("ab").close()
-    except OSError as error:
-        raise InputError(
-            path, (error.strerror or "cannot be written").lower(), "name a file in an existing folder"
-        ) from None
 
 
 def append(path: Path, sample: LatencySample) -> None:
