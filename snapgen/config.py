@@ -101,19 +101,15 @@ def parse_config(values: object, model: type[S], *, source: str | Path, place: s
         return model.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        path = _dotted(first["loc"], place)
+        path = place
+        for step in first["loc"]:
+            path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
         if first["type"] == "extra_forbidden":
             names = ", ".join(sorted(model.model_fields)) if len(first["loc"]) == 1 else ""
             remedy = f"remove it or use one of: {names}" if names else "remove it or check its spelling"
             raise InputError(source, "unknown key", remedy, place=path) from None
         problem, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
         raise InputError(source, problem[0].lower() + problem[1:], remedy or "correct it", place=path) from None
-
-
-def _dotted(loc: tuple[int | str, ...], place: str) -> str:
-    for step in loc:
-        place += f"[{step}]" if isinstance(step, int) else f".{step}" if place else str(step)
-    return place
 
 
 class _UniqueKeys(yaml.SafeLoader):

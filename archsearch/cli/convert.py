@@ -50,7 +50,7 @@ def convert(
         print_json(
             {
                 "architecture_id": conversion.net.arch.id,
-                "params": _params(conversion),
+                "params": conversion.net.num_parameters(),
                 "left_out": conversion.dropped,
                 "unused": conversion.unexpected_keys,
                 "new": conversion.missing_keys,
@@ -63,7 +63,7 @@ def convert(
 
 
 def _print(conversion: Conversion, out: Path) -> None:
-    rows = [("architecture", conversion.net.arch.id), ("params", f"{_params(conversion) / 1e6:.3f} M")]
+    rows = [("architecture", conversion.net.arch.id), ("params", f"{conversion.net.num_parameters() / 1e6:.3f} M")]
     rows += [("left out", phrase) for phrase in conversion.dropped]
     for what, names in (("no place for", conversion.unexpected_keys), ("begins anew", conversion.missing_keys)):
         if names:
@@ -75,10 +75,6 @@ def _print(conversion: Conversion, out: Path) -> None:
     if meaning.prediction is None:
         typer.echo(f"Not noted what it predicts: {meaning.reason}; convert it with --prediction before it teaches.")
     typer.echo(f"U-Net: {out.resolve()}")
-
-
-def _params(conversion: Conversion) -> int:
-    return sum(parameter.numel() for parameter in conversion.net.parameters())
 
 
 def _sizes(text: str) -> tuple[float, ...]:

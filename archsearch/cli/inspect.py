@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -126,7 +127,7 @@ def space_show(
     with progress_bar("counting costs", quiet=quiet or as_json) as progress:
         summary = summarize(load_space(space), cost, progress=progress)
     if as_json:
-        print_json(summary.to_dict())
+        print_json(asdict(summary))
         return
     knobs = [
         (k.name, ", ".join(f"[{c}]" if i == k.base else c for i, c in enumerate(k.choices))) for k in summary.knobs

@@ -7,8 +7,8 @@ import random
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from archsearch.spaces.knob import Knob
 from archsearch.spaces.space import CostFunction, HasCosts
@@ -83,10 +83,6 @@ class SpaceSummary:
     samples: int
     within_limits: float
     can_be_met: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """The summary as JSON-serializable data."""
-        return asdict(self)
 
 
 def summarize(
@@ -188,7 +184,7 @@ def _params(arch: Architecture) -> int:
     from snapgen.models.unet import UNet
 
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNet(arch).parameters())
+        return int(UNet(arch).num_parameters())
 
 
 def _extreme(space: Space, counter: _Counter, sign: int, sampled: Point) -> Point:

@@ -159,7 +159,9 @@ class _Planner:
         trains_teacher = isinstance(stage, FlowMatchingStage) and stage.net == "teacher"
         trained = self._pass(teacher if trains_teacher else None, size)
         params = trained_params(self.recipe, self.arch, stage, teacher)
-        macs = round(_student_passes(stage) * (1 + BACKWARD_PASSES + stage.gradient_checkpointing) * trained.cost.macs)
+        # Two passes for a guided image, which is cond and uncond.
+        passes = 1 + stage.cfg_probability if isinstance(stage, ProgressiveDistillationStage) else 1
+        macs = round(passes * (1 + BACKWARD_PASSES + stage.gradient_checkpointing) * trained.cost.macs)
         element_size = FLOAT16_BYTES if stage.precision == "bfloat16" else FLOAT32_BYTES
         image_memory = trained.bytes_for_gradient(element_size, checkpointing=stage.gradient_checkpointing)
         # weights, gradients and two moments of each trained parameter, and the EMA
@@ -266,11 +268,6 @@ def _count_pass(net: nn.Module, layer: type[nn.Module], *inputs: Tensor) -> _Pas
     return _PassCost(total, layer_outputs, largest)
 
 
-def _student_passes(stage: NetStage) -> float:
-    """Forward and backward passes of the trained net for each image: two for a guided one, which is cond and uncond."""
-    return 1 + stage.cfg_probability if isinstance(stage, ProgressiveDistillationStage) else 1
-
-
 def _teacher_passes(stage: NetStage) -> float:
     """Forward passes of the teacher for each image.
 
@@ -320,9 +317,8 @@ def _macs_per_second(recipe: Recipe, arch: Architecture, shapes: ResolvedShapes)
     data, noise = torch.randn(2, images, arch.latent_channels, size, size)
     context = torch.randn(images, shapes.context.tokens, arch.context_dim)
     times = []
-    for _ in range(
-        1 if macs > PROBE_MACS / 4 else 4
-    ):  # a single pass of a large net takes long enough; else one warm-up and three passes
+    # A single pass of a large net takes long enough; else one warm-up and three passes.
+    for _ in range(1 if macs > PROBE_MACS / 4 else 4):
         start = time.perf_counter()
         torch.autograd.backward(RectifiedFlow().losses(net, data, noise, torch.rand(images), context).mean())
         times.append(time.perf_counter() - start)

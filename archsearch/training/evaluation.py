@@ -1,4 +1,4 @@
-"""Evaluation of a recipe's nets: its data, its evaluator, and how the net of each stage is sampled."""
+"""Evaluation of a recipe's nets: its data, and how the net of each stage is sampled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from archsearch.quality.evaluator import Evaluator, SamplingConfig
+from archsearch.quality.evaluator import SamplingConfig
 from archsearch.training.recipe import Recipe
 from snapgen.diffusion.process import NoiseProcess, make_process
 from snapgen.models.unet import UNet
@@ -27,11 +27,6 @@ def training_data(recipe: Recipe, device: torch.device) -> TrainingData:
         teacher_text_encoders=recipe.teacher_text_encoders,
         device=device,
     )
-
-
-def build_evaluator(recipe: Recipe, data: TrainingData, resolution: int) -> Evaluator:
-    """Evaluator of a recipe's nets at a resolution."""
-    return Evaluator(data, resolution, recipe.evaluation)
 
 
 def sampling_config(recipe: Recipe, stage: NetStage) -> SamplingConfig:

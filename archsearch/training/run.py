@@ -18,11 +18,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from archsearch.quality.evaluator import Evaluator, SamplingConfig
+from archsearch.quality.evaluator import Evaluator
 from archsearch.studies.signals import terminable
 from archsearch.training import run_folder
 from archsearch.training.compatibility import check_recipe, new_teacher, resolve_shapes
-from archsearch.training.evaluation import build_evaluator, ema_weights, process_of, sampling_config, training_data
+from archsearch.training.evaluation import ema_weights, process_of, sampling_config, training_data
 from archsearch.training.log import TrainLog
 from archsearch.training.recipe import (
     Recipe,
@@ -95,13 +95,6 @@ def _writable(folder: Path) -> Iterator[None]:
             raise
         remedy = "free disk space; the same command resumes from the last checkpoint"
         raise InputError(folder, "cannot be written (no space left on device)", remedy) from None
-
-
-def _grid_samplings(stage: NetStage, sampling: SamplingConfig) -> tuple[SamplingConfig, ...]:
-    """Sampling settings of a stage's sample grids: its own, and twice the steps after adversarial distillation."""
-    if not isinstance(stage, AdversarialDistillationStage):
-        return (sampling,)
-    return sampling, dataclasses.replace(sampling, num_inference_steps=2 * sampling.num_inference_steps)
 
 
 class RecipeRunner:
@@ -230,14 +223,13 @@ class RecipeRunner:
             remedy = "lower learning_rate and train the stage again"
             raise InputError(f"stage {stage.name}", "ends with weights that are not finite", remedy)
         self._evaluate(stage, net, log, stage.steps)
-        self.folder.write_result(number, net.save_pretrained if isinstance(net, Teacher) else self._writer(net))
-
-    def _writer(self, net: UNet) -> Callable[[Path], None]:
-        return lambda folder: run_folder.write_unet(net, self.recipe.prediction_type, folder)
+        if isinstance(net, UNet):
+            net.prediction_type = self.recipe.prediction_type
+        self.folder.write_result(number, net.save_pretrained)
 
     def _evaluator(self, resolution: int) -> Evaluator:
         if resolution not in self._evaluators:
-            self._evaluators[resolution] = build_evaluator(self.recipe, self.data, resolution)
+            self._evaluators[resolution] = Evaluator(self.data, resolution, self.recipe.evaluation)
         return self._evaluators[resolution]
 
     def _evaluate(self, stage: NetStage, net: UNet | Teacher, log: TrainLog, step: int) -> None:
@@ -252,7 +244,10 @@ class RecipeRunner:
                 metrics = evaluator.measure(net, process, sampling, retrieval=settings.retrieval)
                 log.log_evaluation(step, metrics, sampling)
             if isinstance(net, UNet):
-                for grid_sampling in _grid_samplings(stage, sampling):
+                # After adversarial distillation, one more grid with twice the steps.
+                for factor in (1, 2) if isinstance(stage, AdversarialDistillationStage) else (1,):
+                    steps = factor * sampling.num_inference_steps
+                    grid_sampling = dataclasses.replace(sampling, num_inference_steps=steps)
                     grid = evaluator.sample_grid(net, process, grid_sampling, settings.prompts)
                     log.log_samples(step, grid, grid_sampling)
         except FloatingPointError as error:

@@ -15,7 +15,6 @@ from torch import Tensor
 from archsearch.training.recipe import Recipe
 from snapgen import config as settings
 from snapgen.architecture.schema import Architecture
-from snapgen.diffusion.process import PredictionType
 from snapgen.errors import InputError, first_line, os_errors
 from snapgen.io import checkpoint
 from snapgen.io.atomic import atomic_folder, atomic_write
@@ -210,12 +209,6 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     except InputError as error:
         remedy = "restore it, or remove its folder to train the stage again"
         raise InputError(error.source, error.problem, remedy, place=error.place) from None
-
-
-def write_unet(unet: UNet, prediction: PredictionType, folder: Path) -> None:
-    """Write a U-Net, with its prediction type in its configuration."""
-    unet.prediction_type = prediction
-    unet.save_pretrained(folder)
 
 
 def unet_arch(path: Path) -> Architecture:

@@ -34,6 +34,7 @@ from snapgen.autoencoders.training import (
     new_autoencoder,
 )
 from snapgen.data.dataset import load_dataset
+from snapgen.devices import torch_threads
 from snapgen.errors import InputError
 from snapgen.io.cache import JSON
 from snapgen.progress import ProgressCallback, ignore_progress
@@ -93,7 +94,7 @@ def train_to_folder(
     session = CheckpointSession(out / CHECKPOINT, options)
     images = {side: each.pixels for side, each in opened.items()}
     model = build_tiny_decoder(given, seed=seed) if given else new_autoencoder(seed)
-    with _one_thread():
+    with torch_threads(1):
         steps = session.steps or steps or steps_for(minutes, model, images, training, encoder=given)
         training = training.model_copy(update={"steps": steps})
         run = DecoderTrainer(model, images, training, given)
@@ -130,16 +131,6 @@ def steps_for(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def _writing_into(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` whose files take their places in it at the end."""
     try:
@@ -158,8 +149,7 @@ def _card(
     trained: Autoencoder, training: DecoderTrainingConfig, quality: Mapping[int, Psnr], command: str, minutes: float
 ) -> str:
     """The README of a trained folder."""
-    decoder = cast(nn.Module, trained.decoder)
-    size = sum(parameter.numel() for parameter in decoder.parameters())
+    size = sum(parameter.numel() for parameter in cast(nn.Module, trained.decoder).parameters())
     rows = "\n".join(f"| {side} px | {value} |" for side, value in quality.items())
     return f"""# {type(trained).__name__}: {trained.latent_channels} latent channels, factor {trained.factor}
 

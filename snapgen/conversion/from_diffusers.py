@@ -144,7 +144,9 @@ def convert(
         net = UNet(match.architecture)
     missing = _load_weights(net, reader, constant, progress)
     assert partial or not (missing or reader.unexpected_keys())
-    dropped += _ignored_fields(source_net.config)
+    # Fields without weights that do not change the output in evaluation mode and in float32.
+    phrases = {"dropout": "not supported", "upcast_attention": "attention is computed in the net's own precision"}
+    dropped += [f"{field}: {phrase}" for field, phrase in phrases.items() if source_net.config.get(field)]
     return Conversion(net.eval(), tuple(dropped), tuple(reader.unexpected_keys()), missing)
 
 
@@ -255,9 +257,3 @@ def _default_sizes(config: Mapping[str, Any], source: str) -> tuple[float, ...]:
         raise InputError(source, problem, "give the sizes to fold in (--time-ids)", place="addition_embed_type")
     pixels = float(side * PIXELS_PER_LATENT)
     return (pixels, pixels, 0.0, 0.0, pixels, pixels)
-
-
-def _ignored_fields(config: Mapping[str, Any]) -> list[str]:
-    """Dropped fields without weights that do not change the output in evaluation mode and in float32, a phrase each."""
-    phrases = {"dropout": "not supported", "upcast_attention": "attention is computed in the net's own precision"}
-    return [f"{field}: {phrase}" for field, phrase in phrases.items() if config.get(field)]

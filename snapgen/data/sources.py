@@ -173,7 +173,9 @@ class WebDatasetShards:
                 )
                 for sample in group_by_keys(files, handler=mark_broken):
                     if _in_split(sample["__key__"], self.split):
-                        yield _raw_sample(sample)
+                        caption = _clean(sample.get("txt", b"")) or _json_caption(sample.get("json", b""))
+                        image = next((sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample), b"")
+                        yield RawSample(caption, image if caption else b"")
 
     def digest(self) -> str:
         """16 hex digits of a hash of the shards and the split."""
@@ -200,12 +202,6 @@ def _has_end_mark(shard: Path) -> bool:
 
 def _is_sample_file(name: str) -> bool:
     return name.lower().endswith((*SUFFIXES, ".txt", ".json"))
-
-
-def _raw_sample(sample: dict[str, bytes]) -> RawSample:
-    caption = _clean(sample.get("txt", b"")) or _json_caption(sample.get("json", b""))
-    image = next((sample[suffix[1:]] for suffix in SUFFIXES if suffix[1:] in sample), b"")
-    return RawSample(caption, image if caption else b"")
 
 
 def _json_caption(text: bytes) -> str:

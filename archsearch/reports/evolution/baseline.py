@@ -144,7 +144,8 @@ def _candidates(study: StudyData) -> list[BaselineEntry]:
     If the candidates inherit the weights of a trained supernet, its training is counted first.
     """
     trained = [c for c in study.candidates if c.score.quality]
-    images = _images_per_candidate(study.attrs)
+    protocol = study.attrs["protocol"]["protocol"]
+    images = float(protocol["steps"] * protocol["batch_size"] * len(protocol["train_seeds"]))  # over all seeds
     # Forward and backward passes together cost about three forward passes.
     supernet_macs = 3.0 * _supernet_images(study.attrs) * (_base_macs(study) or 0)
     costs = [0.0 if c.reused_from is not None else 3.0 * c.score.cost.macs * images for c in trained]
@@ -164,12 +165,6 @@ def _supernet_images(attrs: Mapping[str, Any]) -> float:
 
 def _base_macs(study: StudyData) -> int | None:
     return next((c.score.cost.macs for c in study.distinct if c.architecture.id == study.base.id), None)
-
-
-def _images_per_candidate(attrs: Mapping[str, Any]) -> float:
-    """Number of images that every candidate is trained on, over all its seeds."""
-    protocol = attrs["protocol"]["protocol"]
-    return float(protocol["steps"] * protocol["batch_size"] * len(protocol["train_seeds"]))
 
 
 def _mismatch(

@@ -91,7 +91,7 @@ def _map_layout(blocks: Sequence[BlockRef], rounds: Sequence[int]) -> Figure:
         "range": [len(blocks) - 0.5, -0.5],
         "showgrid": False,
         "tickvals": list(range(len(blocks))),
-        "ticktext": [_row_label(b) for b in blocks],
+        "ticktext": [f"{SHORT[b.kind]} {b.layer}" + (f", no. {b.index + 1}" if b.index else "") for b in blocks],
     }
     sites = {
         site: [i for i, b in enumerate(blocks) if b.site == site] for site in dict.fromkeys(b.site for b in blocks)
@@ -118,10 +118,6 @@ def _all_blocks(evolution: Evolution) -> list[BlockRef]:
     kinds = list(FIELDS)
     blocks = {block for result in evolution.rounds for block in result.blocks}
     return sorted(blocks, key=lambda b: (sites.index(b.site), b.layer, kinds.index(b.kind), b.index))
-
-
-def _row_label(block: BlockRef) -> str:
-    return f"{SHORT[block.kind]} {block.layer}" + (f", no. {block.index + 1}" if block.index else "")
 
 
 def _color(importance: BlockImportance | None, scale: float) -> float | None:

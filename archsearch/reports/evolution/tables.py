@@ -11,7 +11,7 @@ from archsearch.reports.evolution.data import Evolution
 from archsearch.reports.rendering import formatting
 from archsearch.score import LatencyRecord
 from snapgen.architecture import block_index
-from snapgen.architecture.schema import Architecture, BlockKind
+from snapgen.architecture.schema import BlockKind
 
 PHASES = {"robust": "robust training", "evolve": "evolving", "final": "final training"}
 
@@ -117,7 +117,8 @@ COUNT_COLUMNS = ("Level", "CA", "kept", "ResNet", "kept")
 
 def block_counts(evolution: Evolution) -> list[BlockCounts]:
     """Count the blocks of each level in the networks of the first and the last round."""
-    before, after = (_per_site(result.candidate.architecture) for result in (evolution.rounds[0], evolution.last))
+    first_and_last = (evolution.rounds[0].candidate.architecture, evolution.last.candidate.architecture)
+    before, after = (Counter((b.site, b.kind) for b in block_index.blocks(arch)) for arch in first_and_last)
 
     def pair(site: str, kind: BlockKind) -> tuple[int, int]:
         return before[site, kind], after[site, kind]
@@ -137,10 +138,6 @@ def count_rows(counts: Sequence[BlockCounts]) -> list[list[str]]:
 
 def _before_and_after(before: int, after: int) -> list[str]:
     return [f"{before} → {after}", formatting.percent(after / before) if before else "–"]
-
-
-def _per_site(arch: Architecture) -> Counter[tuple[str, str]]:
-    return Counter((block.site, block.kind) for block in block_index.blocks(arch))
 
 
 def _level_name(site: str) -> str:

@@ -142,7 +142,12 @@ def expand_rows(settings: AblationConfig, base: Architecture, *, source: str) ->
     Raises:
         InputError: if a row's override is unknown, invalid, contradictory or without effect; it names the row.
     """
-    checked = {name: _checked(name, row, base, source) for name, row in settings.rows.items()}
+    from archsearch.spaces.knob import read_changes
+
+    checked = {
+        name: read_changes(row.overrides, len(base.down), source=source, place=f"ablation.rows.{name}.overrides")
+        for name, row in settings.rows.items()
+    }
 
     def build(
         name: str, title: str, group: Group, baseline: str | None, choice: str | None, applied: list[str]
@@ -202,12 +207,6 @@ def _merge(changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             merged.pop(path, None)
             merged[path] = value
     return merged
-
-
-def _checked(name: str, row: AblationRowConfig, base: Architecture, source: str) -> dict[str, Any]:
-    from archsearch.spaces.knob import read_changes
-
-    return read_changes(row.overrides, len(base.down), source=source, place=f"ablation.rows.{name}.overrides")
 
 
 def _built(base: Architecture, changes: Mapping[str, Any], *, source: str, place: str) -> Architecture:

@@ -208,7 +208,9 @@ def _additivity_checks(
         singles = [r for r in results if r.planned.group == group]
         if not singles or any(r.score is None for r in (base, final, *singles)):
             continue
-        checks += [_check_cost(n, group, base, final, singles) for n in COSTS if _all_have([base, final, *singles], n)]
+        scores = [_scored(r) for r in (base, final, *singles)]
+        names = [name for name in COSTS if all(_has(score, score, name) for score in scores)]
+        checks += [_check_cost(name, group, base, final, singles) for name in names]
         for name, pool in pools.items():
             if pool.keys() >= {r.planned.architecture.id for r in (base, final, *singles)}:
                 checks.append(_check_quality(name, group, base, final, singles, pool))
@@ -262,10 +264,6 @@ def _sum_verdict(excess: Estimate, joint: float) -> SumVerdict:
 def _scored(result: RowResult) -> Score:
     assert result.score is not None
     return result.score
-
-
-def _all_have(results: Sequence[RowResult], name: str) -> bool:
-    return all(_has(_scored(r), _scored(r), name) for r in results)
 
 
 def _has(a: Score, b: Score, name: str) -> bool:

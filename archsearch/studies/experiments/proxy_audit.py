@@ -176,7 +176,8 @@ def audit_table(
         long_run: description of the long run, for the table.
     """
     controls = {kind: [c.value(name) for c in short] for name, kind in CONTROLLED_FOR.items()}
-    metrics = [name for name in QUALITY_METRICS if all(_has(c, name) for c in (*short, *long, *scratch))]
+    qualities = [c.score.quality for c in (*short, *long, *scratch)]
+    metrics = [name for name in QUALITY_METRICS if all(getattr(quality, name, None) for quality in qualities)]
     rows = []
     for name in metrics:
         first_seed, last_seed = ([_by_seed(c, name)[i] for c in short] for i in (0, -1))
@@ -203,10 +204,6 @@ def _rows(
         rho, low, high = (correlation.value, correlation.low, correlation.high) if correlation else (None, None, None)
         rows.append(AgreementRow(score, target, kind, rho, low, high, len(a)))
     return rows
-
-
-def _has(candidate: Candidate, name: str) -> bool:
-    return getattr(candidate.score.quality, name, None) is not None
 
 
 def _by_seed(candidate: Candidate, name: str) -> tuple[float, ...]:

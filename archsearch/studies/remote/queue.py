@@ -114,15 +114,11 @@ class MeasurementQueue:
                 if not self._storage.set_trial_state_values(t.trial_id, TrialState.RUNNING):
                     continue
                 MeasurementRecord.write(self._storage, t.trial_id, worker=worker_identity())
-                if self._is_valid(t):
+                same = [other for other in self.trials() if other.architecture_id == t.architecture_id]
+                if all(other.number >= t.number for other in _active(same)):
                     return t
                 MeasurementRecord.end(self._storage, t.trial_id, duplicate=True)
         return None
-
-    def _is_valid(self, claimed: MeasurementRecord) -> bool:
-        """Whether no active trial for the same architecture has a lower number."""
-        same = [t for t in self.trials() if t.architecture_id == claimed.architecture_id]
-        return all(t.number >= claimed.number for t in _active(same))
 
     def complete(self, claimed: MeasurementRecord, record: LatencyRecord) -> bool:
         """Store a measurement; False if another device took this one for dead and has claimed the measurement."""

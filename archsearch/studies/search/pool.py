@@ -88,19 +88,6 @@ def ignore_experimental_warnings() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Set PyTorch's number of CPU threads inside the block."""
-    import torch
-
-    previous = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(previous)
-
-
 class WorkerPool:
     """Worker processes on this machine, each scoring one candidate at a time."""
 

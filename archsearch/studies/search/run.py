@@ -9,7 +9,7 @@ from archsearch.studies.config.study import StudyConfig, error_context
 from archsearch.studies.search import samplers
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.display import Display
-from archsearch.studies.search.pool import WorkerPool, ignore_experimental_warnings, torch_threads
+from archsearch.studies.search.pool import WorkerPool, ignore_experimental_warnings
 from archsearch.studies.search.proposer import Proposer, ProposerFactory
 from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
 from archsearch.studies.search.worker import Worker
@@ -69,6 +69,8 @@ def search(
         with Display(study, settings, quiet=quiet) as display:
             display.line(f"{settings.name}: {space.size():,} points, in {settings.url}", warning=False)
             if settings.workers == 1:
+                from snapgen.devices import torch_threads
+
                 with torch_threads(settings.threads_per_worker):
                     candidate_proposer = proposer(settings, space)
                     worker = Worker(

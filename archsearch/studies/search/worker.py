@@ -105,16 +105,12 @@ class Worker:
             self._queue.release(claim.trial_id)
             problem = f"{error}; trial {claim.number} will be run again"
             raise InputError(self._settings.source, problem, error.remedy, place="latency") from None
-        except MeasurementError as error:
-            self._reject(claim, error)
+        except MeasurementError as error:  # the device cannot run the candidate; the study continues
+            self._queue.reject(claim.trial_id, _summary(error))
+            self._log(f"trial {claim.number} abandoned: {error}")
+            self._count_abandoned(error, at_most=MAX_REJECTED_IN_A_ROW)
         except Exception as error:
             self._fail(claim, error)
-
-    def _reject(self, claim: TrialRecord, error: MeasurementError) -> None:
-        """Abandon a candidate that the device cannot run; the study continues."""
-        self._queue.reject(claim.trial_id, _summary(error))
-        self._log(f"trial {claim.number} abandoned: {error}")
-        self._count_abandoned(error, at_most=MAX_REJECTED_IN_A_ROW)
 
     def _fail(self, claim: TrialRecord, error: Exception) -> None:
         self._queue.fail(claim.trial_id, _summary(error))

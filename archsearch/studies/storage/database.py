@@ -177,13 +177,9 @@ def load_study(settings: StudyConfig) -> Study:
 def open_study(where: StudyConfig | str) -> Study:
     """Load a study by its settings, a shipped study's name, a YAML file, or the name of a run under ``runs/``."""
     if isinstance(where, str):
-        run = StudyConfig(name=where, space="", trials=1) if where not in shipped("search") and _is_run(where) else None
-        where = run or load_config(where)
+        is_run = where not in shipped("search") and "/" not in where and (RUNS / where / "study.db").is_file()
+        where = StudyConfig(name=where, space="", trials=1) if is_run else load_config(where)
     return load_study(where)
-
-
-def _is_run(name: str) -> bool:
-    return "/" not in name and (RUNS / name / "study.db").is_file()
 
 
 def create_or_resume(settings: StudyConfig, attrs: Mapping[str, Any]) -> Study:

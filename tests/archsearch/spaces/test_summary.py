@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def test_progress_rises_to_the_end(space: Space) -> None:
 
 
 def test_as_json(space: Space) -> None:
-    values = json.loads(json.dumps(summarize(space, counted, samples=3).to_dict()))
+    values = json.loads(json.dumps(asdict(summarize(space, counted, samples=3))))
     assert values["size"] == len(list(product(range(3), range(3), range(3))))
     assert values["knobs"][1] == {"name": "all.ffn_ratio", "choices": ["2", "3", "4"], "ordered": True, "base": 2}
     assert values["smallest"]["choices"]["all.ffn_ratio"] == "2"
