@@ -7,12 +7,13 @@ this file lead; the wheel has the files themselves in their place.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, PrivateAttr
 
-from snapgen.config import read_mapping
+from snapgen.config import Config, parse_config, read_mapping
 from snapgen.errors import InputError
 
 Kind = Literal["space", "search", "ablation", "evolution", "training", "comparison"]
@@ -42,6 +43,28 @@ def _check_folder_name(name: str) -> str:
 
 FolderName = Annotated[str, AfterValidator(_check_folder_name)]
 """A name that a run's folder can have."""
+
+
+class NamedConfig(Config):
+    """A study, a recipe or a comparison; it knows the file that it was read from."""
+
+    _source: str = PrivateAttr(default="settings")
+
+    @classmethod
+    def parse(cls, values: object, source: str | Path, *, place: str = "") -> Self:
+        """Validate values that were read from a file; see `snapgen.config.parse_config`."""
+        parsed = parse_config(values, cls, source=source, place=place)
+        parsed._source = str(source)
+        return parsed
+
+    @property
+    def source(self) -> str:
+        """File that it was read from, for error messages."""
+        return self._source
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Self:
+        """A validated copy with some fields replaced."""
+        return self.parse({**self.model_dump(mode="json"), **changes}, self.source)
 
 
 def shipped(kind: Kind) -> dict[str, Path]:

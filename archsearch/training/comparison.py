@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
-from archsearch.library import RUNS, read_named
+from archsearch.library import RUNS, NamedConfig, read_named
 from archsearch.quality.evaluator import Evaluator
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.signals import terminable
@@ -21,7 +21,7 @@ from archsearch.training.log import read_evaluations
 from archsearch.training.recipe import Recipe, architecture, trains_student
 from archsearch.training.run import train
 from archsearch.training.run_folder import RunFolder, read_unet
-from snapgen import config, devices
+from snapgen import devices
 from snapgen.config import Config
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
@@ -53,7 +53,7 @@ class VariantConfig(Config):
     """Sampling settings of this variant, where they differ from those of its last stage."""
 
 
-class ComparisonConfig(Config):
+class ComparisonConfig(NamedConfig):
     """A recipe and its variants."""
 
     name: str
@@ -80,11 +80,6 @@ class ComparisonConfig(Config):
             raise ValueError("a seed is listed twice; list each once")
         return self
 
-    @property
-    def source(self) -> str:
-        """File that the comparison was read from, for error messages."""
-        return self._source
-
     def recipe_of(self, variant: str, seed: int) -> Recipe:
         """Recipe of one run: the shared recipe with the overrides of a variant, and a seed.
 
@@ -95,9 +90,7 @@ class ComparisonConfig(Config):
         for path, value in self.variants[variant].overrides.items():
             _set(values, path, value, source=self.source, place=f"variants.{variant}.overrides")
         values = _with_seed(values, seed) | {"name": f"{self.name}-{variant}-{seed}", "seed": seed}
-        recipe = config.parse_config(values, Recipe, source=self.source, place=f"variants.{variant}")
-        recipe._source = self.source
-        return recipe
+        return Recipe.parse(values, self.source, place=f"variants.{variant}")
 
 
 Results = dict[str, list[dict[str, Estimate]]]
@@ -111,9 +104,7 @@ def load_comparison(name_or_path: str | Path) -> ComparisonConfig:
         InputError: if the file does not exist or is invalid.
     """
     path, values = read_named(name_or_path, ("comparison",))
-    comparison = config.parse_config(values, ComparisonConfig, source=path)
-    comparison._source = str(path)
-    return comparison
+    return ComparisonConfig.parse(values, path)
 
 
 def compare(comparison: ComparisonConfig, *, log: Callable[[str], None]) -> Results:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from archsearch.library import RUNS, FolderName, read_named
+from archsearch.library import RUNS, FolderName, NamedConfig, read_named
 from archsearch.protocol import EvaluationConfig
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import BASE
-from snapgen import config
 from snapgen.architecture import presets
 from snapgen.architecture.schema import Architecture
 from snapgen.conditioning.captions import TextEncoderConfig
@@ -83,7 +82,7 @@ class ExpectedShapes(Config):
     """Estimated number of distinct captions; None: every image has its own. Used by the plan, never checked."""
 
 
-class Recipe(Config):
+class Recipe(NamedConfig):
     """Recipe of one training run, as written in its YAML."""
 
     name: FolderName
@@ -152,11 +151,6 @@ class Recipe(Config):
         return self
 
     @property
-    def source(self) -> str:
-        """File that the recipe was read from, for error messages."""
-        return self._source
-
-    @property
     def folder(self) -> Path:
         """Folder of the run, under the current directory."""
         return RUNS / self.name
@@ -169,12 +163,6 @@ class Recipe(Config):
             if self.teacher is None or self.teacher.text_encoders is None
             else self.teacher.text_encoders
         )
-
-    def with_changes(self, changes: dict[str, Any]) -> Recipe:
-        """A validated copy with some fields replaced."""
-        changed = config.parse_config({**self.model_dump(mode="json"), **changes}, Recipe, source=self.source)
-        changed._source = self._source
-        return changed
 
 
 def learns_from_teacher(stage: AnyStage) -> bool:
@@ -216,9 +204,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         InputError: if the file does not exist or is invalid.
     """
     path, values = read_named(name_or_path, ("training",))
-    recipe = config.parse_config(values, Recipe, source=path)
-    recipe._source = str(path)
-    return recipe
+    return Recipe.parse(values, path)
 
 
 def architecture(name: str) -> Architecture:

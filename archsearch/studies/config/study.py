@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from archsearch.library import RUNS, STUDIES, FolderName, Kind, read_named
+from archsearch.library import RUNS, STUDIES, FolderName, Kind, NamedConfig, read_named
 from archsearch.protocol import EvaluationProtocol
 from archsearch.score import OBJECTIVES, QUALITY_METRICS
 from archsearch.spaces.loading import load_space
 from archsearch.studies.config.ablation import AblationConfig, space_of_rows
 from archsearch.studies.config.evolution import EvolutionConfig
-from snapgen import config
 from snapgen.config import Config
 from snapgen.errors import InputError
 
@@ -83,7 +82,7 @@ class SupernetAuditConfig(Config):
     """Steps of a short run from new weights. The audit's long run, from new weights, takes factor times as many."""
 
 
-class StudyConfig(Config):
+class StudyConfig(NamedConfig):
     """Configuration of one study, as written in its YAML.
 
     Settings that change the meaning of a score or the order of the candidates are fixed once the study has begun. The
@@ -173,11 +172,6 @@ class StudyConfig(Config):
         return self
 
     @property
-    def source(self) -> str:
-        """File that the settings were read from, for error messages."""
-        return self._source
-
-    @property
     def trains(self) -> bool:
         """Whether candidates are trained, because an objective or a constraint is a quality number."""
         return any(name in QUALITY_METRICS for name in (*self.objectives, *self.constraints))
@@ -201,12 +195,6 @@ class StudyConfig(Config):
         """A validated copy with the settings that are not None replaced."""
         overrides = {key: value for key, value in changes.items() if value is not None}
         return self.with_changes(overrides) if overrides else self
-
-    def with_changes(self, changes: Mapping[str, Any]) -> StudyConfig:
-        """A validated copy with some settings replaced."""
-        changed = config.parse_config({**self.model_dump(mode="json"), **changes}, StudyConfig, source=self.source)
-        changed._source = self._source
-        return changed
 
     def load_space(self) -> Space:
         """The space of the candidates: the space named in the settings, or the rows of the ablation on its base.
@@ -245,18 +233,15 @@ def load_config(name_or_path: str | Path, kind: Kind = "search") -> StudyConfig:
     if settings.ablation is None or settings.ablation.published_from is None:
         return settings
     ablation = _with_published(settings.ablation, source=settings.source)
-    with_published = settings.model_copy(update={"ablation": ablation})
-    with_published._source = settings.source
-    return with_published
+    return settings.model_copy(update={"ablation": ablation})
 
 
 def _read(name_or_path: str | Path, kind: Kind) -> StudyConfig:
     path, values = read_named(name_or_path, (kind, *(other for other in STUDIES if other != kind)))
-    settings = config.parse_config(values, StudyConfig, source=path)
+    settings = StudyConfig.parse(values, path)
     relative = path.parent / settings.space
     if Path(settings.space).suffix and relative.exists():
         settings = settings.model_copy(update={"space": str(relative)})
-    settings._source = str(path)
     return settings
 
 
