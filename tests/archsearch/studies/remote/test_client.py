@@ -257,7 +257,7 @@ def kill_at_random(
         if process.is_alive():
             if victim >= 2:  # a device that dies idle leaves no measurement behind
                 with contextlib.suppress(AssertionError):
-                    until(lambda: any(t.state.name == "RUNNING" for t in queue_of(settings).trials()), seconds=2)
+                    until(lambda: any(t.state == "running" for t in queue_of(settings).trials()), seconds=2)
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
             process.join()
