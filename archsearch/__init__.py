@@ -12,42 +12,28 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from archsearch.api.architecture import count_cost, latency_backend, measure_latency
-    from archsearch.api.study import Study, ablate, audit, evolve, load_study, search
-    from archsearch.api.training import TrainedRun, train
-    from archsearch.protocol import EvaluationProtocol
-    from archsearch.quality.candidate_evaluator import CandidateEvaluator
-    from archsearch.reports.study_report import write_report
-    from archsearch.score import LatencyRecord, Score
-    from archsearch.spaces.loading import load_space
-    from archsearch.spaces.space import Space
-    from archsearch.stats.estimate import Estimate
-    from archsearch.studies.config.study import StudyConfig
-    from archsearch.training.recipe import Recipe, load_recipe
+    from archsearch.api.architecture import (
+        count_cost as count_cost,
+        latency_backend as latency_backend,
+        measure_latency as measure_latency,
+    )
+    from archsearch.api.study import (
+        Study as Study,
+        ablate as ablate,
+        audit as audit,
+        evolve as evolve,
+        load_study as load_study,
+        search as search,
+    )
+    from archsearch.api.training import TrainedRun as TrainedRun, train as train
+    from archsearch.protocol import EvaluationProtocol as EvaluationProtocol
+    from archsearch.quality.candidate_evaluator import CandidateEvaluator as CandidateEvaluator
+    from archsearch.reports.study_report import write_report as write_report
+    from archsearch.score import LatencyRecord as LatencyRecord, Score as Score
+    from archsearch.spaces.loading import load_space as load_space
+    from archsearch.spaces.space import Space as Space
+    from archsearch.stats.estimate import Estimate as Estimate
+    from archsearch.studies.config.study import StudyConfig as StudyConfig
+    from archsearch.training.recipe import Recipe as Recipe, load_recipe as load_recipe
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = [
-    "CandidateEvaluator",
-    "Estimate",
-    "EvaluationProtocol",
-    "LatencyRecord",
-    "Recipe",
-    "Score",
-    "Space",
-    "Study",
-    "StudyConfig",
-    "TrainedRun",
-    "ablate",
-    "audit",
-    "count_cost",
-    "evolve",
-    "latency_backend",
-    "load_recipe",
-    "load_space",
-    "load_study",
-    "measure_latency",
-    "search",
-    "train",
-    "write_report",
-]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

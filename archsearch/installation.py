@@ -58,7 +58,8 @@ COMMANDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "doctor": ((), ()),
     "schema": ((), ()),
 }
-"""Each command's required packages, and the extras and latency devices that some of its options need.
+"""Each command's required packages, and the extras and latency devices that some of its options need, in the order in
+which ``--help`` lists them: a search, single networks, trainings, trained networks, the rest.
 
 The command line itself needs pydantic, PyYAML, typer and rich.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,6 +29,15 @@ class InputError(ValueError):
 
 def _rebuild(source: str, problem: str, remedy: str, place: str) -> InputError:
     return InputError(source, problem, remedy, place=place)
+
+
+@contextmanager
+def os_errors(source: str | Path, remedy: str, problem: str = "cannot be written") -> Iterator[None]:
+    """Report an error of the operating system as one of the user's; ``problem``: if the system does not name it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(source, (error.strerror or problem).lower(), remedy) from None
 
 
 def first_line(error: Exception) -> str:

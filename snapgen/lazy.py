@@ -1,14 +1,12 @@
 """Lazy re-exports: a package offers names of its modules, and imports a module on first access to one of its names.
 
-The mechanism is PEP 562. A package lists its names in ``__all__``, and imports them where only type checkers and
-editors look; `lazy_exports` reads from the package's source which modules they come from::
+The mechanism is PEP 562. A package imports its names, each as itself, where only type checkers and editors look;
+`lazy_exports` reads them from the package's source::
 
     if TYPE_CHECKING:
-        from snapgen.models.unet import UNet
+        from snapgen.models.unet import UNet as UNet
     else:
-        __getattr__, __dir__ = lazy_exports(__name__)
-
-    __all__ = ["UNet"]
+        __all__, __getattr__, __dir__ = lazy_exports(__name__)
 
 ``__getattr__`` is hidden from type checkers, which would otherwise accept any name. No exported name may equal the name
 of a module of the package, since importing that module anywhere would replace it.
@@ -24,8 +22,8 @@ from importlib.abc import InspectLoader
 from typing import Any
 
 
-def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Create the ``__getattr__`` and the ``__dir__`` of a package that imports its exports on first access.
+def lazy_exports(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+    """Create the ``__all__``, ``__getattr__`` and ``__dir__`` of a package that imports its exports on first access.
 
     Args:
         package: the package's ``__name__``; its exports are the imports in its only ``if`` statement.
@@ -45,4 +43,4 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
     def list_attributes() -> list[str]:
         return sorted({*vars(sys.modules[package]), *module_of})
 
-    return get_attribute, list_attributes
+    return sorted(module_of), get_attribute, list_attributes

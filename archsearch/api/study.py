@@ -17,10 +17,8 @@ from archsearch.reports.study.data import load_study_data
 from archsearch.reports.study_report import write_report
 from archsearch.studies.config.study import StudyConfig, load_config
 from archsearch.studies.evolution import run as evolution
-from archsearch.studies.experiments import ablation as ablation_run
-from archsearch.studies.experiments import ablation_results, proxy_audit
-from archsearch.studies.search import candidates, weights
-from archsearch.studies.search import run as search_run
+from archsearch.studies.experiments import ablation as ablation_run, ablation_results, proxy_audit
+from archsearch.studies.search import candidates, run as search_run, weights
 from archsearch.studies.search.candidates import Recommendation, eligible, load_candidates, pareto_front
 from archsearch.studies.storage import database
 from archsearch.studies.storage.record import Candidate

@@ -87,12 +87,8 @@ def train(
     stages = [stage.name for stage in chosen.stages]
     if stop_after is not None and stop_after not in stages:
         raise InputError("stop_after", f"{stop_after!r:.60} is not a stage", f"use one of: {', '.join(stages)}")
-    folder = run.train(chosen, student, log=log or _silent, stop_after=stop_after)
+    folder = run.train(chosen, student, log=log or (lambda _: None), stop_after=stop_after)
     return TrainedRun(folder, chosen, student)
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def _columns(evaluation: dict[str, Any]) -> dict[str, Any]:

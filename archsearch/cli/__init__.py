@@ -33,34 +33,12 @@ if TYPE_CHECKING:
 BAD_INPUT = 2
 INTERRUPTED = 130
 
-COMMANDS = (
-    "search",
-    "report",
-    "best",
-    "audit",
-    "ablate",
-    "evolve",
-    "cost",
-    "score",
-    "space",
-    "latency",
-    "serve-device",
-    "train",
-    "compare-recipes",
-    "generate",
-    "export",
-    "convert",
-    "prune-decoder",
-    "train-autoencoder",
-    "doctor",
-    "schema",
-)
-"""In the order in which ``--help`` lists them: a search, single networks, trainings, trained networks, the rest."""
-
 
 class _Ordered(TyperGroup):
     def list_commands(self, ctx: Context) -> list[str]:
-        return sorted(super().list_commands(ctx), key=COMMANDS.index)
+        from archsearch.installation import COMMANDS
+
+        return sorted(super().list_commands(ctx), key=[*COMMANDS].index)
 
 
 app = typer.Typer(

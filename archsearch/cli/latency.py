@@ -126,8 +126,7 @@ def sample(
 ) -> None:
     """Measure random architectures of a space into a file, to fit or to validate a prediction."""
     from archsearch.devices import backend
-    from archsearch.latency import records as timings
-    from archsearch.latency import repeats
+    from archsearch.latency import records as timings, repeats
     from archsearch.spaces.loading import load_space
 
     wanted = load_space(space)
@@ -178,7 +177,8 @@ def fit(
         atomic_write_text(out, model.to_json())
     if model.fitted_to:
         typer.echo(f"{model.device}, {model.chip}: fitted to {len(model.fitted_to)} nets")
-    _print_coefficients(model)
+    coefficients = [(name, f"{ms:.4g}") for name, ms in model.coefficients.items()]
+    print_table("Milliseconds for one", ("", "ms"), coefficients)
     _print_residuals(model)
     if out:
         typer.echo(f"Model: {out}; use it as --device predicted:{out}")
@@ -270,8 +270,3 @@ def _print_residuals(model: LatencyModel) -> None:
     ]
     typer.echo(f"\nThe profile {model.device} on every published figure")
     print_table("", ("", "of", "published", "predicted", "error", "used"), rows)
-
-
-def _print_coefficients(model: LatencyModel) -> None:
-    rows = [(name, f"{ms:.4g}") for name, ms in model.coefficients.items()]
-    print_table("Milliseconds for one", ("", "ms"), rows)

@@ -14,7 +14,7 @@ import typer
 
 from archsearch.cli.options import Json, Quiet
 from archsearch.cli.output import print_json, print_table, progress_bar
-from snapgen.errors import InputError
+from snapgen.errors import InputError, os_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,10 +163,8 @@ def _prepare(out: Path) -> None:
         raise InputError("--out", f"{out} is no image's name", f"end it in one of: {', '.join(SUFFIXES)}")
     if out.is_dir():
         raise InputError("--out", f"{out} is a folder", "name a file")
-    try:
+    with os_errors(out, "name another file"):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(out, (error.strerror or "cannot be written").lower(), "name another file") from None
 
 
 def _write(images: Tensor, columns: int, out: Path) -> None:
@@ -180,8 +178,5 @@ def _write(images: Tensor, columns: int, out: Path) -> None:
     pixels = (images.cpu() * 255).round().to(torch.uint8)
     sheet = Image.fromarray(grid(pixels, -(-len(pixels) // columns), columns).permute(1, 2, 0).numpy())
     form = Image.registered_extensions()[out.suffix.lower()]
-    try:
-        with atomic_write(out) as part:
-            sheet.save(part, format=form)
-    except OSError as error:
-        raise InputError(out, (error.strerror or "cannot be written").lower(), "name another file") from None
+    with os_errors(out, "name another file"), atomic_write(out) as part:
+        sheet.save(part, format=form)

@@ -38,8 +38,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train an architecture by a recipe, from images to a pipeline; or go on with a run that was stopped."""
-    from archsearch.training.recipe import architecture as find_architecture
-    from archsearch.training.recipe import load_recipe
+    from archsearch.training.recipe import architecture as find_architecture, load_recipe
 
     given = {"architecture": architecture, "name": name, "seed": seed}
     found = load_recipe(recipe).with_changes({key: value for key, value in given.items() if value is not None})

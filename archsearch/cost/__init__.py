@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from archsearch.cost.breakdown import Breakdown
-    from archsearch.cost.counter import CostItem, cost, count_network, module_cost
+    from archsearch.cost.breakdown import Breakdown as Breakdown
+    from archsearch.cost.counter import (
+        CostItem as CostItem,
+        cost as cost,
+        count_network as count_network,
+        module_cost as module_cost,
+    )
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["Breakdown", "CostItem", "cost", "count_network", "module_cost"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

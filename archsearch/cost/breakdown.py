@@ -14,8 +14,7 @@ from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders import tiny_decoder
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
 from snapgen.config import Config
-from snapgen.models import layers as blocks
-from snapgen.models import unet
+from snapgen.models import layers as blocks, unet
 from snapgen.models.unet import UNet
 
 ENDS, TIME, OTHER = "ends", "time", "other"

@@ -12,7 +12,7 @@ from archsearch.score import LatencyRecord
 from snapgen import config
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config
-from snapgen.errors import InputError
+from snapgen.errors import InputError, os_errors
 
 
 class LatencySample(Config):
@@ -47,11 +47,8 @@ def load_samples(path: Path) -> list[LatencySample]:
         raise InputError(path, "is not text (not UTF-8)", "name a file of JSON lines") from None
     except OSError as error:
         raise InputError(path, (error.strerror or "cannot be read").lower(), "name a readable file") from None
-    return [_parse(line, path, number) for number, line in enumerate(_complete_lines(text), start=1) if line.strip()]
-
-
-def _complete_lines(text: str) -> list[str]:
-    return text[: text.rfind("\n") + 1].splitlines()
+    complete = text[: text.rfind("\n") + 1].splitlines()
+    return [_parse(line, path, number) for number, line in enumerate(complete, start=1) if line.strip()]
 
 
 def _parse(line: str, path: Path, number: int) -> LatencySample:
@@ -68,12 +65,8 @@ def ensure_writable(path: Path) -> None:
     Raises:
         InputError: if it cannot be written.
     """
-    try:
+    with os_errors(path, "name a file in an existing folder"):
         path.open("ab").close()
-    except OSError as error:
-        raise InputError(
-            path, (error.strerror or "cannot be written").lower(), "name a file in an existing folder"
-        ) from None
 
 
 def append(path: Path, sample: LatencySample) -> None:

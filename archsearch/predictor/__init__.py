@@ -5,9 +5,14 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from archsearch.predictor.backend import PredictedBackend, load_latency_model
-    from archsearch.predictor.model import LatencyModel, LatencyPrediction, fit_latency_model
+    from archsearch.predictor.backend import (
+        PredictedBackend as PredictedBackend,
+        load_latency_model as load_latency_model,
+    )
+    from archsearch.predictor.model import (
+        LatencyModel as LatencyModel,
+        LatencyPrediction as LatencyPrediction,
+        fit_latency_model as fit_latency_model,
+    )
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["LatencyModel", "LatencyPrediction", "PredictedBackend", "fit_latency_model", "load_latency_model"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from archsearch.reports.ablation.report import write_ablation
-    from archsearch.reports.study.audit import write_audit
-    from archsearch.reports.study_report import write_report
+    from archsearch.reports.ablation.report import write_ablation as write_ablation
+    from archsearch.reports.study.audit import write_audit as write_audit
+    from archsearch.reports.study_report import write_report as write_report
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["write_ablation", "write_audit", "write_report"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

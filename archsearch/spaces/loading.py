@@ -28,10 +28,6 @@ def _not_bool(value: object) -> object:
     return value
 
 
-def _unchanged(value: object) -> object:
-    return value  # `_base` checks it, and knows where the file is
-
-
 _Count = Annotated[int, Field(strict=True, ge=1, le=65536)]
 _UpperBound = Annotated[float, BeforeValidator(_not_bool), Field(gt=0)]  # not strict: YAML reads 2.5e6 as text
 
@@ -46,7 +42,8 @@ class BlockKnobsConfig(Config):
 class SpaceConfig(Config):
     """Schema of a space's file; spaces/README.md explains the keys."""
 
-    base: Annotated[Any, BeforeValidator(_unchanged, json_schema_input_type=str | Architecture)]
+    # `_base` checks it, and knows where the file is.
+    base: Annotated[Any, BeforeValidator(lambda value: value, json_schema_input_type=str | Architecture)]
     """The architecture that the knobs change: a preset's name, an architecture's file beside this one, or the
     architecture itself."""
     latent_size: _Count

@@ -5,11 +5,9 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from archsearch.stats.estimate import Estimate
-    from archsearch.stats.intervals import contrast, pool_intervals, verdict
-    from archsearch.stats.pareto import hypervolume
-    from archsearch.stats.rank_correlation import spearman
+    from archsearch.stats.estimate import Estimate as Estimate
+    from archsearch.stats.intervals import contrast as contrast, pool_intervals as pool_intervals, verdict as verdict
+    from archsearch.stats.pareto import hypervolume as hypervolume
+    from archsearch.stats.rank_correlation import spearman as spearman
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["Estimate", "contrast", "hypervolume", "pool_intervals", "spearman", "verdict"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -93,10 +93,12 @@ def effects(
     varied = [f for f in factors if len({point[f.name] for point in points}) > 1]
     if len(points) < MIN_CANDIDATES or not varied or float(np.ptp(target)) <= 1e-9 * float(np.abs(target).max()):
         return None
-    blocks = [_columns(np.array([point[f.name] for point in points]), f) for f in varied]
+    # Columns of the design matrix: (n, 1) for an ordered knob, (n, choices) otherwise, with equal prior variance.
+    blocks = [_levels(f)[[point[f.name] for point in points]] for f in varied]
     fit = _fit(np.hstack(blocks), target)
     draws = np.split(fit.draws, np.cumsum([b.shape[1] for b in blocks])[:-1], axis=1)
-    variances = np.stack([_variance(d, f) for d, f in zip(draws, varied, strict=True)], axis=1)
+    # Each knob's effect varies over equally frequent choices: (draws, columns) -> (draws, choices) -> (draws,).
+    variances = np.stack([(d @ _levels(f).T).var(axis=1) for d, f in zip(draws, varied, strict=True)], axis=1)
     shares = variances / (variances.sum(axis=1, keepdims=True) + fit.noise[:, None])
     knobs = [
         Knob(f.name, _interval(shares[:, i]), _changes(draws[i], f, relative=relative)) for i, f in enumerate(varied)
@@ -104,11 +106,6 @@ def effects(
     knobs.sort(key=lambda knob: -knob.share.value)
     constant = tuple(f.name for f in factors if f not in varied)
     return Effects(len(points), relative, fit.explained, tuple(knobs), constant)
-
-
-def _columns(chosen: NDArray[np.int64], factor: KnobFactor) -> Array:
-    """Columns of the design matrix: (n, 1) for an ordered knob, (n, choices) otherwise, with equal prior variance."""
-    return np.asarray(_levels(factor)[chosen], dtype=np.float64)
 
 
 def _levels(factor: KnobFactor) -> Array:
@@ -164,11 +161,6 @@ def _leave_one_out_r2(u: Array, y: Array, shrink: Array) -> float:
     errors = (y - hat @ y) / np.maximum(1 - np.diag(hat), 1e-9)
     from_mean = y * n / (n - 1)
     return float(1 - (errors @ errors) / (from_mean @ from_mean))
-
-
-def _variance(draws: Array, factor: KnobFactor) -> Array:
-    """Variance of the knob's effect over equally frequent choices, for each posterior sample."""
-    return np.asarray((draws @ _levels(factor).T).var(axis=1))  # (draws, columns) -> (draws, choices) -> (draws,)
 
 
 def _changes(draws: Array, factor: KnobFactor, *, relative: bool) -> tuple[Effect, ...]:

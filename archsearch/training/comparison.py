@@ -52,17 +52,14 @@ class VariantConfig(Config):
     """Sampling settings of this variant, where they differ from those of its last stage."""
 
 
-def _unchanged(value: object) -> object:
-    return value  # a recipe only once its seed and a variant's overrides are filled in
-
-
 class ComparisonConfig(Config):
     """A recipe and its variants."""
 
     name: str
     """Name of the comparison; its runs are runs/NAME-VARIANT-SEED. By default the name of the file."""
-    recipe: Annotated[dict[str, Any], BeforeValidator(_unchanged, json_schema_input_type=Recipe)]
+    recipe: Annotated[dict[str, Any], BeforeValidator(lambda value: value, json_schema_input_type=Recipe)]
     """The recipe that all variants share; {seed} in a text stands for the seed."""
+    # It is validated only once its seed and a variant's overrides are filled in.
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=2)
     """Seeds of each variant; at least two, since intervals come from their spread."""
     variants: dict[str, VariantConfig] = Field(min_length=2)

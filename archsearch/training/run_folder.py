@@ -16,7 +16,7 @@ from archsearch.training.recipe import Recipe
 from snapgen import config as settings
 from snapgen.architecture.schema import Architecture
 from snapgen.diffusion.process import PredictionType
-from snapgen.errors import InputError, first_line
+from snapgen.errors import InputError, first_line, os_errors
 from snapgen.io import checkpoint
 from snapgen.io.atomic import atomic_folder, atomic_write
 from snapgen.models.unet import UNet, load_unet
@@ -71,11 +71,8 @@ class RunFolder:
         Raises:
             InputError: if it cannot be created.
         """
-        try:
+        with os_errors(self.path, "train in another folder, or with another --name"):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            problem = (error.strerror or "cannot be written").lower()
-            raise InputError(self.path, problem, "train in another folder, or with another --name") from None
         return self.path
 
     def record_recipe(self) -> None:

@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from snapgen.architecture.overrides import apply_overrides
-    from snapgen.architecture.presets import preset
-    from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
+    from snapgen.architecture.overrides import apply_overrides as apply_overrides
+    from snapgen.architecture.presets import preset as preset
+    from snapgen.architecture.schema import (
+        Architecture as Architecture,
+        BlocksConfig as BlocksConfig,
+        LevelConfig as LevelConfig,
+        TimeEmbeddingConfig as TimeEmbeddingConfig,
+    )
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["Architecture", "BlocksConfig", "LevelConfig", "TimeEmbeddingConfig", "apply_overrides", "preset"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -24,6 +24,7 @@ from snapgen.autoencoders.autoencoder import (
     read_decoder,
 )
 from snapgen.autoencoders.psnr import Psnr, psnr
+from snapgen.autoencoders.stepwise import CheckpointSession
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
 from snapgen.autoencoders.training import (
     DecoderTrainer,
@@ -35,7 +36,6 @@ from snapgen.autoencoders.training import (
 from snapgen.data.dataset import load_dataset
 from snapgen.errors import InputError
 from snapgen.io.cache import JSON
-from snapgen.io.checkpoint import CheckpointSession
 from snapgen.progress import ProgressCallback, ignore_progress
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -79,8 +79,18 @@ def train_to_folder(
         raise InputError(out, "is a file", "name a folder")
     given = load_autoencoder(encoder) if encoder else None
     opened = {side: load_dataset(data, split="train", resolution=side) for side in sorted(set(training.resolutions))}
-    digests = {side: images.digest for side, images in opened.items()}
-    session = _session(out, training, digests, minutes=minutes, steps=steps, encoder=encoder)
+    # Everything that the weights depend on, so that other arguments are not resumed.
+    options: dict[str, JSON] = {
+        "--minutes": None if steps else minutes,
+        "--steps": steps,
+        "--resolutions": list(training.resolutions),
+        "--seed": training.seed,
+        "--data": {str(side): images.digest for side, images in opened.items()},
+        "--encoder": digest(encoder) if encoder else None,
+        "settings": training.model_dump(mode="json"),
+        "torch": torch.__version__,
+    }
+    session = CheckpointSession(out / CHECKPOINT, options)
     images = {side: each.pixels for side, each in opened.items()}
     model = build_tiny_decoder(given, seed=seed) if given else new_autoencoder(seed)
     with _one_thread():
@@ -90,43 +100,17 @@ def train_to_folder(
         session.restore(run)
         resumed = f", from step {run.done} on" if run.done else ""
         log(f"{training!r} on {len(images[training.resolutions[0]])} images of {data}, one thread{resumed}")
-        run.complete(session.with_checkpointing(run, progress))
+        session.complete(run, progress)
         command = f"--steps {steps} --data {data} --resolutions {','.join(map(str, resolutions))} --seed {seed}"
         command += f" --encoder {encoder}" if encoder else ""
         with _writing_into(out) as folder:
             cast(Any, model).half().save_pretrained(folder)
             trained = AutoencoderWithDecoder(given, read_decoder(folder)) if given else load_autoencoder(folder)
-            quality = _validation_psnr(trained, data, list(images))
+            heldout = {side: load_dataset(data, split="val", resolution=side).pixels for side in images}
+            quality = {side: psnr(trained, pixels) for side, pixels in heldout.items()}
             (folder / "README.md").write_text(_card(trained, training, quality, command, session.seconds / 60))
     session.path.unlink(missing_ok=True)
     return quality
-
-
-def _session(
-    out: Path,
-    training: DecoderTrainingConfig,
-    digests: dict[int, str],
-    *,
-    minutes: float,
-    steps: int | None,
-    encoder: str | None,
-) -> CheckpointSession:
-    """Checkpointing under everything that the weights depend on, so that other arguments are not resumed."""
-    options: dict[str, JSON] = {
-        "--minutes": None if steps else minutes,
-        "--steps": steps,
-        "--resolutions": list(training.resolutions),
-        "--seed": training.seed,
-        "--data": {str(side): found for side, found in digests.items()},
-        "--encoder": digest(encoder) if encoder else None,
-        "settings": training.model_dump(mode="json"),
-        "torch": torch.__version__,
-    }
-    return CheckpointSession(out / CHECKPOINT, options)
-
-
-def _validation_psnr(autoencoder: Autoencoder, data: str, resolutions: list[int]) -> dict[int, Psnr]:
-    return {side: psnr(autoencoder, load_dataset(data, split="val", resolution=side).pixels) for side in resolutions}
 
 
 def steps_for(

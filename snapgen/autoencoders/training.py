@@ -17,16 +17,13 @@ from torch.nn import functional
 from snapgen import seeding
 from snapgen.autoencoders.autoencoder import Autoencoder, ConvAutoencoder
 from snapgen.autoencoders.perceptual import PerceptualLoss
+from snapgen.autoencoders.stepwise import StepwiseConfig, StepwiseTrainer
 from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
-from snapgen.config import Config
 from snapgen.data.pixels import INFERENCE_BATCH_SIZE, to_float
 from snapgen.errors import InputError
 from snapgen.io.cache import JSON
 from snapgen.optim import optimizers
 from snapgen.optim.ema import EMA
-from snapgen.optim.optimizers import OptimizerGroup
-from snapgen.optim.schedule import cosine_with_warmup
-from snapgen.progress import ProgressCallback, ignore_progress, step_message
 
 ImagesByResolution = Mapping[int, Tensor]
 """Images by resolution: uint8 (N, 3, resolution, resolution)."""
@@ -35,28 +32,18 @@ STATISTICS_IMAGES = 800
 """Images of each resolution from which the latents' statistics are computed: 51,200 latent positions at 32 px."""
 
 
-class DecoderTrainingConfig(Config):
+class DecoderTrainingConfig(StepwiseConfig):
     """Configuration of autoencoder or decoder training, on which the weights depend along with images and shape.
 
     The paper names the losses (MSE, LPIPS, adversarial) but not their weights. All values here are our choice.
     """
 
-    steps: int = Field(default=2500, ge=1)
-    """Optimizer steps."""
     batch_size: int = Field(default=32, ge=1)
     """Images per step at the lowest resolution; fewer at higher ones, so that all steps cost about the same."""
     resolutions: tuple[int, ...] = Field(default=(32, 32, 64), min_length=1)
     """Resolutions through which the steps cycle; one that is listed twice gets twice the steps."""
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon: Muon for the matrices inside the net and AdamW for everything else; adamw: AdamW for all."""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """Peak learning rate."""
-    weight_decay: float = Field(default=1e-2, ge=0)
-    """Decoupled weight decay."""
-    warmup_steps: int = Field(default=100, ge=0)
-    """Steps in which the learning rate rises to its peak."""
-    ema_sigma_rel: float = Field(default=0.03, gt=0, le=0.25)
-    """Width of the weights' average relative to the steps since averaging began (`snapgen.optim.ema.EMA`)."""
     latent_noise: float = Field(default=0.3, ge=0)
     """Largest standard deviation of the noise added to latents, since a diffusion model's latents are not exact."""
     coarse: float = Field(default=1, ge=0)
@@ -72,8 +59,6 @@ class DecoderTrainingConfig(Config):
     """Weight of the adversarial loss."""
     adversarial_share: float = Field(default=0.25, ge=0, le=1)
     """Final share of the steps, in which the encoder is frozen and the discriminator is used."""
-    seed: int = 0
-    """Seed of weights, batches and noise."""
 
 
 class LatentSpec(Protocol):
@@ -107,11 +92,8 @@ class PatchDiscriminator(nn.Sequential):
         )
 
 
-class DecoderTrainer:
-    """Step-by-step training on the device of ``model``.
-
-    The random numbers of a step depend only on its number. The same arguments, machine and number of threads therefore
-    give the same weights, however often the training is interrupted and resumed from its `state`.
+class DecoderTrainer(StepwiseTrainer):
+    """Training of an autoencoder or of a tiny decoder.
 
     Args:
         model: trained in place.
@@ -119,6 +101,8 @@ class DecoderTrainer:
         training: the configuration.
         encoder: frozen encoder whose latents a `TinyDecoder` learns to decode; None: the model is an autoencoder.
     """
+
+    net_key, seed_key = "model", ("autoencoder", "step")
 
     def __init__(
         self,
@@ -131,71 +115,34 @@ class DecoderTrainer:
         missing = set(training.resolutions) - set(images)
         assert not missing, f"no images of {missing}"
         self.model, self.images, self.training, self.encoder = model, images, training, encoder
-        self.done = 0
-        """Completed steps."""
         self.frozen_from = round(training.steps * (1 - training.adversarial_share))
         """First step, from 0, with a frozen encoder and the discriminator."""
         model.train().requires_grad_(True)
+        super().__init__(model, training, training.optimizer)
         self.device = next(model.parameters()).device
         self.decoder = model.decoder if isinstance(model, ConvAutoencoder) else model
-        self.ema, self.ema_from = EMA(model, training.ema_sigma_rel), 0
         self.perceptual = PerceptualLoss().to(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeding.derive_seed(training.seed, "autoencoder", "discriminator"))
             self.discriminator = PatchDiscriminator().to(self.device)
-        self.optimizer = OptimizerGroup(
-            model,
-            kind=training.optimizer,
-            learning_rate=training.learning_rate,
-            beta2=0.99,
-            weight_decay=training.weight_decay,
-            clip=1,
-        )
         self.discriminator_optimizer = torch.optim.AdamW(self.discriminator.parameters(), lr=1e-3, betas=(0.5, 0.99))
-
-    @property
-    def steps(self) -> int:
-        """Total number of steps."""
-        return self.training.steps
-
-    def complete(self, progress: ProgressCallback = ignore_progress) -> None:
-        """Run the remaining steps, calling ``progress`` after each, and `finish`."""
-        while self.done < self.steps:
-            losses = self.step()
-            progress(self.done / self.steps, step_message(self.done, self.steps, losses))
-        self.finish()
 
     def finish(self) -> None:
         """Load the averaged weights into the model and set an autoencoder's latent statistics."""
-        self.model.load_state_dict(self.ema.state())
+        super().finish()
         if self.frozen_from >= self.training.steps and isinstance(self.model, ConvAutoencoder):
             self.model.measure_latents(self._sample())
         self.model.eval()
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, JSON]]:
-        """State on which the next steps depend in addition to the arguments, for `snapgen.io.checkpoint`.
-
-        The tensors are not copied: save or copy them before the next step.
-        """
-        # The keys are those of existing checkpoint files.
-        groups = {
-            "model": dict(self.model.state_dict()),
-            "average": self.ema.state(),
-            "optimizer": self.optimizer.state(),
-            "discriminator": dict(self.discriminator.state_dict()),
-            "judge": optimizers.state_of(self.discriminator_optimizer),
-        }
-        return groups, {"step": self.done}
+        groups, metadata = super().state()
+        judge = optimizers.state_of(self.discriminator_optimizer)
+        return groups | {"discriminator": dict(self.discriminator.state_dict()), "judge": judge}, metadata
 
     def load(self, groups: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> None:
-        """Resume from the `state` of a trainer with the same arguments; call before the first step."""
-        assert self.done == 0
-        self.done = int(metadata["step"])
-        self.model.load_state_dict(groups["model"])
-        if self.done > self.frozen_from:
+        if int(metadata["step"]) > self.frozen_from:
             self._use_frozen_encoder()
-        self.ema.load(groups["average"])
-        self.optimizer.load(groups.get("optimizer", {}))
+        super().load(groups, metadata)
         self.discriminator.load_state_dict(groups["discriminator"])
         optimizers.load_state(self.discriminator_optimizer, groups.get("judge", {}))
 
@@ -203,9 +150,7 @@ class DecoderTrainer:
         """Update the model, and the discriminator once it is used; returns the losses, 0-dim, on the device."""
         if self.done == self.frozen_from:
             self._freeze_encoder()
-        random = torch.Generator().manual_seed(
-            seeding.derive_seed(self.training.seed, "autoencoder", "step", self.done)
-        )
+        random = self.generator()
         target = self._batch(random).to(self.device)
         latents = self._encode(target)
         std = torch.rand(len(latents), 1, 1, 1, generator=random) * self.training.latent_noise
@@ -219,13 +164,10 @@ class DecoderTrainer:
             losses["coarse"] = self.training.coarse * sum(coarse_losses.values(), torch.zeros(()))
         if self.done >= self.frozen_from and self.training.adversarial:
             losses["adversarial"] = -self.training.adversarial * self.discriminator(decoded).mean()
-        torch.autograd.backward(sum(losses.values(), torch.zeros(())))
-        self.optimizer.step(cosine_with_warmup(self.done, steps=self.training.steps, warmup=self.training.warmup_steps))
-        self.ema.update(self.done + 1 - self.ema_from)
+        losses = self.update(losses)
         if "adversarial" in losses:
-            losses["discriminator"] = self._discriminate(decoded.detach(), target)
-        self.done += 1
-        return {name: loss.detach() for name, loss in losses.items()}
+            losses["discriminator"] = self._discriminate(decoded.detach(), target).detach()
+        return losses
 
     def _encode(self, target: Tensor) -> Tensor:
         if self.encoder is None:

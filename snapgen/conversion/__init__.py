@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from snapgen.conversion.from_diffusers import Conversion, convert
+    from snapgen.conversion.from_diffusers import Conversion as Conversion, convert as convert
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["Conversion", "convert"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

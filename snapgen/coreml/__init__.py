@@ -5,20 +5,14 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from snapgen.coreml.compatibility import violations
-    from snapgen.coreml.convert import convert_decoder, convert_text, convert_unet
-    from snapgen.coreml.mil import read_program
-    from snapgen.coreml.package import PackageOptions
-    from snapgen.coreml.pipeline_export import export_pipeline
+    from snapgen.coreml.compatibility import violations as violations
+    from snapgen.coreml.convert import (
+        convert_decoder as convert_decoder,
+        convert_text as convert_text,
+        convert_unet as convert_unet,
+    )
+    from snapgen.coreml.mil import read_program as read_program
+    from snapgen.coreml.package import PackageOptions as PackageOptions
+    from snapgen.coreml.pipeline_export import export_pipeline as export_pipeline
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = [
-    "PackageOptions",
-    "convert_decoder",
-    "convert_text",
-    "convert_unet",
-    "export_pipeline",
-    "read_program",
-    "violations",
-]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -12,7 +12,7 @@ from snapgen.architecture.presets import TINY_DECODER
 from snapgen.conditioning.text_encoder import MINILM
 from snapgen.coreml import convert
 from snapgen.coreml.package import PackageOptions
-from snapgen.errors import InputError
+from snapgen.errors import InputError, os_errors
 
 if TYPE_CHECKING:
     from snapgen.autoencoders.tiny_decoder import TinyDecoder
@@ -90,12 +90,11 @@ def _place(package: Path, out: Path) -> None:
     """Copy the package out of the cache."""
     part = out.with_suffix(".part")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(package, part, dirs_exist_ok=True)
-        if out.exists():
-            shutil.rmtree(out)
-        part.rename(out)
-    except OSError as error:
-        raise InputError(out, (error.strerror or "cannot be written").lower(), "name another place") from None
+        with os_errors(out, "name another place"):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(package, part, dirs_exist_ok=True)
+            if out.exists():
+                shutil.rmtree(out)
+            part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from snapgen.conditioning import captions, text_encoder
 from snapgen.coreml import convert as coreml
 from snapgen.coreml.package import PackageOptions
-from snapgen.errors import InputError
+from snapgen.errors import InputError, os_errors
 from snapgen.io.atomic import atomic_folder
 from snapgen.pipeline.loading import load_pipeline, merged_folder
 from snapgen.pipeline.snapgen_pipeline import TEXT_ENCODERS, TOKENIZERS, SnapGenPipeline
@@ -55,11 +55,8 @@ def export_pipeline(
     """
     pipeline = load_pipeline(folder)
     latent = _latent(pipeline, latent_size)
-    with atomic_folder(out) as temporary:
-        try:
-            return _write_packages(pipeline, folder, temporary, latent, options, progress)
-        except OSError as error:
-            raise InputError(out, (error.strerror or "cannot be written").lower(), "name another folder") from None
+    with atomic_folder(out) as temporary, os_errors(out, "name another folder"):
+        return _write_packages(pipeline, folder, temporary, latent, options, progress)
 
 
 def _write_packages(

@@ -38,9 +38,11 @@ class TextEncoder(nn.Module):
     """
 
     def __init__(self, name: str, tokens: int, layer: text_encoder.Layer = "last") -> None:
+        import transformers
+
         super().__init__()
         self.layer = layer
-        _register()
+        transformers.AttentionInterface.register(ATTENTION, _attention)
         self.model, tokenizer = text_encoder.load_text_encoder(name)
         longest = text_encoder.max_length(self.model, tokenizer)
         if not 1 <= tokens <= longest:
@@ -125,9 +127,3 @@ def _attention(
         key, value = key.repeat_interleave(queries_per_key, 1), value.repeat_interleave(queries_per_key, 1)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
     return out.transpose(1, 2).contiguous(), None  # (B, heads, N, D) -> (B, N, heads, D)
-
-
-def _register() -> None:
-    import transformers
-
-    transformers.AttentionInterface.register(ATTENTION, _attention)

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from snapgen.data.dataset import ImageDataset, load_dataset
+    from snapgen.data.dataset import ImageDataset as ImageDataset, load_dataset as load_dataset
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["ImageDataset", "load_dataset"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -18,7 +18,7 @@ import torch
 
 from snapgen.data.decoding import FORMATS, decode
 from snapgen.data.sources import ImageFolder, RawSample, Split, WebDatasetShards
-from snapgen.errors import InputError
+from snapgen.errors import InputError, os_errors
 from snapgen.io import cache
 from snapgen.progress import ProgressLog
 
@@ -195,10 +195,8 @@ def _open_source(source: str, split: Split, resolution: int) -> ImageFolder | We
     if not source or "://" in source or source.startswith("pipe:") or "\0" in source:
         raise InputError(source or "data", "is not a path", "name a folder, a .tar file, or use 'emoji'")
     path = Path(source).expanduser()
-    try:
+    with os_errors(source, "name a readable folder", "cannot be read"):
         return _open_folder(path, split) if path.is_dir() else WebDatasetShards(_expand_shards(str(path)), split)
-    except OSError as error:
-        raise InputError(source, (error.strerror or "cannot be read").lower(), "name a readable folder") from None
 
 
 def _expand_shards(source: str) -> list[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from snapgen.errors import InputError
+from snapgen.errors import InputError, os_errors
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -17,12 +17,10 @@ def atomic_write_text(path: Path, text: str) -> None:
     Raises:
         InputError: if the file cannot be written.
     """
-    try:
+    with os_errors(path, "name a writable file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(path, (error.strerror or "cannot be written").lower(), "name a writable file") from None
 
 
 @contextmanager
@@ -47,11 +45,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(path, "already exists", "name a new folder")
-    try:
+    with os_errors(path, "name another folder"):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise InputError(path, (error.strerror or "cannot be written").lower(), "name another folder") from None
     try:
         yield temporary
         temporary.chmod(0o755)

@@ -55,7 +55,9 @@ def cached_tensors(
     cached = _read(path, text)
     if cached is not None:
         return cached
-    _check_cache_dir(cache_dir())
+    root = cache_dir()
+    if os.environ.get("ARCHSEARCH_CACHE") and root.exists() and not root.is_dir():
+        raise InputError(root, "is not a folder", "set ARCHSEARCH_CACHE to a folder", place="ARCHSEARCH_CACHE")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
     try:
         _write(path, tensors, text)
@@ -100,11 +102,6 @@ def _remove_stale(parent: Path) -> None:
                 temporary.unlink()
         except OSError:  # another worker removed it first
             continue
-
-
-def _check_cache_dir(root: Path) -> None:
-    if os.environ.get("ARCHSEARCH_CACHE") and root.exists() and not root.is_dir():
-        raise InputError(root, "is not a folder", "set ARCHSEARCH_CACHE to a folder", place="ARCHSEARCH_CACHE")
 
 
 @functools.cache

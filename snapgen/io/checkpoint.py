@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,10 +16,6 @@ from torch import Tensor
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.io.cache import JSON
-from snapgen.progress import ProgressCallback, ignore_progress
-
-CHECKPOINT_INTERVAL_SECONDS = 30.0
-"""Minimum time between two checkpoints of a `CheckpointSession`."""
 
 
 def save_checkpoint(path: Path, components: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, JSON]) -> None:
@@ -96,67 +91,3 @@ def set_rng_state(states: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
-
-
-class Resumable(Protocol):
-    """Training run whose state can be saved and loaded into another run with the same arguments."""
-
-    @property
-    def steps(self) -> int:
-        """Steps in all."""
-        ...
-
-    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, JSON]]:
-        """The components and the metadata for `save_checkpoint`."""
-        ...
-
-    def load(self, components: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any], /) -> None:
-        """Continue from a saved state."""
-        ...
-
-
-class CheckpointSession:
-    """Checkpointing of one command's training run, which is resumed only under the same options."""
-
-    def __init__(self, path: Path, options: Mapping[str, JSON]) -> None:
-        """Read the metadata of the checkpoint, if there is one.
-
-        Args:
-            path: the checkpoint file, which need not exist.
-            options: everything that was requested of the run; stored with the checkpoint and compared on resuming.
-
-        Raises:
-            InputError: if the checkpoint is damaged or belongs to a run with other options.
-        """
-        self.path, self._options = path, options
-        metadata = read_metadata(path) if path.is_file() else {}
-        self.steps: int | None = metadata.get("steps")
-        """Total number of training steps; None if there is no checkpoint."""
-        self.seconds: float = metadata.get("seconds", 0.0)
-        """Processor time of the training so far."""
-        stored = metadata.get("asked", {})
-        changed = next((key for key in options if metadata and stored.get(key) != options[key]), None)
-        if changed:
-            problem = f"belongs to a training run with a different {changed}"
-            raise InputError(path, problem, "repeat that run's options, choose another --out, or delete the file")
-
-    def restore(self, run: Resumable) -> None:
-        """Load the checkpoint into a run, if there is one."""
-        if self.steps is not None:
-            run.load(*load_checkpoint(self.path))
-
-    def with_checkpointing(self, run: Resumable, progress: ProgressCallback = ignore_progress) -> ProgressCallback:
-        """Wrap a progress callback so that it also writes a checkpoint every `CHECKPOINT_INTERVAL_SECONDS`."""
-        last_cpu_time, last_write = time.process_time(), time.monotonic()
-
-        def on_step(fraction: float, message: str = "") -> None:
-            nonlocal last_cpu_time, last_write
-            self.seconds, last_cpu_time = self.seconds + time.process_time() - last_cpu_time, time.process_time()
-            if time.monotonic() - last_write >= CHECKPOINT_INTERVAL_SECONDS:
-                components, metadata = run.state()
-                session: dict[str, JSON] = {"asked": self._options, "steps": run.steps, "seconds": self.seconds}
-                save_checkpoint(self.path, components, {**metadata, **session})
-                last_write = time.monotonic()
-            progress(fraction, message)
-
-        return on_step

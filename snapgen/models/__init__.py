@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from snapgen.models.subnetworks import blocks_disabled, edit_network, from_supernet
-    from snapgen.models.unet import UNet
+    from snapgen.models.subnetworks import (
+        blocks_disabled as blocks_disabled,
+        edit_network as edit_network,
+        from_supernet as from_supernet,
+    )
+    from snapgen.models.unet import UNet as UNet
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["UNet", "blocks_disabled", "edit_network", "from_supernet"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

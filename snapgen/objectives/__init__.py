@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from snapgen.objectives.build import build_objectives
-    from snapgen.objectives.teacher import Teacher, TeacherConfig, load_teacher
+    from snapgen.objectives.build import build_objectives as build_objectives
+    from snapgen.objectives.teacher import (
+        Teacher as Teacher,
+        TeacherConfig as TeacherConfig,
+        load_teacher as load_teacher,
+    )
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["Teacher", "TeacherConfig", "build_objectives", "load_teacher"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -15,8 +15,7 @@ from diffusers import SD3Transformer2DModel
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from snapgen import config as settings
-from snapgen import seeding
+from snapgen import config as settings, seeding
 from snapgen.config import Config
 from snapgen.diffusion import rectified_flow
 from snapgen.errors import InputError

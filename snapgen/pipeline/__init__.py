@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from snapgen.pipeline.loading import load_pipeline
-    from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
+    from snapgen.pipeline.loading import load_pipeline as load_pipeline
+    from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline as SnapGenPipeline
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["SnapGenPipeline", "load_pipeline"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

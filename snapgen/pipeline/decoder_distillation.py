@@ -7,10 +7,9 @@ more of the training is published; all settings are our choice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -18,27 +17,23 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from snapgen import devices, seeding
+from snapgen import devices
 from snapgen.autoencoders.pruned_decoder import SNAPFUSION_RATIO, PrunedAutoencoderKL, decode_image, prune_decoder
 from snapgen.autoencoders.psnr import Psnr, decoder_psnr
-from snapgen.config import Config
+from snapgen.autoencoders.stepwise import CheckpointSession, StepwiseConfig, StepwiseTrainer
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_folder
 from snapgen.io.cache import JSON
-from snapgen.io.checkpoint import CheckpointSession
 from snapgen.io.chunked import ChunkedTensor
-from snapgen.optim.ema import EMA
-from snapgen.optim.optimizers import OptimizerGroup
-from snapgen.optim.schedule import cosine_with_warmup
 from snapgen.pipeline import loading, synthetic_latents
 from snapgen.pipeline.synthetic_latents import SamplingConfig
-from snapgen.progress import ProgressCallback, ignore_progress, silence_libraries, step_message
+from snapgen.progress import ProgressCallback, ignore_progress, silence_libraries
 
 MAX_HELDOUT = 64
 """Held-out latents on which the decoders are compared, at most; they are the last ones and at most a tenth of all."""
 
 
-class DecoderDistillationConfig(Config):
+class DecoderDistillationConfig(StepwiseConfig):
     """Configuration of decoder distillation; together with the latents and the full decoder it fixes the weights."""
 
     prune_ratio: float = SNAPFUSION_RATIO
@@ -49,21 +44,10 @@ class DecoderDistillationConfig(Config):
     """Latents per step."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate."""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay."""
-    warmup_steps: int = Field(default=100, ge=0)
-    """Steps in which the learning rate rises to its peak."""
-    ema_sigma_rel: float = Field(default=0.03, gt=0, le=0.25)
-    """Width of the weights' average, relative to the steps so far (`snapgen.optim.ema.EMA`)."""
-    seed: int = Field(default=0, ge=0, lt=1 << 63)
-    """Seed of the order of the latents."""
 
 
-class DecoderDistiller:
-    """Step-by-step distillation on the device of ``model``.
-
-    The random numbers of a step depend only on its number. The same arguments, machine and number of threads therefore
-    give the same weights, however often the training is interrupted and resumed.
+class DecoderDistiller(StepwiseTrainer):
+    """Distillation of a pruned decoder.
 
     Args:
         model: its decoder is trained in place; its encoder and ``post_quant_conv`` do not change.
@@ -72,6 +56,8 @@ class DecoderDistiller:
         training: the configuration.
         count: number of latents to train on, from the first; None: all.
     """
+
+    net_key, seed_key = "decoder", ("decoder distillation",)
 
     def __init__(
         self,
@@ -83,67 +69,23 @@ class DecoderDistiller:
     ) -> None:
         self.model, self.reference, self.latents, self.training = model, reference, latents, training
         self.count = len(latents) if count is None else count
-        self.done = 0
-        """Completed steps."""
         reference.eval().requires_grad_(False)
         model.train().requires_grad_(False)
         model.decoder.requires_grad_(True)
-        self.ema = EMA(model.decoder, training.ema_sigma_rel)
-        self.optimizer = OptimizerGroup(
-            model.decoder,
-            kind="adamw",
-            learning_rate=training.learning_rate,
-            beta2=0.99,
-            weight_decay=training.weight_decay,
-            clip=1,
-        )
+        super().__init__(model.decoder, training, "adamw")
 
-    @property
-    def steps(self) -> int:
-        """Total number of steps."""
-        return self.training.steps
-
-    def complete(self, progress: ProgressCallback = ignore_progress) -> None:
-        """Run the remaining steps, calling ``progress`` after each, and load the averaged weights into the model."""
-        while self.done < self.steps:
-            losses = self.step()
-            progress(self.done / self.steps, step_message(self.done, self.steps, losses))
-        self.model.decoder.load_state_dict(self.ema.state())
+    def finish(self) -> None:
+        """Load the averaged weights into the model."""
+        super().finish()
         self.model.eval().requires_grad_(False)
 
     def step(self) -> dict[str, Tensor]:
         """Update the decoder once; returns the loss, 0-dim, on the device."""
-        random = torch.Generator().manual_seed(
-            seeding.derive_seed(self.training.seed, "decoder distillation", self.done)
-        )
-        indices = torch.randint(self.count, (self.training.batch_size,), generator=random)
+        indices = torch.randint(self.count, (self.training.batch_size,), generator=self.generator())
         latents = self.latents[indices].to(self.model.device, torch.float32)
         with torch.no_grad():
             target = decode_image(self.reference, latents)
-        loss = functional.mse_loss(decode_image(self.model, latents), target)
-        torch.autograd.backward(loss)
-        self.optimizer.step(cosine_with_warmup(self.done, steps=self.training.steps, warmup=self.training.warmup_steps))
-        self.done += 1
-        self.ema.update(self.done)
-        return {"mse": loss.detach()}
-
-    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, JSON]]:
-        """State on which the next steps depend in addition to the arguments; the tensors are not copied."""
-        # The keys are those of existing checkpoint files.
-        groups = {
-            "decoder": dict(self.model.decoder.state_dict()),
-            "average": self.ema.state(),
-            "optimizer": self.optimizer.state(),
-        }
-        return groups, {"step": self.done}
-
-    def load(self, groups: Mapping[str, Mapping[str, Tensor]], metadata: Mapping[str, Any]) -> None:
-        """Resume from the `state` of a distiller with the same arguments; call before the first step."""
-        assert self.done == 0
-        self.done = int(metadata["step"])
-        self.model.decoder.load_state_dict(groups["decoder"])
-        self.ema.load(groups["average"])
-        self.optimizer.load(groups.get("optimizer", {}))
+        return self.update({"mse": functional.mse_loss(decode_image(self.model, latents), target)})
 
 
 @dataclass(frozen=True)
@@ -202,7 +144,7 @@ def distill(
     untrained = _psnr_against(reference, pruned, heldout)
     distiller = DecoderDistiller(pruned, reference, latents, training, count)
     checkpoint.restore(distiller)
-    distiller.complete(checkpoint.with_checkpointing(distiller, progress))
+    checkpoint.complete(distiller, progress)
     if not all(bool(parameter.isfinite().all()) for parameter in pruned.parameters()):
         raise InputError("training", "ends with weights that are not finite", "lower the learning rate")
     result = DecoderDistillationResult(

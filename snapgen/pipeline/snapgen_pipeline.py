@@ -21,12 +21,10 @@ from torch import Tensor
 
 from snapgen.autoencoders.autoencoder import Autoencoder, AutoencoderWithDecoder, ConvAutoencoder, KLAutoencoder
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
-from snapgen.conditioning import captions as conditioning
-from snapgen.conditioning import text_encoder as text
+from snapgen.conditioning import captions as conditioning, text_encoder as text
 from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.diffusion import rectified_flow
-from snapgen.diffusion.process import PREDICTION_TYPES, NoiseProcess, PredictionType
-from snapgen.diffusion.process import make_process as process_of
+from snapgen.diffusion.process import PREDICTION_TYPES, NoiseProcess, PredictionType, make_process as process_of
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 

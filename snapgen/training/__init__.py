@@ -5,23 +5,13 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from snapgen.training.loop import StepStats, Trainer
+    from snapgen.training.loop import StepStats as StepStats, Trainer as Trainer
     from snapgen.training.stages import (
-        AdversarialDistillationStage,
-        AnyStage,
-        DecoderStage,
-        FlowMatchingStage,
-        ProgressiveDistillationStage,
+        AdversarialDistillationStage as AdversarialDistillationStage,
+        AnyStage as AnyStage,
+        DecoderStage as DecoderStage,
+        FlowMatchingStage as FlowMatchingStage,
+        ProgressiveDistillationStage as ProgressiveDistillationStage,
     )
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = [
-    "AdversarialDistillationStage",
-    "AnyStage",
-    "DecoderStage",
-    "FlowMatchingStage",
-    "ProgressiveDistillationStage",
-    "StepStats",
-    "Trainer",
-]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

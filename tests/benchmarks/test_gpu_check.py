@@ -13,8 +13,7 @@ import torch
 
 from archsearch.studies.config.study import load_config
 from benchmarks.gpu_check import __main__, kinds, nets, reference, runner, steps, suite, system_info, wheels
-from benchmarks.gpu_check.child import main as child
-from benchmarks.gpu_check.child import missing
+from benchmarks.gpu_check.child import main as child, missing
 from benchmarks.gpu_check.page import MARKDOWN, RAW, Page
 from benchmarks.gpu_check.parts import PARTS, TOTAL, Part
 from benchmarks.gpu_check.runner import Ending

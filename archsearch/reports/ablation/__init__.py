@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from archsearch.reports.ablation.report import write_ablation
+    from archsearch.reports.ablation.report import write_ablation as write_ablation
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["write_ablation"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

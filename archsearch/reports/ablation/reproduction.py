@@ -16,18 +16,14 @@ _COUNTED: Mapping[Quantity, str] = {"params": "params", "macs": "MACs"}
 
 def sentences(ablation: Ablation) -> list[str]:
     """One sentence per kind of number on whether it reproduces the published one; the main result first."""
-    lines = [_unfinished(ablation)] if any(r.score is None for r in ablation.results) else []
+    missing = [f"{r.planned.name} ({r.error})" for r in ablation.results if r.score is None]
+    lines = [f"Not finished: {', '.join(missing)}."] if missing else []
     counted = [_counted(ablation, name) for name in _COUNTED]
     of_another_size = ablation.ablation.published_from is not None
     others = [_latency(ablation), _quality(ablation)]
     # The counts can only be reproduced at the published size; at another size, quality is the main result.
     lines += [*reversed(others), *counted] if of_another_size else [*counted, *others]
     return [line for line in lines if line]
-
-
-def _unfinished(ablation: Ablation) -> str:
-    missing = [f"{r.planned.name} ({r.error})" for r in ablation.results if r.score is None]
-    return f"Not finished: {', '.join(missing)}."
 
 
 def _counted(ablation: Ablation, name: Quantity) -> str:

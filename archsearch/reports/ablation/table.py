@@ -50,7 +50,8 @@ def _line(ablation: Ablation, r: RowResult) -> list[str]:
     for name in COSTS:
         cells += [_cost(r, name), _percent(r.changes.get(name))]
         if _published(ablation, r.planned.group, name):
-            cells += [_published_change(r, name), _difference_from_published(r, name)]
+            points = r.apart(name)
+            cells += [_published_change(r, name), MISSING if points is None else _signed(points, 1)]
     for metric in ablation.metrics:
         estimate, effect = r.quality.get(metric), r.effects.get(metric)
         cells += [formatting.format_interval(estimate) if estimate else r.error or MISSING]
@@ -94,11 +95,6 @@ def _published_change(r: RowResult, name: Quantity) -> str:
         return f"{published.value:g}" if published.value is not None else published.quote
     value = "" if published.value is None else f"{_signed(published.value, 0)} %"
     return f"{published.quote} ({value})" if published.quote and value else published.quote or value
-
-
-def _difference_from_published(r: RowResult, name: Quantity) -> str:
-    points = r.apart(name)
-    return MISSING if points is None else _signed(points, 1)
 
 
 def sum_lines(ablation: Ablation) -> tuple[list[str], list[list[str]]]:

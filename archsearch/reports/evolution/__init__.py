@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from archsearch.reports.evolution.data import Evolution, load_evolution
+    from archsearch.reports.evolution.data import Evolution as Evolution, load_evolution as load_evolution
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["Evolution", "load_evolution"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -11,7 +11,7 @@ import numpy as np
 from archsearch.reports.evolution.data import Evolution, RoundResult, lineage
 from archsearch.reports.evolution.tables import PHASES
 from archsearch.reports.rendering import formatting, plotting
-from archsearch.reports.rendering.plotting import Figure, markers
+from archsearch.reports.rendering.plotting import Figure, markers, scatter
 from archsearch.reports.study.data import StudyData, title
 from archsearch.score import LatencyRecord
 from archsearch.stats.estimate import Estimate
@@ -33,7 +33,8 @@ def importance_map(evolution: Evolution) -> Figure:
     """
     blocks = _all_blocks(evolution)
     by_round = [{i.block: i for i in r.round.worths} for r in evolution.rounds]
-    scale = _scale([i.value for importances in by_round for i in importances.values()])
+    values = [abs(i.value) for importances in by_round for i in importances.values()]
+    scale = float(np.median([v for v in values if math.isfinite(v) and v] or [1.0]))
     colors = [[_color(importances.get(block.name), scale) for importances in by_round] for block in blocks]
     marks = [[_mark(evolution, block, result) for result in evolution.rounds] for block in blocks]
     hovers = [
@@ -69,16 +70,14 @@ def importance_map(evolution: Evolution) -> Figure:
         for j, result in enumerate(evolution.rounds)
         if block in result.blocks and colors[i][j] is None
     ]
-    dots = {
-        "type": "scatter",
-        "mode": "text",
-        "x": [rounds[j] for _, j in without_importance],
-        "y": [i for i, _ in without_importance],
-        "text": [marks[i][j] or "·" for i, j in without_importance],
-        "hovertext": [hovers[i][j] for i, j in without_importance],
-        "hoverinfo": "text",
-        "textfont": {"size": 18, "color": "var(--muted)"},
-    }
+    dots = scatter(
+        [(rounds[j], i) for i, j in without_importance],
+        "text",
+        text=[marks[i][j] or "·" for i, j in without_importance],
+        hovertext=[hovers[i][j] for i, j in without_importance],
+        hoverinfo="text",
+        textfont={"size": 18, "color": "var(--muted)"},
+    )
     return {"data": [heat, dots], "layout": _map_layout(blocks, rounds)}
 
 
@@ -123,11 +122,6 @@ def _all_blocks(evolution: Evolution) -> list[BlockRef]:
 
 def _row_label(block: BlockRef) -> str:
     return f"{SHORT[block.kind]} {block.layer}" + (f", no. {block.index + 1}" if block.index else "")
-
-
-def _scale(values: Sequence[float]) -> float:
-    magnitudes = [abs(v) for v in values if math.isfinite(v) and v]
-    return float(np.median(magnitudes)) if magnitudes else 1.0
 
 
 def _color(importance: BlockImportance | None, scale: float) -> float | None:
@@ -193,17 +187,7 @@ def path_chart(evolution: Evolution, metric: str, other: StudyData | None = None
     for edge in edges:
         line += [(latency.median_ms, q.value) for _, latency, q in (points[r.round.number] for r in edge)]
         line.append((None, None))  # plotly breaks a line at missing values
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": [x for x, _ in line],
-            "y": [y for _, y in line],
-            "line": {"width": 1.5, "color": "var(--front)"},
-            "opacity": 0.6,
-            "hoverinfo": "skip",
-        }
-    )
+    data.append(scatter(line, "lines", line={"width": 1.5, "color": "var(--front)"}, opacity=0.6, hoverinfo="skip"))
     for phase, symbol in SYMBOLS.items():
         in_phase = [point for point in points.values() if point[0].round.phase == phase]
         if in_phase:
@@ -277,11 +261,8 @@ def _target(evolution: Evolution) -> tuple[list[Figure], list[Figure]]:
         "yanchor": "top",
         "xshift": 4,
     }
-    note |= {
-        "text": f"target {settings.target_ms:.3g} ms",
-        "showarrow": False,
-        "font": {"size": 12, "color": "var(--knee)"},
-    }
+    note |= {"text": f"target {settings.target_ms:.3g} ms", "showarrow": False}
+    note["font"] = {"size": 12, "color": "var(--knee)"}
     return [band | full_height, line | full_height], [note]
 
 
@@ -294,23 +275,13 @@ def _other_study(study: StudyData, metric: str) -> list[Figure]:
         if (x := study.value_of(c, "latency_ms")) and (y := study.value_of(c, metric)) and y.value < 1e5
     ]
     on_front = front([(x, y) for _, x, y in points])
+    hovers = [
+        f"<b>{html.escape(f'{study.name}, {title(c)}')}</b><br>{formatting.number(x)} ms, {formatting.number(y)}"
+        for c, x, y in points
+    ]
+    colors = ["var(--knee)" if (x, y) in on_front else "var(--dominated)" for _, x, y in points]
+    marker = {"symbol": "circle", "size": 7, "color": colors}
     return [
         plotting.front_line(on_front, "var(--knee)", opacity=0.7),
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": [x for _, x, _ in points],
-            "y": [y for _, _, y in points],
-            "hovertext": [
-                f"<b>{html.escape(f'{study.name}, {title(c)}')}</b><br>"
-                f"{formatting.number(x)} ms, {formatting.number(y)}"
-                for c, x, y in points
-            ],
-            "hoverinfo": "text",
-            "marker": {
-                "symbol": "circle",
-                "size": 7,
-                "color": ["var(--knee)" if (x, y) in on_front else "var(--dominated)" for _, x, y in points],
-            },
-        },
+        scatter([(x, y) for _, x, y in points], hovertext=hovers, hoverinfo="text", marker=marker),
     ]

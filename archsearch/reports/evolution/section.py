@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archsearch.reports.evolution import baseline
-from archsearch.reports.evolution import tables as tables_
+from archsearch.reports.evolution import baseline, tables as tables_
 from archsearch.reports.evolution.baseline import BaselineComparison
 from archsearch.reports.evolution.charts import importance_map, path_chart
 from archsearch.reports.evolution.data import Evolution

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from archsearch.stats.estimate import Estimate
@@ -11,30 +11,22 @@ Figure = dict[str, Any]
 """``data`` and ``layout`` of a plotly.js figure."""
 
 
+def scatter(points: Iterable[tuple[Any, ...]], mode: str = "markers", **settings: Any) -> Figure:
+    """Trace of points (x, y)."""
+    points = list(points)
+    return {"type": "scatter", "mode": mode, "x": [p[0] for p in points], "y": [p[1] for p in points], **settings}
+
+
 def front_line(points: Sequence[tuple[float, ...]], color: str, *, opacity: float) -> Figure:
     """Trace of a Pareto front as a staircase: the edge of the region that its points dominate."""
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [p[0] for p in points],
-        "y": [p[1] for p in points],
-        "line": {"shape": "hv", "width": 1.5, "color": color},
-        "opacity": opacity,
-        "hoverinfo": "skip",
-    }
+    line = {"shape": "hv", "width": 1.5, "color": color}
+    return scatter(points, "lines", line=line, opacity=opacity, hoverinfo="skip")
 
 
 def markers(x: Sequence[Estimate], y: Sequence[Estimate], color: str = "var(--dominated)") -> Figure:
     """Trace of points with error bars in ``color``."""
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [i.value for i in x],
-        "y": [i.value for i in y],
-        "error_x": _error_bars(x, color),
-        "error_y": _error_bars(y, color),
-        "hoverinfo": "text",
-    }
+    points = [(a.value, b.value) for a, b in zip(x, y, strict=True)]
+    return scatter(points, error_x=_error_bars(x, color), error_y=_error_bars(y, color), hoverinfo="text")
 
 
 def _error_bars(intervals: Sequence[Estimate], color: str) -> Figure:
@@ -52,13 +44,7 @@ def _error_bars(intervals: Sequence[Estimate], color: str) -> Figure:
 
 def base_layout(x: str, y: str) -> Figure:
     """Layout shared by all charts: no box, few grid lines, the page's font and colors."""
-    axis = {
-        "gridcolor": "var(--grid)",
-        "zeroline": False,
-        "linecolor": "var(--line)",
-        "ticks": "",
-        "nticks": 6,
-    }
+    axis = {"gridcolor": "var(--grid)", "zeroline": False, "linecolor": "var(--line)", "ticks": "", "nticks": 6}
     return {
         "xaxis": {**axis, "title": {"text": x, "standoff": 10}, "showgrid": False, "showline": True},
         "yaxis": {**axis, "title": {"text": y, "standoff": 10}},

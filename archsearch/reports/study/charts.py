@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from archsearch.reports.rendering import formatting
-from archsearch.reports.rendering.plotting import Figure, base_layout, front_line, markers
+from archsearch.reports.rendering.plotting import Figure, base_layout, front_line, markers, scatter
 from archsearch.reports.study.data import StudyData, diverged, title
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
@@ -98,29 +98,16 @@ def _staircase(study: StudyData, scored: Sequence[Candidate], y: str, x: str) ->
 def _ring(study: StudyData, y: str, x: str) -> Figure:
     """Ring around the recommended candidate; the page's script draws another one around the selected candidate."""
     best_x, best_y = study.value_of(study.best, x), study.value_of(study.best, y)
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": "recommended",
-        "x": [best_x.value] if best_x else [],
-        "y": [best_y.value] if best_y else [],
-        "marker": {"symbol": "circle-open", "size": 22, "color": "var(--knee)", "line": {"width": 2.5}},
-        "hoverinfo": "skip",
-    }
+    points = [(best_x.value, best_y.value)] if best_x and best_y else []
+    marker = {"symbol": "circle-open", "size": 22, "color": "var(--knee)", "line": {"width": 2.5}}
+    return scatter(points, name="recommended", marker=marker, hoverinfo="skip")
 
 
 def _strip(study: StudyData, group: Sequence[Candidate], x: str) -> Figure:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": "infeasible",
-        "x": [i.value for c in group if (i := study.value_of(c, x))],
-        "y": [-0.4 for _ in group],
-        "yaxis": "y2",
-        "customdata": [c.number for c in group],
-        "marker": {"symbol": "circle-open", "size": 8, "color": "var(--dominated)", "line": {"width": 1.5}},
-        "hoverinfo": "text",
-    }
+    points = [(i.value, -0.4) for c in group if (i := study.value_of(c, x))]
+    marker = {"symbol": "circle-open", "size": 8, "color": "var(--dominated)", "line": {"width": 1.5}}
+    numbers = [c.number for c in group]
+    return scatter(points, name="infeasible", yaxis="y2", customdata=numbers, marker=marker, hoverinfo="text")
 
 
 def _constraint(study: StudyData, x: str, *, log: bool) -> tuple[list[Figure], list[Figure]]:
@@ -153,16 +140,8 @@ def _names(study: StudyData, y: str, x: str, *, log: bool) -> list[Figure]:
 
 
 def _note(text: str, *, x: float, y: float) -> Figure:
-    return {
-        "text": text,
-        "x": x,
-        "y": y,
-        "xref": "paper",
-        "yref": "paper",
-        "xanchor": "left",
-        "showarrow": False,
-        "font": {"size": 12, "color": "var(--muted)"},
-    }
+    place = {"x": x, "y": y, "xref": "paper", "yref": "paper", "xanchor": "left", "showarrow": False}
+    return {"text": text, **place, "font": {"size": 12, "color": "var(--muted)"}}
 
 
 def hypervolume_chart(study: StudyData) -> Figure:
@@ -170,19 +149,15 @@ def hypervolume_chart(study: StudyData) -> Figure:
     scored = [c for c in study.scored if not diverged(c)]
     points = [tuple(i.value for n in study.objectives if (i := study.value_of(c, n))) for c in scored]
     dominated = hypervolume_history(points)
-    data = {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "x": list(range(1, len(dominated) + 1)),
-        "y": [100 * share for share in dominated],
-        "customdata": [c.number for c in scored],
-        "line": {"shape": "hv", "width": 2, "color": "var(--front)"},
-        "marker": {
-            "size": [8 if i == 0 or share > dominated[i - 1] else 0 for i, share in enumerate(dominated)],
-            "color": "var(--front)",
-        },
-        "hovertemplate": "after %{x} scored: %{y:.1f} %<extra></extra>",
-    }
+    sizes = [8 if i == 0 or share > dominated[i - 1] else 0 for i, share in enumerate(dominated)]
+    data = scatter(
+        [(i, 100 * share) for i, share in enumerate(dominated, start=1)],
+        "lines+markers",
+        customdata=[c.number for c in scored],
+        line={"shape": "hv", "width": 2, "color": "var(--front)"},
+        marker={"size": sizes, "color": "var(--front)"},
+        hovertemplate="after %{x} scored: %{y:.1f} %<extra></extra>",
+    )
     layout = base_layout("Candidates scored", "Hypervolume")
     layout["xaxis"]["range"] = [0.5, len(dominated) + 0.5]
     layout["yaxis"] |= {"ticksuffix": " %", "range": [0, 105]}
@@ -193,23 +168,11 @@ def seeds_chart(study: StudyData, scored: Sequence[tuple[Candidate, Estimate]]) 
     """Scatter chart of one metric for the first two seeds of every candidate, and the diagonal of perfect agreement."""
     pairs = [(c, e.by_seed[:2]) for c, e in scored if len(e.by_seed) > 1]
     ends = [f(value for _, pair in pairs for value in pair) for f in (min, max)]
-    line = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": ends,
-        "y": ends,
-        "line": {"width": 1, "dash": "dot", "color": "var(--muted)"},
-        "hoverinfo": "skip",
-    }
-    dots = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [pair[0] for _, pair in pairs],
-        "y": [pair[1] for _, pair in pairs],
-        "customdata": [c.number for c, _ in pairs],
-        "marker": {"size": 8, "color": "var(--front)", "line": {"width": 1, "color": "var(--surface)"}},
-        "hoverinfo": "text",
-    }
+    dotted = {"width": 1, "dash": "dot", "color": "var(--muted)"}
+    line = scatter([(end, end) for end in ends], "lines", line=dotted, hoverinfo="skip")
+    marker = {"size": 8, "color": "var(--front)", "line": {"width": 1, "color": "var(--surface)"}}
+    numbers = [c.number for c, _ in pairs]
+    dots = scatter([pair for _, pair in pairs], customdata=numbers, marker=marker, hoverinfo="text")
     seeds = study.seeds
     layout = base_layout(f"seed {seeds[0]}", f"seed {seeds[1]}")
     return {"data": [line, dots], "layout": layout}

@@ -28,15 +28,10 @@ def headline(study: StudyData) -> str:
     space = study.attrs["space"]
     size = math.prod(len(f.choices) for f in study.factors)
     objectives = " and ".join(study.label(name) for name in study.objectives)
-    return (
-        f"Space {space['name']}: {len(study.factors)} knobs, {size:,} combinations. "
-        f"Minimized: {objectives}{_latency_devices(study)}."
-    )
-
-
-def _latency_devices(study: StudyData) -> str:
     records = {c.score.latency.device: c.score.latency.source for c in study.scored if c.score.latency}
-    return " (" + ", ".join(f"{source} on {device}" for device, source in records.items()) + ")" if records else ""
+    devices = f" ({', '.join(f'{source} on {device}' for device, source in records.items())})" if records else ""
+    knobs = f"{len(study.factors)} knobs, {size:,} combinations"
+    return f"Space {space['name']}: {knobs}. Minimized: {objectives}{devices}."
 
 
 def tiles(study: StudyData) -> list[tuple[str, str]]:
@@ -208,10 +203,11 @@ def agreement_row(study: StudyData, name: str, agreement: Agreement) -> dict[str
 def sources(study: StudyData) -> list[tuple[str, str]]:
     """How each number of the score was obtained, as pairs of its name and a description."""
     seeds = len(study.seeds)
+    protocol_hash = next((c.score.quality.protocol_hash for c in study.trained if c.score.quality), "")
     rows = []
     for name in study.measures:
         if name in QUALITY_METRICS:
-            how = f"measured: mean of {seeds} short training runs under protocol {_protocol_hash(study)}, 95 % interval"
+            how = f"measured: mean of {seeds} short training runs under protocol {protocol_hash}, 95 % interval"
             how += " from the spread of seeds pooled over the study" if seeds > 1 else ""
             rows.append((study.label(name), how))
         elif name != "latency_ms":
@@ -224,7 +220,3 @@ def sources(study: StudyData) -> list[tuple[str, str]]:
         how = f"{source} on {device} ({units}), {chip}, {threads} thread(s), {runtime}: {count} candidates, "
         rows.append((study.label("latency_ms"), how + f"median and quartiles of {span} runs each"))
     return rows
-
-
-def _protocol_hash(study: StudyData) -> str:
-    return next((c.score.quality.protocol_hash for c in study.trained if c.score.quality), "")

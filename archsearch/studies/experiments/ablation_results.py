@@ -147,18 +147,14 @@ def load_results(study: Study) -> Ablation:
             error = candidate.error or candidate.state if candidate else "not started"
             results.append(RowResult(row, error=error))
         else:
-            record = attrs.get("latencies", {}).get(row.architecture.id)
-            results.append(RowResult(row, _with_latency(candidate.score, record), trial=candidate.number))
+            record = attrs.get("latencies", {}).get(row.architecture.id)  # measured repeatedly
+            changes = {"latency": LatencyRecord.model_validate(record)} if record else {}
+            results.append(RowResult(row, candidate.score.model_copy(update=changes), trial=candidate.number))
     pools = {name: _pool(results, name) for name in QUALITY_METRICS}
     results = _with_comparisons(results, pools)
     return Ablation(
         study.study_name, settings, attrs, tuple(results), tuple(_additivity_checks(settings.ablation, results, pools))
     )
-
-
-def _with_latency(score: Score, record: Mapping[str, Any] | None) -> Score:
-    """The score with the repeatedly measured latency record of the row, if there is one."""
-    return score.model_copy(update={"latency": LatencyRecord.model_validate(record)}) if record else score
 
 
 def _with_comparisons(results: Sequence[RowResult], pools: Mapping[str, EstimatesById]) -> list[RowResult]:

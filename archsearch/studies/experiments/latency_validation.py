@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,17 +111,10 @@ def validate_model(
     covered = [low <= time <= high for time, (_, (low, high), *_) in zip(times, predictions, strict=True)]
     rows = [_row("this model", times, [p.ms for p in predictions], coverage=float(np.mean(covered)))]
     amounts = [baseline_amounts(steps) for steps in passes]
-    baselines = _baseline_predictions(model.baselines, amounts)
-    rows += [_row(f"{name} alone", times, predicted) for name, predicted in baselines.items()]
+    for name, (offset, slope) in model.baselines.items():
+        rows.append(_row(f"{name} alone", times, [offset + slope * amount[name] for amount in amounts]))
     interval = float(np.median([p.interval_ms[1] / p.ms for p in predictions])) - 1
     return ValidationReport(len(heldout), len(records) - len(heldout), interval, tuple(rows))
-
-
-def _baseline_predictions(
-    baselines: Mapping[str, tuple[float, float]], amounts: Sequence[Mapping[str, float]]
-) -> dict[str, list[float]]:
-    """Milliseconds predicted by each baseline, a line through (amount, latency): offset + slope × amount."""
-    return {name: [offset + slope * amount[name] for amount in amounts] for name, (offset, slope) in baselines.items()}
 
 
 def _row(

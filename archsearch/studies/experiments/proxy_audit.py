@@ -93,7 +93,9 @@ def audit(
     scratch_steps = None if settings.supernet_audit is None else _equal_compute_steps(settings, short)
     short = _spread(short, candidates or len(short))
     studies = [_long_study(settings, short, factor)]
-    studies += [] if scratch_steps is None else [_scratch_study(settings, short, scratch_steps)]
+    if scratch_steps is not None:  # the short runs from new weights, with the same seeds
+        name = f"{settings.name}-audit-scratch-{scratch_steps}"
+        studies.append(_derived_study(settings, short, name, {"steps": scratch_steps}))
     groups = [short]  # short, long and scratch runs of the same architectures, in the same order
     for study in studies:
         done = {c.architecture.id: c for c in eligible(load_candidates(search(study, quiet=quiet, scorer=scorer)))}
@@ -119,11 +121,6 @@ def _long_study(settings: StudyConfig, short: Sequence[Candidate], factor: int) 
     return _derived_study(
         settings, short, f"{settings.name}-audit-{factor}x", {"steps": steps * factor, "train_seeds": seeds}
     )
-
-
-def _scratch_study(settings: StudyConfig, short: Sequence[Candidate], steps: int) -> StudyConfig:
-    """Study of the short runs from new weights, with the same seeds."""
-    return _derived_study(settings, short, f"{settings.name}-audit-scratch-{steps}", {"steps": steps})
 
 
 def _derived_study(

@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from archsearch.studies.remote.client import RemoteLatency
-    from archsearch.studies.remote.server import serve
+    from archsearch.studies.remote.client import RemoteLatency as RemoteLatency
+    from archsearch.studies.remote.server import serve as serve
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["RemoteLatency", "serve"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from archsearch.studies.search.candidates import Recommendation, best, load_candidates
-    from archsearch.studies.search.run import search
-    from archsearch.studies.search.scorer import ArchsearchScorer, Scorer
-    from archsearch.studies.storage.record import Candidate
+    from archsearch.studies.search.candidates import (
+        Recommendation as Recommendation,
+        best as best,
+        load_candidates as load_candidates,
+    )
+    from archsearch.studies.search.run import search as search
+    from archsearch.studies.search.scorer import ArchsearchScorer as ArchsearchScorer, Scorer as Scorer
+    from archsearch.studies.storage.record import Candidate as Candidate
 else:
-    __getattr__, __dir__ = lazy_exports(__name__)
-
-__all__ = ["ArchsearchScorer", "Candidate", "Recommendation", "Scorer", "best", "load_candidates", "search"]
+    __all__, __getattr__, __dir__ = lazy_exports(__name__)

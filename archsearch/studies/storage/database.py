@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.library import RUNS, shipped
 from archsearch.protocol import ResolvedProtocol
 from archsearch.studies.config.study import StudyConfig, load_config
-from snapgen.errors import InputError
+from snapgen.errors import InputError, os_errors
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -105,14 +105,12 @@ def _check_file(database: str | None, source: str, remedy: str, *, create: bool)
     if not database or database == ":memory:":
         raise InputError(source, "a study in memory cannot be resumed", remedy, place="storage")
     path = Path(database)
-    try:
+    with os_errors(path, "name a writable file", "cannot be created"):
         if path.is_dir():
             raise InputError(path, "is a folder", f"name a file in it, e.g. {path / 'study.db'}")
         if not path.exists() and not create:
             raise InputError(path, "does not exist: the study has not begun", "run archsearch search first")
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(path, (error.strerror or "cannot be created").lower(), "name a writable file") from None
 
 
 @contextlib.contextmanager
@@ -264,11 +262,8 @@ def artifact_store(study: Study) -> FileSystemArtifactStore:
     from optuna.artifacts import FileSystemArtifactStore
 
     folder = Path(study.user_attrs["artifacts"])
-    try:
+    with os_errors(folder, "set artifacts to a writable folder", "cannot be created"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = (error.strerror or "cannot be created").lower()
-        raise InputError(folder, problem, "set artifacts to a writable folder") from None
     return FileSystemArtifactStore(folder)
 
 

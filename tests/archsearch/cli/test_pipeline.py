@@ -16,8 +16,7 @@ from PIL import Image
 from archsearch import cli
 from snapgen.autoencoders import autoencoder
 from snapgen.conditioning.captions import TextEncoderConfig
-from snapgen.coreml import convert
-from snapgen.coreml import package as packaging
+from snapgen.coreml import convert, package as packaging
 from snapgen.coreml.package import PackageOptions
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from tests.snapgen.coreml.test_convert import Wide

@@ -10,8 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from archsearch.protocol import EvaluationProtocol
-from archsearch.quality import candidate_evaluator as quality
-from archsearch.quality import distances
+from archsearch.quality import candidate_evaluator as quality, distances
 from archsearch.quality.candidate_evaluator import WORST, CandidateEvaluator
 from archsearch.quality.evaluator import fixed_prompts
 from archsearch.score import Quality

@@ -15,8 +15,7 @@ import pytest
 
 from archsearch.reports import study_report
 from archsearch.reports.rendering import html
-from archsearch.reports.study import charts, summary
-from archsearch.reports.study import data as study_data
+from archsearch.reports.study import charts, data as study_data, summary
 from archsearch.score import ProtocolMismatch, Quality, Score
 from archsearch.spaces.loading import load_space
 from archsearch.studies.search import candidates

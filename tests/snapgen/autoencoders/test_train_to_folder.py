@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from snapgen.autoencoders import autoencoder
+from snapgen.autoencoders import autoencoder, stepwise
 from snapgen.autoencoders.autoencoder import AutoencoderWithDecoder, ConvAutoencoder, read_decoder
 from snapgen.autoencoders.perceptual import PerceptualLoss
 from snapgen.autoencoders.psnr import psnr
 from snapgen.autoencoders.train_to_folder import CHECKPOINT, train_to_folder
 from snapgen.errors import InputError
-from snapgen.io import checkpoint
 
 
 @pytest.fixture
@@ -79,12 +78,12 @@ def interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         step = round(4 * fraction)
         told.append(step)
         if step == 2:  # the checkpoint was written before
-            monkeypatch.setattr(checkpoint, "CHECKPOINT_INTERVAL_SECONDS", 1e9)
+            monkeypatch.setattr(stepwise, "CHECKPOINT_INTERVAL_SECONDS", 1e9)
         if step == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "CHECKPOINT_INTERVAL_SECONDS", 0.0)
+        patched.setattr(stepwise, "CHECKPOINT_INTERVAL_SECONDS", 0.0)
         with pytest.raises(KeyboardInterrupt):
             train_to_folder(tmp_path / "out", steps=4, data=str(folder), resolutions=(16,), progress=stop)
     assert told == [1, 2, 3]

@@ -9,8 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from snapgen.architecture import presets
-from snapgen.conditioning import captions as conditioning
-from snapgen.conditioning import embeddings, text_encoder
+from snapgen.conditioning import captions as conditioning, embeddings, text_encoder
 from snapgen.conditioning.captions import ConditioningDims, EncodedCaptions, TextEncoderConfig
 from snapgen.errors import InputError
 from snapgen.io import chunked

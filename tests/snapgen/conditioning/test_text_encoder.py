@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from snapgen.conditioning import embeddings as embeddings_
-from snapgen.conditioning import text_encoder
+from snapgen.conditioning import embeddings as embeddings_, text_encoder
 from snapgen.errors import InputError
 from snapgen.io import chunked
 from tests.snapgen.encoders import WORDS, bert, clip, gemma2, llama, projected_clip, t5, whole_clip

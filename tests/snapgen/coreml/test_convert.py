@@ -18,9 +18,7 @@ from snapgen.architecture import presets
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders.tiny_decoder import PAPER, TinyDecoder
-from snapgen.coreml import compatibility, package
-from snapgen.coreml import convert as coreml
-from snapgen.coreml import mil as mil_
+from snapgen.coreml import compatibility, convert as coreml, mil as mil_, package
 from snapgen.coreml.layers import CoreMLUNet, time_features
 from snapgen.coreml.package import PackageOptions
 from snapgen.errors import InputError

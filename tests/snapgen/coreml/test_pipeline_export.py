@@ -16,8 +16,7 @@ from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from archsearch.cli import app
-from snapgen.coreml import convert, pipeline_export
-from snapgen.coreml import mil as mil_
+from snapgen.coreml import convert, mil as mil_, pipeline_export
 from snapgen.diffusion import process, rectified_flow
 from snapgen.errors import InputError
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline

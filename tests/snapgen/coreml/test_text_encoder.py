@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from snapgen.conditioning import embeddings, text_encoder
-from snapgen.coreml import compatibility, convert
-from snapgen.coreml import mil as mil_
+from snapgen.coreml import compatibility, convert, mil as mil_
 from snapgen.coreml.text_encoder import TextEncoder
 from snapgen.errors import InputError
 from tests.snapgen import mil

@@ -13,12 +13,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from typer.testing import CliRunner
 
 from archsearch.cli import app
-from snapgen.autoencoders import autoencoder
+from snapgen.autoencoders import autoencoder, stepwise
 from snapgen.autoencoders.autoencoder import KLAutoencoder
 from snapgen.autoencoders.pruned_decoder import PrunedAutoencoderKL, decode_image, prune_decoder
 from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.errors import InputError
-from snapgen.io import checkpoint
 from snapgen.io.chunked import ChunkedTensor
 from snapgen.pipeline import synthetic_latents
 from snapgen.pipeline.decoder_distillation import DecoderDistillationConfig, DecoderDistiller, distill, read_prompts
@@ -153,7 +152,7 @@ def test_killed_and_run_again_it_ends_the_same(
         if round(fraction * SHORT.steps) == last + 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(stepwise, "CHECKPOINT_INTERVAL_SECONDS", 0.0)
     facts: dict[str, Any] = {"sampling": FEW, "training": SHORT}
     with pytest.raises(KeyboardInterrupt):
         distill(folders["ours"], prompts, tmp_path / "out", progress=stop, **facts)

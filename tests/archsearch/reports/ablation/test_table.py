@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from archsearch.reports.ablation import page as ablation_page
-from archsearch.reports.ablation import report, reproduction, table
+from archsearch.reports.ablation import page as ablation_page, report, reproduction, table
 from archsearch.studies.experiments.ablation import ablate
 from archsearch.studies.experiments.ablation_results import Ablation, load_results
 from snapgen.errors import InputError

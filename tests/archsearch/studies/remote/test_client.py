@@ -20,8 +20,7 @@ from archsearch.latency.base import MeasurementError
 from archsearch.score import LatencyRecord
 from archsearch.spaces.space import Space
 from archsearch.studies.config.study import LatencyConfig, StudyConfig
-from archsearch.studies.remote import client
-from archsearch.studies.remote import server as device
+from archsearch.studies.remote import client, server as device
 from archsearch.studies.remote.client import RemoteLatency, measurement_spec
 from archsearch.studies.remote.queue import MeasurementQueue
 from archsearch.studies.search.candidates import load_candidates
