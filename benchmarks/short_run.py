@@ -88,8 +88,8 @@ def run(
         frechet, kernel = quality.frechet_distance, quality.kernel_distance
         for number, seed in enumerate(evaluator.protocol.train_seeds):
             loss = quality.validation_loss.by_seed[number]
-            distances = [None if e is None else e.by_seed[number] for e in (frechet, kernel)]
-            rows.append(RunResult(change, name, params, seed, loss, *distances, seconds))
+            by_seed = [None if e is None else e.by_seed[number] for e in (frechet, kernel)]
+            rows.append(RunResult(change, name, params, seed, loss, by_seed[0], by_seed[1], seconds))
         shown = " ".join(f"{row.validation_loss:.4f}" for row in rows if row.architecture == name)
         print(f"  {name:10} {params / 1e6:5.2f} M  loss {shown}  {seconds:5.1f} s a run", flush=True)
     return rows

@@ -195,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if arguments is None else arguments
     command = shlex.join(["python", "-m", "benchmarks.gpu_check", *argv])
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as folder, terminable():
+        page: Page | None = None
         try:
             options.out.mkdir(parents=True, exist_ok=True)
             environment = environment_of(options, Path(folder))
@@ -214,11 +215,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return BAD_INPUT
         except KeyboardInterrupt:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            page.write()
+            if page is not None:
+                page.write()
             _log(f"interrupted; the results so far are in {options.out / MARKDOWN}")
             return INTERRUPTED
     _log(f"Send the folder: {options.out.resolve()}")
-    return int(any(ending.state not in ("done", "skipped") for ending in page.endings.values()))
+    return int(page is None or any(ending.state not in ("done", "skipped") for ending in page.endings.values()))
 
 
 def _log(line: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
-from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
+from archsearch.protocol import REVISION, EvaluationProtocol, ResolvedProtocol
 
 
 def resolved(digests: str = "d", **fields: Any) -> ResolvedProtocol:
@@ -79,7 +79,9 @@ def test_sampling_settings_do_not_count_without_samples() -> None:
 
 
 def test_published_hashes_stay_valid() -> None:
-    assert resolved().hash == "a1d270327b16d215"
+    plain = resolved()
+    assert plain.revision == REVISION == 2
+    assert plain.model_copy(update={"revision": 1}).hash == "a1d270327b16d215"
 
 
 def test_inherited_weights_count_by_content() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from archsearch.library import shipped
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
-from snapgen.architecture import presets
+from snapgen.architecture import block_index, presets
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.models.unet import UNet
@@ -117,8 +117,8 @@ def runs_forward_and_backward(net: UNet) -> Tensor:
     assert output.isfinite().all()
     output.square().mean().backward()
     unused = [name for name, weight in net.named_parameters() if weight.grad is None]
-    if not any(blocks.num_res_blocks for _, blocks, _ in net.arch.named_levels()):
-        unused = [name for name in unused if not name.startswith("time.")]  # only residual blocks use it
+    if not any(block.kind == "residual" for block in block_index.blocks(net.arch)):
+        unused = [name for name in unused if not name.startswith("time_embedding.")]  # only residual blocks use it
     assert not unused, f"nothing depends on {unused}"
     return output.detach()
 
