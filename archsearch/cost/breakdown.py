@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -114,12 +114,12 @@ def _break_down(
     items = {cast(_Group, group): item for group, item in count.by_group.items()}
     present = [kind for kind in KINDS if any(group.kind == kind for group in items)]
     return Breakdown(
-        total=_sum(items.values()),
+        total=CostItem.total(items.values()),
         by_stage={
-            stage: _sum(item for group, item in items.items() if group.stage == stage)
+            stage: CostItem.total(item for group, item in items.items() if group.stage == stage)
             for stage in dict.fromkeys([ENDS, *stages.values()])
         },
-        by_kind={kind: _sum(item for group, item in items.items() if group.kind == kind) for kind in present},
+        by_kind={kind: CostItem.total(item for group, item in items.items() if group.kind == kind) for kind in present},
         macs_by_operator=count.macs,
     )
 
@@ -135,13 +135,3 @@ def _groups(
         )
         groups |= _groups(child, _Group(stages.get(child, group.stage), kind), stages, kinds)
     return groups
-
-
-def _sum(items: Iterable[CostItem]) -> CostItem:
-    items = list(items)
-    return CostItem(
-        params=sum(item.params for item in items),
-        macs=sum(item.macs for item in items),
-        activation_bytes=max((item.activation_bytes for item in items), default=0),
-        written_bytes=sum(item.written_bytes for item in items),
-    )

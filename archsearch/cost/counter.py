@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -35,6 +35,17 @@ class CostItem(Cost):
 
     written_bytes: int = Field(ge=0)
     """Size of all outputs of the group's operations in fp16: a measure of memory traffic."""
+
+    @classmethod
+    def total(cls, items: Iterable[CostItem]) -> CostItem:
+        """Cost of several groups together."""
+        items = list(items)
+        return cls(
+            params=sum(item.params for item in items),
+            macs=sum(item.macs for item in items),
+            activation_bytes=max((item.activation_bytes for item in items), default=0),
+            written_bytes=sum(item.written_bytes for item in items),
+        )
 
 
 class CostCount(NamedTuple):

@@ -258,14 +258,8 @@ def _count_pass(net: nn.Module, layer: type[nn.Module], *inputs: Tensor) -> _Pas
     counts = count_network(net, *inputs, groups={module: index for index, module in enumerate(layers)}).by_group
     for handle in handles:
         handle.remove()
-    total = CostItem(
-        params=sum(item.params for item in counts.values()),
-        macs=sum(item.macs for item in counts.values()),
-        activation_bytes=max(item.activation_bytes for item in counts.values()),
-        written_bytes=sum(item.written_bytes for item in counts.values()),
-    )
     largest = max((item.written_bytes for index, item in counts.items() if index is not None), default=0)
-    return _PassCost(total, layer_outputs, largest)
+    return _PassCost(CostItem.total(counts.values()), layer_outputs, largest)
 
 
 def _teacher_passes(stage: NetStage) -> float:
