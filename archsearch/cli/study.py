@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from archsearch.cli.options import Json, Quiet, Storage, Study
 from archsearch.cli.output import print_json, print_score, show_log
+
+if TYPE_CHECKING:
+    from optuna import Study as OptunaStudy
 
 app = typer.Typer()
 
@@ -29,25 +32,21 @@ def ablate(
     quiet: Quiet = False,
 ) -> None:
     """Score every row of an ablation, and write its table: ours beside the published."""
-    import archsearch.reports.ablation.report
-    import archsearch.reports.ablation.table
-    import archsearch.studies.experiments.ablation
-    import archsearch.studies.experiments.ablation_results
+    from archsearch.reports.ablation import report, table
     from archsearch.studies.config.study import load_config
+    from archsearch.studies.experiments import ablation, ablation_results
 
-    archsearch.reports.ablation.report.check_suffix(out)
-    settings = archsearch.studies.experiments.ablation.train_rows_too(load_config(study, "ablation"), quality)
+    report.check_suffix(out)
+    settings = ablation.train_rows_too(load_config(study, "ablation"), quality)
     settings = settings.with_overrides(workers=workers, storage=storage)
-    done = archsearch.studies.experiments.ablation_results.load_results(
-        archsearch.studies.experiments.ablation.ablate(settings, quiet=quiet or as_json)
-    )
-    page = archsearch.reports.ablation.report.write_ablation(done, settings.folder / "ablation.html")
+    done = ablation_results.load_results(ablation.ablate(settings, quiet=quiet or as_json))
+    page = report.write_ablation(done, settings.folder / "ablation.html")
     if out:
-        archsearch.reports.ablation.report.write_ablation(done, out)
+        report.write_ablation(done, out)
     if as_json:
-        print_json(archsearch.reports.ablation.report.to_dict(done))
+        print_json(report.to_dict(done))
         return
-    typer.echo(archsearch.reports.ablation.table.markdown(done))
+    typer.echo(table.markdown(done))
     typer.echo(f"Report: {page.resolve()}")
 
 
@@ -58,16 +57,13 @@ def evolve(
     quiet: Quiet = False,
 ) -> None:
     """Evolve a trained network to a latency: drop or copy the blocks worth least or most per ms, train on, repeat."""
-    import archsearch.reports.study_report
-    import archsearch.studies.evolution.run
     from archsearch.studies.config.study import load_config
+    from archsearch.studies.evolution import run
 
     if not quiet:
         show_log()
     settings = load_config(study, "evolution").with_overrides(storage=storage)
-    done = archsearch.studies.evolution.run.evolve(settings, quiet=quiet)
-    page = archsearch.reports.study_report.write_report(done, settings.folder / "report.html", source=study)
-    typer.echo(f"Report: {page.resolve()}")
+    _write_report(run.evolve(settings, quiet=quiet), settings.folder / "report.html", source=study)
 
 
 @app.command(epilog="Example: archsearch search emoji    The same command resumes a killed search.")
@@ -79,14 +75,11 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Run a study, or go on with it, and write its report."""
-    import archsearch.reports.study_report
-    import archsearch.studies.search.run
     from archsearch.studies.config.study import load_config
+    from archsearch.studies.search import run
 
     settings = load_config(study).with_overrides(trials=trials, workers=workers, storage=storage)
-    done = archsearch.studies.search.run.search(settings, quiet=quiet)
-    page = archsearch.reports.study_report.write_report(done, settings.folder / "report.html", source=study)
-    typer.echo(f"Report: {page.resolve()}")
+    _write_report(run.search(settings, quiet=quiet), settings.folder / "report.html", source=study)
 
 
 @app.command(epilog="Example: archsearch report emoji --out front.html")
@@ -97,16 +90,19 @@ def report(
     compare_with: Annotated[str | None, typer.Option(help="Another study, to compare one that evolves with.")] = None,
 ) -> None:
     """Write a study's report: one HTML file that needs no network, and a CSV beside it."""
-    import archsearch.reports.study_report
     from archsearch.studies.config.study import load_config
     from archsearch.studies.storage.database import load_study
 
     settings = load_config(study).with_overrides(storage=storage)
     other = load_study(load_config(compare_with).with_overrides(storage=storage)) if compare_with else None
-    page = archsearch.reports.study_report.write_report(
-        load_study(settings), out or settings.folder / "report.html", source=study, compare_with=other
-    )
-    typer.echo(f"Report: {page.resolve()}")
+    path = out or settings.folder / "report.html"
+    _write_report(load_study(settings), path, source=study, compare_with=other)
+
+
+def _write_report(study: OptunaStudy, path: Path, *, source: str, compare_with: OptunaStudy | None = None) -> None:
+    from archsearch.reports.study_report import write_report
+
+    typer.echo(f"Report: {write_report(study, path, source=source, compare_with=compare_with).resolve()}")
 
 
 @app.command(epilog="Example: archsearch best emoji --objective latency_ms --json")
@@ -154,15 +150,15 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Train a study's candidates several times as long, and say how far its scores can be trusted."""
-    from archsearch.reports import study_report
     from archsearch.reports.study.audit import markdown, write_audit
+    from archsearch.reports.study_report import write_report
     from archsearch.studies.config.study import load_config
     from archsearch.studies.experiments.proxy_audit import audit as run
     from archsearch.studies.storage.database import load_study
 
     settings = load_config(study).with_overrides(storage=storage)
     rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
-    page = study_report.write_report(load_study(settings), settings.folder / "report.html", source=study)
+    page = write_report(load_study(settings), settings.folder / "report.html", source=study)
     if out:
         write_audit(rows, out)
     if as_json:

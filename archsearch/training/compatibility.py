@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -228,11 +228,7 @@ def check_recipe(recipe: Recipe, arch: Architecture, shapes: ResolvedShapes, *, 
     def reject(place: str, problem: str, remedy: str) -> NoReturn:
         raise InputError(recipe.source, problem, remedy, place=place)
 
-    if arch.latent_channels != shapes.latent_channels:
-        problem = f"has {arch.latent_channels} latent channels; the autoencoder gives {shapes.latent_channels}"
-        reject("architecture", problem, "make them equal")
-    if arch.has_cross_attention and arch.context_dim != shapes.context.context:
-        problem = f"takes a context {arch.context_dim} wide; the text encoders give {shapes.context.context}"
+    for problem, _ in _misfits(arch, shapes):
         reject("architecture", problem, "make them equal")
     for number, stage in enumerate(recipe.stages):
         place = f"stages[{number}]"
@@ -269,14 +265,20 @@ def check_recipe(recipe: Recipe, arch: Architecture, shapes: ResolvedShapes, *, 
             trained_params(recipe, arch, stage, teacher_net)
 
 
-def _check_unet(folder: str, arch: Architecture, shapes: ResolvedShapes, size: int) -> None:
-    """Check that a U-Net can teach on a stage's latents and captions."""
+def _misfits(arch: Architecture, shapes: ResolvedShapes) -> Iterator[tuple[str, str]]:
+    """Misfits with the autoencoder and the text encoders, each with its remedy if the net is a teacher."""
     if arch.latent_channels != shapes.latent_channels:
         problem = f"has {arch.latent_channels} latent channels; the autoencoder gives {shapes.latent_channels}"
-        raise InputError(folder, problem, "name a teacher for the same autoencoder")
+        yield problem, "name a teacher for the same autoencoder"
     if arch.has_cross_attention and arch.context_dim != shapes.context.context:
         problem = f"takes a context {arch.context_dim} wide; the text encoders give {shapes.context.context}"
-        raise InputError(folder, problem, "name a teacher of the student's text encoders")
+        yield problem, "name a teacher of the student's text encoders"
+
+
+def _check_unet(folder: str, arch: Architecture, shapes: ResolvedShapes, size: int) -> None:
+    """Check that a U-Net can teach on a stage's latents and captions."""
+    for problem, remedy in _misfits(arch, shapes):
+        raise InputError(folder, problem, remedy)
     if size % arch.stride:
         problem = f"needs latents whose size is a multiple of {arch.stride}; those of the stage have {size}"
         raise InputError(folder, problem, "change the resolution")

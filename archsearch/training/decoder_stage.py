@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -106,9 +108,4 @@ def psnrs(autoencoders: dict[str, Autoencoder], images: ImageDataset) -> dict[st
 
 def first_images(images: ImageDataset, count: int) -> Tensor:
     """The first images, at most ``count``: (N, 3, H, W) uint8."""
-    batches: list[Tensor] = []
-    for batch in images.batches(256):
-        batches.append(batch)
-        if len(batches) * 256 >= count:
-            break
-    return torch.cat(batches)[:count]
+    return torch.cat([*itertools.islice(images.batches(256), math.ceil(count / 256))])[:count]

@@ -80,18 +80,9 @@ def train_to_folder(
         raise InputError(out, "is a file", "name a folder")
     given = load_autoencoder(encoder) if encoder else None
     opened = {side: load_dataset(data, split="train", resolution=side) for side in sorted(set(training.resolutions))}
-    # Everything that the weights depend on, so that other arguments are not resumed.
-    options: dict[str, JSON] = {
-        "--minutes": None if steps else minutes,
-        "--steps": steps,
-        "--resolutions": list(training.resolutions),
-        "--seed": training.seed,
-        "--data": {str(side): images.digest for side, images in opened.items()},
-        "--encoder": digest(encoder) if encoder else None,
-        "settings": training.model_dump(mode="json"),
-        "torch": torch.__version__,
-    }
-    session = CheckpointSession(out / CHECKPOINT, options)
+    digests = {str(side): images.digest for side, images in opened.items()}
+    asked: dict[str, JSON] = {"--minutes": None if steps else minutes, "--steps": steps}
+    session = CheckpointSession(out / CHECKPOINT, asked | _identity(training, digests, encoder))
     images = {side: each.pixels for side, each in opened.items()}
     model = build_tiny_decoder(given, seed=seed) if given else new_autoencoder(seed)
     with torch_threads(1):
@@ -128,6 +119,18 @@ def steps_for(
     timed = DecoderTrainer(copy.deepcopy(model), few, training.model_copy(update={"steps": 22}), encoder)
     timed.complete(lambda *_: marks.append(time.perf_counter()))
     return max(1, int(60 * minutes * (len(marks) - 2) / (marks[-1] - marks[1])))
+
+
+def _identity(training: DecoderTrainingConfig, data: dict[str, str], encoder: str | None) -> dict[str, JSON]:
+    """The settings, data and encoder that the weights depend on: a checkpoint of another identity is not resumed."""
+    return {
+        "--resolutions": list(training.resolutions),
+        "--seed": training.seed,
+        "--data": data,
+        "--encoder": digest(encoder) if encoder else None,
+        "settings": training.model_dump(mode="json"),
+        "torch": torch.__version__,
+    }
 
 
 @contextmanager

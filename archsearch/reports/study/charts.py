@@ -44,8 +44,9 @@ def front_chart(study: StudyData, y: str, x: str) -> Figure:
             for on_front in (False, True)
         ),
     ]
-    data = [_staircase(study, scored, y, x), *(g for g in groups if g["x"])]
-    data += [_ring(study, y, x), _strip(study, strip, x)]
+    pairs = [(a.value, b.value) for c in scored if (a := study.value_of(c, x)) and (b := study.value_of(c, y))]
+    staircase = {"name": "front", **front_line(front(pairs), "var(--front)", opacity=0.6)}
+    data = [staircase, *(g for g in groups if g["x"]), _ring(study, y, x), _strip(study, strip, x)]
     ticks = formatting.ticks(i.value for c in (*scored, *strip) if (i := study.value_of(c, x)))
     layout = base_layout(formatting.axis(x, study.extractor), formatting.axis(y, study.extractor))
     if ticks:
@@ -88,11 +89,6 @@ def _markers(study: StudyData, group: Sequence[Candidate], y: str, x: str, role:
             "line": {"width": 1.5, "color": "var(--dominated)" if role == "infeasible" else "var(--surface)"},
         },
     }
-
-
-def _staircase(study: StudyData, scored: Sequence[Candidate], y: str, x: str) -> Figure:
-    pairs = [(a.value, b.value) for c in scored if (a := study.value_of(c, x)) and (b := study.value_of(c, y))]
-    return {"name": "front", **front_line(front(pairs), "var(--front)", opacity=0.6)}
 
 
 def _ring(study: StudyData, y: str, x: str) -> Figure:
