@@ -97,8 +97,14 @@ class LatencyRecord(Config):
 
     @property
     def estimate(self) -> Estimate:
-        """The median with the quartiles as its interval."""
-        return Estimate(value=self.median_ms, low=self.lower_quartile_ms, high=self.upper_quartile_ms)
+        """The median with its quartiles, or a prediction with its 90 % interval."""
+        low, high = self.interval_ms or (self.lower_quartile_ms, self.upper_quartile_ms)
+        return Estimate(value=self.median_ms, low=low, high=high)
+
+    @property
+    def interval_name(self) -> str:
+        """Name of the interval of `estimate`."""
+        return "90 % interval" if self.interval_ms else "quartiles"
 
     @property
     def conditions(self) -> tuple[str, str, str, str, str, str]:

@@ -88,7 +88,7 @@ def main() -> NoReturn:
     except InputError as error:
         _fail(str(error), BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command resumes", INTERRUPTED)
+        status = INTERRUPTED
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "archsearch"
@@ -97,6 +97,8 @@ def main() -> NoReturn:
         # The reader of our output (head, a pager) has gone; that is no mistake.
         sys.stderr.close()
         sys.exit(0)
+    if status == INTERRUPTED:  # typer returns the status of an interrupt rather than raise it
+        _fail("interrupted; the same command resumes", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -94,8 +94,9 @@ def print_score(score: Score) -> None:
     extractor = score.quality.extractor if score.quality else ""
     rows = [("params", f"{score.cost.params / 1e6:.3f} M"), ("MACs", f"{score.cost.macs / 1e9:.3f} G")]
     if latency := score.latency:
-        spread = f"{latency.lower_quartile_ms:.3g}–{latency.upper_quartile_ms:.3g}"
-        rows.append(("latency", f"{latency.median_ms:.3g} ms [{spread}], {latency.source}, {latency.device}"))
+        low, high = latency.estimate.low, latency.estimate.high
+        interval = f"{latency.interval_name} {low:.3g}–{high:.3g}"
+        rows.append(("latency", f"{latency.median_ms:.3g} ms ({interval}), {latency.source}, {latency.device}"))
     for name in QUALITY_METRICS:
         estimate = getattr(score.quality, name, None)
         if estimate:

@@ -10,6 +10,7 @@ import typer
 
 from archsearch.cli.options import Json, Quiet, Storage, Study
 from archsearch.cli.output import print_json, print_score, show_log
+from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
@@ -93,6 +94,8 @@ def report(
     from archsearch.studies.config.study import load_config
     from archsearch.studies.storage.database import load_study
 
+    if out is not None and out.suffix != ".html":
+        raise InputError("--out", f"{out} is not an HTML file", "end its name in .html; a CSV is put beside it")
     settings = load_config(study).with_overrides(storage=storage)
     other = load_study(load_config(compare_with).with_overrides(storage=storage)) if compare_with else None
     path = out or settings.folder / "report.html"

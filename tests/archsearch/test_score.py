@@ -132,3 +132,10 @@ def test_latencies_of_two_machines_have_different_conditions() -> None:
     assert latency_record().conditions == latency_record(2.1).conditions
     assert latency_record().conditions != latency_record(chip="another").conditions
     assert latency_record().conditions != latency_record(threads=2).conditions
+
+
+def test_a_predicted_latency_comes_with_its_interval_and_a_measured_one_with_its_quartiles() -> None:
+    measured = latency_record(2.0, lower_quartile_ms=1.9, upper_quartile_ms=2.2)
+    assert (measured.estimate.low, measured.estimate.high, measured.interval_name) == (1.9, 2.2, "quartiles")
+    predicted = measured.model_copy(update={"source": "predicted", "interval_ms": (0.3, 20.0)})
+    assert (predicted.estimate.low, predicted.estimate.high, predicted.interval_name) == (0.3, 20.0, "90 % interval")

@@ -113,7 +113,8 @@ def sources(ablation: Ablation) -> list[tuple[str, str]]:
         rows.append(
             (
                 "latency",
-                f"{first.source} on {first.device}: {first.chip}{threads}, {first.runtime}; median and quartiles"
+                f"{first.source} on {first.device}: {first.chip}{threads}, {first.runtime}; median and "
+                + first.interval_name
                 + (
                     "; all rows are measured round-robin until two medians agree, and the lower one is used"
                     if "latencies" in ablation.attrs

@@ -99,7 +99,7 @@ def round_rows(evolution: Evolution) -> list[list[str]]:
 
 
 def format_latency(record: LatencyRecord | None) -> str:
-    """Format a latency in milliseconds with its quartiles."""
+    """Format a latency in milliseconds with its interval."""
     if record is None:
         return "–"
     interval = record.estimate

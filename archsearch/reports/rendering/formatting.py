@@ -20,7 +20,8 @@ _SHORT = {"params": "params", "latency_ms": "latency", "activation_bytes": "acti
 def value_of(score: Score, name: str) -> Estimate | None:
     """Return one number of a score in the unit that `unit` names, or None if it was not measured.
 
-    Quality numbers come with their 95 % interval, latency with its quartiles; costs are exact.
+    Quality numbers come with their 95 % interval, latency with its quartiles or, if it is predicted, its 90 % interval;
+    costs are exact.
     """
     try:
         value = OBJECTIVES[name].getter(score)

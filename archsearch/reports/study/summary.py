@@ -217,6 +217,10 @@ def sources(study: StudyData) -> list[tuple[str, str]]:
         source, device, units, chip, threads, runtime = conditions
         runs = [r.runs for r in records if r.conditions == conditions]
         span = f"{min(runs)}–{max(runs)}" if min(runs) < max(runs) else str(min(runs))
-        how = f"{source} on {device} ({units}), {chip}, {threads} thread(s), {runtime}: {count} candidates, "
-        rows.append((study.label("latency_ms"), how + f"median and quartiles of {span} runs each"))
+        how = f"{source} on {device} ({units}), {chip}, {runtime}: {count} candidates, "
+        if source == "predicted":
+            how += "each with its 90 % interval"
+        else:
+            how += f"median and quartiles of {span} runs each, {threads} thread(s)"
+        rows.append((study.label("latency_ms"), how))
     return rows

@@ -74,7 +74,10 @@ class ArchsearchScorer:
         with error_context(settings, "latency"):
             self._remote = RemoteLatency(settings, space) if latency.remote else None
             self._backend = None if latency.remote else backend(latency.device, **latency.backend_options)
-        self._evaluator = CandidateEvaluator(settings.protocol) if settings.trains else None
+        self._evaluator = None
+        if settings.trains:
+            with error_context(settings, "protocol"):
+                self._evaluator = CandidateEvaluator(settings.protocol)
         for name in (*settings.objectives, *settings.constraints):
             if OBJECTIVES[name].label.endswith("distance") and not settings.protocol.num_samples:
                 problem = f"{name} needs samples, but the protocol draws none"

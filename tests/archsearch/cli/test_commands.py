@@ -38,3 +38,17 @@ def test_every_command_has_an_example_that_parses(name: str) -> None:
         assert example.startswith(f"archsearch {path} "), leaf.epilog
         options = {option for parameter in leaf.params for option in parameter.opts}
         assert set(re.findall(r"(?<=\s)--[a-z0-9-]+", example)) <= options
+
+
+def test_an_interrupt_is_one_line_and_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("snapgen.architecture.presets.resolve", interrupted)
+    monkeypatch.setattr(sys, "argv", ["archsearch", "cost", "snapgen-emoji"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == "archsearch: interrupted; the same command resumes"
