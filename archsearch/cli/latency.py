@@ -231,14 +231,10 @@ def told_in_a_line(device: str) -> Iterator[None]:
 
 def _print_record(net: str, record: LatencyRecord) -> None:
     what = f"{record.source}, {record.device}, {record.chip}, {record.compute_units}, {record.runtime}"
-    if record.interval_ms:
-        low, high = record.interval_ms
-        typer.echo(f"{net}: {record.median_ms:.4g} ms, 90 % interval {low:.4g}–{high:.4g} ms; {what}")
-    else:
-        quartiles = f"quartiles {record.lower_quartile_ms:.4g}–{record.upper_quartile_ms:.4g} ms"
-        steady = "" if record.steady else ", not steady"
-        load = f"loaded in {record.load_ms:.0f} ms"
-        typer.echo(f"{net}: {record.median_ms:.4g} ms, {quartiles}, {record.runs} runs{steady}, {load}; {what}")
+    low, high = record.estimate.low, record.estimate.high
+    measured = f", {record.runs} runs{'' if record.steady else ', not steady'}, loaded in {record.load_ms:.0f} ms"
+    how = "" if record.interval_ms else measured
+    typer.echo(f"{net}: {record.median_ms:.4g} ms, {record.interval_name} {low:.4g}–{high:.4g} ms{how}; {what}")
     if record.neural_engine_operations is not None:
         share = record.neural_engine_share
         of_cost = "" if share is None else f"{share:.0%} of the estimated time, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Literal
 
 from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
@@ -27,19 +26,15 @@ def resolved(protocol: EvaluationProtocol, data: TrainingData | None = None) -> 
     from archsearch.quality import feature_extractors, supernet
     from snapgen.conditioning import text_encoder
     from snapgen.devices import default_device
+    from snapgen.io.digests import digest_contents
     from snapgen.training.data import TrainingData
 
     data = data or TrainingData(protocol.data, protocol.autoencoder, protocol.text_encoders, device=default_device())
     return ResolvedProtocol(
         protocol=protocol,
-        data_digest=joint_digest(*(data.images(split, protocol.resolution).digest for split in SPLITS)),
+        data_digest=digest_contents([], "/".join(data.images(split, protocol.resolution).digest for split in SPLITS)),
         autoencoder_digest=data.autoencoder_digest,
         text_encoder_digest=text_encoder.digest(protocol.text_encoder),
         feature_extractor_digest=feature_extractors.digest(protocol.feature_extractor) if protocol.num_samples else "",
         init_from_digest=supernet.digest(protocol.init_from) if protocol.init_from is not None else "",
     )
-
-
-def joint_digest(*digests: str) -> str:
-    """Digest of several digests, in order; 16 hex digits."""
-    return hashlib.sha256("/".join(digests).encode()).hexdigest()[:16]

@@ -5,20 +5,19 @@ On a CPU, the same seed, machine and number of threads give bit-identical result
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
-from torch import nn
 
 from archsearch.protocol import EvaluationProtocol
 from snapgen.diffusion.process import make_process
 from snapgen.io.cache import JSON
 from snapgen.io.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from snapgen.io.digests import digest_tensors
 from snapgen.models.unet import UNet
 from snapgen.objectives.flow_matching import FlowMatchingObjective
 from snapgen.optim.ema import EMA
@@ -40,7 +39,7 @@ class Checkpoints:
     """Where runs are saved, and how often."""
 
     folder: Path
-    seconds: float = 300
+    seconds: float
     """Time between two checkpoints; 0: at every report."""
 
     def path(self, number: int) -> Path:
@@ -112,12 +111,10 @@ class ShortRun:
             accelerator=accelerator,
             report_every=max(1, stage.steps // REPORTS),
         )
-        # After the trainer has given every process the same weights.
-        self._identity: dict[str, JSON] = {
+        self._settings: dict[str, JSON] = {
             "protocol": protocol.model_dump(mode="json"),
             "seed": seed,
             "block_dropout": block_dropout,
-            "weights": _digest(unet),
         }
 
     @property
@@ -142,10 +139,12 @@ class ShortRun:
             checkpoint_seconds: time between two checkpoints; 0: at every report.
 
         Returns:
-            The result. A run that diverges stops at the next report.
+            The result. A run that diverges stops at the next report; whether the last step's weights are finite is
+            for the evaluation to see.
         """
+        identity = {} if checkpoint is None else self._identity()
         if checkpoint is not None:
-            self._resume(checkpoint)
+            self._resume(checkpoint, identity)
         trainer, result = self._trainer, self.result
         steps, every = trainer.stage.steps, trainer.report_every
         saved = started = time.monotonic()
@@ -160,7 +159,7 @@ class ShortRun:
             due = stats.step // every % max(1, REPORTS // CURVE_POINTS) == 0 and stats.step < steps
             result.curve.append((stats.step, loss, validate(trainer.ema) if due and self._main else None))
             if checkpoint is not None and self._main and time.monotonic() - saved >= checkpoint_seconds:
-                metadata: dict[str, JSON] = {"identity": self._identity, "step": stats.step, "result": asdict(result)}
+                metadata: dict[str, JSON] = {"identity": identity, "step": stats.step, "result": asdict(result)}
                 save_checkpoint(checkpoint, trainer.state(), metadata)
                 saved = time.monotonic()
             progress(stats.step)
@@ -168,14 +167,19 @@ class ShortRun:
 
         try:
             trainer.run(report=report)
-            result.diverged = not all(bool(tensor.isfinite().all()) for tensor in trainer.ema.state().values())
         except (_DivergedError, NonfiniteGradientError):
             result.diverged = True
         return result
 
-    def _resume(self, checkpoint: Path) -> None:
+    def _identity(self) -> dict[str, JSON]:
+        """All that the run depends on, before its first step."""
+        # The trainer has given every process the same weights.
+        weights = ((name, tensor.cpu()) for name, tensor in self._trainer.net.state_dict().items())
+        return {**self._settings, "weights": digest_tensors(weights)}
+
+    def _resume(self, checkpoint: Path, identity: Mapping[str, JSON]) -> None:
         """Load the checkpoint if it is of this run; a checkpoint of another run will be overwritten."""
-        if not checkpoint.is_file() or read_metadata(checkpoint).get("identity") != self._identity:
+        if not checkpoint.is_file() or read_metadata(checkpoint).get("identity") != identity:
             return
         components, metadata = load_checkpoint(checkpoint)
         self._trainer.load(components, metadata["step"])
@@ -189,11 +193,3 @@ def training_stage(protocol: EvaluationProtocol, *, block_dropout: float = 0) ->
     return FlowMatchingStage(
         **shared, name="short-run", num_images=protocol.steps * protocol.batch_size, block_dropout=block_dropout
     )
-
-
-def _digest(net: nn.Module) -> str:
-    """Digest of a net's weights; 16 hex digits."""
-    digest = hashlib.sha256()
-    for tensor in net.state_dict().values():
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,16 +1,15 @@
-"""Training in two processes. On the CPU they are launched as on GPUs: ``accelerate launch --cpu`` starts but one."""
+"""Training in two processes."""
 
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.archsearch.launching import launched
 from tests.snapgen.nets import TINY
 
 TEACHER = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8, "patch_size": 2}
@@ -63,11 +62,7 @@ def written(folder: Path, name: str, *, batch: int = 8) -> Path:
 
 
 def train(recipe: Path, *, processes: int) -> subprocess.CompletedProcess[str]:
-    options = ["--multi_gpu", f"--num_processes={processes}", "--main_process_port=0"]
-    launch = ["-m", "accelerate.commands.launch", *options] if processes > 1 else []
-    command = [sys.executable, *launch, "-m", "archsearch", "train", str(recipe)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=recipe.parent, env=environment, capture_output=True, text=True, check=False)
+    return launched("train", str(recipe), processes=processes, cwd=recipe.parent)
 
 
 def numbers(log: Path) -> list[dict[str, float]]:

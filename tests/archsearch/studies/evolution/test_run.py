@@ -28,29 +28,12 @@ from snapgen.errors import InputError
 from snapgen.models import subnetworks
 from snapgen.models.unet import UNet
 from snapgen.training.loop import Trainer
+from tests.archsearch import tiny_studies
+from tests.archsearch.launching import launched
 from tests.records import latency_record
 
 DEVICE = "predicted:iphone-16-pro-max"
-SPACE = {
-    "latent_size": 8,
-    "context_tokens": 16,
-    "base": {
-        "latent_channels": 4,
-        "context_dim": 384,
-        "norm_groups": 4,
-        "time": {"embed_dim": 8, "hidden_dim": 16},
-        "down": [
-            {"channels": 8, "num_res_blocks": 2, "head_dim": 4},
-            {"channels": 16, "num_res_blocks": 1, "num_transformers": 1, "head_dim": 4},
-        ],
-        "mid": {"num_res_blocks": 1, "num_transformers": 1, "head_dim": 4},
-        "up": [
-            {"channels": 8, "num_res_blocks": 1, "head_dim": 4},
-            {"channels": 16, "num_res_blocks": 1, "num_transformers": 1, "head_dim": 4},
-        ],
-    },
-    "blocks": {"extra_copies": 1},
-}
+SPACE = {**tiny_studies.SPACE, "blocks": {"extra_copies": 1}}
 
 
 def study(folder: Path, **changes: Any) -> Path:
@@ -389,10 +372,7 @@ def test_two_processes_evolve_as_one(done: tuple[StudyConfig, Path], tmp_path: P
     """On the CPU they are launched as on GPUs. Sums in another order round differently."""
     settings, folder = done
     study(tmp_path)
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
-    command = [sys.executable, "-m", *launch, "-m", "archsearch", "evolve", "study.yaml"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    process = launched("evolve", "study.yaml", processes=2, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("Report: ") == 1
     with pytest.MonkeyPatch.context() as patch:
@@ -408,9 +388,6 @@ def test_two_processes_evolve_as_one(done: tuple[StudyConfig, Path], tmp_path: P
 @pytest.mark.slow
 def test_what_several_processes_cannot_share_is_told(tmp_path: Path) -> None:
     study(tmp_path, protocol__batch_size=7)
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
-    command = [sys.executable, "-m", *launch, "-m", "archsearch", "evolve", "study.yaml"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    process = launched("evolve", "study.yaml", processes=2, cwd=tmp_path)
     assert process.returncode != 0
     assert "protocol.batch_size: is 7, which 2 processes cannot divide" in process.stderr
