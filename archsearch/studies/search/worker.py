@@ -75,18 +75,23 @@ class Worker:
         Raises:
             InputError: from the scorer, or if too many candidates fail in a row.
         """
-        while True:
-            self._tick()
-            claim = self._queue.claim()
-            if isinstance(claim, str):
-                return claim
-            if claim is None:
-                time.sleep(WAIT_SECONDS)
-                continue
-            try:
+        try:
+            while True:
+                self._tick()
+                claim = self._queue.claim()
+                if isinstance(claim, str):
+                    return claim
+                if claim is None:
+                    time.sleep(WAIT_SECONDS)
+                    continue
                 self._process(claim)
-            except SearchSpaceExhausted as error:
-                return str(error)
+        except SearchSpaceExhausted as error:
+            self._queue.release_own()
+            return str(error)
+        except (KeyboardInterrupt, SystemExit, InputError):
+            # Not in `_process`: an interrupt can fall between a trial's creation and the return of `claim`.
+            self._queue.release_own()
+            raise
 
     def _process(self, claim: TrialRecord) -> None:
         import optuna
@@ -98,11 +103,9 @@ class Worker:
         except optuna.exceptions.UpdateFinishedTrialError:
             # Another worker took this one for dead (sleeping machine, lost network) and has claimed the slot.
             self._log(f"trial {claim.number}: taken over by another worker")
-        except (KeyboardInterrupt, SystemExit, InputError, SearchSpaceExhausted):
-            self._queue.release(claim.trial_id)
+        except (InputError, SearchSpaceExhausted):  # the study ends, and the trial is released
             raise
         except DeviceLostError as error:
-            self._queue.release(claim.trial_id)
             problem = f"{error}; trial {claim.number} will be run again"
             raise InputError(self._settings.source, problem, error.remedy, place="latency") from None
         except MeasurementError as error:  # the device cannot run the candidate; the study continues

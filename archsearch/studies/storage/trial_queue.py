@@ -163,6 +163,12 @@ class TrialQueue:
         """Reopen the slot of a trial; this does not count as a failure of its candidate."""
         TrialRecord.end(self._storage, trial_id, withdrawn=True)
 
+    def release_own(self) -> None:
+        """Release every trial that this process has claimed and not ended."""
+        for t in self.trials():
+            if t.state == "running" and t.worker == worker_identity():
+                self.release(t.trial_id)
+
     def fail(self, trial_id: int, error: str) -> None:
         """End a trial because scoring raised; the slot is retried until `MAX_FAILURES`."""
         TrialRecord.end(self._storage, trial_id, error=error)

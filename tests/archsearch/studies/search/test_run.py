@@ -39,12 +39,6 @@ def run_in(folder: Path, settings: StudyConfig, environment: dict[str, str]) -> 
     search(settings, quiet=True, scorer=QuickScorer)
 
 
-def under_way(settings: StudyConfig) -> int:
-    """Trials that have reached a stage: an interrupt before that may leave one to the next run."""
-    trials = [t for t in load_study(settings).get_trials() if t.state.name == "RUNNING"]
-    return sum("stage" in t.user_attrs for t in trials)
-
-
 def scored(candidates: list[Candidate]) -> list[Candidate]:
     return [c for c in candidates if c.state == "scored" and c.reused_from is None]
 
@@ -293,7 +287,7 @@ def test_an_interrupted_study_puts_its_trials_back(
 ) -> None:
     changed = settings(trials=60, workers=workers, sampler="random")  # so many that it can not be over before we look
     process = start(run_in, tmp_path, changed, {"QUICK_SECONDS": "1"})
-    until(lambda: numbers(changed, "COMPLETE") and under_way(changed) == workers)
+    until(lambda: numbers(changed, "COMPLETE") and len(numbers(changed, "RUNNING")) == workers)
     assert process.pid is not None
     os.kill(process.pid, number)
     process.join()
@@ -305,6 +299,20 @@ def test_an_interrupted_study_puts_its_trials_back(
     candidates = run(settings(trials=done, workers=1, sampler="random"))
     assert len(scored(candidates)) == done
     assert [c.slot for c in candidates] == list(range(done))
+
+
+def test_a_trial_is_put_back_if_the_interrupt_falls_into_its_claim(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_queue, "send_heartbeat", interrupt)  # right after the creation of the trial
+        with pytest.raises(KeyboardInterrupt):
+            run(settings(trials=3))
+    assert [t.state.name for t in load_study(settings()).get_trials()] == ["FAIL"]
+    assert [(c.slot, c.state) for c in run(settings(trials=3))] == [(slot, "scored") for slot in range(3)]
 
 
 def test_workers_do_not_outlive_a_killed_search(settings: Make, start: Start, tmp_path: Path) -> None:
