@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 
 LIBRARIES = ("torch", "onnxruntime", "optuna", "diffusers", "transformers", "numpy")
-
 """Packages whose versions are recorded."""
 
 JSON = str | int | float | dict[str, str] | None

@@ -25,11 +25,11 @@ from archsearch.block_latency.table import (
     BlockTable,
     NetTiming,
     PredictionErrors,
-    condition_mismatch,
     features,
     with_block_counts,
 )
 from archsearch.latency.base import Backend
+from archsearch.latency.records import condition_mismatch
 from archsearch.latency.repeats import TRIES, measure_round_robin
 from archsearch.score import LatencyRecord
 from archsearch.stats.regression import NormalPrior, Observation, fit, weak_prior

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from archsearch.block_latency.config import BlockTableConfig
+from archsearch.latency.records import condition_mismatch
 from archsearch.score import LatencyRecord
 from archsearch.stats.regression import Array
 from snapgen import config
@@ -238,9 +239,3 @@ def with_block_counts(arch: Architecture, counts: Mapping[BlockSite, int]) -> Ar
 def features(counts: Sequence[int]) -> Array:
     """Features of a net, (1 + 2 · sites,): a constant 1, and for every site min(count, 1) and max(count - 1, 0)."""
     return np.array([1.0, *itertools.chain(*((min(count, 1), max(count - 1, 0)) for count in counts))])
-
-
-def condition_mismatch(conditions: set[tuple[str, ...]]) -> str:
-    """The first difference between records of several conditions, as text."""
-    first, second = sorted(conditions)[:2]
-    return next(f"{a} and {b}" for a, b in zip(first, second, strict=True) if a != b)

@@ -101,3 +101,9 @@ def fastest_per_net(samples: Iterable[LatencySample]) -> list[LatencySample]:
         if sample.record.median_ms < current.record.median_ms:
             fastest[sample.key] = sample
     return list(fastest.values())
+
+
+def condition_mismatch(conditions: Iterable[tuple[str, ...]]) -> str:
+    """The first difference between records of several conditions, as text."""
+    first, second = sorted(conditions)[:2]
+    return next(f"{a} and {b}" for a, b in zip(first, second, strict=True) if a != b)

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from archsearch.cost.operations import KINDS, Kind, Operation
-from archsearch.latency.records import LatencySample
+from archsearch.latency.records import LatencySample, condition_mismatch
 from archsearch.score import LatencyRecord
 from archsearch.stats.regression import (
     Array,
@@ -294,9 +294,8 @@ def _check(records: Sequence[LatencySample], source: str | Path) -> None:
         raise InputError(source, problem, f"measure at least {MIN_RECORDS}: archsearch latency sample")
     conditions = {sample.record.conditions for sample in records}
     if len(conditions) > 1:
-        a_conditions, b_conditions = sorted(conditions)[:2]
-        differing = next(f"{a} and {b}" for a, b in zip(a_conditions, b_conditions, strict=True) if a != b)
-        raise InputError(source, f"has records of different conditions: {differing}", "fit each from a separate file")
+        problem = f"has records of different conditions: {condition_mismatch(conditions)}"
+        raise InputError(source, problem, "fit each from a separate file")
     if "measured" not in {sample.record.source for sample in records}:
         raise InputError(source, f"has {records[0].record.source} records", "use measured records")
 

@@ -33,7 +33,7 @@ class KnobSummary:
     name: str
     choices: tuple[str, ...]
     ordered: bool
-    base: int
+    base: int = 0
 
 
 @dataclass(frozen=True)

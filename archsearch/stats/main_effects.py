@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from archsearch.spaces.summary import KnobSummary
 from archsearch.stats.estimate import Estimate
 from snapgen.seeding import derive_seed
 
@@ -27,16 +28,6 @@ DRAWS = 4000
 
 _RATIOS = np.logspace(-3, 3.5, 53)
 """Grid of the ratio of noise variance to effect variance, over which the shrinkage is integrated."""
-
-
-@dataclass(frozen=True)
-class KnobFactor:
-    """A knob as a factor of the regression. ``base`` is the index of the base's choice."""
-
-    name: str
-    choices: tuple[str, ...]
-    ordered: bool
-    base: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,7 @@ class Effects:
 
 
 def effects(
-    points: Sequence[Mapping[str, int]], values: Sequence[float], factors: Sequence[KnobFactor], *, relative: bool
+    points: Sequence[Mapping[str, int]], values: Sequence[float], factors: Sequence[KnobSummary], *, relative: bool
 ) -> Effects | None:
     """Estimate the main effects of every knob on a metric.
 
@@ -108,7 +99,7 @@ def effects(
     return Effects(len(points), relative, fit.explained, tuple(knobs), constant)
 
 
-def _levels(factor: KnobFactor) -> Array:
+def _levels(factor: KnobSummary) -> Array:
     """Column values for each choice, (choices, columns), scaled so that equally frequent choices have unit variance."""
     count = len(factor.choices)
     if factor.ordered:
@@ -163,7 +154,7 @@ def _leave_one_out_r2(u: Array, y: Array, shrink: Array) -> float:
     return float(1 - (errors @ errors) / (from_mean @ from_mean))
 
 
-def _changes(draws: Array, factor: KnobFactor, *, relative: bool) -> tuple[Effect, ...]:
+def _changes(draws: Array, factor: KnobSummary, *, relative: bool) -> tuple[Effect, ...]:
     levels, names = _levels(factor), factor.choices
     if factor.ordered and len(names) > 2:
         pairs = [(f"each step of {' → '.join(names)}", 0, 1)]

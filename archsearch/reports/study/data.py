@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from archsearch.reports.rendering import formatting
 from archsearch.score import QUALITY_METRICS, ProtocolMismatch, comparable
+from archsearch.spaces.summary import KnobSummary
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.main_effects import KnobFactor
 from archsearch.studies.search import candidates as trials
 from archsearch.studies.storage.record import Candidate
 from snapgen.architecture.overrides import apply_overrides
@@ -86,7 +86,7 @@ class StudyData:
         return Architecture.model_validate(self.attrs["space"]["base"])
 
     @cached_property
-    def factors(self) -> tuple[KnobFactor, ...]:
+    def factors(self) -> tuple[KnobSummary, ...]:
         """Knobs of the search space, each with the choice of the base architecture."""
         return tuple(_factor(knob, self.base) for knob in self.attrs["space"]["knobs"])
 
@@ -108,9 +108,9 @@ class StudyData:
         return {k: v for k, v in self.choices(candidate).items() if candidate.point[k] != base[k]}
 
 
-def _factor(knob: Mapping[str, Any], base: Architecture) -> KnobFactor:
+def _factor(knob: Mapping[str, Any], base: Architecture) -> KnobSummary:
     choice = next((i for i, c in enumerate(knob["changes"]) if apply_overrides(base, c).id == base.id), 0)
-    return KnobFactor(knob["name"], tuple(knob["choices"]), bool(knob["ordered"]), choice)
+    return KnobSummary(knob["name"], tuple(knob["choices"]), bool(knob["ordered"]), choice)
 
 
 def title(candidate: Candidate) -> str:

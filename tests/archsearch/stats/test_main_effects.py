@@ -3,14 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from archsearch.spaces.summary import KnobSummary
 from archsearch.stats.intervals import verdict
-from archsearch.stats.main_effects import MIN_CANDIDATES, Effects, KnobFactor, effects
+from archsearch.stats.main_effects import MIN_CANDIDATES, Effects, effects
 
 FACTORS = [
-    KnobFactor("attention", ("true", "false"), ordered=False),
-    KnobFactor("convs", ("plain", "separable", "separable ×2"), ordered=False),
-    KnobFactor("depth", ("1", "2", "3"), ordered=True),
-    KnobFactor("rope", ("false", "true"), ordered=False),
+    KnobSummary("attention", ("true", "false"), ordered=False),
+    KnobSummary("convs", ("plain", "separable", "separable ×2"), ordered=False),
+    KnobSummary("depth", ("1", "2", "3"), ordered=True),
+    KnobSummary("rope", ("false", "true"), ordered=False),
 ]
 TRUTH = {"attention": [0.0, 0.4], "convs": [0.0, -0.5, 0.0], "depth": [0.0, -0.2, -0.4], "rope": [0.0, 0.0]}
 
@@ -67,7 +68,7 @@ def test_intervals_have_their_nominal_coverage() -> None:
 
 
 def test_intervals_cover_the_truth_with_more_columns_than_candidates() -> None:
-    factors = [KnobFactor(f"k{i}", ("a", "b"), ordered=False) for i in range(16)]
+    factors = [KnobSummary(f"k{i}", ("a", "b"), ordered=False) for i in range(16)]
     covered, significant = [], []
     for seed in range(60):
         rng = np.random.default_rng(seed)
@@ -98,7 +99,7 @@ def test_noise_alone_is_not_significant() -> None:
 
 
 def test_more_columns_than_candidates() -> None:
-    factors = [KnobFactor(f"k{i}", ("a", "b", "c", "d"), ordered=False) for i in range(6)]
+    factors = [KnobSummary(f"k{i}", ("a", "b", "c", "d"), ordered=False) for i in range(6)]
     rng = np.random.default_rng(0)
     points = [{f.name: int(rng.integers(4)) for f in factors} for _ in range(10)]
     values = [2.0 * p["k0"] + 0.01 * float(rng.standard_normal()) for p in points]
@@ -109,7 +110,7 @@ def test_more_columns_than_candidates() -> None:
 
 def test_two_perfectly_correlated_knobs_share_their_effect() -> None:
     rng = np.random.default_rng(1)
-    factors = [*FACTORS[:1], KnobFactor("twin", ("true", "false"), ordered=False)]
+    factors = [*FACTORS[:1], KnobSummary("twin", ("true", "false"), ordered=False)]
     points = [{"attention": i, "twin": i} for i in rng.integers(2, size=30).tolist()]
     values = [p["attention"] + 0.05 * float(rng.standard_normal()) for p in points]
     result = effects(points, values, factors, relative=False)
@@ -128,7 +129,7 @@ def test_relative_effects_are_ratios() -> None:
 
 def test_base_choice_is_what_changes_start_from() -> None:
     points, values = simulated(6, 40, 0.05)
-    factors = [KnobFactor("convs", FACTORS[1].choices, ordered=False, base=2)]
+    factors = [KnobSummary("convs", FACTORS[1].choices, ordered=False, base=2)]
     result = effects(points, values, factors, relative=False)
     assert result is not None
     assert [e.change for e in result.knobs[0].effects] == ["separable ×2 → plain", "separable ×2 → separable"]
