@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*OBJECTIVES]})]
 """The name of one of a score's numbers."""
 
-SamplerName = Literal["gp", "tpe", "nsga2", "nsga3", "random", "qmc"]
+SamplerName = Literal["ehvi", "gp", "tpe", "nsga2", "nsga3", "random", "qmc"]
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
 
@@ -33,7 +33,8 @@ class SamplerConfig(Config):
     """Optuna sampler that proposes candidates, with its own options, e.g. ``{name: gp, options: {…}}``."""
 
     name: SamplerName = "gp"
-    """Optuna sampler: Gaussian process (gp), TPE, NSGA-II, NSGA-III, random or quasi-Monte Carlo (qmc)."""
+    """Expected hypervolume improvement with known costs (ehvi, for one quality number and costs or latency), or one
+    of Optuna's own: Gaussian process (gp), TPE, NSGA-II, NSGA-III, random or quasi-Monte Carlo (qmc)."""
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Keyword arguments of that Optuna sampler."""
 
@@ -161,6 +162,17 @@ class StudyConfig(NamedConfig):
     def _has_a_budget(self) -> Self:
         if self.trials is None and self.time_budget_minutes is None and self.ablation is None and self.evolve is None:
             raise ValueError("has no budget; give trials, time_budget_minutes or both")
+        return self
+
+    @model_validator(mode="after")
+    def _ehvi_has_its_objectives(self) -> Self:
+        quality = [name for name in self.objectives if name in QUALITY_METRICS]
+        if self.sampler.name == "ehvi" and (len(quality) != 1 or len(self.objectives) < 2):
+            names = ", ".join(self.objectives)
+            raise ValueError(
+                f"sampler ehvi needs one quality objective and others of cost or latency, not {names}; change them or "
+                "use gp"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from archsearch.score import OBJECTIVES, MissingScore, Score
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.known_costs import KnownCosts
 from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
 from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.trial_queue import by_slot, is_abandoned
@@ -76,6 +77,7 @@ class Proposer:
         named = space.reference_points()
         self.initial = [(_name(named, point), point) for point in settings.initial_points] or list(named.items())
         """Names (or None) and points of the first slots: the initial points, or the base and the references."""
+        self._known = KnownCosts(settings, space) if settings.sampler.name == "ehvi" else None
 
     def propose(self, claim: TrialRecord, trials: Sequence[TrialRecord], *, attempt: int = 0) -> Proposal:
         """Choose the candidate of a slot.
@@ -126,6 +128,7 @@ class Proposer:
             slot=slot,
             attempt=attempt,
             fixed=fixed,
+            known=self._known.sampler_arguments() if self._known else None,
             source=self._settings.source,
         )
 

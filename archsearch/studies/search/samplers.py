@@ -63,21 +63,31 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 
 
 def build_sampler(
-    settings: SamplerConfig, seed: int, *, slot: int = 0, sequence: int = 0, source: str = "study"
+    settings: SamplerConfig,
+    seed: int,
+    *,
+    slot: int = 0,
+    sequence: int = 0,
+    known: Mapping[str, Any] | None = None,
+    source: str = "study",
 ) -> BaseSampler:
     """Build a freshly seeded sampler.
 
     Args:
         slot: index of the next element, for samplers that follow a sequence (qmc).
         sequence: seed of that sequence, the same for all its elements.
+        known: what is known of points before they are tried, as arguments of `EHVISampler` (ehvi); None: nothing.
 
     Raises:
         InputError: if the sampler does not accept an option.
     """
     from optuna import samplers
 
+    from archsearch.studies.search.ehvi import EHVISampler
+
     seed, sequence = seed % (1 << 32), sequence % (1 << 32)  # NumPy takes 32-bit seeds
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "ehvi": (EHVISampler, {**_NOTHING_KNOWN, **(known or {})}),
         # With tens of trials few should be spent on random startup; benchmarks/samplers.py has the numbers.
         "gp": (samplers.GPSampler, {"n_startup_trials": 6, "warn_independent_sampling": False}),
         "tpe": (samplers.TPESampler, {"n_startup_trials": 6, "multivariate": True, "constant_liar": True}),
@@ -95,6 +105,9 @@ def build_sampler(
     except (TypeError, ValueError) as error:
         problem = f"sampler {settings.name} does not accept its options: {error}"
         raise InputError(source, problem, "correct or remove the option", place="sampler.options") from None
+
+
+_NOTHING_KNOWN: Mapping[str, Any] = {"known": lambda _: {}, "objectives": (None, "latency_ms")}
 
 
 def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:
@@ -120,6 +133,7 @@ def suggest(
     slot: int,
     attempt: int = 0,
     fixed: Mapping[str, int] | None = None,
+    known: Mapping[str, Any] | None = None,
     source: str = "study",
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Suggest the next point.
@@ -132,6 +146,7 @@ def suggest(
         slot: index in the study's plan.
         attempt: how often this slot was suggested for; each attempt has its own random state.
         fixed: a point to use; the sampler is asked all the same, since some samplers count their suggestions.
+        known: what is known of points before they are tried; see `build_sampler`.
 
     Returns:
         The point, and the system attributes that the sampler needs when it is asked again.
@@ -141,9 +156,10 @@ def suggest(
     own_seed, sequence = derive_seed(seed, "sampler", slot, attempt), derive_seed(seed, "sequence", attempt)
     with warnings.catch_warnings(), silence_optuna():
         warnings.simplefilter("ignore")
-        sampler = build_sampler(settings, own_seed, slot=slot, sequence=sequence, source=source)
+        sampler = build_sampler(settings, own_seed, slot=slot, sequence=sequence, known=known, source=source)
         copy = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
-        copy.add_trials(_as_trials(past, choices, objectives))
+        as_trials = _as_observed if settings.name == "ehvi" else _as_trials
+        copy.add_trials(as_trials(past, choices, objectives))
         if fixed is not None:
             copy.enqueue_trial(dict(fixed))
         trial = copy.ask(dict(choices))
@@ -177,6 +193,21 @@ def _as_trials(
                 system_attrs=dict(p.sampler_attrs),
             )
         )
+    return trials
+
+
+def _as_observed(
+    past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution], objectives: Sequence[str]
+) -> list[Any]:
+    """Frozen Optuna trials of the candidates, without values where some were never measured, sorted by slot."""
+    from optuna.trial import TrialState, create_trial
+
+    trials = []
+    for p in sorted(past, key=lambda p: p.slot):
+        whole = len(p.values) == len(objectives) and None not in p.values
+        state = TrialState.RUNNING if p.running else TrialState.COMPLETE if whole else TrialState.PRUNED
+        values = [v for v in p.values if v is not None] if state == TrialState.COMPLETE else None
+        trials.append(create_trial(state=state, params=dict(p.point), distributions=dict(choices), values=values))
     return trials
 
 

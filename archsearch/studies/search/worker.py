@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.score import OBJECTIVES, Score
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.known_costs import upper_bounds
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import CHECKPOINTS, ROUND, Scorer
 from archsearch.studies.storage.database import artifact_store
@@ -64,7 +65,7 @@ class Worker:
         self._proposer = proposer
         self._log, self._tick = log, tick
         self._abandoned = 0
-        self._limits = limits(settings, space)
+        self._limits = upper_bounds(settings, space)
 
     def run(self) -> str:
         """Score candidates until the study is finished.
@@ -265,12 +266,6 @@ class ThrottledProgress:
         if message != self._message or now - self._at >= REPORT_SECONDS:
             self._message, self._at = message, now
             self._progress(fraction, message)
-
-
-def limits(settings: StudyConfig, space: Space) -> dict[str, float]:
-    """Upper bound on each constrained number: the space's or the study's, whichever is lower."""
-    bounds = [*space.constraints.items(), *settings.constraints.items()]
-    return {name: min(bound for n, bound in bounds if n == name) for name, _ in bounds}
 
 
 def _summary(error: Exception) -> str:

@@ -46,8 +46,8 @@ def test_a_suggestion_depends_on_slots_not_on_the_order_of_trials(space: Space, 
 
     assert ask(known, 12) == ask(shuffled, 12)
     others = [ask(known, slot, attempt) for slot in (12, 13, 14) for attempt in (0, 1)]
-    # The Gaussian process's best point may be the same whatever its seed.
-    assert len({tuple(p.items()) for p in others}) >= (1 if name == "gp" else 3)
+    # A Gaussian process's best point may be the same whatever its seed.
+    assert len({tuple(p.items()) for p in others}) >= (1 if name in ("gp", "ehvi") else 3)
 
 
 def test_the_sequence_of_qmc_goes_on_from_slot_to_slot(space: Space) -> None:

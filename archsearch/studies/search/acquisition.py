@@ -1,0 +1,120 @@
+"""Value of trying a point: the model of the expensive objective, and the hypervolume improvement that it expects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from archsearch.stats.pareto import non_dominated
+from archsearch.studies.search.grid import Array, Grid, Rows
+from archsearch.studies.search.improvement import DominatedRegion
+from archsearch.studies.search.surrogate import Columns, Conditional, GaussianProcess, fit
+
+DRAWS = 16
+"""Joint posterior draws over which the improvement is averaged."""
+
+MARGIN = 0.1
+"""Distance of the reference from the worst value of the expensive objective, in standard deviations of its values."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Gaussian process over a grid, with or without known numbers as inputs.
+
+    Attributes:
+        features: names of those numbers.
+    """
+
+    grid: Grid
+    process: GaussianProcess
+    features: tuple[str, ...]
+    centers: Array
+    deviations: Array
+
+    @classmethod
+    def fit(cls, grid: Grid, rows: Rows, known: Mapping[str, Array], values: Array, variances: Array) -> Model:
+        """Fit to values at some rows.
+
+        Args:
+            known: numbers of the rows that are inputs.
+            variances: variance of the noise of each value.
+        """
+        logs = _logs(known, known, len(rows))
+        deviations = np.where(logs.std(axis=0) > 0, logs.std(axis=0), 1.0)
+        knobs, numbers = len(grid.names), len(known)
+        columns = Columns(
+            unordered=np.concatenate([grid.unordered, np.zeros(numbers, bool)]),
+            linear=np.arange(knobs + numbers) >= knobs,
+        )
+        unfitted = cls(grid, None, tuple(known), logs.mean(axis=0), deviations)  # type: ignore[arg-type]
+        process = fit(columns, unfitted.inputs(rows, known), values, variances)
+        return cls(grid, process, unfitted.features, unfitted.centers, deviations)
+
+    def inputs(self, rows: Rows, known: Mapping[str, Array]) -> Array:
+        """Inputs of the process, of shape (rows, columns)."""
+        standard = (_logs(known, self.features, len(rows)) - self.centers) / (2 * self.deviations)
+        return np.concatenate([self.grid.encode(rows), standard], axis=1)
+
+    def predict(self, rows: Rows, known: Mapping[str, Array]) -> Array:
+        """Mean of the value at each row."""
+        return self.process.predict(self.inputs(rows, known))[0]
+
+
+@dataclass
+class Acquisition:
+    """Expected hypervolume improvement over the points tried, averaged over joint draws of their true values.
+
+    Args:
+        rows: the points tried and those being tried.
+        known: their numbers.
+        objectives: names of the numbers that are objectives.
+        largest: largest value of each that counts as an improvement.
+        limits: upper bounds on numbers, by name.
+    """
+
+    model: Model
+    rows: Rows
+    known: Mapping[str, Array]
+    objectives: Sequence[str]
+    largest: Array
+    limits: Mapping[str, float]
+    rng: np.random.Generator
+    front: Rows = field(init=False)
+    """Rows of the front, by the mean of the draws."""
+
+    def __post_init__(self) -> None:
+        inputs = self.model.inputs(self.rows, self.known)
+        drawn = self.model.process.draws(inputs, DRAWS, self.rng)
+        self._conditional = Conditional(self.model.process, inputs, drawn)
+        logs = _logs(self.known, self.objectives, len(self.rows))
+        within = self._within(self.known, len(self.rows))
+        ends = [min(end, self.limits.get(name, end)) for name, end in zip(self.objectives, self.largest, strict=True)]
+        inside = np.flatnonzero(within) if within.any() else np.arange(len(self.rows))
+        reference = np.append(np.log(ends) + 1e-3, drawn[:, inside].max() + MARGIN)
+        self._regions = [DominatedRegion.of(logs[within], values[within], reference) for values in drawn]
+        points = [(*map(float, logs[i]), float(drawn[:, i].mean())) for i in inside]
+        self.front = self.rows[inside[non_dominated(points)]]
+
+    def __call__(self, rows: Rows, known: Mapping[str, Array]) -> Array:
+        """Expected improvement of each row, given its known numbers; 0 outside the limits."""
+        if not len(rows):
+            return np.zeros(0)
+        means, deviations = self._conditional.predict(self.model.inputs(rows, known))
+        logs = _logs(known, self.objectives, len(rows))
+        pairs = zip(self._regions, means, strict=True)
+        total: Array = np.sum([region.expected_improvement(logs, mean, deviations) for region, mean in pairs], axis=0)
+        return np.where(self._within(known, len(rows)), total / DRAWS, 0.0)
+
+    def _within(self, known: Mapping[str, Array], count: int) -> Array:
+        within = np.ones(count, bool)
+        for name, limit in self.limits.items():
+            within &= known[name] <= limit
+        return within
+
+
+def _logs(known: Mapping[str, Array], names: Sequence[str] | Mapping[str, Array], count: int) -> Array:
+    """Logarithms of numbers, of shape (points, names)."""
+    logs: Array = np.log(np.array([known[name] for name in names], dtype=float)).reshape(len(names), count).T
+    return logs

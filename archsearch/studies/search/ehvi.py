@@ -1,0 +1,254 @@
+"""An Optuna sampler for studies in which one objective is expensive and the others are known, or cheap to learn.
+
+Stock samplers model latency and cost as if they were as unknown as quality. Here only the expensive objective is
+modeled from its trials alone, by a Gaussian process over the parameters and, where that predicts better, over the known
+numbers. Each suggestion maximizes the expected hypervolume improvement, which has a closed form: the known objectives
+cut the space into boxes (Yang et al. 2019, doi 10.1007/s10898-019-00798-7), and noise and running trials enter by joint
+posterior draws at the points tried so far (Daulton et al. 2021, arXiv 2105.08195).
+
+The suggestion is a function of the seed and of the set of trials, in any order, so a resumed study is the unbroken one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from archsearch.studies.search.acquisition import Acquisition, Model
+from archsearch.studies.search.grid import Array, Grid, Params, Rows
+from archsearch.studies.search.screening import KnownNumbers, Screening
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+RANDOM_POINTS = 1000
+"""Random points per pool."""
+
+CLIMBERS, CLIMBS = 6, 8
+"""Number of the best points whose neighbors join the pool, and how often that is repeated at most."""
+
+CHECKED = 20
+"""Candidates whose known numbers are computed exactly before one of them is chosen."""
+
+FEWEST_MODELED = 3
+"""Trials with a value before the model is used."""
+
+FEWEST_FOR_FEATURES = 8
+"""Trials with a value before the known numbers are considered as inputs of the model."""
+
+RUN_NOISE = 0.007
+"""Standard deviation of the expensive objective between runs, relative to its value, unless one is given."""
+
+MEASURED_NOISE = 0.01
+"""Standard deviation of a measured objective, relative to its value."""
+
+
+class EHVISampler(BaseSampler):
+    """Expected hypervolume improvement with known objectives, for integer and categorical parameters.
+
+    Args:
+        known: numbers of a point that are known before it is tried. It is called for some hundred points at first, from
+            which `archsearch.studies.search.screening.Screening` predicts the others, and for 20 per suggestion.
+        objectives: name of the number that each objective of the study is, in its order, and None for the expensive
+            one. A name that ``known`` does not give is measured in each trial, and is learned from the trials and the
+            known numbers. All objectives are minimized.
+        limits: upper bounds on numbers, by name.
+        noise: standard deviation of the expensive objective between runs, relative to its value.
+        features: whether known numbers are inputs of its model; None: where leave-one-out predictions say so.
+        seed: seed of the suggestions.
+        screening: share it between samplers, so that the first points are computed once.
+        identity: key of a point; points of the same key are the same candidate, which is not suggested twice.
+
+    Raises:
+        ValueError: if not exactly one objective is expensive.
+
+    Example:
+        >>> sampler = EHVISampler(lambda params: {"ms": latency(params)}, objectives=[None, "ms"], seed=0)
+        >>> study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+    """
+
+    def __init__(
+        self,
+        known: KnownNumbers,
+        *,
+        objectives: Sequence[str | None],
+        limits: Mapping[str, float] | None = None,
+        noise: float = RUN_NOISE,
+        features: bool | None = None,
+        seed: int = 0,
+        screening: Screening | None = None,
+        identity: Callable[[Params], Any] | None = None,
+    ) -> None:
+        if sum(name is None for name in objectives) != 1 or len(objectives) < 2:
+            raise ValueError(f"one of several objectives is expensive, but they are {list(objectives)}")
+        self._screening = screening or Screening(known)
+        self._objectives, self._limits = tuple(objectives), dict(limits or {})
+        self._noise, self._features, self._seed = noise, features, seed
+        self._identity = identity or (lambda params: tuple(sorted((name, str(v)) for name, v in params.items())))
+        self._random = RandomSampler(seed=seed)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The parameters that all other trials have."""
+        from optuna.search_space import intersection_search_space
+
+        states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
+        trials = study.get_trials(deepcopy=False, states=states)
+        return intersection_search_space([t for t in trials if t.number != trial.number and t.params])
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The next point; empty, so that Optuna samples at random, before the first trial."""
+        if not search_space:
+            return {}
+        states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
+        trials = study.get_trials(deepcopy=False, states=states)
+        return self.suggest(Grid(search_space), [t for t in trials if t.number != trial.number])
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A random value of one parameter."""
+        return self._random.sample_independent(study, trial, param_name, param_distribution)
+
+    def suggest(self, grid: Grid, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+        """The most promising point of a search space that none of the trials has.
+
+        Args:
+            trials: complete, running and pruned trials, in any order; those without all parameters are ignored.
+        """
+        tried = [t for t in trials if t.params.keys() == set(grid.names)]
+        tried.sort(key=lambda t: (tuple(grid.row(t.params)), t.state.value, t.values or ()))
+        rng = np.random.default_rng(self._seed)
+        pool, numbers = grid.random(RANDOM_POINTS, rng), self._numbers(grid, tried)
+        acquisition = self._acquisition(grid, tried, numbers, rng)
+        if acquisition is not None:
+            around = [grid.neighbors(row) for row in acquisition.front]
+            pool = grid.unique(np.concatenate([pool, *around, grid.mutations(acquisition.front, rng)]))
+            pool = self._climb(grid, pool, acquisition, numbers)
+        taken = {self._identity(t.params) for t in tried}
+        new = (row for row in pool if self._identity(grid.params(row)) not in taken)
+        return grid.params(self._best(new, acquisition, numbers, fallback=pool[0]))
+
+    def model(self, grid: Grid, trials: Sequence[FrozenTrial]) -> Model | None:
+        """The model of the expensive objective after some trials; None while there are too few."""
+        which = self._objectives.index(None)
+        scored = [t for t in trials if t.state == TrialState.COMPLETE and math.isfinite(t.values[which])]
+        if len(scored) < FEWEST_MODELED:
+            return None
+        rows, values = grid.rows([t.params for t in scored]), np.array([t.values[which] for t in scored])
+        known = self._screening.exact(grid, rows)
+        variances = np.square(self._noise * values)
+        plain = Model.fit(grid, rows, {}, values, variances)
+        if not known or self._features is False or (self._features is None and len(scored) < FEWEST_FOR_FEATURES):
+            return plain
+        featured = Model.fit(grid, rows, known, values, variances)
+        return featured if self._features or featured.process.log_density > plain.process.log_density else plain
+
+    def _numbers(self, grid: Grid, tried: Sequence[FrozenTrial]) -> Numbers:
+        measured = {}
+        for i, name in enumerate(self._objectives):
+            scored = [t for t in tried if t.state == TrialState.COMPLETE and t.values[i] > 0]
+            rows = grid.rows([t.params for t in scored])
+            if name is None or not scored or name in self._screening.regression(grid).largest:
+                continue
+            logs = np.log([t.values[i] for t in scored])
+            variances = np.full(len(rows), MEASURED_NOISE**2)
+            measured[name] = Model.fit(grid, rows, self._screening.exact(grid, rows), logs, variances)
+        return Numbers(grid, self._screening, measured)
+
+    def _acquisition(
+        self, grid: Grid, tried: Sequence[FrozenTrial], numbers: Numbers, rng: np.random.Generator
+    ) -> Acquisition | None:
+        model = self.model(grid, tried)
+        if model is None:
+            return None
+        which = self._objectives.index(None)
+        seen = [t for t in tried if t.state == TrialState.RUNNING or (t.values and math.isfinite(t.values[which]))]
+        rows = grid.rows([t.params for t in seen])
+        known = numbers.exact(rows)
+        for i, name in enumerate(self._objectives):
+            if name is not None and name in numbers.measured:
+                pairs = zip(seen, known[name], strict=True)
+                known[name] = np.array([t.values[i] if t.values else predicted for t, predicted in pairs])
+        names = [name for name in self._objectives if name is not None]
+        largest = np.array([max(numbers.largest(name), known[name].max()) for name in names])
+        return Acquisition(model, rows, known, names, largest, self._limits, rng)
+
+    def _climb(self, grid: Grid, pool: Rows, acquisition: Acquisition, numbers: Numbers) -> Rows:
+        """The pool and what its best points lead to, neighbor by neighbor, the most promising first."""
+        value = acquisition(pool, numbers.predict(pool))
+        for _ in range(CLIMBS):
+            best = pool[np.argsort(-value, kind="stable")[:CLIMBERS]]
+            around = grid.unique(np.concatenate([grid.neighbors(row) for row in best]), known=pool)
+            added = acquisition(around, numbers.predict(around))
+            top = value.max()
+            pool, value = np.concatenate([pool, around]), np.concatenate([value, added])
+            if added.max(initial=-math.inf) <= top:
+                break
+        climbed: Rows = pool[np.argsort(-value, kind="stable")]
+        return climbed
+
+    def _best(self, rows: Any, acquisition: Acquisition | None, numbers: Numbers, *, fallback: Rows) -> Rows:
+        """By exact numbers the best of the first `CHECKED` rows that are valid and within the limits.
+
+        If there is none, the row nearest to the limits.
+        """
+        checked: list[tuple[Rows, Mapping[str, float]]] = []
+        nearest = math.inf
+        for row in rows:
+            exact = numbers.at(row)
+            if exact is None:
+                continue
+            excess = max((exact[name] / limit for name, limit in self._limits.items() if name in exact), default=0.0)
+            if excess <= 1:
+                checked.append((row, exact))
+            elif excess < nearest:
+                fallback, nearest = row, excess
+            if len(checked) == (1 if acquisition is None else CHECKED):
+                break
+        if not checked:
+            return fallback
+        if acquisition is None:
+            return checked[0][0]
+        known = {name: np.array([exact[name] for _, exact in checked]) for name in checked[0][1]}
+        return checked[int(np.argmax(acquisition(np.array([row for row, _ in checked]), known)))][0]
+
+
+class Numbers:
+    """Numbers of points other than the expensive one: known ones, and predictions of those that trials measure.
+
+    Attributes:
+        measured: models of the logarithms of the numbers that trials measure, by name.
+    """
+
+    def __init__(self, grid: Grid, screening: Screening, measured: Mapping[str, Model]) -> None:
+        self._grid, self._screening, self.measured = grid, screening, measured
+
+    def predict(self, rows: Rows) -> dict[str, Array]:
+        """Predicted numbers of many points."""
+        return self._with_measured(rows, self._screening.predict(self._grid, rows))
+
+    def exact(self, rows: Rows) -> dict[str, Array]:
+        """Exact known numbers of some points, with predictions of measured ones."""
+        return self._with_measured(rows, self._screening.exact(self._grid, rows))
+
+    def at(self, row: Rows) -> dict[str, float] | None:
+        """The same for one point; None if it is invalid."""
+        if self._screening.at(self._grid, row) is None:
+            return None
+        return {name: float(column[0]) for name, column in self.exact(row[None]).items()}
+
+    def largest(self, name: str) -> float:
+        """Largest number at random points of the search space."""
+        regression = self._screening.regression(self._grid)
+        return float(self.exact(regression.rows)[name].max())
+
+    def _with_measured(self, rows: Rows, known: dict[str, Array]) -> dict[str, Array]:
+        return known | {name: np.exp(model.predict(rows, known)) for name, model in self.measured.items()}

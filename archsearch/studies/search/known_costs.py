@@ -1,0 +1,119 @@
+"""What a study knows of an architecture before it is tried: its costs, and its latency if that is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from archsearch.score import QUALITY_METRICS
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.grid import Grid, Params
+from archsearch.studies.search.samplers import distributions
+from archsearch.studies.search.screening import Screening
+from snapgen.architecture.schema import Architecture
+
+if TYPE_CHECKING:
+    from archsearch.predictor.backend import PredictedBackend
+    from archsearch.spaces.space import Space
+    from snapgen.io.cache import JSON
+
+COSTS = ("params", "macs", "activation_bytes")
+CACHE_REVISION = 1
+"""Raised when a count changes, so that older entries of the cache are not used."""
+
+
+class KnownCosts:
+    """Known numbers of a space's points, for `archsearch.studies.search.ehvi.EHVISampler`.
+
+    Counting one architecture takes about 0.1 s, so the sample that predicts the others is kept in the disk cache.
+    """
+
+    def __init__(self, settings: StudyConfig, space: Space) -> None:
+        self._settings, self._space = settings, space
+        self._screening = Screening(self)
+        self._numbers: dict[str, dict[str, float]] = {}
+
+    def sampler_arguments(self) -> dict[str, Any]:
+        """Arguments of the sampler for the study."""
+        if not self._numbers:
+            self._numbers = self._sample()
+        objectives = [None if name in QUALITY_METRICS else name for name in self._settings.objectives]
+        bounded = {*COSTS, *objectives}
+        limits = {name: bound for name, bound in upper_bounds(self._settings, self._space).items() if name in bounded}
+        return {
+            "known": self,
+            "objectives": objectives,
+            "limits": limits,
+            "screening": self._screening,
+            "identity": lambda point: arch.id if (arch := self._architecture(point)) else None,
+        }
+
+    def __call__(self, point: Params) -> Mapping[str, float] | None:
+        """The known numbers of a point; None if its choices are not valid in combination."""
+        arch = self._architecture(point)
+        if arch is None:
+            return None
+        if arch.id not in self._numbers:
+            self._numbers[arch.id] = self._count(arch)
+        return self._numbers[arch.id]
+
+    def _architecture(self, point: Params) -> Architecture | None:
+        try:
+            return self._space.architecture(point)
+        except ValueError:
+            return None
+
+    def _count(self, arch: Architecture) -> dict[str, float]:
+        from archsearch.cost.counter import cost
+
+        size, tokens = self._space.latent_size, self._space.context_tokens
+        counted = cost(arch, size, context_tokens=tokens)
+        numbers = {name: float(max(1, getattr(counted, name))) for name in COSTS}
+        if self._predictor is not None:
+            numbers["latency_ms"] = self._predictor.measure(arch, size, tokens).median_ms
+        return numbers
+
+    @cached_property
+    def _predictor(self) -> PredictedBackend | None:
+        from archsearch.devices import backend
+        from archsearch.predictor.backend import PredictedBackend
+
+        latency = self._settings.latency
+        if latency.remote or not latency.device.startswith("predicted:"):
+            return None
+        built = backend(latency.device, **latency.backend_options)
+        return built if isinstance(built, PredictedBackend) else None
+
+    def _sample(self) -> dict[str, dict[str, float]]:
+        """Numbers of the architectures of the screening's sample, by id, from the cache if it has them."""
+        import torch
+
+        from snapgen.io.cache import cached_tensors
+
+        grid = Grid(distributions(self._space))
+        rows = self._screening.sample(grid, lambda row: self._space.valid(grid.params(row)))
+        points = [grid.params(row) for row in rows]
+        archs = {arch.id: arch for point in points if (arch := self._architecture(point))}
+        names = [*COSTS, *(["latency_ms"] if self._predictor else [])]
+
+        def count() -> dict[str, torch.Tensor]:
+            counted = [self._count(arch) for arch in archs.values()]
+            return {"numbers": torch.tensor([[c[name] for name in names] for c in counted], dtype=torch.float64)}
+
+        key: dict[str, JSON] = {
+            "revision": CACHE_REVISION,
+            "space": self._space.digest,
+            "ids": list(archs),
+            "predictor": self._predictor.model.to_json() if self._predictor else None,
+        }
+        table = np.asarray(cached_tensors("costs", key, count)["numbers"])
+        return {i: dict(zip(names, map(float, row), strict=True)) for i, row in zip(archs, table, strict=True)}
+
+
+def upper_bounds(settings: StudyConfig, space: Space) -> dict[str, float]:
+    """Upper bound on each constrained number: the space's or the study's, whichever is lower."""
+    bounds = [*space.constraints.items(), *settings.constraints.items()]
+    return {name: min(bound for n, bound in bounds if n == name) for name, _ in bounds}
