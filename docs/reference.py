@@ -43,11 +43,11 @@ from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.config import Config
 from snapgen.coreml.package import PackageOptions
 from snapgen.objectives.teacher import TeacherConfig
+from snapgen.training.settings import DistillationConfig
 from snapgen.training.stages import (
     AdversarialConfig,
     AdversarialDistillationStage,
     DecoderStage,
-    DistillationConfig,
     FlowMatchingStage,
     ProgressiveDistillationStage,
     Stage,

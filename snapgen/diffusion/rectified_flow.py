@@ -87,11 +87,6 @@ def per_image_noise(indices: Sequence[int], shape: Sequence[int], *, seed: int, 
     return noise
 
 
-def zero_velocity_loss(data: Tensor) -> float:
-    """Loss of a net whose velocity is zero, E‖ε − x₀‖² per element: the loss of an untrained net."""
-    return 1 + float(data.double().square().mean())
-
-
 def _broadcast(t: Tensor, x: Tensor) -> Tensor:
     """(B,) → (B, 1, …, 1) with as many axes as ``x``."""
     return t.view(-1, *[1] * (x.ndim - 1))
