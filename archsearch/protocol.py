@@ -53,7 +53,7 @@ class TeacherDistillationConfig(DistillationConfig):
     """Folder of a diffusers SD3Transformer2DModel, of a pipeline that has one, or of a recipe's finished stage that
     trained one; or OWNER/NAME on the hub."""
     teacher_text_encoders: tuple[TextEncoderConfig, ...] | None = None
-    """The teacher's own text encoders; None: the candidates'."""
+    """The teacher's own text encoders; None: the candidates', with its pooled embedding."""
     teacher_bfloat16: bool = False
     """Whether the teacher's weights are held in bfloat16."""
 
@@ -118,6 +118,14 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
         encoder = TextEncoderConfig(encoder=self.text_encoder, tokens=self.context_tokens, dropout=self.caption_dropout)
         return (encoder,)
 
+    @property
+    def teacher_text_encoders(self) -> tuple[TextEncoderConfig, ...] | None:
+        """The teacher's text encoders; None without a teacher."""
+        if self.distillation is None:
+            return None
+        pooled = tuple(encoder.model_copy(update={"pooled": True}) for encoder in self.text_encoders)
+        return self.distillation.teacher_text_encoders or pooled
+
 
 _DIGESTS = {
     "data": "data_digest",
@@ -131,7 +139,7 @@ _SAMPLING_FIELDS = ("num_inference_steps", "guidance_scale", "feature_extractor"
 """Fields that have no effect if no samples are generated."""
 
 _LATER_FIELDS = ("init_from", "distillation", "gradient_accumulation_steps", "compile")
-"""Fields added after hashes were first published. They count unless they have their default, so that hashes stay valid."""
+"""Fields added after hashes were first published. Their defaults do not count, so that hashes stay valid."""
 
 _HASHED_NAMES = {
     "batch_size": "batch",

@@ -86,7 +86,7 @@ class CandidateEvaluator:
             protocol.data,
             protocol.autoencoder,
             protocol.text_encoders,
-            teacher_text_encoders=None if distillation is None else distillation.teacher_text_encoders,
+            teacher_text_encoders=protocol.teacher_text_encoders,
             device=self.device,
         )
         self.resolved: ResolvedProtocol = resolve.resolved(protocol, self.data)

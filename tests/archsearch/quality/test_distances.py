@@ -52,7 +52,7 @@ def test_reference_survives_storing() -> None:
 
 
 def frechet_gaussians(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
-    """Squared Fréchet distance of two Gaussians (arXiv 1706.08500, equation 6), by the eigenvalues of Σ_a^½ Σ_b Σ_a^½."""
+    """Squared Fréchet distance of two Gaussians (arXiv 1706.08500, equation 6)."""
     values, vectors = torch.linalg.eigh(covariance_a.double())
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     eigenvalues = torch.linalg.eigvalsh(root @ covariance_b.double() @ root).clamp(min=0)

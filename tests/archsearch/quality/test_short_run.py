@@ -38,7 +38,10 @@ def dataset(device: str = "cpu") -> EncodedDataset:
     table = Embeddings(ChunkedTensor([tokens]), ChunkedTensor([torch.zeros(2, 0)]))
     slices = [EmbeddingSlice(slice(0, 3), slice(0, ARCH.context_dim), slice(0, 0))]
     encoded = EncodedCaptions([table], captions, slices).to(torch.device(device))
-    return EncodedDataset(cast(ImageDataset, None), ChunkedTensor([latents.to(device)]), encoded, encoded)
+    pooled = Embeddings(ChunkedTensor([tokens]), ChunkedTensor([tokens[:, 0]]))
+    wide = [EmbeddingSlice(slice(0, 3), slice(0, ARCH.context_dim), slice(0, ARCH.context_dim))]
+    teacher = EncodedCaptions([pooled], captions, wide).to(torch.device(device))
+    return EncodedDataset(cast(ImageDataset, None), ChunkedTensor([latents.to(device)]), encoded, teacher)
 
 
 def run(
@@ -99,7 +102,7 @@ def test_it_learns_from_a_teacher(losses: dict[str, bool], tmp_path: Path) -> No
         shape,
         latent_channels=ARCH.latent_channels,
         context_dim=ARCH.context_dim,
-        pooled_width=0,
+        pooled_width=ARCH.context_dim,
         sample_size=4,
         seed=0,
         prediction="velocity",
