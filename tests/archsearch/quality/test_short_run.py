@@ -113,7 +113,7 @@ def test_it_learns_from_a_teacher(losses: dict[str, bool], tmp_path: Path) -> No
     alone, _ = run()
     result, weights = run(protocol, teacher=teacher.requires_grad_(False))
     assert not result.diverged
-    assert result.first_loss != alone.first_loss
+    assert result.curve[-1][1] != alone.curve[-1][1]  # the first step may agree: both nets begin with zero
     assert result.curve[-1][1] < result.curve[0][1]
     with pytest.raises(KeyboardInterrupt):
         run(protocol, teacher=teacher, checkpoint=tmp_path / "run", stop_at=20)
