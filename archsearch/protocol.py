@@ -101,15 +101,12 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
         return self
 
     @model_validator(mode="after")
-    def _shift_fits_the_prediction_type(self) -> Self:
-        if self.timestep_shift != 1 and self.prediction_type in DIFFUSION_PREDICTION_TYPES:
-            raise ValueError("timestep_shift applies to rectified flow only; leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _teacher_fits_the_prediction_type(self) -> Self:
-        if self.distillation is not None and self.prediction_type in DIFFUSION_PREDICTION_TYPES:
-            raise ValueError("distillation needs rectified flow; remove it, or choose another prediction_type")
+    def _settings_fit_the_prediction_type(self) -> Self:
+        if self.prediction_type in DIFFUSION_PREDICTION_TYPES:
+            if self.timestep_shift != 1:
+                raise ValueError("timestep_shift applies to rectified flow only; leave it out")
+            if self.distillation is not None:
+                raise ValueError("distillation needs rectified flow; remove it, or choose another prediction_type")
         return self
 
     @property

@@ -297,11 +297,6 @@ class CandidateEvaluator:
         """Loss of the net on each of the protocol's validation pairs: (pairs,) float64."""
         return self.evaluator.validation_losses(unet, self._process)
 
-    @property
-    def prompts(self) -> list[str]:
-        """Captions of held-out concepts, one per sample."""
-        return self.evaluator.prompts()
-
     def samples(self, unet: UNet, count: int | None = None, progress: ProgressCallback = ignore_progress) -> Tensor:
         """Generate the first ``count`` of the protocol's samples (None: all): (count, 3, H, W) uint8 on the CPU.
 
