@@ -12,7 +12,7 @@ from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.config import Config
 from snapgen.diffusion.process import PredictionType
 from snapgen.diffusion.variance_preserving import DIFFUSION_PREDICTION_TYPES
-from snapgen.optim.config import OptimizerConfig
+from snapgen.training.settings import DistillationConfig, TrainingConfig
 
 REVISION = 2
 """Version of the evaluation code; raised whenever the same protocol would give different numbers."""
@@ -46,7 +46,19 @@ class EvaluationConfig(Config):
     """Images are resized to this before the extractor, which may resize them again (Inception: 299)."""
 
 
-class EvaluationProtocol(OptimizerConfig, EvaluationConfig):
+class TeacherDistillationConfig(DistillationConfig):
+    """Knowledge distillation into every candidate, with its teacher."""
+
+    teacher: str
+    """Folder of a diffusers SD3Transformer2DModel, of a pipeline that has one, or of a recipe's finished stage that
+    trained one; or OWNER/NAME on the hub."""
+    teacher_text_encoders: tuple[TextEncoderConfig, ...] | None = None
+    """The teacher's own text encoders; None: the candidates', with its pooled embedding."""
+    teacher_bfloat16: bool = False
+    """Whether the teacher's weights are held in bfloat16."""
+
+
+class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     """Training and evaluation settings of a candidate. The defaults are the quick start's (benchmarks/short_run.py)."""
 
     steps: int = Field(default=240, ge=1)
@@ -79,6 +91,8 @@ class EvaluationProtocol(OptimizerConfig, EvaluationConfig):
     """Seeds of the training runs. Each run gives a whole score; the candidate's score is their mean."""
     init_from: str | None = None
     """Folder of a trained U-Net whose weights the candidates inherit; None: new weights."""
+    distillation: TeacherDistillationConfig | None = None
+    """Knowledge distillation from a teacher; None: none."""
 
     @model_validator(mode="after")
     def _distinct_seeds(self) -> Self:
@@ -87,9 +101,12 @@ class EvaluationProtocol(OptimizerConfig, EvaluationConfig):
         return self
 
     @model_validator(mode="after")
-    def _shift_fits_the_prediction_type(self) -> Self:
-        if self.timestep_shift != 1 and self.prediction_type in DIFFUSION_PREDICTION_TYPES:
-            raise ValueError("timestep_shift applies to rectified flow only; leave it out")
+    def _settings_fit_the_prediction_type(self) -> Self:
+        if self.prediction_type in DIFFUSION_PREDICTION_TYPES:
+            if self.timestep_shift != 1:
+                raise ValueError("timestep_shift applies to rectified flow only; leave it out")
+            if self.distillation is not None:
+                raise ValueError("distillation needs rectified flow; remove it, or choose another prediction_type")
         return self
 
     @property
@@ -97,6 +114,14 @@ class EvaluationProtocol(OptimizerConfig, EvaluationConfig):
         """The text encoder, as a list of one."""
         encoder = TextEncoderConfig(encoder=self.text_encoder, tokens=self.context_tokens, dropout=self.caption_dropout)
         return (encoder,)
+
+    @property
+    def teacher_text_encoders(self) -> tuple[TextEncoderConfig, ...] | None:
+        """The teacher's text encoders; None without a teacher."""
+        if self.distillation is None:
+            return None
+        pooled = tuple(encoder.model_copy(update={"pooled": True}) for encoder in self.text_encoders)
+        return self.distillation.teacher_text_encoders or pooled
 
 
 _DIGESTS = {
@@ -109,6 +134,9 @@ _DIGESTS = {
 
 _SAMPLING_FIELDS = ("num_inference_steps", "guidance_scale", "feature_extractor", "feature_resolution")
 """Fields that have no effect if no samples are generated."""
+
+_LATER_FIELDS = ("init_from", "distillation", "gradient_accumulation_steps", "compile")
+"""Fields added after hashes were first published. Their defaults do not count, so that hashes stay valid."""
 
 _HASHED_NAMES = {
     "batch_size": "batch",
@@ -141,6 +169,8 @@ class ResolvedProtocol(Config):
     """Digest of the feature extractor's weights; empty if no samples are generated."""
     init_from_digest: str = ""
     """Digest of the U-Net whose weights candidates start from; empty for random initialization."""
+    teacher_digest: str = ""
+    """Digest of the teacher and of its text encoders; empty without distillation."""
     revision: int = REVISION
 
     @property
@@ -171,8 +201,14 @@ class ResolvedProtocol(Config):
         values |= {name: getattr(self, digest) for name, digest in _DIGESTS.items()}
         if not self.protocol.num_samples:
             values |= dict.fromkeys(_SAMPLING_FIELDS)
-        if self.protocol.init_from is None:
-            del values["init_from"]  # keeps hashes that were published before this field existed
-        else:
+        del values["gradient_checkpointing"]  # changes the memory, not the numbers
+        for name in _LATER_FIELDS:
+            if getattr(self.protocol, name) == EvaluationProtocol.model_fields[name].default:
+                del values[name]
+        if "init_from" in values:
             values["init_from"] = self.init_from_digest
+        if "distillation" in values:
+            encoders = values["distillation"]["teacher_text_encoders"]
+            sizes = encoders and [{**encoder, "encoder": None} for encoder in encoders]
+            values["distillation"] |= {"teacher": self.teacher_digest, "teacher_text_encoders": sizes}
         return values | {"revision": self.revision}

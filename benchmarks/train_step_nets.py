@@ -24,7 +24,8 @@ from snapgen.objectives.flow_matching import FlowMatchingObjective
 from snapgen.optim.config import build_optimizers
 from snapgen.optim.ema import EMA
 from snapgen.training.batches import Batch, BatchStream, MicroBatch, training_timesteps
-from snapgen.training.stages import DistillationConfig, FlowMatchingStage
+from snapgen.training.settings import DistillationConfig
+from snapgen.training.stages import FlowMatchingStage
 
 IMAGES = 256
 """Number of images in the data, which are random latents and captions."""

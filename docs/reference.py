@@ -29,7 +29,7 @@ from archsearch.latency.coreml import CoreMLConfig, IPhoneConfig
 from archsearch.latency.host import HostConfig
 from archsearch.latency.steady_state import SteadyStateConfig
 from archsearch.predictor.backend import PredictedConfig
-from archsearch.protocol import EvaluationProtocol
+from archsearch.protocol import EvaluationProtocol, TeacherDistillationConfig
 from archsearch.schemas import NAMED_BY_FILE, field_docstrings
 from archsearch.spaces.loading import BlockKnobsConfig, SpaceConfig
 from archsearch.studies.config.ablation import AblationConfig, AblationRowConfig, PublishedNumber
@@ -43,11 +43,11 @@ from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.config import Config
 from snapgen.coreml.package import PackageOptions
 from snapgen.objectives.teacher import TeacherConfig
+from snapgen.training.settings import DistillationConfig
 from snapgen.training.stages import (
     AdversarialConfig,
     AdversarialDistillationStage,
     DecoderStage,
-    DistillationConfig,
     FlowMatchingStage,
     ProgressiveDistillationStage,
     Stage,
@@ -124,7 +124,10 @@ PAGES = (
         "Settings of an evaluation protocol",
         "A protocol is everything that a quality number depends on. It stands under `protocol` in a "
         "[study](study.md). Numbers of different protocols are never compared. The defaults are the quick start's.",
-        (Section(EvaluationProtocol, "A protocol", "The optimizer's settings are part of it."),),
+        (
+            Section(EvaluationProtocol, "A protocol", "The optimizer's settings are part of it."),
+            Section(TeacherDistillationConfig, "Distillation", "Under `distillation`."),
+        ),
     ),
     Page(
         "space",

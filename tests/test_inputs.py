@@ -328,6 +328,14 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "evolve missing weights": lambda f: evolving(
         f, "nowhere", protocol={"steps": 2, "num_samples": 8, "train_seeds": [0], "init_from": str(f / "nowhere")}
     ),
+    "evolve missing teacher": lambda f: evolving(
+        f,
+        "nowhere",
+        protocol={"steps": 2, "num_samples": 8, "train_seeds": [0], "distillation": {"teacher": str(f / "nowhere")}},
+    ),
+    "evolve bad accumulation": lambda f: evolving(
+        f, "gradient_accumulation_steps", protocol={"train_seeds": [0], "gradient_accumulation_steps": 5}
+    ),
     "train bad block dropout": lambda f: train(f, stages=[{**BASE, "block_dropout": 1}]),
     "train no recipe": lambda f: (["train", str(f / "none.yaml")], "none.yaml"),
     "train no stages": lambda f: train(f, stages=[]),

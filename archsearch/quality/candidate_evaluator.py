@@ -27,6 +27,7 @@ from snapgen.diffusion.process import make_process
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.models.unet import UNet
+from snapgen.objectives.teacher import Teacher, load_teacher
 from snapgen.optim.ema import EMA
 from snapgen.progress import ProgressCallback, ignore_progress, subtask
 from snapgen.seeding import derive_seed
@@ -80,14 +81,21 @@ class CandidateEvaluator:
     def __init__(self, protocol: EvaluationProtocol, device: torch.device | None = None) -> None:
         self.protocol = protocol
         self.device = device or devices.default_device()
-        self.data = TrainingData(protocol.data, protocol.autoencoder, protocol.text_encoders, device=self.device)
+        distillation = protocol.distillation
+        self.data = TrainingData(
+            protocol.data,
+            protocol.autoencoder,
+            protocol.text_encoders,
+            teacher_text_encoders=protocol.teacher_text_encoders,
+            device=self.device,
+        )
         self.resolved: ResolvedProtocol = resolve.resolved(protocol, self.data)
         """The protocol with the digests of its files."""
         bfloat16 = protocol.precision == "bfloat16"
         self.evaluator = Evaluator(
             self.data, protocol.resolution, protocol, bfloat16=bfloat16, batch_size=SAMPLING_BATCH_SIZE
         )
-        self.evaluator.preload(samples=True)
+        self.evaluator.preload(samples=protocol.num_samples > 0)
         self._training = self.data.encoded("train", protocol.resolution)
         self._process = make_process(protocol.prediction_type, shift=protocol.timestep_shift)
         self._sampling = SamplingConfig(
@@ -97,6 +105,17 @@ class CandidateEvaluator:
         if protocol.init_from is not None:
             self._supernet = Supernet(protocol.init_from, prediction=protocol.prediction_type)
             self._supernet.unet.to(self.device)
+        self._teacher: Teacher | None = None
+        if distillation is not None:
+            dtype = torch.bfloat16 if distillation.teacher_bfloat16 else torch.float32
+            self._teacher = load_teacher(distillation.teacher, dtype=dtype).to(self.device)
+            captions = self._training.teacher
+            self._teacher.check(
+                latent_channels=self.latent_channels,
+                latent_size=self.latent_size,
+                context_dim=captions.context_dim,
+                pooled_width=captions.pooled_width,
+            )
 
     @property
     def latent_channels(self) -> int:
@@ -247,6 +266,7 @@ class CandidateEvaluator:
             seed=job.seed,
             accelerator=accelerator,
             block_dropout=job.block_dropout,
+            teacher=self._teacher,
         )
 
     def evaluate(self, unet: UNet, *, number: int, progress: ProgressCallback = ignore_progress) -> SeedRun:
@@ -276,11 +296,6 @@ class CandidateEvaluator:
     def pair_losses(self, unet: UNet) -> Tensor:
         """Loss of the net on each of the protocol's validation pairs: (pairs,) float64."""
         return self.evaluator.validation_losses(unet, self._process)
-
-    @property
-    def prompts(self) -> list[str]:
-        """Captions of held-out concepts, one per sample."""
-        return self.evaluator.prompts
 
     def samples(self, unet: UNet, count: int | None = None, progress: ProgressCallback = ignore_progress) -> Tensor:
         """Generate the first ``count`` of the protocol's samples (None: all): (count, 3, H, W) uint8 on the CPU.

@@ -77,18 +77,6 @@ def reference(batches: Iterable[Tensor], count: int) -> ReferenceStats:
     return ReferenceStats(mean, scatter / (total - 1), features, float((gram.sum() - gram.trace()) / num_pairs))
 
 
-def frechet_gaussians(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b: Tensor) -> float:
-    """Squared Fréchet distance of two Gaussians (arXiv 1706.08500, equation 6), in float64.
-
-    tr √(Σ_a Σ_b) is the sum of the square roots of the eigenvalues of Σ_a^½ Σ_b Σ_a^½. That matrix is symmetric and
-    positive semi-definite, so negative eigenvalues are rounding errors.
-    """
-    root = _sqrt(covariance_a.double())
-    inner = root @ covariance_b.double() @ root
-    mean_distance = (mean_a.double() - mean_b.double()).square().sum()  # ‖μ_a - μ_b‖²
-    return _frechet(mean_distance, covariance_a.double().trace() + covariance_b.double().trace(), inner)
-
-
 def frechet(features: Tensor, real: ReferenceStats) -> DistanceEstimate:
     """Squared Fréchet distance of features (N, D) to the reference, with a delete-a-group jackknife standard error.
 

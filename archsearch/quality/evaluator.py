@@ -19,7 +19,7 @@ from archsearch.stats import intervals
 from archsearch.stats.estimate import DistanceEstimate, Estimate
 from snapgen.autoencoders.latents import ENCODE_BATCH_SIZE
 from snapgen.conditioning import captions as conditioning
-from snapgen.conditioning.captions import Conditioning
+from snapgen.conditioning.captions import Conditioning, EncodedCaptions
 from snapgen.data.dataset import ImageDataset
 from snapgen.data.pixels import grid, to_uint8
 from snapgen.diffusion import rectified_flow
@@ -85,7 +85,7 @@ class Evaluator:
             InputError: if a file is missing.
         """
         _ = self._validation_pairs
-        if samples and self.config.num_samples:
+        if samples:
             _ = self.extractor, self._reference, self.retriever if retrieval else None
 
     @property
@@ -115,10 +115,9 @@ class Evaluator:
             rows = torch.arange(len(latents), device=latents.device)
             return process.validation_losses(denoise, latents, rows, seed=FIXED)
 
-    @property
-    def prompts(self) -> list[str]:
-        """Held-out captions in a fixed order, one for each sample."""
-        return fixed_prompts(self._heldout.images.captions, self.config.num_samples)
+    def prompts(self, count: int | None = None) -> list[str]:
+        """The first ``count`` held-out captions in a fixed order; None: one for each of the configured samples."""
+        return fixed_prompts(self._heldout.images.captions, self.config.num_samples if count is None else count)
 
     def samples(
         self,
@@ -129,12 +128,12 @@ class Evaluator:
         *,
         progress: ProgressCallback = ignore_progress,
     ) -> Tensor:
-        """An image for each of the first ``count`` of `prompts` (None: all): (count, 3, H, W) uint8 on the CPU.
+        """An image for each of the first ``count`` of `prompts`: (count, 3, H, W) uint8 on the CPU.
 
         Raises:
             FloatingPointError: if latents are not finite, which would be invisible after conversion to bytes.
         """
-        return self.sample_images(net, process, sampling, self.prompts[:count], progress=progress)
+        return self.sample_images(net, process, sampling, self.prompts(count), progress=progress)
 
     @torch.no_grad()
     def sample_images(
@@ -152,7 +151,7 @@ class Evaluator:
             FloatingPointError: if latents are not finite.
         """
         device, images = self.data.device, []
-        contexts = conditioning.encode(prompts, self.data.text_encoders)
+        contexts = self._contexts(tuple(prompts))
         for start in range(0, len(prompts), self._batch_size):
             indices = range(start, min(start + self._batch_size, len(prompts)))
             with self._autocast():
@@ -210,7 +209,7 @@ class Evaluator:
             metrics["frechet_distance"] = intervals.distance_estimate([frechet])
             metrics["kernel_distance"] = intervals.distance_estimate([kernel])
             if retrieval:
-                scores = self.retriever.score(images, self.prompts)
+                scores = self.retriever.score(images, self.prompts())
                 metrics |= {"retrieval_r1": scores.r1, "retrieval_r10": scores.r10, "retrieval_mrr": scores.mrr}
         return metrics
 
@@ -237,6 +236,10 @@ class Evaluator:
     @functools.cached_property
     def _heldout(self) -> EncodedDataset:
         return self.data.encoded("val", self.resolution)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the training
+    def _contexts(self, prompts: tuple[str, ...]) -> EncodedCaptions:
+        return conditioning.encode(prompts, self.data.text_encoders)
 
     @functools.cached_property
     def _validation_pairs(self) -> tuple[Tensor, Conditioning, Conditioning]:

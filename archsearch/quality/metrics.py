@@ -103,7 +103,8 @@ class _TextAlignment(NetMetric):
         self._scorer, self._evaluator, self._samples = scorer, evaluator, samples
 
     def _measure(self, unet: UNet) -> Tensor:
-        images, captions = self._evaluator.samples(unet, self._samples), self._evaluator.prompts[: self._samples]
+        captions = self._evaluator.evaluator.prompts(self._samples)
+        images = self._evaluator.samples(unet, self._samples)
         return -(self._scorer.cosines if isinstance(self._scorer, Retriever) else self._scorer)(images, captions)
 
     def _worst(self) -> Tensor:
@@ -133,9 +134,8 @@ def build_metric(metric: str, evaluator: CandidateEvaluator, *, samples: int) ->
     scorer = (
         clip_score.load_clip_score(metric.removeprefix(CLIP), evaluator.device) if metric.startswith(CLIP) else None
     )
-    if samples > evaluator.protocol.num_samples:
-        evaluator = CandidateEvaluator(evaluator.protocol.model_copy(update={"num_samples": samples}), evaluator.device)
     if metric in DISTANCES:
+        evaluator.evaluator.preload(samples=True)
         return _Distance(metric, evaluator, samples)  # type: ignore[arg-type]
     return _TextAlignment(metric, scorer or evaluator.evaluator.retriever, evaluator, samples)
 

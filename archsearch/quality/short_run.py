@@ -19,7 +19,8 @@ from snapgen.io.cache import JSON
 from snapgen.io.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from snapgen.io.digests import digest_tensors
 from snapgen.models.unet import UNet
-from snapgen.objectives.flow_matching import FlowMatchingObjective
+from snapgen.objectives.build import build_objectives
+from snapgen.objectives.teacher import Teacher
 from snapgen.optim.ema import EMA
 from snapgen.training.batches import BatchStream, training_timesteps
 from snapgen.training.data import EncodedDataset
@@ -74,6 +75,7 @@ class ShortRun:
         seed: seed of the images' order, the timesteps, the noise and the dropout; not of the weights.
         accelerator: the processes that train.
         block_dropout: probability of leaving each block out of a step (`snapgen.models.subnetworks`).
+        teacher: the frozen teacher, on the net's device, if the protocol distills from one.
     """
 
     def __init__(
@@ -85,18 +87,23 @@ class ShortRun:
         seed: int,
         accelerator: Accelerator,
         block_dropout: float = 0,
+        teacher: Teacher | None = None,
     ) -> None:
         self.result = TrainResult()
         self._main = bool(accelerator.is_main_process)
         stage = training_stage(protocol, block_dropout=block_dropout)
         device = next(unet.parameters()).device
-        objective = FlowMatchingObjective(
-            unet.requires_grad_(True), prediction=protocol.prediction_type, block_dropout=block_dropout, seed=seed
+        if stage.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        objectives, _ = build_objectives(
+            stage, unet.requires_grad_(True), teacher, prediction=protocol.prediction_type, seed=seed
         )
+        for objective in objectives.values():
+            objective.to(device)
         batches = BatchStream(
             data.latents,
             data.student,
-            teacher=None,
+            teacher=None if teacher is None else data.teacher,
             dropout=[protocol.caption_dropout],
             batch_size=protocol.batch_size,
             timesteps=training_timesteps(make_process(protocol.prediction_type, shift=protocol.timestep_shift)),
@@ -106,7 +113,7 @@ class ShortRun:
         self._trainer = Trainer(
             stage,
             unet,
-            {"student": objective},
+            objectives,
             batches,
             accelerator=accelerator,
             report_every=max(1, stage.steps // REPORTS),
@@ -188,8 +195,10 @@ class ShortRun:
 
 
 def training_stage(protocol: EvaluationProtocol, *, block_dropout: float = 0) -> FlowMatchingStage:
-    """The short run as a training stage, by which `snapgen.training.loop.Trainer` trains it."""
+    """The short run as a training stage, by which `snapgen.training.loop.Trainer` trains it.
+
+    Block dropout, which changes the graph at every step, is not compiled.
+    """
     shared = {name: getattr(protocol, name) for name in FlowMatchingStage.model_fields if hasattr(protocol, name)}
-    return FlowMatchingStage(
-        **shared, name="short-run", num_images=protocol.steps * protocol.batch_size, block_dropout=block_dropout
-    )
+    shared |= {"num_images": protocol.steps * protocol.batch_size, "compile": protocol.compile and not block_dropout}
+    return FlowMatchingStage(**shared, name="short-run", block_dropout=block_dropout)

@@ -192,7 +192,8 @@ class RecipeRunner:
         trainer = self._trainer(number, stage, net)
         if self._main:
             retrieval = self.recipe.evaluation.retrieval
-            self._evaluator(stage.resolution).preload(samples=isinstance(net, UNet), retrieval=retrieval)
+            samples = isinstance(net, UNet) and self.recipe.evaluation.num_samples > 0
+            self._evaluator(stage.resolution).preload(samples=samples, retrieval=retrieval)
         self._resume(number, trainer, log)
         interval = None if stage.evaluate_every is None else max(1, stage.evaluate_every // stage.batch_size)
 

@@ -23,7 +23,8 @@ from snapgen.training.batches import Batch, StepRandom
 
 if TYPE_CHECKING:
     from snapgen.conditioning.captions import Conditioning
-    from snapgen.training.stages import AdversarialConfig, DistillationConfig
+    from snapgen.training.settings import DistillationConfig
+    from snapgen.training.stages import AdversarialConfig
 
 MAX_HEAD_DIM = 256
 """Hidden channels of a discriminator head, at most. This number and the head's layers are our choice."""

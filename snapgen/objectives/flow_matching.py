@@ -21,7 +21,7 @@ from snapgen.objectives.teacher import Teacher
 from snapgen.training.batches import Batch
 
 if TYPE_CHECKING:
-    from snapgen.training.stages import DistillationConfig
+    from snapgen.training.settings import DistillationConfig
 
 
 class StudentPass(NamedTuple):

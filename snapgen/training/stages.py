@@ -9,33 +9,10 @@ from pydantic import Field, field_validator, model_validator
 
 from snapgen.autoencoders.training import DecoderTrainingConfig
 from snapgen.config import Config
-from snapgen.optim.config import OptimizerConfig
+from snapgen.training.settings import DistillationConfig, TrainingConfig
 
 SHIFT_AT_1024 = 3.0
 """Timestep shift of SD3 at 1024 px (arXiv 2403.03206, section 5.3.2)."""
-
-
-class DistillationConfig(Config):
-    """Knowledge distillation from a teacher (SnapGen, section 3.3)."""
-
-    output: bool = True
-    """Distill the teacher's velocity."""
-    features: bool = True
-    """Distill the teacher's last features, through a projector."""
-    scaling: Literal["timestep_aware", "fixed"] = "timestep_aware"
-    """timestep_aware: SnapGen's S(task, teacher); fixed: the losses are added up with the two weights below."""
-    output_weight: float = Field(default=1, ge=0)
-    """Weight of the velocity's loss with fixed scaling. The default is our choice."""
-    feature_weight: float = Field(default=1, ge=0)
-    """Weight of the features' loss with fixed scaling. The default is our choice."""
-    guidance_scale: float = Field(default=1, ge=0, le=100)
-    """Guidance scale of the teacher's velocity; 1: no guidance."""
-
-    @model_validator(mode="after")
-    def _check_losses(self) -> Self:
-        if not (self.output or self.features):
-            raise ValueError("output and features are both off; enable one, or remove distillation")
-        return self
 
 
 class AdversarialConfig(Config):
@@ -66,15 +43,13 @@ class _NamedStage(Config):
     """Name of the stage, used for its folder and in the logs."""
 
 
-class Stage(_NamedStage, OptimizerConfig):
+class Stage(_NamedStage, TrainingConfig):
     """Settings common to all stages that train a net on latents."""
 
     resolution: int = Field(ge=8, le=4096)
     """Height and width of the images, in pixels."""
     num_images: int = Field(ge=1)
     """Images seen in training, repetitions included."""
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    """Micro-batches of a process's share of the batch, whose gradients are summed."""
     timestep_shift: float | Literal["resolution"] = 1
     """Shift of the timesteps towards noise. resolution: 3 at 1024 px as in SD3, 1 at 256 px, and a power law between
     them."""
@@ -84,18 +59,9 @@ class Stage(_NamedStage, OptimizerConfig):
     """Folder of a teacher for this stage alone, with the same text encoders; None: the recipe's teacher."""
     on_nonfinite_grad: Literal["skip", "halt"] = "halt"
     """Action when a gradient is not finite; its step is never taken. skip: continue; halt: stop."""
-    compile: bool = False
-    """Use torch.compile, on CUDA."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them."""
 
     @model_validator(mode="after")
-    def _check_batch_and_shift(self) -> Self:
-        accumulated = self.gradient_accumulation_steps
-        if self.batch_size % accumulated:
-            raise ValueError(
-                f"gradient_accumulation_steps {accumulated} does not divide batch_size {self.batch_size}; use a divisor"
-            )
+    def _check_shift(self) -> Self:
         if self.timestep_shift != "resolution" and not self.timestep_shift > 0:
             raise ValueError(f"timestep_shift cannot be {self.timestep_shift}; use a number above 0, or 'resolution'")
         return self

@@ -21,7 +21,7 @@ def resolved(digests: str = "d", **fields: Any) -> ResolvedProtocol:
 
 CHANGES: dict[str, Any] = {
     "steps": 17,
-    "batch_size": 3,
+    "batch_size": 6,
     "optimizer": "muon",
     "learning_rate": 0.123,
     "beta2": 0.5,
@@ -42,12 +42,16 @@ CHANGES: dict[str, Any] = {
     "feature_resolution": 128,
     "validation_pairs": 33,
     "train_seeds": (4, 5, 6),
+    "gradient_accumulation_steps": 2,
+    "compile": True,
 }
-NAMED = {"data", "autoencoder", "text_encoder", "feature_extractor", "init_from"}
+NAMED = {"data", "autoencoder", "text_encoder", "feature_extractor", "init_from", "distillation"}
+NOT_COUNTED = {"gradient_checkpointing"}
+"""Fields that change the memory and not the numbers."""
 
 
 def test_every_field_is_covered() -> None:
-    assert CHANGES.keys() | NAMED == EvaluationProtocol.model_fields.keys()
+    assert CHANGES.keys() | NAMED | NOT_COUNTED == EvaluationProtocol.model_fields.keys()
 
 
 @pytest.mark.parametrize("field", CHANGES)
@@ -98,6 +102,24 @@ def test_inherited_weights_count_by_content() -> None:
     assert one.first_difference(other) == "init_from: a with digest  against w"
 
 
+def test_a_teacher_counts_by_content() -> None:
+    def taught(digest: str = "w", **fields: Any) -> ResolvedProtocol:
+        distillation = {"teacher": "a", "teacher_text_encoders": [{"encoder": "b"}], **fields}
+        return resolved(distillation=distillation).model_copy(update={"teacher_digest": digest})
+
+    assert resolved().hash != taught().hash
+    moved = taught(teacher="elsewhere", teacher_text_encoders=[{"encoder": "moved"}])
+    assert taught().hash == moved.hash
+    assert taught().first_difference(moved) is None
+    for other in (taught("v"), taught(guidance_scale=2), taught(teacher_text_encoders=[{"encoder": "b", "tokens": 3}])):
+        assert taught().hash != other.hash
+        assert (taught().first_difference(other) or "").startswith("distillation: ")
+
+
+def test_memory_settings_do_not_count() -> None:
+    assert resolved().hash == resolved(gradient_checkpointing=True).hash
+
+
 def test_revision_counts() -> None:
     plain = resolved()
     older = plain.model_copy(update={"revision": 0})
@@ -127,6 +149,10 @@ def test_survives_json() -> None:
         {"steps": 0},
         {"sampel": 1},
         {"learning_rate": float("nan")},
+        {"batch_size": 6, "gradient_accumulation_steps": 4},
+        {"distillation": {}},
+        {"distillation": {"teacher": "a", "output": False, "features": False}},
+        {"distillation": {"teacher": "a"}, "prediction_type": "noise"},
     ],
     ids=str,
 )

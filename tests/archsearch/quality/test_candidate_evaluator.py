@@ -18,6 +18,7 @@ from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig,
 from snapgen.data.pixels import grid
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
+from snapgen.objectives import teacher
 
 STAGE = LevelConfig(channels=8, num_res_blocks=1, head_dim=4)
 
@@ -92,6 +93,24 @@ def scored(
         tiny(), study_seed=7, progress=lambda fraction, message: told.append((message, fraction)), artifacts=home
     )
     return found, home, told
+
+
+def test_it_scores_with_a_teacher(protocol: EvaluationProtocol, tmp_path: Path) -> None:
+    shape = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8}
+    sizes = {"latent_channels": 3, "context_dim": 384, "pooled_width": 384, "sample_size": 8}
+    teacher.new_teacher(shape, **sizes, seed=0).save_pretrained(tmp_path / "teacher")
+    taught = {"teacher": str(tmp_path / "teacher"), "scaling": "fixed"}
+    settings = protocol.model_dump() | {"distillation": taught, "gradient_accumulation_steps": 2, "train_seeds": (0,)}
+    evaluator = CandidateEvaluator(EvaluationProtocol(**settings), torch.device("cpu"))
+    alone = CandidateEvaluator(EvaluationProtocol(**settings | {"distillation": None}), torch.device("cpu"))
+    assert evaluator.resolved.teacher_digest
+    assert evaluator.resolved.hash != alone.resolved.hash
+    scores = [each.score(tiny(), study_seed=0) for each in (evaluator, alone)]
+    assert not scores[0].diverged
+    assert scores[0].validation_loss != scores[1].validation_loss
+    teacher.new_teacher(shape, **sizes | {"context_dim": 20}, seed=0).save_pretrained(tmp_path / "teacher")
+    with pytest.raises(InputError, match="takes a context of width 20, but its text encoders give 384"):
+        CandidateEvaluator(EvaluationProtocol(**settings), torch.device("cpu"))
 
 
 def test_says_what_an_architecture_must_fit(evaluator: CandidateEvaluator) -> None:
@@ -225,7 +244,7 @@ def test_prompts_are_held_out_captions_in_a_fixed_order(evaluator: CandidateEval
     assert sorted(prompts[:5]) == captions
     assert prompts[:5] != captions
     assert prompts[:5] == prompts[5:10]
-    assert set(evaluator.prompts) <= {
+    assert set(evaluator.evaluator.prompts()) <= {
         "red circle",
         "green circle",
         "blue circle",

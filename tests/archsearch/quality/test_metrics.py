@@ -83,7 +83,7 @@ def test_the_distances_are_those_of_the_evaluators_samples(evaluator: CandidateE
 def test_clip_is_taken_of_each_caption_and_negated(evaluator: CandidateEvaluator, unet: UNet, tmp_path: Path) -> None:
     home = encoders.whole_clip(tmp_path / "clip")
     reading = build_metric(f"clip_score:{home}", evaluator, samples=8).measure(unet)
-    expected = metrics.clip_score.load_clip_score(str(home))(evaluator.samples(unet, 8), evaluator.prompts)
+    expected = metrics.clip_score.load_clip_score(str(home))(evaluator.samples(unet, 8), evaluator.evaluator.prompts())
     assert torch.equal(reading.result, -expected)
     assert estimate(reading).value == pytest.approx(-float(expected.mean()))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from archsearch.protocol import EvaluationProtocol
+from archsearch.protocol import EvaluationProtocol, TeacherDistillationConfig
 from archsearch.quality import short_run
 from archsearch.quality.short_run import ShortRun, TrainResult
 from snapgen.conditioning.captions import EmbeddingSlice, EncodedCaptions
@@ -18,6 +18,7 @@ from snapgen.data.dataset import ImageDataset
 from snapgen.errors import InputError
 from snapgen.io.chunked import ChunkedTensor
 from snapgen.models.unet import UNet
+from snapgen.objectives.teacher import Teacher, new_teacher
 from snapgen.training.data import EncodedDataset
 from snapgen.training.loop import make_accelerator
 from tests.snapgen.nets import tiny
@@ -37,7 +38,10 @@ def dataset(device: str = "cpu") -> EncodedDataset:
     table = Embeddings(ChunkedTensor([tokens]), ChunkedTensor([torch.zeros(2, 0)]))
     slices = [EmbeddingSlice(slice(0, 3), slice(0, ARCH.context_dim), slice(0, 0))]
     encoded = EncodedCaptions([table], captions, slices).to(torch.device(device))
-    return EncodedDataset(cast(ImageDataset, None), ChunkedTensor([latents.to(device)]), encoded, encoded)
+    pooled = Embeddings(ChunkedTensor([tokens]), ChunkedTensor([tokens[:, 0]]))
+    wide = [EmbeddingSlice(slice(0, 3), slice(0, ARCH.context_dim), slice(0, ARCH.context_dim))]
+    teacher = EncodedCaptions([pooled], captions, wide).to(torch.device(device))
+    return EncodedDataset(cast(ImageDataset, None), ChunkedTensor([latents.to(device)]), encoded, teacher)
 
 
 def run(
@@ -48,13 +52,20 @@ def run(
     device: str = "cpu",
     block_dropout: float = 0,
     stop_at: int | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[TrainResult, dict[str, Tensor]]:
     """Train a small net; a run with ``stop_at`` is interrupted after that many steps."""
     unet = UNet(ARCH)
     unet.init_weights(0)
     unet.to(device)
     training = ShortRun(
-        unet, dataset(device), protocol, seed=seed, accelerator=make_accelerator(), block_dropout=block_dropout
+        unet,
+        dataset(device),
+        protocol,
+        seed=seed,
+        accelerator=make_accelerator(),
+        block_dropout=block_dropout,
+        teacher=teacher,
     )
 
     def progress(step: int) -> None:
@@ -82,6 +93,55 @@ def test_it_learns_with_any_prediction_type(prediction_type: str, device: str) -
     losses = [loss for _, loss, _ in result.curve]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
+
+
+@pytest.mark.parametrize("losses", [{"features": False}, {"output": False}, {}], ids=["output", "features", "both"])
+def test_it_learns_from_a_teacher(losses: dict[str, bool], tmp_path: Path) -> None:
+    shape = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
+    teacher = new_teacher(
+        shape,
+        latent_channels=ARCH.latent_channels,
+        context_dim=ARCH.context_dim,
+        pooled_width=ARCH.context_dim,
+        sample_size=4,
+        seed=0,
+        prediction="velocity",
+    ).eval()
+    protocol = PROTOCOL.model_copy(
+        update={"distillation": TeacherDistillationConfig(teacher="given", scaling="fixed", **losses)}
+    )
+    alone, _ = run()
+    result, weights = run(protocol, teacher=teacher.requires_grad_(False))
+    assert not result.diverged
+    assert result.curve[-1][1] != alone.curve[-1][1]  # the first step may agree: both nets begin with zero
+    assert result.curve[-1][1] < result.curve[0][1]
+    with pytest.raises(KeyboardInterrupt):
+        run(protocol, teacher=teacher, checkpoint=tmp_path / "run", stop_at=20)
+    assert same(run(protocol, teacher=teacher, checkpoint=tmp_path / "run")[1], weights)
+
+
+def test_accumulated_micro_batches_are_the_batch() -> None:
+    whole, _ = run()
+    halves, _ = run(PROTOCOL.model_copy(update={"gradient_accumulation_steps": 2}))
+    for (_, first, _), (_, second, _) in zip(whole.curve, halves.curve, strict=True):
+        assert second == pytest.approx(first, rel=1e-3)
+
+
+def test_recomputed_activations_give_the_same_weights() -> None:
+    assert same(run()[1], run(PROTOCOL.model_copy(update={"gradient_checkpointing": True}))[1])
+
+
+@pytest.mark.gpu
+def test_it_learns_compiled() -> None:
+    plain, _ = run(device="cuda")
+    compiled, _ = run(PROTOCOL.model_copy(update={"compile": True}), device="cuda")
+    assert compiled.curve[-1][1] == pytest.approx(plain.curve[-1][1], rel=0.05)
+
+
+def test_robust_training_is_not_compiled() -> None:
+    protocol = PROTOCOL.model_copy(update={"compile": True})
+    assert short_run.training_stage(protocol).compile
+    assert not short_run.training_stage(protocol, block_dropout=0.1).compile
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -137,8 +137,7 @@ def test_guidance_extrapolates_from_the_null_context() -> None:
     assert batch_sizes == [4] * 4 + [2] * 4
 
 
-def test_the_loss_of_a_zero_net_is_the_expected_one() -> None:
-    """E‖ε − x₀‖² an element, for a velocity of zero."""
+def test_the_loss_of_a_zero_net_is_the_variance_of_its_target() -> None:
     data = torch.randn(512, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     losses = RectifiedFlow().validation_losses(zero_net, data, None, seed=0)
-    assert float(losses.mean()) == pytest.approx(1 + float(data.square().mean()), rel=0.01)
+    assert float(losses.mean()) == pytest.approx(1 + float(data.square().mean()), rel=0.01)  # E‖ε − x₀‖²

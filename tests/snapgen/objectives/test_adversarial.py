@@ -13,7 +13,8 @@ from snapgen.objectives import adversarial as adversary
 from snapgen.objectives.adversarial import AdversarialObjective, DiscriminatorObjective, FeatureDiscriminator
 from snapgen.objectives.teacher import Teacher
 from snapgen.training.batches import Batch, StepRandom
-from snapgen.training.stages import AdversarialConfig, DistillationConfig
+from snapgen.training.settings import DistillationConfig
+from snapgen.training.stages import AdversarialConfig
 from tests.snapgen.lessons import NoReading, batch, frozen_teacher, student
 
 STEPS = [1.0, 0.5]  # timesteps of two of a sampler's

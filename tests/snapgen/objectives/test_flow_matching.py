@@ -12,7 +12,7 @@ from snapgen.objectives.flow_matching import FlowMatchingObjective
 from snapgen.objectives.knowledge_distillation import data_weight
 from snapgen.objectives.teacher import Teacher
 from snapgen.training.batches import Batch
-from snapgen.training.stages import DistillationConfig
+from snapgen.training.settings import DistillationConfig
 from tests.snapgen.lessons import NoReading, batch, frozen_teacher, new_teacher, student
 
 BOTH = DistillationConfig()

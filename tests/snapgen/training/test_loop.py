@@ -19,10 +19,10 @@ from snapgen.objectives.flow_matching import FlowMatchingObjective
 from snapgen.training import loop
 from snapgen.training.batches import Batch, few_step_timesteps
 from snapgen.training.loop import StepStats, Trainer
+from snapgen.training.settings import DistillationConfig
 from snapgen.training.stages import (
     AdversarialConfig,
     AdversarialDistillationStage,
-    DistillationConfig,
     FlowMatchingStage,
 )
 from tests.snapgen import lessons
