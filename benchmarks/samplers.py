@@ -11,17 +11,7 @@ here, which flatters a model that knows the costs: `ehvi:features=false` does no
     python benchmarks/samplers.py --samplers ehvi ehvi:features=false gp tpe nsga2 random --trials 12 24 50
     python benchmarks/samplers.py --samplers ehvi gp --trials 24 50 --limit 3.5
 
-Medians (quartiles) of eight seeds, 2 cores, Optuna 5.0:
-
-| sampler | 14 trials | 24 trials | s an ask |
-|---|---|---|---|
-| random | 0.678 (0.639–0.706) | 0.701 (0.668–0.737) | 0.00 |
-| qmc | 0.671 (0.636–0.680) | 0.720 (0.705–0.734) | 0.01 |
-| nsga2 | 0.679 (0.651–0.696) | 0.762 (0.697–0.772) | 0.01 |
-| tpe | 0.678 (0.647–0.763) | 0.785 (0.743–0.793) | 0.01 |
-| gp | 0.722 (0.704–0.757) | 0.873 (0.858–0.892) | 0.28 |
-| gp:n_startup_trials=3 | 0.705 (0.675–0.762) | 0.903 (0.869–0.911) | 0.27 |
-| gp:n_startup_trials=10 | 0.733 (0.720–0.754) | 0.871 (0.859–0.885) | 0.16 |
+The results are in reports/results/samplers.md.
 """
 
 from __future__ import annotations
@@ -37,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from archsearch.samplers.screening import Screening
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from archsearch.studies.config.study import SamplerConfig
 from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
-from archsearch.studies.search.screening import Screening
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
 

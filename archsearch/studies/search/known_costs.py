@@ -1,4 +1,4 @@
-"""What a study knows of an architecture before it is tried: its costs, and its latency if that is predicted."""
+"""Numbers that a study knows of an architecture before it is tried: its costs, and a latency that is predicted."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from archsearch.samplers.grid import Grid, Params
+from archsearch.samplers.screening import Screening
 from archsearch.score import QUALITY_METRICS
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.search.grid import Grid, Params
 from archsearch.studies.search.samplers import distributions
-from archsearch.studies.search.screening import Screening
 from snapgen.architecture.schema import Architecture
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ CACHE_REVISION = 1
 
 
 class KnownCosts:
-    """Known numbers of a space's points, for `archsearch.studies.search.ehvi.EHVISampler`.
+    """Known numbers of a space's points, for `archsearch.samplers.ehvi.EHVISampler`.
 
     Counting one architecture takes about 0.1 s, so the sample that predicts the others is kept in the disk cache.
     """

@@ -83,7 +83,7 @@ def build_sampler(
     """
     from optuna import samplers
 
-    from archsearch.studies.search.ehvi import EHVISampler
+    from archsearch.samplers import EHVISampler
 
     seed, sequence = seed % (1 << 32), sequence % (1 << 32)  # NumPy takes 32-bit seeds
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from archsearch.samplers.grid import Array, Grid, Rows
+from archsearch.samplers.improvement import DominatedRegion
+from archsearch.samplers.surrogate import Columns, Conditional, GaussianProcess, fit
 from archsearch.stats.pareto import non_dominated
-from archsearch.studies.search.grid import Array, Grid, Rows
-from archsearch.studies.search.improvement import DominatedRegion
-from archsearch.studies.search.surrogate import Columns, Conditional, GaussianProcess, fit
 
 DRAWS = 16
 """Joint posterior draws over which the improvement is averaged."""

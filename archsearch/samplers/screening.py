@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from archsearch.studies.search.grid import Array, Grid, Params, Rows
+from archsearch.samplers.grid import Array, Grid, Params, Rows
 
 COUNTED = 300
 """Random points at which the numbers are computed to predict them elsewhere."""

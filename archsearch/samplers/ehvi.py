@@ -20,9 +20,9 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from archsearch.studies.search.acquisition import Acquisition, Model
-from archsearch.studies.search.grid import Array, Grid, Params, Rows
-from archsearch.studies.search.screening import KnownNumbers, Screening
+from archsearch.samplers.acquisition import Acquisition, Model
+from archsearch.samplers.grid import Array, Grid, Params, Rows
+from archsearch.samplers.screening import KnownNumbers, Screening
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -54,7 +54,7 @@ class EHVISampler(BaseSampler):
 
     Args:
         known: numbers of a point that are known before it is tried. It is called for some hundred points at first, from
-            which `archsearch.studies.search.screening.Screening` predicts the others, and for 20 per suggestion.
+            which `archsearch.samplers.screening.Screening` predicts the others, and for 20 per suggestion.
         objectives: name of the number that each objective of the study is, in its order, and None for the expensive
             one. A name that ``known`` does not give is measured in each trial, and is learned from the trials and the
             known numbers. All objectives are minimized.

@@ -14,17 +14,17 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from archsearch.samplers.ehvi import EHVISampler
+from archsearch.samplers.grid import Grid
+from archsearch.samplers.improvement import DominatedRegion
+from archsearch.samplers.screening import Screening
+from archsearch.samplers.surrogate import Columns, fit
 from archsearch.spaces.loading import load_space
 from archsearch.stats.pareto import hypervolume
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import load_candidates
-from archsearch.studies.search.ehvi import EHVISampler
-from archsearch.studies.search.grid import Grid
-from archsearch.studies.search.improvement import DominatedRegion
 from archsearch.studies.search.known_costs import KnownCosts
 from archsearch.studies.search.run import search
-from archsearch.studies.search.screening import Screening
-from archsearch.studies.search.surrogate import Columns, fit
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import SPACE, QuickScorer
 
@@ -65,7 +65,7 @@ def sampler(**arguments: Any) -> EHVISampler:
 
 
 def test_the_gradient_of_the_posterior_is_that_of_differences() -> None:
-    from archsearch.studies.search.surrogate import _negative_log_posterior
+    from archsearch.samplers.surrogate import _negative_log_posterior
 
     rng = np.random.default_rng(0)
     inputs, y = rng.random((9, 4)), rng.standard_normal(9)
