@@ -109,33 +109,18 @@ class CandidateEvaluator:
         if distillation is not None:
             dtype = torch.bfloat16 if distillation.teacher_bfloat16 else torch.float32
             self._teacher = load_teacher(distillation.teacher, dtype=dtype).to(self.device)
-            captions = self._training.teacher
+            captions, (channels, size, _) = self._training.teacher, self.evaluator.latent_shape
             self._teacher.check(
-                latent_channels=self.latent_channels,
-                latent_size=self.latent_size,
+                latent_channels=channels,
+                latent_size=size,
                 context_dim=captions.context_dim,
                 pooled_width=captions.pooled_width,
             )
 
     @property
-    def latent_channels(self) -> int:
-        """Number of latent channels that an architecture must have."""
-        return self.evaluator.latent_shape[0]
-
-    @property
-    def latent_size(self) -> int:
-        """Height and width of the latents; must be divisible by an architecture's stride."""
-        return self.evaluator.latent_shape[1]
-
-    @property
     def context_dim(self) -> int:
         """Context dimension that an architecture with cross-attention must have."""
         return self._training.student.context_dim
-
-    @property
-    def context_tokens(self) -> int:
-        """Length of every context."""
-        return self._training.student.tokens
 
     def check(self, arch: Architecture) -> None:
         """Check that an architecture can be trained under this protocol.
@@ -144,15 +129,15 @@ class CandidateEvaluator:
             InputError: if its latent channels, context dimension or stride do not fit, or it is not a sub-network of
                 the supernetwork (`EvaluationProtocol.init_from`).
         """
-        source = f"architecture {arch.id}"
-        if arch.latent_channels != self.latent_channels:
-            problem = f"is {arch.latent_channels}; the protocol's autoencoder has {self.latent_channels}"
+        source, (channels, size, _) = f"architecture {arch.id}", self.evaluator.latent_shape
+        if arch.latent_channels != channels:
+            problem = f"is {arch.latent_channels}; the protocol's autoencoder has {channels}"
             raise InputError(source, problem, "make them equal", place="latent_channels")
         if arch.has_cross_attention and arch.context_dim != self.context_dim:
             problem = f"is {arch.context_dim}; the protocol's text encoder has {self.context_dim}"
             raise InputError(source, problem, "make them equal", place="context_dim")
-        if self.latent_size % arch.stride:
-            problem = f"has {len(arch.down)} levels, but a latent of size {self.latent_size} cannot be halved as often"
+        if size % arch.stride:
+            problem = f"has {len(arch.down)} levels, but a latent of size {size} cannot be halved as often"
             raise InputError(source, problem, "remove levels or raise the resolution", place="down")
         if self._supernet is not None:
             self._supernet.check(arch)

@@ -99,7 +99,10 @@ def frechet(features: Tensor, real: ReferenceStats) -> DistanceEstimate:
             inner = _center_gram(gram[keep_mask][:, keep_mask]) / (len(subset) - 1)
         else:
             inner = root @ torch.cov(subset.T) @ root
-        return _frechet((mean - real.mean).square().sum(), trace + real.covariance.trace(), inner)
+        # ‖μ_a - μ_b‖² + tr Σ_a + tr Σ_b - 2 tr √(Σ_a Σ_b)
+        cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
+        traces = trace + real.covariance.trace()
+        return float(((mean - real.mean).square().sum() + traces - 2 * cross).clamp(min=0))
 
     left_out = [distance(groups != group) for group in range(int(groups.max()) + 1)]
     return DistanceEstimate(distance(groups >= 0), _jackknife_error(torch.tensor(left_out, dtype=torch.float64)))
@@ -110,12 +113,6 @@ def _sqrt(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     return root
-
-
-def _frechet(mean_distance: Tensor, traces: Tensor, inner: Tensor) -> float:
-    """‖μ_a - μ_b‖² + tr Σ_a + tr Σ_b - 2 tr √(Σ_a Σ_b)."""
-    cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()  # tr √(Σ_a Σ_b)
-    return float((mean_distance + traces - 2 * cross).clamp(min=0))
 
 
 def kernel(features: Tensor, real: ReferenceStats) -> DistanceEstimate:

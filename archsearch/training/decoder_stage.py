@@ -98,12 +98,8 @@ def _mean_losses(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
 def psnrs(autoencoders: dict[str, Autoencoder], images: ImageDataset) -> dict[str, Estimate]:
     """PSNR of autoencoders on held-out images, in dB, by name."""
     pixels = first_images(images, NUM_HELDOUT)
-    estimates = {}
-    for name, autoencoder in autoencoders.items():
-        device = next(autoencoder.parameters()).device
-        measured = psnr.psnr(autoencoder, pixels.to(device))
-        estimates[name] = Estimate(value=measured.value, low=measured.low, high=measured.high)
-    return estimates
+    measured = {name: psnr.psnr(each, pixels.to(next(each.parameters()).device)) for name, each in autoencoders.items()}
+    return {name: Estimate(value=each.value, low=each.low, high=each.high) for name, each in measured.items()}
 
 
 def first_images(images: ImageDataset, count: int) -> Tensor:

@@ -114,10 +114,8 @@ def test_it_scores_with_a_teacher(protocol: EvaluationProtocol, tmp_path: Path) 
 
 
 def test_says_what_an_architecture_must_fit(evaluator: CandidateEvaluator) -> None:
-    assert evaluator.latent_channels == 3
-    assert evaluator.latent_size == 8
+    assert evaluator.evaluator.latent_shape == (3, 8, 8)
     assert evaluator.context_dim == 384
-    assert evaluator.context_tokens == 16
     evaluator.check(tiny())
     evaluator.check(tiny(context=99, attention=False).model_copy(update={"mid": BlocksConfig(num_res_blocks=1)}))
 
