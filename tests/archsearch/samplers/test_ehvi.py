@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,7 @@ from archsearch.samplers.grid import Grid
 from archsearch.samplers.improvement import DominatedRegion
 from archsearch.samplers.screening import Screening
 from archsearch.samplers.surrogate import Columns, fit
-from archsearch.spaces.loading import load_space
 from archsearch.stats.pareto import hypervolume
-from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.search.candidates import load_candidates
-from archsearch.studies.search.known_costs import KnownCosts
-from archsearch.studies.search.run import search
-from snapgen.errors import InputError
-from tests.archsearch.studies.quick import SPACE, QuickScorer
 
 CHOICES: Mapping[str, BaseDistribution] = {
     "width": IntDistribution(1, 8),
@@ -228,43 +220,3 @@ def test_exactly_one_objective_is_expensive() -> None:
 def test_a_real_parameter_is_refused() -> None:
     with pytest.raises(ValueError, match="parameter rate is neither an integer nor a category"):
         Grid({"rate": optuna.distributions.FloatDistribution(0, 1)}).random(1, np.random.default_rng(0))
-
-
-# In a study
-
-Make = Callable[..., StudyConfig]
-
-
-def test_a_study_with_it_resumes_as_the_unbroken_one(
-    settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(Screening.__init__, "__defaults__", (12,))
-    whole = load_candidates(search(settings(name="whole", trials=9, sampler="ehvi"), quiet=True, scorer=QuickScorer))
-    search(settings(name="broken", trials=6, sampler="ehvi"), quiet=True, scorer=QuickScorer)
-    broken = load_candidates(search(settings(name="broken", trials=9, sampler="ehvi"), quiet=True, scorer=QuickScorer))
-    assert [c.architecture.id for c in broken] == [c.architecture.id for c in whole]
-    assert len({c.architecture.id for c in whole}) == 9
-    assert list((tmp_path / "cache" / "costs").iterdir())
-
-
-def test_costs_are_counted_once_a_space(settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(Screening.__init__, "__defaults__", (5,))
-    (tmp_path / "space.yaml").write_text(SPACE)
-    space, changed = load_space(tmp_path / "space.yaml"), settings(sampler="ehvi", constraints={"params": 1e6})
-    first = KnownCosts(changed, space)
-    arguments = first.sampler_arguments()
-    assert arguments["objectives"] == [None, "latency_ms"]
-    assert arguments["limits"] == {"params": 1e6}
-    monkeypatch.setattr(KnownCosts, "_count", lambda *_: pytest.fail("counted again"))
-    second = KnownCosts(changed, space)
-    second.sampler_arguments()
-    assert second._numbers == first._numbers
-    assert len(first._numbers) == 5
-
-
-@pytest.mark.parametrize("objectives", [("latency_ms", "params"), ("validation_loss",)])
-def test_a_study_of_other_objectives_is_one_line(settings: Make, objectives: tuple[str, ...]) -> None:
-    with pytest.raises((InputError, ValueError), match="sampler ehvi needs one quality objective"):
-        settings(sampler="ehvi", objectives=objectives)
