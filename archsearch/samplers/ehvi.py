@@ -66,7 +66,7 @@ class EHVISampler(BaseSampler):
         identity: key of a point; points of the same key are the same candidate, which is not suggested twice.
 
     Raises:
-        ValueError: if not exactly one objective is expensive.
+        ValueError: if not exactly one objective is expensive, or the noise or features are no such values.
 
     Example:
         >>> sampler = EHVISampler(lambda params: {"ms": latency(params)}, objectives=[None, "ms"], seed=0)
@@ -87,6 +87,10 @@ class EHVISampler(BaseSampler):
     ) -> None:
         if sum(name is None for name in objectives) != 1 or len(objectives) < 2:
             raise ValueError(f"one of several objectives is expensive, but they are {list(objectives)}")
+        if not 0 <= noise < 1:
+            raise ValueError(f"noise is {noise}; give a share of the value, such as {RUN_NOISE}")
+        if features not in (None, False, True):
+            raise ValueError(f"features is {features!r}; give true, false or null")
         self._screening = screening or Screening(known)
         self._objectives, self._limits = tuple(objectives), dict(limits or {})
         self._noise, self._features, self._seed = noise, features, seed

@@ -119,6 +119,8 @@ class Proposer:
     def _ask(
         self, past: Sequence[ObservedTrial], slot: int, attempt: int, fixed: Mapping[str, int] | None
     ) -> tuple[dict[str, int], dict[str, Any]]:
+        if self._known and fixed is not None:
+            return dict(fixed), {}  # not asked, so that nothing is counted before the first proposal
         return suggest(
             self._settings.sampler,
             past,

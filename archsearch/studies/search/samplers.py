@@ -83,11 +83,9 @@ def build_sampler(
     """
     from optuna import samplers
 
-    from archsearch.samplers import EHVISampler
-
     seed, sequence = seed % (1 << 32), sequence % (1 << 32)  # NumPy takes 32-bit seeds
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
-        "ehvi": (EHVISampler, {**_NOTHING_KNOWN, **(known or {})}),
+        "ehvi": (_ehvi, {"knowledge": known or _NOTHING_KNOWN}),
         # With tens of trials few should be spent on random startup; benchmarks/samplers.py has the numbers.
         "gp": (samplers.GPSampler, {"n_startup_trials": 6, "warn_independent_sampling": False}),
         "tpe": (samplers.TPESampler, {"n_startup_trials": 6, "multivariate": True, "constant_liar": True}),
@@ -108,6 +106,13 @@ def build_sampler(
 
 
 _NOTHING_KNOWN: Mapping[str, Any] = {"known": lambda _: {}, "objectives": (None, "latency_ms")}
+
+
+def _ehvi(*, knowledge: Mapping[str, Any], seed: int, **options: Any) -> BaseSampler:
+    """Our own sampler; users set its options, the study its knowledge."""
+    from archsearch.samplers import EHVISampler
+
+    return EHVISampler(**{**options, **knowledge, "seed": seed})
 
 
 def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:

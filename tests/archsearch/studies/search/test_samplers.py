@@ -103,6 +103,12 @@ def test_an_unknown_option_is_refused() -> None:
         build_sampler(SamplerConfig(name="tpe", options={"speed": 3}), 1, source="mine.yaml")
 
 
+@pytest.mark.parametrize("options", [{"noise": 2}, {"noise": "loud"}, {"features": "some"}, {"speed": 1}])
+def test_a_wrong_option_of_ours_is_refused(options: dict[str, float | str]) -> None:
+    with pytest.raises(InputError, match=r"mine\.yaml: sampler\.options: sampler ehvi does not accept its options"):
+        build_sampler(SamplerConfig.model_validate({"name": "ehvi", "options": options}), 1, source="mine.yaml")
+
+
 def test_zero_and_negative_values_are_not_taken_the_logarithm_of(space: Space) -> None:
     known = [ObservedTrial(i, space.base_point, (-1.0, 0.0)) for i in range(8)]
     point, _ = suggest(
