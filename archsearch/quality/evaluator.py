@@ -74,6 +74,12 @@ class Evaluator:
         self.data, self.resolution, self.config = data, resolution, config
         self._bfloat16, self._batch_size = bfloat16, batch_size
 
+        @functools.lru_cache(maxsize=4)  # of this evaluator: one on a method would keep every evaluator alive
+        def contexts(prompts: tuple[str, ...]) -> EncodedCaptions:
+            return conditioning.encode(prompts, data.text_encoders)
+
+        self._contexts = contexts
+
     def preload(self, *, samples: bool, retrieval: bool = False) -> None:
         """Load what an evaluation needs, so that missing files are reported before the training starts.
 
@@ -236,10 +242,6 @@ class Evaluator:
     @functools.cached_property
     def _heldout(self) -> EncodedDataset:
         return self.data.encoded("val", self.resolution)
-
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the training
-    def _contexts(self, prompts: tuple[str, ...]) -> EncodedCaptions:
-        return conditioning.encode(prompts, self.data.text_encoders)
 
     @functools.cached_property
     def _validation_pairs(self) -> tuple[Tensor, Conditioning, Conditioning]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from archsearch.samplers.grid import Array, Grid, Rows
+from archsearch.samplers.grid import Grid, Rows
 from archsearch.samplers.improvement import DominatedRegion
 from archsearch.samplers.surrogate import Columns, Conditional, GaussianProcess, fit
 from archsearch.stats.pareto import non_dominated
+from archsearch.stats.regression import Array
 
 DRAWS = 16
 """Joint posterior draws over which the improvement is averaged."""
@@ -20,18 +21,46 @@ MARGIN = 0.1
 
 
 @dataclass(frozen=True)
-class Model:
-    """Gaussian process over a grid, with or without known numbers as inputs.
+class Inputs:
+    """Inputs of a process at rows of a grid: their choices, and standardized logarithms of known numbers.
 
     Attributes:
         features: names of those numbers.
     """
 
     grid: Grid
-    process: GaussianProcess
     features: tuple[str, ...]
     centers: Array
     deviations: Array
+
+    @classmethod
+    def of(cls, grid: Grid, rows: Rows, known: Mapping[str, Array]) -> Inputs:
+        """Inputs with all known numbers, standardized by those of some rows."""
+        logs = _logs(known, known, len(rows))
+        deviations = logs.std(axis=0)
+        return cls(grid, tuple(known), logs.mean(axis=0), np.where(deviations > 0, deviations, 1.0))
+
+    @property
+    def columns(self) -> Columns:
+        """Meaning of the columns."""
+        knobs, numbers = len(self.grid.names), len(self.features)
+        return Columns(
+            unordered=np.concatenate([self.grid.unordered, np.zeros(numbers, bool)]),
+            linear=np.arange(knobs + numbers) >= knobs,
+        )
+
+    def __call__(self, rows: Rows, known: Mapping[str, Array]) -> Array:
+        """The inputs, of shape (rows, columns)."""
+        standard = (_logs(known, self.features, len(rows)) - self.centers) / (2 * self.deviations)
+        return np.concatenate([self.grid.encode(rows), standard], axis=1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Gaussian process over a grid, with or without known numbers as inputs."""
+
+    inputs: Inputs
+    process: GaussianProcess
 
     @classmethod
     def fit(cls, grid: Grid, rows: Rows, known: Mapping[str, Array], values: Array, variances: Array) -> Model:
@@ -41,25 +70,12 @@ class Model:
             known: numbers of the rows that are inputs.
             variances: variance of the noise of each value.
         """
-        logs = _logs(known, known, len(rows))
-        deviations = np.where(logs.std(axis=0) > 0, logs.std(axis=0), 1.0)
-        knobs, numbers = len(grid.names), len(known)
-        columns = Columns(
-            unordered=np.concatenate([grid.unordered, np.zeros(numbers, bool)]),
-            linear=np.arange(knobs + numbers) >= knobs,
-        )
-        unfitted = cls(grid, None, tuple(known), logs.mean(axis=0), deviations)  # type: ignore[arg-type]
-        process = fit(columns, unfitted.inputs(rows, known), values, variances)
-        return cls(grid, process, unfitted.features, unfitted.centers, deviations)
-
-    def inputs(self, rows: Rows, known: Mapping[str, Array]) -> Array:
-        """Inputs of the process, of shape (rows, columns)."""
-        standard = (_logs(known, self.features, len(rows)) - self.centers) / (2 * self.deviations)
-        return np.concatenate([self.grid.encode(rows), standard], axis=1)
+        inputs = Inputs.of(grid, rows, known)
+        return cls(inputs, fit(inputs.columns, inputs(rows, known), values, variances))
 
     def predict(self, rows: Rows, known: Mapping[str, Array]) -> Array:
         """Mean of the value at each row."""
-        return self.process.predict(self.inputs(rows, known))[0]
+        return self.process.predict(self.inputs(rows, known))
 
 
 @dataclass

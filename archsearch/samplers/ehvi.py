@@ -21,8 +21,9 @@ from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from archsearch.samplers.acquisition import Acquisition, Model
-from archsearch.samplers.grid import Array, Grid, Params, Rows
+from archsearch.samplers.grid import Grid, Params, Rows
 from archsearch.samplers.screening import KnownNumbers, Screening
+from archsearch.stats.regression import Array
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -101,9 +102,7 @@ class EHVISampler(BaseSampler):
         """The parameters that all other trials have."""
         from optuna.search_space import intersection_search_space
 
-        states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
-        trials = study.get_trials(deepcopy=False, states=states)
-        return intersection_search_space([t for t in trials if t.number != trial.number and t.params])
+        return intersection_search_space([t for t in _others(study, trial) if t.params])
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -111,9 +110,7 @@ class EHVISampler(BaseSampler):
         """The next point; empty, so that Optuna samples at random, before the first trial."""
         if not search_space:
             return {}
-        states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
-        trials = study.get_trials(deepcopy=False, states=states)
-        return self.suggest(Grid(search_space), [t for t in trials if t.number != trial.number])
+        return self.suggest(Grid(search_space), _others(study, trial))
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -159,9 +156,9 @@ class EHVISampler(BaseSampler):
         measured = {}
         for i, name in enumerate(self._objectives):
             scored = [t for t in tried if t.state == TrialState.COMPLETE and t.values[i] > 0]
-            rows = grid.rows([t.params for t in scored])
             if name is None or not scored or name in self._screening.regression(grid).largest:
                 continue
+            rows = grid.rows([t.params for t in scored])
             logs = np.log([t.values[i] for t in scored])
             variances = np.full(len(rows), MEASURED_NOISE**2)
             measured[name] = Model.fit(grid, rows, self._screening.exact(grid, rows), logs, variances)
@@ -225,6 +222,11 @@ class EHVISampler(BaseSampler):
         return checked[int(np.argmax(acquisition(np.array([row for row, _ in checked]), known)))][0]
 
 
+def _others(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:
+    states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
+    return [t for t in study.get_trials(deepcopy=False, states=states) if t.number != trial.number]
+
+
 class Numbers:
     """Numbers of points other than the expensive one: known ones, and predictions of those that trials measure.
 
@@ -252,6 +254,8 @@ class Numbers:
     def largest(self, name: str) -> float:
         """Largest number at random points of the search space."""
         regression = self._screening.regression(self._grid)
+        if name in regression.largest:
+            return regression.largest[name]
         return float(self.exact(regression.rows)[name].max())
 
     def _with_measured(self, rows: Rows, known: dict[str, Array]) -> dict[str, Array]:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-Array = NDArray[np.float64]
+from archsearch.stats.regression import Array
+
 Rows = NDArray[np.int64]
 Params = Mapping[str, Any]
 
@@ -99,6 +100,7 @@ class Grid:
 
     def unique(self, rows: Rows, known: Rows | None = None) -> Rows:
         """Rows without repetitions, in order, and without the known ones."""
-        seen = set() if known is None else {row.tobytes() for row in known.astype(int)}
-        kept = [row for row in rows.astype(int) if not (row.tobytes() in seen or seen.add(row.tobytes()))]  # type: ignore[func-returns-value]
-        return np.array(kept, dtype=int).reshape(-1, rows.shape[1])
+        found = {row.tobytes(): row for row in rows}
+        for row in () if known is None else known:
+            found.pop(row.tobytes(), None)
+        return np.array([*found.values()], dtype=int).reshape(-1, rows.shape[1])

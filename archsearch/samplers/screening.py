@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from archsearch.samplers.grid import Array, Grid, Params, Rows
+from archsearch.samplers.grid import Grid, Params, Rows
+from archsearch.stats.regression import Array
 
 COUNTED = 300
 """Random points at which the numbers are computed to predict them elsewhere."""

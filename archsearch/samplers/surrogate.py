@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from archsearch.stats.regression import Array
 
 SQRT5 = math.sqrt(5)
 JITTER = 1e-6
@@ -49,6 +49,11 @@ class Columns:
         squares[self.unordered] = squares[self.unordered] != 0
         return squares
 
+    def products(self, a: Array, b: Array) -> Array:
+        """Product per linear column, of shape (linear columns, rows of a, rows of b)."""
+        products: Array = a.T[self.linear][:, :, None] * b.T[self.linear][:, None, :]
+        return products
+
 
 @dataclass(frozen=True)
 class GaussianProcess:
@@ -64,9 +69,7 @@ class GaussianProcess:
 
     def kernel(self, a: Array, b: Array) -> Array:
         """Prior covariance of the standardized values at two sets of inputs, of shape (rows of a, rows of b)."""
-        squares, linear = self.columns.squared_distances(a, b), self.columns.linear
-        products = a.T[linear][:, :, None] * b.T[linear][:, None, :]
-        return _kernel(self.theta, squares, products)[0]
+        return _kernel(self.theta, self.columns.squared_distances(a, b), self.columns.products(a, b))[0]
 
     def prior_variance(self, inputs: Array) -> Array:
         """Prior variance of the standardized value at each input."""
@@ -118,12 +121,10 @@ class GaussianProcess:
         drawn: Array = weights @ self.values + rng.standard_normal((count, len(inputs))) @ root.T
         return drawn
 
-    def predict(self, inputs: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation of the noiseless value at each input, in the unit of the observations."""
-        cross = self.kernel(inputs, self.inputs)
-        weights = cross @ self._inverse
-        variance = self.inflation * (self.prior_variance(inputs) - np.einsum("ij,ij->i", weights, cross))
-        return self.mean + self.scale * (weights @ self.values), self.scale * np.sqrt(np.clip(variance, 0, None))
+    def predict(self, inputs: Array) -> Array:
+        """Mean of the noiseless value at each input, in the unit of the observations."""
+        weights: Array = self.kernel(inputs, self.inputs) @ self._inverse
+        return self.mean + self.scale * (weights @ self.values)
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,7 @@ def fit(columns: Columns, inputs: Array, values: Array, noise: Array) -> Gaussia
 
     mean, scale = float(values.mean()), float(values.std()) or 1.0
     y, known = (values - mean) / scale, noise / scale**2
-    squares = columns.squared_distances(inputs, inputs)
-    products = inputs.T[columns.linear][:, :, None] * inputs.T[columns.linear][:, None, :]
+    squares, products = columns.squared_distances(inputs, inputs), columns.products(inputs, inputs)
     d, linear = inputs.shape[1], int(columns.linear.sum())
     prior_mean = np.array([SCALE_PRIOR[0] + math.log(d) / 2] * d + [0.0] + [LINEAR_PRIOR[0]] * linear)
     prior_deviation = np.array([SCALE_PRIOR[1]] * d + [1.0] + [LINEAR_PRIOR[1]] * linear)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from snapgen.io.cache import JSON
 
 COSTS = ("params", "macs", "activation_bytes")
+"""Numbers of a score that are counted."""
+
 CACHE_REVISION = 1
 """Raised when a count changes, so that older entries of the cache are not used."""
 

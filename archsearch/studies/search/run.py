@@ -93,9 +93,11 @@ def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) 
     if count > 1 and settings.workers > 1:
         problem = f"is {settings.workers}, but {count} processes were launched, which train each candidate together"
         raise InputError(settings.source, problem, "set it to 1, or launch one process", place="workers")
-    if settings.protocol.batch_size % (count * settings.protocol.gradient_accumulation_steps):
+    micro_batches = count * settings.protocol.gradient_accumulation_steps
+    if settings.protocol.batch_size % micro_batches:
         problem = f"is {settings.protocol.batch_size}, which {count} processes cannot divide"
-        raise InputError(settings.source, problem, "use a multiple of their micro-batches", place="protocol.batch_size")
+        remedy = f"use a multiple of {micro_batches}, the number of their micro-batches"
+        raise InputError(settings.source, problem, remedy, place="protocol.batch_size")
     if settings.evolve is not None and proposer is Proposer:
         raise InputError(settings.source, "evolves a network", "run archsearch evolve", place="evolve")
     choices = {knob.name: range(len(knob.choices)) for knob in space.knobs}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.score import OBJECTIVES, Score
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.search.known_costs import upper_bounds
+from archsearch.studies.search.known_costs import COSTS, upper_bounds
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import CHECKPOINTS, ROUND, Scorer
 from archsearch.studies.storage.database import artifact_store
@@ -37,8 +37,6 @@ MAX_FAILED_IN_A_ROW = 3
 
 MAX_REJECTED_IN_A_ROW = 12
 """The limit where the last candidate could not run on the device; a space may contain whole regions of those."""
-
-_COST = ("params", "macs", "activation_bytes")
 
 
 class Worker:
@@ -144,7 +142,7 @@ class Worker:
             return
         self._set_phase(claim, "cost")
         score = Score(cost=self._scorer.cost(arch))
-        if self._breaks_limit(claim, score, _COST):
+        if self._breaks_limit(claim, score, COSTS):
             return
         self._set_phase(claim, "latency")
         latency = self._scorer.latency(arch)
