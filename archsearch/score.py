@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Self
 from pydantic import Field, field_validator, model_validator
 
 from archsearch.stats.estimate import Estimate
+from archsearch.stats.intervals import combine_seeds
 from snapgen.config import Config
 from snapgen.errors import InputError
 
@@ -38,6 +39,16 @@ class Quality(Config):
     protocol_hash: str = Field(min_length=1)
     training_seconds: float = Field(ge=0)
     diverged: bool = False
+
+    def with_seeds(self, other: Quality) -> Quality:
+        """The quality over the seeds of both, which are of one candidate under one protocol."""
+        comparable(self, other)
+        seconds = {"training_seconds": self.training_seconds + other.training_seconds}
+        if self.diverged or other.diverged:
+            return (self if self.diverged else other).model_copy(update=seconds)
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in QUALITY_METRICS}
+        combined = {name: combine_seeds(pair) for name, pair in pairs.items() if None not in pair}
+        return self.model_copy(update={**combined, **seconds})
 
 
 class Cost(Config):

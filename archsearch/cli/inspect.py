@@ -105,7 +105,7 @@ def score(
         scorer.check(arch)
         result = Score(cost=scorer.cost(arch), latency=scorer.latency(arch))
         if quality:
-            trained = scorer.quality(arch, progress=progress, artifacts=Path(scratch))
+            trained = scorer.quality(arch, seeds=settings.first_seeds, progress=progress, artifacts=Path(scratch))
             result = result.model_copy(update={"quality": trained})
     if as_json:
         print_json(result.model_dump(mode="json"))

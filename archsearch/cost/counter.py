@@ -151,7 +151,7 @@ class _Counter(MetaTrace):
     """
 
     def __init__(self, existing: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stack: list[Hashable] = [None]
         self.tallies: defaultdict[Hashable, _Tally] = defaultdict(_Tally)
         self.macs: Counter[str] = Counter()

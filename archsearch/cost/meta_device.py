@@ -15,6 +15,14 @@ from snapgen.models.unet import UNet
 
 aten = torch.ops.aten
 
+MAX_RESULTS = 20_000
+_RESULTS: dict[Hashable, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
+"""Shape, strides and type of operations' results by the signatures of their arguments.
+
+Nets repeat their layers, and a space's nets those of each other; most of a pass would be spent inferring the same
+shapes again.
+"""
+
 
 def on_meta_device(
     arch: Architecture, latent_size: int, context_tokens: int, *, batch: int = 1
@@ -32,10 +40,6 @@ class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     without a score matrix.
     """
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._cache: dict[Hashable, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
-
     def on_operation(self, func: Callable[..., Any], args: tuple[Any, ...], outputs: list[Tensor]) -> None:
         """Handle an operation, given its arguments and the tensors that it returned."""
         raise NotImplementedError
@@ -50,21 +54,20 @@ class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _result(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Result of the operation, cached by the signature of its arguments.
-
-        Nets repeat their layers; without the cache, two thirds of a pass are spent inferring the same shapes again.
-        """
+        """Result of the operation, cached by the signature of its arguments."""
         if func is aten.scaled_dot_product_attention.default:
             queries, _, values = args[:3]
             return queries.new_empty(*queries.shape[:-1], values.shape[-1])
         key = func, _signature(args), _signature(kwargs.items())
-        if key in self._cache:
-            size, stride, dtype = self._cache[key]
+        if key in _RESULTS:
+            size, stride, dtype = _RESULTS[key]
             return torch.empty_strided(size, stride, dtype=dtype, device="meta")
         result = func(*args, **kwargs)
         inputs = {storage_of(value) for value in [*args, *kwargs.values()] if isinstance(value, Tensor)}
         if isinstance(result, Tensor) and storage_of(result) not in inputs:  # views must keep sharing their storage
-            self._cache[key] = result.shape, result.stride(), result.dtype
+            if len(_RESULTS) >= MAX_RESULTS:
+                _RESULTS.clear()
+            _RESULTS[key] = result.shape, result.stride(), result.dtype
         return result
 
 

@@ -63,7 +63,7 @@ class _Recorder(MetaTrace):  # type: ignore[no-untyped-call]
     """Records every operation whose arguments depend on the inputs."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
         self._computed = {storage_of(tensor) for tensor in inputs}
 

@@ -147,11 +147,12 @@ class CandidateEvaluator:
         arch: Architecture,
         *,
         study_seed: int,
+        seeds: Sequence[int] | None = None,
         progress: ProgressCallback = ignore_progress,
         artifacts: Path | None = None,
         checkpoints: Checkpoints | None = None,
     ) -> Quality:
-        """Train a candidate with each seed of the protocol, and evaluate it.
+        """Train a candidate with each seed, and evaluate it.
 
         The result is deterministic for a canonical architecture, protocol and ``study_seed``, on one machine with a
         fixed number of threads. Each metric is the mean over seeds; see `archsearch.stats.intervals` for its interval.
@@ -159,16 +160,17 @@ class CandidateEvaluator:
         Args:
             arch: the candidate.
             study_seed: seed from which the seeds of the runs are derived.
+            seeds: those of the protocol's seeds to train with; None: all.
             progress: called with the current phase and the completed fraction.
-            artifacts: folder for the artifacts of the first seed: ``samples.png``, ``curve.csv`` and ``unet/`` (EMA
-                weights for `UNet.from_pretrained`, and the protocol).
+            artifacts: folder for the artifacts of the protocol's first seed: ``samples.png``, ``curve.csv`` and
+                ``unet/`` (EMA weights for `UNet.from_pretrained`, and the protocol).
             checkpoints: where the runs are saved, and the same call resumes them; None: nowhere.
 
         Raises:
             InputError: like `check`.
         """
         self.check(arch)
-        runs, seeds = [], self.protocol.train_seeds
+        runs, seeds = [], seeds or self.protocol.train_seeds
         for number, seed in enumerate(seeds):
             derived = derive_seed(study_seed, "run", seed)
             run = self.run(
@@ -179,7 +181,7 @@ class CandidateEvaluator:
                 progress=subtask(progress, number / len(seeds), (number + 1) / len(seeds)),
                 checkpoints=checkpoints,
             )
-            if artifacts is not None and number == 0:
+            if artifacts is not None and seed == self.protocol.train_seeds[0]:
                 self.write(run, artifacts)
             run.images = None
             runs.append(run)

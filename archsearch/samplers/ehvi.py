@@ -46,6 +46,9 @@ FEWEST_FOR_FEATURES = 8
 RUN_NOISE = 0.007
 """Standard deviation of the expensive objective between runs, relative to its value, unless one is given."""
 
+NOISE = "noise"
+"""User attribute of a trial with the standard deviation of its own value, relative to it."""
+
 MEASURED_NOISE = 0.01
 """Standard deviation of a measured objective, relative to its value."""
 
@@ -60,7 +63,8 @@ class EHVISampler(BaseSampler):
             one. A name that ``known`` does not give is measured in each trial, and is learned from the trials and the
             known numbers. All objectives are minimized.
         limits: upper bounds on numbers, by name.
-        noise: standard deviation of the expensive objective between runs, relative to its value.
+        noise: standard deviation of the expensive objective between runs, relative to its value. A trial's own user
+            attribute ``noise`` counts instead, e.g. where its value is the mean of several runs.
         features: whether known numbers are inputs of its model; None: where leave-one-out predictions say so.
         seed: seed of the suggestions.
         screening: share it between samplers, so that the first points are computed once.
@@ -145,7 +149,8 @@ class EHVISampler(BaseSampler):
             return None
         rows, values = grid.rows([t.params for t in scored]), np.array([t.values[which] for t in scored])
         known = self._screening.exact(grid, rows)
-        variances = np.square(self._noise * values)
+        noise = np.array([t.user_attrs.get(NOISE, self._noise) for t in scored])
+        variances = np.square(noise * values)
         plain = Model.fit(grid, rows, {}, values, variances)
         if not known or self._features is False or (self._features is None and len(scored) < FEWEST_FOR_FEATURES):
             return plain

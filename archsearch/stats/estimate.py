@@ -28,7 +28,9 @@ class Estimate(Config):
     low: float
     high: float
     by_seed: tuple[float, ...] = ()
-    """Value for each training seed of the protocol, in the protocol's order."""
+    """Value for each training seed so far, in the protocol's order."""
+    errors: tuple[float, ...] = ()
+    """Standard error of each seed's value from its finite number of samples; empty: it has none of its own."""
 
     @model_validator(mode="before")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,28 +62,83 @@ def validation_estimate(losses: Sequence[Tensor]) -> Estimate:
 
 def distance_estimate(measured: Sequence[DistanceEstimate]) -> Estimate:
     """Distance with its interval, from one measurement per seed, each with the standard error of its finite sample."""
-    within = sum(estimate.error**2 for estimate in measured) / len(measured) ** 2
-    return mean_over_seeds([estimate.value for estimate in measured], within)
+    return _with_errors([estimate.value for estimate in measured], [estimate.error for estimate in measured])
+
+
+def combine_seeds(parts: Sequence[Estimate]) -> Estimate:
+    """One estimate from several of the same candidate, each of its own seeds.
+
+    Of a validation loss the spread between the seeds is all that is uncertain: all runs have the same pairs.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return _with_errors([v for e in parts for v in e.by_seed], [error for e in parts for error in e.errors])
+
+
+def _with_errors(values: Sequence[float], errors: Sequence[float]) -> Estimate:
+    estimate = mean_over_seeds(values, sum(error**2 for error in errors) / len(values) ** 2)
+    return estimate.model_copy(update={"errors": tuple(errors)})
 
 
 def pool_intervals(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """Replace the intervals of estimates by intervals for comparing candidates of one study.
+    """Replace values and intervals of estimates by those for comparing candidates of one study.
 
     A seed fixes the same random draws for every candidate, so its common effect on all candidates cancels in a
     comparison. The interaction of seed and candidate has about the same variance for all candidates and is pooled: ten
-    candidates with two seeds have nine degrees of freedom, compared with one for each candidate alone. Estimates with a
-    single seed, or with another number of seeds than most, are returned unchanged.
+    candidates with two seeds have nine degrees of freedom, compared with one for each candidate alone. Candidates may
+    have different numbers of seeds: values = candidate + seed + interaction is then fitted by least squares, and the
+    value of a candidate without some seeds is corrected by the effects of those that it has; the others keep theirs.
+    Estimates are returned unchanged if fewer than two have several seeds.
     """
-    counts = [len(e.by_seed) for e in estimates]
-    seeds = max(counts, key=counts.count, default=0)
-    table = np.array([e.by_seed for e in estimates if len(e.by_seed) == seeds])
-    if seeds < 2 or len(table) < 2:
+    fitted = additive_fit([e.by_seed for e in estimates])
+    if fitted is None:
         return list(estimates)
-    half = _half_width(table)
+    half_widths = _quantile(fitted.freedom) * np.sqrt(fitted.variance * fitted.leverage)
+    values = [float(v) if e.by_seed else e.value for v, e in zip(fitted.values, estimates, strict=True)]
     return [
-        e.model_copy(update={"low": e.value - half, "high": e.value + half}) if len(e.by_seed) == seeds else e
-        for e in estimates
+        e.model_copy(update={"value": value, "low": value - float(half), "high": value + float(half)})
+        if e.by_seed
+        else e
+        for e, value, half in zip(estimates, values, half_widths, strict=True)
     ]
+
+
+class AdditiveFit(NamedTuple):
+    """Fit of value = candidate + seed + interaction, where the seeds' effects add up to 0.
+
+    Attributes:
+        values: effect of each candidate: its mean over all seeds.
+        leverage: variance of each, in units of the interaction's.
+        variance: variance of the interaction.
+        freedom: its degrees of freedom.
+    """
+
+    values: npt.NDArray[np.float64]
+    leverage: npt.NDArray[np.float64]
+    variance: float
+    freedom: int
+
+
+def additive_fit(by_seed: Sequence[Sequence[float]]) -> AdditiveFit | None:
+    """Fit candidates, each with a value for the first one or more seeds; None without two that have several."""
+    counts = np.array([len(values) for values in by_seed], dtype=int)
+    seeds = int(max(counts, default=0))
+    # Of each seed beyond the first, one value fixes the seed's effect.
+    freedom = int(np.maximum(counts - 1, 0).sum()) - (seeds - 1)
+    if seeds < 2 or freedom < 1:
+        return None
+    # Each candidate's effect is eliminated by subtracting means over its seeds; what is left is a regression on the
+    # effects of the seeds, of which the last is minus the sum of the others.
+    effects = np.concatenate([np.eye(seeds - 1), -np.ones((1, seeds - 1))])
+    design_means = np.array([effects[: max(count, 1)].mean(axis=0) for count in counts])  # (E, S - 1)
+    means = np.array([np.mean(values) if len(values) else math.nan for values in by_seed])
+    centered = np.concatenate([effects[:count] - design_means[i] for i, count in enumerate(counts)])
+    observed = np.concatenate([np.asarray(values) - means[i] for i, values in enumerate(by_seed)])
+    inverse = np.linalg.inv(centered.T @ centered)
+    solution = inverse @ (centered.T @ observed)
+    residuals = observed - centered @ solution
+    leverage = 1 / np.maximum(counts, 1) + np.einsum("ij,jk,ik->i", design_means, inverse, design_means)
+    return AdditiveFit(means - design_means @ solution, leverage, float(residuals @ residuals) / freedom, freedom)
 
 
 def contrast(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:

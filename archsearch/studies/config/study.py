@@ -33,8 +33,9 @@ class SamplerConfig(Config):
     """Optuna sampler that proposes candidates, with its own options, e.g. ``{name: gp, options: {…}}``."""
 
     name: SamplerName = "gp"
-    """Expected hypervolume improvement with known costs (ehvi, for one quality number and costs or latency), or one
-    of Optuna's own: Gaussian process (gp), TPE, NSGA-II, NSGA-III, random or quasi-Monte Carlo (qmc)."""
+    """Expected hypervolume improvement with known costs (ehvi, for one quality number and costs or latency, where it is
+    the default), or one of Optuna's own: Gaussian process (gp, the default otherwise), TPE, NSGA-II, NSGA-III, random
+    or quasi-Monte Carlo (qmc)."""
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Keyword arguments of that Optuna sampler."""
 
@@ -74,6 +75,21 @@ class LatencyConfig(Config):
         return ({"threads": self.threads} if threaded else {}) | self.options
 
 
+class SeedsConfig(Config):
+    """Number of training seeds of a candidate: those that may be on the front get more."""
+
+    first: int = Field(default=1, ge=1)
+    """Seeds with which a new candidate is trained."""
+    front: int = Field(default=3, ge=1)
+    """Seeds of the candidates that are likely to be on the front, by the end of the study."""
+
+    @model_validator(mode="after")
+    def _front_has_more(self) -> Self:
+        if self.front < self.first:
+            raise ValueError(f"front is {self.front}, but first is {self.first}; raise front")
+        return self
+
+
 class SupernetAuditConfig(Config):
     """Compute behind inherited weights, needed to audit candidates that inherit them."""
 
@@ -101,9 +117,13 @@ class StudyConfig(NamedConfig):
     constraints: dict[MetricName, float] = Field(default_factory=dict)
     """Upper bounds on any of the same numbers. The space's own constraints apply as well."""
     sampler: SamplerConfig = SamplerConfig()
-    """Sampler that proposes candidates: a name, or a name with options."""
+    """Sampler that proposes candidates: a name, or a name with options. By default ehvi, where the objectives are one
+    quality number and cost or latency, else gp."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of everything random in the study."""
+    seeds: SeedsConfig | None = None
+    """Numbers of training seeds, which spend most where it matters; None: each candidate has all of
+    protocol.train_seeds."""
     initial_points: tuple[dict[str, int], ...] = ()
     """Points to score first, each mapping a knob to the index of its choice; default: base and references."""
     ablation: AblationConfig | None = None
@@ -158,6 +178,38 @@ class StudyConfig(NamedConfig):
     def _sampler_by_name(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sampler_for_the_objectives(cls, values: Any) -> Any:
+        """Choose ehvi, where no sampler is named and the objectives are those that it is for."""
+        if not isinstance(values, dict) or values.keys() & {"sampler", "ablation", "evolve"}:
+            return values
+        names = values.get("objectives", cls.model_fields["objectives"].default)
+        return {**values, "sampler": "ehvi"} if _suits_ehvi(names) else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_many_seeds_as_the_front_has(cls, values: Any) -> Any:
+        """Name the protocol's seeds, as many as the front gets, where they are not given."""
+        seeds = values.get("seeds") if isinstance(values, dict) else None
+        front = seeds.get("front", SeedsConfig().front) if isinstance(seeds, dict) else None
+        protocol = values.get("protocol", {}) if front else None
+        if not isinstance(front, int) or not isinstance(protocol, dict) or "train_seeds" in protocol:
+            return values
+        return {**values, "protocol": {**protocol, "train_seeds": [*range(front)]}}
+
+    @model_validator(mode="after")
+    def _seeds_fit(self) -> Self:
+        if self.seeds is None:
+            return self
+        if not self.trains or self.ablation is not None or self.evolve is not None:
+            raise ValueError("seeds is for studies that search by a quality number; remove it")
+        listed = len(self.protocol.train_seeds)
+        if self.seeds.front != listed:
+            front = self.seeds.front
+            raise ValueError(f"seeds.front is {front}, but protocol.train_seeds lists {listed}; list as many")
+        return self
+
     @model_validator(mode="after")
     def _has_a_budget(self) -> Self:
         if self.trials is None and self.time_budget_minutes is None and self.ablation is None and self.evolve is None:
@@ -166,8 +218,7 @@ class StudyConfig(NamedConfig):
 
     @model_validator(mode="after")
     def _ehvi_has_its_objectives(self) -> Self:
-        quality = [name for name in self.objectives if name in QUALITY_METRICS]
-        if self.sampler.name == "ehvi" and (len(quality) != 1 or len(self.objectives) < 2):
+        if self.sampler.name == "ehvi" and not _suits_ehvi(self.objectives):
             names = ", ".join(self.objectives)
             raise ValueError(
                 f"sampler ehvi needs one quality objective and others of cost or latency, not {names}; change them or "
@@ -187,6 +238,12 @@ class StudyConfig(NamedConfig):
     def trains(self) -> bool:
         """Whether candidates are trained, because an objective or a constraint is a quality number."""
         return any(name in QUALITY_METRICS for name in (*self.objectives, *self.constraints))
+
+    @property
+    def first_seeds(self) -> tuple[int, ...]:
+        """Training seeds of a new candidate."""
+        seeds = self.protocol.train_seeds
+        return seeds if self.seeds is None else seeds[: self.seeds.first]
 
     @property
     def folder(self) -> Path:
@@ -217,6 +274,13 @@ class StudyConfig(NamedConfig):
         with error_context(self, "space"):
             space = load_space(self.space)
         return space if self.ablation is None else space_of_rows(self.ablation, space, source=self.source)
+
+
+def _suits_ehvi(objectives: object) -> bool:
+    """Whether a study of these objectives, which may be no objectives at all, can use the sampler ehvi."""
+    if not isinstance(objectives, list | tuple) or len(objectives) < 2:
+        return False
+    return sum(name in QUALITY_METRICS for name in objectives) == 1
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from archsearch.studies.evolution.block_table import (
     stored_block_table,
 )
 from archsearch.studies.evolution.policy import Action, BlockCosts, FinishedRound, decide
-from archsearch.studies.search.candidates import FINAL, load_candidates
+from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.proposer import Proposal, SearchSpaceExhausted
 from archsearch.studies.search.run import search
 from archsearch.studies.search.samplers import distributions
@@ -31,7 +31,7 @@ from archsearch.studies.search.scorer import ROUND, ArchsearchScorer
 from archsearch.studies.search.weights import load_unet
 from archsearch.studies.storage.database import load_study
 from archsearch.studies.storage.record import TrialRecord, read_trials
-from archsearch.studies.storage.rounds import BlockImportance, EvolutionRound
+from archsearch.studies.storage.rounds import FINAL, BlockImportance, EvolutionRound
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
@@ -120,7 +120,14 @@ class EvolutionScorer(ArchsearchScorer):
         """Attributes for the study, with the block table; see `archsearch.studies.search.scorer.Scorer`."""
         return {**super().describe(), "block_table": self._table.model_dump(mode="json")}
 
-    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
+    def quality(
+        self,
+        arch: Architecture,
+        *,
+        seeds: Sequence[int],  # noqa: ARG002 - a round has its own
+        progress: ProgressCallback,
+        artifacts: Path,
+    ) -> Quality:
         """Quality of the round's network after training; writes its `EvolutionRound` to `ROUND` for the trial."""
         study = load_study(self._settings)
         past = _rounds(read_trials(study))

@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING
 from archsearch.score import OBJECTIVES, LatencyRecord, MissingScore, comparable
 from archsearch.stats.pareto import non_dominated
 from archsearch.studies.remote.client import measured_latencies
+from archsearch.studies.storage.further_runs import eligible as eligible, fold
 from archsearch.studies.storage.record import Candidate, TrialRecord, read_trials
+from archsearch.studies.storage.rounds import FINAL
 from archsearch.studies.storage.trial_queue import by_slot
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from optuna import Study
 
-FINAL = "final"
-"""Name of the candidate of an evolving study's final round."""
-
 
 def load_candidates(study: Study) -> list[Candidate]:
-    """Load the candidate of every slot, in the order of the slots: its active trial, else the last one that failed.
+    """Load the candidates, by slot, each with the score of all its seeds; see `load_attempts`."""
+    return fold(load_attempts(study))
 
-    Trials without an architecture and trials that no worker made are left out.
+
+def load_attempts(study: Study) -> list[Candidate]:
+    """Load what every slot scores, in the order of the slots: its active trial, else the last one that failed.
+
+    A slot scores a candidate, or a further seed of one. Trials without an architecture and trials that no worker made
+    are left out.
     """
     candidates = [_of_slot(attempts) for attempts in by_slot(read_trials(study)).values()]
     measured = measured_latencies(study)
@@ -51,17 +56,6 @@ def _with_measured(candidate: Candidate, measured: Mapping[str, LatencyRecord]) 
 def objectives(study: Study) -> tuple[str, ...]:
     """Names of the objectives of a study."""
     return tuple(study.user_attrs["settings"]["objectives"])
-
-
-def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Scored and feasible candidates, each architecture once: the final round if it has one, else the first trial."""
-    seen: set[str] = set()
-    unique = []
-    for c in sorted(candidates, key=lambda c: (c.reused_from is not None, c.name != FINAL, c.slot)):
-        if c.state == "scored" and not c.infeasible and c.architecture.id not in seen:
-            seen.add(c.architecture.id)
-            unique.append(c)
-    return sorted(unique, key=lambda c: c.slot)
 
 
 def pareto_front(candidates: Sequence[Candidate], names: Sequence[str]) -> list[Candidate]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Self
 
 from archsearch.score import OBJECTIVES
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.search.candidates import eligible, load_candidates
+from archsearch.studies.search.candidates import eligible, load_attempts
+from archsearch.studies.storage.further_runs import FurtherRuns, fold, runs_of
 from archsearch.studies.storage.record import Candidate, read_trials
 from archsearch.studies.storage.trial_queue import busy_seconds
 from snapgen.progress import format_duration
@@ -35,7 +36,7 @@ class Display:
         self._tasks: dict[int, TaskID] = {}
         self._total: TaskID | None = None
         self._read_at = 0.0
-        self._shown = {c.slot for c in load_candidates(study) if c.state in ("scored", "infeasible")}
+        self._shown = {c.slot for c in load_attempts(study) if c.state in ("scored", "infeasible")}
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -63,7 +64,7 @@ class Display:
         """Read what has changed and show it."""
         if self._quiet or (not now and time.monotonic() - self._read_at < REFRESH_SECONDS):
             return
-        candidates = load_candidates(self._study)
+        candidates = load_attempts(self._study)
         for c in candidates:
             if c.state in ("scored", "infeasible") and c.slot not in self._shown:
                 self._shown.add(c.slot)
@@ -79,6 +80,8 @@ class Display:
         shown = ", ".join(_format_value(c, name) for name in self._settings.objectives)
         if c.reused_from is not None:
             return f"{trial}: {shown}; the architecture of trial {c.reused_from}"
+        if c.continues is not None:
+            trial += f", trial {c.continues} with {runs_of(c)} seeds"
         return f"{trial}: {shown}, {c.seconds:.0f} s; {self._state(candidates)}"
 
     def _state(self, candidates: list[Candidate]) -> str:
@@ -87,7 +90,7 @@ class Display:
         phrases = [
             f"{len(scored)} of {self._settings.trials} scored" if self._settings.trials else f"{len(scored)} scored"
         ]
-        ranked = eligible(candidates)
+        ranked = eligible(fold(candidates))
         if ranked:
             first = self._settings.objectives[0]
             phrases.append("best " + _format_value(min(ranked, key=lambda c: c.value(first)), first))
@@ -103,14 +106,14 @@ class Display:
         durations = [c.seconds for c in candidates if c.uses_budget]
         if settings.trials is not None and durations:
             running = sum(min(c.seconds / statistics.median(durations), 1) for c in candidates if c.state == "running")
-            estimates.append(
-                (settings.trials - len(durations) - running) * statistics.median(durations) / settings.workers
-            )
+            further = FurtherRuns(settings).count(read_trials(self._study)) / len(settings.first_seeds)
+            left = max(0, settings.trials - len(durations)) + further - running
+            estimates.append(left * statistics.median(durations) / settings.workers)
         return max(0.0, min(estimates)) if estimates else None
 
     def _fraction(self, candidates: list[Candidate]) -> float:
         scored = [c for c in candidates if c.uses_budget]
-        running = sum(c.fraction for c in candidates if c.state == "running")
+        running = sum(c.fraction for c in candidates if c.state == "running" and c.continues is None)
         if self._settings.trials is not None:
             return min(1.0, (len(scored) + running) / self._settings.trials)
         assert self._settings.time_budget_minutes is not None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from archsearch.score import OBJECTIVES, MissingScore, Score
+from archsearch.score import OBJECTIVES, QUALITY_METRICS, MissingScore, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import KnownCosts
 from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
+from archsearch.studies.storage.further_runs import RUN_NOISE, eligible, fold, run_noise, runs_of
 from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.trial_queue import by_slot, is_abandoned
 from snapgen.architecture.schema import Architecture
@@ -89,9 +91,10 @@ class Proposer:
         Raises:
             SearchSpaceExhausted: if no architecture was found that no other trial has.
         """
-        others = [t for t in trials if t.number != claim.number]
+        others = fold(t for t in trials if t.number != claim.number)
         chosen = [t for t in others if isinstance(t, Candidate)]
-        past = [self._observed(t) for t in chosen if t.state != "failed"]
+        noise = self._noise(chosen)
+        past = [self._observed(t, noise) for t in chosen if t.state != "failed"]
         existing = _trials_by_architecture(others)
         given = self._given(claim.slot, [t.point for t in chosen if t.slot == claim.slot and t.state == "failed"])
         last: dict[str, int] | None = None
@@ -161,7 +164,15 @@ class Proposer:
         if self._space.size() <= MAX_ENUMERATED:
             yield from filter(self._space.valid, self._space.points())
 
-    def _observed(self, t: Candidate) -> ObservedTrial:
+    def _noise(self, chosen: Sequence[Candidate]) -> float:
+        """Noise of one training run of a candidate, relative to its quality, for a sampler that asks for it."""
+        given = self._settings.sampler.options.get("noise")
+        metric = next((name for name in self._settings.objectives if name in QUALITY_METRICS), None)
+        if metric is None or isinstance(given, int | float):
+            return given if isinstance(given, float) else RUN_NOISE
+        return run_noise(eligible(chosen), metric)
+
+    def _observed(self, t: Candidate, noise: float) -> ObservedTrial:
         running = t.state == "running"
         return ObservedTrial(
             slot=t.slot,
@@ -169,6 +180,7 @@ class Proposer:
             values=() if running else tuple(_value(t.score, name) for name in self._settings.objectives),
             excess=max(t.constraints.values(), default=None),
             running=running,
+            noise=noise / math.sqrt(max(1, runs_of(t))),
             sampler_attrs=t.sampler_attrs,
         )
 

@@ -38,6 +38,7 @@ class ObservedTrial:
         slot: index in the study's plan.
         point: index of the choice of each knob.
         values: values of the objectives; None where one was never measured. Ignored while the trial runs.
+        noise: standard deviation of the quality, relative to its value.
         excess: largest relative excess over any limit; at most 0: feasible. None: the study has no limits.
         sampler_attrs: attributes that the sampler itself stored, e.g. a generation.
     """
@@ -47,6 +48,7 @@ class ObservedTrial:
     values: tuple[float | None, ...] = ()
     excess: float | None = None
     running: bool = False
+    noise: float = 0.0
     sampler_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -207,12 +209,19 @@ def _as_observed(
     """Frozen Optuna trials of the candidates, without values where some were never measured, sorted by slot."""
     from optuna.trial import TrialState, create_trial
 
+    from archsearch.samplers.ehvi import NOISE
+
     trials = []
     for p in sorted(past, key=lambda p: p.slot):
         whole = len(p.values) == len(objectives) and None not in p.values
         state = TrialState.RUNNING if p.running else TrialState.COMPLETE if whole else TrialState.PRUNED
         values = [v for v in p.values if v is not None] if state == TrialState.COMPLETE else None
-        trials.append(create_trial(state=state, params=dict(p.point), distributions=dict(choices), values=values))
+        noise = {NOISE: p.noise} if p.noise else {}
+        trials.append(
+            create_trial(
+                state=state, params=dict(p.point), distributions=dict(choices), values=values, user_attrs=noise
+            )
+        )
     return trials
 
 

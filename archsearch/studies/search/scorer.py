@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -44,10 +44,13 @@ class Scorer(Protocol):
     def final_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
         """Latency of a trained candidate: ``first``, or the measurement that has arrived in the meantime."""
 
-    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
+    def quality(
+        self, arch: Architecture, *, seeds: Sequence[int], progress: ProgressCallback, artifacts: Path
+    ) -> Quality:
         """Train and evaluate a candidate, which takes minutes to hours.
 
         Args:
+            seeds: training seeds, of those of the protocol.
             artifacts: folder whose files are stored with the trial. `ROUND` in it becomes part of the trial's record
                 instead. Its subfolder `CHECKPOINTS` is not stored, and is kept for the next attempt if the trial is
                 interrupted.
@@ -116,12 +119,15 @@ class ArchsearchScorer:
         """Latency of a trained candidate; see `Scorer.final_latency`."""
         return first if self._remote is None else self._remote.final(arch, first)
 
-    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
+    def quality(
+        self, arch: Architecture, *, seeds: Sequence[int], progress: ProgressCallback, artifacts: Path
+    ) -> Quality:
         """Quality from a short run, in a study that trains; see `Scorer.quality`."""
         assert self._evaluator is not None
         return self._evaluator.score(
             arch,
             study_seed=self._settings.seed,
+            seeds=seeds,
             progress=progress,
             artifacts=artifacts,
             checkpoints=self.checkpoints(artifacts),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archsearch.latency.base import DeviceLostError, MeasurementError
-from archsearch.score import OBJECTIVES, Score
+from archsearch.score import OBJECTIVES, Quality, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import COSTS, upper_bounds
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import CHECKPOINTS, ROUND, Scorer
 from archsearch.studies.storage.database import artifact_store
+from archsearch.studies.storage.further_runs import fold, runs_of
 from archsearch.studies.storage.leases import heartbeat
-from archsearch.studies.storage.record import TrialRecord
+from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.rounds import EvolutionRound
 from archsearch.studies.storage.trial_queue import DONE, TrialQueue, open_slots
 from snapgen.architecture.schema import Architecture
@@ -130,6 +131,9 @@ class Worker:
             raise InputError(self._settings.source, problem, "fix the cause; the same command resumes the study")
 
     def _score(self, claim: TrialRecord) -> None:
+        if claim.continues is not None:
+            self._score_further_seed(claim)
+            return
         queue, trial_id = self._queue, claim.trial_id
         proposal = self._propose(claim)
         arch = proposal.architecture
@@ -149,7 +153,9 @@ class Worker:
         score = score.model_copy(update={"latency": latency})
         if self._breaks_limit(claim, score, ("latency_ms",), final=latency.source == "measured"):
             return
-        score = self._with_quality(claim, arch, score)
+        if self._settings.trains:
+            queue.write(trial_id, score=score)
+            score = score.model_copy(update={"quality": self._train(claim, arch, self._settings.first_seeds)})
         self._set_phase(claim, "latency", 1.0)
         score = score.model_copy(update={"latency": self._scorer.final_latency(arch, latency)})
         if not self._breaks_limit(claim, score, ("latency_ms",)):
@@ -200,15 +206,24 @@ class Worker:
         exceeded = {name: value for name, value in values.items() if value > self._limits[name]}
         return "; ".join(f"{name} {value:.4g}, limit {self._limits[name]:.4g}" for name, value in exceeded.items())
 
-    def _with_quality(self, claim: TrialRecord, arch: Architecture, score: Score) -> Score:
-        if not self._settings.trains:
-            return score
-        self._queue.write(claim.trial_id, score=score)
+    def _score_further_seed(self, claim: TrialRecord) -> None:
+        """Train the candidate of another trial with its next seed; the score is that of all its seeds."""
+        queue, trial_id = self._queue, claim.trial_id
+        first = next(c for c in fold(queue.trials()) if c.number == claim.continues)
+        assert isinstance(first, Candidate)
+        assert first.score.quality is not None
+        arch, done = first.architecture, runs_of(first)
+        queue.set_point(trial_id, first.point, self._proposer.choices)
+        queue.write(trial_id, name=first.name, architecture_id=arch.id, architecture=arch)
+        further = self._train(claim, arch, self._settings.protocol.train_seeds[done : done + 1])
+        self._finish(claim, first.score.model_copy(update={"quality": first.score.quality.with_seeds(further)}))
+
+    def _train(self, claim: TrialRecord, arch: Architecture, seeds: Sequence[int]) -> Quality:
         folder = self._settings.folder / "working" / str(claim.slot)
         _empty(folder)
         try:
             progress = ThrottledProgress(lambda fraction, message="": self._set_phase(claim, message, fraction))
-            quality = self._scorer.quality(arch, progress=progress, artifacts=folder)
+            quality = self._scorer.quality(arch, seeds=seeds, progress=progress, artifacts=folder)
             if (path := folder / ROUND).exists():
                 self._queue.write(claim.trial_id, round=EvolutionRound.model_validate_json(path.read_text()))
                 path.unlink()
@@ -220,7 +235,7 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
-        return score.model_copy(update={"quality": quality})
+        return quality
 
     def _upload(self, claim: TrialRecord, folder: Path) -> None:
         from optuna.artifacts import upload_artifact

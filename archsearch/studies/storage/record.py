@@ -121,6 +121,10 @@ class TrialRecord(StoredTrial):
     """Index in the study's plan; a trial that retries another has the same slot."""
     retry_of: int | None = None
     """Number of the trial that this one retries."""
+    continues: int | None = None
+    """Number of the trial of the same architecture that this one continues, with a further seed."""
+    continued_seconds: float = 0.0
+    """Duration of the trials that continue this one."""
     name: str | None = None
     """"base" or the name of a reference, if the candidate is one."""
     point: dict[str, int]
@@ -171,13 +175,14 @@ class TrialRecord(StoredTrial):
 
     @property
     def uses_budget(self) -> bool:
-        """Whether the trial counts against the budget: it was scored, and did not reuse an earlier score."""
-        return self.state == "scored" and self.reused_from is None
+        """Whether the trial counts against the budget: a new candidate that did not reuse an earlier score."""
+        return self.state == "scored" and self.reused_from is None and self.continues is None
 
     @property
     def seconds(self) -> float:
-        """Duration of the trial, up to now if it is running."""
-        return ((self.ended or datetime.now()) - self.started).total_seconds() if self.started else 0.0
+        """Duration of the trial and of those that continue it, up to now if it is running."""
+        own = ((self.ended or datetime.now()) - self.started).total_seconds() if self.started else 0.0
+        return own + self.continued_seconds
 
     def with_score(self, **changes: LatencyRecord | Quality) -> Self:
         """The record with some parts of its score replaced."""

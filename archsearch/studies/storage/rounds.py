@@ -11,6 +11,9 @@ from archsearch.stats.estimate import Estimate
 from snapgen.architecture.schema import BlockKind
 from snapgen.config import Config
 
+FINAL = "final"
+"""Name of the candidate of an evolving study's final round."""
+
 Phase = Literal["robust", "evolve", "final"]
 """Phase of a round: the robust training at the start, a round with an action, or the final training."""
 

@@ -14,10 +14,11 @@ import datetime
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archsearch.score import OBJECTIVES, Score
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.storage.further_runs import FurtherRuns
 from archsearch.studies.storage.leases import is_dead, send_heartbeat, worker_identity
 from archsearch.studies.storage.record import TrialRecord, read_trials
 
@@ -38,6 +39,24 @@ DONE = "done"
 """Phase of a trial whose score is complete; only its state may still have to be set."""
 
 
+class Budget(NamedTuple):
+    """What is left of a study's budget.
+
+    Attributes:
+        proposes: whether a new candidate may begin.
+        lasts: whether any trial may begin; a further seed of a candidate may when no new one does.
+        reason: why the study is over, if no trial is running.
+    """
+
+    proposes: bool
+    lasts: bool
+    reason: str | None
+
+    def allows(self, retried: TrialRecord) -> bool:
+        """Whether a trial may be run again."""
+        return self.lasts if retried.continues is not None else self.proposes
+
+
 class TrialQueue:
     """Queue of one study's trials, as used by one of its workers."""
 
@@ -45,6 +64,7 @@ class TrialQueue:
         self.study, self._settings = study, settings
         self._storage: BaseStorage = study._storage
         self._ended: dict[int, TrialRecord] = {}
+        self._further_runs = FurtherRuns(settings)
 
     def trials(self) -> list[TrialRecord]:
         """All trials made by a worker, by number."""
@@ -55,55 +75,68 @@ class TrialQueue:
     def claim(self) -> TrialRecord | str | None:
         """Claim the next slot by a new trial: the lowest open slot, else a new one, while the budget lasts.
 
+        A new slot is for a new candidate, or for a further seed of one that is scored; the trial then continues that
+        one's.
+
         Returns:
             The trial; the reason if the study is over; None if there is no slot to claim at the moment, while another
             worker's trial may still fail and so open one.
         """
         self.reap_dead()
         trials = self.trials()
-        is_full, reason = self._budget(trials)
-        if is_full:
-            return reason
-        opened = open_slots(trials)
-        retried = opened[min(opened)][0].number if opened else None
-        trial_id = self._create(retried)
+        budget = self._budget(trials)
+        opened = {slot: a for slot, a in open_slots(trials).items() if budget.allows(a[0])}
+        retried = opened[min(opened)][0] if opened else None
+        continued = retried.continues if retried else self._continued(trials, budget)
+        if not budget.proposes and continued is None:
+            return budget.reason
+        trial_id = self._create(retry_of=retried.number if retried else None, continues=continued)
         trials = self.trials()
         claimed = next(t for t in trials if t.trial_id == trial_id)
+        earlier = [t for t in trials if t.number < claimed.number]
         if retried is not None and active_trials(trials)[claimed.slot] is not claimed:
             TrialRecord.end(self._storage, trial_id, lost=True)
             return self.claim()
-        if self._budget([t for t in trials if t.number < claimed.number])[0]:
+        if continued is not None and any(t.continues == continued and t.state == "running" for t in earlier):
+            TrialRecord.end(self._storage, trial_id, lost=True)
+            return self.claim()
+        if continued is None and not self._budget(earlier).proposes:
             # Another worker claimed the last trial of the budget between our check and our claim.
             self.release(trial_id)
             return None
         self.write(trial_id, slot=claimed.slot)
         return claimed
 
-    def _create(self, retried: int | None) -> int:
-        retry = {} if retried is None else {"retry_of": retried}
+    def _create(self, **fields: int | None) -> int:
+        given = {name: number for name, number in fields.items() if number is not None}
         waiting: dict[str, Any] = {"worker": worker_identity(), "phase": "waiting", "fraction": 0.0}
-        trial_id = TrialRecord.create(self.study, "RUNNING", **waiting, **retry)
+        trial_id = TrialRecord.create(self.study, "RUNNING", **waiting, **given)
         send_heartbeat(self._storage, trial_id)
         return trial_id
 
-    def _budget(self, trials: Sequence[TrialRecord]) -> tuple[bool, str | None]:
-        """Whether no further trial may begin, and if the study is over, why."""
+    def _continued(self, trials: Sequence[TrialRecord], budget: Budget) -> int | None:
+        return self._further_runs.next(trials, proposing=budget.proposes) if budget.lasts else None
+
+    def _budget(self, trials: Sequence[TrialRecord]) -> Budget:
         settings, active = self._settings, active_trials(trials).values()
         scored = [t for t in active if t.uses_budget]
         running = [t for t in active if t.state == "running"]
-        full = settings.trials is not None and len(scored) + len(running) >= settings.trials
+        begun = len(scored) + sum(t.continues is None for t in running)
+        proposes, lasts = settings.trials is None or begun < settings.trials, True
         reason = f"{len(scored)} candidates scored"
-        if not full and settings.time_budget_minutes is not None:
+        if settings.time_budget_minutes is not None:
             seconds_left = 60 * settings.time_budget_minutes - busy_seconds(trials)
-            full = seconds_left <= (statistics.median(t.seconds for t in scored) if scored else 0)
-            reason = f"{settings.time_budget_minutes:g} minutes spent, {reason}"
-        if full:
-            return True, None if running else reason
+            duration = statistics.median(t.seconds for t in scored) if scored else 0
+            further = self._further_runs.count(trials) / len(settings.first_seeds) / settings.workers
+            reason = f"{settings.time_budget_minutes:g} minutes spent, {reason}" if proposes else reason
+            lasts = seconds_left > duration
+            proposes = proposes and seconds_left > duration * (1 + further)
         ended = [t for t in active if t.state != "running"]
         tail = itertools.takewhile(lambda t: t.state == "infeasible", reversed(ended))
-        if len(list(tail)) >= MAX_INFEASIBLE_IN_A_ROW:
-            return True, f"the last {MAX_INFEASIBLE_IN_A_ROW} candidates were all outside the limits; widen them"
-        return False, None
+        if proposes and len(list(tail)) >= MAX_INFEASIBLE_IN_A_ROW:
+            proposes = False
+            reason = f"the last {MAX_INFEASIBLE_IN_A_ROW} candidates were all outside the limits; widen them"
+        return Budget(proposes=proposes, lasts=lasts, reason=None if running else reason)
 
     # Dead workers
 
@@ -204,7 +237,8 @@ def open_slots(trials: Sequence[TrialRecord]) -> dict[int, list[TrialRecord]]:
 def is_abandoned(attempts: Sequence[TrialRecord]) -> bool:
     """Whether a slot's trials failed too often to be retried, or one was rejected for good."""
     failures = sum(t.error is not None for t in attempts)
-    return failures >= MAX_FAILURES or any(t.rejected for t in attempts)
+    duplicate = any(t.lost and t.retry_of is None for t in attempts)  # another worker continues the same trial
+    return failures >= MAX_FAILURES or duplicate or any(t.rejected for t in attempts)
 
 
 def busy_seconds(trials: Sequence[TrialRecord]) -> float:

@@ -41,11 +41,35 @@ def test_pooling_uses_all_candidates_and_removes_common_seed_effects() -> None:
     runs = [(t + common + 0.1 * torch.randn(2, generator=generator)).tolist() for t in truths]
     singles = [intervals.mean_over_seeds(run, 0.0) for run in runs]
     result = intervals.pool_intervals(singles)
-    assert [e.value for e in result] == [e.value for e in singles]
+    assert [e.value for e in result] == pytest.approx([e.value for e in singles])
     assert result[0].high - result[0].value == pytest.approx(2.02 * 0.1 / 2**0.5, rel=0.25)
     assert sum(e.low <= t <= e.high for e, t in zip(result, truths.tolist(), strict=True)) >= 35
-    single = intervals.mean_over_seeds([1.0], 0.01)
-    assert intervals.pool_intervals([single, *singles]) == [single, *result]
+
+
+def test_candidates_with_fewer_seeds_are_corrected_by_the_effects_of_theirs() -> None:
+    """Half of the candidates have only the first of three seeds, which makes every value 0.5 larger."""
+    generator = torch.Generator().manual_seed(2)
+    effects, truths = torch.tensor([0.5, -0.3, -0.2]), torch.linspace(1, 2, 40)
+    errors, hits = [], 0
+    for i, truth in enumerate(truths):
+        count = 3 if i % 2 else 1
+        errors.append((truth + effects[:count] + 0.02 * torch.randn(count, generator=generator)).tolist())
+    result = intervals.pool_intervals([intervals.mean_over_seeds(run, 0.0) for run in errors])
+    hits = sum(e.low <= t <= e.high for e, t in zip(result, truths.tolist(), strict=True))
+    assert hits >= 35
+    one, three = (result[i].high - result[i].value for i in (0, 1))
+    assert 1.4 < one / three < 1.9, "an interval of one seed is about √3 times as wide"
+    assert result[1].value == pytest.approx(sum(errors[1]) / 3), "with all seeds the value is their mean"
+    assert len(result[0].by_seed) == 1
+
+
+def test_seeds_that_come_later_make_one_estimate() -> None:
+    first, second = intervals.mean_over_seeds([1.0], 0.04), intervals.mean_over_seeds([2.0], 0.09)
+    assert intervals.combine_seeds([first, second]) == intervals.mean_over_seeds([1.0, 2.0], 0.0)
+    distances = [DistanceEstimate(10.0, 1.0), DistanceEstimate(12.0, 2.0), DistanceEstimate(11.0, 1.5)]
+    apart = [intervals.distance_estimate(distances[:2]), intervals.distance_estimate(distances[2:])]
+    assert intervals.combine_seeds(apart) == intervals.distance_estimate(distances)
+    assert intervals.combine_seeds([first]) == first
 
 
 def test_estimates_without_replicates_are_unchanged() -> None:

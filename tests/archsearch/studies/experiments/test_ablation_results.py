@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,8 @@ class Additive(QuickScorer):
         factor *= 0.8 if arch.down[1].num_kv_heads == 1 else 1
         return super().cost(arch).model_copy(update={"params": round(1e9 * factor)})
 
-    def quality(self, arch: Architecture, *, progress: Any, artifacts: Path) -> Any:
-        quality = super().quality(arch, progress=progress, artifacts=artifacts)
+    def quality(self, arch: Architecture, *, seeds: Sequence[int], progress: Any, artifacts: Path) -> Any:
+        quality = super().quality(arch, seeds=seeds, progress=progress, artifacts=artifacts)
         loss = 1.0 + 0.1 * (arch.down[1].conv == "separable") + 0.2 * (arch.down[1].num_kv_heads == 1)
         by_seed = (loss - 0.01, loss, loss + 0.01)
         return quality.model_copy(update={"validation_loss": Estimate(value=loss, low=0, high=2, by_seed=by_seed)})

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ Make = Callable[..., StudyConfig]
 class LongScorer(QuickScorer):
     """Scores that foretell: the long run's loss is the short one's, its distance is the number of params."""
 
-    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
-        quality = super().quality(arch, progress=progress, artifacts=artifacts)
+    def quality(
+        self, arch: Architecture, *, seeds: Sequence[int], progress: ProgressCallback, artifacts: Path
+    ) -> Quality:
+        quality = super().quality(arch, seeds=seeds, progress=progress, artifacts=artifacts)
         if self.settings.protocol.steps == StudyConfig.model_fields["protocol"].default.steps:
             return quality
         params = float(quick_cost(arch).params)
@@ -104,8 +106,10 @@ def test_a_plan_that_is_not_of_the_space(settings: Make) -> None:
 class ElasticScorer(QuickScorer):
     """Inherited scores do not foretell the long run, short ones from new weights do."""
 
-    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
-        quality = super().quality(arch, progress=progress, artifacts=artifacts)
+    def quality(
+        self, arch: Architecture, *, seeds: Sequence[int], progress: ProgressCallback, artifacts: Path
+    ) -> Quality:
+        quality = super().quality(arch, seeds=seeds, progress=progress, artifacts=artifacts)
         if self.settings.protocol.init_from is None:
             return quality
         worse = 10 - quality.validation_loss.value

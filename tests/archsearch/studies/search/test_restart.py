@@ -90,8 +90,12 @@ def test_same_candidates_after_an_interruption(settings: Make, sampler: str) -> 
     assert sum(c.state == "scored" and c.reused_from is None for c in load_candidates(load_study(whole))) == 12
 
 
-def test_killed_at_twenty_random_moments(settings: Make, start: Start, tmp_path: Path) -> None:
-    changes = {"trials": 14, "sampler": "tpe", "constraints": {"latency_ms": 20.0}}
+SEEDS = {"seeds": {"first": 1, "front": 3}, "protocol": {"train_seeds": [0, 1, 2]}}
+
+
+@pytest.mark.parametrize("more", [{}, SEEDS], ids=["seeds-for-all", "seeds-for-the-front"])
+def test_killed_at_twenty_random_moments(settings: Make, start: Start, tmp_path: Path, more: dict[str, Any]) -> None:
+    changes = {"trials": 14, "sampler": "tpe", "constraints": {"latency_ms": 20.0}, **more}
     whole, killed = settings(name="whole", **changes), [settings(name="killed-0", **changes)]
     reference = start(run, whole, tmp_path, 0.02)
     rng, kills = random.Random(5), 0

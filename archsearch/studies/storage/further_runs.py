@@ -1,0 +1,163 @@
+"""Candidates that are trained with further seeds: which, when, and what their trials add up to.
+
+A trial of a new candidate trains it with the first seeds only. A trial that *continues* another one trains the same
+architecture with the next seed, and its score is that of all seeds so far. `fold` gives each candidate its last score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from archsearch.score import QUALITY_METRICS
+from archsearch.stats.intervals import additive_fit
+from archsearch.stats.pareto import non_dominated
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.storage.record import Candidate, TrialRecord
+from archsearch.studies.storage.rounds import FINAL
+from snapgen.seeding import derive_seed
+
+Record = TypeVar("Record", bound=TrialRecord)
+
+RUN_NOISE = 0.007
+"""Standard deviation of a quality number between runs, relative to its value, before anything is known of it."""
+
+PRIOR_FREEDOM = 4
+"""Degrees of freedom that this prior counts for; measured ones are added. Too much noise costs a search less than too
+little (benchmarks/samplers.py)."""
+
+LIKELY = 0.1
+"""Probability of being on the front from which a candidate gets a further seed."""
+
+SHARE = 5
+"""While candidates are still proposed, one of this many has more than the first seeds."""
+
+DRAWS = 256
+"""Draws of all candidates' true values from which that probability is estimated."""
+
+SURE = 4
+"""Number of standard deviations by which a candidate is surely worse."""
+
+
+def runs_of(candidate: TrialRecord) -> int:
+    """Number of training runs, one per seed, behind a candidate's score."""
+    quality = candidate.score.quality
+    return len(quality.validation_loss.by_seed) or 1 if quality else 0
+
+
+def fold(trials: Iterable[Record]) -> list[Record]:
+    """The trials of new candidates, with the scores and the durations of those that continue them."""
+    folded: dict[int, Record] = {}
+    for t in trials:
+        if t.continues is None:
+            folded[t.number] = t
+        elif t.state == "scored" and (first := folded.get(t.continues)) is not None:
+            more = runs_of(t) > runs_of(first)
+            seconds = first.continued_seconds + t.seconds
+            changes = {"score": t.score, "constraints": t.constraints} if more else {}
+            folded[t.continues] = first.model_copy(update={**changes, "continued_seconds": seconds})
+    return list(folded.values())
+
+
+def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Scored and feasible candidates, each architecture once: the final round if it has one, else the first trial."""
+    seen: set[str] = set()
+    unique = []
+    for c in sorted(candidates, key=lambda c: (c.reused_from is not None, c.name != FINAL, c.slot)):
+        if c.state == "scored" and not c.infeasible and c.architecture.id not in seen:
+            seen.add(c.architecture.id)
+            unique.append(c)
+    return sorted(unique, key=lambda c: c.slot)
+
+
+def run_noise(candidates: Iterable[Candidate], metric: str, *, prior: float = RUN_NOISE) -> float:
+    """Standard deviation of a metric between runs of a candidate, relative to its value.
+
+    It is the interaction of seed and candidate (`archsearch.stats.intervals`), pooled over the candidates of several
+    seeds and shrunk towards ``prior``.
+    """
+    estimates = [getattr(c.score.quality, metric) for c in candidates if c.score.quality]
+    several = [np.array(e.by_seed) / e.value for e in estimates if e and len(e.by_seed) > 1 and e.value > 0]
+    fitted = additive_fit([tuple(values) for values in several])
+    if fitted is None:
+        return prior
+    total = PRIOR_FREEDOM * prior**2 + fitted.freedom * fitted.variance
+    return float((total / (PRIOR_FREEDOM + fitted.freedom)) ** 0.5)
+
+
+def front_probabilities(candidates: Sequence[Candidate], names: Sequence[str], *, seed: int) -> dict[int, float]:
+    """Probability that no other candidate dominates each, by trial number, given the noise of the quality metrics.
+
+    Candidates that are surely dominated are left out.
+
+    Args:
+        candidates: scored candidates, each architecture once.
+        names: the objectives.
+    """
+    if not candidates:
+        return {}
+    values = np.array([[c.value(name) for name in names] for c in candidates])
+    runs = np.array([max(1, runs_of(c)) for c in candidates])
+    noise = [run_noise(candidates, name) if name in QUALITY_METRICS else 0.0 for name in names]
+    deviations = np.abs(values) * noise / np.sqrt(runs)[:, None]  # (candidates, objectives)
+    worst = values + SURE * deviations
+    front = worst[non_dominated([tuple(row) for row in worst])]
+    best = values - SURE * deviations
+    is_open = ~(np.all(front[:, None] <= best, axis=2) & np.any(front[:, None] < best, axis=2)).any(axis=0)
+    kept = np.flatnonzero(is_open)
+    rng = np.random.default_rng(seed)
+    drawn = values[kept] + deviations[kept] * rng.standard_normal((DRAWS, len(kept), len(names)))
+    counts = np.zeros(len(kept))
+    for points in drawn:
+        counts[non_dominated([tuple(row) for row in points])] += 1
+    return {candidates[i].number: float(count) / DRAWS for i, count in zip(kept.tolist(), counts, strict=True)}
+
+
+@dataclass(frozen=True)
+class FurtherRuns:
+    """Decides which candidate of a study gets a further seed, from its trials alone."""
+
+    settings: StudyConfig
+
+    def next(self, trials: Sequence[TrialRecord], *, proposing: bool) -> int | None:
+        """Number of the trial to continue now; None: none.
+
+        While new candidates are still proposed, a further seed goes to the likeliest of the front only until one
+        candidate in `SHARE` has several, so that the noise becomes known. At the end, all that are likely to be on the
+        front get theirs, those with the fewest first.
+
+        Args:
+            proposing: whether another candidate may be proposed instead.
+        """
+        if self.settings.seeds is None:
+            return None
+        scored, open_ = self._open(trials)
+        if proposing:
+            running = sum(t.continues is not None and t.state == "running" for t in trials)
+            several = sum(runs_of(c) > self.settings.seeds.first for c in scored)
+            if (several + running + 1) * SHARE > len(scored):
+                return None
+            open_ = [(c, p) for c, p in open_ if runs_of(c) == self.settings.seeds.first]
+        # Not the number: a study that was interrupted has other numbers than the unbroken one.
+        return min(open_, key=lambda pair: (runs_of(pair[0]), -pair[1], pair[0].slot))[0].number if open_ else None
+
+    def count(self, trials: Sequence[TrialRecord]) -> int:
+        """Number of further runs that the study wants before it ends, as far as is known now."""
+        if self.settings.seeds is None:
+            return 0
+        return sum(self.settings.seeds.front - runs_of(c) for c, _ in self._open(trials)[1])
+
+    def _open(self, trials: Sequence[TrialRecord]) -> tuple[list[Candidate], list[tuple[Candidate, float]]]:
+        """The scored candidates, and those of them that may get a further seed, each with its probability."""
+        assert self.settings.seeds is not None
+        chosen = [t for t in trials if isinstance(t, Candidate)]
+        scored = [c for c in eligible(fold(chosen)) if not (c.score.quality and c.score.quality.diverged)]
+        finished = {t.slot for t in trials if t.state == "scored"}
+        busy = {t.continues for t in trials if t.slot not in finished and not t.lost}  # running, or given up
+        seed = derive_seed(self.settings.seed, "front")
+        probability = front_probabilities(scored, self.settings.objectives, seed=seed)
+        may = [c for c in scored if runs_of(c) < self.settings.seeds.front and c.number not in busy]
+        return scored, [(c, p) for c in may if (p := probability.get(c.number, 0.0)) > LIKELY]

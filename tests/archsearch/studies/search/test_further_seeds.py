@@ -1,0 +1,175 @@
+"""Studies in which only the candidates that may be on the front are trained with several seeds."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import pytest
+
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.candidates import eligible, load_attempts, load_candidates, pareto_front
+from archsearch.studies.search.run import search
+from archsearch.studies.storage import trial_queue
+from archsearch.studies.storage.database import load_study
+from archsearch.studies.storage.further_runs import (
+    LIKELY,
+    RUN_NOISE,
+    SHARE,
+    FurtherRuns,
+    front_probabilities,
+    run_noise,
+    runs_of,
+)
+from archsearch.studies.storage.record import Candidate, TrialRecord, read_trials
+from snapgen.architecture.schema import Architecture
+from snapgen.errors import InputError
+from tests.archsearch.studies.quick import QuickScorer
+from tests.archsearch.studies.search.test_candidates import candidate
+
+Make = Callable[..., StudyConfig]
+Start = Callable[..., BaseProcess]
+
+SEEDS = {"seeds": {"first": 1, "front": 3}, "protocol": {"train_seeds": [0, 1, 2]}}
+
+
+def run(settings: StudyConfig) -> list[Candidate]:
+    return load_candidates(search(settings, quiet=True, scorer=QuickScorer))
+
+
+def seeds_of(c: Candidate) -> tuple[float, ...]:
+    assert c.score.quality is not None
+    return c.score.quality.validation_loss.by_seed
+
+
+def test_the_front_gets_its_seeds_and_the_others_one(settings: Make) -> None:
+    candidates = run(settings(trials=24, sampler="random", **SEEDS))
+    scored = eligible(candidates)
+    assert len({c.architecture.id for c in scored}) == len(scored) == 24
+    assert {runs_of(c) for c in scored} >= {1, 3}
+    front = pareto_front(candidates, ("validation_loss", "latency_ms"))
+    assert {runs_of(c) for c in front} == {3}
+    for c in scored:
+        by_seed = seeds_of(c)
+        assert c.value("validation_loss") == pytest.approx(sum(by_seed) / len(by_seed))
+    attempts = load_attempts(load_study(settings()))
+    further = [t for t in attempts if t.continues is not None]
+    assert len(further) == sum(runs_of(c) - 1 for c in scored)
+    assert all("samples.png" in c.artifacts for c in candidates), "the first seed's artifacts stay with the candidate"
+
+
+def test_few_further_seeds_while_candidates_are_proposed(settings: Make) -> None:
+    run(settings(trials=12, **SEEDS))
+    trials = read_trials(load_study(settings()))
+    last_new = max(t.number for t in trials if t.continues is None)
+    early = [t for t in trials if t.number < last_new and t.continues is not None]
+    assert 1 <= len(early) <= 12 / SHARE
+    assert len({t.continues for t in early}) == len(early), "the noise is known best from as many candidates"
+
+
+def test_two_workers_train_no_seed_twice(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUICK_SECONDS", "0.02")
+    scored = eligible(run(settings(trials=10, workers=2, **SEEDS)))
+    assert len(scored) == 10
+    attempts = load_attempts(load_study(settings()))
+    counts = collections.Counter(t.continues for t in attempts if t.continues is not None and t.state == "scored")
+    assert {c.number: runs_of(c) - 1 for c in scored if runs_of(c) > 1} == dict(counts)
+    assert max(map(runs_of, scored)) == 3
+
+
+def test_of_two_processes_that_continue_a_trial_at_once_one_gives_way(settings: Make) -> None:
+    run(settings(trials=10, **SEEDS))
+    study = load_study(settings())
+    queue = trial_queue.TrialQueue(study, settings(trials=10, **SEEDS))
+    number = queue.trials()[3].number
+    first, second = (queue._create(continues=number) for _ in range(2))
+    queue._further_runs = type("Same", (), {"next": lambda *_, **__: number, "count": lambda *_: 1})()
+    with pytest.raises(RecursionError):  # this stand-in asks for it again and again
+        queue.claim()
+    TrialRecord.end(study._storage, first)
+    TrialRecord.end(study._storage, second)
+    lost = [t for t in queue.trials() if t.lost]
+    assert lost
+    assert not {t.slot for t in lost} & set(trial_queue.open_slots(queue.trials()))
+
+
+class FailingTwice(QuickScorer):
+    def quality(self, arch: Architecture, **given: Any) -> Any:
+        if tuple(given["seeds"]) != (0,):
+            raise RuntimeError("out of memory")
+        return super().quality(arch, **given)
+
+
+def test_a_further_seed_that_fails_costs_the_candidate_nothing(settings: Make) -> None:
+    failing = settings(trials=6, name="failing", **SEEDS)
+    with pytest.raises(InputError, match="3 candidates in a row failed, the last with RuntimeError: out of memory"):
+        search(failing, quiet=True, scorer=FailingTwice)
+    scored = eligible(load_candidates(load_study(failing)))
+    assert len(scored) == 5
+    assert {runs_of(c) for c in scored} == {1}
+
+
+def test_time_is_kept_for_the_seeds_of_the_front(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUICK_SECONDS", "0.1")
+    timed = settings(trials=None, time_budget_minutes=0.1, sampler="random", **SEEDS)
+    candidates = run(timed)
+    assert {runs_of(c) for c in pareto_front(candidates, timed.objectives)} & {2, 3}
+
+
+def test_noise_is_learned_from_candidates_of_several_seeds() -> None:
+    from archsearch.stats.estimate import Estimate
+
+    def with_seeds(slot: int, by_seed: tuple[float, ...]) -> Candidate:
+        c = candidate(slot, by_seed[0], 10.0 + slot)
+        assert c.score.quality is not None
+        estimate = Estimate(value=sum(by_seed) / len(by_seed), low=0, high=9, by_seed=by_seed)
+        return c.with_score(quality=c.score.quality.model_copy(update={"validation_loss": estimate}))
+
+    once = [with_seeds(i, (1.0 + i,)) for i in range(4)]
+    assert run_noise(once, "validation_loss") == RUN_NOISE
+    noisy = [with_seeds(i, (1 + i, (1 + i) * (1.1 if i % 2 else 0.9))) for i in range(40)]
+    assert run_noise([*once, *noisy], "validation_loss") == pytest.approx(0.1 / 2**0.5, rel=0.1)
+    two = noisy[:2]
+    assert RUN_NOISE < run_noise(two, "validation_loss") < 0.1, "of little evidence the prior keeps its share"
+
+
+def test_probability_of_being_on_the_front() -> None:
+    """By hand: the second is surely dominated, the third and the fourth differ by a tenth of their noise."""
+    points = [candidate(0, 1.0, 20.0), candidate(1, 1.5, 21.0), candidate(2, 1.2, 10.0), candidate(3, 1.201, 10.0)]
+    found = front_probabilities(points, ("validation_loss", "latency_ms"), seed=0)
+    assert found.keys() == {0, 2, 3}
+    assert found[0] == 1.0
+    assert 0.35 < found[3] < found[2] < 0.65
+    assert found[2] + found[3] == pytest.approx(1)
+    assert found[3] > LIKELY
+    assert front_probabilities([], ("validation_loss",), seed=0) == {}
+
+
+def test_nothing_is_wanted_without_the_setting(settings: Make) -> None:
+    study = search(settings(trials=5), quiet=True, scorer=QuickScorer)
+    plan = FurtherRuns(settings())
+    assert plan.next(read_trials(study), proposing=False) is None
+    assert plan.count(read_trials(study)) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": {"first": 0}}, "greater than or equal to 1"),
+        ({"seeds": {"first": 3, "front": 2}}, "front is 2, but first is 3; raise front"),
+        ({"seeds": {}, "protocol": {"train_seeds": [0, 1]}}, "front is 3, but protocol.train_seeds lists 2"),
+        ({"seeds": {}, "objectives": ["latency_ms", "params"]}, "search by a quality number"),
+    ],
+)
+def test_settings_that_cannot_be(settings: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(**changes)
+
+
+def test_the_protocol_lists_as_many_seeds_as_the_front_gets() -> None:
+    given = {"name": "a", "space": "emoji", "trials": 3, "seeds": {"first": 2, "front": 4}}
+    read = StudyConfig.model_validate(given)
+    assert (read.protocol.train_seeds, read.first_seeds) == ((0, 1, 2, 3), (0, 1))
+    assert StudyConfig.model_validate(read.model_dump(mode="json")) == read
