@@ -104,7 +104,7 @@ def run(
         "identity": lambda p: space.architecture(p).id if space.valid(p) else None,
         "noise": landscape.noise,
     }
-    first, choices = list(space.reference_points().values()), distributions(landscape.space)
+    first, choices = list(space.reference_points().values()), distributions(landscape.space.knobs)
     past: list[ObservedTrial] = []
     known: set[str] = set()
     while sum((p.excess or 0) <= 0 for p in past) < trials and len(past) < 4 * trials:

@@ -12,6 +12,7 @@ import typer
 
 from archsearch.cli.options import ContextTokens, Json, LatentSize, Quiet
 from archsearch.cli.output import cost_cells, print_json, print_score, print_table, progress_bar
+from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from archsearch.cost.breakdown import Breakdown
@@ -116,6 +117,9 @@ def score(
 @space_app.command("show", epilog="Example: archsearch space show snapgen")
 def space_show(
     space: Annotated[str, typer.Argument(help="A shipped space (emoji, emoji-large, snapgen) or a YAML file.")],
+    study: Annotated[
+        str | None, typer.Option(help="A study in the space: also print what its model of quality makes of it.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -146,3 +150,18 @@ def space_show(
         limits = ", ".join(f"{name} ≤ {most:g}" for name, most in summary.limits.items())
         verdict = f"met by {summary.within_limits:.0%} of {summary.samples} random points"
         typer.echo(f"\nLimits {limits}: {verdict if summary.can_be_met else 'met by nothing that was looked at'}")
+    if study is not None:
+        typer.echo(f"\n{_model_of(study, summary.name)}")
+
+
+def _model_of(study: str, space: str) -> str:
+    """A study's model of quality, in one sentence."""
+    from archsearch.reports.study.data import load_study_data
+    from archsearch.reports.study.quality_model import quality_model
+    from archsearch.studies.storage.database import open_study
+
+    data = load_study_data(open_study(study))
+    if (own := data.attrs["space"]["name"]) != space:
+        raise InputError("--study", f"{study} is in the space {own}", f"show the space {own}")
+    model = quality_model(data)
+    return model.text(data) if model else f"{study} has no model of quality: too few candidates, or another sampler."

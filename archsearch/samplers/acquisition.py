@@ -16,6 +16,9 @@ from archsearch.stats.regression import Array
 DRAWS = 16
 """Joint posterior draws over which the improvement is averaged."""
 
+FEWEST_FOR_FEATURES = 8
+"""Values before the known numbers are considered as inputs of the model."""
+
 MARGIN = 0.1
 """Distance of the reference from the worst value of the expensive objective, in standard deviations of its values."""
 
@@ -76,6 +79,27 @@ class Model:
     def predict(self, rows: Rows, known: Mapping[str, Array]) -> Array:
         """Mean of the value at each row."""
         return self.process.predict(self.inputs(rows, known))
+
+
+def choose_model(
+    grid: Grid,
+    rows: Rows,
+    known: Mapping[str, Array],
+    values: Array,
+    variances: Array,
+    *,
+    features: bool | None = None,
+) -> Model:
+    """The model with known numbers as inputs, or without them.
+
+    Args:
+        features: whether they are inputs; None: where leave-one-out predictions say so.
+    """
+    plain = Model.fit(grid, rows, {}, values, variances)
+    if not known or features is False or (features is None and len(rows) < FEWEST_FOR_FEATURES):
+        return plain
+    featured = Model.fit(grid, rows, known, values, variances)
+    return featured if features or featured.process.log_density > plain.process.log_density else plain
 
 
 @dataclass

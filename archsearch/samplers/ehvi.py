@@ -20,7 +20,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from archsearch.samplers.acquisition import Acquisition, Model
+from archsearch.samplers.acquisition import Acquisition, Model, choose_model
 from archsearch.samplers.grid import Grid, Params, Rows
 from archsearch.samplers.screening import KnownNumbers, Screening
 from archsearch.stats.regression import Array
@@ -39,9 +39,6 @@ CHECKED = 20
 
 FEWEST_MODELED = 3
 """Trials with a value before the model is used."""
-
-FEWEST_FOR_FEATURES = 8
-"""Trials with a value before the known numbers are considered as inputs of the model."""
 
 RUN_NOISE = 0.007
 """Standard deviation of the expensive objective between runs, relative to its value, unless one is given."""
@@ -151,11 +148,7 @@ class EHVISampler(BaseSampler):
         known = self._screening.exact(grid, rows)
         noise = np.array([t.user_attrs.get(NOISE, self._noise) for t in scored])
         variances = np.square(noise * values)
-        plain = Model.fit(grid, rows, {}, values, variances)
-        if not known or self._features is False or (self._features is None and len(scored) < FEWEST_FOR_FEATURES):
-            return plain
-        featured = Model.fit(grid, rows, known, values, variances)
-        return featured if self._features or featured.process.log_density > plain.process.log_density else plain
+        return choose_model(grid, rows, known, values, variances, features=self._features)
 
     def _numbers(self, grid: Grid, tried: Sequence[FrozenTrial]) -> Numbers:
         measured = {}

@@ -86,8 +86,9 @@ def points(settings: StudyConfig, space: Space, names: Sequence[str]) -> dict[st
         if name in reference_points:
             archs[name] = space.architecture(reference_points[name])
             continue
+        choices = distributions(space.knobs)
         arguments = {"objectives": settings.objectives, "seed": settings.seed, "slot": int(name), "attempt": 0}
-        point, _ = suggest(settings.sampler, [], distributions(space), fixed=None, source=settings.source, **arguments)  # type: ignore[arg-type]
+        point, _ = suggest(settings.sampler, [], choices, fixed=None, source=settings.source, **arguments)  # type: ignore[arg-type]
         archs[f"slot {name}"] = space.architecture(point)
     return archs
 

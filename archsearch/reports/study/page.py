@@ -13,6 +13,7 @@ from archsearch.reports.rendering.plotting import Figure
 from archsearch.reports.study import audit, candidates, charts, summary
 from archsearch.reports.study.data import StudyData, estimates, title
 from archsearch.reports.study.knob_effects import knob_table
+from archsearch.reports.study.quality_model import quality_model
 
 
 class PageSection(Protocol):
@@ -53,9 +54,11 @@ def render(study: StudyData, *, source: str, assets_dir: Path, evolution: PageSe
         "other_knobs": knob_table(study, [n for n in study.measures if n not in study.objectives]),
         "reference": summary.reference(study),
         "seeds": study.seeds,
+        "runs": summary.runs_in_words(study),
         "agreements": [summary.agreement_row(study, name, agreement) for name, agreement in agreements.items()],
         "table": candidates.table(study),
         "verdicts": summary.verdicts(study, agreements),
+        "model": model.text(study) if (model := quality_model(study)) else "",
         "sources": summary.sources(study),
         "protocol": flat(unnested(study.attrs.get("protocol", {}))),
         "machine": flat(study.attrs.get("machine", {})),

@@ -13,6 +13,7 @@ from archsearch.reports.study.seed_agreement import Agreement, seed_agreement
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.pareto import bounds
+from archsearch.studies.storage.further_runs import runs_of
 from archsearch.studies.storage.record import Candidate
 from snapgen.progress import format_duration
 
@@ -200,15 +201,28 @@ def agreement_row(study: StudyData, name: str, agreement: Agreement) -> dict[str
     }
 
 
+def runs_in_words(study: StudyData) -> str:
+    """How many training runs the candidates had, in words."""
+    counts = Counter(runs_of(c) for c in study.trained)
+    if len(counts) < 2:
+        return f"every candidate was trained with {' or '.join(map(_seeds, counts)) or 'no seed'}"
+    parts = [f"{_count(number)} with {_seeds(seeds)}" for seeds, number in sorted(counts.items())]
+    return f"{', '.join(parts)}: those that may be on the front have more"
+
+
+def _seeds(number: int) -> str:
+    return f"{number} seed{'' if number == 1 else 's'}"
+
+
 def sources(study: StudyData) -> list[tuple[str, str]]:
     """How each number of the score was obtained, as pairs of its name and a description."""
-    seeds = len(study.seeds)
     protocol_hash = next((c.score.quality.protocol_hash for c in study.trained if c.score.quality), "")
     rows = []
     for name in study.measures:
         if name in QUALITY_METRICS:
-            how = f"measured: mean of {seeds} short training runs under protocol {protocol_hash}, 95 % interval"
-            how += " from the spread of seeds pooled over the study" if seeds > 1 else ""
+            how = f"measured by short training runs ({runs_in_words(study)}), protocol {protocol_hash}, 95 % interval"
+            if any(runs_of(c) > 1 for c in study.trained):
+                how += " from the spread of seeds pooled over the study"
             rows.append((study.label(name), how))
         elif name != "latency_ms":
             rows.append((study.label(name), "computed exactly from the architecture"))

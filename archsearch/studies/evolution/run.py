@@ -73,7 +73,7 @@ class EvolutionProposer:
     def __init__(self, settings: StudyConfig, space: Space) -> None:
         self._settings, self._space = settings, space
         self._evolution = evolution_config(settings)
-        self.choices: Mapping[str, Any] = distributions(space)
+        self.choices: Mapping[str, Any] = distributions(space.knobs)
 
     def propose(self, claim: TrialRecord, trials: Sequence[TrialRecord], *, attempt: int = 0) -> Proposal:  # noqa: ARG002
         """The network of the next round, whatever slot was claimed.

@@ -95,7 +95,7 @@ class KnownCosts:
 
         from snapgen.io.cache import cached_tensors
 
-        grid = Grid(distributions(self._space))
+        grid = Grid(distributions(self._space.knobs))
         rows = self._screening.sample(grid, lambda row: self._space.valid(grid.params(row)))
         points = [grid.params(row) for row in rows]
         archs = {arch.id: arch for point in points if (arch := self._architecture(point))}

@@ -75,7 +75,7 @@ class Proposer:
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
         self._settings, self._space = settings, space
-        self.choices: Mapping[str, Any] = distributions(space)
+        self.choices: Mapping[str, Any] = distributions(space.knobs)
         named = space.reference_points()
         self.initial = [(_name(named, point), point) for point in settings.initial_points] or list(named.items())
         """Names (or None) and points of the first slots: the initial points, or the base and the references."""

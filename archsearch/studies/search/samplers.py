@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from archsearch.studies.config.study import SamplerConfig
 from archsearch.studies.storage.database import silence_optuna
@@ -23,8 +23,6 @@ from snapgen.seeding import derive_seed
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-
-    from archsearch.spaces.space import Space
 
 _GP_ATTRS = "gp:"
 """Prefix of system attributes that the GP sampler stores for other processes; they are not copied."""
@@ -52,7 +50,18 @@ class ObservedTrial:
     sampler_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def distributions(space: Space) -> dict[str, BaseDistribution]:
+class HasChoices(Protocol):
+    """A knob, or a summary of one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def choices(self) -> Sized: ...
+    @property
+    def ordered(self) -> bool: ...
+
+
+def distributions(knobs: Iterable[HasChoices]) -> dict[str, BaseDistribution]:
     """Optuna distribution of each knob: integers for ordered knobs, else categories; both index the choices from 0."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
@@ -60,7 +69,7 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
         knob.name: IntDistribution(0, len(knob.choices) - 1)
         if knob.ordered
         else CategoricalDistribution(tuple(range(len(knob.choices))))
-        for knob in space.knobs
+        for knob in knobs
     }
 
 

@@ -41,7 +41,7 @@ def test_a_suggestion_depends_on_slots_not_on_the_order_of_trials(space: Space, 
     shuffled = random.Random(2).sample(known, len(known))
 
     def ask(trials: list[ObservedTrial], slot: int, attempt: int = 0) -> dict[str, int]:
-        choices = distributions(space)
+        choices = distributions(space.knobs)
         return suggest(settings, trials, choices, objectives=NAMES, seed=5, slot=slot, attempt=attempt)[0]
 
     assert ask(known, 12) == ask(shuffled, 12)
@@ -51,7 +51,7 @@ def test_a_suggestion_depends_on_slots_not_on_the_order_of_trials(space: Space, 
 
 
 def test_the_sequence_of_qmc_goes_on_from_slot_to_slot(space: Space) -> None:
-    choices = distributions(space)
+    choices = distributions(space.knobs)
     seen: list[dict[str, int]] = []
     for slot in range(16):
         done = [ObservedTrial(i, p, (1.0, 1.0)) for i, p in enumerate(seen)]
@@ -63,22 +63,24 @@ def test_the_sequence_of_qmc_goes_on_from_slot_to_slot(space: Space) -> None:
 
 def test_a_fixed_point_is_kept(space: Space) -> None:
     point = space.base_point
-    asked = suggest(SamplerConfig(), [], distributions(space), objectives=NAMES, seed=1, slot=0, fixed=point)
+    asked = suggest(SamplerConfig(), [], distributions(space.knobs), objectives=NAMES, seed=1, slot=0, fixed=point)
     assert asked == (point, {})
 
 
 def test_generations_are_kept(space: Space) -> None:
-    point, attrs = suggest(SamplerConfig(name="nsga2"), [], distributions(space), objectives=NAMES, seed=1, slot=0)
+    point, attrs = suggest(
+        SamplerConfig(name="nsga2"), [], distributions(space.knobs), objectives=NAMES, seed=1, slot=0
+    )
     assert set(attrs.values()) == {0}
     eight = [ObservedTrial(i, point, (1.0 + i, 1.0), sampler_attrs=attrs) for i in range(8)]
-    later = suggest(SamplerConfig(name="nsga2"), eight, distributions(space), objectives=NAMES, seed=1, slot=8)[1]
+    later = suggest(SamplerConfig(name="nsga2"), eight, distributions(space.knobs), objectives=NAMES, seed=1, slot=8)[1]
     assert set(later.values()) == {1}
 
 
 def test_the_model_learns_the_limit(space: Space) -> None:
     """Asked after 24 candidates of which most are over the limit, it stays within more often than chance."""
     limit, settings = 6.0, SamplerConfig(name="gp")
-    known, choices = past(space, 24, limit), distributions(space)
+    known, choices = past(space, 24, limit), distributions(space.knobs)
 
     def inside(point: dict[str, int]) -> bool:
         return quick_latency(space.architecture(point)) <= limit
@@ -93,7 +95,7 @@ def test_the_model_learns_the_limit(space: Space) -> None:
 def test_running_trials_need_no_values(space: Space) -> None:
     known = [*past(space, 8), ObservedTrial(8, space.base_point, running=True)]
     for name in SAMPLERS:
-        suggest(SamplerConfig(name=name), known, distributions(space), objectives=NAMES, seed=1, slot=9)
+        suggest(SamplerConfig(name=name), known, distributions(space.knobs), objectives=NAMES, seed=1, slot=9)
 
 
 def test_an_unknown_option_is_refused() -> None:
@@ -112,6 +114,6 @@ def test_a_wrong_option_of_ours_is_refused(options: dict[str, float | str]) -> N
 def test_zero_and_negative_values_are_not_taken_the_logarithm_of(space: Space) -> None:
     known = [ObservedTrial(i, space.base_point, (-1.0, 0.0)) for i in range(8)]
     point, _ = suggest(
-        SamplerConfig(), known, distributions(space), objectives=("kernel_distance", "macs"), seed=1, slot=8
+        SamplerConfig(), known, distributions(space.knobs), objectives=("kernel_distance", "macs"), seed=1, slot=8
     )
     assert all(math.isfinite(v) for v in point.values())
