@@ -13,7 +13,7 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import KnownCosts
 from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
 from archsearch.studies.storage.record import Candidate, TrialRecord
-from archsearch.studies.storage.trial_queue import by_slot, is_abandoned
+from archsearch.studies.storage.study_trials import StudyTrials, is_abandoned
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
 
@@ -61,7 +61,7 @@ class CandidateProposer(Protocol):
     def choices(self) -> Mapping[str, Any]:
         """Optuna distribution of each knob."""
 
-    def propose(self, claim: TrialRecord, trials: Sequence[TrialRecord], *, attempt: int = 0) -> Proposal:
+    def propose(self, claim: TrialRecord, trials: StudyTrials, *, attempt: int = 0) -> Proposal:
         """The candidate of a slot; see `Proposer.propose`."""
 
 
@@ -77,9 +77,12 @@ class Proposer:
         named = space.reference_points()
         self.initial = [(_name(named, point), point) for point in settings.initial_points] or list(named.items())
         """Names (or None) and points of the first slots: the initial points, or the base and the references."""
+        self._trials: StudyTrials | None = None
+        self._num_ended = 0
+        self._ended: list[ObservedTrial] = []
         self._known = KnownCosts(settings, space) if settings.sampler.name == "ehvi" else None
 
-    def propose(self, claim: TrialRecord, trials: Sequence[TrialRecord], *, attempt: int = 0) -> Proposal:
+    def propose(self, claim: TrialRecord, trials: StudyTrials, *, attempt: int = 0) -> Proposal:
         """Choose the candidate of a slot.
 
         Args:
@@ -89,11 +92,9 @@ class Proposer:
         Raises:
             SearchSpaceExhausted: if no architecture was found that no other trial has.
         """
-        others = [t for t in trials if t.number != claim.number]
-        chosen = [t for t in others if isinstance(t, Candidate)]
-        past = [self._observed(t) for t in chosen if t.state != "failed"]
-        existing = _trials_by_architecture(others)
-        given = self._given(claim.slot, [t.point for t in chosen if t.slot == claim.slot and t.state == "failed"])
+        past = self._past(claim, trials)
+        attempts = [t for t in trials.by_slot[claim.slot] if isinstance(t, Candidate) and t.state == "failed"]
+        given = self._given(claim.slot, [t.point for t in attempts])
         last: dict[str, int] | None = None
         for i in itertools.count(attempt):
             name, fixed = given if i == 0 else (None, None)
@@ -103,13 +104,23 @@ class Proposer:
             if not self._space.valid(point):
                 continue
             last, arch = point, self._space.architecture(point)
-            same = existing.get(arch.id)
+            same = _same_architecture(claim, trials, arch.id)
             if same is None:
                 return Proposal(point, arch, name, attrs)
-            is_new_point = fixed is not None or all(dict(p.point) != point for p in past)
-            if i == 0 and is_new_point and same.state == "scored" and not _keeps_repeating(others):
+            is_new_point = fixed is not None or not _has_point(claim, trials, arch.id, point)
+            if i == 0 and is_new_point and same.state == "scored" and not _keeps_repeating(trials):
                 return Proposal(point, arch, name, attrs, same)
-        return self._near(last, existing, past, claim.slot, attempt)
+        return self._near(last, claim, trials, past, attempt)
+
+    def _past(self, claim: TrialRecord, trials: StudyTrials) -> list[ObservedTrial]:
+        """The other candidates, but for failed ones; those that have ended are kept from one proposal to the next."""
+        if trials is not self._trials:
+            self._trials, self._num_ended, self._ended = trials, 0, []
+        new = trials.ended[self._num_ended :]
+        self._num_ended += len(new)
+        self._ended += [self._observed(t) for t in new if isinstance(t, Candidate) and t.state != "failed"]
+        running = (t for t in trials.running.values() if isinstance(t, Candidate) and t.number != claim.number)
+        return [*self._ended, *map(self._observed, running)]
 
     def _given(self, slot: int, retried: Sequence[Mapping[str, int]]) -> tuple[str | None, Mapping[str, int] | None]:
         """Name and point of a slot whose point is given: an initial point, or that of the last trial it ``retried``."""
@@ -137,17 +148,17 @@ class Proposer:
     def _near(
         self,
         last: Mapping[str, int] | None,
-        existing: Mapping[str, object],
+        claim: TrialRecord,
+        trials: StudyTrials,
         past: Sequence[ObservedTrial],
-        slot: int,
         attempt: int,
     ) -> Proposal:
         """A new architecture where the sampler suggests only known ones: near its last point, else random, else any."""
-        rng = random.Random(derive_seed(self._settings.seed, "point", slot, attempt))
+        rng = random.Random(derive_seed(self._settings.seed, "point", claim.slot, attempt))
         for point in self._alternatives(last, rng):
             arch = self._space.architecture(point)
-            if arch.id not in existing:
-                attrs = self._ask(past, slot, 0, point)[1]  # some samplers count their suggestions
+            if _same_architecture(claim, trials, arch.id) is None:
+                attrs = self._ask(past, claim.slot, 0, point)[1]  # some samplers count their suggestions
                 return Proposal(point, arch, None, attrs)
         raise SearchSpaceExhausted("the space has no other architecture")
 
@@ -184,18 +195,22 @@ def _value(score: Score, objective: str) -> float | None:
         return None
 
 
-def _trials_by_architecture(trials: Sequence[TrialRecord]) -> dict[str, TrialRecord]:
-    """One trial per architecture that is scored, infeasible, running or abandoned, by id; scored ones are preferred."""
-    abandoned = {slot for slot, attempts in by_slot(trials).items() if is_abandoned(attempts)}
+def _same_architecture(claim: TrialRecord, trials: StudyTrials, architecture_id: str) -> TrialRecord | None:
+    """Another trial of the architecture that is scored, infeasible, running or abandoned; scored ones are preferred."""
     order = ("scored", "infeasible", "running", "waiting", "failed")
-    by_id: dict[str, TrialRecord] = {}
-    for t in sorted(trials, key=lambda t: (order.index(t.state), t.number)):
-        if t.architecture_id is not None and (t.state != "failed" or t.slot in abandoned):
-            by_id.setdefault(t.architecture_id, t)
-    return by_id
+    others = (t for t in trials.of_architecture(architecture_id) if t.number != claim.number)
+    found = (t for t in others if t.state != "failed" or is_abandoned(trials.by_slot[t.slot]))
+    return min(found, key=lambda t: order.index(t.state), default=None)
 
 
-def _keeps_repeating(trials: Sequence[TrialRecord]) -> bool:
+def _has_point(claim: TrialRecord, trials: StudyTrials, architecture_id: str, point: Mapping[str, int]) -> bool:
+    """Whether another candidate has the very same point."""
+    same = (t for t in trials.of_architecture(architecture_id) if isinstance(t, Candidate) and t.state != "failed")
+    return any(t.point == point for t in same if t.number != claim.number)
+
+
+def _keeps_repeating(trials: StudyTrials) -> bool:
     """Whether the last `MAX_REUSED_IN_A_ROW` finished trials all reused a score."""
-    ended = [t for t in trials if t.state in ("scored", "infeasible")][-MAX_REUSED_IN_A_ROW:]
-    return len(ended) == MAX_REUSED_IN_A_ROW and all(t.reused_from is not None for t in ended)
+    ended = (t for t in reversed(trials) if t.state in ("scored", "infeasible"))
+    last = list(itertools.islice(ended, MAX_REUSED_IN_A_ROW))
+    return len(last) == MAX_REUSED_IN_A_ROW and all(t.reused_from is not None for t in last)

@@ -18,7 +18,7 @@ from archsearch.studies.storage.database import artifact_store
 from archsearch.studies.storage.leases import heartbeat
 from archsearch.studies.storage.record import TrialRecord
 from archsearch.studies.storage.rounds import EvolutionRound
-from archsearch.studies.storage.trial_queue import DONE, TrialQueue, open_slots
+from archsearch.studies.storage.trial_queue import DONE, TrialQueue
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
@@ -116,7 +116,7 @@ class Worker:
 
     def _fail(self, claim: TrialRecord, error: Exception) -> None:
         self._queue.fail(claim.trial_id, _summary(error))
-        retried = claim.slot in open_slots(self._queue.trials())
+        retried = claim.slot in self._queue.trials().open_slots
         self._log(
             f"trial {claim.number} failed: {_summary(error)}; " + ("it is tried again" if retried else "abandoned")
         )
@@ -165,7 +165,7 @@ class Worker:
         while True:
             proposal = self._proposer.propose(claim, self._queue.trials(), attempt=attempt)
             self._queue.write(claim.trial_id, architecture_id=proposal.architecture.id)
-            others = [t for t in self._queue.trials() if t.state == "running" and t.number != claim.number]
+            others = [t for t in self._queue.trials().running.values() if t.number != claim.number]
             if all(t.architecture_id != proposal.architecture.id for t in others):
                 return proposal
             attempt += 1

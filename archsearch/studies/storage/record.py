@@ -5,11 +5,10 @@ A record's fields are user attributes of the trial, under the field's name or it
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -111,6 +110,9 @@ class StoredTrial(Config):
         """Fields as user attributes: plain data by their stored names."""
         plain = {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in fields.items()}
         return {cls.model_fields[name].alias or name: value for name, value in plain.items()}
+
+
+Stored = TypeVar("Stored", bound=StoredTrial)
 
 
 class TrialRecord(StoredTrial):
@@ -220,34 +222,60 @@ class MeasurementRecord(StoredTrial):
     """Whether another trial for the same architecture is valid instead."""
 
 
-def read_trials(study: Study, ended: dict[int, TrialRecord] | None = None) -> list[TrialRecord]:
-    """Records of all trials made by a worker, by number; other trials (e.g. added by hand) are ignored.
+class TrialReader(Generic[Stored]):
+    """Reads a study's trials again and again, and parses what is new or had not ended at the last read.
+
+    A trial that has ended never changes. A storage numbers the trials of a study one after the other, each within the
+    transaction that creates it, so what a process sees of them has no gaps, and one that it has not seen yet has a
+    higher number than all that it has.
 
     Args:
-        ended: trials that have ended, which never change, by number; they are not parsed again. It is filled.
+        parse: the record of a trial; None leaves the trial out.
+    """
+
+    def __init__(self, study: Study, parse: Callable[[FrozenTrial], Stored | None]) -> None:
+        self._study, self._parse = study, parse
+        self._seen = 0
+        self._unfinished: dict[int, FrozenTrial] = {}
+
+    def changes(self) -> Iterator[Stored]:
+        """Records that are new or have changed since they were read last; call it again when it has ended.
+
+        Raises:
+            InputError: if a trial's attributes are damaged. That trial is read again by the next call.
+        """
+        every = _frozen_trials(self._study)
+        for number in [*self._unfinished, *range(self._seen, len(every))]:
+            t = every[number]
+            if t == self._unfinished.get(number):
+                continue
+            record = self._parse(t)
+            self._seen = max(self._seen, number + 1)
+            self._unfinished[number] = t
+            if t.state.is_finished():
+                del self._unfinished[number]
+            if record is not None:
+                yield record
+
+
+def read_trial(study: Study, t: FrozenTrial, slots: Mapping[int, int], *, new_slot: int) -> TrialRecord | None:
+    """The record of a trial made by a worker; None for others (e.g. added by hand).
+
+    Args:
+        slots: slot of each earlier trial by number, and of the trial itself if it was read before.
+        new_slot: slot of the trial if it is the first of its own.
 
     Raises:
-        InputError: if a trial's attributes are damaged.
+        InputError: if the trial's attributes are damaged.
     """
-    ended = {} if ended is None else ended
-    slots: dict[int, int] = {}
-    new = itertools.count()
-    trials = []
-    for t in sorted(_frozen_trials(study), key=lambda t: t.number):
-        if "worker" not in t.user_attrs:
-            continue
-        retried = t.user_attrs.get("retry_of")
-        if retried is not None and retried not in list(slots):
-            raise _damaged(
-                f"trial {t.number} of study {study.study_name}", f"{retried!r:.20} is not a trial", "retry_of"
-            )
-        # Slots follow from what is fixed when a trial is created, so that all workers agree.
-        slots[t.number] = next(new) if retried is None else slots[retried]
-        record = ended.get(t.number) or _read_trial(study, t, slots[t.number])
-        if record.state not in ("waiting", "running"):
-            ended[t.number] = record
-        trials.append(record)
-    return trials
+    if "worker" not in t.user_attrs:
+        return None
+    retried = t.user_attrs.get("retry_of")
+    if retried is not None and not (isinstance(retried, int) and retried in slots):
+        raise _damaged(f"trial {t.number} of study {study.study_name}", f"{retried!r:.20} is not a trial", "retry_of")
+    # Slots follow from what is fixed when a trial is created, so that all workers agree.
+    first = new_slot if retried is None else slots[retried]
+    return _read_trial(study, t, slots.get(t.number, first))
 
 
 def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
@@ -264,11 +292,6 @@ def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
         artifacts={upload["filename"]: upload["artifact_id"] for upload in uploads},
         constraints=t.constraints,
     )
-
-
-def read_measurements(study: Study) -> list[MeasurementRecord]:
-    """Records of all trials of a latency study, by number; raises as `read_trials`."""
-    return [MeasurementRecord.read(study, t) for t in _frozen_trials(study)]
 
 
 def _frozen_trials(study: Study) -> list[FrozenTrial]:
