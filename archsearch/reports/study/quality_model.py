@@ -11,7 +11,7 @@ from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
 from archsearch.score import QUALITY_METRICS
 from archsearch.studies.search.known_costs import COSTS
-from archsearch.studies.storage.further_runs import run_noise, runs_of
+from archsearch.studies.storage.further_runs import run_noise
 
 if TYPE_CHECKING:
     from archsearch.stats.regression import Array
@@ -67,7 +67,7 @@ def quality_model(study: StudyData) -> QualityModel | None:
     grid = Grid(distributions(study.factors))
     noise = run_noise(candidates, metric)
     values: Array = np.array([c.value(metric) for c in candidates])
-    variances = np.square(noise * values) / [runs_of(c) for c in candidates]
+    variances = np.square(noise * values) / [c.runs for c in candidates]
     known = {name: np.array([max(1.0, c.value(name)) for c in candidates]) for name in names}
     rows = grid.rows([c.point for c in candidates])
     model = choose_model(grid, rows, known, values, variances, features=sampler["options"].get("features"))

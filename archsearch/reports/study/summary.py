@@ -13,7 +13,6 @@ from archsearch.reports.study.seed_agreement import Agreement, seed_agreement
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.pareto import bounds
-from archsearch.studies.storage.further_runs import runs_of
 from archsearch.studies.storage.record import Candidate
 from snapgen.progress import format_duration
 
@@ -203,7 +202,7 @@ def agreement_row(study: StudyData, name: str, agreement: Agreement) -> dict[str
 
 def runs_in_words(study: StudyData) -> str:
     """How many training runs the candidates had, in words."""
-    counts = Counter(runs_of(c) for c in study.trained)
+    counts = Counter(c.runs for c in study.trained)
     if len(counts) < 2:
         return f"every candidate was trained with {' or '.join(map(_seeds, counts)) or 'no seed'}"
     parts = [f"{_count(number)} with {_seeds(seeds)}" for seeds, number in sorted(counts.items())]
@@ -221,7 +220,7 @@ def sources(study: StudyData) -> list[tuple[str, str]]:
     for name in study.measures:
         if name in QUALITY_METRICS:
             how = f"measured by short training runs ({runs_in_words(study)}), protocol {protocol_hash}, 95 % interval"
-            if any(runs_of(c) > 1 for c in study.trained):
+            if any(c.runs > 1 for c in study.trained):
                 how += " from the spread of seeds pooled over the study"
             rows.append((study.label(name), how))
         elif name != "latency_ms":

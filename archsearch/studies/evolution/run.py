@@ -30,8 +30,9 @@ from archsearch.studies.search.samplers import distributions
 from archsearch.studies.search.scorer import ROUND, ArchsearchScorer
 from archsearch.studies.search.weights import load_unet
 from archsearch.studies.storage.database import load_study
-from archsearch.studies.storage.record import TrialRecord, read_trials
+from archsearch.studies.storage.record import TrialRecord
 from archsearch.studies.storage.rounds import FINAL, BlockImportance, EvolutionRound
+from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
@@ -75,7 +76,7 @@ class EvolutionProposer:
         self._evolution = evolution_config(settings)
         self.choices: Mapping[str, Any] = distributions(space.knobs)
 
-    def propose(self, claim: TrialRecord, trials: Sequence[TrialRecord], *, attempt: int = 0) -> Proposal:  # noqa: ARG002
+    def propose(self, claim: TrialRecord, trials: StudyTrials, *, attempt: int = 0) -> Proposal:  # noqa: ARG002
         """The network of the next round, whatever slot was claimed.
 
         Raises:
@@ -130,7 +131,7 @@ class EvolutionScorer(ArchsearchScorer):
     ) -> Quality:
         """Quality of the round's network after training; writes its `EvolutionRound` to `ROUND` for the trial."""
         study = load_study(self._settings)
-        past = _rounds(read_trials(study))
+        past = _rounds(StudyTrials(study).read())
         action = decide(self._evolution, _costs(self._space, self._table), past)
         assert isinstance(action, Action)
         number = len(past)

@@ -19,7 +19,7 @@ from archsearch.latency.base import MeasurementError
 from archsearch.score import LatencyRecord
 from archsearch.studies.storage.database import silence_optuna
 from archsearch.studies.storage.leases import is_dead, send_heartbeat, worker_identity
-from archsearch.studies.storage.record import MeasurementRecord, read_measurements
+from archsearch.studies.storage.record import MeasurementRecord, TrialReader
 from snapgen.architecture.schema import Architecture
 
 if TYPE_CHECKING:
@@ -65,15 +65,38 @@ class MeasurementQueue:
         if "order" not in self._study.user_attrs:
             self._study.set_user_attr("order", spec.to_dict())
 
+        self._reader = TrialReader(self._study, lambda t: MeasurementRecord.read(self._study, t))
+        self._records: dict[int, MeasurementRecord] = {}
+        self._unfinished: dict[int, MeasurementRecord] = {}
+        self._by_architecture: dict[str, dict[int, MeasurementRecord]] = {}
+        self._unanswered: set[str] = set()
+
     def trials(self) -> list[MeasurementRecord]:
         """All requests and measurements, by number."""
-        return read_measurements(self._study)
+        self._read()
+        return list(self._records.values())
+
+    def _read(self) -> None:
+        for t in self._reader.changes():
+            self._records[t.number] = t
+            self._by_architecture.setdefault(t.architecture_id, {})[t.number] = t
+            if t.state in ("waiting", "running"):
+                self._unfinished[t.number] = t
+            else:
+                self._unfinished.pop(t.number, None)
+            attempts = self._attempts(t.architecture_id)
+            is_unanswered = not _active(attempts) and _rejection(attempts) is None
+            (self._unanswered.add if is_unanswered else self._unanswered.discard)(t.architecture_id)
+
+    def _attempts(self, architecture_id: str) -> list[MeasurementRecord]:
+        return list(self._by_architecture.get(architecture_id, {}).values())
 
     # Used by searches
 
     def request(self, arch: Architecture) -> None:
         """Request a measurement, unless it exists, waits, runs or was rejected."""
-        attempts = [t for t in self.trials() if t.architecture_id == arch.id]
+        self._read()
+        attempts = self._attempts(arch.id)
         if not _active(attempts) and _rejection(attempts) is None:
             self._enqueue(arch)
 
@@ -83,7 +106,8 @@ class MeasurementQueue:
         Raises:
             MeasurementError: if the device cannot run the architecture; the message is the reason.
         """
-        attempts = [t for t in self.trials() if t.architecture_id == arch.id]
+        self._read()
+        attempts = self._attempts(arch.id)
         if done := [t.record for t in attempts if t.state == "scored"]:
             return done[0]
         if not _active(attempts) and (reason := _rejection(attempts)):
@@ -105,7 +129,8 @@ class MeasurementQueue:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        for t in [t for t in self.trials() if t.state == "waiting"]:
+        self._read()
+        for t in [t for t in self._unfinished.values() if t.state == "waiting"]:
             # Identity and heartbeat are set before the claim, so that a death right after it is noticed at once. Other
             # devices may overwrite the identity until the claim succeeds, so it is set again.
             with suppress(UpdateFinishedTrialError):
@@ -114,8 +139,8 @@ class MeasurementQueue:
                 if not self._storage.set_trial_state_values(t.trial_id, TrialState.RUNNING):
                     continue
                 MeasurementRecord.write(self._storage, t.trial_id, worker=worker_identity())
-                same = [other for other in self.trials() if other.architecture_id == t.architecture_id]
-                if all(other.number >= t.number for other in _active(same)):
+                self._read()
+                if all(other.number >= t.number for other in _active(self._attempts(t.architecture_id))):
                     return t
                 MeasurementRecord.end(self._storage, t.trial_id, duplicate=True)
         return None
@@ -143,16 +168,14 @@ class MeasurementQueue:
         Returns:
             Numbers of the trials that this call ended.
         """
-        running = [t for t in self.trials() if t.state == "running"]
+        self._read()
+        running = [t for t in self._unfinished.values() if t.state == "running"]
         stale = set(self._storage._get_stale_trial_ids(self._study._study_id))
         dead = [t for t in running if t.trial_id in stale or (t.worker is not None and is_dead(t.worker))]
         reaped = [t.number for t in dead if MeasurementRecord.end(self._storage, t.trial_id, died=True)]
-        by_arch: dict[str, list[MeasurementRecord]] = {}
-        for t in self.trials():
-            by_arch.setdefault(t.architecture_id, []).append(t)
-        for attempts in by_arch.values():
-            if not _active(attempts) and _rejection(attempts) is None:
-                self._enqueue(attempts[0].architecture)
+        self._read()
+        for attempts in sorted(map(self._attempts, self._unanswered), key=lambda attempts: attempts[0].number):
+            self._enqueue(attempts[0].architecture)
         return reaped
 
 

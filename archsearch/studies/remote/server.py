@@ -79,6 +79,7 @@ class _Server:
         self._storage, self._device, self._options = storage, device, dict(options)
         self._log, self._make = log, make
         self._backends: dict[str, Backend] = {}
+        self._queues: dict[str, MeasurementQueue] = {}
         self.num_measured = 0
 
     def backend(self, spec: MeasurementSpec) -> Backend:
@@ -89,7 +90,8 @@ class _Server:
     def serve_one(self) -> bool:
         """Make one measurement; False if none waits."""
         for spec in requested_specs(self._storage, self._device):
-            queue = MeasurementQueue(self._storage, spec)
+            queue = self._queues.get(spec.name) or MeasurementQueue(self._storage, spec)
+            self._queues[spec.name] = queue
             for number in queue.reap_dead():
                 self._log(f"measurement {number}: its device died; it is queued again")
             if claimed := queue.claim():

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from archsearch.score import OBJECTIVES, LatencyRecord, MissingScore, comparable
 from archsearch.stats.pareto import non_dominated
 from archsearch.studies.remote.client import measured_latencies
-from archsearch.studies.storage.further_runs import eligible as eligible, fold
-from archsearch.studies.storage.record import Candidate, TrialRecord, read_trials
+from archsearch.studies.storage.further_runs import eligible as eligible
+from archsearch.studies.storage.record import Candidate, TrialRecord, fold
 from archsearch.studies.storage.rounds import FINAL
-from archsearch.studies.storage.trial_queue import by_slot
+from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def load_attempts(study: Study) -> list[Candidate]:
     A slot scores a candidate, or a further seed of one. Trials without an architecture and trials that no worker made
     are left out.
     """
-    candidates = [_of_slot(attempts) for attempts in by_slot(read_trials(study)).values()]
+    candidates = [_of_slot(attempts) for attempts in StudyTrials(study).read().by_slot.values()]
     measured = measured_latencies(study)
     return [_with_measured(candidate, measured) for candidate in candidates if candidate is not None]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from types import TracebackType
@@ -10,10 +9,9 @@ from typing import TYPE_CHECKING, Self
 
 from archsearch.score import OBJECTIVES
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.search.candidates import eligible, load_attempts
-from archsearch.studies.storage.further_runs import FurtherRuns, fold, runs_of
-from archsearch.studies.storage.record import Candidate, read_trials
-from archsearch.studies.storage.trial_queue import busy_seconds
+from archsearch.studies.storage.further_runs import FurtherRuns
+from archsearch.studies.storage.record import Candidate
+from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.progress import format_duration
 
 if TYPE_CHECKING:
@@ -31,12 +29,14 @@ class Display:
     """
 
     def __init__(self, study: Study, settings: StudyConfig, *, quiet: bool) -> None:
-        self._study, self._settings, self._quiet = study, settings, quiet
+        self._settings, self._quiet = settings, quiet
         self._bars: Progress | None = None
         self._tasks: dict[int, TaskID] = {}
         self._total: TaskID | None = None
         self._read_at = 0.0
-        self._shown = {c.slot for c in load_attempts(study) if c.state in ("scored", "infeasible")}
+        self._trials = StudyTrials(study)
+        self._best: Candidate | None = None
+        self._new_candidates()
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -64,16 +64,26 @@ class Display:
         """Read what has changed and show it."""
         if self._quiet or (not now and time.monotonic() - self._read_at < REFRESH_SECONDS):
             return
-        candidates = load_attempts(self._study)
-        for c in candidates:
-            if c.state in ("scored", "infeasible") and c.slot not in self._shown:
-                self._shown.add(c.slot)
-                self.line(self._outcome(c, candidates), warning=False)
+        for c in self._new_candidates():
+            self.line(self._outcome(c), warning=False)
         if self._bars is not None:
-            self._draw(candidates)
+            self._draw()
         self._read_at = time.monotonic()
 
-    def _outcome(self, c: Candidate, candidates: list[Candidate]) -> str:
+    def _new_candidates(self) -> list[Candidate]:
+        """Read the trials; the candidates that were scored or found infeasible since the last time."""
+        num_ended = len(self._trials.ended)
+        ended = self._trials.read().ended[num_ended:]
+        new = [t for t in ended if isinstance(t, Candidate) and t.state in ("scored", "infeasible")]
+        ranked = [c for c in (self._best, *new) if c is not None and c.state == "scored" and not c.infeasible]
+        self._best = min(ranked, key=lambda c: c.value(self._settings.objectives[0]), default=None)
+        return new
+
+    def _running(self) -> list[Candidate]:
+        active = [t for t in self._trials.running.values() if self._trials.active[t.slot] is t]
+        return [t for t in active if isinstance(t, Candidate)]
+
+    def _outcome(self, c: Candidate) -> str:
         trial = f"trial {c.number}" + (f" ({c.name})" if c.name else "")
         if c.state == "infeasible":
             return f"{trial}: outside the limits: {c.infeasible}"
@@ -81,50 +91,44 @@ class Display:
         if c.reused_from is not None:
             return f"{trial}: {shown}; the architecture of trial {c.reused_from}"
         if c.continues is not None:
-            trial += f", trial {c.continues} with {runs_of(c)} seeds"
-        return f"{trial}: {shown}, {c.seconds:.0f} s; {self._state(candidates)}"
+            trial += f", trial {c.continues} with {c.runs} seeds"
+        return f"{trial}: {shown}, {c.seconds:.0f} s; {self._state()}"
 
-    def _state(self, candidates: list[Candidate]) -> str:
+    def _state(self) -> str:
         """Summary of the study, e.g. ``5 of 14 scored, best validation loss 0.41, 3 min left``."""
-        scored = [c for c in candidates if c.uses_budget]
-        phrases = [
-            f"{len(scored)} of {self._settings.trials} scored" if self._settings.trials else f"{len(scored)} scored"
-        ]
-        ranked = eligible(fold(candidates))
-        if ranked:
-            first = self._settings.objectives[0]
-            phrases.append("best " + _format_value(min(ranked, key=lambda c: c.value(first)), first))
-        left = self._seconds_left(candidates)
+        scored = len(self._trials.scored)
+        phrases = [f"{scored} of {self._settings.trials} scored" if self._settings.trials else f"{scored} scored"]
+        if self._best is not None:
+            phrases.append("best " + _format_value(self._best, self._settings.objectives[0]))
+        left = self._seconds_left()
         if left is not None:
             phrases.append(f"{format_duration(left)} left")
         return ", ".join(phrases)
 
-    def _seconds_left(self, candidates: list[Candidate]) -> float | None:
+    def _seconds_left(self) -> float | None:
         settings, estimates = self._settings, []
         if settings.time_budget_minutes is not None:
-            estimates.append(60 * settings.time_budget_minutes - busy_seconds(read_trials(self._study)))
-        durations = [c.seconds for c in candidates if c.uses_budget]
-        if settings.trials is not None and durations:
-            running = sum(min(c.seconds / statistics.median(durations), 1) for c in candidates if c.state == "running")
-            further = FurtherRuns(settings).count(read_trials(self._study)) / len(settings.first_seeds)
-            left = max(0, settings.trials - len(durations)) + further - running
-            estimates.append(left * statistics.median(durations) / settings.workers)
+            estimates.append(60 * settings.time_budget_minutes - self._trials.busy_seconds())
+        median = self._trials.median_seconds()
+        if settings.trials is not None and median is not None:
+            running = sum(min(c.seconds / median, 1) for c in self._running())
+            further = FurtherRuns(settings).count(self._trials) / len(settings.first_seeds)
+            left = max(0, settings.trials - len(self._trials.scored)) + further - running
+            estimates.append(left * median / settings.workers)
         return max(0.0, min(estimates)) if estimates else None
 
-    def _fraction(self, candidates: list[Candidate]) -> float:
-        scored = [c for c in candidates if c.uses_budget]
-        running = sum(c.fraction for c in candidates if c.state == "running" and c.continues is None)
+    def _fraction(self) -> float:
+        running = sum(c.fraction for c in self._running() if c.continues is None)
         if self._settings.trials is not None:
-            return min(1.0, (len(scored) + running) / self._settings.trials)
+            return min(1.0, (len(self._trials.scored) + running) / self._settings.trials)
         assert self._settings.time_budget_minutes is not None
-        return min(1.0, busy_seconds(read_trials(self._study)) / (60 * self._settings.time_budget_minutes))
+        return min(1.0, self._trials.busy_seconds() / (60 * self._settings.time_budget_minutes))
 
-    def _draw(self, candidates: list[Candidate]) -> None:
+    def _draw(self) -> None:
         assert self._bars is not None
         assert self._total is not None
-        note = self._state(candidates)
-        self._bars.update(self._total, completed=self._fraction(candidates), note=note)
-        running = {c.slot: c for c in candidates if c.state == "running"}
+        self._bars.update(self._total, completed=self._fraction(), note=self._state())
+        running = {c.slot: c for c in self._running()}
         for slot in self._tasks.keys() - running.keys():
             self._bars.remove_task(self._tasks.pop(slot))
         for slot, c in running.items():

@@ -93,6 +93,7 @@ class WorkerPool:
 
     def __init__(self, study: Study, settings: StudyConfig, scorer: ScorerFactory, display: Display) -> None:
         self._study, self._settings, self._scorer, self._display = study, settings, scorer, display
+        self._queue = TrialQueue(study, settings)
         self._context = multiprocessing.get_context("spawn")
         self._messages: Any = self._context.Queue()
         self._workers: dict[int, BaseProcess] = {}
@@ -158,10 +159,9 @@ class WorkerPool:
 
     def _fail_trial_of(self, worker: BaseProcess, how: str) -> str:
         """Fail the trial that a worker died in; returns the words for the log that name it."""
-        trial_queue = TrialQueue(self._study, self._settings)
-        its_trials = [t for t in trial_queue.trials() if t.state == "running" and t.worker.pid == worker.pid]
+        its_trials = [t for t in self._queue.trials().running.values() if t.worker.pid == worker.pid]
         for t in its_trials:
-            trial_queue.fail(t.trial_id, f"its worker died ({how})")
+            self._queue.fail(t.trial_id, f"its worker died ({how})")
         return f" in trial {its_trials[-1].number}" if its_trials else ""
 
     def _stop(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from archsearch.score import OBJECTIVES, QUALITY_METRICS, MissingScore, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import KnownCosts
 from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
-from archsearch.studies.storage.further_runs import RUN_NOISE, eligible, fold, run_noise, runs_of
+from archsearch.studies.storage.further_runs import run_noise
 from archsearch.studies.storage.record import Candidate, TrialRecord
-from archsearch.studies.storage.trial_queue import by_slot, is_abandoned
+from archsearch.studies.storage.study_trials import StudyTrials, is_abandoned
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
 
@@ -63,7 +62,7 @@ class CandidateProposer(Protocol):
     def choices(self) -> Mapping[str, Any]:
         """Optuna distribution of each knob."""
 
-    def propose(self, claim: TrialRecord, trials: Sequence[TrialRecord], *, attempt: int = 0) -> Proposal:
+    def propose(self, claim: TrialRecord, trials: StudyTrials, *, attempt: int = 0) -> Proposal:
         """The candidate of a slot; see `Proposer.propose`."""
 
 
@@ -79,9 +78,12 @@ class Proposer:
         named = space.reference_points()
         self.initial = [(_name(named, point), point) for point in settings.initial_points] or list(named.items())
         """Names (or None) and points of the first slots: the initial points, or the base and the references."""
+        self._trials: StudyTrials | None = None
+        self._num_ended = 0
+        self._ended: dict[int, ObservedTrial] = {}
         self._known = KnownCosts(settings, space) if settings.sampler.name == "ehvi" else None
 
-    def propose(self, claim: TrialRecord, trials: Sequence[TrialRecord], *, attempt: int = 0) -> Proposal:
+    def propose(self, claim: TrialRecord, trials: StudyTrials, *, attempt: int = 0) -> Proposal:
         """Choose the candidate of a slot.
 
         Args:
@@ -91,36 +93,60 @@ class Proposer:
         Raises:
             SearchSpaceExhausted: if no architecture was found that no other trial has.
         """
-        others = fold(t for t in trials if t.number != claim.number)
-        chosen = [t for t in others if isinstance(t, Candidate)]
-        noise = self._noise(chosen)
-        past = [self._observed(t, noise) for t in chosen if t.state != "failed"]
-        existing = _trials_by_architecture(others)
-        given = self._given(claim.slot, [t.point for t in chosen if t.slot == claim.slot and t.state == "failed"])
+        past, noise = self._past(claim, trials), self._noise(trials)
+        attempts = [t for t in trials.by_slot[claim.slot] if isinstance(t, Candidate) and t.state == "failed"]
+        given = self._given(claim.slot, [t.point for t in attempts])
         last: dict[str, int] | None = None
         for i in itertools.count(attempt):
             name, fixed = given if i == 0 else (None, None)
             if i >= attempt + MAX_SUGGESTIONS and fixed is None:
                 break
-            point, attrs = self._ask(past, claim.slot, i, fixed)
+            point, attrs = self._ask(past, noise, claim.slot, i, fixed)
             if not self._space.valid(point):
                 continue
             last, arch = point, self._space.architecture(point)
-            same = existing.get(arch.id)
+            same = _same_architecture(claim, trials, arch.id)
             if same is None:
                 return Proposal(point, arch, name, attrs)
-            is_new_point = fixed is not None or all(dict(p.point) != point for p in past)
-            if i == 0 and is_new_point and same.state == "scored" and not _keeps_repeating(others):
+            is_new_point = fixed is not None or not _has_point(claim, trials, arch.id, point)
+            if i == 0 and is_new_point and same.state == "scored" and not _keeps_repeating(trials):
                 return Proposal(point, arch, name, attrs, same)
-        return self._near(last, existing, past, claim.slot, attempt)
+        return self._near(last, claim, trials, past, noise, attempt)
+
+    def _past(self, claim: TrialRecord, trials: StudyTrials) -> list[ObservedTrial]:
+        """The other candidates, but for failed ones; those that have ended are kept from one proposal to the next."""
+        if trials is not self._trials:
+            self._trials, self._num_ended, self._ended = trials, 0, {}
+        new = trials.ended[self._num_ended :]
+        self._num_ended += len(new)
+        for t in new:
+            if isinstance(t, Candidate) and t.state != "failed":
+                first = t.number if t.continues is None else t.continues
+                candidate = trials.candidate(first)
+                assert isinstance(candidate, Candidate)
+                self._ended[first] = self._observed(candidate)
+        running = (t for t in trials.running.values() if isinstance(t, Candidate) and t.number != claim.number)
+        return [*self._ended.values(), *(self._observed(t) for t in running if t.continues is None)]
 
     def _given(self, slot: int, retried: Sequence[Mapping[str, int]]) -> tuple[str | None, Mapping[str, int] | None]:
         """Name and point of a slot whose point is given: an initial point, or that of the last trial it ``retried``."""
         name, point = self.initial[slot] if slot < len(self.initial) else (None, None)
         return (None, retried[-1]) if retried and retried[-1] != point else (name, point)
 
+    def _noise(self, trials: StudyTrials) -> float | None:
+        """Noise of one training run, relative to the quality, for a sampler that is told it; None: it is not."""
+        if self._known is None or "noise" in self._settings.sampler.options:
+            return None
+        metric = next(name for name in self._settings.objectives if name in QUALITY_METRICS)
+        return run_noise(trials.candidates(), metric)
+
     def _ask(
-        self, past: Sequence[ObservedTrial], slot: int, attempt: int, fixed: Mapping[str, int] | None
+        self,
+        past: Sequence[ObservedTrial],
+        noise: float | None,
+        slot: int,
+        attempt: int,
+        fixed: Mapping[str, int] | None,
     ) -> tuple[dict[str, int], dict[str, Any]]:
         if self._known and fixed is not None:
             return dict(fixed), {}  # not asked, so that nothing is counted before the first proposal
@@ -134,23 +160,25 @@ class Proposer:
             attempt=attempt,
             fixed=fixed,
             known=self._known.sampler_arguments() if self._known else None,
+            noise=noise,
             source=self._settings.source,
         )
 
     def _near(
         self,
         last: Mapping[str, int] | None,
-        existing: Mapping[str, object],
+        claim: TrialRecord,
+        trials: StudyTrials,
         past: Sequence[ObservedTrial],
-        slot: int,
+        noise: float | None,
         attempt: int,
     ) -> Proposal:
         """A new architecture where the sampler suggests only known ones: near its last point, else random, else any."""
-        rng = random.Random(derive_seed(self._settings.seed, "point", slot, attempt))
+        rng = random.Random(derive_seed(self._settings.seed, "point", claim.slot, attempt))
         for point in self._alternatives(last, rng):
             arch = self._space.architecture(point)
-            if arch.id not in existing:
-                attrs = self._ask(past, slot, 0, point)[1]  # some samplers count their suggestions
+            if _same_architecture(claim, trials, arch.id) is None:
+                attrs = self._ask(past, noise, claim.slot, 0, point)[1]  # some samplers count their suggestions
                 return Proposal(point, arch, None, attrs)
         raise SearchSpaceExhausted("the space has no other architecture")
 
@@ -164,15 +192,7 @@ class Proposer:
         if self._space.size() <= MAX_ENUMERATED:
             yield from filter(self._space.valid, self._space.points())
 
-    def _noise(self, chosen: Sequence[Candidate]) -> float:
-        """Noise of one training run of a candidate, relative to its quality, for a sampler that asks for it."""
-        given = self._settings.sampler.options.get("noise")
-        metric = next((name for name in self._settings.objectives if name in QUALITY_METRICS), None)
-        if metric is None or isinstance(given, int | float):
-            return given if isinstance(given, float) else RUN_NOISE
-        return run_noise(eligible(chosen), metric)
-
-    def _observed(self, t: Candidate, noise: float) -> ObservedTrial:
+    def _observed(self, t: Candidate) -> ObservedTrial:
         running = t.state == "running"
         return ObservedTrial(
             slot=t.slot,
@@ -180,7 +200,7 @@ class Proposer:
             values=() if running else tuple(_value(t.score, name) for name in self._settings.objectives),
             excess=max(t.constraints.values(), default=None),
             running=running,
-            noise=noise / math.sqrt(max(1, runs_of(t))),
+            runs=max(1, t.runs),
             sampler_attrs=t.sampler_attrs,
         )
 
@@ -196,18 +216,22 @@ def _value(score: Score, objective: str) -> float | None:
         return None
 
 
-def _trials_by_architecture(trials: Sequence[TrialRecord]) -> dict[str, TrialRecord]:
-    """One trial per architecture that is scored, infeasible, running or abandoned, by id; scored ones are preferred."""
-    abandoned = {slot for slot, attempts in by_slot(trials).items() if is_abandoned(attempts)}
+def _same_architecture(claim: TrialRecord, trials: StudyTrials, architecture_id: str) -> TrialRecord | None:
+    """Another trial of the architecture that is scored, infeasible, running or abandoned; scored ones are preferred."""
     order = ("scored", "infeasible", "running", "waiting", "failed")
-    by_id: dict[str, TrialRecord] = {}
-    for t in sorted(trials, key=lambda t: (order.index(t.state), t.number)):
-        if t.architecture_id is not None and (t.state != "failed" or t.slot in abandoned):
-            by_id.setdefault(t.architecture_id, t)
-    return by_id
+    others = (t for t in trials.of_architecture(architecture_id) if t.number != claim.number)
+    found = (t for t in others if t.state != "failed" or is_abandoned(trials.by_slot[t.slot]))
+    return min(found, key=lambda t: order.index(t.state), default=None)
 
 
-def _keeps_repeating(trials: Sequence[TrialRecord]) -> bool:
+def _has_point(claim: TrialRecord, trials: StudyTrials, architecture_id: str, point: Mapping[str, int]) -> bool:
+    """Whether another candidate has the very same point."""
+    same = (t for t in trials.of_architecture(architecture_id) if isinstance(t, Candidate) and t.state != "failed")
+    return any(t.point == point for t in same if t.number != claim.number)
+
+
+def _keeps_repeating(trials: StudyTrials) -> bool:
     """Whether the last `MAX_REUSED_IN_A_ROW` finished trials all reused a score."""
-    ended = [t for t in trials if t.state in ("scored", "infeasible")][-MAX_REUSED_IN_A_ROW:]
-    return len(ended) == MAX_REUSED_IN_A_ROW and all(t.reused_from is not None for t in ended)
+    ended = (t for t in reversed(trials) if t.state in ("scored", "infeasible"))
+    last = list(itertools.islice(ended, MAX_REUSED_IN_A_ROW))
+    return len(last) == MAX_REUSED_IN_A_ROW and all(t.reused_from is not None for t in last)

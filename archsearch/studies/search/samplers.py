@@ -36,7 +36,7 @@ class ObservedTrial:
         slot: index in the study's plan.
         point: index of the choice of each knob.
         values: values of the objectives; None where one was never measured. Ignored while the trial runs.
-        noise: standard deviation of the quality, relative to its value.
+        runs: number of training runs behind its quality.
         excess: largest relative excess over any limit; at most 0: feasible. None: the study has no limits.
         sampler_attrs: attributes that the sampler itself stored, e.g. a generation.
     """
@@ -46,7 +46,7 @@ class ObservedTrial:
     values: tuple[float | None, ...] = ()
     excess: float | None = None
     running: bool = False
-    noise: float = 0.0
+    runs: int = 1
     sampler_attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -150,6 +150,7 @@ def suggest(
     attempt: int = 0,
     fixed: Mapping[str, int] | None = None,
     known: Mapping[str, Any] | None = None,
+    noise: float | None = None,
     source: str = "study",
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Suggest the next point.
@@ -163,6 +164,7 @@ def suggest(
         attempt: how often this slot was suggested for; each attempt has its own random state.
         fixed: a point to use; the sampler is asked all the same, since some samplers count their suggestions.
         known: what is known of points before they are tried; see `build_sampler`.
+        noise: noise of one training run, relative to the quality, if it is known (ehvi).
 
     Returns:
         The point, and the system attributes that the sampler needs when it is asked again.
@@ -174,8 +176,10 @@ def suggest(
         warnings.simplefilter("ignore")
         sampler = build_sampler(settings, own_seed, slot=slot, sequence=sequence, known=known, source=source)
         copy = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
-        as_trials = _as_observed if settings.name == "ehvi" else _as_trials
-        copy.add_trials(as_trials(past, choices, objectives))
+        if settings.name == "ehvi":
+            copy.add_trials(_as_observed(past, choices, objectives, noise))
+        else:
+            copy.add_trials(_as_trials(past, choices, objectives))
         if fixed is not None:
             copy.enqueue_trial(dict(fixed))
         trial = copy.ask(dict(choices))
@@ -213,7 +217,10 @@ def _as_trials(
 
 
 def _as_observed(
-    past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution], objectives: Sequence[str]
+    past: Sequence[ObservedTrial],
+    choices: Mapping[str, BaseDistribution],
+    objectives: Sequence[str],
+    noise: float | None,
 ) -> list[Any]:
     """Frozen Optuna trials of the candidates, without values where some were never measured, sorted by slot."""
     from optuna.trial import TrialState, create_trial
@@ -225,11 +232,9 @@ def _as_observed(
         whole = len(p.values) == len(objectives) and None not in p.values
         state = TrialState.RUNNING if p.running else TrialState.COMPLETE if whole else TrialState.PRUNED
         values = [v for v in p.values if v is not None] if state == TrialState.COMPLETE else None
-        noise = {NOISE: p.noise} if p.noise else {}
+        own = {} if noise is None else {NOISE: noise / math.sqrt(p.runs)}
         trials.append(
-            create_trial(
-                state=state, params=dict(p.point), distributions=dict(choices), values=values, user_attrs=noise
-            )
+            create_trial(state=state, params=dict(p.point), distributions=dict(choices), values=values, user_attrs=own)
         )
     return trials
 

@@ -15,11 +15,10 @@ from archsearch.studies.search.known_costs import COSTS, upper_bounds
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import CHECKPOINTS, ROUND, Scorer
 from archsearch.studies.storage.database import artifact_store
-from archsearch.studies.storage.further_runs import fold, runs_of
 from archsearch.studies.storage.leases import heartbeat
 from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.rounds import EvolutionRound
-from archsearch.studies.storage.trial_queue import DONE, TrialQueue, open_slots
+from archsearch.studies.storage.trial_queue import DONE, TrialQueue
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
@@ -117,7 +116,7 @@ class Worker:
 
     def _fail(self, claim: TrialRecord, error: Exception) -> None:
         self._queue.fail(claim.trial_id, _summary(error))
-        retried = claim.slot in open_slots(self._queue.trials())
+        retried = claim.slot in self._queue.trials().open_slots
         self._log(
             f"trial {claim.number} failed: {_summary(error)}; " + ("it is tried again" if retried else "abandoned")
         )
@@ -172,7 +171,7 @@ class Worker:
         while True:
             proposal = self._proposer.propose(claim, self._queue.trials(), attempt=attempt)
             self._queue.write(claim.trial_id, architecture_id=proposal.architecture.id)
-            others = [t for t in self._queue.trials() if t.state == "running" and t.number != claim.number]
+            others = [t for t in self._queue.trials().running.values() if t.number != claim.number]
             if all(t.architecture_id != proposal.architecture.id for t in others):
                 return proposal
             attempt += 1
@@ -210,10 +209,11 @@ class Worker:
     def _score_further_seed(self, claim: TrialRecord) -> None:
         """Train the candidate of another trial with its next seed; the score is that of all its seeds."""
         queue, trial_id = self._queue, claim.trial_id
-        first = next(c for c in fold(queue.trials()) if c.number == claim.continues)
+        assert claim.continues is not None
+        first = queue.trials().candidate(claim.continues)
         assert isinstance(first, Candidate)
         assert first.score.quality is not None
-        arch, done = first.architecture, runs_of(first)
+        arch, done = first.architecture, first.runs
         queue.set_point(trial_id, first.point, self._proposer.choices)
         queue.write(trial_id, name=first.name, architecture_id=arch.id, architecture=arch, trained=first.trained)
         further = self._train(claim, first.trained or arch, self._settings.protocol.train_seeds[done : done + 1])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
@@ -16,11 +15,10 @@ from archsearch.score import QUALITY_METRICS
 from archsearch.stats.intervals import additive_fit
 from archsearch.stats.pareto import non_dominated
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.storage.record import Candidate, TrialRecord
+from archsearch.studies.storage.record import Candidate
 from archsearch.studies.storage.rounds import FINAL
+from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.seeding import derive_seed
-
-Record = TypeVar("Record", bound=TrialRecord)
 
 RUN_NOISE = 0.007
 """Standard deviation of a quality number between runs, relative to its value, before anything is known of it."""
@@ -40,26 +38,6 @@ DRAWS = 256
 
 SURE = 4
 """Number of standard deviations by which a candidate is surely worse."""
-
-
-def runs_of(candidate: TrialRecord) -> int:
-    """Number of training runs, one per seed, behind a candidate's score."""
-    quality = candidate.score.quality
-    return len(quality.validation_loss.by_seed) or 1 if quality else 0
-
-
-def fold(trials: Iterable[Record]) -> list[Record]:
-    """The trials of new candidates, with the scores and the durations of those that continue them."""
-    folded: dict[int, Record] = {}
-    for t in trials:
-        if t.continues is None:
-            folded[t.number] = t
-        elif t.state == "scored" and (first := folded.get(t.continues)) is not None:
-            more = runs_of(t) > runs_of(first)
-            seconds = first.continued_seconds + t.seconds
-            changes = {"score": t.score, "constraints": t.constraints} if more else {}
-            folded[t.continues] = first.model_copy(update={**changes, "continued_seconds": seconds})
-    return list(folded.values())
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -100,7 +78,7 @@ def front_probabilities(candidates: Sequence[Candidate], names: Sequence[str], *
     if not candidates:
         return {}
     values = np.array([[c.value(name) for name in names] for c in candidates])
-    runs = np.array([max(1, runs_of(c)) for c in candidates])
+    runs = np.array([max(1, c.runs) for c in candidates])
     noise = [run_noise(candidates, name) if name in QUALITY_METRICS else 0.0 for name in names]
     deviations = np.abs(values) * noise / np.sqrt(runs)[:, None]  # (candidates, objectives)
     worst = values + SURE * deviations
@@ -122,7 +100,7 @@ class FurtherRuns:
 
     settings: StudyConfig
 
-    def next(self, trials: Sequence[TrialRecord], *, proposing: bool) -> int | None:
+    def next(self, trials: StudyTrials, *, proposing: bool) -> int | None:
         """Number of the trial to continue now; None: none.
 
         While new candidates are still proposed, a further seed goes to the likeliest of the front only until one
@@ -136,28 +114,31 @@ class FurtherRuns:
             return None
         scored, open_ = self._open(trials)
         if proposing:
-            running = sum(t.continues is not None and t.state == "running" for t in trials)
-            several = sum(runs_of(c) > self.settings.seeds.first for c in scored)
+            running = sum(t.continues is not None for t in trials.running.values())
+            several = sum(c.runs > self.settings.seeds.first for c in scored)
             if (several + running + 1) * SHARE > len(scored):
                 return None
-            open_ = [(c, p) for c, p in open_ if runs_of(c) == self.settings.seeds.first]
+            open_ = [(c, p) for c, p in open_ if c.runs == self.settings.seeds.first]
         # Not the number: a study that was interrupted has other numbers than the unbroken one.
-        return min(open_, key=lambda pair: (runs_of(pair[0]), -pair[1], pair[0].slot))[0].number if open_ else None
+        return min(open_, key=lambda pair: (pair[0].runs, -pair[1], pair[0].slot))[0].number if open_ else None
 
-    def count(self, trials: Sequence[TrialRecord]) -> int:
+    def count(self, trials: StudyTrials) -> int:
         """Number of further runs that the study wants before it ends, as far as is known now."""
         if self.settings.seeds is None:
             return 0
-        return sum(self.settings.seeds.front - runs_of(c) for c, _ in self._open(trials)[1])
+        return sum(self.settings.seeds.front - c.runs for c, _ in self._open(trials)[1])
 
-    def _open(self, trials: Sequence[TrialRecord]) -> tuple[list[Candidate], list[tuple[Candidate, float]]]:
+    def _open(self, trials: StudyTrials) -> tuple[list[Candidate], list[tuple[Candidate, float]]]:
         """The scored candidates, and those of them that may get a further seed, each with its probability."""
         assert self.settings.seeds is not None
-        chosen = [t for t in trials if isinstance(t, Candidate)]
-        scored = [c for c in eligible(fold(chosen)) if not (c.score.quality and c.score.quality.diverged)]
-        finished = {t.slot for t in trials if t.state == "scored"}
-        busy = {t.continues for t in trials if t.slot not in finished and not t.lost}  # running, or given up
+        scored = [c for c in eligible(trials.candidates()) if not (c.score.quality and c.score.quality.diverged)]
+        unfinished = [attempts[0] for slot, attempts in trials.by_slot.items() if not _is_scored(trials, slot)]
+        busy = {t.continues for t in unfinished if not t.lost}  # running, or given up
         seed = derive_seed(self.settings.seed, "front")
         probability = front_probabilities(scored, self.settings.objectives, seed=seed)
-        may = [c for c in scored if runs_of(c) < self.settings.seeds.front and c.number not in busy]
+        may = [c for c in scored if c.runs < self.settings.seeds.front and c.number not in busy]
         return scored, [(c, p) for c in may if (p := probability.get(c.number, 0.0)) > LIKELY]
+
+
+def _is_scored(trials: StudyTrials, slot: int) -> bool:
+    return slot in trials.active and trials.active[slot].state == "scored"

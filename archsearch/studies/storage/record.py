@@ -5,11 +5,10 @@ A record's fields are user attributes of the trial, under the field's name or it
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -113,6 +112,9 @@ class StoredTrial(Config):
         return {cls.model_fields[name].alias or name: value for name, value in plain.items()}
 
 
+Stored = TypeVar("Stored", bound=StoredTrial)
+
+
 class TrialRecord(StoredTrial):
     """All that a study stores about one trial of a search."""
 
@@ -181,6 +183,12 @@ class TrialRecord(StoredTrial):
         return self.state == "scored" and self.reused_from is None and self.continues is None
 
     @property
+    def runs(self) -> int:
+        """Number of training runs, one per seed, behind the score."""
+        quality = self.score.quality
+        return len(quality.validation_loss.by_seed) or 1 if quality else 0
+
+    @property
     def seconds(self) -> float:
         """Duration of the trial and of those that continue it, up to now if it is running."""
         own = ((self.ended or datetime.now()) - self.started).total_seconds() if self.started else 0.0
@@ -228,34 +236,60 @@ class MeasurementRecord(StoredTrial):
     """Whether another trial for the same architecture is valid instead."""
 
 
-def read_trials(study: Study, ended: dict[int, TrialRecord] | None = None) -> list[TrialRecord]:
-    """Records of all trials made by a worker, by number; other trials (e.g. added by hand) are ignored.
+class TrialReader(Generic[Stored]):
+    """Reads a study's trials again and again, and parses what is new or had not ended at the last read.
+
+    A trial that has ended never changes. A storage numbers the trials of a study one after the other, each within the
+    transaction that creates it, so what a process sees of them has no gaps, and one that it has not seen yet has a
+    higher number than all that it has.
 
     Args:
-        ended: trials that have ended, which never change, by number; they are not parsed again. It is filled.
+        parse: the record of a trial; None leaves the trial out.
+    """
+
+    def __init__(self, study: Study, parse: Callable[[FrozenTrial], Stored | None]) -> None:
+        self._study, self._parse = study, parse
+        self._seen = 0
+        self._unfinished: dict[int, FrozenTrial] = {}
+
+    def changes(self) -> Iterator[Stored]:
+        """Records that are new or have changed since they were read last; call it again when it has ended.
+
+        Raises:
+            InputError: if a trial's attributes are damaged. That trial is read again by the next call.
+        """
+        every = _frozen_trials(self._study)
+        for number in [*self._unfinished, *range(self._seen, len(every))]:
+            t = every[number]
+            if t == self._unfinished.get(number):
+                continue
+            record = self._parse(t)
+            self._seen = max(self._seen, number + 1)
+            self._unfinished[number] = t
+            if t.state.is_finished():
+                del self._unfinished[number]
+            if record is not None:
+                yield record
+
+
+def read_trial(study: Study, t: FrozenTrial, slots: Mapping[int, int], *, new_slot: int) -> TrialRecord | None:
+    """The record of a trial made by a worker; None for others (e.g. added by hand).
+
+    Args:
+        slots: slot of each earlier trial by number, and of the trial itself if it was read before.
+        new_slot: slot of the trial if it is the first of its own.
 
     Raises:
-        InputError: if a trial's attributes are damaged.
+        InputError: if the trial's attributes are damaged.
     """
-    ended = {} if ended is None else ended
-    slots: dict[int, int] = {}
-    new = itertools.count()
-    trials = []
-    for t in sorted(_frozen_trials(study), key=lambda t: t.number):
-        if "worker" not in t.user_attrs:
-            continue
-        retried = t.user_attrs.get("retry_of")
-        if retried is not None and retried not in list(slots):
-            raise _damaged(
-                f"trial {t.number} of study {study.study_name}", f"{retried!r:.20} is not a trial", "retry_of"
-            )
-        # Slots follow from what is fixed when a trial is created, so that all workers agree.
-        slots[t.number] = next(new) if retried is None else slots[retried]
-        record = ended.get(t.number) or _read_trial(study, t, slots[t.number])
-        if record.state not in ("waiting", "running"):
-            ended[t.number] = record
-        trials.append(record)
-    return trials
+    if "worker" not in t.user_attrs:
+        return None
+    retried = t.user_attrs.get("retry_of")
+    if retried is not None and not (isinstance(retried, int) and retried in slots):
+        raise _damaged(f"trial {t.number} of study {study.study_name}", f"{retried!r:.20} is not a trial", "retry_of")
+    # Slots follow from what is fixed when a trial is created, so that all workers agree.
+    first = new_slot if retried is None else slots[retried]
+    return _read_trial(study, t, slots.get(t.number, first))
 
 
 def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
@@ -274,11 +308,6 @@ def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
     )
 
 
-def read_measurements(study: Study) -> list[MeasurementRecord]:
-    """Records of all trials of a latency study, by number; raises as `read_trials`."""
-    return [MeasurementRecord.read(study, t) for t in _frozen_trials(study)]
-
-
 def _frozen_trials(study: Study) -> list[FrozenTrial]:
     try:
         return study.get_trials(deepcopy=False)
@@ -288,3 +317,20 @@ def _frozen_trials(study: Study) -> list[FrozenTrial]:
 
 def _damaged(source: str, problem: str, place: str = "") -> InputError:
     return InputError(source, problem, "restore the study's database, or begin it anew under another name", place=place)
+
+
+Record = TypeVar("Record", bound=TrialRecord)
+
+
+def fold(trials: Iterable[Record]) -> list[Record]:
+    """The trials of new candidates, with the scores and the durations of those that continue them."""
+    folded: dict[int, Record] = {}
+    for t in trials:
+        if t.continues is None:
+            folded[t.number] = t
+        elif t.state == "scored" and (first := folded.get(t.continues)) is not None:
+            more = t.runs > first.runs
+            seconds = first.continued_seconds + t.seconds
+            changes = {"score": t.score, "constraints": t.constraints} if more else {}
+            folded[t.continues] = first.model_copy(update={**changes, "continued_seconds": seconds})
+    return list(folded.values())

@@ -10,27 +10,21 @@ two processes do so at once, the lower number wins.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import itertools
-import statistics
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archsearch.score import OBJECTIVES, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.further_runs import FurtherRuns
 from archsearch.studies.storage.leases import is_dead, send_heartbeat, worker_identity
-from archsearch.studies.storage.record import TrialRecord, read_trials
+from archsearch.studies.storage.record import TrialRecord
+from archsearch.studies.storage.study_trials import StudyTrials
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
-
-MAX_FAILURES = 2
-"""A candidate is abandoned once its scoring has raised, or ended its worker process, this many times.
-
-A search that is killed as a whole does not count against the candidate it was scoring.
-"""
 
 MAX_INFEASIBLE_IN_A_ROW = 50
 """The study ends after this many consecutive candidates outside the limits."""
@@ -40,7 +34,7 @@ DONE = "done"
 
 
 class Budget(NamedTuple):
-    """What is left of a study's budget.
+    """The rest of a study's budget.
 
     Attributes:
         proposes: whether a new candidate may begin.
@@ -63,12 +57,12 @@ class TrialQueue:
     def __init__(self, study: Study, settings: StudyConfig) -> None:
         self.study, self._settings = study, settings
         self._storage: BaseStorage = study._storage
-        self._ended: dict[int, TrialRecord] = {}
+        self._trials = StudyTrials(study)
         self._further_runs = FurtherRuns(settings)
 
-    def trials(self) -> list[TrialRecord]:
-        """All trials made by a worker, by number."""
-        return read_trials(self.study, self._ended)
+    def trials(self) -> StudyTrials:
+        """All trials made by a worker, as they are now."""
+        return self._trials.read()
 
     # Claiming
 
@@ -82,25 +76,23 @@ class TrialQueue:
             The trial; the reason if the study is over; None if there is no slot to claim at the moment, while another
             worker's trial may still fail and so open one.
         """
-        self.reap_dead()
-        trials = self.trials()
+        trials = self.reap_dead()
         budget = self._budget(trials)
-        opened = {slot: a for slot, a in open_slots(trials).items() if budget.allows(a[0])}
+        opened = {slot: a for slot, a in trials.open_slots.items() if budget.allows(a[0])}
         retried = opened[min(opened)][0] if opened else None
         continued = retried.continues if retried else self._continued(trials, budget)
         if not budget.proposes and continued is None:
             return budget.reason
         trial_id = self._create(retry_of=retried.number if retried else None, continues=continued)
         trials = self.trials()
-        claimed = next(t for t in trials if t.trial_id == trial_id)
-        earlier = [t for t in trials if t.number < claimed.number]
-        if retried is not None and active_trials(trials)[claimed.slot] is not claimed:
+        claimed = next(t for t in reversed(trials) if t.trial_id == trial_id)
+        earlier = (t for t in trials.running.values() if t.number < claimed.number)
+        if trials.active.get(claimed.slot) is not claimed or (
+            continued is not None and any(t.continues == continued for t in earlier)
+        ):
             TrialRecord.end(self._storage, trial_id, lost=True)
             return self.claim()
-        if continued is not None and any(t.continues == continued and t.state == "running" for t in earlier):
-            TrialRecord.end(self._storage, trial_id, lost=True)
-            return self.claim()
-        if continued is None and not self._budget(earlier).proposes:
+        if continued is None and not self._budget(trials, before=claimed).proposes:
             # Another worker claimed the last trial of the budget between our check and our claim.
             self.release(trial_id)
             return None
@@ -114,42 +106,56 @@ class TrialQueue:
         send_heartbeat(self._storage, trial_id)
         return trial_id
 
-    def _continued(self, trials: Sequence[TrialRecord], budget: Budget) -> int | None:
+    def _continued(self, trials: StudyTrials, budget: Budget) -> int | None:
         return self._further_runs.next(trials, proposing=budget.proposes) if budget.lasts else None
 
-    def _budget(self, trials: Sequence[TrialRecord]) -> Budget:
-        settings, active = self._settings, active_trials(trials).values()
-        scored = [t for t in active if t.uses_budget]
-        running = [t for t in active if t.state == "running"]
-        begun = len(scored) + sum(t.continues is None for t in running)
+    def _budget(self, trials: StudyTrials, before: TrialRecord | None = None) -> Budget:
+        """What is left of the budget.
+
+        Args:
+            before: leave out this trial and those after it.
+        """
+        settings = self._settings
+        end = math.inf if before is None else before.number
+        late = [] if before is None else trials.since(before.number)
+        scored = len(trials.scored) - sum(trials.scored.get(t.slot) is t for t in late)
+        running = [t for t in trials.running.values() if trials.active[t.slot] is t and t.number < end]
+        begun = scored + sum(t.continues is None for t in running)
         proposes, lasts = settings.trials is None or begun < settings.trials, True
-        reason = f"{len(scored)} candidates scored"
+        reason = f"{scored} candidates scored"
         if settings.time_budget_minutes is not None:
-            seconds_left = 60 * settings.time_budget_minutes - busy_seconds(trials)
-            duration = statistics.median(t.seconds for t in scored) if scored else 0
+            seconds_left = 60 * settings.time_budget_minutes - trials.busy_seconds()
+            duration = trials.median_seconds() or 0
             further = self._further_runs.count(trials) / len(settings.first_seeds) / settings.workers
             reason = f"{settings.time_budget_minutes:g} minutes spent, {reason}" if proposes else reason
             lasts = seconds_left > duration
             proposes = proposes and seconds_left > duration * (1 + further)
-        ended = [t for t in active if t.state != "running"]
-        tail = itertools.takewhile(lambda t: t.state == "infeasible", reversed(ended))
-        if proposes and len(list(tail)) >= MAX_INFEASIBLE_IN_A_ROW:
+        active = (trials.active.get(slot) for slot in reversed(trials.by_slot))
+        ended = (t for t in active if t is not None and t.state != "running" and t.number < end)
+        tail = itertools.takewhile(lambda t: t.state == "infeasible", ended)
+        if proposes and len(list(itertools.islice(tail, MAX_INFEASIBLE_IN_A_ROW))) == MAX_INFEASIBLE_IN_A_ROW:
             proposes = False
             reason = f"the last {MAX_INFEASIBLE_IN_A_ROW} candidates were all outside the limits; widen them"
         return Budget(proposes=proposes, lasts=lasts, reason=None if running else reason)
 
     # Dead workers
 
-    def reap_dead(self) -> None:
-        """Fail the running trials of dead workers, or finish those whose score was complete already."""
+    def reap_dead(self) -> StudyTrials:
+        """Fail the running trials of dead workers, or finish those whose score was complete already.
+
+        Returns:
+            All trials after that.
+        """
         import optuna
 
         with contextlib.suppress(NotImplementedError):
             optuna.storages.fail_stale_trials(self.study)
-        for t in self.trials():
-            if t.state == "running" and is_dead(t.worker):
-                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    self._settle(t)
+        trials = self.trials()
+        dead = [t for t in trials.running.values() if is_dead(t.worker)]
+        for t in dead:
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                self._settle(t)
+        return self.trials() if dead else trials
 
     def _settle(self, t: TrialRecord) -> None:
         if t.phase == DONE:
@@ -198,55 +204,14 @@ class TrialQueue:
 
     def release_own(self) -> None:
         """Release every trial that this process has claimed and not ended."""
-        for t in self.trials():
-            if t.state == "running" and t.worker == worker_identity():
+        for t in self.trials().running.values():
+            if t.worker == worker_identity():
                 self.release(t.trial_id)
 
     def fail(self, trial_id: int, error: str) -> None:
-        """End a trial because scoring raised; the slot is retried until `MAX_FAILURES`."""
+        """End a trial because scoring raised; the slot is retried until `is_abandoned`."""
         TrialRecord.end(self._storage, trial_id, error=error)
 
     def reject(self, trial_id: int, error: str) -> None:
         """End a trial whose candidate cannot be scored at all; the slot is not retried."""
         TrialRecord.end(self._storage, trial_id, error=error, rejected=True)
-
-
-def by_slot(trials: Sequence[TrialRecord]) -> dict[int, list[TrialRecord]]:
-    """The trials of each slot, by number, in the order of the slots."""
-    slots: dict[int, list[TrialRecord]] = {}
-    for t in trials:
-        slots.setdefault(t.slot, []).append(t)
-    return dict(sorted(slots.items()))
-
-
-def active_trials(trials: Sequence[TrialRecord]) -> dict[int, TrialRecord]:
-    """The active trial of every slot that has one, in the order of the slots."""
-    active = {slot: [t for t in attempts if t.state != "failed"] for slot, attempts in by_slot(trials).items()}
-    return {slot: attempts[0] for slot, attempts in active.items() if attempts}
-
-
-def open_slots(trials: Sequence[TrialRecord]) -> dict[int, list[TrialRecord]]:
-    """Slots whose trials have all failed and that are not abandoned, each with those trials by number."""
-    return {
-        slot: attempts
-        for slot, attempts in by_slot(trials).items()
-        if all(t.state == "failed" for t in attempts) and not is_abandoned(attempts)
-    }
-
-
-def is_abandoned(attempts: Sequence[TrialRecord]) -> bool:
-    """Whether a slot's trials failed too often to be retried, or one was rejected for good."""
-    failures = sum(t.error is not None for t in attempts)
-    duplicate = any(t.lost and t.retry_of is None for t in attempts)  # another worker continues the same trial
-    return failures >= MAX_FAILURES or duplicate or any(t.rejected for t in attempts)
-
-
-def busy_seconds(trials: Sequence[TrialRecord]) -> float:
-    """Seconds in which at least one worker was busy, over all runs of the study; failed trials are not counted."""
-    now = datetime.datetime.now()
-    busy = sorted((t.started, t.ended or now) for t in trials if t.state != "failed" and t.started)
-    total, until = 0.0, datetime.datetime.min
-    for start, stop in busy:
-        total += max(0.0, (stop - max(start, until)).total_seconds())
-        until = max(until, stop)
-    return total

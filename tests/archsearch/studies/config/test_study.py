@@ -23,7 +23,9 @@ def test_defaults(tmp_path: Path) -> None:
     settings = read(tmp_path, GOOD)
     assert settings.name == "mine"
     assert settings.objectives == ("validation_loss", "latency_ms")
-    assert settings.sampler.name == "gp"
+    assert settings.sampler.name == "ehvi"
+    for objectives in ("[latency_ms, params]", "[validation_loss]", "[validation_loss, kernel_distance]"):
+        assert read(tmp_path, GOOD + f"objectives: {objectives}\n").sampler.name == "gp"
     assert settings.url == "sqlite:///runs/mine/study.db"
     assert settings.folder == Path("runs/mine")
     assert settings.artifact_folder == Path("runs/mine/artifacts")

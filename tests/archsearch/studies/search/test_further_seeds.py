@@ -21,9 +21,9 @@ from archsearch.studies.storage.further_runs import (
     FurtherRuns,
     front_probabilities,
     run_noise,
-    runs_of,
 )
-from archsearch.studies.storage.record import Candidate, TrialRecord, read_trials
+from archsearch.studies.storage.record import Candidate, TrialRecord
+from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import QuickScorer
@@ -48,21 +48,21 @@ def test_the_front_gets_its_seeds_and_the_others_one(settings: Make) -> None:
     candidates = run(settings(trials=24, sampler="random", **SEEDS))
     scored = eligible(candidates)
     assert len({c.architecture.id for c in scored}) == len(scored) == 24
-    assert {runs_of(c) for c in scored} >= {1, 3}
+    assert {c.runs for c in scored} >= {1, 3}
     front = pareto_front(candidates, ("validation_loss", "latency_ms"))
-    assert {runs_of(c) for c in front} == {3}
+    assert {c.runs for c in front} == {3}
     for c in scored:
         by_seed = seeds_of(c)
         assert c.value("validation_loss") == pytest.approx(sum(by_seed) / len(by_seed))
     attempts = load_attempts(load_study(settings()))
     further = [t for t in attempts if t.continues is not None]
-    assert len(further) == sum(runs_of(c) - 1 for c in scored)
+    assert len(further) == sum(c.runs - 1 for c in scored)
     assert all("samples.png" in c.artifacts for c in candidates), "the first seed's artifacts stay with the candidate"
 
 
 def test_few_further_seeds_while_candidates_are_proposed(settings: Make) -> None:
     run(settings(trials=12, **SEEDS))
-    trials = read_trials(load_study(settings()))
+    trials = StudyTrials(load_study(settings())).read()
     last_new = max(t.number for t in trials if t.continues is None)
     early = [t for t in trials if t.number < last_new and t.continues is not None]
     assert 1 <= len(early) <= 12 / SHARE
@@ -75,8 +75,8 @@ def test_two_workers_train_no_seed_twice(settings: Make, monkeypatch: pytest.Mon
     assert len(scored) == 10
     attempts = load_attempts(load_study(settings()))
     counts = collections.Counter(t.continues for t in attempts if t.continues is not None and t.state == "scored")
-    assert {c.number: runs_of(c) - 1 for c in scored if runs_of(c) > 1} == dict(counts)
-    assert max(map(runs_of, scored)) == 3
+    assert {c.number: c.runs - 1 for c in scored if c.runs > 1} == dict(counts)
+    assert max(c.runs for c in scored) == 3
 
 
 def test_of_two_processes_that_continue_a_trial_at_once_one_gives_way(settings: Make) -> None:
@@ -92,7 +92,7 @@ def test_of_two_processes_that_continue_a_trial_at_once_one_gives_way(settings: 
     TrialRecord.end(study._storage, second)
     lost = [t for t in queue.trials() if t.lost]
     assert lost
-    assert not {t.slot for t in lost} & set(trial_queue.open_slots(queue.trials()))
+    assert not {t.slot for t in lost} & set(queue.trials().open_slots)
 
 
 class FailingTwice(QuickScorer):
@@ -108,14 +108,14 @@ def test_a_further_seed_that_fails_costs_the_candidate_nothing(settings: Make) -
         search(failing, quiet=True, scorer=FailingTwice)
     scored = eligible(load_candidates(load_study(failing)))
     assert len(scored) == 5
-    assert {runs_of(c) for c in scored} == {1}
+    assert {c.runs for c in scored} == {1}
 
 
 def test_time_is_kept_for_the_seeds_of_the_front(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUICK_SECONDS", "0.1")
     timed = settings(trials=None, time_budget_minutes=0.1, sampler="random", **SEEDS)
     candidates = run(timed)
-    assert {runs_of(c) for c in pareto_front(candidates, timed.objectives)} & {2, 3}
+    assert {c.runs for c in pareto_front(candidates, timed.objectives)} & {2, 3}
 
 
 def test_noise_is_learned_from_candidates_of_several_seeds() -> None:
@@ -150,8 +150,8 @@ def test_probability_of_being_on_the_front() -> None:
 def test_nothing_is_wanted_without_the_setting(settings: Make) -> None:
     study = search(settings(trials=5), quiet=True, scorer=QuickScorer)
     plan = FurtherRuns(settings())
-    assert plan.next(read_trials(study), proposing=False) is None
-    assert plan.count(read_trials(study)) == 0
+    assert plan.next(StudyTrials(study).read(), proposing=False) is None
+    assert plan.count(StudyTrials(study).read()) == 0
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ from archsearch.studies.search.run import search
 from archsearch.studies.storage import record
 from archsearch.studies.storage.database import load_study, open_storage
 from archsearch.studies.storage.leases import worker_identity
-from archsearch.studies.storage.record import Candidate, TrialRecord, read_trials
+from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.rounds import EvolutionRound
+from archsearch.studies.storage.study_trials import StudyTrials
 from archsearch.studies.storage.trial_queue import TrialQueue
 from snapgen.architecture.presets import preset
 from snapgen.errors import InputError
@@ -62,10 +63,10 @@ def test_what_is_written_is_read_and_keeps_its_stored_name() -> None:
     study, arch = in_memory(), preset("snapgen-emoji")
     TrialRecord.create(study, "RUNNING", worker=worker_identity())
     trial_id = TrialRecord.create(study, "RUNNING", worker=worker_identity(), slot=0)
-    assert type(read_trials(study)[1]) is TrialRecord
+    assert type(StudyTrials(study).read()[1]) is TrialRecord
     TrialRecord.write(study._storage, trial_id, architecture_id=arch.id, architecture=arch, **FIELDS)
     TrialRecord.write_sampler_attrs(study._storage, trial_id, {"nsga2:generation": 3})
-    found = read_trials(study)[1]
+    found = StudyTrials(study).read()[1]
     assert isinstance(found, Candidate)
     assert {name: getattr(found, name) for name in FIELDS} == FIELDS
     assert (found.architecture, found.worker, found.slot, found.state) == (arch, worker_identity(), 0, "running")
@@ -87,16 +88,20 @@ def test_trials_of_others_are_left_out() -> None:
     study = in_memory()
     study.add_trial(optuna.trial.create_trial(value=1.0))
     TrialRecord.create(study, "RUNNING", worker=worker_identity())
-    assert [(t.number, t.slot) for t in read_trials(study)] == [(1, 0)]
+    assert [(t.number, t.slot) for t in StudyTrials(study).read()] == [(1, 0)]
 
 
-def test_what_has_ended_is_parsed_once(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_not_changed_is_parsed_once(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     queue = TrialQueue(search(settings(trials=2), quiet=True, scorer=QuickScorer), settings(trials=4))
-    assert queue.claim()
-    before, parsed = queue.trials(), []
+    claimed = queue.claim()
+    assert isinstance(claimed, TrialRecord)
+    before, parsed = list(queue.trials()), []
     parse = record._read_trial
     monkeypatch.setattr(record, "_read_trial", lambda study, t, slot: parsed.append(t.number) or parse(study, t, slot))
-    assert queue.trials() == before
+    assert list(queue.trials()) == before
+    assert parsed == []
+    queue.write(claimed.trial_id, fraction=0.5)
+    assert list(queue.trials()) == [*before[:2], before[2].model_copy(update={"fraction": 0.5})]
     assert parsed == [2]
 
 

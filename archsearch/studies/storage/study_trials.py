@@ -1,0 +1,178 @@
+"""Trials of a study as its workers see them: by number, by slot and by architecture, kept from one read to the next."""
+
+from __future__ import annotations
+
+import bisect
+import datetime
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
+
+from archsearch.studies.storage.record import Candidate, TrialReader, TrialRecord, fold, read_trial
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial
+
+MAX_FAILURES = 2
+"""A candidate is abandoned once its scoring has raised, or ended its worker process, this many times.
+
+A search that is killed as a whole does not count against the candidate it was scoring.
+"""
+
+
+class StudyTrials(Sequence[TrialRecord]):
+    """All trials made by a worker, by number, as of the last `read`.
+
+    A read costs time for the trials that run or are new, whatever the size of the study.
+
+    Attributes:
+        by_slot: the trials of each slot, by number, in the order of the slots.
+        active: the active trial of every slot that has one.
+        open_slots: slots whose trials have all failed and that are not abandoned, each with those trials by number.
+        scored: the active trials that count against the budget, by slot.
+        running: the trials that run, by number.
+        ended: the trials that have ended, in the order in which they were read; it only grows.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._reader = TrialReader(study, self._parse)
+        self._records: list[TrialRecord] = []
+        self._positions: dict[int, int] = {}
+        self._slots: dict[int, int] = {}
+        self._by_architecture: dict[str, dict[int, TrialRecord]] = {}
+        self._further: dict[int, list[TrialRecord]] = {}
+        self._busy = BusyTime()
+        self._seconds: list[float] = []
+        self.by_slot: dict[int, list[TrialRecord]] = {}
+        self.active: dict[int, TrialRecord] = {}
+        self.open_slots: dict[int, list[TrialRecord]] = {}
+        self.scored: dict[int, TrialRecord] = {}
+        self.running: dict[int, TrialRecord] = {}
+        self.ended: list[TrialRecord] = []
+
+    @overload
+    def __getitem__(self, index: int) -> TrialRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TrialRecord]: ...
+    def __getitem__(self, index: int | slice) -> TrialRecord | list[TrialRecord]:
+        return self._records[index]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self) -> StudyTrials:
+        """Read what has changed.
+
+        Raises:
+            InputError: if a trial's attributes are damaged.
+        """
+        for record in self._reader.changes():
+            self._file(record)
+        return self
+
+    def since(self, number: int) -> list[TrialRecord]:
+        """The trials from a number on."""
+        return self._records[bisect.bisect_left(self._records, number, key=lambda t: t.number) :]
+
+    def of_architecture(self, architecture_id: str) -> list[TrialRecord]:
+        """The trials of one architecture, by number."""
+        return [t for _, t in sorted(self._by_architecture.get(architecture_id, {}).items())]
+
+    def candidate(self, number: int) -> TrialRecord:
+        """A trial of a new candidate, with the score of all its seeds so far."""
+        first: TrialRecord = self._records[self._positions[number]]
+        folded: list[TrialRecord] = fold([first, *self._further.get(number, ())])
+        return folded[0]
+
+    def candidates(self) -> list[Candidate]:
+        """The active trials of new candidates, by slot, with the scores of all their seeds so far."""
+        new = (t for _, t in sorted(self.active.items()) if isinstance(t, Candidate) and t.continues is None)
+        return [c for t in new if isinstance(c := self.candidate(t.number), Candidate)]
+
+    def median_seconds(self) -> float | None:
+        """Median duration of the trials that count against the budget; None without one."""
+        count = len(self._seconds)
+        return (self._seconds[(count - 1) // 2] + self._seconds[count // 2]) / 2 if count else None
+
+    def busy_seconds(self) -> float:
+        """Seconds in which at least one worker was busy, over all runs of the study; failed trials are not counted."""
+        return self._busy.seconds([t.started for t in self.running.values() if t.started])
+
+    def _parse(self, t: FrozenTrial) -> TrialRecord | None:
+        return read_trial(self._study, t, self._slots, new_slot=len(self.by_slot))
+
+    def _file(self, t: TrialRecord) -> None:
+        attempts = self.by_slot.setdefault(t.slot, [])
+        if t.number in self._positions:
+            before = self._records[self._positions[t.number]]
+            self._records[self._positions[t.number]] = t
+            attempts[attempts.index(before)] = t
+            if before.architecture_id is not None:
+                del self._by_architecture[before.architecture_id][t.number]
+        else:
+            self._positions[t.number], self._slots[t.number] = len(self._records), t.slot
+            self._records.append(t)
+            attempts.append(t)
+        if t.architecture_id is not None:
+            self._by_architecture.setdefault(t.architecture_id, {})[t.number] = t
+        if t.state in ("waiting", "running"):
+            self.running[t.number] = t
+        else:
+            self.running.pop(t.number, None)
+            self.ended.append(t)
+            if t.state != "failed" and t.started and t.ended:
+                self._busy.add(t.started, t.ended)
+        self._settle(t.slot)
+
+    def _settle(self, slot: int) -> None:
+        """Set what follows from the trials of a slot."""
+        attempts = self.by_slot[slot]
+        active = next((t for t in attempts if t.state != "failed"), None)
+        for which in (self.active, self.open_slots):
+            which.pop(slot, None)
+        if active is not None:
+            self.active[slot] = active
+            if active.continues is not None and active.state == "scored":
+                self._further.setdefault(active.continues, []).append(active)
+            if active.uses_budget and slot not in self.scored:
+                self.scored[slot] = active
+                bisect.insort(self._seconds, active.seconds)
+        elif not is_abandoned(attempts):
+            self.open_slots[slot] = attempts
+
+
+def is_abandoned(attempts: Sequence[TrialRecord]) -> bool:
+    """Whether a slot's trials failed too often to be retried, or one was rejected for good."""
+    failures = sum(t.error is not None for t in attempts)
+    duplicate = any(t.lost and t.retry_of is None for t in attempts)  # another worker continues the same trial
+    return failures >= MAX_FAILURES or duplicate or any(t.rejected for t in attempts)
+
+
+class BusyTime:
+    """Time covered by at least one of several intervals."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[datetime.datetime, datetime.datetime]] = []
+        self._total = 0.0
+
+    def add(self, start: datetime.datetime, stop: datetime.datetime) -> None:
+        """Add an interval."""
+        first = last = bisect.bisect_left(self._pieces, start, key=lambda piece: piece[1])
+        while last < len(self._pieces) and self._pieces[last][0] <= stop:
+            start, stop = min(start, self._pieces[last][0]), max(stop, self._pieces[last][1])
+            last += 1
+        self._total += _seconds(start, stop) - sum(_seconds(*piece) for piece in self._pieces[first:last])
+        self._pieces[first:last] = [(start, stop)]
+
+    def seconds(self, running_since: Sequence[datetime.datetime] = ()) -> float:
+        """Seconds that are covered, with intervals that have begun and not ended."""
+        if not running_since:
+            return self._total
+        start, now = min(running_since), datetime.datetime.now()
+        later = self._pieces[bisect.bisect_left(self._pieces, start, key=lambda piece: piece[1]) :]
+        return self._total - sum(_seconds(max(start, a), b) for a, b in later) + max(0.0, _seconds(start, now))
+
+
+def _seconds(start: datetime.datetime, stop: datetime.datetime) -> float:
+    return (stop - start).total_seconds()
