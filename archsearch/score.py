@@ -37,6 +37,8 @@ class Quality(Config):
     kernel_distance: Estimate | None = None
     extractor: str = Field(min_length=1)
     protocol_hash: str = Field(min_length=1)
+    proxy: str | None = None
+    """Name of the space whose candidate, the twin, was trained in place of the architecture; None: it was itself."""
     training_seconds: float = Field(ge=0)
     diverged: bool = False
 
@@ -180,16 +182,22 @@ OBJECTIVES: Mapping[str, Metric] = types.MappingProxyType(
 )
 
 
-def metric_label(name: str, extractor: str) -> str:
+def metric_label(name: str, extractor: str, proxy: str | None = None) -> str:
     """Display name of a metric. Distances name their feature extractor; only Inception's are called FID and KID.
+
+    Args:
+        proxy: the space in which the quality was measured, if it was a twin's (`Quality.proxy`).
 
     >>> metric_label("frechet_distance", "efficientnet-lite0")
     'Fréchet distance (efficientnet-lite0)'
+    >>> metric_label("validation_loss", "none", "snapgen-emoji")
+    'validation loss of the twin in snapgen-emoji'
     """
     inception = {"frechet_distance": "FID", "kernel_distance": "KID"}
-    if name not in inception:
-        return OBJECTIVES[name].label
-    return inception[name] if extractor == INCEPTION else f"{OBJECTIVES[name].label} ({extractor})"
+    label = OBJECTIVES[name].label
+    if name in inception:
+        label = inception[name] if extractor == INCEPTION else f"{label} ({extractor})"
+    return f"{label} of the twin in {proxy}" if proxy and name in QUALITY_METRICS else label
 
 
 def comparable(a: Quality, b: Quality, *, difference: str | None = None) -> None:

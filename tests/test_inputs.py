@@ -217,6 +217,10 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "protocol too few samples": lambda f: protocol(f, num_samples=3),
     "protocol rate infinite": lambda f: protocol(f, learning_rate=float("inf")),
     # A space's file
+    "proxy missing": lambda f: study(f, proxy="emojis"),
+    "proxy with other knobs": lambda f: (study(f, proxy="emoji-large")[0], "knobs.levels[1].transformer_depth"),
+    "proxy of a study that trains nothing": lambda f: study(f, proxy="emoji", objectives=["params"]),
+    "proxy of an ablation": lambda f: (ablation(f, proxy="emoji")[0], "proxy cannot be combined with ablation"),
     "space missing": lambda f: (["space", "show", str(f / "none.yaml")], "none.yaml"),
     "space empty": lambda f: space(f, " \n"),
     "space binary": lambda f: (["space", "show", str(written(f / "s.yaml", b"\xff" * 99))], "s.yaml"),
@@ -299,6 +303,10 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "score unknown architecture": lambda _: (["score", "snapgenius"], "snapgenius"),
     "score a bad architecture": lambda f: (["score", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
     "score an architecture that does not fit": lambda _: (["score", "snapgen-baseline"], "latent_channels"),
+    "score a net without a twin": lambda f: (
+        ["score", "snapgen-emoji", "--study", study(f, proxy="emoji")[0][1]],
+        "snapgen-emoji has no twin in emoji",
+    ),
     # Trained runs
     "generate no run": lambda f: (["generate", str(f / "none"), "a fox", "--out", "a.png"], "none"),
     "generate an unfinished run": lambda f: (generate(f)[0], "model_index.json"),

@@ -12,6 +12,7 @@ import typer
 
 from archsearch.cli.options import ContextTokens, Json, LatentSize, Quiet
 from archsearch.cli.output import cost_cells, print_json, print_score, print_table, progress_bar
+from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from archsearch.cost.breakdown import Breakdown
@@ -100,12 +101,20 @@ def score(
     space = settings.load_space()
     point = space.reference_points().get(architecture)
     arch = presets.resolve(architecture) if point is None else space.architecture(point)
+    twin = space.twin(point) if point is not None else None
+    if quality and space.proxy is not None and twin is None:
+        problem = f"{architecture} has no twin in {space.proxy.name}, which {study} trains in its place"
+        remedy = f"name one of {', '.join(space.reference_points())}, or give --no-quality"
+        raise InputError("ARCHITECTURE", problem, remedy)
     with progress_bar("preparing", quiet=quiet or as_json) as progress, TemporaryDirectory() as scratch:
         scorer = ArchsearchScorer(settings, space)
-        scorer.check(arch)
+        if quality or space.proxy is None:
+            scorer.check(twin or arch)
         result = Score(cost=scorer.cost(arch), latency=scorer.latency(arch))
         if quality:
-            trained = scorer.quality(arch, seeds=settings.first_seeds, progress=progress, artifacts=Path(scratch))
+            trained = scorer.quality(
+                twin or arch, seeds=settings.first_seeds, progress=progress, artifacts=Path(scratch)
+            )
             result = result.model_copy(update={"quality": trained})
     if as_json:
         print_json(result.model_dump(mode="json"))

@@ -91,15 +91,13 @@ def print_score(score: Score) -> None:
     """A score, a row a number."""
     from archsearch.score import QUALITY_METRICS, metric_label
 
-    extractor = score.quality.extractor if score.quality else ""
     rows = [("params", f"{score.cost.params / 1e6:.3f} M"), ("MACs", f"{score.cost.macs / 1e9:.3f} G")]
     if latency := score.latency:
         low, high = latency.estimate.low, latency.estimate.high
         interval = f"{latency.interval_name} {low:.3g}–{high:.3g}"
         rows.append(("latency", f"{latency.median_ms:.3g} ms ({interval}), {latency.source}, {latency.device}"))
     for name in QUALITY_METRICS:
-        estimate = getattr(score.quality, name, None)
-        if estimate:
-            label = metric_label(name, extractor)
+        if score.quality and (estimate := getattr(score.quality, name)):
+            label = metric_label(name, score.quality.extractor, score.quality.proxy)
             rows.append((label, f"{estimate:.4g}"))
     print_table("", ("", ""), rows)

@@ -90,6 +90,32 @@ def load_space(name_or_path: str | Path) -> Space:
     return dataclasses.replace(space, references=references)
 
 
+def with_proxy(space: Space, proxy: Space) -> Space:
+    """A space with the candidates of another one, the twins, trained in place of its own (`Space.twin`).
+
+    Raises:
+        InputError: if the other space has other knobs, or cannot build the twin of the base or of a reference.
+    """
+    for knob, other in itertools.zip_longest(space.knobs, proxy.knobs):
+        here, there = _describe(knob), _describe(other)
+        if here != there:
+            problem = f"is {there} here and {here} in {space.source}"
+            remedy = "give both spaces the same knobs, in one order, each with as many choices"
+            raise InputError(proxy.source, problem, remedy, place=f"knobs.{(knob or other).name}")
+    for name, point in space.reference_points().items():
+        try:
+            proxy.architecture(point)
+        except ValueError as error:
+            problem, remedy = _problem_and_remedy(error)
+            problem = f"the twin of {name} of {space.source} is invalid: {problem}"
+            raise InputError(proxy.source, problem, remedy, place="knobs") from None
+    return dataclasses.replace(space, proxy=proxy)
+
+
+def _describe(knob: Knob | None) -> str:
+    return f"{knob.name} with {len(knob.choices)} choices" if knob is not None else "missing"
+
+
 def _base(file: SpaceConfig, path: Path) -> Architecture:
     if isinstance(file.base, dict):
         base = config.parse_config(file.base, Architecture, source=path, place="base")

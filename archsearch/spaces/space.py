@@ -46,6 +46,8 @@ class Space:
         context_tokens: length of the context at which cost and latency are determined.
         constraints: upper bounds on a candidate's cost, by name (`params`, `macs`, `activation_bytes`).
         references: designs that studies compare candidates with, by name.
+        proxy: another space with the same knobs, whose candidates are trained in place of this space's own (`twin`).
+            Its own constraints and references are not used.
     """
 
     name: str
@@ -56,14 +58,21 @@ class Space:
     context_tokens: int
     constraints: Mapping[str, float]
     references: Mapping[str, Point]
+    proxy: Space | None = None
 
     def architecture(self, point: Point) -> Architecture:
         """The architecture at a point.
 
         Raises:
-            ValueError: if its choices are not valid in combination; the message names the cause.
+            ValueError: if its choices, or those of its twin, are not valid in combination; the message names the cause.
         """
+        if self.proxy is not None:
+            self.proxy.architecture(point)
         return overrides.apply_overrides(self.base, self.changes(point))
+
+    def twin(self, point: Point) -> Architecture | None:
+        """The architecture that is trained in place of the point's own; None without a proxy."""
+        return self.proxy.architecture(point) if self.proxy is not None else None
 
     def changes(self, point: Point) -> dict[str, Any]:
         """Overrides of the base for all choices of the point."""
@@ -188,6 +197,7 @@ class Space:
             "knobs": [knob.to_dict() for knob in self.knobs],
             "constraints": dict(self.constraints),
             "references": {name: self.labels(point) for name, point in self.references.items()},
+            **({"proxy": self.proxy.to_dict()} if self.proxy is not None else {}),
         }
 
     @cached_property

@@ -129,6 +129,21 @@ def test_a_repeated_architecture_has_the_first_ones_net(folder: Path) -> None:
     assert twins.load_unet(1).arch.id == second.architecture.id
 
 
+def test_a_candidate_with_a_proxy_leaves_its_twins_net(folder: Path) -> None:
+    knobs = {**tiny_studies.KNOBS, "levels[1].channels": [16, 32, 64]}
+    real = {**tiny_studies.SPACE, "context_tokens": 77, "knobs": dict(sorted(knobs.items()))}
+    real["base"] = {**real["base"], "latent_channels": 16, "context_dim": 768}
+    (folder / "real.yml").write_text(str(real))
+    config = load_config("emoji").with_changes({"name": "proxied", "space": "real.yml", "proxy": "emoji"})
+    proxied = search(config, trials=1, quiet=True)
+    base = proxied.candidate("base")
+    assert base.architecture.latent_channels == 16
+    unet = proxied.load_unet("base")
+    assert unet.arch == base.trained
+    assert unet.arch.latent_channels == 4
+    assert list(proxied.candidates()["proxy"]) == ["emoji"]
+
+
 def test_a_net_that_is_gone_or_never_was_is_named(study: Study) -> None:
     costs = search("emoji", name="costs", objectives=["params", "latency_ms"], trials=1, quiet=True)
     with pytest.raises(InputError, match="trial 0 of costs: has no weights: it was not trained"):

@@ -116,6 +116,13 @@ def test_only_inception_makes_a_fid() -> None:
     assert scores.metric_label("validation_loss", scores.INCEPTION) == "validation loss"
 
 
+def test_a_quality_number_of_a_twin_says_so() -> None:
+    assert scores.metric_label("validation_loss", "none", "small") == "validation loss of the twin in small"
+    assert scores.metric_label("frechet_distance", scores.INCEPTION, "small") == "FID of the twin in small"
+    assert scores.metric_label("latency_ms", "none", "small") == "latency"
+    assert scores.metric_label("params", "none", "small") == "parameters"
+
+
 def test_numbers_of_two_protocols_are_not_compared() -> None:
     scores.comparable(quality(), quality(training_seconds=3.0))
     other = quality(protocol_hash="fedcba9876543210")

@@ -40,14 +40,14 @@ def unit(name: str) -> str:
     return _UNITS.get(name, "")
 
 
-def label(name: str, extractor: str, *, short: bool = False) -> str:
-    """Display name of an objective, without its unit."""
-    return _SHORT.get(name) or metric_label(name, extractor) if short else metric_label(name, extractor)
+def label(name: str, extractor: str, proxy: str | None = None, *, short: bool = False) -> str:
+    """Display name of an objective, without its unit; see `metric_label`."""
+    return (_SHORT.get(name) if short else None) or metric_label(name, extractor, proxy)
 
 
-def axis(name: str, extractor: str) -> str:
+def axis(name: str, extractor: str, proxy: str | None = None) -> str:
     """Axis title of an objective: its display name, and its unit if it has one."""
-    text = label(name, extractor)
+    text = label(name, extractor, proxy)
     text = text[0].upper() + text[1:]
     return f"{text} ({unit(name)})" if unit(name) else text
 

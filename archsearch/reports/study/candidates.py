@@ -26,7 +26,7 @@ def display_order(study: StudyData) -> list[Candidate]:
 
 def table(study: StudyData) -> dict[str, Any]:
     """Columns and rows of the page's table of all candidates."""
-    columns = [(name, formatting.axis(name, study.extractor)) for name in study.measures]
+    columns = [(name, study.axis(name)) for name in study.measures]
     return {
         "columns": columns,
         "knobs": [f.name for f in study.factors],
@@ -125,5 +125,5 @@ def _frame_row(study: StudyData, candidate: Candidate) -> dict[str, Any]:
         for name in QUALITY_METRICS:
             estimate = getattr(quality, name)
             row |= quality_columns(name, estimate) if estimate else {}
-        row |= quality.model_dump(include={"extractor", "protocol_hash", "training_seconds", "diverged"})
+        row |= quality.model_dump(include={"extractor", "protocol_hash", "proxy", "training_seconds", "diverged"})
     return row

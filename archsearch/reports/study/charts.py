@@ -48,7 +48,7 @@ def front_chart(study: StudyData, y: str, x: str) -> Figure:
     staircase = {"name": "front", **front_line(front(pairs), "var(--front)", opacity=0.6)}
     data = [staircase, *(g for g in groups if g["x"]), _ring(study, y, x), _strip(study, strip, x)]
     ticks = formatting.ticks(i.value for c in (*scored, *strip) if (i := study.value_of(c, x)))
-    layout = base_layout(formatting.axis(x, study.extractor), formatting.axis(y, study.extractor))
+    layout = base_layout(study.axis(x), study.axis(y))
     if ticks:
         layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     layout["yaxis"]["domain"] = [0, STRIP_BOTTOM - 0.03] if strip else [0, 1]

@@ -66,6 +66,12 @@ class StudyData:
         return next((c.score.quality.extractor for c in self.trained if c.score.quality), "")
 
     @property
+    def proxy(self) -> str | None:
+        """Name of the space whose candidates were trained in place of the study's own, if it has a proxy."""
+        proxy: str | None = self.attrs["space"].get("proxy", {}).get("name")
+        return proxy
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Training seeds of the protocol, in the order of every estimate's ``by_seed``."""
         protocol = self.attrs.get("protocol", {})
@@ -96,7 +102,11 @@ class StudyData:
 
     def label(self, name: str, *, short: bool = False) -> str:
         """Display name of a number."""
-        return formatting.label(name, self.extractor, short=short)
+        return formatting.label(name, self.extractor, self.proxy, short=short)
+
+    def axis(self, name: str) -> str:
+        """Axis title of a number: its display name and its unit."""
+        return formatting.axis(name, self.extractor, self.proxy)
 
     def choices(self, candidate: Candidate) -> dict[str, str]:
         """Name of the choice that a candidate makes for each knob."""

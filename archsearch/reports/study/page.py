@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from archsearch.reports.rendering import formatting, images
+from archsearch.reports.rendering import images
 from archsearch.reports.rendering.html import render_page
 from archsearch.reports.rendering.plotting import Figure
 from archsearch.reports.study import audit, candidates, charts, summary
@@ -47,7 +47,7 @@ def render(study: StudyData, *, source: str, assets_dir: Path, evolution: PageSe
         "tiles": summary.tiles(study),
         "warnings": summary.warnings(study, agreements),
         "recommended": summary.recommended(study),
-        "axes": [[(n, formatting.axis(n, study.extractor)) for n in side] for side in charts.chart_axes(study)],
+        "axes": [[(n, study.axis(n)) for n in side] for side in charts.chart_axes(study)],
         "picks": [(c.number, title(c), c.number in study.front) for c in candidates.display_order(study)],
         "knobs": knob_table(study, study.objectives),
         "other_knobs": knob_table(study, [n for n in study.measures if n not in study.objectives]),

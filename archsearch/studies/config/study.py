@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from archsearch.library import RUNS, STUDIES, FolderName, Kind, NamedConfig, read_named
 from archsearch.protocol import EvaluationProtocol
 from archsearch.score import OBJECTIVES, QUALITY_METRICS
-from archsearch.spaces.loading import load_space
+from archsearch.spaces.loading import load_space, with_proxy
 from archsearch.studies.config.ablation import AblationConfig, space_of_rows
 from archsearch.studies.config.evolution import EvolutionConfig
 from snapgen.config import Config
@@ -111,6 +111,9 @@ class StudyConfig(NamedConfig):
     """Name of the study and of its run folder under runs/; by default the name of the file."""
     space: str
     """A shipped space, or the path of a space's YAML file, relative to this file or to the current directory."""
+    proxy: str | None = None
+    """Another space with the same knobs, named as `space` is. Its candidate of the same choices, the twin, is trained
+    in place of the candidate, for its quality; cost and latency stay the candidate's."""
     objectives: tuple[MetricName, ...] = Field(default=("validation_loss", "latency_ms"), min_length=1)
     """Numbers to minimize: validation_loss, frechet_distance, kernel_distance, latency_ms, params, macs,
     activation_bytes."""
@@ -234,6 +237,17 @@ class StudyConfig(NamedConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _proxy_has_something_to_train(self) -> Self:
+        if self.proxy is None:
+            return self
+        if not self.trains:
+            raise ValueError("proxy is for a study that trains; add a quality objective or remove it")
+        for name in ("ablation", "evolve", "supernet_audit"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"proxy cannot be combined with {name}; remove one")
+        return self
+
     @property
     def trains(self) -> bool:
         """Whether candidates are trained, because an objective or a constraint is a quality number."""
@@ -269,10 +283,13 @@ class StudyConfig(NamedConfig):
         """The space of the candidates: the space named in the settings, or the rows of the ablation on its base.
 
         Raises:
-            InputError: if the space or a row is invalid.
+            InputError: if the space or a row is invalid, or the proxy's knobs are not the space's.
         """
         with error_context(self, "space"):
             space = load_space(self.space)
+        if self.proxy is not None:
+            with error_context(self, "proxy"):
+                space = with_proxy(space, load_space(self.proxy))
         return space if self.ablation is None else space_of_rows(self.ablation, space, source=self.source)
 
 
@@ -315,10 +332,9 @@ def load_config(name_or_path: str | Path, kind: Kind = "search") -> StudyConfig:
 def _read(name_or_path: str | Path, kind: Kind) -> StudyConfig:
     path, values = read_named(name_or_path, (kind, *(other for other in STUDIES if other != kind)))
     settings = StudyConfig.parse(values, path)
-    relative = path.parent / settings.space
-    if Path(settings.space).suffix and relative.exists():
-        settings = settings.model_copy(update={"space": str(relative)})
-    return settings
+    named = {"space": settings.space, "proxy": settings.proxy}
+    relative = {key: path.parent / name for key, name in named.items() if name and Path(name).suffix}
+    return settings.model_copy(update={key: str(found) for key, found in relative.items() if found.exists()})
 
 
 def _with_published(ablation: AblationConfig, *, source: str) -> AblationConfig:

@@ -178,17 +178,20 @@ def audit_table(
     controls = {kind: [c.value(name) for c in short] for name, kind in CONTROLLED_FOR.items()}
     qualities = [c.score.quality for c in (*short, *long, *scratch)]
     metrics = [name for name in QUALITY_METRICS if all(getattr(quality, name, None) for quality in qualities)]
+    proxy = next((quality.proxy for quality in qualities if quality), None)
+    twin = f" of the twin in {proxy}" if proxy else ""
     rows = []
     for name in metrics:
         first_seed, last_seed = ([_by_seed(c, name)[i] for c in short] for i in (0, -1))
         if all(len(_by_seed(c, name)) > 1 for c in short):
-            rows += _rows(name, "itself with another seed", first_seed, last_seed, controls)
+            rows += _rows(name + twin, "itself with another seed", first_seed, last_seed, controls)
     for target in metrics:
         reference = [c.value(target) for c in long]
-        predicted = f"{target} of {long_run}"
+        predicted = f"{target}{twin} of {long_run}"
         for name in (*metrics, *BASELINES):
             sign = -1 if name in BASELINES else 1  # larger candidates are expected to reach lower losses
-            rows += _rows(name, predicted, [sign * c.value(name) for c in short], reference, controls)
+            shown = name + twin if name in metrics else name
+            rows += _rows(shown, predicted, [sign * c.value(name) for c in short], reference, controls)
         for name in metrics if scratch else ():
             rows += _rows(f"{name} {FROM_SCRATCH}", predicted, [c.value(name) for c in scratch], reference, controls)
     return rows

@@ -62,8 +62,8 @@ def search(
         _check_plan(settings, space, proposer)
         samplers.build_sampler(settings.sampler, seed=0, source=settings.source)
         built_scorer = scorer(settings, space)
-        with error_context(settings, "space"):
-            built_scorer.check(space.base)
+        with error_context(settings, "space" if space.proxy is None else "proxy"):
+            built_scorer.check((space.proxy or space).base)
         study = create_or_resume(settings, {"space": space.to_dict(), **built_scorer.describe()})
         artifact_store(study)  # fails now, not after the first training, if the folder is not writable
         with Display(study, settings, quiet=quiet) as display:

@@ -50,6 +50,7 @@ class Scorer(Protocol):
         """Train and evaluate a candidate, which takes minutes to hours.
 
         Args:
+            arch: the candidate, or its twin in a study with a proxy, which `Quality.proxy` then names.
             seeds: training seeds, of those of the protocol.
             artifacts: folder whose files are stored with the trial. `ROUND` in it becomes part of the trial's record
                 instead. Its subfolder `CHECKPOINTS` is not stored, and is kept for the next attempt if the trial is
@@ -124,7 +125,7 @@ class ArchsearchScorer:
     ) -> Quality:
         """Quality from a short run, in a study that trains; see `Scorer.quality`."""
         assert self._evaluator is not None
-        return self._evaluator.score(
+        quality = self._evaluator.score(
             arch,
             study_seed=self._settings.seed,
             seeds=seeds,
@@ -132,6 +133,8 @@ class ArchsearchScorer:
             artifacts=artifacts,
             checkpoints=self.checkpoints(artifacts),
         )
+        proxy = self._space.proxy
+        return quality if proxy is None else quality.model_copy(update={"proxy": proxy.name})
 
     def checkpoints(self, artifacts: Path) -> Checkpoints:
         """Where the training of a candidate is saved."""

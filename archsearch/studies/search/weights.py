@@ -24,7 +24,7 @@ WEIGHTS = "unet.safetensors"
 
 
 def load_unet(study: Study, candidate: Candidate) -> UNet:
-    """Load the trained network of a candidate, on the CPU and in evaluation mode.
+    """Load the trained network of a candidate, or its twin in a study with a proxy, on the CPU and in evaluation mode.
 
     Raises:
         InputError: if the candidate was not trained, or its artifact is missing or damaged.
@@ -34,7 +34,7 @@ def load_unet(study: Study, candidate: Candidate) -> UNet:
         raise InputError(name, "has no weights: it was not trained in this study", "name one that was")
     protocol = study.user_attrs["protocol"]["protocol"]
     with torch.device("meta"):
-        unet = UNet(candidate.architecture, protocol["prediction_type"])
+        unet = UNet(candidate.trained or candidate.architecture, protocol["prediction_type"])
     try:
         with artifact_store(study).open_reader(candidate.artifacts[WEIGHTS]) as file:
             pretrained.fill(unet, Weights.in_memory(load(file.read()), name))

@@ -59,7 +59,7 @@ class Worker:
         log: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
     ) -> None:
-        self._study, self._settings, self._scorer = study, settings, scorer
+        self._study, self._settings, self._space, self._scorer = study, settings, space, scorer
         self._queue = TrialQueue(study, settings)
         self._proposer = proposer
         self._log, self._tick = log, tick
@@ -139,7 +139,8 @@ class Worker:
         arch = proposal.architecture
         queue.set_point(trial_id, proposal.point, self._proposer.choices)
         TrialRecord.write_sampler_attrs(self._study._storage, trial_id, proposal.sampler_attrs)
-        queue.write(trial_id, name=proposal.name, architecture=arch)
+        twin = self._space.twin(proposal.point)
+        queue.write(trial_id, name=proposal.name, architecture=arch, trained=twin)
         if (same := proposal.same_as) is not None:
             queue.write(trial_id, reused_from=same.number if same.reused_from is None else same.reused_from)
             self._finish(claim, same.score)
@@ -155,7 +156,7 @@ class Worker:
             return
         if self._settings.trains:
             queue.write(trial_id, score=score)
-            score = score.model_copy(update={"quality": self._train(claim, arch, self._settings.first_seeds)})
+            score = score.model_copy(update={"quality": self._train(claim, twin or arch, self._settings.first_seeds)})
         self._set_phase(claim, "latency", 1.0)
         score = score.model_copy(update={"latency": self._scorer.final_latency(arch, latency)})
         if not self._breaks_limit(claim, score, ("latency_ms",)):
@@ -214,8 +215,8 @@ class Worker:
         assert first.score.quality is not None
         arch, done = first.architecture, runs_of(first)
         queue.set_point(trial_id, first.point, self._proposer.choices)
-        queue.write(trial_id, name=first.name, architecture_id=arch.id, architecture=arch)
-        further = self._train(claim, arch, self._settings.protocol.train_seeds[done : done + 1])
+        queue.write(trial_id, name=first.name, architecture_id=arch.id, architecture=arch, trained=first.trained)
+        further = self._train(claim, first.trained or arch, self._settings.protocol.train_seeds[done : done + 1])
         self._finish(claim, first.score.model_copy(update={"quality": first.score.quality.with_seeds(further)}))
 
     def _train(self, claim: TrialRecord, arch: Architecture, seeds: Sequence[int]) -> Quality:

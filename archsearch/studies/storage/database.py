@@ -236,7 +236,8 @@ def ensure_unchanged(settings: StudyConfig, attrs: Mapping[str, Any], existing: 
         if now[field] != before[field]:
             reject(field, f"was {_short(before[field])} when {settings.name} began")
     if attrs["space"]["digest"] != existing["space"]["digest"]:
-        key = next(k for k in attrs["space"] if k != "digest" and attrs["space"][k] != existing["space"].get(k))
+        keys = (*attrs["space"], "proxy")
+        key = next(k for k in keys if k != "digest" and attrs["space"].get(k) != existing["space"].get(k))
         reject(f"space.{key}", f"the space has changed since {settings.name} began")
     if attrs["protocol_hash"] != existing["protocol_hash"]:
         current, stored = (ResolvedProtocol.model_validate(a["protocol"]) for a in (attrs, existing))

@@ -125,6 +125,8 @@ class TrialRecord(StoredTrial):
     """Number of the trial of the same architecture that this one continues, with a further seed."""
     continued_seconds: float = 0.0
     """Duration of the trials that continue this one."""
+    trained: Architecture | None = None
+    """The twin that is trained in place of the architecture, in a study with a proxy."""
     name: str | None = None
     """"base" or the name of a reference, if the candidate is one."""
     point: dict[str, int]
@@ -198,7 +200,8 @@ class TrialRecord(StoredTrial):
 
     def label(self, objective: str) -> str:
         """Display name of one number of the score."""
-        return metric_label(objective, self.score.quality.extractor if self.score.quality else "")
+        quality = self.score.quality
+        return metric_label(objective, quality.extractor, quality.proxy) if quality else metric_label(objective, "")
 
 
 class Candidate(TrialRecord):

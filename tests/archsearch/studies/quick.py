@@ -116,6 +116,7 @@ class QuickScorer:
             kernel_distance=value,
             extractor="efficientnet-lite0",
             protocol_hash=self.describe()["protocol_hash"],
+            proxy=self.space.proxy.name if self.space.proxy else None,
             training_seconds=1,
         )
 

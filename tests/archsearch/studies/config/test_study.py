@@ -48,6 +48,9 @@ def test_a_sampler_is_a_name_or_a_mapping(tmp_path: Path) -> None:
 def test_a_space_beside_the_study_is_found(tmp_path: Path) -> None:
     (tmp_path / "space.yaml").write_text("")
     assert read(tmp_path, "space: space.yaml\ntrials: 1\n").space == str(tmp_path / "space.yaml")
+    settings = read(tmp_path, "space: space.yaml\nproxy: space.yaml\ntrials: 1\n")
+    assert settings.proxy == str(tmp_path / "space.yaml")
+    assert read(tmp_path, "space: emoji\nproxy: twin.yaml\ntrials: 1\n").proxy == "twin.yaml"
 
 
 def test_overridden_keeps_the_source_and_checks(tmp_path: Path) -> None:
@@ -83,6 +86,9 @@ def test_overridden_keeps_the_source_and_checks(tmp_path: Path) -> None:
         (GOOD + "constraints: {params: many}\n", "constraints.params", "number"),
         (GOOD + "sampler: cmaes\n", "sampler.name", "'gp', 'tpe'"),
         (GOOD + "sampler: {name: gp, options: [1]}\n", "sampler.options", "dictionary"),
+        (GOOD + "proxy: 3\n", "proxy", "string"),
+        (GOOD + "proxy: emoji\nobjectives: [params, macs]\n", "", "proxy is for a study that trains"),
+        (GOOD + "proxy: emoji\nevolve: {target_ms: 3, round_steps: 2}\n", "", "proxy cannot be combined with evolve"),
         (GOOD + "name: ../up\n", "name", "folder"),
         (GOOD + "name: ''\n", "name", "folder"),
         ("space: emoji\ntrials: 3\ntrials: 4\n", "line 3", "twice"),
