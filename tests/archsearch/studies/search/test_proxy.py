@@ -15,6 +15,7 @@ from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import best, load_candidates
 from archsearch.studies.search.run import search
+from archsearch.studies.storage.database import load_study
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import SPACE, QuickScorer, quick_cost, quick_loss
 
@@ -51,6 +52,15 @@ def test_the_twin_is_trained_and_the_candidate_counted(
         assert c.score.cost == quick_cost(c.architecture)
         assert c.score.quality
         assert c.score.quality.proxy == "twin"
+
+
+def test_a_further_seed_is_the_twins(proxied: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUICK_LOG", str(tmp_path / "log"))
+    seeds = {"seeds": {"first": 1, "front": 2}, "protocol": {"train_seeds": [0, 1]}}
+    search(proxied(trials=4, sampler="random", **seeds), quiet=True, scorer=QuickScorer)
+    trained = (tmp_path / "log").read_text().split()
+    assert len(trained) > 4
+    assert {*trained} <= {c.trained.id for c in load_candidates(load_study(proxied())) if c.trained}
 
 
 def test_every_quality_number_is_called_the_twins(
