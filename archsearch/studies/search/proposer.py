@@ -118,7 +118,11 @@ class Proposer:
             self._trials, self._num_ended, self._ended = trials, 0, []
         new = trials.ended[self._num_ended :]
         self._num_ended += len(new)
-        self._ended += [self._observed(t) for t in new if isinstance(t, Candidate) and t.state != "failed"]
+        for t in new:
+            if isinstance(t, Candidate) and t.state != "failed":
+                self._ended.append(self._observed(t))
+                if self._known is not None:
+                    self._known.observe(t)
         running = (t for t in trials.running.values() if isinstance(t, Candidate) and t.number != claim.number)
         return [*self._ended, *map(self._observed, running)]
 

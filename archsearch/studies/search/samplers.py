@@ -13,6 +13,7 @@ import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from archsearch.studies.config.study import SamplerConfig
@@ -23,6 +24,7 @@ from snapgen.seeding import derive_seed
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
+    from optuna.trial import TrialState
 
     from archsearch.spaces.space import Space
 
@@ -48,6 +50,20 @@ class ObservedTrial:
     excess: float | None = None
     running: bool = False
     sampler_attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def params(self) -> Mapping[str, int]:
+        """The point, by the name that it has as an `archsearch.samplers.ehvi.TriedPoint`."""
+        return self.point
+
+    @cached_property
+    def state(self) -> TrialState:
+        """Running; complete if all values were measured, else pruned."""
+        from optuna.trial import TrialState
+
+        if self.running:
+            return TrialState.RUNNING
+        return TrialState.PRUNED if None in self.values else TrialState.COMPLETE
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
@@ -162,15 +178,25 @@ def suggest(
     with warnings.catch_warnings(), silence_optuna():
         warnings.simplefilter("ignore")
         sampler = build_sampler(settings, own_seed, slot=slot, sequence=sequence, known=known, source=source)
+        if settings.name == "ehvi" and (fixed is not None or past):
+            return dict(fixed) if fixed is not None else _suggest_directly(sampler, past, choices), {}
         copy = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
-        as_trials = _as_observed if settings.name == "ehvi" else _as_trials
-        copy.add_trials(as_trials(past, choices, objectives))
+        copy.add_trials(_as_trials(past, choices, objectives))
         if fixed is not None:
             copy.enqueue_trial(dict(fixed))
         trial = copy.ask(dict(choices))
         stored = copy.get_trials(deepcopy=False)[-1].system_attrs
     attrs = {key: value for key, value in stored.items() if not key.startswith((_GP_ATTRS, "fixed_params"))}
     return {name: int(value) for name, value in trial.params.items()}, attrs
+
+
+def _suggest_directly(
+    sampler: Any, past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution]
+) -> dict[str, int]:
+    """A suggestion of our own sampler, which needs no copy of the study."""
+    from archsearch.samplers.grid import Grid
+
+    return {name: int(value) for name, value in sampler.suggest(Grid(choices), past).items()}
 
 
 def _as_trials(
@@ -198,21 +224,6 @@ def _as_trials(
                 system_attrs=dict(p.sampler_attrs),
             )
         )
-    return trials
-
-
-def _as_observed(
-    past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution], objectives: Sequence[str]
-) -> list[Any]:
-    """Frozen Optuna trials of the candidates, without values where some were never measured, sorted by slot."""
-    from optuna.trial import TrialState, create_trial
-
-    trials = []
-    for p in sorted(past, key=lambda p: p.slot):
-        whole = len(p.values) == len(objectives) and None not in p.values
-        state = TrialState.RUNNING if p.running else TrialState.COMPLETE if whole else TrialState.PRUNED
-        values = [v for v in p.values if v is not None] if state == TrialState.COMPLETE else None
-        trials.append(create_trial(state=state, params=dict(p.point), distributions=dict(choices), values=values))
     return trials
 
 

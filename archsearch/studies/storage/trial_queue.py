@@ -38,11 +38,12 @@ class TrialQueue:
     def __init__(self, study: Study, settings: StudyConfig) -> None:
         self.study, self._settings = study, settings
         self._storage: BaseStorage = study._storage
-        self._trials = StudyTrials(study)
+        self.known = StudyTrials(study)
+        """All trials made by a worker, as of the last read."""
 
     def trials(self) -> StudyTrials:
         """All trials made by a worker, as they are now."""
-        return self._trials.read()
+        return self.known.read()
 
     # Claiming
 
