@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from optuna.distributions import BaseDistribution
@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from archsearch.samplers.acquisition import Acquisition, Model, choose_model
 from archsearch.samplers.grid import Grid, Params, Rows
 from archsearch.samplers.screening import KnownNumbers, Screening
+from archsearch.samplers.subset import front_and_spread
 from archsearch.stats.regression import Array
 
 if TYPE_CHECKING:
@@ -40,14 +41,37 @@ CHECKED = 20
 FEWEST_MODELED = 3
 """Trials with a value before the model is used."""
 
+MOST_MODELED = 128
+"""Trials with values that are modeled at most."""
+
 RUN_NOISE = 0.007
 """Standard deviation of the expensive objective between runs, relative to its value, unless one is given."""
 
-NOISE = "noise"
-"""User attribute of a trial with the standard deviation of its own value, relative to it."""
+RUNS = "runs"
+"""User attribute of a trial with the number of runs that its expensive objective is the mean of."""
 
 MEASURED_NOISE = 0.01
 """Standard deviation of a measured objective, relative to its value."""
+
+
+class TriedPoint(Protocol):
+    """What a suggestion depends on of a trial, such as Optuna's `FrozenTrial`."""
+
+    @property
+    def params(self) -> Params:
+        """The point."""
+
+    @property
+    def state(self) -> TrialState:
+        """Complete, running or pruned."""
+
+    @property
+    def values(self) -> Any:
+        """Values of the objectives, if it is complete."""
+
+    @property
+    def user_attrs(self) -> Mapping[str, Any]:
+        """Among others `RUNS`."""
 
 
 class EHVISampler(BaseSampler):
@@ -60,8 +84,8 @@ class EHVISampler(BaseSampler):
             one. A name that ``known`` does not give is measured in each trial, and is learned from the trials and the
             known numbers. All objectives are minimized.
         limits: upper bounds on numbers, by name.
-        noise: standard deviation of the expensive objective between runs, relative to its value. A trial's own user
-            attribute ``noise`` counts instead, e.g. where its value is the mean of several runs.
+        noise: standard deviation of the expensive objective between runs, relative to its value. A trial's
+            user attribute ``runs`` is the number of runs that its value is the mean of; without it, one.
         features: whether known numbers are inputs of its model; None: where leave-one-out predictions say so.
         seed: seed of the suggestions.
         screening: share it between samplers, so that the first points are computed once.
@@ -119,14 +143,16 @@ class EHVISampler(BaseSampler):
         """A random value of one parameter."""
         return self._random.sample_independent(study, trial, param_name, param_distribution)
 
-    def suggest(self, grid: Grid, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+    def suggest(self, grid: Grid, trials: Sequence[TriedPoint]) -> dict[str, Any]:
         """The most promising point of a search space that none of the trials has.
 
         Args:
             trials: complete, running and pruned trials, in any order; those without all parameters are ignored.
         """
-        tried = [t for t in trials if t.params.keys() == set(grid.names)]
-        tried.sort(key=lambda t: (tuple(grid.row(t.params)), t.state.value, t.values or ()))
+        names = set(grid.names)
+        every = [t for t in trials if t.params.keys() == names]
+        taken = {self._identity(t.params) for t in every}
+        tried = self._modeled(grid, every)
         rng = np.random.default_rng(self._seed)
         pool, numbers = grid.random(RANDOM_POINTS, rng), self._numbers(grid, tried)
         acquisition = self._acquisition(grid, tried, numbers, rng)
@@ -134,11 +160,22 @@ class EHVISampler(BaseSampler):
             around = [grid.neighbors(row) for row in acquisition.front]
             pool = grid.unique(np.concatenate([pool, *around, grid.mutations(acquisition.front, rng)]))
             pool = self._climb(grid, pool, acquisition, numbers)
-        taken = {self._identity(t.params) for t in tried}
         new = (row for row in pool if self._identity(grid.params(row)) not in taken)
         return grid.params(self._best(new, acquisition, numbers, fallback=pool[0]))
 
-    def model(self, grid: Grid, trials: Sequence[FrozenTrial]) -> Model | None:
+    def _modeled(self, grid: Grid, tried: Sequence[TriedPoint]) -> list[TriedPoint]:
+        """The trials that the suggestion is computed from, sorted: those that run, and `MOST_MODELED` complete ones."""
+        chosen = [t for t in tried if t.state == TrialState.RUNNING]
+        complete = [t for t in tried if t.state == TrialState.COMPLETE]
+        finite = [t for t in complete if all(map(math.isfinite, t.values))]
+        if len(finite) > MOST_MODELED:
+            rows, values = grid.rows([t.params for t in finite]), np.array([t.values for t in finite])
+            order = np.lexsort((*values.T, *rows.T))
+            complete = [finite[i] for i in order[front_and_spread(values[order], rows[order], MOST_MODELED)]]
+        chosen += complete
+        return sorted(chosen, key=lambda t: (tuple(grid.row(t.params)), t.state.value, t.values or ()))
+
+    def model(self, grid: Grid, trials: Sequence[TriedPoint]) -> Model | None:
         """The model of the expensive objective after some trials; None while there are too few."""
         which = self._objectives.index(None)
         scored = [t for t in trials if t.state == TrialState.COMPLETE and math.isfinite(t.values[which])]
@@ -146,11 +183,10 @@ class EHVISampler(BaseSampler):
             return None
         rows, values = grid.rows([t.params for t in scored]), np.array([t.values[which] for t in scored])
         known = self._screening.exact(grid, rows)
-        noise = np.array([t.user_attrs.get(NOISE, self._noise) for t in scored])
-        variances = np.square(noise * values)
+        variances = np.square(self._noise * values) / [t.user_attrs.get(RUNS, 1) for t in scored]
         return choose_model(grid, rows, known, values, variances, features=self._features)
 
-    def _numbers(self, grid: Grid, tried: Sequence[FrozenTrial]) -> Numbers:
+    def _numbers(self, grid: Grid, tried: Sequence[TriedPoint]) -> Numbers:
         measured = {}
         for i, name in enumerate(self._objectives):
             scored = [t for t in tried if t.state == TrialState.COMPLETE and t.values[i] > 0]
@@ -163,19 +199,19 @@ class EHVISampler(BaseSampler):
         return Numbers(grid, self._screening, measured)
 
     def _acquisition(
-        self, grid: Grid, tried: Sequence[FrozenTrial], numbers: Numbers, rng: np.random.Generator
+        self, grid: Grid, tried: Sequence[TriedPoint], numbers: Numbers, rng: np.random.Generator
     ) -> Acquisition | None:
         model = self.model(grid, tried)
         if model is None:
             return None
         which = self._objectives.index(None)
-        seen = [t for t in tried if t.state == TrialState.RUNNING or (t.values and math.isfinite(t.values[which]))]
+        seen = [t for t in tried if t.state == TrialState.RUNNING or math.isfinite(t.values[which])]
         rows = grid.rows([t.params for t in seen])
         known = numbers.exact(rows)
         for i, name in enumerate(self._objectives):
             if name is not None and name in numbers.measured:
                 pairs = zip(seen, known[name], strict=True)
-                known[name] = np.array([t.values[i] if t.values else predicted for t, predicted in pairs])
+                known[name] = np.array([p if t.state == TrialState.RUNNING else t.values[i] for t, p in pairs])
         names = [name for name in self._objectives if name is not None]
         largest = np.array([max(numbers.largest(name), known[name].max()) for name in names])
         return Acquisition(model, rows, known, names, largest, self._limits, rng)

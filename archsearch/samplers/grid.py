@@ -61,7 +61,9 @@ class Grid:
 
     def rows(self, params: Sequence[Params]) -> Rows:
         """Rows of several points."""
-        return np.array([self.row(p) for p in params], dtype=int).reshape(len(params), len(self.names))
+        indices = [{choice: i for i, choice in reversed([*enumerate(choices)])} for choices in self.choices]
+        columns = [[index[p[name]] for p in params] for name, index in zip(self.names, indices, strict=True)]
+        return np.array(columns, dtype=int).reshape(len(self.names), len(params)).T.copy()
 
     def row(self, params: Params) -> list[int]:
         """Index of the choice of each parameter."""

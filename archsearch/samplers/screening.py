@@ -43,10 +43,14 @@ class Screening:
         self._exact: dict[tuple[str, ...], Mapping[str, float] | None] = {}
         self._regressions: dict[tuple[str, ...], ChoiceRegression] = {}
 
+    def learn(self, params: Params, numbers: Mapping[str, float]) -> None:
+        """Use these numbers of a point, which need not be computed then."""
+        self._exact[_key(params)] = numbers
+
     def at(self, grid: Grid, row: Rows) -> Mapping[str, float] | None:
         """Exact numbers of one point; None if it is invalid."""
         params = grid.params(row)
-        key = (*grid.names, *map(str, params.values()))
+        key = _key(params)
         if key not in self._exact:
             self._exact[key] = self._known(params)
         return self._exact[key]
@@ -79,6 +83,11 @@ class Screening:
         drawn = grid.unique(grid.random(MOST_TRIES, np.random.default_rng(0)))
         kept = (row for row in drawn if valid(row))
         return np.array([*itertools.islice(kept, self._counted)], dtype=int).reshape(-1, drawn.shape[1])
+
+
+def _key(params: Params) -> tuple[str, ...]:
+    names = sorted(params)
+    return (*names, *(str(params[name]) for name in names))
 
 
 @dataclass(frozen=True)

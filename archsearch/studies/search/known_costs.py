@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ import numpy as np
 
 from archsearch.samplers.grid import Grid, Params
 from archsearch.samplers.screening import Screening
-from archsearch.score import QUALITY_METRICS
+from archsearch.score import QUALITY_METRICS, Cost
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.samplers import distributions
+from archsearch.studies.storage.record import Candidate
 from snapgen.architecture.schema import Architecture
 
 if TYPE_CHECKING:
@@ -37,6 +39,17 @@ class KnownCosts:
         self._settings, self._space = settings, space
         self._screening = Screening(self)
         self._numbers: dict[str, dict[str, float]] = {}
+        self._ids: dict[Any, str | None] = {}
+        self._choices = operator.itemgetter(*(knob.name for knob in space.knobs))
+
+    def observe(self, trial: Candidate) -> None:
+        """Take an ended trial's architecture and numbers from its record; they need not be counted again."""
+        self._ids[self._choices(trial.point)] = trial.architecture.id
+        numbers, latency = _cost_numbers(trial.score.cost), trial.score.latency
+        if self._predictor is None:
+            self._screening.learn(trial.point, numbers)
+        elif latency is not None:
+            self._screening.learn(trial.point, {**numbers, "latency_ms": latency.median_ms})
 
     def sampler_arguments(self) -> dict[str, Any]:
         """Arguments of the sampler for the study."""
@@ -50,7 +63,7 @@ class KnownCosts:
             "objectives": objectives,
             "limits": limits,
             "screening": self._screening,
-            "identity": lambda point: arch.id if (arch := self._architecture(point)) else None,
+            "identity": self._identity,
         }
 
     def __call__(self, point: Params) -> Mapping[str, float] | None:
@@ -61,6 +74,14 @@ class KnownCosts:
         if arch.id not in self._numbers:
             self._numbers[arch.id] = self._count(arch)
         return self._numbers[arch.id]
+
+    def _identity(self, point: Params) -> str | None:
+        """Id of a point's architecture; None if its choices are not valid in combination."""
+        key = self._choices(point)
+        if key not in self._ids:
+            arch = self._architecture(point)
+            self._ids[key] = arch.id if arch else None
+        return self._ids[key]
 
     def _architecture(self, point: Params) -> Architecture | None:
         try:
@@ -73,7 +94,7 @@ class KnownCosts:
 
         size, tokens = self._space.latent_size, self._space.context_tokens
         counted = cost(arch, size, context_tokens=tokens)
-        numbers = {name: float(max(1, getattr(counted, name))) for name in COSTS}
+        numbers = _cost_numbers(counted)
         if self._predictor is not None:
             numbers["latency_ms"] = self._predictor.measure(arch, size, tokens).median_ms
         return numbers
@@ -113,6 +134,10 @@ class KnownCosts:
         }
         table = np.asarray(cached_tensors("costs", key, count)["numbers"])
         return {i: dict(zip(names, map(float, row), strict=True)) for i, row in zip(archs, table, strict=True)}
+
+
+def _cost_numbers(cost: Cost) -> dict[str, float]:
+    return {name: float(max(1, getattr(cost, name))) for name in COSTS}
 
 
 def upper_bounds(settings: StudyConfig, space: Space) -> dict[str, float]:

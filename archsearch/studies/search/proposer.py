@@ -125,6 +125,8 @@ class Proposer:
                 candidate = trials.candidate(first)
                 assert isinstance(candidate, Candidate)
                 self._ended[first] = self._observed(candidate)
+                if self._known is not None:
+                    self._known.observe(t)
         running = (t for t in trials.running.values() if isinstance(t, Candidate) and t.number != claim.number)
         return [*self._ended.values(), *(self._observed(t) for t in running if t.continues is None)]
 
@@ -133,17 +135,17 @@ class Proposer:
         name, point = self.initial[slot] if slot < len(self.initial) else (None, None)
         return (None, retried[-1]) if retried and retried[-1] != point else (name, point)
 
-    def _noise(self, trials: StudyTrials) -> float | None:
-        """Noise of one training run, relative to the quality, for a sampler that is told it; None: it is not."""
+    def _noise(self, trials: StudyTrials) -> dict[str, float]:
+        """Noise of one training run, relative to the quality, as an argument of the sampler that is told it."""
         if self._known is None or "noise" in self._settings.sampler.options:
-            return None
+            return {}
         metric = next(name for name in self._settings.objectives if name in QUALITY_METRICS)
-        return run_noise(trials.candidates(), metric)
+        return {"noise": run_noise(trials.candidates(), metric)}
 
     def _ask(
         self,
         past: Sequence[ObservedTrial],
-        noise: float | None,
+        noise: Mapping[str, float],
         slot: int,
         attempt: int,
         fixed: Mapping[str, int] | None,
@@ -159,8 +161,7 @@ class Proposer:
             slot=slot,
             attempt=attempt,
             fixed=fixed,
-            known=self._known.sampler_arguments() if self._known else None,
-            noise=noise,
+            known={**self._known.sampler_arguments(), **noise} if self._known else None,
             source=self._settings.source,
         )
 
@@ -170,7 +171,7 @@ class Proposer:
         claim: TrialRecord,
         trials: StudyTrials,
         past: Sequence[ObservedTrial],
-        noise: float | None,
+        noise: Mapping[str, float],
         attempt: int,
     ) -> Proposal:
         """A new architecture where the sampler suggests only known ones: near its last point, else random, else any."""

@@ -13,6 +13,7 @@ import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from archsearch.studies.config.study import SamplerConfig
@@ -23,6 +24,7 @@ from snapgen.seeding import derive_seed
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
+    from optuna.trial import TrialState
 
 _GP_ATTRS = "gp:"
 """Prefix of system attributes that the GP sampler stores for other processes; they are not copied."""
@@ -48,6 +50,25 @@ class ObservedTrial:
     running: bool = False
     runs: int = 1
     sampler_attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def params(self) -> Mapping[str, int]:
+        """The point, by the name that it has as an `archsearch.samplers.ehvi.TriedPoint`."""
+        return self.point
+
+    @property
+    def user_attrs(self) -> Mapping[str, int]:
+        """Number of runs, as a `TriedPoint` has it."""
+        return {"runs": self.runs}
+
+    @cached_property
+    def state(self) -> TrialState:
+        """Running; complete if all values were measured, else pruned."""
+        from optuna.trial import TrialState
+
+        if self.running:
+            return TrialState.RUNNING
+        return TrialState.PRUNED if None in self.values else TrialState.COMPLETE
 
 
 class HasChoices(Protocol):
@@ -150,7 +171,6 @@ def suggest(
     attempt: int = 0,
     fixed: Mapping[str, int] | None = None,
     known: Mapping[str, Any] | None = None,
-    noise: float | None = None,
     source: str = "study",
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Suggest the next point.
@@ -164,7 +184,6 @@ def suggest(
         attempt: how often this slot was suggested for; each attempt has its own random state.
         fixed: a point to use; the sampler is asked all the same, since some samplers count their suggestions.
         known: what is known of points before they are tried; see `build_sampler`.
-        noise: noise of one training run, relative to the quality, if it is known (ehvi).
 
     Returns:
         The point, and the system attributes that the sampler needs when it is asked again.
@@ -175,17 +194,25 @@ def suggest(
     with warnings.catch_warnings(), silence_optuna():
         warnings.simplefilter("ignore")
         sampler = build_sampler(settings, own_seed, slot=slot, sequence=sequence, known=known, source=source)
+        if settings.name == "ehvi" and (fixed is not None or past):
+            return dict(fixed) if fixed is not None else _suggest_directly(sampler, past, choices), {}
         copy = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
-        if settings.name == "ehvi":
-            copy.add_trials(_as_observed(past, choices, objectives, noise))
-        else:
-            copy.add_trials(_as_trials(past, choices, objectives))
+        copy.add_trials(_as_trials(past, choices, objectives))
         if fixed is not None:
             copy.enqueue_trial(dict(fixed))
         trial = copy.ask(dict(choices))
         stored = copy.get_trials(deepcopy=False)[-1].system_attrs
     attrs = {key: value for key, value in stored.items() if not key.startswith((_GP_ATTRS, "fixed_params"))}
     return {name: int(value) for name, value in trial.params.items()}, attrs
+
+
+def _suggest_directly(
+    sampler: Any, past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution]
+) -> dict[str, int]:
+    """A suggestion of our own sampler, which needs no copy of the study."""
+    from archsearch.samplers.grid import Grid
+
+    return {name: int(value) for name, value in sampler.suggest(Grid(choices), past).items()}
 
 
 def _as_trials(
@@ -212,29 +239,6 @@ def _as_trials(
                 constraints={"excess": p.excess or 0.0} if limited and not p.running else None,
                 system_attrs=dict(p.sampler_attrs),
             )
-        )
-    return trials
-
-
-def _as_observed(
-    past: Sequence[ObservedTrial],
-    choices: Mapping[str, BaseDistribution],
-    objectives: Sequence[str],
-    noise: float | None,
-) -> list[Any]:
-    """Frozen Optuna trials of the candidates, without values where some were never measured, sorted by slot."""
-    from optuna.trial import TrialState, create_trial
-
-    from archsearch.samplers.ehvi import NOISE
-
-    trials = []
-    for p in sorted(past, key=lambda p: p.slot):
-        whole = len(p.values) == len(objectives) and None not in p.values
-        state = TrialState.RUNNING if p.running else TrialState.COMPLETE if whole else TrialState.PRUNED
-        values = [v for v in p.values if v is not None] if state == TrialState.COMPLETE else None
-        own = {} if noise is None else {NOISE: noise / math.sqrt(p.runs)}
-        trials.append(
-            create_trial(state=state, params=dict(p.point), distributions=dict(choices), values=values, user_attrs=own)
         )
     return trials
 

@@ -167,11 +167,11 @@ class Worker:
         The architecture is stored first and the other running trials are read after that, so that of two workers with
         the same proposal at least one notices.
         """
-        attempt = 0
+        attempt, trials = 0, self._queue.known
         while True:
-            proposal = self._proposer.propose(claim, self._queue.trials(), attempt=attempt)
+            proposal = self._proposer.propose(claim, trials, attempt=attempt)
             self._queue.write(claim.trial_id, architecture_id=proposal.architecture.id)
-            others = [t for t in self._queue.trials().running.values() if t.number != claim.number]
+            others = [t for t in trials.read().running.values() if t.number != claim.number]
             if all(t.architecture_id != proposal.architecture.id for t in others):
                 return proposal
             attempt += 1

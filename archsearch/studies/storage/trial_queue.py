@@ -57,12 +57,13 @@ class TrialQueue:
     def __init__(self, study: Study, settings: StudyConfig) -> None:
         self.study, self._settings = study, settings
         self._storage: BaseStorage = study._storage
-        self._trials = StudyTrials(study)
         self._further_runs = FurtherRuns(settings)
+        self.known = StudyTrials(study)
+        """All trials made by a worker, as of the last read."""
 
     def trials(self) -> StudyTrials:
         """All trials made by a worker, as they are now."""
-        return self._trials.read()
+        return self.known.read()
 
     # Claiming
 
@@ -110,7 +111,7 @@ class TrialQueue:
         return self._further_runs.next(trials, proposing=budget.proposes) if budget.lasts else None
 
     def _budget(self, trials: StudyTrials, before: TrialRecord | None = None) -> Budget:
-        """What is left of the budget.
+        """Determine what is left of the budget.
 
         Args:
             before: leave out this trial and those after it.
