@@ -307,9 +307,23 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "generate a run of other classes": lambda f: generate(f, b'{"_class_name": "X", "unet": ["y", "Z"]}'),
     "generate no image's name": lambda f: ([*generate(f)[0][:3], "--out", "a.pdf"], "a.pdf"),
     "generate into a file": lambda f: ([*generate(f)[0][:3], "--out", str(written(f / "x", b"") / "a.png")], "x"),
+    "generate a damaged run into a new folder": lambda f: (
+        [*generate(f, b"{")[0][:3], "--out", str(f / "new" / "a.png")],
+        "run",
+    ),
     "generate no size": lambda f: ([*generate(f)[0], "--size", "big"], "big"),
     "generate no steps": lambda f: ([*generate(f)[0], "--steps", "0"], "--steps"),
     "export no run": lambda f: (["export", str(f / "none"), "--to", "coreml"], "none"),
+    "export a damaged run into a new folder": lambda f: (
+        ["export", generate(f, b"{")[0][1], "--to", "coreml", "--out", str(f / "new" / "coreml")],
+        "run",
+    ),
+    "convert no net": lambda f: (["convert", str(f / "none"), "--out", str(f / "new" / "net")], "none"),
+    "convert into a file": lambda f: (["convert", str(f), "--out", str(written(f / "x", b"") / "net")], "x/net"),
+    "latency sample of no device": lambda f: (
+        ["latency", "sample", "emoji", "--out", str(f / "r.jsonl"), "--device", "abacus"],
+        "abacus",
+    ),
     "export to something else": lambda f: (["export", str(f), "--to", "onnx"], "onnx"),
     "export a damaged run": lambda f: (["export", generate(f, b"{")[0][1], "--to", "coreml"], "run"),
     "export both weights": lambda f: (
@@ -370,6 +384,7 @@ def test_one_line_and_status_2(
 ) -> None:
     arguments, names = CASES[name](tmp_path)
     given = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    folders = {path for path in tmp_path.rglob("*") if path.is_dir()}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["archsearch", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -384,6 +399,8 @@ def test_one_line_and_status_2(
     assert out == ""
     left = {path for path in tmp_path.rglob("*") if path.is_file()} - set(given)
     assert not {path for path in left if path.suffix != ".db" and "study.db-" not in path.name}, "half-written files"
+    made = {path for path in tmp_path.rglob("*") if path.is_dir()} - folders
+    assert not {path for path in made if path.relative_to(tmp_path).parts[0] != "runs"}, "empty folders"
     assert all(path.read_bytes() == content for path, content in given.items()), "the user's files are untouched"
 
 

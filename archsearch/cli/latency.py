@@ -144,10 +144,9 @@ def sample(
             failed=lambda _, why: typer.echo(why, err=True),
             progress=progress,
         )
-    ids = {arch.id for arch in archs}
-    of_ours = [timed for timed in timings.load_samples(out) if timed.architecture.id in ids]
-    nets = len(timings.fastest_per_net(of_ours))
-    typer.echo(f"{out}: {len(of_ours)} records of {nets} of the {num} architectures")
+    known = timings.group_by_architecture(out, wanted.latent_size, wanted.context_tokens)
+    measured = [len(known[arch_id]) for arch_id in {arch.id for arch in archs} if known[arch_id]]
+    typer.echo(f"{out}: {sum(measured)} records of {len(measured)} of the {num} architectures")
 
 
 @latency_app.command(epilog="Example: archsearch latency fit records.jsonl --out my-phone.json")

@@ -14,7 +14,8 @@ import typer
 
 from archsearch.cli.options import Json, Quiet
 from archsearch.cli.output import print_json, print_table, progress_bar
-from snapgen.errors import InputError, os_errors
+from snapgen.errors import InputError
+from snapgen.io.atomic import atomic_write, check_writable, write_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,8 +164,7 @@ def _prepare(out: Path) -> None:
         raise InputError("--out", f"{out} is no image's name", f"end it in one of: {', '.join(SUFFIXES)}")
     if out.is_dir():
         raise InputError("--out", f"{out} is a folder", "name a file")
-    with os_errors(out, "name another file"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
 
 
 def _write(images: Tensor, columns: int, out: Path) -> None:
@@ -173,10 +173,11 @@ def _write(images: Tensor, columns: int, out: Path) -> None:
     from PIL import Image
 
     from snapgen.data.pixels import grid
-    from snapgen.io.atomic import atomic_write
 
     pixels = (images.cpu() * 255).round().to(torch.uint8)
     sheet = Image.fromarray(grid(pixels, -(-len(pixels) // columns), columns).permute(1, 2, 0).numpy())
     form = Image.registered_extensions()[out.suffix.lower()]
-    with os_errors(out, "name another file"), atomic_write(out) as part:
-        sheet.save(part, format=form)
+    with write_errors(out, "name another file"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out) as part:
+            sheet.save(part, format=form)

@@ -69,16 +69,14 @@ def compare_recipes(
     """Train variants of a recipe over the same seeds, and say what each choice is worth."""
     import archsearch.reports.comparison
     from archsearch.training.comparison import compare, load_comparison
-    from snapgen.io.atomic import atomic_write_text
+    from snapgen.io.atomic import atomic_write_texts
 
     found = load_comparison(comparison)
     results = compare(found, log=(lambda _: None) if quiet else lambda line: typer.echo(line, err=True))
     page = archsearch.reports.comparison.markdown(found, results)
     if out:
-        atomic_write_text(out.with_suffix(".md"), page)
-        atomic_write_text(
-            out.with_suffix(".csv"), archsearch.reports.comparison.frame(found, results).to_csv(index=False)
-        )
+        table = archsearch.reports.comparison.frame(found, results).to_csv(index=False)
+        atomic_write_texts({out.with_suffix(".md"): page, out.with_suffix(".csv"): table})
     typer.echo(page)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from archsearch.training.recipe import Recipe
@@ -137,16 +136,9 @@ class RunFolder:
         Raises:
             InputError: if it cannot be written; the existing pipeline is left unchanged.
         """
-        old, new = (self.path / f".{self.pipeline.name}.{age}" for age in ("old", "new"))
-        for leftover in (old, new):
-            shutil.rmtree(leftover, ignore_errors=True)
-        with self._write_errors(self.pipeline), silence_libraries():
-            write(new)
-            (new / STAGES_FILE).write_text(stages + "\n")
-            if self.pipeline.exists():
-                self.pipeline.rename(old)
-            new.rename(self.pipeline)
-        shutil.rmtree(old, ignore_errors=True)
+        with _whole_folder(self.pipeline, replace=True) as folder:
+            write(folder)
+            (folder / STAGES_FILE).write_text(stages + "\n")
 
     def write_result(self, number: int, write: Callable[[Path], object]) -> None:
         """Write a stage's result atomically and delete its checkpoint.
@@ -154,25 +146,10 @@ class RunFolder:
         Raises:
             InputError: if it cannot be written; the checkpoint is kept.
         """
-        result = self.result(number)
-        for leftover in result.parent.glob(f".{result.name}-*"):  # left by a killed process
-            shutil.rmtree(leftover, ignore_errors=True)
         (self.pipeline / STAGES_FILE).unlink(missing_ok=True)  # a pipeline of an earlier result must be rebuilt
-        with self._write_errors(result), silence_libraries(), atomic_folder(result) as folder:
+        with _whole_folder(self.result(number)) as folder:
             write(folder)
         self.checkpoint.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _write_errors(self, path: Path) -> Iterator[None]:
-        """Convert write errors in the block into an `InputError`, and delete what was partly written."""
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(path.with_name(f".{path.name}.new"), ignore_errors=True)
-            problem = f"cannot be written ({first_line(error)})"
-            raise InputError(
-                path, problem, "free disk space; the same command resumes from the last checkpoint"
-            ) from None
 
     @contextlib.contextmanager
     def checkpoint_errors(self) -> Iterator[None]:
@@ -193,6 +170,16 @@ class RunFolder:
             return {}, None
         tensors, metadata = checkpoint.load_checkpoint(self.checkpoint)
         return (tensors, metadata) if metadata.get("stage") == self.recipe.stages[number].name else ({}, None)
+
+
+@contextlib.contextmanager
+def _whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder of the run that is written aside; what a killed process left of it is deleted first."""
+    for leftover in path.parent.glob(f".{path.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    remedy = "free disk space; the same command resumes from the last checkpoint"
+    with silence_libraries(), atomic_folder(path, replace=replace, remedy=remedy) as folder:
+        yield folder
 
 
 def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:

@@ -12,7 +12,8 @@ from snapgen.architecture.presets import TINY_DECODER
 from snapgen.conditioning.text_encoder import MINILM
 from snapgen.coreml import convert
 from snapgen.coreml.package import PackageOptions
-from snapgen.errors import InputError, os_errors
+from snapgen.errors import InputError
+from snapgen.io.atomic import atomic_folder, check_writable
 
 if TYPE_CHECKING:
     from snapgen.autoencoders.tiny_decoder import TinyDecoder
@@ -47,7 +48,10 @@ def export_net(
         raise InputError("--out", f"{out} is not a package's name", "end it in .mlpackage")
     if out.exists() and not (out / "Manifest.json").is_file():
         raise InputError("--out", f"{out} exists and is not a package", "name another")
-    _place(_converted(name, latent_size, context_tokens, options or PackageOptions()), out)
+    check_writable(out)
+    package = _converted(name, latent_size, context_tokens, options or PackageOptions())
+    with atomic_folder(out, replace=True) as folder:  # a copy: the package stays in the cache
+        shutil.copytree(package, folder, dirs_exist_ok=True)
 
 
 def _converted(name: str, latent_size: int, tokens: int | None, options: PackageOptions) -> Path:
@@ -84,17 +88,3 @@ def _decoder(name: str) -> TinyDecoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return cast("TinyDecoder", TinyDecoder(**PAPER))
-
-
-def _place(package: Path, out: Path) -> None:
-    """Copy the package out of the cache."""
-    part = out.with_suffix(".part")
-    try:
-        with os_errors(out, "name another place"):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(package, part, dirs_exist_ok=True)
-            if out.exists():
-                shutil.rmtree(out)
-            part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,16 @@ def test_one_net_is_one_package(run: Any, trained: Path, tmp_path: Path, monkeyp
     assert found["package"] == "other.mlpackage"
     assert [line for line in found["violations"] if line not in out.replace("\n", " ")] == []
     assert sum(found["operation_counts"].values()) == found["operations"]
+
+
+def test_terminated_an_export_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "convert_unet", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, "argv", ["archsearch", "export", "demo", "--to", "coreml", "--out", str(tmp_path / "a/b")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_has_its_own_context(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -111,7 +111,7 @@ def test_a_missing_pipeline_is_made_again(whole: Path, tmp_path: Path) -> None:
     subprocess.run(["cp", "-r", str(folder), str(tmp_path / "copy")], check=True)
     copy = tmp_path / "copy" / "runs" / "tiny"
     before = weights(copy)
-    (copy / "pipeline").rename(copy / ".pipeline.old")
+    (copy / "pipeline").rename(copy / ".pipeline-killed.old")
     os.chdir(tmp_path / "copy")
     training.train(*recipe(folder), log=silent)
     assert weights(copy) == before
