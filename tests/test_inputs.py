@@ -295,6 +295,8 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "cost a bad architecture": lambda f: (["cost", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
     "cost latent not halved": lambda _: (["cost", "snapgen-t2i", "--latent-size", "30"], "multiple of 4"),
     "cost latent too large": lambda _: (["cost", "tiny-decoder", "--latent-size", "5000"], "--latent-size"),
+    "cost no such reference": lambda _: (["cost", "emoji/bse"], "no reference 'bse'"),
+    "cost of a study not begun": lambda _: (["cost", "emoji:best"], "run archsearch search first"),
     "cost no tokens": lambda _: (["cost", "snapgen-t2i", "--context-tokens", "0"], "--context-tokens"),
     "score unknown architecture": lambda _: (["score", "snapgenius"], "snapgenius"),
     "score a bad architecture": lambda f: (["score", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
@@ -354,24 +356,37 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "train no recipe": lambda f: (["train", str(f / "none.yaml")], "none.yaml"),
     "train no stages": lambda f: train(f, stages=[]),
     "train unknown key": lambda f: train(f, stagse=[]),
-    "train missing data": lambda f: train(f, "pictures", data=str(f / "pictures")),
-    "train missing autoencoder": lambda f: train(f, "vae", autoencoder=str(f / "vae")),
-    "train missing text encoder": lambda f: train(f, "clip", text_encoders=[{"encoder": str(f / "clip")}]),
+    "train missing data": lambda f: train(f, f"recipe.yaml: data: {f}/pictures", data=str(f / "pictures")),
+    "train corrupt data": lambda f: train(
+        f, "recipe.yaml: data: ", data=str(f / folder_of(f, "pictures", a_png=b"x")[1])
+    ),
+    "train missing weights": lambda f: train(f, "recipe.yaml: init_weights: ", init_weights=str(f / "gone")),
+    "train missing architecture": lambda f: train(f, "recipe.yaml: architecture: nosuch", architecture="nosuch:best"),
+    "train missing autoencoder": lambda f: train(f, f"recipe.yaml: autoencoder: {f}/vae", autoencoder=str(f / "vae")),
+    "train missing text encoder": lambda f: train(
+        f, f"recipe.yaml: text_encoders: {f}/clip", text_encoders=[{"encoder": str(f / "clip")}]
+    ),
+    "train missing teacher": lambda f: train(
+        f,
+        f"recipe.yaml: teacher.path: {f}/sd3",
+        teacher={"path": str(f / "sd3")},
+        stages=[{**BASE, "distillation": {}}],
+    ),
     "train resolution that does not fit": lambda f: train(
         f, "stages[0].resolution", stages=[{**BASE, "resolution": 36}]
     ),
     "train a study of no trials": lambda f: ([*train(f)[0], "--architecture", "nosuchstudy:best"], "nosuchstudy"),
     "halving by a teacher of another prediction": lambda f: halving(f, "net: predicts 'noise'"),
-    "halving by a teacher that is missing": lambda f: halving(f, "gone: is not a folder", teacher=str(f / "gone")),
-    "halving with a bad probability": lambda f: halving(
-        f, "stages[0].progressive.cfg_probability", cfg_probability=1.2
+    "halving by a teacher that is missing": lambda f: halving(
+        f, f"recipe.yaml: stages[0].teacher: {f}/gone: is not a folder", teacher=str(f / "gone")
     ),
+    "halving with a bad probability": lambda f: halving(f, "stages[0].cfg_probability", cfg_probability=1.2),
     "halving with a bad range of guidance": lambda f: halving(f, "cfg_range [9, 2] is not 0", cfg_range=[9, 2]),
     "halving of odd steps": lambda f: halving(f, "teacher_steps 9 is odd", teacher_steps=9),
     "train bad seed": lambda f: ([*train(f)[0], "--seed", "-3"], "--seed"),
     "train bad name": lambda f: ([*train(f)[0], "--name", "../up"], "../up"),
     "train to no stage": lambda f: ([*train(f)[0], "--stop-after", "end"], "--stop-after"),
-    "plan missing data": lambda f: ([*train(f, data=str(f / "pictures"))[0], "--dry-run"], "pictures"),
+    "plan missing data": lambda f: ([*train(f, data=str(f / "pictures"))[0], "--dry-run"], "recipe.yaml: data: "),
     "unknown command": lambda _: (["serach"], "serach"),
     "unknown option": lambda _: (["search", "emoji", "--fast"], "--fast"),
     "option of wrong type": lambda _: (["search", "emoji", "--trials", "x"], "--trials"),

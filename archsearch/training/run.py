@@ -140,12 +140,13 @@ class RecipeRunner:
         """
         check_recipe(self.recipe, self.arch, self.shapes, processes=self.accelerator.num_processes)
         if self.recipe.init_weights is not None:
-            run_folder.check_unet(Path(self.recipe.init_weights), self.arch)
             first = next(filter(trains_student, self.recipe.stages), None)
-            if isinstance(first, ProgressiveDistillationStage) and unet_teacher(first) is None:
-                check_prediction_type(Path(self.recipe.init_weights), self.recipe.prediction_type, required=True)
+            with self.recipe.error_context("init_weights"):
+                run_folder.check_unet(Path(self.recipe.init_weights), self.arch)
+                if isinstance(first, ProgressiveDistillationStage) and unet_teacher(first) is None:
+                    check_prediction_type(Path(self.recipe.init_weights), self.recipe.prediction_type, required=True)
         resolutions = [resolution for stage in self.recipe.stages for resolution in resolutions_of(stage)]
-        with self.accelerator.main_process_first():
+        with self.accelerator.main_process_first(), self.recipe.error_context("data"):
             self.data.images("train", max(resolutions))
 
     def run(self, stop_after: str | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from archsearch.quality import processes
-from archsearch.studies.config.study import StudyConfig, error_context
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import samplers
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.display import Display
@@ -62,7 +62,7 @@ def search(
         _check_plan(settings, space, proposer)
         samplers.build_sampler(settings.sampler, seed=0, source=settings.source)
         built_scorer = scorer(settings, space)
-        with error_context(settings, "space"):
+        with settings.error_context("space"):
             built_scorer.check(space.base)
         study = create_or_resume(settings, {"space": space.to_dict(), **built_scorer.describe()})
         artifact_store(study)  # fails now, not after the first training, if the folder is not writable
