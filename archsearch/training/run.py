@@ -153,6 +153,7 @@ class RecipeRunner:
         """Run every unfinished stage, up to ``stop_after``, and write the pipeline."""
         if self.accelerator.is_main_process:
             self.folder.record_recipe()
+            self.folder.check_results()
         self.accelerator.wait_for_everyone()
         for number, stage in enumerate(self.recipe.stages):
             if not self.folder.result(number).is_dir():
@@ -370,6 +371,7 @@ class RecipeRunner:
         decoders = [i for i, s in done if isinstance(s, DecoderStage)][-1:]
         stages = ", ".join(self.folder.label(i) for i in (index, *decoders))
         if self.folder.pipeline_stages() == stages:
+            self.folder.check_pipeline()
             return
         unet = run_folder.read_unet(self.folder.result(index), self.arch)
         assert unet is not None

@@ -17,6 +17,8 @@ from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError, first_line, os_errors
 from snapgen.io import checkpoint
 from snapgen.io.atomic import atomic_folder, atomic_write
+from snapgen.io.digests import CHECKSUMS, check_checksums, write_checksums
+from snapgen.io.pretrained import open_weights
 from snapgen.models.unet import UNet, load_unet
 from snapgen.progress import silence_libraries
 from snapgen.training.stages import AnyStage
@@ -126,6 +128,23 @@ class RunFolder:
         stages_file = self.pipeline / STAGES_FILE
         return stages_file.read_text().strip() if stages_file.is_file() else None
 
+    def check_results(self) -> None:
+        """Check the results of the finished stages against the checksums that were written with them.
+
+        Raises:
+            InputError: if a file is missing, damaged or changed; it names the file, and how to go on.
+        """
+        for result in (path for path in map(self.result, range(len(self.recipe.stages))) if path.is_dir()):
+            remedy = f"restore it, or remove {result} to train the stage again"
+            check_checksums(result, remedy)
+            if not (result / CHECKSUMS).is_file():  # a result of before there were any
+                with _with_remedy(remedy):
+                    open_weights(result)
+
+    def check_pipeline(self) -> None:
+        """Check the pipeline against its checksums; see `check_results`."""
+        check_checksums(self.pipeline, f"restore it, or remove {self.pipeline}: the same command writes it again")
+
     def write_pipeline(self, write: Callable[[Path], object], stages: str) -> None:
         """Write the pipeline to a temporary folder and replace the existing one.
 
@@ -180,6 +199,7 @@ def _whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     remedy = "free disk space; the same command resumes from the last checkpoint"
     with silence_libraries(), atomic_folder(path, replace=replace, remedy=remedy) as folder:
         yield folder
+        write_checksums(folder)
 
 
 def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
@@ -191,10 +211,16 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     if folder is None:
         return None
     check_unet(Path(folder), arch)
-    try:
+    with _with_remedy("restore it, or remove its folder to train the stage again"):
         return load_unet(Path(folder))
+
+
+@contextlib.contextmanager
+def _with_remedy(remedy: str) -> Iterator[None]:
+    """Replace the remedy of an `InputError`."""
+    try:
+        yield
     except InputError as error:
-        remedy = "restore it, or remove its folder to train the stage again"
         raise InputError(error.source, error.problem, remedy, place=error.place) from None
 
 
