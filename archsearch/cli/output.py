@@ -87,8 +87,13 @@ class _PlainLines:
         typer.echo(f"{self._message}: {fraction:.0%}" + (f", {left}" if left else ""), err=True)
 
 
-def print_score(score: Score) -> None:
-    """A score, a row a number."""
+def print_score(score: Score, *, interval: str = "95 % interval") -> None:
+    """A score, a row a number.
+
+    Args:
+        score: what to print.
+        interval: what the interval of a quality is.
+    """
     from archsearch.score import QUALITY_METRICS, metric_label
 
     extractor = score.quality.extractor if score.quality else ""
@@ -101,5 +106,5 @@ def print_score(score: Score) -> None:
         estimate = getattr(score.quality, name, None)
         if estimate:
             label = metric_label(name, extractor)
-            rows.append((label, f"{estimate:.4g}"))
+            rows.append((label, f"{estimate.value:.4g} ({interval} {estimate.low:.4g}–{estimate.high:.4g})"))
     print_table("", ("", ""), rows)

@@ -139,7 +139,7 @@ def best(
         )
         return
     typer.echo(f"Trial {candidate.number}, architecture {candidate.architecture.id}: {choice.reason}")
-    print_score(candidate.score)
+    print_score(candidate.score, interval="95 % interval, spread of seeds pooled over the study,")
 
 
 @app.command(epilog="Example: archsearch audit emoji --factor 5 --out audit.md    Resumes as a search does.")
