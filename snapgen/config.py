@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,14 +103,74 @@ def parse_config(values: object, model: type[S], *, source: str | Path, place: s
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         path = place
-        for step in first["loc"]:
+        for step in _steps(values, first["loc"], missing=first["type"] == "missing"):
             path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
         if first["type"] == "extra_forbidden":
             names = ", ".join(sorted(model.model_fields)) if len(first["loc"]) == 1 else ""
             remedy = f"remove it or use one of: {names}" if names else "remove it or check its spelling"
             raise InputError(source, "unknown key", remedy, place=path) from None
-        problem, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
-        raise InputError(source, problem[0].lower() + problem[1:], remedy or "correct it", place=path) from None
+        raise InputError(source, *problem_and_remedy(error), place=path) from None
+
+
+def _steps(values: Any, location: Sequence[int | str], *, missing: bool) -> Iterator[int | str]:
+    """The steps of an error's location that lead through the values; pydantic's also name members of unions."""
+    for number, step in enumerate(location):
+        keys = {str(key): key for key in values} if isinstance(values, dict) else {}
+        if isinstance(step, int):
+            values = values[step] if isinstance(values, list | tuple) and step < len(values) else None
+        elif step in keys:
+            values = values[keys[step]]
+        elif not missing or number + 1 < len(location):
+            continue
+        yield step
+
+
+def problem_and_remedy(error: ValueError, remedy: str = "correct it") -> tuple[str, str]:
+    """What is wrong with a value, and what to write, in plain words.
+
+    Args:
+        error: of pydantic, whose first error counts, or with a message "problem; remedy".
+        remedy: for a message without one.
+    """
+    message = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        given, context = _shown(first["input"]), first.get("ctx", {})
+        for kinds, problem, what_to_write in _PLAIN:
+            if ("finite_number" if first["input"] != first["input"] else first["type"]) in kinds.split():  # NaN
+                return problem.format(given=given, **context), what_to_write.format(**context)
+        message = first["msg"].removeprefix("Value error, ")
+    problem, _, own = message.partition("; ")
+    return problem[:1].lower() + problem[1:], own or remedy
+
+
+def _shown(value: object) -> str:
+    """A value about as it stands in a file, at most 60 characters of it."""
+    if value is None or isinstance(value, bool):
+        return "nothing" if value is None else str(value).lower()
+    return f"{value!r:.60}" if isinstance(value, str | int | float | list) else "a mapping"
+
+
+_PLAIN = (
+    ("missing", "is required, but missing", "add it"),
+    ("int_type int_parsing int_from_float", "{given} is not a whole number", "write one, e.g. 8"),
+    ("float_type float_parsing", "{given} is not a number", "write one, e.g. 0.5"),
+    ("finite_number", "{given} is not a finite number", "write one that is, e.g. 0.5"),
+    ("bool_type bool_parsing", "{given} is neither true nor false", "write true or false"),
+    ("string_type", "{given} is not a text", "write a text, in quotes if it looks like a number"),
+    ("list_type tuple_type", "{given} is not a list", "write a list, e.g. [a, b]"),
+    ("dict_type mapping_type model_type model_attributes_type", "{given} is not a mapping", "write 'key: value' lines"),
+    ("literal_error enum", "{given} is not one of the choices", "use one of: {expected}"),
+    ("greater_than", "{given} is too small", "write a number above {gt}"),
+    ("greater_than_equal", "{given} is too small", "write {ge} or more"),
+    ("less_than", "{given} is too large", "write a number below {lt}"),
+    ("less_than_equal", "{given} is too large", "write {le} or less"),
+    ("too_short", "has {actual_length} of at least {min_length} entries", "add some"),
+    ("too_long", "has more than the {max_length} entries that it may have", "remove some"),
+    ("union_tag_not_found", "its {discriminator} is missing", "add {discriminator}, which says what this is"),
+    ("union_tag_invalid", "{tag!r} is not one of the kinds", "use one of: {expected_tags}"),
+)
+"""Types of pydantic's errors that people meet, what is wrong then, and what to write."""
 
 
 class _UniqueKeys(yaml.SafeLoader):

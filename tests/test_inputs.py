@@ -299,6 +299,8 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "cost a bad architecture": lambda f: (["cost", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
     "cost latent not halved": lambda _: (["cost", "snapgen-t2i", "--latent-size", "30"], "multiple of 4"),
     "cost latent too large": lambda _: (["cost", "tiny-decoder", "--latent-size", "5000"], "--latent-size"),
+    "cost no such reference": lambda _: (["cost", "emoji/bse"], "no reference 'bse'"),
+    "cost of a study not begun": lambda _: (["cost", "emoji:best"], "run archsearch search first"),
     "cost no tokens": lambda _: (["cost", "snapgen-t2i", "--context-tokens", "0"], "--context-tokens"),
     "score unknown architecture": lambda _: (["score", "snapgenius"], "snapgenius"),
     "score a bad architecture": lambda f: (["score", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
@@ -315,9 +317,23 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "generate a run of other classes": lambda f: generate(f, b'{"_class_name": "X", "unet": ["y", "Z"]}'),
     "generate no image's name": lambda f: ([*generate(f)[0][:3], "--out", "a.pdf"], "a.pdf"),
     "generate into a file": lambda f: ([*generate(f)[0][:3], "--out", str(written(f / "x", b"") / "a.png")], "x"),
+    "generate a damaged run into a new folder": lambda f: (
+        [*generate(f, b"{")[0][:3], "--out", str(f / "new" / "a.png")],
+        "run",
+    ),
     "generate no size": lambda f: ([*generate(f)[0], "--size", "big"], "big"),
     "generate no steps": lambda f: ([*generate(f)[0], "--steps", "0"], "--steps"),
     "export no run": lambda f: (["export", str(f / "none"), "--to", "coreml"], "none"),
+    "export a damaged run into a new folder": lambda f: (
+        ["export", generate(f, b"{")[0][1], "--to", "coreml", "--out", str(f / "new" / "coreml")],
+        "run",
+    ),
+    "convert no net": lambda f: (["convert", str(f / "none"), "--out", str(f / "new" / "net")], "none"),
+    "convert into a file": lambda f: (["convert", str(f), "--out", str(written(f / "x", b"") / "net")], "x/net"),
+    "latency sample of no device": lambda f: (
+        ["latency", "sample", "emoji", "--out", str(f / "r.jsonl"), "--device", "abacus"],
+        "abacus",
+    ),
     "export to something else": lambda f: (["export", str(f), "--to", "onnx"], "onnx"),
     "export a damaged run": lambda f: (["export", generate(f, b"{")[0][1], "--to", "coreml"], "run"),
     "export both weights": lambda f: (
@@ -348,24 +364,37 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "train no recipe": lambda f: (["train", str(f / "none.yaml")], "none.yaml"),
     "train no stages": lambda f: train(f, stages=[]),
     "train unknown key": lambda f: train(f, stagse=[]),
-    "train missing data": lambda f: train(f, "pictures", data=str(f / "pictures")),
-    "train missing autoencoder": lambda f: train(f, "vae", autoencoder=str(f / "vae")),
-    "train missing text encoder": lambda f: train(f, "clip", text_encoders=[{"encoder": str(f / "clip")}]),
+    "train missing data": lambda f: train(f, f"recipe.yaml: data: {f}/pictures", data=str(f / "pictures")),
+    "train corrupt data": lambda f: train(
+        f, "recipe.yaml: data: ", data=str(f / folder_of(f, "pictures", a_png=b"x")[1])
+    ),
+    "train missing weights": lambda f: train(f, "recipe.yaml: init_weights: ", init_weights=str(f / "gone")),
+    "train missing architecture": lambda f: train(f, "recipe.yaml: architecture: nosuch", architecture="nosuch:best"),
+    "train missing autoencoder": lambda f: train(f, f"recipe.yaml: autoencoder: {f}/vae", autoencoder=str(f / "vae")),
+    "train missing text encoder": lambda f: train(
+        f, f"recipe.yaml: text_encoders: {f}/clip", text_encoders=[{"encoder": str(f / "clip")}]
+    ),
+    "train missing teacher": lambda f: train(
+        f,
+        f"recipe.yaml: teacher.path: {f}/sd3",
+        teacher={"path": str(f / "sd3")},
+        stages=[{**BASE, "distillation": {}}],
+    ),
     "train resolution that does not fit": lambda f: train(
         f, "stages[0].resolution", stages=[{**BASE, "resolution": 36}]
     ),
     "train a study of no trials": lambda f: ([*train(f)[0], "--architecture", "nosuchstudy:best"], "nosuchstudy"),
     "halving by a teacher of another prediction": lambda f: halving(f, "net: predicts 'noise'"),
-    "halving by a teacher that is missing": lambda f: halving(f, "gone: is not a folder", teacher=str(f / "gone")),
-    "halving with a bad probability": lambda f: halving(
-        f, "stages[0].progressive.cfg_probability", cfg_probability=1.2
+    "halving by a teacher that is missing": lambda f: halving(
+        f, f"recipe.yaml: stages[0].teacher: {f}/gone: is not a folder", teacher=str(f / "gone")
     ),
+    "halving with a bad probability": lambda f: halving(f, "stages[0].cfg_probability", cfg_probability=1.2),
     "halving with a bad range of guidance": lambda f: halving(f, "cfg_range [9, 2] is not 0", cfg_range=[9, 2]),
     "halving of odd steps": lambda f: halving(f, "teacher_steps 9 is odd", teacher_steps=9),
     "train bad seed": lambda f: ([*train(f)[0], "--seed", "-3"], "--seed"),
     "train bad name": lambda f: ([*train(f)[0], "--name", "../up"], "../up"),
     "train to no stage": lambda f: ([*train(f)[0], "--stop-after", "end"], "--stop-after"),
-    "plan missing data": lambda f: ([*train(f, data=str(f / "pictures"))[0], "--dry-run"], "pictures"),
+    "plan missing data": lambda f: ([*train(f, data=str(f / "pictures"))[0], "--dry-run"], "recipe.yaml: data: "),
     "unknown command": lambda _: (["serach"], "serach"),
     "unknown option": lambda _: (["search", "emoji", "--fast"], "--fast"),
     "option of wrong type": lambda _: (["search", "emoji", "--trials", "x"], "--trials"),
@@ -378,6 +407,7 @@ def test_one_line_and_status_2(
 ) -> None:
     arguments, names = CASES[name](tmp_path)
     given = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    folders = {path for path in tmp_path.rglob("*") if path.is_dir()}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["archsearch", *arguments])
     with pytest.raises(SystemExit) as ended:
@@ -392,6 +422,8 @@ def test_one_line_and_status_2(
     assert out == ""
     left = {path for path in tmp_path.rglob("*") if path.is_file()} - set(given)
     assert not {path for path in left if path.suffix != ".db" and "study.db-" not in path.name}, "half-written files"
+    made = {path for path in tmp_path.rglob("*") if path.is_dir()} - folders
+    assert not {path for path in made if path.relative_to(tmp_path).parts[0] != "runs"}, "empty folders"
     assert all(path.read_bytes() == content for path, content in given.items()), "the user's files are untouched"
 
 

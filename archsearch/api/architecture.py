@@ -8,9 +8,8 @@ from typing import Any
 from archsearch import devices
 from archsearch.cost import counter
 from archsearch.latency.base import Backend
-from archsearch.predictor import reference_nets
 from archsearch.score import Cost, LatencyRecord
-from archsearch.training import recipe
+from archsearch.studies import lookup
 from snapgen.architecture.schema import Architecture
 
 LATENT_SIZE = 128
@@ -29,8 +28,7 @@ def find_architecture(architecture: Architecture | str | Path) -> Architecture:
     """
     if isinstance(architecture, Architecture):
         return architecture
-    name = str(architecture)
-    return recipe.architecture(name) if ":" in name else reference_nets.architecture(name)
+    return lookup.find_architecture(str(architecture))
 
 
 def count_cost(

@@ -18,6 +18,7 @@ from archsearch.reports.study_report import write_report
 from archsearch.studies.config.study import StudyConfig, load_config
 from archsearch.studies.evolution import run as evolution
 from archsearch.studies.experiments import ablation as ablation_run, ablation_results, proxy_audit
+from archsearch.studies.lookup import stored_config
 from archsearch.studies.search import candidates, run as search_run, weights
 from archsearch.studies.search.candidates import Recommendation, eligible, load_candidates, pareto_front
 from archsearch.studies.storage import database
@@ -253,10 +254,7 @@ def load_study(study: str | Path | StudyConfig, *, storage: str | None = None) -
         config = study.with_overrides(storage=storage)
         return Study(config, database.load_study(config))
     optuna_study = database.open_study(str(study))
-    if "settings" not in optuna_study.user_attrs:
-        raise InputError(f"study {optuna_study.study_name}", "was killed before it began", "run it again")
-    config = StudyConfig.model_validate(optuna_study.user_attrs["settings"])
-    return Study(config, optuna_study, source=str(study))
+    return Study(stored_config(optuna_study), optuna_study, source=str(study))
 
 
 def audit(

@@ -25,6 +25,7 @@ from archsearch.cli import (
     study,
     train,
 )
+from archsearch.studies.signals import terminable
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ def main() -> NoReturn:
     if os.environ.get("RANK", "0") != "0":  # of processes that were launched together, one prints
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process lives
     try:
-        status = app(prog_name="archsearch", standalone_mode=False)
+        with terminable():  # whatever is half-written is deleted
+            status = app(prog_name="archsearch", standalone_mode=False)
     except InputError as error:
         _fail(str(error), BAD_INPUT)
     except (KeyboardInterrupt, typer.Abort):

@@ -37,14 +37,13 @@ def convert(
 ) -> None:
     """Turn a diffusers U-Net (SD-1.5, SDXL, DreamLite) into ours, with the same outputs."""
     from snapgen.conversion.from_diffusers import from_diffusers
-    from snapgen.io.atomic import atomic_folder
+    from snapgen.io.atomic import atomic_folder, check_new_folder
 
     sizes = None if time_ids is None else _sizes(time_ids)
+    check_new_folder(out)
+    with progress_bar("converting", quiet=quiet or as_json) as progress:
+        conversion = from_diffusers(source, prediction=prediction, time_ids=sizes, partial=partial, progress=progress)
     with atomic_folder(out) as folder:
-        with progress_bar("converting", quiet=quiet or as_json) as progress:
-            conversion = from_diffusers(
-                source, prediction=prediction, time_ids=sizes, partial=partial, progress=progress
-            )
         conversion.net.save_pretrained(folder)
     if as_json:
         print_json(

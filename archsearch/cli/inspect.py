@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import ContextTokens, Json, LatentSize, Quiet
+from archsearch.cli.options import ARCHITECTURE, ContextTokens, Json, LatentSize, Quiet
 from archsearch.cli.output import cost_cells, print_json, print_score, print_table, progress_bar
 from snapgen.errors import InputError
 
@@ -24,7 +24,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: archsearch cost snapgen-imagenet --latent-size 32 --json")
 def cost(
-    name: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file of an architecture, or tiny-decoder.")],
+    name: Annotated[str, typer.Argument(help=f"{ARCHITECTURE}, or tiny-decoder.")],
     latent_size: LatentSize = 128,
     context_tokens: ContextTokens = 77,
     as_json: Json = False,
@@ -52,13 +52,13 @@ def _counted(name: str, latent: int, tokens: int) -> tuple[Breakdown, dict[str, 
         InputError: for an unknown name, a bad file, or a latent that does not fit.
     """
     from archsearch.cost.breakdown import breakdown, decoder_breakdown
-    from snapgen.architecture import presets
+    from archsearch.studies.lookup import find_architecture
     from snapgen.architecture.presets import TINY_DECODER
     from snapgen.autoencoders.tiny_decoder import PAPER
 
     if name == TINY_DECODER:
         return decoder_breakdown(PAPER, latent), {"latent": latent, "image": latent * 2 ** (len(PAPER["widths"]) - 1)}
-    arch = presets.resolve(name, other_names=(TINY_DECODER,))
+    arch = find_architecture(name, other_names=(TINY_DECODER,))
     arch.validate_latent_size(latent, source="--latent-size")
     about: dict[str, str | int] = {"architecture_id": arch.id, "latent": latent, "context_tokens": tokens}
     return breakdown(arch, latent, context_tokens=tokens), about
@@ -85,22 +85,23 @@ app.add_typer(space_app, name="space")
 
 @app.command(epilog="Example: archsearch score snapgen-like.json --study emoji --json")
 def score(
-    architecture: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file, or a reference of the space.")],
-    study: Annotated[str, typer.Option(help="The study whose space, protocol and latency device are used.")] = "emoji",
+    architecture: Annotated[str, typer.Argument(help=f"A reference of the study's space, or: {ARCHITECTURE}.")],
+    study: Annotated[
+        str, typer.Option(help="The study or run whose space, protocol and latency device are used.")
+    ] = "emoji",
     quality: Annotated[bool, typer.Option(help="Train it too; --no-quality: cost and latency alone.")] = True,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Score one architecture as a study would: cost, latency, and quality by the short run."""
     from archsearch.score import Score
-    from archsearch.studies.config.study import load_config
+    from archsearch.studies.lookup import find_architecture, find_config
     from archsearch.studies.search.scorer import ArchsearchScorer
-    from snapgen.architecture import presets
 
-    settings = load_config(study)
+    settings = find_config(study)
     space = settings.load_space()
     point = space.reference_points().get(architecture)
-    arch = presets.resolve(architecture) if point is None else space.architecture(point)
+    arch = find_architecture(architecture) if point is None else space.architecture(point)
     twin = space.twin(point) if point is not None else None
     if quality and space.proxy is not None and twin is None:
         problem = f"{architecture} has no twin in {space.proxy.name}, which {study} trains in its place"
@@ -119,6 +120,10 @@ def score(
     if as_json:
         print_json(result.model_dump(mode="json"))
     else:
+        grid = f"{space.latent_size}×{space.latent_size}"
+        typer.echo(
+            f"{architecture}: latent {grid}, {space.context_tokens} context tokens, as the space {space.name} says"
+        )
         print_score(result)
 
 

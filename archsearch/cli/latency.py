@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import ContextTokens, Json, LatentSize, Quiet
+from archsearch.cli.options import ARCHITECTURE, ContextTokens, Json, LatentSize, Quiet
 from archsearch.cli.output import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -71,41 +71,49 @@ Device = Annotated[
 
 @latency_app.command(epilog="Example: archsearch latency measure tiny-decoder --device predicted:iphone-16-pro-max")
 def measure(
-    net: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file, a space's reference, or tiny-decoder.")],
+    net: Annotated[str, typer.Argument(help=f"{ARCHITECTURE}, or tiny-decoder.")],
     device: Device = "host",
     latent_size: LatentSize = 128,
     context_tokens: ContextTokens = 77,
     as_json: Json = False,
 ) -> None:
     """Time one forward pass of a net, or predict it."""
+    from archsearch.cost.operations import operations as operations_of
     from archsearch.devices import backend
     from archsearch.latency.compute_plan import ReportsOperations
     from archsearch.predictor.backend import PredictedBackend
-    from archsearch.predictor.reference_nets import ReferenceNet, architecture
+    from archsearch.predictor.reference_nets import ReferenceNet
+    from archsearch.studies.lookup import find_architecture
     from snapgen.architecture.presets import TINY_DECODER
     from snapgen.errors import InputError
 
     timer = backend(device)
     operations: tuple[PlacedOp, ...] = ()
+    arch = None if net == TINY_DECODER else find_architecture(net, other_names=(TINY_DECODER,))
     if isinstance(timer, PredictedBackend):
-        prediction = timer.model.predict(ReferenceNet(name=net, latent=latent_size, tokens=context_tokens).operations())
-        record, model = timer.model.record(prediction), timer.model
+        decoder = ReferenceNet(name=TINY_DECODER, latent=latent_size)
+        passed = operations_of(arch, latent_size, context_tokens=context_tokens) if arch else decoder.operations()
+        prediction, model = timer.model.predict(passed), timer.model
+        record = model.record(prediction)
     else:
-        if net == TINY_DECODER:
+        if arch is None:
             raise InputError(net, f"can not be timed on {device}", "predict it: --device predicted:iphone-16-pro-max")
         prediction, model = None, None
         with told_in_a_line(device):
             if isinstance(timer, ReportsOperations):
-                record, operations = timer.detailed(architecture(net), latent_size, context_tokens)
+                record, operations = timer.detailed(arch, latent_size, context_tokens)
             else:
-                record = timer.measure(architecture(net), latent_size, context_tokens)
+                record = timer.measure(arch, latent_size, context_tokens)
+    size = {"latent_size": latent_size} | ({"context_tokens": context_tokens} if arch else {})
     if as_json:
         shares = {"share_ms": prediction.shares} if prediction else {}
         published = {"published": [r.model_dump() for r in model.residuals]} if model and model.residuals else {}
         placed = {"operations": [op.estimate(record.median_ms) for op in operations]} if operations else {}
-        print_json({**record.model_dump(mode="json"), **shares, **published, **placed})
+        print_json({**record.model_dump(mode="json"), **size, **shares, **published, **placed})
         return
     _print_record(net, record)
+    given = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in size.items())
+    typer.echo(f"One pass at {given}")
     if prediction and model:
         _print_shares(prediction)
         _print_residuals(model)
@@ -144,10 +152,9 @@ def sample(
             failed=lambda _, why: typer.echo(why, err=True),
             progress=progress,
         )
-    ids = {arch.id for arch in archs}
-    of_ours = [timed for timed in timings.load_samples(out) if timed.architecture.id in ids]
-    nets = len(timings.fastest_per_net(of_ours))
-    typer.echo(f"{out}: {len(of_ours)} records of {nets} of the {num} architectures")
+    known = timings.group_by_architecture(out, wanted.latent_size, wanted.context_tokens)
+    measured = [len(known[arch_id]) for arch_id in {arch.id for arch in archs} if known[arch_id]]
+    typer.echo(f"{out}: {sum(measured)} records of {len(measured)} of the {num} architectures")
 
 
 @latency_app.command(epilog="Example: archsearch latency fit records.jsonl --out my-phone.json")

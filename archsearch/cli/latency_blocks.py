@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archsearch.cli.latency import Device, told_in_a_line
-from archsearch.cli.options import ContextTokens, Json, LatentSize, Quiet
+from archsearch.cli.options import ARCHITECTURE, ContextTokens, Json, LatentSize, Quiet
 from archsearch.cli.output import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ app = typer.Typer()
 
 @app.command(epilog="Example: archsearch latency blocks emoji/base --latent-size 8 --out table.json    Resumes.")
 def blocks(
-    net: Annotated[str, typer.Argument(help="A preset, a JSON or YAML file, or a space's reference.")],
+    net: Annotated[str, typer.Argument(help=f"{ARCHITECTURE}.")],
     out: Annotated[Path, typer.Option(help="The table, .json; its raw records go beside it as they come, .jsonl.")],
     device: Device = "host",
     latent_size: LatentSize = 128,
@@ -47,13 +47,13 @@ def blocks(
     from archsearch.block_latency.config import BlockTableConfig
     from archsearch.devices import backend
     from archsearch.latency import records
-    from archsearch.predictor.reference_nets import architecture
+    from archsearch.studies.lookup import find_architecture
     from snapgen.errors import InputError
     from snapgen.io.atomic import atomic_write_text
 
     if out.suffix != ".json" or out.is_dir():
         raise InputError(out, "is no .json file", "name one, e.g. table.json")
-    arch, timer, raw = architecture(net), backend(device), out.with_suffix(".jsonl")
+    arch, timer, raw = find_architecture(net), backend(device), out.with_suffix(".jsonl")
     arch.validate_latent_size(latent_size, source="--latent-size")
     options = BlockTableConfig(
         extra_copies=extra_copies,

@@ -87,17 +87,22 @@ class _PlainLines:
         typer.echo(f"{self._message}: {fraction:.0%}" + (f", {left}" if left else ""), err=True)
 
 
-def print_score(score: Score) -> None:
-    """A score, a row a number."""
+def print_score(score: Score, *, interval: str = "95 % interval") -> None:
+    """A score, a row a number.
+
+    Args:
+        score: what to print.
+        interval: what the interval of a quality is.
+    """
     from archsearch.score import QUALITY_METRICS, metric_label
 
     rows = [("params", f"{score.cost.params / 1e6:.3f} M"), ("MACs", f"{score.cost.macs / 1e9:.3f} G")]
     if latency := score.latency:
         low, high = latency.estimate.low, latency.estimate.high
-        interval = f"{latency.interval_name} {low:.3g}–{high:.3g}"
-        rows.append(("latency", f"{latency.median_ms:.3g} ms ({interval}), {latency.source}, {latency.device}"))
+        spread = f"{latency.interval_name} {low:.3g}–{high:.3g}"
+        rows.append(("latency", f"{latency.median_ms:.3g} ms ({spread}), {latency.source}, {latency.device}"))
     for name in QUALITY_METRICS:
         if score.quality and (estimate := getattr(score.quality, name)):
             label = metric_label(name, score.quality.extractor, score.quality.proxy)
-            rows.append((label, f"{estimate:.4g}"))
+            rows.append((label, f"{estimate.value:.4g} ({interval} {estimate.low:.4g}–{estimate.high:.4g})"))
     print_table("", ("", ""), rows)

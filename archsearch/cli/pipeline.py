@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import Json, Quiet
+from archsearch.cli.options import ARCHITECTURE, Json, Quiet
 from archsearch.cli.output import print_json, print_table, progress_bar
-from snapgen.errors import InputError, os_errors
+from snapgen.errors import InputError
+from snapgen.io.atomic import atomic_write, check_writable, write_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from snapgen.architecture.schema import Architecture
     from snapgen.coreml.compatibility import PackageSummary
 
 app = typer.Typer()
@@ -75,8 +77,8 @@ def export(
     what: Annotated[
         str,
         typer.Argument(
-            help="A run or a pipeline's folder; or one net: a preset, an architecture's file, minilm, tiny-decoder, or "
-            "the folder of a U-Net, a tiny decoder or a text encoder."
+            help="A run or a pipeline's folder; or one net: the folder of a U-Net, a tiny decoder or a text encoder, "
+            f"minilm, tiny-decoder, or an architecture. {ARCHITECTURE}."
         ),
     ],
     to: Annotated[Target, typer.Option(help="The format.")],
@@ -110,10 +112,10 @@ def export(
 
     options = config.parse_config({"palette_bits": palette_bits, "int8": int8}, PackageOptions, source="options")
     if not is_run(what):
-        out = out or Path(f"{Path(what).stem}.mlpackage")
+        out = out or Path(f"{Path(what).stem.replace(':', '-')}.mlpackage")
         with progress_bar(f"converting {what}", quiet=quiet or as_json):
             size = latent_size or LATENT_SIZE
-            export_net(what, out, latent_size=size, context_tokens=context_tokens, options=options)
+            export_net(_net(what), out, latent_size=size, context_tokens=context_tokens, options=options)
         _print_package(summarize_package(out), out, as_json=as_json, quiet=quiet)
         return
     if context_tokens is not None:
@@ -127,6 +129,16 @@ def export(
         return
     _print_packages([summarize_package(package) for package in sorted(out.glob("*.mlpackage"))], quiet=quiet)
     typer.echo(f"\nHow to run them: {(out / DESCRIPTION).resolve()}")
+
+
+def _net(name: str) -> str | Architecture:
+    """What `export_net` finds by itself, or an architecture."""
+    from archsearch.studies.lookup import find_architecture
+    from snapgen.architecture.presets import TINY_DECODER
+    from snapgen.conditioning.text_encoder import MINILM
+
+    nets = (TINY_DECODER, MINILM)
+    return name if name in nets or Path(name).is_dir() else find_architecture(name, other_names=(*nets, "a run's name"))
 
 
 def _print_package(summary: PackageSummary, out: Path, *, as_json: bool, quiet: bool) -> None:
@@ -163,8 +175,7 @@ def _prepare(out: Path) -> None:
         raise InputError("--out", f"{out} is no image's name", f"end it in one of: {', '.join(SUFFIXES)}")
     if out.is_dir():
         raise InputError("--out", f"{out} is a folder", "name a file")
-    with os_errors(out, "name another file"):
-        out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
 
 
 def _write(images: Tensor, columns: int, out: Path) -> None:
@@ -173,10 +184,11 @@ def _write(images: Tensor, columns: int, out: Path) -> None:
     from PIL import Image
 
     from snapgen.data.pixels import grid
-    from snapgen.io.atomic import atomic_write
 
     pixels = (images.cpu() * 255).round().to(torch.uint8)
     sheet = Image.fromarray(grid(pixels, -(-len(pixels) // columns), columns).permute(1, 2, 0).numpy())
     form = Image.registered_extensions()[out.suffix.lower()]
-    with os_errors(out, "name another file"), atomic_write(out) as part:
-        sheet.save(part, format=form)
+    with write_errors(out, "name another file"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out) as part:
+            sheet.save(part, format=form)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import Json, Quiet, Storage, Study
+from archsearch.cli.options import BegunStudy, Json, Quiet, Storage, Study
 from archsearch.cli.output import print_json, print_score, show_log
 from snapgen.errors import InputError
 
@@ -85,19 +85,19 @@ def search(
 
 @app.command(epilog="Example: archsearch report emoji --out front.html")
 def report(
-    study: Study,
+    study: BegunStudy,
     storage: Storage = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file; a CSV is put beside it.")] = None,
     compare_with: Annotated[str | None, typer.Option(help="Another study, to compare one that evolves with.")] = None,
 ) -> None:
     """Write a study's report: one HTML file that needs no network, and a CSV beside it."""
-    from archsearch.studies.config.study import load_config
+    from archsearch.studies.lookup import find_config
     from archsearch.studies.storage.database import load_study
 
     if out is not None and out.suffix != ".html":
         raise InputError("--out", f"{out} is not an HTML file", "end its name in .html; a CSV is put beside it")
-    settings = load_config(study).with_overrides(storage=storage)
-    other = load_study(load_config(compare_with).with_overrides(storage=storage)) if compare_with else None
+    settings = find_config(study, storage=storage)
+    other = load_study(find_config(compare_with, storage=storage)) if compare_with else None
     path = out or settings.folder / "report.html"
     _write_report(load_study(settings), path, source=study, compare_with=other)
 
@@ -110,19 +110,19 @@ def _write_report(study: OptunaStudy, path: Path, *, source: str, compare_with: 
 
 @app.command(epilog="Example: archsearch best emoji --objective latency_ms --json")
 def best(
-    study: Study,
+    study: BegunStudy,
     objective: Annotated[str | None, typer.Option(help="The best of one objective; default: the front's knee.")] = None,
     storage: Storage = None,
     out: Annotated[Path | None, typer.Option(help="Write the architecture to this JSON file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Name a study's best candidate and why; works on a running or killed study too."""
-    from archsearch.studies.config.study import load_config
+    from archsearch.studies.lookup import find_config
     from archsearch.studies.search.candidates import best as best_of
     from archsearch.studies.storage.database import load_study
     from snapgen.io.atomic import atomic_write_text
 
-    settings = load_config(study).with_overrides(storage=storage)
+    settings = find_config(study, storage=storage)
     choice = best_of(load_study(settings), objective=objective)
     candidate = choice.candidate
     if out:
@@ -139,12 +139,12 @@ def best(
         )
         return
     typer.echo(f"Trial {candidate.number}, architecture {candidate.architecture.id}: {choice.reason}")
-    print_score(candidate.score)
+    print_score(candidate.score, interval="95 % interval, spread of seeds pooled over the study,")
 
 
 @app.command(epilog="Example: archsearch audit emoji --factor 5 --out audit.md    Resumes as a search does.")
 def audit(
-    study: Study,
+    study: BegunStudy,
     factor: Annotated[int, typer.Option(min=2, help="Steps of the long run over the short one's.")] = 5,
     candidates: Annotated[int | None, typer.Option(min=4, help="At most so many, spread over the ranking.")] = None,
     storage: Storage = None,
@@ -155,11 +155,11 @@ def audit(
     """Train a study's candidates several times as long, and say how far its scores can be trusted."""
     from archsearch.reports.study.audit import markdown, write_audit
     from archsearch.reports.study_report import write_report
-    from archsearch.studies.config.study import load_config
     from archsearch.studies.experiments.proxy_audit import audit as run
+    from archsearch.studies.lookup import find_config
     from archsearch.studies.storage.database import load_study
 
-    settings = load_config(study).with_overrides(storage=storage)
+    settings = find_config(study, storage=storage)
     rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
     page = write_report(load_study(settings), settings.folder / "report.html", source=study)
     if out:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import Json, Quiet
+from archsearch.cli.options import ARCHITECTURE, Json, Quiet
 from archsearch.cli.output import print_json, print_table, show_log
 from snapgen.errors import InputError
 
@@ -27,9 +28,7 @@ app = typer.Typer()
 )
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (emoji, …) or a YAML file.")],
-    architecture: Annotated[
-        str | None, typer.Option(help="A preset, a file, SPACE:base, STUDY:best or STUDY:TRIAL, if not the recipe's.")
-    ] = None,
+    architecture: Annotated[str | None, typer.Option(help=f"{ARCHITECTURE}, if not the recipe's.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the run, if not the recipe's: the folder runs/NAME.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random, if not the recipe's.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
@@ -38,11 +37,13 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train an architecture by a recipe, from images to a pipeline; or go on with a run that was stopped."""
-    from archsearch.training.recipe import architecture as find_architecture, load_recipe
+    from archsearch.studies.lookup import find_architecture
+    from archsearch.training.recipe import load_recipe
 
     given = {"architecture": architecture, "name": name, "seed": seed}
     found = load_recipe(recipe).with_changes({key: value for key, value in given.items() if value is not None})
-    net = find_architecture(found.architecture)
+    with nullcontext() if architecture else found.error_context("architecture"):
+        net = find_architecture(found.architecture)
     if stop_after is not None and stop_after not in [stage.name for stage in found.stages]:
         names = ", ".join(stage.name for stage in found.stages)
         raise InputError("--stop-after", f"{stop_after!r} is not a stage", f"use one of: {names}")
@@ -69,16 +70,14 @@ def compare_recipes(
     """Train variants of a recipe over the same seeds, and say what each choice is worth."""
     import archsearch.reports.comparison
     from archsearch.training.comparison import compare, load_comparison
-    from snapgen.io.atomic import atomic_write_text
+    from snapgen.io.atomic import atomic_write_texts
 
     found = load_comparison(comparison)
     results = compare(found, log=(lambda _: None) if quiet else lambda line: typer.echo(line, err=True))
     page = archsearch.reports.comparison.markdown(found, results)
     if out:
-        atomic_write_text(out.with_suffix(".md"), page)
-        atomic_write_text(
-            out.with_suffix(".csv"), archsearch.reports.comparison.frame(found, results).to_csv(index=False)
-        )
+        table = archsearch.reports.comparison.frame(found, results).to_csv(index=False)
+        atomic_write_texts({out.with_suffix(".md"): page, out.with_suffix(".csv"): table})
     typer.echo(page)
 
 
@@ -112,7 +111,8 @@ def _counted(recipe: Recipe) -> tuple[int | None, int | None, list[str]]:
         images = load_dataset(recipe.data, split="train", resolution=min(sides, default=32))
     except InputError as error:
         if recipe.expected_shapes is None:
-            raise
+            with recipe.error_context("data"):
+                raise
         return recipe.expected_shapes.images, recipe.expected_shapes.captions, [error.source]
     return len(images), len(deduplicate(images.captions)[0]), []
 

@@ -13,6 +13,7 @@ from snapgen import config
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config
 from snapgen.errors import InputError, os_errors
+from snapgen.io.atomic import write_errors
 
 
 class LatencySample(Config):
@@ -60,18 +61,21 @@ def _parse(line: str, path: Path, number: int) -> LatencySample:
 
 
 def ensure_writable(path: Path) -> None:
-    """Create the file if it is missing, to detect an unwritable path before measuring.
+    """Check, before measuring, that the file can be written; a missing one is not made.
 
     Raises:
         InputError: if it cannot be written.
     """
+    existed = path.exists()
     with os_errors(path, "name a file in an existing folder"):
         path.open("ab").close()
+    if not existed:
+        path.unlink()
 
 
 def append(path: Path, sample: LatencySample) -> None:
     """Append a sample to a file, creating the file if it is missing and removing an incomplete last line."""
-    with path.open("a+b") as file:
+    with write_errors(path, "free disk space; the same command resumes"), path.open("a+b") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(json.dumps(sample.model_dump(mode="json", exclude_defaults=True), allow_nan=False).encode() + b"\n")

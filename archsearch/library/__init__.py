@@ -7,7 +7,8 @@ this file lead; the wheel has the files themselves in their place.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -49,12 +50,13 @@ class NamedConfig(Config):
     """A study, a recipe or a comparison; it knows the file that it was read from."""
 
     _source: str = PrivateAttr(default="settings")
+    _place: str = PrivateAttr(default="")
 
     @classmethod
     def parse(cls, values: object, source: str | Path, *, place: str = "") -> Self:
         """Validate values that were read from a file; see `snapgen.config.parse_config`."""
         parsed = parse_config(values, cls, source=source, place=place)
-        parsed._source = str(source)
+        parsed._source, parsed._place = str(source), place
         return parsed
 
     @property
@@ -62,9 +64,21 @@ class NamedConfig(Config):
         """File that it was read from, for error messages."""
         return self._source
 
+    @contextmanager
+    def error_context(self, place: str) -> Iterator[None]:
+        """Re-raise an `InputError` as one of this file's setting ``place``, which names the error's source."""
+        try:
+            yield
+        except InputError as error:
+            if error.source == self.source:
+                raise
+            problem = ": ".join(text for text in (error.source, error.place, error.problem) if text)
+            place = ".".join(part for part in (self._place, place) if part)
+            raise InputError(self.source, problem, error.remedy, place=place) from None
+
     def with_changes(self, changes: Mapping[str, Any]) -> Self:
         """A validated copy with some fields replaced."""
-        return self.parse({**self.model_dump(mode="json"), **changes}, self.source)
+        return self.parse({**self.model_dump(mode="json"), **changes}, self.source, place=self._place)
 
 
 def shipped(kind: Kind) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.presets import TINY_DECODER
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config
+from snapgen.errors import InputError
 
 
 class ReferenceNet(Config):
@@ -41,8 +43,12 @@ class ReferenceNet(Config):
         return operations(arch, self.latent, context_tokens=self.tokens, batch=self.batch)
 
 
-def architecture(name: str) -> Architecture:
+def architecture(name: str, *, other_names: Sequence[str] = (TINY_DECODER,)) -> Architecture:
     """The architecture of a preset, a space's reference, or a JSON or YAML file.
+
+    Args:
+        name: any of these.
+        other_names: further names that the caller accepts, for the error message.
 
     Raises:
         InputError: if it does not exist.
@@ -56,7 +62,9 @@ def architecture(name: str) -> Architecture:
         points = shipped_space.reference_points()
         if reference in points:
             return shipped_space.architecture(points[reference])
-    return presets.resolve(name, other_names=(TINY_DECODER,))
+        if not Path(name).suffix:
+            raise InputError(name, f"the space {space} has no reference {reference!r:.60}", f"use {', '.join(points)}")
+    return presets.resolve(name, other_names=other_names)
 
 
 def _decoder_operations(latent: int, *, batch: int) -> list[Operation]:

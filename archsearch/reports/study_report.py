@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from snapgen.errors import InputError
-from snapgen.io.atomic import atomic_write_text
+from snapgen.io.atomic import atomic_write_texts
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -47,8 +47,8 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
             evolution, load_study_data(compare_with) if compare_with is not None else None
         )
     html = page.render(data, source=source or data.name, assets_dir=out.parent / "artifacts", evolution=section)
-    atomic_write_text(out, html)
+    pages = {out: html, out.with_suffix(".csv"): tables.csv(candidates.candidates(data))}
     if section:
-        atomic_write_text(out.with_suffix(".md"), section.markdown())
-    atomic_write_text(out.with_suffix(".csv"), tables.csv(candidates.candidates(data)))
+        pages[out.with_suffix(".md")] = section.markdown()
+    atomic_write_texts(pages)
     return out

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from snapgen.architecture import overrides
 from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
-from snapgen.config import Config
+from snapgen.config import Config, problem_and_remedy
 from snapgen.errors import InputError
 
 Overrides = Mapping[str, Any]
@@ -200,15 +200,8 @@ def _checked(value: object, field: FieldInfo, *, source: str, place: str) -> Any
     try:
         return TypeAdapter(field_type).validate_python(value, strict=True)
     except ValidationError as error:
-        expected = (
-            error.errors(include_url=False)[0]["msg"]
-            .removeprefix("Input should be ")
-            .replace("a valid integer", "a whole number")
-            .replace("a valid ", "a ")
-        )
-        displayed = repr(value) if isinstance(value, str) else label(value)
-        problem = f"{displayed:.40} is not {expected}"
-        raise InputError(source, problem, "correct it or remove it", place=place) from None
+        problem, remedy = problem_and_remedy(error)
+        raise InputError(source, problem, f"{remedy}, or remove it", place=place) from None
 
 
 def _effect(changes: Overrides, levels: int) -> dict[Field, Any]:

@@ -106,7 +106,7 @@ def with_proxy(space: Space, proxy: Space) -> Space:
         try:
             proxy.architecture(point)
         except ValueError as error:
-            problem, remedy = _problem_and_remedy(error)
+            problem, remedy = config.problem_and_remedy(error, "change the choice")
             problem = f"the twin of {name} of {space.source} is invalid: {problem}"
             raise InputError(proxy.source, problem, remedy, place="knobs") from None
     return dataclasses.replace(space, proxy=proxy)
@@ -156,7 +156,7 @@ def _check_layers(space: Space) -> None:
                 try:
                     overrides.validate_path(space.base, path)
                 except ValueError as error:
-                    problem, remedy = _problem_and_remedy(error)
+                    problem, remedy = config.problem_and_remedy(error, "change the choice")
                     raise InputError(space.source, problem, remedy, place=knob.location(choice)) from None
 
 
@@ -210,7 +210,7 @@ def _check_choices(space: Space) -> None:
             except ValueError as error:
                 if any(map(space.valid, _points_with(space, knob, choice))):
                     continue
-                problem, remedy = _problem_and_remedy(error)
+                problem, remedy = config.problem_and_remedy(error, "change the choice")
                 problem = f"is invalid with every combination of the other knobs' choices: {problem}"
                 raise InputError(space.source, problem, remedy, place=knob.location(choice)) from None
 
@@ -250,14 +250,6 @@ def _reference(space: Space, name: str, choices: Mapping[str, object]) -> Point:
     try:
         space.architecture(point)
     except ValueError as error:
-        problem, remedy = _problem_and_remedy(error)
+        problem, remedy = config.problem_and_remedy(error, "change the choice")
         raise InputError(space.source, problem, remedy, place=place) from None
     return point
-
-
-def _problem_and_remedy(error: ValueError) -> tuple[str, str]:
-    """Problem and remedy from the error of an invalid architecture."""
-    errors = getattr(error, "errors", None)
-    message = str(errors(include_url=False)[0]["msg"] if errors else error).removeprefix("Value error, ")
-    problem, _, remedy = message.partition("; ")
-    return problem, remedy or "change the choice"

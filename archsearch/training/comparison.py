@@ -15,10 +15,11 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from archsearch.library import RUNS, NamedConfig, read_named
 from archsearch.quality.evaluator import Evaluator
 from archsearch.stats.estimate import Estimate
+from archsearch.studies.lookup import find_architecture
 from archsearch.studies.signals import terminable
 from archsearch.training.evaluation import process_of, sampling_config, training_data
 from archsearch.training.log import read_evaluations
-from archsearch.training.recipe import Recipe, architecture, trains_student
+from archsearch.training.recipe import Recipe, trains_student
 from archsearch.training.run import train
 from archsearch.training.run_folder import RunFolder, read_unet
 from snapgen import devices
@@ -154,7 +155,8 @@ def _load_or_evaluate(
 
 
 def _evaluate(variant: VariantConfig, recipe: Recipe, seed: int, log: Callable[[str], None]) -> dict[str, Estimate]:
-    arch = architecture(recipe.architecture)
+    with recipe.error_context("architecture"):
+        arch = find_architecture(recipe.architecture)
     number, stage = [(i, stage) for i, stage in enumerate(recipe.stages) if trains_student(stage)][-1]
     assert isinstance(stage, NetStage)
     default_sampling = sampling_config(recipe, stage)

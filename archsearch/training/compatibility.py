@@ -9,10 +9,10 @@ from typing import NoReturn, TypeVar
 
 import torch
 
+from archsearch.studies.lookup import find_architecture
 from archsearch.training.recipe import (
     ExpectedShapes,
     Recipe,
-    architecture,
     learns_from_teacher,
     stage_teacher,
     unet_teacher,
@@ -133,7 +133,7 @@ class _Reader:
 
         shapes = self.fallback
         fallback = None if shapes is None else (shapes.downscale_factor, shapes.latent_channels)
-        factor, channels = self._read(load, fallback)
+        factor, channels = self._read("autoencoder", load, fallback)
         if expected is not None:
             self._check_expected("downscale_factor", factor, expected.downscale_factor)
             self._check_expected("latent_channels", channels, expected.latent_channels)
@@ -142,7 +142,10 @@ class _Reader:
     def encoder(self, name: str) -> tuple[int, int]:
         """Channels of a text encoder's tokens and of its pooled embedding."""
         fallback = self.fallback.text_encoders.get(name) if self.fallback else None
-        dims = self._read(lambda: (text_encoder.width(name), text_encoder.pooled_width(name)), fallback)
+        place = "text_encoders"
+        if name not in [encoder.encoder for encoder in self.recipe.text_encoders]:
+            place = "teacher.text_encoders"
+        dims = self._read(place, lambda: (text_encoder.width(name), text_encoder.pooled_width(name)), fallback)
         if self.recipe.expected_shapes is not None:
             expected = self.recipe.expected_shapes.text_encoders.get(name, dims)
             self._check_expected(f"text_encoders.{name}", dims, expected)
@@ -152,7 +155,7 @@ class _Reader:
         """Teacher in a folder, on the meta device."""
         shape = self.fallback.teacher if self.fallback else None
         fallback = None if shape is None else teacher_on_meta(self.recipe, shape, factor, channels, widths)
-        return self._read(lambda: teacher.load_on_meta(Path(path)), fallback)
+        return self._read(self._place_of_teacher(path), lambda: teacher.load_on_meta(Path(path)), fallback)
 
     def unet(self, path: str) -> Architecture:
         """Architecture of the teaching U-Net in a folder."""
@@ -166,17 +169,29 @@ class _Reader:
             check_prediction_type(Path(path), self.recipe.prediction_type, required=True)
             return arch
 
-        return self._read(load, None if expected is None else architecture(expected))
+        fallback = None if expected is None else find_architecture(expected)
+        return self._read(self._place_of_teacher(path), load, fallback)
 
-    def _read(self, load: Callable[[], T], fallback: T | None) -> T:
-        """The loaded value, or the fallback if loading fails; the missing source is recorded."""
-        try:
-            return load()
-        except InputError as error:
-            if fallback is None:
-                raise
-            self.missing.append(error.source)
-            return fallback
+    def _place_of_teacher(self, path: str) -> str:
+        """The setting that names a teacher's folder."""
+        stages = enumerate(self.recipe.stages)
+        own = (f"stages[{i}].teacher" for i, stage in stages if path in (stage_teacher(stage), unet_teacher(stage)))
+        return next(own, "teacher.path")
+
+    def _read(self, place: str, load: Callable[[], T], fallback: T | None) -> T:
+        """The loaded value, or the fallback if loading fails; the missing source is recorded.
+
+        Raises:
+            InputError: if there is no fallback; it names the recipe and the setting ``place``.
+        """
+        with self.recipe.error_context(place):
+            try:
+                return load()
+            except InputError as error:
+                if fallback is None:
+                    raise
+                self.missing.append(error.source)
+                return fallback
 
     def _check_expected(self, name: str, actual: object, expected: object) -> None:
         if actual != expected:
@@ -253,16 +268,18 @@ def check_recipe(recipe: Recipe, arch: Architecture, shapes: ResolvedShapes, *, 
             reject(f"{place}.batch_size", problem, "use a multiple, or other gradient_accumulation_steps")
         folder = unet_teacher(stage)
         if folder is not None:
-            _check_unet(folder, shapes.unets[folder], shapes, size)
+            with recipe.error_context(f"{place}.teacher"):
+                _check_unet(folder, shapes.unets[folder], shapes, size)
         teacher_net = shapes.teacher(stage)
         if teacher_net is not None:
-            teacher_net.check(
-                latent_channels=shapes.latent_channels,
-                latent_size=size,
-                context_dim=shapes.teacher_context.context,
-                pooled_width=shapes.teacher_context.pooled,
-            )
-            trained_params(recipe, arch, stage, teacher_net)
+            with recipe.error_context(f"{place}.teacher" if stage_teacher(stage) else "teacher"):
+                teacher_net.check(
+                    latent_channels=shapes.latent_channels,
+                    latent_size=size,
+                    context_dim=shapes.teacher_context.context,
+                    pooled_width=shapes.teacher_context.pooled,
+                )
+                trained_params(recipe, arch, stage, teacher_net)
 
 
 def _misfits(arch: Architecture, shapes: ResolvedShapes) -> Iterator[tuple[str, str]]:

@@ -9,14 +9,9 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from archsearch.library import RUNS, FolderName, NamedConfig, read_named
 from archsearch.protocol import EvaluationConfig
-from archsearch.spaces.loading import load_space
-from archsearch.spaces.space import BASE
-from snapgen.architecture import presets
-from snapgen.architecture.schema import Architecture
 from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.config import Config
 from snapgen.diffusion import process, variance_preserving
-from snapgen.errors import InputError
 from snapgen.objectives.teacher import TeacherConfig
 from snapgen.training.stages import (
     AdversarialDistillationStage,
@@ -88,7 +83,7 @@ class Recipe(NamedConfig):
     name: FolderName
     """Name of the run and of its folder under runs/; by default the name of the file."""
     architecture: str
-    """Architecture to train: a preset, a JSON or YAML file, SPACE:base, STUDY:best or STUDY:TRIAL."""
+    """Architecture to train: a preset, a JSON or YAML file, SPACE:base, SPACE/REFERENCE, STUDY:best or STUDY:TRIAL."""
     init_weights: str | None = None
     """Folder of a U-Net to begin with (written by `archsearch convert`, or an earlier run's stage); None: new weights
     from the seed."""
@@ -205,28 +200,3 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """
     path, values = read_named(name_or_path, ("training",))
     return Recipe.parse(values, path)
-
-
-def architecture(name: str) -> Architecture:
-    """Load the architecture of a preset, a file, ``SPACE:base``, ``STUDY:best`` or ``STUDY:TRIAL``.
-
-    Raises:
-        InputError: if the name is none of these, or the study has no such trial.
-    """
-    study_name, colon, which = name.rpartition(":")
-    if not colon or Path(name).exists():
-        return presets.resolve(name, other_names=("SPACE:base", "STUDY:best", "STUDY:TRIAL"))
-    if which == BASE:
-        return load_space(study_name).base
-    from archsearch.studies.config.study import load_config as load_study_config
-    from archsearch.studies.search.candidates import best, load_candidates
-    from archsearch.studies.storage.database import load_study
-
-    study = load_study(load_study_config(study_name))
-    if which == "best":
-        return best(study).candidate.architecture
-    candidates = {str(c.number): c for c in load_candidates(study)}
-    if which not in candidates:
-        examples = ", ".join(list(candidates)[:5])
-        raise InputError(name, f"has no trial {which}", f"use best, or one of its trials: {examples}, …")
-    return candidates[which].architecture

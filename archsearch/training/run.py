@@ -140,18 +140,20 @@ class RecipeRunner:
         """
         check_recipe(self.recipe, self.arch, self.shapes, processes=self.accelerator.num_processes)
         if self.recipe.init_weights is not None:
-            run_folder.check_unet(Path(self.recipe.init_weights), self.arch)
             first = next(filter(trains_student, self.recipe.stages), None)
-            if isinstance(first, ProgressiveDistillationStage) and unet_teacher(first) is None:
-                check_prediction_type(Path(self.recipe.init_weights), self.recipe.prediction_type, required=True)
+            with self.recipe.error_context("init_weights"):
+                run_folder.check_unet(Path(self.recipe.init_weights), self.arch)
+                if isinstance(first, ProgressiveDistillationStage) and unet_teacher(first) is None:
+                    check_prediction_type(Path(self.recipe.init_weights), self.recipe.prediction_type, required=True)
         resolutions = [resolution for stage in self.recipe.stages for resolution in resolutions_of(stage)]
-        with self.accelerator.main_process_first():
+        with self.accelerator.main_process_first(), self.recipe.error_context("data"):
             self.data.images("train", max(resolutions))
 
     def run(self, stop_after: str | None = None) -> None:
         """Run every unfinished stage, up to ``stop_after``, and write the pipeline."""
         if self.accelerator.is_main_process:
             self.folder.record_recipe()
+            self.folder.check_results()
         self.accelerator.wait_for_everyone()
         for number, stage in enumerate(self.recipe.stages):
             if not self.folder.result(number).is_dir():
@@ -369,6 +371,7 @@ class RecipeRunner:
         decoders = [i for i, s in done if isinstance(s, DecoderStage)][-1:]
         stages = ", ".join(self.folder.label(i) for i in (index, *decoders))
         if self.folder.pipeline_stages() == stages:
+            self.folder.check_pipeline()
             return
         unet = run_folder.read_unet(self.folder.result(index), self.arch)
         assert unet is not None

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from archsearch.training.recipe import Recipe
@@ -18,6 +17,8 @@ from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError, first_line, os_errors
 from snapgen.io import checkpoint
 from snapgen.io.atomic import atomic_folder, atomic_write
+from snapgen.io.digests import CHECKSUMS, check_checksums, write_checksums
+from snapgen.io.pretrained import open_weights
 from snapgen.models.unet import UNet, load_unet
 from snapgen.progress import silence_libraries
 from snapgen.training.stages import AnyStage
@@ -127,6 +128,23 @@ class RunFolder:
         stages_file = self.pipeline / STAGES_FILE
         return stages_file.read_text().strip() if stages_file.is_file() else None
 
+    def check_results(self) -> None:
+        """Check the results of the finished stages against the checksums that were written with them.
+
+        Raises:
+            InputError: if a file is missing, damaged or changed; it names the file, and how to go on.
+        """
+        for result in (path for path in map(self.result, range(len(self.recipe.stages))) if path.is_dir()):
+            remedy = f"restore it, or remove {result} to train the stage again"
+            check_checksums(result, remedy)
+            if not (result / CHECKSUMS).is_file():  # a result of before there were any
+                with _with_remedy(remedy):
+                    open_weights(result)
+
+    def check_pipeline(self) -> None:
+        """Check the pipeline against its checksums; see `check_results`."""
+        check_checksums(self.pipeline, f"restore it, or remove {self.pipeline}: the same command writes it again")
+
     def write_pipeline(self, write: Callable[[Path], object], stages: str) -> None:
         """Write the pipeline to a temporary folder and replace the existing one.
 
@@ -137,16 +155,9 @@ class RunFolder:
         Raises:
             InputError: if it cannot be written; the existing pipeline is left unchanged.
         """
-        old, new = (self.path / f".{self.pipeline.name}.{age}" for age in ("old", "new"))
-        for leftover in (old, new):
-            shutil.rmtree(leftover, ignore_errors=True)
-        with self._write_errors(self.pipeline), silence_libraries():
-            write(new)
-            (new / STAGES_FILE).write_text(stages + "\n")
-            if self.pipeline.exists():
-                self.pipeline.rename(old)
-            new.rename(self.pipeline)
-        shutil.rmtree(old, ignore_errors=True)
+        with _whole_folder(self.pipeline, replace=True) as folder:
+            write(folder)
+            (folder / STAGES_FILE).write_text(stages + "\n")
 
     def write_result(self, number: int, write: Callable[[Path], object]) -> None:
         """Write a stage's result atomically and delete its checkpoint.
@@ -154,25 +165,10 @@ class RunFolder:
         Raises:
             InputError: if it cannot be written; the checkpoint is kept.
         """
-        result = self.result(number)
-        for leftover in result.parent.glob(f".{result.name}-*"):  # left by a killed process
-            shutil.rmtree(leftover, ignore_errors=True)
         (self.pipeline / STAGES_FILE).unlink(missing_ok=True)  # a pipeline of an earlier result must be rebuilt
-        with self._write_errors(result), silence_libraries(), atomic_folder(result) as folder:
+        with _whole_folder(self.result(number)) as folder:
             write(folder)
         self.checkpoint.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _write_errors(self, path: Path) -> Iterator[None]:
-        """Convert write errors in the block into an `InputError`, and delete what was partly written."""
-        try:
-            yield
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(path.with_name(f".{path.name}.new"), ignore_errors=True)
-            problem = f"cannot be written ({first_line(error)})"
-            raise InputError(
-                path, problem, "free disk space; the same command resumes from the last checkpoint"
-            ) from None
 
     @contextlib.contextmanager
     def checkpoint_errors(self) -> Iterator[None]:
@@ -195,6 +191,17 @@ class RunFolder:
         return (tensors, metadata) if metadata.get("stage") == self.recipe.stages[number].name else ({}, None)
 
 
+@contextlib.contextmanager
+def _whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder of the run that is written aside; what a killed process left of it is deleted first."""
+    for leftover in path.parent.glob(f".{path.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    remedy = "free disk space; the same command resumes from the last checkpoint"
+    with silence_libraries(), atomic_folder(path, replace=replace, remedy=remedy) as folder:
+        yield folder
+        write_checksums(folder)
+
+
 def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     """Load a U-Net from its folder and check its architecture; None without a folder.
 
@@ -204,10 +211,16 @@ def read_unet(folder: Path | str | None, arch: Architecture) -> UNet | None:
     if folder is None:
         return None
     check_unet(Path(folder), arch)
-    try:
+    with _with_remedy("restore it, or remove its folder to train the stage again"):
         return load_unet(Path(folder))
+
+
+@contextlib.contextmanager
+def _with_remedy(remedy: str) -> Iterator[None]:
+    """Replace the remedy of an `InputError`."""
+    try:
+        yield
     except InputError as error:
-        remedy = "restore it, or remove its folder to train the stage again"
         raise InputError(error.source, error.problem, remedy, place=error.place) from None
 
 

@@ -21,8 +21,9 @@ from PIL import Image
 from archsearch.quality.evaluator import Evaluator, SamplingConfig
 from archsearch.quality.retrieval import Retriever
 from archsearch.stats.estimate import Estimate
+from archsearch.studies.lookup import find_architecture
 from archsearch.training.evaluation import process_of, training_data
-from archsearch.training.recipe import Recipe, architecture, load_recipe
+from archsearch.training.recipe import Recipe, load_recipe
 from archsearch.training.run import train
 from archsearch.training.run_folder import RunFolder, read_unet
 from benchmarks.gpu_check import captions, data
@@ -134,7 +135,7 @@ def _resolution(recipe: Recipe) -> int:
 
 
 def _arch(recipe: Recipe) -> Architecture:
-    return architecture(recipe.architecture)
+    return find_architecture(recipe.architecture)
 
 
 def _train(section: Section, recipe: Recipe, table: Table) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from snapgen.autoencoders.autoencoder import (
@@ -36,6 +35,7 @@ from snapgen.autoencoders.training import (
 from snapgen.data.dataset import load_dataset
 from snapgen.devices import torch_threads
 from snapgen.errors import InputError
+from snapgen.io.atomic import write_errors
 from snapgen.io.cache import JSON
 from snapgen.progress import ProgressCallback, ignore_progress
 
@@ -136,16 +136,13 @@ def _identity(training: DecoderTrainingConfig, data: dict[str, str], encoder: st
 @contextmanager
 def _writing_into(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` whose files take their places in it at the end."""
-    try:
+    with write_errors(out, "make room and give the same command again"):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
             yield Path(folder)
             for file in sorted(Path(folder).iterdir()):
                 file.chmod(0o644)
                 file.replace(out / file.name)
-    except (OSError, SafetensorError) as error:
-        problem = getattr(error, "strerror", None) or str(error)
-        raise InputError(out, f"cannot be written ({problem})", "make room and give the same command again") from None
 
 
 def _card(

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, cast
 from snapgen import config
 from snapgen.architecture import presets
 from snapgen.architecture.presets import TINY_DECODER
+from snapgen.architecture.schema import Architecture
 from snapgen.conditioning.text_encoder import MINILM
 from snapgen.coreml import convert
 from snapgen.coreml.package import PackageOptions
-from snapgen.errors import InputError, os_errors
+from snapgen.errors import InputError
+from snapgen.io.atomic import atomic_folder, check_writable
 
 if TYPE_CHECKING:
     from snapgen.autoencoders.tiny_decoder import TinyDecoder
@@ -23,17 +25,17 @@ TEXT_TOKENS = 16
 
 
 def export_net(
-    name: str,
+    net: str | Architecture,
     out: Path,
     *,
     latent_size: int = LATENT_SIZE,
     context_tokens: int | None = None,
     options: PackageOptions | None = None,
 ) -> None:
-    """Write the package of whatever net is called ``name``, whole or not at all.
+    """Write the package of a net, whole or not at all.
 
     Args:
-        name: a preset, a JSON or YAML file of an architecture, or ``tiny-decoder``, all of which get random weights;
+        net: an architecture, its preset, its JSON or YAML file, or ``tiny-decoder``, all of which get random weights;
             ``minilm``; or the folder of a trained U-Net, a tiny decoder or a text encoder.
         out: the ``.mlpackage``; one that is there already is replaced.
         latent_size: height and width of the latent.
@@ -47,24 +49,29 @@ def export_net(
         raise InputError("--out", f"{out} is not a package's name", "end it in .mlpackage")
     if out.exists() and not (out / "Manifest.json").is_file():
         raise InputError("--out", f"{out} exists and is not a package", "name another")
-    _place(_converted(name, latent_size, context_tokens, options or PackageOptions()), out)
+    check_writable(out)
+    package = _converted(net, latent_size, context_tokens, options or PackageOptions())
+    with atomic_folder(out, replace=True) as folder:  # a copy: the package stays in the cache
+        shutil.copytree(package, folder, dirs_exist_ok=True)
 
 
-def _converted(name: str, latent_size: int, tokens: int | None, options: PackageOptions) -> Path:
+def _converted(net: str | Architecture, latent_size: int, tokens: int | None, options: PackageOptions) -> Path:
     """The package of a net, in the cache."""
-    folder = Path(name)
+    if isinstance(net, Architecture):
+        return convert.convert_unet(net, latent_size, context_tokens=tokens or UNET_TOKENS, options=options)
+    name, folder = net, Path(net)
     kind = _class_name(folder)
     if name == TINY_DECODER or kind == "TinyDecoder":
         return convert.convert_decoder(_decoder(name), latent_size, options=options)
     if kind == "UNet":
         from snapgen.models.unet import load_unet
 
-        net = load_unet(folder)
-        return convert.convert_unet(net, latent_size, context_tokens=tokens or UNET_TOKENS, options=options)
+        return convert.convert_unet(
+            load_unet(folder), latent_size, context_tokens=tokens or UNET_TOKENS, options=options
+        )
     if name == MINILM or folder.is_dir():
         return convert.convert_text(name, tokens or TEXT_TOKENS, options=options)
-    arch = presets.resolve(name, other_names=(TINY_DECODER, MINILM, "a run's name"))
-    return convert.convert_unet(arch, latent_size, context_tokens=tokens or UNET_TOKENS, options=options)
+    return _converted(presets.resolve(name, other_names=(TINY_DECODER, MINILM)), latent_size, tokens, options)
 
 
 def _class_name(folder: Path) -> str:
@@ -84,17 +91,3 @@ def _decoder(name: str) -> TinyDecoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return cast("TinyDecoder", TinyDecoder(**PAPER))
-
-
-def _place(package: Path, out: Path) -> None:
-    """Copy the package out of the cache."""
-    part = out.with_suffix(".part")
-    try:
-        with os_errors(out, "name another place"):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(package, part, dirs_exist_ok=True)
-            if out.exists():
-                shutil.rmtree(out)
-            part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

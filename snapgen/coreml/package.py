@@ -25,7 +25,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from snapgen.config import Config
-from snapgen.errors import InputError
+from snapgen.errors import InputError, first_line
 from snapgen.io import cache
 
 VERSION = 1
@@ -110,6 +110,12 @@ def package(
             temporary.rename(path)
         if not path.is_dir():
             raise InputError(path, "could not be written", "set ARCHSEARCH_CACHE to a folder with space")
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and "FileWriter" not in str(error):
+            raise
+        # The weights are written twice: while the net is converted, into the folder for temporary files.
+        problem = f"cannot be written ({first_line(error)})"
+        raise InputError(path, problem, "free disk space, there or in the folder for temporary files") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path

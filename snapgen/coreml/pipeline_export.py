@@ -18,8 +18,8 @@ from diffusers import AutoencoderKL
 from snapgen.conditioning import captions, text_encoder
 from snapgen.coreml import convert as coreml
 from snapgen.coreml.package import PackageOptions
-from snapgen.errors import InputError, os_errors
-from snapgen.io.atomic import atomic_folder
+from snapgen.errors import InputError
+from snapgen.io.atomic import atomic_folder, check_new_folder
 from snapgen.pipeline.loading import load_pipeline, merged_folder
 from snapgen.pipeline.snapgen_pipeline import TEXT_ENCODERS, TOKENIZERS, SnapGenPipeline
 from snapgen.progress import ProgressCallback, ignore_progress
@@ -53,9 +53,10 @@ def export_pipeline(
     Raises:
         InputError: if the pipeline is damaged, a component cannot be converted, or nothing can be written.
     """
+    check_new_folder(out)
     pipeline = load_pipeline(folder)
     latent = _latent(pipeline, latent_size)
-    with atomic_folder(out) as temporary, os_errors(out, "name another folder"):
+    with atomic_folder(out) as temporary:
         return _write_packages(pipeline, folder, temporary, latent, options, progress)
 
 

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from snapgen.errors import InputError, os_errors
+from snapgen.errors import InputError, first_line
+
+
+@contextmanager
+def write_errors(path: Path, remedy: str) -> Iterator[None]:
+    """Report an error in writing ``path``, of the operating system or as safetensors words it, as one of the user's."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(path, f"cannot be written ({reason})", remedy) from None
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -17,10 +32,22 @@ def atomic_write_text(path: Path, text: str) -> None:
     Raises:
         InputError: if the file cannot be written.
     """
-    with os_errors(path, "name a writable file"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    atomic_write_texts({path: text})
+
+
+def atomic_write_texts(files: Mapping[Path, str]) -> None:
+    """Write text files that belong together: none takes its place before all of them are written.
+
+    Raises:
+        InputError: if a file cannot be written; then all are as they were.
+    """
+    with contextlib.ExitStack() as parts:
+        for path, text in files.items():
+            parts.enter_context(write_errors(path, "name a writable file"))
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parts.enter_context(atomic_write(path)).write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -36,22 +63,65 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_writable(path: Path) -> None:
+    """Check, before long work, that a file or a folder can be made at ``path``; nothing is made.
+
+    Raises:
+        InputError: if it cannot.
+    """
+    beside = next(parent for parent in path.absolute().parents if parent.exists())
+    if not beside.is_dir():
+        raise InputError(path, f"cannot be written ({beside} is not a folder)", "name another place")
+    if not os.access(beside, os.W_OK | os.X_OK):
+        raise InputError(path, f"cannot be written (no permission to write in {beside})", "name another place")
+
+
+def check_new_folder(path: Path) -> None:
+    """Check, before long work, that ``path`` can become a new folder; nothing is made.
+
+    Raises:
+        InputError: if it cannot, or there is something that is not an empty folder.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(path, "already exists", "name a new folder")
+    check_writable(path)
+
+
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(
+    path: Path, *, replace: bool = False, remedy: str = "free disk space, or name another folder"
+) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; rename it to ``path`` on success, delete it on failure.
+
+    Folders that were made to hold it are deleted on failure, too.
+
+    Args:
+        path: the folder.
+        replace: whether a folder that is there is replaced.
+        remedy: what to do where the folder cannot be written.
 
     Raises:
         InputError: if ``path`` exists and is not an empty folder, or if it cannot be written.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(path, "already exists", "name a new folder")
-    with os_errors(path, "name another folder"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        temporary.replace(path)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+    if not replace:
+        check_new_folder(path)
+    made = [parent for parent in path.parents if not parent.exists()]
+    with write_errors(path, remedy):
+        temporary = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+            yield temporary
+            temporary.chmod(0o755)
+            old = temporary.with_name(f"{temporary.name}.old")
+            if path.is_dir():
+                path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for parent in made:
+                    parent.rmdir()
+            raise

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from snapgen.errors import InputError
-from snapgen.io.atomic import atomic_write
+from snapgen.io.atomic import atomic_write, write_errors
 from snapgen.io.cache import JSON
 
 
@@ -34,16 +34,12 @@ def save_checkpoint(path: Path, components: Mapping[str, Mapping[str, Tensor]], 
         for component, state in components.items()
         for name, tensor in state.items()
     }
-    try:
+    with write_errors(path, "make room on the disk; the same command resumes from the last checkpoint"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             save_file(tensors, file, metadata={"facts": json.dumps(metadata, allow_nan=False)})
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-    except (OSError, SafetensorError) as error:
-        problem = getattr(error, "strerror", None) or str(error)
-        remedy = "make room on the disk; the same command resumes from the last checkpoint"
-        raise InputError(path, f"cannot be written ({problem})", remedy) from None
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

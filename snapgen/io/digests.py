@@ -7,11 +7,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snapgen.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Sets of files up to this total size are hashed by content, larger ones by name, size and modification time.
 HASHED_BYTES = 1 << 30
+CHECKSUMS = "SHA256SUMS"
+"""File of a folder's checksums, in the format of ``sha256sum``."""
 
 
 def digest_files(paths: Sequence[Path], names: Iterable[str]) -> str:
@@ -41,6 +45,29 @@ def digest_contents(paths: Iterable[Path], text: str = "") -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()[:16]
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the SHA-256 of every file of a folder into it, for `check_checksums` and ``sha256sum -c``."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{_content(path).hex()}  {path.relative_to(folder)}\n" for path in files]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def check_checksums(folder: Path, remedy: str) -> None:
+    """Check that the files of a folder are those that `write_checksums` found; a folder without checksums passes.
+
+    Raises:
+        InputError: naming the first file that is missing or differs.
+    """
+    sums = folder / CHECKSUMS
+    for line in sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []:
+        expected, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            raise InputError(folder / name, "is missing", remedy)
+        if _content(folder / name).hex() != expected:
+            problem = f"is damaged or was changed (its SHA-256 is not that in {CHECKSUMS})"
+            raise InputError(folder / name, problem, remedy)
 
 
 def digest_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:

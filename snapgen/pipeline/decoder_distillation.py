@@ -22,7 +22,7 @@ from snapgen.autoencoders.pruned_decoder import SNAPFUSION_RATIO, PrunedAutoenco
 from snapgen.autoencoders.psnr import Psnr, decoder_psnr
 from snapgen.autoencoders.stepwise import CheckpointSession, StepwiseConfig, StepwiseTrainer
 from snapgen.errors import InputError
-from snapgen.io.atomic import atomic_folder
+from snapgen.io.atomic import atomic_folder, check_new_folder
 from snapgen.io.cache import JSON
 from snapgen.io.chunked import ChunkedTensor
 from snapgen.pipeline import loading, synthetic_latents
@@ -127,8 +127,7 @@ def distill(
         InputError: if anything is missing, does not fit, or cannot be written.
     """
     sampling, training = sampling or SamplingConfig(), training or DecoderDistillationConfig()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(out, "already exists", "name a new folder")
+    check_new_folder(out)
     lines = read_prompts(prompts)
     folder = loading.find_pipeline(run)
     pipeline = synthetic_latents.open_pipeline(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,10 @@ class TrainingData:
     ) -> None:
         self.text_encoders, self.teacher_text_encoders = tuple(text_encoders), tuple(teacher_text_encoders or ())
         self.device = device
-        self._data, self._autoencoder = data, autoencoder
+        self._autoencoder = autoencoder
+        # Caches of these data, without a circle: one on a method would keep those of finished trainings in memory.
+        self._loaded = functools.lru_cache(maxsize=4)(functools.partial(load_dataset, data))
+        self._encoded = functools.lru_cache(maxsize=4)(functools.partial(TrainingData._encode, weakref.proxy(self)))
 
     @functools.cached_property
     def autoencoder(self) -> Autoencoder:
@@ -65,14 +69,15 @@ class TrainingData:
         """Digest of the autoencoder's weights."""
         return autoencoder.digest(self._autoencoder)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the training
     def images(self, split: Split, resolution: int) -> ImageDataset:
         """Images of one split, resized to a resolution."""
-        return load_dataset(self._data, split=split, resolution=resolution)
+        return self._loaded(split=split, resolution=resolution)
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the training
     def encoded(self, split: Split, resolution: int) -> EncodedDataset:
         """Latents and encoded captions of one split; on the device if they fit there."""
+        return self._encoded(split, resolution)
+
+    def _encode(self, split: Split, resolution: int) -> EncodedDataset:
         images = self.images(split, resolution)
         latents = encode_dataset(images, self.autoencoder, digest=self.autoencoder_digest, device=self.device)
         student = self._captions(images.captions, self.text_encoders)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, strategies as st
+from pydantic import Field
 
 from snapgen import config, seeding
 from snapgen.architecture.schema import Architecture
@@ -23,14 +25,60 @@ class Outer(config.Config):
     inner: tuple[Inner, ...] = ()
 
 
+class Sized(config.Config):
+    kind: Literal["sized"]
+    count: int = Field(default=1, ge=1, lt=10)
+    share: float = Field(default=0.5, gt=0, le=1)
+    names: tuple[str, ...] = Field(default=("a",), min_length=1, max_length=2)
+    on: bool = False
+    inner: Inner | None = None
+
+
+class Named(config.Config):
+    kind: Literal["named"]
+
+
+class Holder(config.Config):
+    part: Sized | Named = Field(discriminator="kind")
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"count": "three"}, "part.count: 'three' is not a whole number; write one, e.g. 8"),
+        ({"count": 1.5}, "part.count: 1.5 is not a whole number; write one, e.g. 8"),
+        ({"count": None}, "part.count: nothing is not a whole number; write one, e.g. 8"),
+        ({"count": 0}, "part.count: 0 is too small; write 1 or more"),
+        ({"count": 10}, "part.count: 10 is too large; write a number below 10"),
+        ({"share": 0}, "part.share: 0 is too small; write a number above 0.0"),
+        ({"share": 1.5}, "part.share: 1.5 is too large; write 1.0 or less"),
+        ({"share": [1]}, "part.share: [1] is not a number; write one, e.g. 0.5"),
+        ({"share": float("nan")}, "part.share: nan is not a finite number; write one that is, e.g. 0.5"),
+        ({"names": []}, "part.names: has 0 of at least 1 entries; add some"),
+        ({"names": ["a", "b", "c"]}, "part.names: has more than the 2 entries that it may have; remove some"),
+        ({"names": "a"}, "part.names: 'a' is not a list; write a list, e.g. [a, b]"),
+        ({"names": [1]}, "part.names[0]: 1 is not a text; write a text, in quotes if it looks like a number"),
+        ({"on": "maybe"}, "part.on: 'maybe' is neither true nor false; write true or false"),
+        ({"inner": 3}, "part.inner: 3 is not a mapping; write 'key: value' lines"),
+        ({"kind": "other"}, "part: 'other' is not one of the kinds; use one of: 'sized', 'named'"),
+        ({"kind": None}, "part: its 'kind' is missing; add 'kind', which says what this is"),
+    ],
+)
+def test_mistakes_are_told_in_plain_words(values: dict[str, object], line: str) -> None:
+    part = {key: value for key, value in {"kind": "sized", **values}.items() if key != "kind" or value is not None}
+    with pytest.raises(InputError) as caught:
+        config.parse_config({"part": part}, Holder, source="a.yaml")
+    assert str(caught.value) == f"a.yaml: {line}"
+
+
 @pytest.mark.parametrize(
     ("text", "place", "problem"),
     [
         ("name: a\nnmae: b", "nmae", "unknown key"),
-        ("rate: 1", "name", "field required"),
-        ("name: a\nrate: fast", "rate", "valid number"),
+        ("rate: 1", "name", "is required, but missing; add it"),
+        ("name: a\nrate: fast", "rate", "'fast' is not a number"),
         ("name: a\nrate: .nan", "rate", "finite"),
-        ("name: a\ninner: [{count: 1}, {count: x}]", "inner[1].count", "valid integer"),
+        ("name: a\ninner: [{count: 1}, {count: x}]", "inner[1].count", "'x' is not a whole number"),
         ("name: a\ninner: [{count: 1, more: 2}]", "inner[0].more", "unknown key"),
         ("name: a\nname: b", "line 2, column 1", "twice"),
         ("name: [a\n", "line 2", "not valid YAML"),
@@ -40,7 +88,7 @@ class Outer(config.Config):
         ("1: a", "", "must be a mapping"),
         ("  \n", "", "is empty"),
         ("!!python/object/apply:os.system [true]", "line 1", "not valid YAML"),
-        ("name: &a [*a]", "name", "valid string"),
+        ("name: &a [*a]", "name", "is not a text"),
         ("[" * 5000, "", "not valid YAML"),
     ],
 )

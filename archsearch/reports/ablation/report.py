@@ -28,13 +28,16 @@ def write_ablation(ablation: Ablation, out: Path) -> Path:
         InputError: if ``out`` has another suffix, or a file cannot be written.
     """
     from archsearch.reports.ablation import page
-    from snapgen.io.atomic import atomic_write_text
+    from snapgen.io.atomic import atomic_write_texts
 
     check_suffix(out)
-    atomic_write_text(out.with_suffix(".html"), page.render(ablation))
-    atomic_write_text(out.with_suffix(".md"), markdown(ablation))
-    atomic_write_text(out.with_suffix(".tex"), latex(ablation))
-    atomic_write_text(out.with_suffix(".csv"), tables.csv(frame(ablation)))
+    forms = {
+        ".html": page.render(ablation),
+        ".md": markdown(ablation),
+        ".tex": latex(ablation),
+        ".csv": tables.csv(frame(ablation)),
+    }
+    atomic_write_texts({out.with_suffix(suffix): text for suffix, text in forms.items()})
     return out
 
 

@@ -53,11 +53,10 @@ def write_audit(rows: Sequence[AgreementRow], out: Path) -> Path:
     Raises:
         InputError: if a file cannot be written.
     """
-    from snapgen.io.atomic import atomic_write_text
+    from snapgen.io.atomic import atomic_write_texts
 
     other = out.with_suffix(".md" if out.suffix == ".csv" else ".csv")
-    for path in (out, other):
-        atomic_write_text(path, csv(rows) if path.suffix == ".csv" else markdown(rows))
+    atomic_write_texts({path: csv(rows) if path.suffix == ".csv" else markdown(rows) for path in (out, other)})
     return out
 
 

@@ -152,7 +152,7 @@ def load_study_data(study: Study) -> StudyData:
         problem = f"has no scored candidate that meets the constraints{_state_counts(candidates)}"
         raise InputError(source, problem, "run archsearch search, or wait for the first trial to finish")
     _check_protocols(source, candidates)
-    candidates = _with_pooled_intervals(candidates)
+    candidates = tuple(trials.with_pooled_intervals(candidates))
     names = trials.objectives(study)
     front = trials.pareto_front(candidates, names)
     choice = trials.recommended(trials.eligible(candidates), front, names)
@@ -172,21 +172,6 @@ def _state_counts(candidates: Sequence[Candidate]) -> str:
     counts = {state: sum(c.state == state for c in candidates) for state in ("infeasible", "failed", "running")}
     text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     return f" ({text})" if text else ""
-
-
-def _with_pooled_intervals(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Candidates with intervals from the spread of seeds pooled over the study (`stats.intervals.pool_intervals`)."""
-    from archsearch.stats.intervals import pool_intervals
-
-    qualities = {c.architecture.id: c.score.quality for c in candidates if c.score.quality and not diverged(c)}
-    for name in QUALITY_METRICS:
-        ids = [i for i, quality in qualities.items() if getattr(quality, name)]
-        pooled = pool_intervals([getattr(qualities[i], name) for i in ids])
-        qualities |= {i: qualities[i].model_copy(update={name: e}) for i, e in zip(ids, pooled, strict=True)}
-    return tuple(
-        c.with_score(quality=quality) if c.score.quality and (quality := qualities.get(c.architecture.id)) else c
-        for c in candidates
-    )
 
 
 def _check_protocols(source: str, candidates: Sequence[Candidate]) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from snapgen.architecture import overrides
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Config
+from snapgen.config import Config, problem_and_remedy
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -213,17 +213,7 @@ def _built(base: Architecture, changes: Mapping[str, Any], *, source: str, place
     try:
         return overrides.apply_overrides(base, changes)
     except ValueError as error:
-        raise InputError(source, *_problem_and_remedy(error), place=place) from None
-
-
-def _problem_and_remedy(error: ValueError) -> tuple[str, str]:
-    from pydantic import ValidationError
-
-    text = str(error)
-    if isinstance(error, ValidationError):
-        text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-    problem, _, remedy = text.partition("; ")
-    return problem, remedy or "correct the row's overrides"
+        raise InputError(source, *problem_and_remedy(error, "correct the row's overrides"), place=place) from None
 
 
 def _check_effect(row: AblationRow, own: Mapping[str, Any], baseline: Architecture, source: str) -> None:

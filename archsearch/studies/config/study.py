@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
@@ -285,10 +283,10 @@ class StudyConfig(NamedConfig):
         Raises:
             InputError: if the space or a row is invalid, or the proxy's knobs are not the space's.
         """
-        with error_context(self, "space"):
+        with self.error_context("space"):
             space = load_space(self.space)
         if self.proxy is not None:
-            with error_context(self, "proxy"):
+            with self.error_context("proxy"):
                 space = with_proxy(space, load_space(self.proxy))
         return space if self.ablation is None else space_of_rows(self.ablation, space, source=self.source)
 
@@ -298,16 +296,6 @@ def _suits_ehvi(objectives: object) -> bool:
     if not isinstance(objectives, list | tuple) or len(objectives) < 2:
         return False
     return sum(name in QUALITY_METRICS for name in objectives) == 1
-
-
-@contextmanager
-def error_context(settings: StudyConfig, place: str) -> Iterator[None]:
-    """Re-raise an `InputError` as one of the study's setting ``place``, which names the source of the error."""
-    try:
-        yield
-    except InputError as error:
-        problem = ": ".join(text for text in (error.source, error.place, error.problem) if text)
-        raise InputError(settings.source, problem, error.remedy, place=place) from None
 
 
 def load_config(name_or_path: str | Path, kind: Kind = "search") -> StudyConfig:

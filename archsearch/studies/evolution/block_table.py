@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from archsearch.score import LatencyRecord
 from archsearch.studies.config.evolution import EvolutionConfig
-from archsearch.studies.config.study import StudyConfig, error_context
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.database import load_study
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
@@ -72,7 +72,7 @@ def load_or_fit_block_table(settings: StudyConfig, space: Space, backend: Backen
             file.write_text(json.dumps({"latency": latency, "records": records}, indent=1))
 
     percent = ProgressLog(settings.name, "timed", "% of the nets behind the block table", 100)
-    with error_context(settings, "space"):
+    with settings.error_context("space"):
         return fit_block_table(
             backend,
             space.base,

@@ -15,7 +15,7 @@ from archsearch.latency.repeats import measure_round_robin
 from archsearch.quality import processes
 from archsearch.quality.metrics import build_metric, difference, estimate
 from archsearch.score import LatencyRecord, Quality
-from archsearch.studies.config.study import StudyConfig, error_context
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.evolution.block_table import (
     evolution_config,
     load_or_fit_block_table,
@@ -109,7 +109,7 @@ class EvolutionScorer(ArchsearchScorer):
             raise InputError(settings.source, "no objective is a quality number", remedy, place="objectives")
         super().__init__(settings, space)
         assert self._evaluator is not None
-        with error_context(settings, "evolve.metric"):
+        with settings.error_context("evolve.metric"):
             own = self._evolution.num_samples
             samples = settings.protocol.num_samples if own is None else own
             self._gauge = build_metric(self._evolution.metric, self._evaluator, samples=samples)
@@ -248,7 +248,7 @@ def _base_ms(settings: StudyConfig) -> float:
     """Latency of the space's base in milliseconds, from the study's block table."""
     from archsearch.devices import backend
 
-    with error_context(settings, "latency"):
+    with settings.error_context("latency"):
         device = backend(settings.latency.device, **settings.latency.backend_options)
     return load_or_fit_block_table(settings, settings.load_space(), device).whole_ms
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from archsearch.score import OBJECTIVES, LatencyRecord, MissingScore, comparable
+from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, comparable
 from archsearch.stats.pareto import non_dominated
 from archsearch.studies.remote.client import measured_latencies
 from archsearch.studies.storage.further_runs import eligible as eligible
@@ -73,6 +73,25 @@ def pareto_front(candidates: Sequence[Candidate], names: Sequence[str]) -> list[
     return [ranked[i] for i in non_dominated([tuple(c.value(name) for name in names) for c in ranked])]
 
 
+def with_pooled_intervals(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates with intervals from the spread of seeds pooled over the study (`stats.intervals.pool_intervals`).
+
+    Reports and recommendations show these, so that a number has one interval wherever it is shown.
+    """
+    from archsearch.stats.intervals import pool_intervals
+
+    scored = {c.architecture.id: c.score.quality for c in candidates if c.score.quality}
+    qualities = {i: quality for i, quality in scored.items() if not quality.diverged}
+    for name in QUALITY_METRICS:
+        ids = [i for i, quality in qualities.items() if getattr(quality, name)]
+        pooled = pool_intervals([getattr(qualities[i], name) for i in ids])
+        qualities |= {i: qualities[i].model_copy(update={name: e}) for i, e in zip(ids, pooled, strict=True)}
+    return [
+        c.with_score(quality=quality) if c.score.quality and (quality := qualities.get(c.architecture.id)) else c
+        for c in candidates
+    ]
+
+
 @dataclass(frozen=True)
 class Recommendation:
     """A recommended candidate, and the reason."""
@@ -84,7 +103,7 @@ class Recommendation:
 def best(study: Study, *, objective: str | None = None) -> Recommendation:
     """Recommend a candidate: the knee of the front, the final round of an evolving study, or the best in one number.
 
-    Works for running, finished and killed studies.
+    Works for running, finished and killed studies. Intervals are those of `with_pooled_intervals`.
 
     Args:
         objective: number to minimize; None: the knee, or the final round.
@@ -93,7 +112,7 @@ def best(study: Study, *, objective: str | None = None) -> Recommendation:
         InputError: if no candidate is scored yet, or none has the number.
     """
     names = objectives(study)
-    candidates = load_candidates(study)
+    candidates = with_pooled_intervals(load_candidates(study))
     ranked = eligible(candidates)
     if not ranked:
         problem = f"no candidate is scored yet ({len(candidates)} started)"

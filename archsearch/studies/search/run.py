@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from archsearch.quality import processes
-from archsearch.studies.config.study import StudyConfig, error_context
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import samplers
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.display import Display
+from archsearch.studies.search.known_costs import upper_bounds
 from archsearch.studies.search.pool import WorkerPool, ignore_experimental_warnings
 from archsearch.studies.search.proposer import Proposer, ProposerFactory
 from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
@@ -62,7 +64,7 @@ def search(
         _check_plan(settings, space, proposer)
         samplers.build_sampler(settings.sampler, seed=0, source=settings.source)
         built_scorer = scorer(settings, space)
-        with error_context(settings, "space" if space.proxy is None else "proxy"):
+        with settings.error_context("space" if space.proxy is None else "proxy"):
             built_scorer.check((space.proxy or space).base)
         study = create_or_resume(settings, {"space": space.to_dict(), **built_scorer.describe()})
         artifact_store(study)  # fails now, not after the first training, if the folder is not writable
@@ -82,7 +84,7 @@ def search(
                 reason = WorkerPool(study, settings, scorer, display).run()
             display.tick(now=True)
             display.line(f"{settings.name}: finished, {reason}", warning=False)
-        _check_any_scored(study, settings, reason)
+        _check_any_scored(study, settings, space, reason)
     return study
 
 
@@ -108,14 +110,20 @@ def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) 
             raise InputError(settings.source, "is not a point of the space", remedy, place=f"initial_points[{i}]")
 
 
-def _check_any_scored(study: Study, settings: StudyConfig, reason: str) -> None:
-    """Raise if every candidate of the study was infeasible; the error shows by how much the last one was."""
+def _check_any_scored(study: Study, settings: StudyConfig, space: Space, reason: str) -> None:
+    """Raise if every candidate was infeasible; the error names the limit that most of them exceed, and its file."""
     candidates = load_candidates(study)
     infeasible = [c for c in candidates if c.state == "infeasible"]
-    if infeasible and not any(c.state == "scored" for c in candidates):
-        problem = (
-            f"{reason}; no candidate was feasible, e.g. trial {infeasible[-1].number}: {infeasible[-1].infeasible}"
-        )
-        raise InputError(
-            settings.source, problem.replace("; widen them", ""), "widen the constraints", place="constraints"
-        )
+    if not infeasible or any(c.state == "scored" for c in candidates):
+        return
+    exceeded = Counter(name for c in infeasible for name, excess in c.constraints.items() if excess > 0)
+    name, count = exceeded.most_common(1)[0]
+    limit = upper_bounds(settings, space)[name]
+    least = min(excess for c in infeasible if (excess := c.constraints.get(name, 0)) > 0)
+    file = settings.source if limit == settings.constraints.get(name) else space.source
+    problem = (
+        f"no candidate was feasible ({reason.removesuffix('; widen them')}): {count} of {len(infeasible)} exceed the "
+        f"limit {limit:.4g}, e.g. trial {infeasible[-1].number}: {infeasible[-1].infeasible}"
+    )
+    remedy = f"raise it; the lowest {name} was {limit * (1 + least):.4g}"
+    raise InputError(file, problem.replace("; ", ", "), remedy, place=f"constraints.{name}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality
-from archsearch.studies.config.study import StudyConfig, error_context
+from archsearch.studies.config.study import StudyConfig
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
@@ -75,12 +75,12 @@ class ArchsearchScorer:
 
         self._settings, self._space = settings, space
         latency = settings.latency
-        with error_context(settings, "latency"):
+        with settings.error_context("latency"):
             self._remote = RemoteLatency(settings, space) if latency.remote else None
             self._backend = None if latency.remote else backend(latency.device, **latency.backend_options)
         self._evaluator = None
         if settings.trains:
-            with error_context(settings, "protocol"):
+            with settings.error_context("protocol"):
                 self._evaluator = CandidateEvaluator(settings.protocol)
         for name in (*settings.objectives, *settings.constraints):
             if OBJECTIVES[name].label.endswith("distance") and not settings.protocol.num_samples:

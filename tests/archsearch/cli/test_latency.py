@@ -71,6 +71,15 @@ def test_the_json_is_the_record_with_more_beside_it(run: Any, net: Path) -> None
     assert len(found["published"]) == 10
 
 
+def test_what_was_measured_is_said_with_its_size(run: Any) -> None:
+    assert "One pass at latent size 128, context tokens 77\n" in run("measure", "emoji/base", *PHONE[:2])
+    sizes = ("--latent-size", 8, "--context-tokens", 16)
+    assert "One pass at latent size 8, context tokens 16\n" in run("measure", "emoji:base", *PHONE, *sizes)
+    found = json.loads(run("measure", "emoji/base", *PHONE, *sizes, "--json"))
+    assert (found["latent_size"], found["context_tokens"]) == (8, 16)
+    assert "One pass at latent size 16\n" in run("measure", "tiny-decoder", *PHONE)
+
+
 def test_the_tiny_decoder_is_predicted_and_not_measured(run: Any) -> None:
     found = json.loads(run("measure", "tiny-decoder", *PHONE, "--json"))
     assert found["share_ms"]["depthwise"] > 0

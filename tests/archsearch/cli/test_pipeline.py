@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from archsearch import cli
+from archsearch.spaces.loading import load_space
 from snapgen.autoencoders import autoencoder
 from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.coreml import convert, package as packaging
@@ -140,6 +143,34 @@ def test_one_net_is_one_package(run: Any, trained: Path, tmp_path: Path, monkeyp
     assert found["package"] == "other.mlpackage"
     assert [line for line in found["violations"] if line not in out.replace("\n", " ")] == []
     assert sum(found["operation_counts"].values()) == found["operations"]
+
+
+def test_a_spaces_reference_is_exported(
+    run: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def stand_in(net: Any, *_: Any, **__: Any) -> Path:
+        asked.append(net)
+        return package
+
+    monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
+    feed = {"x": torch.empty(1, 64, 8, 8, dtype=torch.float16)}
+    package = packaging.package("wide", {}, lambda: Wide().half(), feed, "y", PackageOptions())
+    monkeypatch.setattr(convert, "convert_unet", stand_in)
+    run("export", "emoji:base", "--to", "coreml")
+    assert asked == [load_space("emoji").base]
+    assert (trained / "emoji-base.mlpackage" / "Manifest.json").is_file()
+
+
+def test_terminated_an_export_leaves_nothing(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "convert_unet", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, "argv", ["archsearch", "export", "demo", "--to", "coreml", "--out", str(tmp_path / "a/b")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_has_its_own_context(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

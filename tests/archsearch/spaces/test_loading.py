@@ -37,7 +37,7 @@ MISTAKES = {
     # knobs
     "no knobs": ("knobs: {}", "knobs", "at least 1"),
     "knobs missing": ("", "knobs", "required"),
-    "knobs a list": ("knobs: [qk_norm]", "knobs", "dictionary"),
+    "knobs a list": ("knobs: [qk_norm]", "knobs", "['qk_norm'] is not a mapping"),
     "unknown part": (
         "knobs: {stage.conv: [standard, separable]}",
         "knobs.stage.conv",
@@ -50,7 +50,7 @@ MISTAKES = {
     "one choice": ("knobs: {qk_norm: [true]}", "knobs.qk_norm", "a single choice; give it at least two"),
     "one label": ("knobs: {x: {a: {qk_norm: true}}}", "knobs.x", "a single choice"),
     "not a list": ("knobs: {qk_norm: true}", "knobs.qk_norm", "must be a list of choices, or labels"),
-    "number for a flag": ("knobs: {qk_norm: [0, 1]}", "knobs.qk_norm[0]", "0 is not a boolean"),
+    "number for a flag": ("knobs: {qk_norm: [0, 1]}", "knobs.qk_norm[0]", "0 is neither true nor false"),
     "flag for a number": (
         "knobs: {mid.num_res_blocks: [2, true]}",
         "knobs.mid.num_res_blocks[1]",
@@ -58,10 +58,14 @@ MISTAKES = {
     ),
     "text for a number": ("knobs: {all.ffn_ratio: [4, '3']}", "knobs.all.ffn_ratio[1]", "'3' is not a number"),
     "fraction": ("knobs: {mid.num_res_blocks: [2, 1.5]}", "knobs.mid.num_res_blocks[1]", "1.5 is not a whole number"),
-    "unknown word": ("knobs: {all.conv: [standard, fancy]}", "knobs.all.conv[1]", "not 'standard' or 'separable'"),
+    "unknown word": (
+        "knobs: {all.conv: [standard, fancy]}",
+        "knobs.all.conv[1]",
+        "'fancy' is not one of the choices; use one of: 'standard' or 'separable'",
+    ),
     "not a number": ("knobs: {all.ffn_ratio: [4, .nan]}", "knobs.all.ffn_ratio[1]", "nan is not"),
     "a list for a number": ("knobs: {all.ffn_ratio: [4, [3]]}", "knobs.all.ffn_ratio[1]", "[3] is not a number"),
-    "too large": ("knobs: {all.ffn_ratio: [4, 99]}", "knobs.all.ffn_ratio[1]", "less than or equal to 16"),
+    "too large": ("knobs: {all.ffn_ratio: [4, 99]}", "knobs.all.ffn_ratio[1]", "99 is too large; write 16.0 or less"),
     "twice": ("knobs: {qk_norm: [true, false, true]}", "knobs.qk_norm[2]", "true is listed twice; remove one"),
     "twice as number": ("knobs: {all.ffn_ratio: [4, 4.0]}", "knobs.all.ffn_ratio[1]", "listed twice"),
     "same effect": (
@@ -71,7 +75,7 @@ MISTAKES = {
     ),
     "label not text": ("knobs: {x: {off: {}, on: {rope: true}}}", "knobs.x", "false is not text; put it in quotes"),
     "changes not a mapping": ("knobs: {x: {a: {}, b: rope}}", "knobs.x.b", "must map paths to values"),
-    "wrong value under a label": ("knobs: {x: {a: {}, b: {rope: 1}}}", "knobs.x.b.rope", "1 is not a boolean"),
+    "wrong value under a label": ("knobs: {x: {a: {}, b: {rope: 1}}}", "knobs.x.b.rope", "1 is neither true nor false"),
     "wrong path under a label": ("knobs: {x: {a: {}, b: {ropes: 1}}}", "knobs.x.b.ropes", "not a knob"),
     "two knobs, one field": (
         "knobs:\n  levels.channels: [32, 48]\n  up[0].channels: [32, 64]",
@@ -108,9 +112,9 @@ MISTAKES = {
         "knobs.mid.layers[0].conv",
         "unknown field 'conv' of a layer; use one of: num_res_blocks, num_transformers",
     ),
-    "too many blocks": ("blocks: {extra_copies: 64}", "knobs.down[0].layers[0].num_res_blocks[65]", "equal to 64"),
-    "count below 0": ("blocks: {extra_copies: -1}", "blocks.extra_copies", "greater than or equal to 0"),
-    "count a flag": ("blocks: {extra_copies: true}", "blocks.extra_copies", "valid integer"),
+    "too many blocks": ("blocks: {extra_copies: 64}", "knobs.down[0].layers[0].num_res_blocks[65]", "write 64 or less"),
+    "count below 0": ("blocks: {extra_copies: -1}", "blocks.extra_copies", "write 0 or more"),
+    "count a flag": ("blocks: {extra_copies: true}", "blocks.extra_copies", "true is not a whole number"),
     "a knob of blocks by hand": (
         "blocks: {}\nknobs:\n  mid.layers[0].num_res_blocks: [0, 1]",
         "knobs.mid.layers[0].num_res_blocks",
@@ -136,15 +140,23 @@ MISTAKES = {
     "limit not positive": (
         "knobs: {qk_norm: [false, true]}\nconstraints: {macs: 0}",
         "constraints.macs",
-        "greater than 0",
+        "write a number above 0",
     ),
     "limit a flag": (
         "knobs: {qk_norm: [false, true]}\nconstraints: {macs: true}",
         "constraints.macs",
         "true is not a number",
     ),
-    "limit text": ("knobs: {qk_norm: [false, true]}\nconstraints: {macs: few}", "constraints.macs", "valid number"),
-    "context a flag": ("knobs: {qk_norm: [false, true]}\ncontext_tokens: true", "context_tokens", "valid integer"),
+    "limit text": (
+        "knobs: {qk_norm: [false, true]}\nconstraints: {macs: few}",
+        "constraints.macs",
+        "'few' is not a number",
+    ),
+    "context a flag": (
+        "knobs: {qk_norm: [false, true]}\ncontext_tokens: true",
+        "context_tokens",
+        "true is not a whole number",
+    ),
     "unknown knob": (
         "knobs: {qk_norm: [false, true]}\nreferences: {r: {rope: true}}",
         "references.r.rope",
@@ -201,7 +213,7 @@ def test_a_mistake_is_named_with_its_location(tmp_path: Path, mistake: str) -> N
             "latent_size",
             "size 6 cannot be halved 2 times; use a multiple of 4",
         ),
-        ("latent_size: true\nbase: snapgen-baseline", "latent_size", "valid integer"),
+        ("latent_size: true\nbase: snapgen-baseline", "latent_size", "true is not a whole number"),
         ("base: snapgen-baseline", "latent_size", "required"),
         ("latent_size: 8\nbase: bad.json", "", "is empty"),
     ],

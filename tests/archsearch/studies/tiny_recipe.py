@@ -16,8 +16,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from archsearch.studies.lookup import find_architecture
 from archsearch.training import run as training
-from archsearch.training.recipe import Recipe, architecture, load_recipe
+from archsearch.training.recipe import Recipe, load_recipe
 from snapgen.architecture.schema import Architecture
 from snapgen.io import checkpoint
 
@@ -88,7 +89,7 @@ def written(folder: Path, **changes: Any) -> Path:
 def recipe(folder: Path, **changes: Any) -> tuple[Recipe, Architecture]:
     """The recipe and its architecture, read from such a file."""
     found = load_recipe(written(folder, **changes))
-    return found, architecture(found.architecture)
+    return found, find_architecture(found.architecture)
 
 
 def weights(run: Path) -> dict[str, bytes]:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from archsearch.training import comparison, recipe
+from archsearch.studies.lookup import find_architecture
+from archsearch.training import comparison
 from archsearch.training.comparison import ComparisonConfig, compare, load_comparison
 from snapgen.errors import InputError
 
@@ -89,7 +90,7 @@ def test_shipped_comparisons_are_recipes_with_what_they_say(monkeypatch: pytest.
             made = found.recipe_of(variant, 7)
             assert made.seed == 7
             assert "{seed}" not in made.model_dump_json()
-            recipe.architecture(made.architecture)
+            find_architecture(made.architecture)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_shipped_comparisons_are_recipes_with_what_they_say(monkeypatch: pytest.
         ({"metrics": {"beauty": "higher"}}, "beauty"),
         ({"variants": {"plain": {}, "b": {"overrides": {"stages[4].batch": 2}}}}, "does not exist in the recipe"),
         ({"variants": {"plain": {}, "b": {"overrides": {"stages[0].batch!": 2}}}}, "not a valid step of a path"),
-        ({"variants": {"plain": {}, "b": {"overrides": {"stages[0].batsch": 2}}}}, "stages[0].flow_matching.batsch"),
+        ({"variants": {"plain": {}, "b": {"overrides": {"stages[0].batsch": 2}}}}, "stages[0].batsch"),
         ({"variants": {"plain": {}, "b": {"checkpoint": "nowhere"}}}, "nowhere"),
     ],
 )

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from archsearch.cost.counter import cost
+from archsearch.studies.lookup import find_architecture
 from archsearch.training.compatibility import resolve_shapes
 from archsearch.training.dry_run import plan
-from archsearch.training.recipe import architecture, load_recipe
+from archsearch.training.recipe import load_recipe
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
 from tests.archsearch.studies.tiny_recipe import DECODER, recipe
 
@@ -94,7 +95,7 @@ def test_the_papers_recipes(name: str, params: float, steps: list[int], epochs: 
     given = resolve_shapes(found, without_files=True)
     made = plan(
         found,
-        architecture(found.architecture),
+        find_architecture(found.architecture),
         given,
         examples=found.expected_shapes.images,
         captions=None,

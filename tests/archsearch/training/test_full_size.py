@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from archsearch.studies.lookup import find_architecture
 from archsearch.training import recipe as recipes
 from archsearch.training.recipe import Recipe
 from snapgen.conditioning import captions as conditioning
@@ -63,7 +64,7 @@ def new_loop(name: str, stage_name: str) -> Trainer:
     stage = next(stage for stage in recipe.stages if stage.name == stage_name)
     assert isinstance(stage, FlowMatchingStage | AdversarialDistillationStage)
     stage = stage.model_copy(update={"batch_size": 2, "num_images": 2, "gradient_accumulation_steps": 1})
-    net = UNet(recipes.architecture(recipe.architecture))
+    net = UNet(find_architecture(recipe.architecture))
     net.init_weights(0)
     for weight in net.parameters():
         if not weight.any():

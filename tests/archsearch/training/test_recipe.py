@@ -8,7 +8,8 @@ import pytest
 from archsearch.library import shipped
 from archsearch.spaces.loading import load_space
 from archsearch.studies.config.study import load_config as find_study
-from archsearch.training.recipe import architecture, learns_from_teacher, load_recipe, stage_teacher
+from archsearch.studies.lookup import find_architecture
+from archsearch.training.recipe import learns_from_teacher, load_recipe, stage_teacher
 from snapgen.architecture import presets
 from snapgen.errors import InputError
 from snapgen.training.stages import FlowMatchingStage
@@ -29,7 +30,7 @@ def test_shipped_recipes_can_be_read(name: str) -> None:
     assert found.name == f"training-{name}"
     space, _, base = found.architecture.partition(":")
     assert (
-        architecture(found.architecture).id
+        find_architecture(found.architecture).id
         == (load_space(space).base if base else presets.preset(found.architecture)).id
     )
 
@@ -38,7 +39,7 @@ def test_the_supernetwork_is_what_the_elastic_study_begins_with() -> None:
     recipe, study = load_recipe("emoji_supernet"), find_study("emoji_elastic")
     (stage,) = recipe.stages
     assert study.protocol.init_from == str(recipe.folder / "stages" / f"01-{stage.name}")
-    assert architecture(recipe.architecture).id == study.load_space().base.id
+    assert find_architecture(recipe.architecture).id == study.load_space().base.id
     assert isinstance(stage, FlowMatchingStage)
     assert study.supernet_audit is not None
     assert study.supernet_audit.supernet_images == stage.num_images
@@ -116,6 +117,6 @@ def test_no_such_recipe(tmp_path: Path) -> None:
 
 def test_no_such_architecture() -> None:
     with pytest.raises(InputError, match="nothing"):
-        architecture("nothing")
+        find_architecture("nothing")
     with pytest.raises(InputError):
-        architecture("nosuchstudy:best")
+        find_architecture("nosuchstudy:best")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_a_missing_pipeline_is_made_again(whole: Path, tmp_path: Path) -> None:
     subprocess.run(["cp", "-r", str(folder), str(tmp_path / "copy")], check=True)
     copy = tmp_path / "copy" / "runs" / "tiny"
     before = weights(copy)
-    (copy / "pipeline").rename(copy / ".pipeline.old")
+    (copy / "pipeline").rename(copy / ".pipeline-killed.old")
     os.chdir(tmp_path / "copy")
     training.train(*recipe(folder), log=silent)
     assert weights(copy) == before
@@ -263,8 +264,46 @@ def test_a_checkpoint_of_another_training(begun: Path, tmp_path: Path) -> None:
 def test_a_damaged_result(begun: Path, tmp_path: Path) -> None:
     file = begun / "stages" / "01-base" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(InputError, match=r"01-base.*remove its folder"):
+    with pytest.raises(InputError, match=r"01-base/diff\S+: is damaged or was changed.*remove \S+01-base to train"):
         again(tmp_path)
+    (file.parent / "SHA256SUMS").unlink()
+    with pytest.raises(InputError, match=r"01-base/diff\S+: cannot be read .*remove \S+01-base to train"):
+        again(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        (
+            "stages/02-base/diffusion_pytorch_model.safetensors",
+            "remove runs/tiny/stages/02-base to train the stage again",
+        ),
+        ("stages/05-decoder/config.json", "remove runs/tiny/stages/05-decoder to train the stage again"),
+        ("pipeline/unet/diffusion_pytorch_model.safetensors", "remove runs/tiny/pipeline: the same command writes it"),
+    ],
+)
+@pytest.mark.parametrize("how", ["changed", "truncated", "gone"])
+def test_damage_to_a_finished_run_is_found(
+    name: str, remedy: str, how: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = whole.parents[1]
+    shutil.copytree(whole, tmp_path / "runs" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "runs" / "tiny" / name
+    content = file.read_bytes()
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-9] + b"\0" * 9 if how == "changed" else content[:-9])
+    with pytest.raises(InputError) as ended:
+        training.train(*recipe(folder), log=silent)
+    assert ended.value.source == f"runs/tiny/{name}"
+    assert remedy in ended.value.remedy
+    before = weights(whole)
+    shutil.rmtree(tmp_path / "runs" / "tiny" / Path(name).parts[0])
+    if name.startswith("pipeline"):
+        training.train(*recipe(folder), log=silent)
+        assert weights(tmp_path / "runs" / "tiny") == before
 
 
 def test_a_full_disk_loses_nothing(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,6 +190,20 @@ def test_what_cannot_be_exported_is_told(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_package_that_fails_leaves_none_of_the_others(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(*_: object, **__: object) -> Path:
+        assert list(tmp_path.rglob("unet.mlpackage")), "the one before is written"
+        raise InputError("decoder", "is damaged", "restore it")
+
+    monkeypatch.setattr(convert, "convert_unet", lambda *_, **__: saved)
+    monkeypatch.setattr(convert, "convert_decoder", damaged)
+    with pytest.raises(InputError, match="decoder: is damaged"):
+        pipeline_export.export_pipeline(saved, tmp_path / "new" / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_pipeline_of_no_size_is_to_be_given_one(tmp_path: Path) -> None:
     one: SnapGenPipeline = made(tmp_path, resolution=None)
     one.save_pretrained(tmp_path / "pipeline")

@@ -264,7 +264,7 @@ WRONG = {
     "no CLIP": ({"evolve__metric": "clip_score:nowhere", "evolve__num_samples": 8}, "nowhere", "evolve.metric"),
     "no quality": ({"objectives": ["params"]}, "no objective is a quality number", "objectives"),
     "two targets": ({"evolve__target_ratio": 0.5}, "either target_ms or target_ratio", "evolve"),
-    "a probability of one": ({"evolve__block_dropout": 1.0}, "less than 1", "evolve.block_dropout"),
+    "a probability of one": ({"evolve__block_dropout": 1.0}, "write a number below 1", "evolve.block_dropout"),
 }
 
 

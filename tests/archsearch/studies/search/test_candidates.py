@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import pandas
 import pytest
 
+from archsearch.reports.study_report import write_report
 from archsearch.score import Cost, ProtocolMismatch, Quality, Score
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.study import StudyConfig
@@ -107,12 +110,26 @@ def test_a_knee_in_three_objectives() -> None:
 def test_best_of_a_study(settings: Callable[..., StudyConfig]) -> None:
     study = search(settings(trials=6), quiet=True, scorer=QuickScorer)
     candidates = load_candidates(study)
-    assert best(study).candidate in pareto_front(candidates, NAMES)
+    assert best(study).candidate.number in [c.number for c in pareto_front(candidates, NAMES)]
     smallest = best(study, objective="params")
     assert smallest.candidate.value("params") == min(c.value("params") for c in candidates)
     assert smallest.reason == "lowest parameters of 6 scored candidates"
     with pytest.raises(InputError, match="--objective: unknown objective 'fid'; use validation_loss"):
         best(study, objective="fid")
+
+
+def test_the_interval_of_the_best_is_that_of_the_report(settings: Callable[..., StudyConfig], tmp_path: Path) -> None:
+    study = search(settings(trials=6), quiet=True, scorer=QuickScorer)
+    table = pandas.read_csv(write_report(study, tmp_path / "report.html").with_suffix(".csv")).set_index("trial")
+    found = best(study).candidate
+    assert found.score.quality is not None
+    shown = table.loc[found.number]
+    for name in ("validation_loss", "frechet_distance"):
+        estimate = getattr(found.score.quality, name)
+        assert (estimate.low, estimate.high) == pytest.approx((shown[f"{name}_low"], shown[f"{name}_high"]))
+    stored = next(c for c in load_candidates(study) if c.number == found.number).score.quality
+    assert stored is not None
+    assert stored.validation_loss != found.score.quality.validation_loss, "of one candidate alone it is another"
 
 
 def test_best_of_nothing(settings: Callable[..., StudyConfig]) -> None:

@@ -111,9 +111,28 @@ def test_infeasible_candidates_are_told_by_how_much_and_never_trained(settings: 
 
 def test_a_limit_that_nothing_keeps_ends_the_study(settings: Make, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial_queue, "MAX_INFEASIBLE_IN_A_ROW", 7)
-    with pytest.raises(InputError, match=r"constraints: the last 7 candidates were all outside .* limit 1000; widen"):
+    with pytest.raises(
+        InputError, match=r"the last 7 candidates were all outside .*: 7 of 7 exceed the limit 1000"
+    ) as end:
         run(settings(constraints={"params": 1000}, sampler="random"))
     assert log.read_text() == ""
+    assert (end.value.source, end.value.place) == ("study", "constraints.params")
+    lowest = min(c.value("params") for c in load_candidates(load_study(settings())))
+    assert end.value.remedy == f"raise it; the lowest params was {lowest:.4g}"
+
+
+@pytest.mark.parametrize(("own", "place"), [({}, "space.yaml"), ({"params": 500}, "study")])
+def test_a_limit_that_nothing_keeps_is_named_where_it_is_written(
+    own: dict[str, float], place: str, settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_queue, "MAX_INFEASIBLE_IN_A_ROW", 3)
+    made = settings(constraints=own, sampler="random")
+    space = Path(made.space)
+    space.write_text(space.read_text() + "constraints: {params: 1000}\n")
+    with pytest.raises(InputError, match="exceed the limit") as end:
+        run(made)
+    assert Path(end.value.source).name == place
+    assert end.value.place == "constraints.params"
 
 
 def test_a_limit_on_quality_is_a_constraint_of_trained_candidates(settings: Make) -> None:

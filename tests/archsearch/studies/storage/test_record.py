@@ -106,10 +106,10 @@ def test_what_has_not_changed_is_parsed_once(settings: Make, monkeypatch: pytest
 
 
 DAMAGE = {
-    "a number out of range": ("score", lambda s: s["cost"].update(params=-1), "score.cost.params: input should be"),
+    "a number out of range": ("score", lambda s: s["cost"].update(params=-1), "score.cost.params: -1 is too small"),
     "an unknown key": ("architecture", lambda a: a.update(wings=2), "architecture.wings: unknown key"),
-    "another type": ("stage", lambda _: 7, "stage: input should be a valid string"),
-    "a key less": ("worker", lambda w: w.pop("pid") and None, "worker.pid: field required"),
+    "another type": ("stage", lambda _: 7, "stage: 7 is not a text"),
+    "a key less": ("worker", lambda w: w.pop("pid") and None, "worker.pid: is required, but missing"),
     "a trial that never was": ("retry_of", lambda _: 99, "retry_of: 99 is not a trial"),
     "a list for a number": ("retry_of", lambda _: [1], "retry_of: [1] is not a trial"),
     "no score": ("score", None, "score is missing although the trial is scored"),
@@ -143,7 +143,7 @@ def test_a_damaged_measurement_is_named(tmp_path: Path) -> None:
     queue.request(preset("snapgen-emoji"))
     with sqlite3.connect(tmp_path / "study.db") as file:
         file.execute("UPDATE trial_user_attributes SET value_json = '7' WHERE key = 'architecture_id'")
-    with pytest.raises(InputError, match=r"^trial 0 of study latency of host.*: architecture_id: input should be"):
+    with pytest.raises(InputError, match=r"^trial 0 of study latency of host.*: architecture_id: .* is not a text"):
         queue.claim()
 
 

@@ -1,0 +1,82 @@
+"""Find what a name stands for wherever one is given: an architecture, or a study that has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from archsearch.library import RUNS, shipped
+from archsearch.predictor import reference_nets
+from archsearch.spaces.loading import load_space
+from archsearch.spaces.space import BASE
+from snapgen.architecture.schema import Architecture
+from snapgen.errors import InputError
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from archsearch.studies.config.study import StudyConfig
+
+ARCHITECTURES = ("SPACE/REFERENCE", "SPACE:base", "STUDY:best", "STUDY:TRIAL")
+"""Names of architectures beside those of presets and files."""
+
+
+def find_architecture(name: str, *, other_names: Sequence[str] = ()) -> Architecture:
+    """Load an architecture: a preset, a file, ``SPACE/REFERENCE``, ``SPACE:base``, ``STUDY:best`` or ``STUDY:TRIAL``.
+
+    Args:
+        name: the name; a study is named as `find_config` takes it.
+        other_names: further names that the caller accepts, for the error message.
+
+    Raises:
+        InputError: if the name is none of these, or the study has no such trial.
+    """
+    study_name, colon, which = name.rpartition(":")
+    if not colon or Path(name).exists():
+        return reference_nets.architecture(name, other_names=(*ARCHITECTURES, *other_names))
+    if which == BASE:
+        return load_space(study_name).base
+    from archsearch.studies.search.candidates import best, load_candidates
+    from archsearch.studies.storage.database import load_study
+
+    study = load_study(find_config(study_name))
+    if which == "best":
+        return best(study).candidate.architecture
+    candidates = {str(c.number): c for c in load_candidates(study)}
+    if which not in candidates:
+        examples = ", ".join(list(candidates)[:5]) or "(none yet)"
+        raise InputError(name, f"has no trial {which}", f"use best, or one of its trials: {examples}")
+    return candidates[which].architecture
+
+
+def find_config(name: str, *, storage: str | None = None) -> StudyConfig:
+    """Load the settings of a study that has begun.
+
+    Args:
+        name: a shipped study, a YAML file, or the name of a run under ``runs/``, which has the settings it began with.
+        storage: where the study is, if not where its settings say.
+
+    Raises:
+        InputError: if there is none.
+    """
+    from archsearch.studies.config.study import load_config
+    from archsearch.studies.storage.database import open_study
+
+    if name in shipped("search") or "/" in name or not (RUNS / name / "study.db").is_file():
+        return load_config(name).with_overrides(storage=storage)
+    return stored_config(open_study(name)).with_overrides(storage=storage)
+
+
+def stored_config(study: Study) -> StudyConfig:
+    """The settings that a study began with.
+
+    Raises:
+        InputError: if it has none yet.
+    """
+    from archsearch.studies.config.study import StudyConfig
+
+    source = f"study {study.study_name}"
+    if "settings" not in study.user_attrs:
+        raise InputError(source, "was killed before it began", "run it again")
+    return StudyConfig.parse(study.user_attrs["settings"], source)
