@@ -72,6 +72,9 @@ def search(
     study: Study,
     trials: Annotated[int | None, typer.Option(min=1, help="Score so many candidates, whatever the YAML says.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine.")] = None,
+    start_from: Annotated[
+        str | None, typer.Option("--from", help="Begin with the scored candidates of another study of this protocol.")
+    ] = None,
     storage: Storage = None,
     quiet: Quiet = False,
 ) -> None:
@@ -79,7 +82,7 @@ def search(
     from archsearch.studies.config.study import load_config
     from archsearch.studies.search import run
 
-    settings = load_config(study).with_overrides(trials=trials, workers=workers, storage=storage)
+    settings = load_config(study).with_overrides(trials=trials, workers=workers, storage=storage, start_from=start_from)
     _write_report(run.search(settings, quiet=quiet), settings.folder / "report.html", source=study)
 
 

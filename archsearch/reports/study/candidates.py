@@ -67,6 +67,8 @@ def state_of(study: StudyData, candidate: Candidate) -> str:
     """State of a candidate as text: on the front, reused, diverged, infeasible and failed with the reason, or else."""
     if candidate.number in study.front:
         return "on the front"
+    if candidate.reused_study is not None:
+        return f"quality of {candidate.reused_study}"
     if candidate.reused_from is not None:
         return f"same as trial {candidate.reused_from}"
     if diverged(candidate):

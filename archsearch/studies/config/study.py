@@ -125,6 +125,9 @@ class StudyConfig(NamedConfig):
     seeds: SeedsConfig | None = None
     """Numbers of training seeds, which spend most where it matters; None: each candidate has all of
     protocol.train_seeds."""
+    start_from: str | None = None
+    """Another study of the same protocol whose scored candidates this one begins with: a shipped study, a YAML file or
+    a run. They are not trained again, and do not count as trials."""
     initial_points: tuple[dict[str, int], ...] = ()
     """Points to score first, each mapping a knob to the index of its choice; default: base and references."""
     ablation: AblationConfig | None = None
@@ -244,6 +247,12 @@ class StudyConfig(NamedConfig):
         for name in ("ablation", "evolve", "supernet_audit"):
             if getattr(self, name) is not None:
                 raise ValueError(f"proxy cannot be combined with {name}; remove one")
+        return self
+
+    @model_validator(mode="after")
+    def _start_is_of_a_search(self) -> Self:
+        if self.start_from is not None and (not self.trains or self.ablation is not None or self.evolve is not None):
+            raise ValueError("start_from is for studies that search by a quality number; remove it")
         return self
 
     @property

@@ -71,7 +71,7 @@ def evolve(settings: StudyConfig, *, quiet: bool = False) -> Study:
 class EvolutionProposer:
     """Proposes each round's network: that of its parent round, edited by the action that the policy decides."""
 
-    def __init__(self, settings: StudyConfig, space: Space) -> None:
+    def __init__(self, settings: StudyConfig, space: Space, study: Study) -> None:  # noqa: ARG002
         self._settings, self._space = settings, space
         self._evolution = evolution_config(settings)
         self.choices: Mapping[str, Any] = distributions(space.knobs)

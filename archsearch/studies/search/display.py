@@ -90,6 +90,8 @@ class Display:
         shown = ", ".join(_format_value(c, name) for name in self._settings.objectives)
         if c.reused_from is not None:
             return f"{trial}: {shown}; the architecture of trial {c.reused_from}"
+        if c.reused_study is not None:
+            trial += f", the quality of {c.reused_study}"
         if c.continues is not None:
             trial += f", trial {c.continues} with {c.runs} seeds"
         return f"{trial}: {shown}, {c.seconds:.0f} s; {self._state()}"

@@ -54,12 +54,13 @@ def work(settings: StudyConfig, scorer: ScorerFactory, messages: Any) -> None:
     try:
         with terminable(once=True), storage_errors(settings.url, settings.source), ignore_experimental_warnings():
             space = settings.load_space()
+            study = load_study(settings)
             worker = Worker(
-                load_study(settings),
+                study,
                 settings,
                 space,
                 scorer(settings, space),
-                Proposer(settings, space),
+                Proposer(settings, space, study),
                 log=lambda text: messages.put(("line", text)),
             )
             messages.put(("finished", worker.run()))

@@ -19,6 +19,8 @@ from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
 
 if TYPE_CHECKING:
+    from optuna import Study
+
     from archsearch.spaces.space import Space
 
 MAX_SUGGESTIONS = 2
@@ -66,18 +68,22 @@ class CandidateProposer(Protocol):
         """The candidate of a slot; see `Proposer.propose`."""
 
 
-ProposerFactory = Callable[[StudyConfig, "Space"], CandidateProposer]
+ProposerFactory = Callable[[StudyConfig, "Space", "Study"], CandidateProposer]
 
 
 class Proposer:
     """The default proposer. Its proposals depend only on the trials, the slot and the settings."""
 
-    def __init__(self, settings: StudyConfig, space: Space) -> None:
+    def __init__(self, settings: StudyConfig, space: Space, study: Study | None = None) -> None:
         self._settings, self._space = settings, space
         self.choices: Mapping[str, Any] = distributions(space.knobs)
         named = space.reference_points()
         self.initial = [(_name(named, point), point) for point in settings.initial_points] or list(named.items())
-        """Names (or None) and points of the first slots: the initial points, or the base and the references."""
+        """Names (or None) and points of the first slots: the initial points, or the base and the references; then those
+        of the study that this one starts from."""
+        if study is not None and settings.start_from is not None:
+            points = [point for _, point in self.initial]
+            self.initial += [(None, point) for point in study.user_attrs["start"] if point not in points]
         self._trials: StudyTrials | None = None
         self._num_ended = 0
         self._ended: dict[int, ObservedTrial] = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from archsearch.quality import processes
 from archsearch.studies.config.study import StudyConfig
@@ -11,6 +12,7 @@ from archsearch.studies.search import samplers
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.display import Display
 from archsearch.studies.search.known_costs import upper_bounds
+from archsearch.studies.search.known_scores import starting_points
 from archsearch.studies.search.pool import WorkerPool, ignore_experimental_warnings
 from archsearch.studies.search.proposer import Proposer, ProposerFactory
 from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
@@ -66,7 +68,8 @@ def search(
         built_scorer = scorer(settings, space)
         with settings.error_context("space" if space.proxy is None else "proxy"):
             built_scorer.check((space.proxy or space).base)
-        study = create_or_resume(settings, {"space": space.to_dict(), **built_scorer.describe()})
+        attrs = {"space": space.to_dict(), **built_scorer.describe()}
+        study = create_or_resume(settings, {**attrs, **_start(settings, space, attrs)})
         artifact_store(study)  # fails now, not after the first training, if the folder is not writable
         with Display(study, settings, quiet=quiet) as display:
             display.line(f"{settings.name}: {space.size():,} points, in {settings.url}", warning=False)
@@ -74,7 +77,7 @@ def search(
                 from snapgen.devices import torch_threads
 
                 with torch_threads(settings.threads_per_worker):
-                    candidate_proposer = proposer(settings, space)
+                    candidate_proposer = proposer(settings, space, study)
                     worker = Worker(
                         study, settings, space, built_scorer, candidate_proposer, log=display.line, tick=display.tick
                     )
@@ -86,6 +89,16 @@ def search(
             display.line(f"{settings.name}: finished, {reason}", warning=False)
         _check_any_scored(study, settings, space, reason)
     return study
+
+
+def _start(settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """User attribute with the points of the study that this one starts from, as they were when this one began."""
+    if settings.start_from is None:
+        return {}
+    try:
+        return {"start": load_study(settings).user_attrs["start"]}
+    except (InputError, KeyError):  # this one has not begun
+        return {"start": starting_points(settings, space, attrs)}
 
 
 def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) -> None:

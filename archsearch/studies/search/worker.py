@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.score import OBJECTIVES, Quality, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import COSTS, upper_bounds
+from archsearch.studies.search.known_scores import KnownScore, known_scores
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import CHECKPOINTS, ROUND, Scorer
 from archsearch.studies.storage.database import artifact_store
@@ -155,7 +157,7 @@ class Worker:
             return
         if self._settings.trains:
             queue.write(trial_id, score=score)
-            score = score.model_copy(update={"quality": self._train(claim, twin or arch, self._settings.first_seeds)})
+            score = score.model_copy(update={"quality": self._first_quality(claim, twin or arch)})
         self._set_phase(claim, "latency", 1.0)
         score = score.model_copy(update={"latency": self._scorer.final_latency(arch, latency)})
         if not self._breaks_limit(claim, score, ("latency_ms",)):
@@ -218,6 +220,18 @@ class Worker:
         queue.write(trial_id, name=first.name, architecture_id=arch.id, architecture=arch, trained=first.trained)
         further = self._train(claim, first.trained or arch, self._settings.protocol.train_seeds[done : done + 1])
         self._finish(claim, first.score.model_copy(update={"quality": first.score.quality.with_seeds(further)}))
+
+    def _first_quality(self, claim: TrialRecord, arch: Architecture) -> Quality:
+        """Quality with the first seeds: measured by another study, or by a training."""
+        known = self._known_scores.get(arch.id)
+        if known is None or len(known.quality.validation_loss.by_seed) < len(self._settings.first_seeds):
+            return self._train(claim, arch, self._settings.first_seeds)
+        self._queue.write(claim.trial_id, reused_study=f"trial {known.number} of {known.study}")
+        return known.quality
+
+    @cached_property
+    def _known_scores(self) -> Mapping[str, KnownScore]:
+        return known_scores(self._study, self._settings)
 
     def _train(self, claim: TrialRecord, arch: Architecture, seeds: Sequence[int]) -> Quality:
         folder = self._settings.folder / "working" / str(claim.slot)

@@ -29,7 +29,17 @@ GRACE_SECONDS = 120
 BUSY_SECONDS = 60
 """Longest time that a process waits for another one to finish writing to the same SQLite file."""
 
-FIXED_SETTINGS = ("objectives", "constraints", "sampler", "seed", "seeds", "latency", "initial_points", "evolve")
+FIXED_SETTINGS = (
+    "objectives",
+    "constraints",
+    "sampler",
+    "seed",
+    "seeds",
+    "latency",
+    "initial_points",
+    "start_from",
+    "evolve",
+)
 """Settings that may not change once a study has begun, in addition to its space and its protocol."""
 
 _SQLITE = "sqlite:///"

@@ -146,6 +146,8 @@ class TrialRecord(StoredTrial):
     """The score, as far as it is known."""
     reused_from: int | None = None
     """Number of the trial of the same architecture whose score was reused."""
+    reused_study: str | None = None
+    """Another study of the same protocol whose quality was reused, and the trial there."""
     round: EvolutionRound | None = Field(default=None, alias="evolution")
     """The round, in a study that evolves a network."""
     artifacts: dict[str, str]
@@ -180,7 +182,8 @@ class TrialRecord(StoredTrial):
     @property
     def uses_budget(self) -> bool:
         """Whether the trial counts against the budget: a new candidate that did not reuse an earlier score."""
-        return self.state == "scored" and self.reused_from is None and self.continues is None
+        reused = self.reused_from is not None or self.reused_study is not None
+        return self.state == "scored" and not reused and self.continues is None
 
     @property
     def runs(self) -> int:

@@ -114,7 +114,8 @@ class TrialQueue:
         """Determine what is left of the budget.
 
         Args:
-            before: leave out this trial and those after it.
+            before: leave out this trial and those after it, and the time, which this trial has begun to spend: at the
+                end of the budget it would be released, and claimed again, for ever.
         """
         settings = self._settings
         end = math.inf if before is None else before.number
@@ -122,9 +123,12 @@ class TrialQueue:
         scored = len(trials.scored) - sum(trials.scored.get(t.slot) is t for t in late)
         running = [t for t in trials.running.values() if trials.active[t.slot] is t and t.number < end]
         begun = scored + sum(t.continues is None for t in running)
+        if settings.trials is not None and settings.trials <= len(settings.initial_points):
+            # The plan is a list of points, so that those whose scores other studies have count, too.
+            begun += sum(t.reused_study is not None and t.number < end for t in trials.active.values())
         proposes, lasts = settings.trials is None or begun < settings.trials, True
         reason = f"{scored} candidates scored"
-        if settings.time_budget_minutes is not None:
+        if settings.time_budget_minutes is not None and before is None:
             seconds_left = 60 * settings.time_budget_minutes - trials.busy_seconds()
             duration = trials.median_seconds() or 0
             further = self._further_runs.count(trials) / len(settings.first_seeds) / settings.workers
