@@ -132,7 +132,7 @@ def export(
 
 
 def _net(name: str) -> str | Architecture:
-    """What `export_net` finds by itself, or an architecture."""
+    """A net's own name, where `export_net` finds it by that, or an architecture."""
     from archsearch.studies.lookup import find_architecture
     from snapgen.architecture.presets import TINY_DECODER
     from snapgen.conditioning.text_encoder import MINILM
