@@ -126,7 +126,7 @@ def _steps(values: Any, location: Sequence[int | str], *, missing: bool) -> Iter
 
 
 def problem_and_remedy(error: ValueError, remedy: str = "correct it") -> tuple[str, str]:
-    """What is wrong with a value, and what to write, in plain words.
+    """Say in plain words what is wrong with a value, and what to write instead.
 
     Args:
         error: of pydantic, whose first error counts, or with a message "problem; remedy".

@@ -395,6 +395,16 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "train bad name": lambda f: ([*train(f)[0], "--name", "../up"], "../up"),
     "train to no stage": lambda f: ([*train(f)[0], "--stop-after", "end"], "--stop-after"),
     "plan missing data": lambda f: ([*train(f, data=str(f / "pictures"))[0], "--dry-run"], "recipe.yaml: data: "),
+    "compare into a folder": lambda f: (["compare-recipes", "distillation", "--out", str(f)], f"--out: {f}"),
+    "audit into another form": lambda f: (["audit", "emoji", "--out", str(f / "audit.pdf")], "audit.pdf"),
+    "report into a file's folder": lambda f: (
+        ["report", "emoji", "--out", str(written(f / "x", b"") / "page.html")],
+        "x/page.html",
+    ),
+    "audit of what was not trained": lambda f: (
+        ["audit", study(f, objectives=["params", "macs"])[0][1]],
+        "study.yaml: objectives",
+    ),
     "unknown command": lambda _: (["serach"], "serach"),
     "unknown option": lambda _: (["search", "emoji", "--fast"], "--fast"),
     "option of wrong type": lambda _: (["search", "emoji", "--trials", "x"], "--trials"),

@@ -6,6 +6,7 @@ Heavy imports are made inside the commands, so that ``--help`` and a mistyped na
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -26,11 +27,12 @@ from archsearch.cli import (
     train,
 )
 from archsearch.studies.signals import terminable
-from snapgen.errors import InputError
+from snapgen.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from typer._click.core import Context
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -95,6 +97,10 @@ def main() -> NoReturn:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "archsearch"
         _fail(f"{error.format_message().rstrip('.')}; see {command} --help", BAD_INPUT)
+    except (MemoryError, RuntimeError) as error:  # torch raises RuntimeErrors
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        _fail(f"out of memory ({first_line(error)}); give it less to do at a time, or use a machine with more", FAILED)
     except BrokenPipeError:
         # The reader of our output (head, a pager) has gone; that is no mistake.
         sys.stderr.close()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -16,11 +17,28 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from snapgen.errors import InputError
+from snapgen.io.atomic import check_writable
 from snapgen.progress import SECONDS_BETWEEN_LINES, ProgressCallback, ignore_progress, time_left
 
 if TYPE_CHECKING:
     from archsearch.score import Score
     from archsearch.spaces.space import HasCosts
+
+
+def check_out(out: Path | None, *suffixes: str) -> None:
+    """Check, before long work, that a file can be written, and that its name ends in one of the suffixes.
+
+    Raises:
+        InputError: if not.
+    """
+    if out is None:
+        return
+    if out.suffix.lower() not in suffixes:
+        raise InputError("--out", f"{out} has another ending", f"end it in {', '.join(suffixes)}")
+    if out.is_dir():
+        raise InputError("--out", f"{out} is a folder", "name a file")
+    check_writable(out)
 
 
 def print_json(values: Mapping[str, Any]) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archsearch.cli.options import ARCHITECTURE, Json, Quiet
-from archsearch.cli.output import print_json, print_table, progress_bar
+from archsearch.cli.output import check_out, print_json, print_table, progress_bar
 from snapgen.errors import InputError
-from snapgen.io.atomic import atomic_write, check_writable, write_errors
+from snapgen.io.atomic import atomic_write, write_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +50,7 @@ def generate(
 ) -> None:
     """Draw prompts with a trained run."""
     width, height = _sides(size)
-    _prepare(out)
+    check_out(out, *SUFFIXES)
     from snapgen import devices
     from snapgen.pipeline.loading import load_pipeline
 
@@ -132,7 +132,7 @@ def export(
 
 
 def _net(name: str) -> str | Architecture:
-    """What `export_net` finds by itself, or an architecture."""
+    """A net's own name, where `export_net` finds it by that, or an architecture."""
     from archsearch.studies.lookup import find_architecture
     from snapgen.architecture.presets import TINY_DECODER
     from snapgen.conditioning.text_encoder import MINILM
@@ -167,15 +167,6 @@ def _sides(size: str | None) -> tuple[int | None, int | None]:
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
         raise InputError("--size", f"{size!r} is no size", "write e.g. 64 or 64x96")
     return int(sides[0]), int(sides[-1])
-
-
-def _prepare(out: Path) -> None:
-    """Refuses what cannot be written before anything is drawn."""
-    if out.suffix.lower() not in SUFFIXES:
-        raise InputError("--out", f"{out} is no image's name", f"end it in one of: {', '.join(SUFFIXES)}")
-    if out.is_dir():
-        raise InputError("--out", f"{out} is a folder", "name a file")
-    check_writable(out)
 
 
 def _write(images: Tensor, columns: int, out: Path) -> None:

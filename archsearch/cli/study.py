@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archsearch.cli.options import BegunStudy, Json, Quiet, Storage, Study
-from archsearch.cli.output import print_json, print_score, show_log
-from snapgen.errors import InputError
+from archsearch.cli.output import check_out, print_json, print_score, show_log
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
@@ -37,7 +36,7 @@ def ablate(
     from archsearch.studies.config.study import load_config
     from archsearch.studies.experiments import ablation, ablation_results
 
-    report.check_suffix(out)
+    check_out(out, *report.SUFFIXES)
     settings = ablation.train_rows_too(load_config(study, "ablation"), quality)
     settings = settings.with_overrides(workers=workers, storage=storage)
     done = ablation_results.load_results(ablation.ablate(settings, quiet=quiet or as_json))
@@ -97,8 +96,7 @@ def report(
     from archsearch.studies.lookup import find_config
     from archsearch.studies.storage.database import load_study
 
-    if out is not None and out.suffix != ".html":
-        raise InputError("--out", f"{out} is not an HTML file", "end its name in .html; a CSV is put beside it")
+    check_out(out, ".html")
     settings = find_config(study, storage=storage)
     other = load_study(find_config(compare_with, storage=storage)) if compare_with else None
     path = out or settings.folder / "report.html"
@@ -162,6 +160,7 @@ def audit(
     from archsearch.studies.lookup import find_config
     from archsearch.studies.storage.database import load_study
 
+    check_out(out, ".md", ".csv")
     settings = find_config(study, storage=storage)
     rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
     page = write_report(load_study(settings), settings.folder / "report.html", source=study)

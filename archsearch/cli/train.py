@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archsearch.cli.options import ARCHITECTURE, Json, Quiet
-from archsearch.cli.output import print_json, print_table, show_log
+from archsearch.cli.output import check_out, print_json, print_table, show_log
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def compare_recipes(
     from archsearch.training.comparison import compare, load_comparison
     from snapgen.io.atomic import atomic_write_texts
 
+    check_out(out, ".md")
     found = load_comparison(comparison)
     results = compare(found, log=(lambda _: None) if quiet else lambda line: typer.echo(line, err=True))
     page = archsearch.reports.comparison.markdown(found, results)

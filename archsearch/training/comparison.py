@@ -142,7 +142,10 @@ def _load_or_evaluate(
     recipe = comparison.recipe_of(variant, seed)
     inputs = {"recipe": recipe.model_dump(mode="json"), "variant": comparison.variants[variant].model_dump(mode="json")}
     if path.exists():
-        stored = json.loads(path.read_text())
+        try:
+            stored = json.loads(path.read_text())
+        except ValueError:
+            raise InputError(path, "is not JSON", "remove it to evaluate the variant again") from None
         if {name: stored.get(name) for name in inputs} == inputs:
             return {name: Estimate.model_validate(number) for name, number in stored["numbers"].items()}
     log(f"{variant}, seed {seed}")

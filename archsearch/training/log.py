@@ -17,6 +17,7 @@ from archsearch.quality.evaluator import SamplingConfig
 from archsearch.stats import intervals
 from archsearch.stats.estimate import Estimate
 from archsearch.training.run_folder import RunFolder
+from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.progress import format_duration
 from snapgen.training.loop import StepStats
@@ -154,6 +155,16 @@ class TrainLog:
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:
-    """All evaluations of a run so far, in order."""
+    """All evaluations of a run so far, in order.
+
+    Raises:
+        InputError: naming a line that is damaged.
+    """
     path = run / EVALUATIONS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    evaluations = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        try:
+            evaluations.append(json.loads(line))
+        except ValueError:
+            raise InputError(path, "is not JSON", "remove or repair the line", place=f"line {number}") from None
+    return evaluations

@@ -87,10 +87,13 @@ def train(recipe: Recipe, arch: Architecture, *, log: Callable[[str], None], sto
 
 @contextlib.contextmanager
 def _writable(folder: Path) -> Iterator[None]:
-    """Convert a full disk into an `InputError` with a remedy."""
+    """Convert a full disk, and a file of the run that cannot be written, into an `InputError` with a remedy."""
     try:
         yield
     except OSError as error:
+        if error.filename and Path(error.filename).is_relative_to(folder):
+            reason = (error.strerror or "cannot be written").lower()
+            raise InputError(error.filename, reason, "move it away; the same command resumes") from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         remedy = "free disk space; the same command resumes from the last checkpoint"

@@ -134,7 +134,9 @@ class RunFolder:
         Raises:
             InputError: if a file is missing, damaged or changed; it names the file, and how to go on.
         """
-        for result in (path for path in map(self.result, range(len(self.recipe.stages))) if path.is_dir()):
+        for result in (path for path in map(self.result, range(len(self.recipe.stages))) if path.exists()):
+            if not result.is_dir():
+                raise InputError(result, "is not the folder of a stage's result", "move it away")
             remedy = f"restore it, or remove {result} to train the stage again"
             check_checksums(result, remedy)
             if not (result / CHECKSUMS).is_file():  # a result of before there were any

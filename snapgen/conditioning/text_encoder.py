@@ -233,7 +233,7 @@ def load_text_encoder(name: str = MINILM) -> tuple[Any, Any]:
     folder, tokenizer_folder = _folder(name), _tokenizer_folder(name)
     if not has_vocabulary(tokenizer_folder):
         raise InputError(name, "has no tokenizer", "add the tokenizer's files beside the encoder's config.json")
-    local = {"local_files_only": True, "trust_remote_code": False}
+    local, place = {"local_files_only": True, "trust_remote_code": False}, ""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, **local)
         model_class = _model_class(config)
@@ -241,10 +241,12 @@ def load_text_encoder(name: str = MINILM) -> tuple[Any, Any]:
             config.text_config.projection_dim = config.projection_dim
             config.text_config.architectures = config.architectures
             config = config.text_config
+        place = "tokenizer"
         tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder, **local)
     except Exception as error:  # damaged files raise anything from KeyError to SafetensorError
         problem = f"cannot be loaded as a text encoder ({first_line(error)})"
-        raise InputError(name, problem, "name a Hugging Face folder with safetensors weights and tokenizer") from None
+        remedy = "name a Hugging Face folder with safetensors weights and tokenizer"
+        raise InputError(name, problem, remedy, place=place) from None
     model = load_transformers_model(folder, model_class, config)
     num_embeddings, vocabulary = model.get_input_embeddings().num_embeddings, len(tokenizer)
     if vocabulary > num_embeddings:

@@ -102,7 +102,7 @@ def package(
     # Several workers may convert the same net at once. Each writes to its own folder, and the first rename wins.
     temporary = folder / f"{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part.mlpackage"
     try:
-        with quiet():
+        with quiet(), _full_disk(path):
             model = _convert(build(), inputs, output, options)
             model.user_defined_metadata["archsearch"] = text
             model.save(str(temporary))
@@ -110,15 +110,21 @@ def package(
             temporary.rename(path)
         if not path.is_dir():
             raise InputError(path, "could not be written", "set ARCHSEARCH_CACHE to a folder with space")
-    except (OSError, RuntimeError) as error:
-        if not isinstance(error, OSError) and "FileWriter" not in str(error):
-            raise
-        # The weights are written twice: while the net is converted, into the folder for temporary files.
-        problem = f"cannot be written ({first_line(error)})"
-        raise InputError(path, problem, "free disk space, there or in the folder for temporary files") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+@contextlib.contextmanager
+def _full_disk(path: Path) -> Iterator[None]:
+    """Report weights that cannot be written; while a net is converted, they go to the folder for temporary files."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not isinstance(error, OSError) and "FileWriter" not in str(error):  # coremltools' own
+            raise
+        problem = f"cannot be written ({first_line(error)})"
+        raise InputError(path, problem, "free disk space, there or in the folder for temporary files") from None
 
 
 def _convert(module: nn.Module, inputs: Mapping[str, Tensor], output: str, options: PackageOptions) -> Any:

@@ -24,7 +24,7 @@ INDEX = "model_index.json"
 RUNS = Path("runs")
 """Folder of the training runs, relative to the working directory."""
 
-RESTORE = "run its training again, which saves it"
+RESTORE = "remove the pipeline and run its training again, which writes it"
 """Remedy for a damaged pipeline."""
 
 
@@ -100,7 +100,9 @@ def _load_text_components(folder: Path) -> dict[str, Any]:
             try:
                 components[name], components[tokenizer] = text_encoder.load_text_encoder(str(merged))
             except InputError as error:
-                raise InputError(folder / name, error.problem, RESTORE, place=error.place) from None
+                damaged, place = (tokenizer, "") if error.place == "tokenizer" else (name, error.place)
+                problem = error.problem.replace(f"{merged}/", "")
+                raise InputError(folder / damaged, problem, RESTORE, place=place) from None
     return components
 
 

@@ -86,6 +86,9 @@ def audit(
     if settings.protocol.init_from is not None and settings.supernet_audit is None:
         problem = "is missing, so the cost of the inherited weights is unknown"
         raise InputError(settings.source, problem, "give supernet_images and scratch_steps", place="supernet_audit")
+    if not settings.trains:
+        problem = "no quality is among them, so no candidate was trained"
+        raise InputError(settings.source, problem, "audit a study that trains", place="objectives")
     short = eligible(load_candidates(load_study(settings)))
     if len(short) < MIN_CANDIDATES:
         problem = f"has {len(short)} scored candidates; an audit needs {MIN_CANDIDATES}"

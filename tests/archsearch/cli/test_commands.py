@@ -40,6 +40,21 @@ def test_every_command_has_an_example_that_parses(name: str) -> None:
         assert set(re.findall(r"(?<=\s)--[a-z0-9-]+", example)) <= options
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: …\nmore")])
+def test_too_little_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("snapgen.architecture.presets.resolve", full)
+    monkeypatch.setattr(sys, "argv", ["archsearch", "cost", "sdxl"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("archsearch: out of memory (")
+
+
 def test_an_interrupt_is_one_line_and_status_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

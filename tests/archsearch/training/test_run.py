@@ -359,6 +359,21 @@ def test_recipe_json_tells_what_was_trained(whole: Path) -> None:
     assert [stage["name"] for stage in noted["stages"]] == [stage["name"] for stage in STAGES]
 
 
+def test_a_damaged_evaluation_is_named(whole: Path, tmp_path: Path) -> None:
+    lines = (whole / "evaluations.jsonl").read_text()
+    (tmp_path / "evaluations.jsonl").write_text(lines + lines[:40])
+    with pytest.raises(InputError, match=r"evaluations.jsonl: line 7: is not JSON"):
+        read_evaluations(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["logs", "samples", "tensorboard", "stages/02-more"])
+def test_a_file_in_the_way_is_named(name: str, begun: Path, tmp_path: Path) -> None:
+    shutil.rmtree(begun / name, ignore_errors=True)
+    (begun / name).write_text("")
+    with pytest.raises(InputError, match=rf"{name}\S*: .*move it away"):
+        again(tmp_path)
+
+
 def test_a_disk_that_is_full_is_one_line_wherever_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 

@@ -263,6 +263,7 @@ def cut(file: Path) -> None:
         (without_a_word, "text_encoder/model.safetensors", "text_encoder: embeddings.word_embeddings.weight: is"),
         (Path.unlink, "text_encoder/config.json", "text_encoder: is not a folder with a text encoder"),
         (Path.unlink, "tokenizer_3/tokenizer.json", "text_encoder_3: has no tokenizer"),
+        (cut, "tokenizer_2/tokenizer.json", "tokenizer_2: cannot be loaded"),
         (cut, "model_index.json", "model_index.json: line [0-9]+, column [0-9]+: not valid"),
         (Path.unlink, "vae/diffusion_pytorch_model.safetensors", "vae: has no diffusion_pytorch"),
         (Path.unlink, "unet/config.json", "unet/config.json: does not exist"),
