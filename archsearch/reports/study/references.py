@@ -74,14 +74,14 @@ class ReferenceSection:
         return (quality, cost) if quality and cost else None
 
     def introduction(self) -> str:
-        """What the tables hold, and what their numbers rest on."""
+        """Text that explains the tables, and what their numbers rest on."""
         lines = [f"The designs that the space names, against {_count(len(self._proposed))} that the search proposed."]
         if self._axes:
             quality, cost = self._axes
             short = self.study.label(cost, short=True)
             lines += [
-                f"Gap: {self.study.label(quality)} of the design, minus the lowest of the others with at most its",
-                f"{short}; below zero, none of them is as good. Ratio: {short} of the design, over the lowest of",
+                f"Gap: a design's {self.study.label(quality)}, minus the lowest of the others with at most its",
+                f"{short}; below zero, none of them is as good. Ratio: its {short} over the lowest of",
                 "those that are at least as good; in parentheses, of those that are not significantly worse.",
             ]
             if not self._has_seed_intervals:

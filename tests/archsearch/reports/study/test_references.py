@@ -136,5 +136,5 @@ def test_without_quality_and_cost_only_choices_are_compared(tmp_path: Path, obje
 def test_every_number_of_a_twin_says_so(tmp_path: Path) -> None:
     found = section(tmp_path, CANDIDATES, proxy="small")
     assert found.header()[1] == "Validation loss of the twin in small"
-    assert "Gap: validation loss of the twin in small of the design" in found.introduction()
+    assert "Gap: a design's validation loss of the twin in small, minus" in found.introduction()
     assert found.header()[2] == "Latency (ms)"
