@@ -1,4 +1,4 @@
-"""Write the report of a study: one HTML file that needs no network, a CSV and, for an evolution, a Markdown file."""
+"""Write the report of a study: one HTML file that needs no network, a CSV and, where there is one, a Markdown file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def write_report(study: Study, out: Path, *, source: str = "", compare_with: Study | None = None) -> Path:
     """Write the HTML report of a study, running or finished, and a CSV with the same stem.
 
-    If the study evolves a network, a Markdown file with its rounds is written too.
+    A Markdown file with the same stem has the rounds of a study that evolves a network, and how far the space's
+    references are from the other candidates; without either there is none.
 
     Args:
         study: the study.
@@ -35,6 +36,7 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
     from archsearch.reports.rendering import tables
     from archsearch.reports.study import candidates, page
     from archsearch.reports.study.data import load_study_data
+    from archsearch.reports.study.references import ReferenceSection
 
     data = load_study_data(study)
     evolution = load_evolution(data)
@@ -48,7 +50,8 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
         )
     html = page.render(data, source=source or data.name, assets_dir=out.parent / "artifacts", evolution=section)
     pages = {out: html, out.with_suffix(".csv"): tables.csv(candidates.candidates(data))}
-    if section:
-        pages[out.with_suffix(".md")] = section.markdown()
+    sections = (section, ReferenceSection(data))
+    if markdown := "\n".join(text for part in sections if part and (text := part.markdown())):
+        pages[out.with_suffix(".md")] = markdown
     atomic_write_texts(pages)
     return out

@@ -174,6 +174,13 @@ def difference(estimates: Mapping[str, Estimate], name: str, baseline: str) -> E
     return contrast(list(estimates.values()), [float((key == name) - (key == baseline)) for key in estimates])
 
 
+def independent_difference(a: Estimate, b: Estimate) -> Estimate:
+    """Difference a − b of two estimates with independent errors, by their intervals."""
+    value = a.value - b.value
+    low = value - math.hypot(a.value - a.low, b.high - b.value)
+    return Estimate(value=value, low=low, high=value + math.hypot(a.high - a.value, b.value - b.low))
+
+
 Verdict = Literal["better", "worse", "cannot tell"]
 
 

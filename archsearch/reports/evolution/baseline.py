@@ -14,7 +14,7 @@ from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
 from archsearch.score import LatencyRecord
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.intervals import verdict
+from archsearch.stats.intervals import independent_difference, verdict
 
 METRIC = "validation_loss"
 """The metric compared: both studies compute it on the same validation pairs."""
@@ -113,15 +113,8 @@ def _verdict(evolved: BaselineEntry | None, baseline: BaselineEntry | None) -> s
     """Verdict on the evolved network against the baseline, by the intervals of both."""
     if not evolved or not baseline:
         return "cannot tell"
-    a, b = evolved.quality, baseline.quality
-    value = a.value - b.value
-    # Interval of a difference of independent estimates. Both use the same validation pairs, but the losses per pair
-    # that a paired comparison needs are not stored.
-    low, high = (
-        value - math.hypot(a.value - a.low, b.high - b.value),
-        value + math.hypot(a.high - a.value, b.value - b.low),
-    )
-    difference = Estimate(value=value, low=low, high=high)
+    # Both use the same validation pairs, but the losses per pair that a paired comparison needs are not stored.
+    difference = independent_difference(evolved.quality, baseline.quality)
     return f"{verdict(difference)}: {formatting.format_change(difference, relative=False)}"
 
 

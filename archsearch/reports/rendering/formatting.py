@@ -83,10 +83,13 @@ def format_change(interval: Estimate, *, relative: bool) -> str:
 
 
 def format_interval(interval: Estimate, *, scale: float = 1, suffix: str = "") -> str:
-    """Format a number times ``scale`` with its interval, all to the same digits: ``0.512 [0.500, 0.525]``."""
+    """Format a number times ``scale`` with its interval, all to the same digits: ``0.512 [0.500, 0.525]``.
+
+    An exact number has no interval.
+    """
     noise = scale * (interval.high - interval.low) / 2
     value, low, high = (number(scale * end, noise) for end in (interval.value, interval.low, interval.high))
-    return f"{value}{suffix} [{low}, {high}]"
+    return f"{value}{suffix} [{low}, {high}]" if noise else f"{value}{suffix}"
 
 
 def percent(fraction: float) -> str:

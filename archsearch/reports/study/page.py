@@ -14,6 +14,7 @@ from archsearch.reports.study import audit, candidates, charts, summary
 from archsearch.reports.study.data import StudyData, estimates, title
 from archsearch.reports.study.knob_effects import knob_table
 from archsearch.reports.study.quality_model import quality_model
+from archsearch.reports.study.references import ReferenceSection
 
 
 class PageSection(Protocol):
@@ -50,6 +51,7 @@ def render(study: StudyData, *, source: str, assets_dir: Path, evolution: PageSe
         "recommended": summary.recommended(study),
         "axes": [[(n, study.axis(n)) for n in side] for side in charts.chart_axes(study)],
         "picks": [(c.number, title(c), c.number in study.front) for c in candidates.display_order(study)],
+        "references": Markup(ReferenceSection(study).html()),
         "knobs": knob_table(study, study.objectives),
         "other_knobs": knob_table(study, [n for n in study.measures if n not in study.objectives]),
         "reference": summary.reference(study),

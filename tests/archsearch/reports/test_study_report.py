@@ -59,7 +59,7 @@ def test_report_is_one_file_without_external_resources(written: Path) -> None:
     assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', head)
     assert text.count("plotly.js v") == 1
     assert written.stat().st_size < 8_000_000
-    assert sorted(p.suffix for p in written.parent.iterdir() if p.name.startswith("report")) == [".csv", ".html"]
+    assert sorted(p.suffix for p in written.parent.glob("report*")) == [".csv", ".html", ".md"]
 
 
 def test_every_figure_is_valid_plotly(written: Path) -> None:
