@@ -173,3 +173,13 @@ def test_the_protocol_lists_as_many_seeds_as_the_front_gets() -> None:
     read = StudyConfig.model_validate(given)
     assert (read.protocol.train_seeds, read.first_seeds) == ((0, 1, 2, 3), (0, 1))
     assert StudyConfig.model_validate(read.model_dump(mode="json")) == read
+
+
+def test_time_that_passes_during_a_claim_does_not_undo_it(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time runs only while a trial does: a claim that is undone for it would be made again for ever."""
+    run(settings(trials=3, sampler="random"))
+    timed = settings(trials=None, time_budget_minutes=1, sampler="random")
+    queue = trial_queue.TrialQueue(load_study(timed), timed)
+    monkeypatch.setattr(StudyTrials, "median_seconds", lambda _: 50.0)
+    monkeypatch.setattr(StudyTrials, "busy_seconds", lambda trials: 11.0 if trials.running else 9.0)
+    assert isinstance(queue.claim(), TrialRecord)
