@@ -5,8 +5,8 @@ Then one worker scores a few more candidates by the same formula, which takes no
 read of a new process, the claim, all reads of the trials while the worker proposes, the sampler's ask, everything that
 is written, and the display's tick. Last, some workers score candidates together, each a process of its own.
 
-    python -m benchmarks.scale
-    python -m benchmarks.scale --storage postgresql+psycopg://me@db/studies --workers 32
+    OMP_NUM_THREADS=1 python -m benchmarks.scale
+    OMP_NUM_THREADS=1 python -m benchmarks.scale --storage postgresql+psycopg://me@db/studies --workers 32
 
 Without `--storage` it runs on a SQLite file and on a PostgreSQL server of its own. The results are in
 reports/results/scale.md.
@@ -27,8 +27,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # as the workers of a search have
 
 from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
 from archsearch.score import Cost, LatencyRecord, Quality, Score
@@ -130,7 +128,7 @@ def fill(settings: StudyConfig, space: Space, count: int) -> None:
     stored = {name: distribution_to_json(d) for name, d in choices.items()}
     engine = study._storage._backend.engine  # type: ignore[attr-defined]
     past = study.get_trials(deepcopy=False)
-    rng, seen = random.Random(len(past)), {t.user_attrs["architecture_id"] for t in past}
+    rng, seen = random.Random(len(past)), {t.user_attrs.get("architecture_id") for t in past}
     next_id = 1 + max((t._trial_id for t in past), default=0)
     tables: dict[Any, list[dict[str, Any]]] = {}
 
@@ -142,7 +140,7 @@ def fill(settings: StudyConfig, space: Space, count: int) -> None:
         while (arch := space.architecture(point := space.sample(rng))).id in seen:
             pass
         seen.add(arch.id)
-        fields, state, values = _outcome(scorer, settings, arch)
+        fields, state, values = _outcome(scorer, arch)
         started = began + datetime.timedelta(minutes=number)
         times = {"datetime_start": started, "datetime_complete": started + datetime.timedelta(seconds=50)}
         add(models.TrialModel, trial_id=trial_id, number=number, study_id=study._study_id, state=state, **times)
@@ -172,11 +170,7 @@ def fill(settings: StudyConfig, space: Space, count: int) -> None:
             connection.execute(sqlalchemy.text("ANALYZE"))
 
 
-def _outcome(
-    scorer: FormulaScorer,
-    settings: StudyConfig,  # noqa: ARG001
-    arch: Architecture,
-) -> tuple[dict[str, Any], str, tuple[float, ...]]:
+def _outcome(scorer: FormulaScorer, arch: Architecture) -> tuple[dict[str, Any], str, tuple[float, ...]]:
     """Fields, state and values of a trial."""
     score = Score(cost=scorer.cost(arch), latency=scorer.latency(arch))
     assert score.latency is not None

@@ -7,12 +7,15 @@ cut the space into boxes (Yang et al. 2019, doi 10.1007/s10898-019-00798-7), and
 posterior draws at the points tried so far (Daulton et al. 2021, arXiv 2105.08195).
 
 The suggestion is a function of the seed and of the set of trials, in any order, so a resumed study is the unbroken one.
+The processes cost the cube of the number of trials. Beyond `MOST_MODELED` complete ones they take those nearest to the
+front and as many of the rest, evenly spread over the values; no point of the others is suggested again, either.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -41,8 +44,8 @@ CHECKED = 20
 FEWEST_MODELED = 3
 """Trials with a value before the model is used."""
 
-MOST_MODELED = 128
-"""Trials with values that are modeled at most."""
+MOST_MODELED = 100
+"""Complete trials that are modeled at most: those nearest to the front, for one half, and a spread of the rest."""
 
 RUN_NOISE = 0.007
 """Standard deviation of the expensive objective between runs, relative to its value, unless one is given."""
@@ -55,7 +58,7 @@ MEASURED_NOISE = 0.01
 
 
 class TriedPoint(Protocol):
-    """What a suggestion depends on of a trial, such as Optuna's `FrozenTrial`."""
+    """Interface of a trial as suggestions depend on it; Optuna's `FrozenTrial` has it."""
 
     @property
     def params(self) -> Params:
@@ -72,6 +75,30 @@ class TriedPoint(Protocol):
     @property
     def user_attrs(self) -> Mapping[str, Any]:
         """Among others `RUNS`."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A trial with what suggestions derive from it.
+
+    Attributes:
+        is_whole: whether it has all parameters.
+        is_finite: whether it is complete, and all its values are finite.
+    """
+
+    trial: TriedPoint
+    is_whole: bool
+    identity: Any
+    state: TrialState
+    values: Any
+    is_finite: bool
+
+    @classmethod
+    def of(cls, trial: TriedPoint, names: set[str], identity: Callable[[Params], Any]) -> Observed:
+        """Derive it."""
+        is_whole, state, values = trial.params.keys() == names, trial.state, trial.values
+        is_finite = is_whole and state == TrialState.COMPLETE and all(map(math.isfinite, values))
+        return cls(trial, is_whole, identity(trial.params) if is_whole else None, state, values, is_finite)
 
 
 class EHVISampler(BaseSampler):
@@ -149,9 +176,8 @@ class EHVISampler(BaseSampler):
         Args:
             trials: complete, running and pruned trials, in any order; those without all parameters are ignored.
         """
-        names = set(grid.names)
-        every = [t for t in trials if t.params.keys() == names]
-        taken = {self._identity(t.params) for t in every}
+        every = self._observed(grid, trials)
+        taken = {o.identity for o in every}
         tried = self._modeled(grid, every)
         rng = np.random.default_rng(self._seed)
         pool, numbers = grid.random(RANDOM_POINTS, rng), self._numbers(grid, tried)
@@ -163,15 +189,26 @@ class EHVISampler(BaseSampler):
         new = (row for row in pool if self._identity(grid.params(row)) not in taken)
         return grid.params(self._best(new, acquisition, numbers, fallback=pool[0]))
 
-    def _modeled(self, grid: Grid, tried: Sequence[TriedPoint]) -> list[TriedPoint]:
+    def _observed(self, grid: Grid, trials: Sequence[TriedPoint]) -> list[Observed]:
+        """The trials that have all parameters; what was derived from one for an earlier suggestion is kept."""
+        key, names = (*grid.names, self._identity), set(grid.names)
+        before = self._screening.observed.get(key, {})
+        observed = {id(t): before.get(id(t)) or Observed.of(t, names, self._identity) for t in trials}
+        self._screening.observed = {key: observed}
+        return [o for o in observed.values() if o.is_whole]
+
+    def _modeled(self, grid: Grid, tried: Sequence[Observed]) -> list[TriedPoint]:
         """The trials that the suggestion is computed from, sorted: those that run, and `MOST_MODELED` complete ones."""
-        chosen = [t for t in tried if t.state == TrialState.RUNNING]
-        complete = [t for t in tried if t.state == TrialState.COMPLETE]
-        finite = [t for t in complete if all(map(math.isfinite, t.values))]
+        chosen = [o.trial for o in tried if o.state == TrialState.RUNNING]
+        complete = [o.trial for o in tried if o.state == TrialState.COMPLETE]
+        finite = [o for o in tried if o.is_finite]
         if len(finite) > MOST_MODELED:
-            rows, values = grid.rows([t.params for t in finite]), np.array([t.values for t in finite])
-            order = np.lexsort((*values.T, *rows.T))
-            complete = [finite[i] for i in order[front_and_spread(values[order], rows[order], MOST_MODELED)]]
+            values = np.array([o.values for o in finite])
+            order = np.lexsort(values.T)
+            tied = (values[order[1:]] == values[order[:-1]]).all(axis=1)
+            if tied.any():
+                order = np.lexsort((*grid.rows([o.trial.params for o in finite]).T, *values.T))
+            complete = [finite[i].trial for i in order[front_and_spread(values[order], MOST_MODELED)]]
         chosen += complete
         return sorted(chosen, key=lambda t: (tuple(grid.row(t.params)), t.state.value, t.values or ()))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class Screening:
         self._known, self._counted = known, counted
         self._exact: dict[tuple[str, ...], Mapping[str, float] | None] = {}
         self._regressions: dict[tuple[str, ...], ChoiceRegression] = {}
+        self.observed: dict[Any, dict[int, Any]] = {}
+        """What the sampler derived from the trials of its last suggestion, by their `id`."""
 
     def learn(self, params: Params, numbers: Mapping[str, float]) -> None:
         """Use these numbers of a point, which need not be computed then."""

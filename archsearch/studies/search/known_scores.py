@@ -45,16 +45,16 @@ def known_scores(study: Study, settings: StudyConfig) -> dict[str, KnownScore]:
         By the id of the architecture that was trained, which is the twin's in a study with a proxy.
     """
     known: dict[str, KnownScore] = {}
-    for other in _others(study, settings):
-        if _difference(settings, study.user_attrs, other.user_attrs) is not None:
+    for other_study in _others(study, settings):
+        if _difference(settings, study.user_attrs, other_study.user_attrs) is not None:
             continue
-        for c in load_candidates(other):
+        for c in load_candidates(other_study):
             quality = c.score.quality
             if c.state != "scored" or c.reused_from is not None or c.reused_study is not None or quality is None:
                 continue
             arch_id = (c.trained or c.architecture).id
             if arch_id not in known or c.runs > len(known[arch_id].quality.validation_loss.by_seed):
-                known[arch_id] = KnownScore(quality, other.study_name, c.number)
+                known[arch_id] = KnownScore(quality, other_study.study_name, c.number)
     return known
 
 
@@ -72,15 +72,15 @@ def starting_points(settings: StudyConfig, space: Space, attrs: Mapping[str, Any
     """
     assert settings.start_from is not None
     with settings.error_context("start_from"):
-        other = open_study(settings.start_from)
-    if (difference := _difference(settings, attrs, other.user_attrs)) is not None:
+        other_study = open_study(settings.start_from)
+    if (difference := _difference(settings, attrs, other_study.user_attrs)) is not None:
         place, _, problem = difference.partition(": ")
         remedy = "start from a study of the same protocol, or make the two alike"
         raise ProtocolMismatch(
-            settings.source, f"differs from {other.study_name}, {problem}", remedy, place=f"protocol.{place}"
+            settings.source, f"differs from {other_study.study_name}, {problem}", remedy, place=f"protocol.{place}"
         )
     points = []
-    for c in eligible(load_candidates(other)):
+    for c in eligible(load_candidates(other_study)):
         choices = {knob.name: knob.current_choice(c.architecture) for knob in space.knobs}
         point = {name: choice for name, choice in choices.items() if choice is not None}
         if len(point) == len(choices) and space.valid(point) and space.architecture(point).id == c.architecture.id:

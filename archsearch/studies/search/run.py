@@ -76,12 +76,9 @@ def search(
             if settings.workers == 1:
                 from snapgen.devices import torch_threads
 
+                chosen, shown = proposer(settings, space, study), {"log": display.line, "tick": display.tick}
                 with torch_threads(settings.threads_per_worker):
-                    candidate_proposer = proposer(settings, space, study)
-                    worker = Worker(
-                        study, settings, space, built_scorer, candidate_proposer, log=display.line, tick=display.tick
-                    )
-                    reason = worker.run()
+                    reason = Worker(study, settings, space, built_scorer, chosen, **shown).run()
             else:
                 del built_scorer
                 reason = WorkerPool(study, settings, scorer, display).run()

@@ -13,12 +13,14 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from archsearch.samplers import ehvi
 from archsearch.samplers.ehvi import EHVISampler
 from archsearch.samplers.grid import Grid
 from archsearch.samplers.improvement import DominatedRegion
 from archsearch.samplers.screening import Screening
+from archsearch.samplers.subset import front_and_spread
 from archsearch.samplers.surrogate import Columns, fit
-from archsearch.stats.pareto import hypervolume
+from archsearch.stats.pareto import hypervolume, non_dominated
 
 CHOICES: Mapping[str, BaseDistribution] = {
     "width": IntDistribution(1, 8),
@@ -175,6 +177,42 @@ def test_a_running_trial_is_not_suggested_and_moves_the_next_suggestion() -> Non
     first = sampler().suggest(Grid(CHOICES), trials)
     running = create_trial(state=TrialState.RUNNING, params=first, distributions=dict(CHOICES))
     assert sampler().suggest(Grid(CHOICES), [*trials, running]) != first
+
+
+def test_of_many_trials_those_near_the_front_and_a_spread_are_modeled() -> None:
+    rng = np.random.default_rng(4)
+    values = rng.random((500, 2))
+    chosen = front_and_spread(values, 40)
+    assert len(chosen) == len(set(chosen)) == 40
+    front = non_dominated([tuple(v) for v in values])
+    assert set(front) <= set(chosen[:20])
+    assert values[chosen[:20]].prod(axis=1).mean() < values.prod(axis=1).mean() / 5
+    rest = np.sort(chosen[20:])
+    assert rest[0] < 50
+    assert rest[-1] > 450
+    assert np.diff(rest).max() < 50
+
+
+def test_a_front_of_too_many_is_thinned() -> None:
+    along = np.linspace(0, 1, 300)
+    chosen = front_and_spread(np.stack([along, 1 - along, np.zeros(300)], axis=1), 20)
+    assert len(set(chosen)) == 20
+    assert np.diff(np.sort(chosen[:10])).max() < 40
+
+
+def test_the_model_is_bounded_and_what_it_leaves_out_is_not_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
+    modeled, trials = [], tried(50)
+    fit_all = EHVISampler.model
+    monkeypatch.setattr(ehvi, "MOST_MODELED", 12)
+    monkeypatch.setattr(EHVISampler, "model", lambda self, grid, t: modeled.append(t) or fit_all(self, grid, t))
+    running = create_trial(state=TrialState.RUNNING, params=trials.pop().params, distributions=dict(CHOICES))
+    params = sampler().suggest(Grid(CHOICES), [*trials, running])
+    shuffled = random.Random(1).sample(trials, len(trials))
+    assert sampler().suggest(Grid(CHOICES), [running, *shuffled]) == params
+    assert modeled[0] == modeled[1]
+    assert len(modeled[0]) == 13
+    assert running in modeled[0]
+    assert all(t.params != params for t in [*trials, running])
 
 
 @pytest.mark.parametrize("measured", [False, True])

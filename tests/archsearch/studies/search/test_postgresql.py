@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -44,6 +47,44 @@ def test_two_processes_and_a_kill(
     candidates = load_candidates(load_study(shared))
     assert len(scored(candidates)) == 10
     assert len({c.architecture.id for c in scored(candidates)}) == 10
+
+
+@pytest.mark.slow
+def test_thirty_two_workers_of_which_some_are_killed(
+    settings: Make, server: str, start: Callable[..., BaseProcess], tmp_path: Path
+) -> None:
+    """None is lost and none is scored twice, whichever worker dies when."""
+    many, log, rng = (
+        settings(name="many", trials=240, storage=server, sampler="random"),
+        tmp_path / "log",
+        random.Random(2),
+    )
+    environment = {"QUICK_SECONDS": "0.2", "QUICK_LOG": str(log)}
+    workers = [start(run_in, tmp_path, many, environment) for _ in range(32)]
+    until(lambda: len(numbers(many, "COMPLETE")) >= 10, seconds=300)
+    victims = rng.sample(workers, 12)
+    for victim in victims:
+        assert victim.pid is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        time.sleep(rng.uniform(0, 1.5))
+    for worker in workers:
+        worker.join()
+    assert Counter(worker.exitcode for worker in workers) == {0: 20, -signal.SIGKILL: 12}
+    study = load_study(many)
+    trials = study.get_trials()
+    assert [t.number for t in trials] == list(range(len(trials)))
+    assert {t.state.name for t in trials} == {"COMPLETE", "FAIL"}
+    candidates = load_candidates(study)
+    assert [c.slot for c in candidates] == list(range(len(candidates)))
+    assert {c.state for c in candidates} == {"scored"}
+    assert sum(t.state.name == "COMPLETE" for t in trials) == len(candidates)
+    ids = [c.architecture.id for c in scored(candidates)]
+    assert len(ids) == len(set(ids)) == 240
+    # A worker may die between its training's end and that of its trial, which is then trained again.
+    trained = Counter(log.read_text().split())
+    assert set(ids) <= set(trained)
+    assert sum(trained.values()) - len(trained) <= len(victims)
+    assert len({t.user_attrs["worker"]["pid"] for t in trials}) == 32
 
 
 def test_a_database_that_is_not_there(settings: Make, server: str) -> None:
