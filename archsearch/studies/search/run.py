@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -76,9 +77,9 @@ def search(
             if settings.workers == 1:
                 from snapgen.devices import torch_threads
 
-                chosen, shown = proposer(settings, space, study), {"log": display.line, "tick": display.tick}
+                worker = functools.partial(Worker, log=display.line, tick=display.tick)
                 with torch_threads(settings.threads_per_worker):
-                    reason = Worker(study, settings, space, built_scorer, chosen, **shown).run()
+                    reason = worker(study, settings, space, built_scorer, proposer(settings, space, study)).run()
             else:
                 del built_scorer
                 reason = WorkerPool(study, settings, scorer, display).run()
