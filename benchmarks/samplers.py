@@ -8,7 +8,10 @@ relative to the front of all points found by any sampler and 3000 random points.
 exact, and latency too unless `--measured` is given; then it learns it from the trials. Loss is a formula of capacity
 here, which flatters a model that knows the costs: `ehvi:features=false` does not use them for quality.
 
-    python benchmarks/samplers.py --samplers ehvi ehvi:features=false gp tpe nsga2 random --trials 12 24 50
+A sampler is written ``name[@runs][/workers][:options]``: ``ehvi@1`` trains each candidate once, where the others' loss
+is the mean of two runs; ``ehvi/4`` is asked while three earlier candidates have no result yet.
+
+    python benchmarks/samplers.py --samplers ehvi ehvi:features=false ehvi/4 ehvi@1 ehvi@1:features=false gp tpe random
     python benchmarks/samplers.py --samplers ehvi gp --trials 24 50 --limit 3.5
 
 The results are in reports/results/samplers.md.
@@ -22,14 +25,14 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from archsearch.samplers.screening import Screening
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
+from archsearch.stats.regression import Array
 from archsearch.studies.config.study import SamplerConfig
 from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
 from snapgen.architecture.schema import Architecture
@@ -44,6 +47,7 @@ class Landscape:
 
     space: Space
     noise: float = 0.0043
+    """Of the loss, relative to it, if it is the mean of two runs."""
     measured: bool = False
     """Whether latency is known only once a point was tried."""
 
@@ -70,11 +74,15 @@ class Landscape:
         }
         return numbers if self.measured else {**numbers, "latency_ms": self.values(point)[1]}
 
-    def seen(self, point: Mapping[str, int], seed: int) -> tuple[float, float]:
+    def noise_of(self, runs: int) -> float:
+        """Noise of the mean of some runs."""
+        return self.noise * math.sqrt(2 / runs)
+
+    def seen(self, point: Mapping[str, int], seed: int, runs: int) -> tuple[float, float]:
         """Objectives as observed by a study: the loss has noise that depends only on the point."""
         loss, ms = self.values(point)
         rng = random.Random(derive_seed(seed, "noise", json.dumps(dict(sorted(point.items())))))
-        return loss * (1 + rng.gauss(0, self.noise)), ms
+        return loss * (1 + rng.gauss(0, self.noise_of(runs))), ms
 
     def _site(self, arch: Architecture, path: str, blocks: object, channels: int) -> tuple[float, float, float]:
         b = arch.mid if path == "mid" else blocks
@@ -90,11 +98,28 @@ class Landscape:
         return work + 1.0, float(kernels), float(n * b.self_attention)  # type: ignore[attr-defined]
 
 
-def run(
-    name: str, options: Mapping[str, Any], landscape: Landscape, *, trials: int, seed: int, limit: float | None
-) -> list[ObservedTrial]:
+@dataclass(frozen=True)
+class Entry:
+    """A sampler of the benchmark, as ``name[@runs][/workers][:options]`` says."""
+
+    settings: SamplerConfig
+    runs: int = 2
+    workers: int = 1
+
+    @classmethod
+    def parse(cls, label: str) -> Entry:
+        """The entry of a label."""
+        head, _, text = label.partition(":")
+        options = {key: json.loads(value) for key, value in (item.split("=") for item in text.split(",") if item)}
+        head, _, workers = head.partition("/")
+        name, _, runs = head.partition("@")
+        settings = SamplerConfig.model_validate({"name": name, "options": options})
+        return cls(settings, int(runs or cls.runs), int(workers or cls.workers))
+
+
+def run(entry: Entry, landscape: Landscape, *, trials: int, seed: int, limit: float | None) -> list[ObservedTrial]:
     """Candidates of a study, each architecture once; those over the latency limit do not count as ``trials``."""
-    space, settings = landscape.space, SamplerConfig(name=name, options=dict(options))  # type: ignore[arg-type]
+    space = landscape.space
     screening = Screening(landscape.known)
     knowledge = {
         "known": landscape.known,
@@ -102,19 +127,21 @@ def run(
         "limits": {} if limit is None else {"latency_ms": limit},
         "screening": screening,
         "identity": lambda p: space.architecture(p).id if space.valid(p) else None,
-        "noise": landscape.noise,
+        "noise": landscape.noise_of(entry.runs),
     }
     first, choices = list(space.reference_points().values()), distributions(landscape.space.knobs)
     past: list[ObservedTrial] = []
     known: set[str] = set()
     while sum((p.excess or 0) <= 0 for p in past) < trials and len(past) < 4 * trials:
         slot = len(past)
+        pending = max(0, slot - entry.workers + 1)
+        told = [*past[:pending], *(replace(p, values=(), running=True) for p in past[pending:])]
         for attempt in range(4):
             fixed = first[slot] if slot < len(first) and attempt == 0 else None
             fixed = space.sample(random.Random(derive_seed(seed, slot))) if attempt == 3 else fixed
             point, attrs = suggest(
-                settings,
-                past,
+                entry.settings,
+                told,
                 choices,
                 objectives=OBJECTIVES,
                 seed=seed,
@@ -126,7 +153,7 @@ def run(
             if space.valid(point) and space.architecture(point).id not in known:
                 break
         known.add(space.architecture(point).id)
-        loss, ms = landscape.seen(point, seed)
+        loss, ms = landscape.seen(point, seed, entry.runs)
         excess = None if limit is None else ms / limit - 1
         past.append(ObservedTrial(slot, point, (loss if (excess or 0) <= 0 else None, ms), excess, sampler_attrs=attrs))
     return past
@@ -136,7 +163,10 @@ def main() -> None:
     """Print a row per sampler: median (quartiles) of the hypervolume fraction, and seconds per ask."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--samplers", nargs="+", default=["ehvi", "gp", "tpe", "nsga2", "qmc", "random"], help="name[:options]"
+        "--samplers",
+        nargs="+",
+        default=["ehvi", "gp", "tpe", "nsga2", "qmc", "random"],
+        help="name[@runs][/workers][:options]",
     )
     parser.add_argument("--trials", nargs="+", type=int, default=[12, 24, 50])
     parser.add_argument("--seeds", type=int, default=10)
@@ -150,11 +180,9 @@ def main() -> None:
     found: dict[str, list[list[tuple[float, float]]]] = {}
     took: dict[str, float] = {}
     for label in arguments.samplers:
-        name, _, text = label.partition(":")
-        options = {key: json.loads(value) for key, value in (item.split("=") for item in text.split(",") if item)}
-        began, asks = time.process_time(), 0
+        entry, began, asks = Entry.parse(label), time.process_time(), 0
         for seed in range(arguments.seeds):
-            past = run(name, options, landscape, trials=max(arguments.trials), seed=seed, limit=arguments.limit)
+            past = run(entry, landscape, trials=max(arguments.trials), seed=seed, limit=arguments.limit)
             feasible = [p for p in past if (p.excess or 0) <= 0]
             found.setdefault(label, []).append([landscape.values(p.point) for p in feasible])
             asks += len(past)
@@ -185,15 +213,31 @@ def show(
     every = [v for v in every if limit is None or v[1] <= limit]
     worst = max(v[0] for v in every), max(v[1] for v in every)
     most = area(every, worst)
-    print("| sampler |", " | ".join(f"{n} trials" for n in budgets), "| s an ask |")
-    print("|---|" + "---|" * (len(budgets) + 1))
-    for label, runs in found.items():
+    shares = {
+        label: np.array([[area(run[:n], worst) / most for n in range(1, max(budgets) + 1)] for run in runs])
+        for label, runs in found.items()
+    }
+    target = float(np.median(shares["gp"][:, -1])) if "gp" in shares else math.inf
+    columns = [f"{n} trials" for n in budgets]
+    columns += [f"trials to gp at {max(budgets)}", "runs to 95 % of it"] if "gp" in shares else []
+    print("| sampler |", " | ".join(columns), "| s an ask |")
+    print("|---|" + "---|" * (len(columns) + 1))
+    for label, by_trial in shares.items():
         cells = []
         for n in budgets:
-            shares = [area(run[:n], worst) / most for run in runs]
-            low, middle, high = np.quantile(shares, [0.25, 0.5, 0.75])
+            low, middle, high = np.quantile(by_trial[:, n - 1], [0.25, 0.5, 0.75])
             cells.append(f"{middle:.3f} ({low:.3f}–{high:.3f})")
+        if "gp" in shares:
+            cells.append(first(by_trial, target, 1))
+            cells.append(first(by_trial, 0.95 * target, Entry.parse(label).runs))
         print(f"| {label} | {' | '.join(cells)} | {took[label]:.2f} |", flush=True)
+
+
+def first(by_trial: Array, target: float, unit: int) -> str:
+    """Median number of trials, times a unit, after which a share is reached; more than all where it is not."""
+    reached = [int(np.argmax(row >= target)) + 1 if row.max() >= target else math.inf for row in by_trial]
+    middle = float(np.median(reached))
+    return f"{unit * middle:g}" if math.isfinite(middle) else "–"
 
 
 if __name__ == "__main__":
