@@ -36,6 +36,7 @@ class Display:
         self._read_at = 0.0
         self._trials = StudyTrials(study)
         self._best: Candidate | None = None
+        self._further_runs = FurtherRuns(settings)
         self._new_candidates()
 
     def __enter__(self) -> Self:
@@ -114,7 +115,7 @@ class Display:
         median = self._trials.median_seconds()
         if settings.trials is not None and median is not None:
             running = sum(min(c.seconds / median, 1) for c in self._running())
-            further = FurtherRuns(settings).count(self._trials) / len(settings.first_seeds)
+            further = self._further_runs.count(self._trials) / len(settings.first_seeds)
             left = max(0, settings.trials - len(self._trials.scored)) + further - running
             estimates.append(left * median / settings.workers)
         return max(0.0, min(estimates)) if estimates else None

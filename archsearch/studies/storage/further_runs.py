@@ -7,7 +7,6 @@ architecture with the next seed, and its score is that of all seeds so far. `fol
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -94,11 +93,12 @@ def front_probabilities(candidates: Sequence[Candidate], names: Sequence[str], *
     return {candidates[i].number: float(count) / DRAWS for i, count in zip(kept.tolist(), counts, strict=True)}
 
 
-@dataclass(frozen=True)
 class FurtherRuns:
     """Decides which candidate of a study gets a further seed, from its trials alone."""
 
-    settings: StudyConfig
+    def __init__(self, settings: StudyConfig) -> None:
+        self._settings, self._seeds = settings, settings.seeds
+        self._known: tuple[object, tuple[list[Candidate], list[tuple[Candidate, float]]]] | None = None
 
     def next(self, trials: StudyTrials, *, proposing: bool) -> int | None:
         """Number of the trial to continue now; None: none.
@@ -108,35 +108,42 @@ class FurtherRuns:
         front get theirs, those with the fewest first.
 
         Args:
+            trials: the study's trials.
             proposing: whether another candidate may be proposed instead.
         """
-        if self.settings.seeds is None:
+        if self._seeds is None:
             return None
         scored, open_ = self._open(trials)
         if proposing:
             running = sum(t.continues is not None for t in trials.running.values())
-            several = sum(c.runs > self.settings.seeds.first for c in scored)
+            several = sum(c.runs > self._seeds.first for c in scored)
             if (several + running + 1) * SHARE > len(scored):
                 return None
-            open_ = [(c, p) for c, p in open_ if c.runs == self.settings.seeds.first]
+            open_ = [(c, p) for c, p in open_ if c.runs == self._seeds.first]
         # Not the number: a study that was interrupted has other numbers than the unbroken one.
         return min(open_, key=lambda pair: (pair[0].runs, -pair[1], pair[0].slot))[0].number if open_ else None
 
     def count(self, trials: StudyTrials) -> int:
         """Number of further runs that the study wants before it ends, as far as is known now."""
-        if self.settings.seeds is None:
+        if self._seeds is None:
             return 0
-        return sum(self.settings.seeds.front - c.runs for c, _ in self._open(trials)[1])
+        return sum(self._seeds.front - c.runs for c, _ in self._open(trials)[1])
 
     def _open(self, trials: StudyTrials) -> tuple[list[Candidate], list[tuple[Candidate, float]]]:
         """The scored candidates, and those of them that may get a further seed, each with its probability."""
-        assert self.settings.seeds is not None
+        key = len(trials), len(trials.ended), len(trials.running)
+        if self._known is None or self._known[0] != key:
+            self._known = key, self._find_open(trials)
+        return self._known[1]
+
+    def _find_open(self, trials: StudyTrials) -> tuple[list[Candidate], list[tuple[Candidate, float]]]:
+        assert self._seeds is not None
         scored = [c for c in eligible(trials.candidates()) if not (c.score.quality and c.score.quality.diverged)]
         unfinished = [attempts[0] for slot, attempts in trials.by_slot.items() if not _is_scored(trials, slot)]
         busy = {t.continues for t in unfinished if not t.lost}  # running, or given up
-        seed = derive_seed(self.settings.seed, "front")
-        probability = front_probabilities(scored, self.settings.objectives, seed=seed)
-        may = [c for c in scored if c.runs < self.settings.seeds.front and c.number not in busy]
+        seed = derive_seed(self._settings.seed, "front")
+        probability = front_probabilities(scored, self._settings.objectives, seed=seed)
+        may = [c for c in scored if c.runs < self._seeds.front and c.number not in busy]
         return scored, [(c, p) for c in may if (p := probability.get(c.number, 0.0)) > LIKELY]
 
 

@@ -42,6 +42,7 @@ class StudyTrials(Sequence[TrialRecord]):
         self._slots: dict[int, int] = {}
         self._by_architecture: dict[str, dict[int, TrialRecord]] = {}
         self._further: dict[int, list[TrialRecord]] = {}
+        self._candidates: list[Candidate] | None = None
         self._busy = BusyTime()
         self._seconds: list[float] = []
         self.by_slot: dict[int, list[TrialRecord]] = {}
@@ -82,13 +83,17 @@ class StudyTrials(Sequence[TrialRecord]):
     def candidate(self, number: int) -> TrialRecord:
         """A trial of a new candidate, with the score of all its seeds so far."""
         first: TrialRecord = self._records[self._positions[number]]
-        folded: list[TrialRecord] = fold([first, *self._further.get(number, ())])
+        if number not in self._further:
+            return first
+        folded: list[TrialRecord] = fold([first, *self._further[number]])
         return folded[0]
 
     def candidates(self) -> list[Candidate]:
         """The active trials of new candidates, by slot, with the scores of all their seeds so far."""
-        new = (t for _, t in sorted(self.active.items()) if isinstance(t, Candidate) and t.continues is None)
-        return [c for t in new if isinstance(c := self.candidate(t.number), Candidate)]
+        if self._candidates is None:
+            new = (t for _, t in sorted(self.active.items()) if isinstance(t, Candidate) and t.continues is None)
+            self._candidates = [c for t in new if isinstance(c := self.candidate(t.number), Candidate)]
+        return self._candidates
 
     def median_seconds(self) -> float | None:
         """Median duration of the trials that count against the budget; None without one."""
@@ -103,6 +108,7 @@ class StudyTrials(Sequence[TrialRecord]):
         return read_trial(self._study, t, self._slots, new_slot=len(self.by_slot))
 
     def _file(self, t: TrialRecord) -> None:
+        self._candidates = None
         attempts = self.by_slot.setdefault(t.slot, [])
         if t.number in self._positions:
             before = self._records[self._positions[t.number]]
