@@ -56,7 +56,7 @@ class KnownCosts:
         if not self._numbers:
             self._numbers = self._sample()
         objectives = [None if name in QUALITY_METRICS else name for name in self._settings.objectives]
-        bounded = {*COSTS, *objectives}
+        bounded = {*self._names, *objectives}
         limits = {name: bound for name, bound in upper_bounds(self._settings, self._space).items() if name in bounded}
         return {
             "known": self,
@@ -99,6 +99,11 @@ class KnownCosts:
             numbers["latency_ms"] = self._predictor.measure(arch, size, tokens).median_ms
         return numbers
 
+    @property
+    def _names(self) -> list[str]:
+        """Names of the known numbers."""
+        return [*COSTS, *(["latency_ms"] if self._predictor else [])]
+
     @cached_property
     def _predictor(self) -> PredictedBackend | None:
         from archsearch.devices import backend
@@ -120,7 +125,7 @@ class KnownCosts:
         rows = self._screening.sample(grid, lambda row: self._space.valid(grid.params(row)))
         points = [grid.params(row) for row in rows]
         archs = {arch.id: arch for point in points if (arch := self._architecture(point))}
-        names = [*COSTS, *(["latency_ms"] if self._predictor else [])]
+        names = self._names
 
         def count() -> dict[str, torch.Tensor]:
             counted = [self._count(arch) for arch in archs.values()]

@@ -52,3 +52,17 @@ def test_costs_are_counted_once_a_space(settings: Make, monkeypatch: pytest.Monk
 def test_a_study_of_other_objectives_is_one_line(settings: Make, objectives: tuple[str, ...]) -> None:
     with pytest.raises((InputError, ValueError), match="sampler ehvi needs one quality objective"):
         settings(sampler="ehvi", objectives=objectives)
+
+
+def test_a_predicted_latency_is_kept_below_its_limit_whatever_the_objectives(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Screening.__init__, "__defaults__", (5,))
+    (tmp_path / "space.yaml").write_text(SPACE)
+    limited = {"objectives": ["validation_loss", "params"], "constraints": {"latency_ms": 3.0}}
+    predicted = settings(sampler="ehvi", latency={"device": "predicted:iphone-15-pro"}, **limited)
+    arguments = KnownCosts(predicted, load_space(tmp_path / "space.yaml")).sampler_arguments()
+    assert arguments["limits"] == {"latency_ms": 3.0}
+    measured = KnownCosts(settings(sampler="ehvi", **limited), load_space(tmp_path / "space.yaml"))
+    assert measured.sampler_arguments()["limits"] == {}, "a measured latency is not known before the trial"
