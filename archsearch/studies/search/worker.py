@@ -226,7 +226,8 @@ class Worker:
         known = self._known_scores.get(arch.id)
         if known is None or len(known.quality.validation_loss.by_seed) < len(self._settings.first_seeds):
             return self._train(claim, arch, self._settings.first_seeds)
-        self._queue.write(claim.trial_id, reused_study=f"trial {known.number} of {known.study}")
+        where, given = f"trial {known.number} of {known.study}", self._settings.start_from is not None
+        self._queue.write(claim.trial_id, reused_study=where, given=given)
         return known.quality
 
     @cached_property

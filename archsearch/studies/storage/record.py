@@ -148,6 +148,8 @@ class TrialRecord(StoredTrial):
     """Number of the trial of the same architecture whose score was reused."""
     reused_study: str | None = None
     """Another study of the same protocol whose quality was reused, and the trial there."""
+    given: bool = False
+    """Whether the study began with this candidate and its quality, so that it does not count against the budget."""
     round: EvolutionRound | None = Field(default=None, alias="evolution")
     """The round, in a study that evolves a network."""
     artifacts: dict[str, str]
@@ -182,8 +184,7 @@ class TrialRecord(StoredTrial):
     @property
     def uses_budget(self) -> bool:
         """Whether the trial counts against the budget: a new candidate that did not reuse an earlier score."""
-        reused = self.reused_from is not None or self.reused_study is not None
-        return self.state == "scored" and not reused and self.continues is None
+        return self.state == "scored" and not self.given and self.reused_from is None and self.continues is None
 
     @property
     def runs(self) -> int:

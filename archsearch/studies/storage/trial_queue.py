@@ -123,9 +123,6 @@ class TrialQueue:
         scored = len(trials.scored) - sum(trials.scored.get(t.slot) is t for t in late)
         running = [t for t in trials.running.values() if trials.active[t.slot] is t and t.number < end]
         begun = scored + sum(t.continues is None for t in running)
-        if settings.trials is not None and settings.trials <= len(settings.initial_points):
-            # The plan is a list of points, so that those whose scores other studies have count, too.
-            begun += sum(t.reused_study is not None and t.number < end for t in trials.active.values())
         proposes, lasts = settings.trials is None or begun < settings.trials, True
         reason = f"{scored} candidates scored"
         if settings.time_budget_minutes is not None and before is None:
