@@ -109,12 +109,14 @@ class AdditiveFit(NamedTuple):
     Attributes:
         values: effect of each candidate: its mean over all seeds.
         leverage: variance of each, in units of the interaction's.
+        offsets: mean effect of the first one, two, … seeds, by which the mean over these is too large.
         variance: variance of the interaction.
         freedom: its degrees of freedom.
     """
 
     values: npt.NDArray[np.float64]
     leverage: npt.NDArray[np.float64]
+    offsets: tuple[float, ...]
     variance: float
     freedom: int
 
@@ -138,7 +140,9 @@ def additive_fit(by_seed: Sequence[Sequence[float]]) -> AdditiveFit | None:
     solution = inverse @ (centered.T @ observed)
     residuals = observed - centered @ solution
     leverage = 1 / np.maximum(counts, 1) + np.einsum("ij,jk,ik->i", design_means, inverse, design_means)
-    return AdditiveFit(means - design_means @ solution, leverage, float(residuals @ residuals) / freedom, freedom)
+    offsets = np.cumsum(effects @ solution) / np.arange(1, seeds + 1)
+    variance = float(residuals @ residuals) / freedom
+    return AdditiveFit(means - design_means @ solution, leverage, tuple(offsets.tolist()), variance, freedom)
 
 
 def contrast(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:

@@ -12,7 +12,7 @@ from archsearch.score import OBJECTIVES, QUALITY_METRICS, MissingScore, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import KnownCosts
 from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
-from archsearch.studies.storage.further_runs import run_noise
+from archsearch.studies.storage.further_runs import run_noise, seed_offsets
 from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.study_trials import StudyTrials, is_abandoned
 from snapgen.architecture.schema import Architecture
@@ -134,7 +134,11 @@ class Proposer:
                 if self._known is not None:
                     self._known.observe(t)
         running = (t for t in trials.running.values() if isinstance(t, Candidate) and t.number != claim.number)
-        return [*self._ended.values(), *(self._observed(t) for t in running if t.continues is None)]
+        past = [*self._ended.values(), *(self._observed(t) for t in running if t.continues is None)]
+        for name in self._settings.objectives if self._settings.seeds is not None else ():
+            if name in QUALITY_METRICS and (offsets := seed_offsets(trials.candidates(), name)):
+                past = [p.shifted(self._settings.objectives.index(name), -offsets[p.runs - 1]) for p in past]
+        return past
 
     def _given(self, slot: int, retried: Sequence[Mapping[str, int]]) -> tuple[str | None, Mapping[str, int] | None]:
         """Name and point of a slot whose point is given: an initial point, or that of the last trial it ``retried``."""

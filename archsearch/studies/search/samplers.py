@@ -12,7 +12,7 @@ import math
 import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,6 +50,13 @@ class ObservedTrial:
     running: bool = False
     runs: int = 1
     sampler_attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def shifted(self, objective: int, by: float) -> ObservedTrial:
+        """The candidate with the value of one objective changed, if it has one."""
+        if self.running or self.values[objective] is None:
+            return self
+        values = [v + by if i == objective and v is not None else v for i, v in enumerate(self.values)]
+        return replace(self, values=tuple(values))
 
     @property
     def params(self) -> Mapping[str, int]:

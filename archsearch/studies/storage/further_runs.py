@@ -65,6 +65,16 @@ def run_noise(candidates: Iterable[Candidate], metric: str, *, prior: float = RU
     return float((total / (PRIOR_FREEDOM + fitted.freedom)) ** 0.5)
 
 
+def seed_offsets(candidates: Iterable[Candidate], metric: str) -> tuple[float, ...]:
+    """By how much the mean of a metric over the first one, two, … seeds is too large, because of these seeds.
+
+    Candidates of different numbers of seeds are compared without it. Empty while no two candidates have several.
+    """
+    estimates = [getattr(c.score.quality, metric) for c in candidates if c.score.quality]
+    fitted = additive_fit([e.by_seed for e in estimates if e])
+    return fitted.offsets if fitted else ()
+
+
 def front_probabilities(candidates: Sequence[Candidate], names: Sequence[str], *, seed: int) -> dict[int, float]:
     """Probability that no other candidate dominates each, by trial number, given the noise of the quality metrics.
 
@@ -79,6 +89,9 @@ def front_probabilities(candidates: Sequence[Candidate], names: Sequence[str], *
     values = np.array([[c.value(name) for name in names] for c in candidates])
     runs = np.array([max(1, c.runs) for c in candidates])
     noise = [run_noise(candidates, name) if name in QUALITY_METRICS else 0.0 for name in names]
+    for column, name in enumerate(names):
+        if name in QUALITY_METRICS and (offsets := seed_offsets(candidates, name)):
+            values[:, column] -= np.array(offsets)[runs - 1]
     deviations = np.abs(values) * noise / np.sqrt(runs)[:, None]  # (candidates, objectives)
     worst = values + SURE * deviations
     front = worst[non_dominated([tuple(row) for row in worst])]

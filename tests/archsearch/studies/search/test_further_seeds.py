@@ -21,6 +21,7 @@ from archsearch.studies.storage.further_runs import (
     FurtherRuns,
     front_probabilities,
     run_noise,
+    seed_offsets,
 )
 from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.study_trials import StudyTrials
@@ -145,6 +146,24 @@ def test_probability_of_being_on_the_front() -> None:
     assert found[2] + found[3] == pytest.approx(1)
     assert found[3] > LIKELY
     assert front_probabilities([], ("validation_loss",), seed=0) == {}
+
+
+def test_candidates_are_compared_without_the_effects_of_their_seeds() -> None:
+    """The first seed makes every value 0.1 too large: a candidate of one seed is as good as those of three."""
+    from archsearch.stats.intervals import mean_over_seeds
+
+    def trained(slot: int, ms: float, truth: float, count: int) -> Candidate:
+        c = candidate(slot, truth, ms)
+        by_seed = [truth + effect for effect in (0.1, -0.06, -0.04)][:count]
+        assert c.score.quality is not None
+        estimate = mean_over_seeds(by_seed, 0.0)
+        return c.with_score(quality=c.score.quality.model_copy(update={"validation_loss": estimate}))
+
+    points = [trained(0, 30.0, 1.0, 3), trained(1, 10.0, 1.4, 3), trained(2, 20.0, 1.35, 1)]
+    assert seed_offsets(points, "validation_loss") == pytest.approx((0.1, 0.02, 0.0))
+    assert seed_offsets(points[1:], "validation_loss") == ()
+    assert points[2].value("validation_loss") > points[1].value("validation_loss"), "as they are, it is dominated"
+    assert front_probabilities(points, ("validation_loss", "latency_ms"), seed=0)[2] > 0.9
 
 
 def test_nothing_is_wanted_without_the_setting(settings: Make) -> None:
