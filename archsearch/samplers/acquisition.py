@@ -138,14 +138,14 @@ class Acquisition:
         self.front = self.rows[inside[non_dominated(points)]]
 
     def __call__(self, rows: Rows, known: Mapping[str, Array]) -> Array:
-        """Expected improvement of each row, given its known numbers; 0 outside the limits."""
+        """Expected improvement of each row, given its known numbers; -1 outside the limits, so that it is last."""
         if not len(rows):
             return np.zeros(0)
         means, deviations = self._conditional.predict(self.model.inputs(rows, known))
         logs = _logs(known, self.objectives, len(rows))
         pairs = zip(self._regions, means, strict=True)
         total: Array = np.sum([region.expected_improvement(logs, mean, deviations) for region, mean in pairs], axis=0)
-        return np.where(self._within(known, len(rows)), total / DRAWS, 0.0)
+        return np.where(self._within(known, len(rows)), total / DRAWS, -1.0)
 
     def _within(self, known: Mapping[str, Array], count: int) -> Array:
         within = np.ones(count, bool)

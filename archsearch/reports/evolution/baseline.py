@@ -138,10 +138,10 @@ def _candidates(study: StudyData) -> list[BaselineEntry]:
     """
     trained = [c for c in study.candidates if c.score.quality]
     protocol = study.attrs["protocol"]["protocol"]
-    images = float(protocol["steps"] * protocol["batch_size"] * len(protocol["train_seeds"]))  # over all seeds
+    images = float(protocol["steps"] * protocol["batch_size"])  # of one run
     # Forward and backward passes together cost about three forward passes.
     supernet_macs = 3.0 * _supernet_images(study.attrs) * (_base_macs(study) or 0)
-    costs = [0.0 if c.reused_from is not None else 3.0 * c.score.cost.macs * images for c in trained]
+    costs = [0.0 if c.is_reused else 3.0 * c.score.cost.macs * images * c.runs for c in trained]
     return [
         BaselineEntry(c.name or f"trial {c.number}", c.score.quality.validation_loss, c.score.latency, training_macs)
         for c, training_macs in zip(

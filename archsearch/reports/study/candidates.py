@@ -65,10 +65,11 @@ def _without_unit(text: str, name: str) -> str:
 
 def state_of(study: StudyData, candidate: Candidate) -> str:
     """State of a candidate as text: on the front, reused, diverged, infeasible and failed with the reason, or else."""
+    source = "" if candidate.reused_study is None else f"quality of {candidate.reused_study}"
     if candidate.number in study.front:
-        return "on the front"
-    if candidate.reused_study is not None:
-        return f"quality of {candidate.reused_study}"
+        return f"on the front, {source}" if source else "on the front"
+    if source:
+        return source
     if candidate.reused_from is not None:
         return f"same as trial {candidate.reused_from}"
     if diverged(candidate):
@@ -83,6 +84,8 @@ def details(study: StudyData, candidate: Candidate) -> dict[str, Any]:
     has_cost = candidate.score.cost.params > 0
     values = [(name, value) for name in study.measures if has_cost and (value := study.value_of(candidate, name))]
     numbers = [(study.label(name), formatting.format_value(value, name, ends=True)) for name, value in values]
+    if candidate.score.quality:
+        numbers.append(("training seeds", str(candidate.runs)))
     description = architecture_text.describe(candidate.architecture)
     lines = [f"{label}: {text}" for label, text in numbers[:4]] + textwrap.wrap(description, 58)
     hover = [f"<b>{html.escape(title(candidate))}</b>", *map(html.escape, lines)]
@@ -115,7 +118,8 @@ def _frame_row(study: StudyData, candidate: Candidate) -> dict[str, Any]:
         "front": candidate.number in study.front,
         "recommended": candidate.number == study.best.number,
         "infeasible": candidate.infeasible,
-        "reused_from": candidate.reused_from,
+        "reused_from": candidate.reused_from if candidate.reused_study is None else candidate.reused_study,
+        "runs": candidate.runs,
         "error": candidate.error,
         "seconds": round(candidate.seconds, 3),
         "architecture": architecture_text.describe(candidate.architecture),

@@ -11,7 +11,7 @@ from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
 from archsearch.score import QUALITY_METRICS
 from archsearch.studies.search.known_costs import COSTS
-from archsearch.studies.storage.further_runs import run_noise
+from archsearch.studies.storage.further_runs import PRIOR_FREEDOM, run_noise
 
 if TYPE_CHECKING:
     from archsearch.stats.regression import Array
@@ -30,6 +30,7 @@ class QualityModel:
         r_squared: share of the variance between candidates that it predicts, each from the others.
         features: numbers beside the knobs that it takes as inputs, because it predicts better with them.
         noise: standard deviation of the metric between runs, relative to its value.
+        is_noise_measured: whether it is known from candidates of several seeds, rather than assumed.
     """
 
     metric: str
@@ -37,16 +38,18 @@ class QualityModel:
     r_squared: float
     features: tuple[str, ...]
     noise: float
+    is_noise_measured: bool
 
     def text(self, study: StudyData) -> str:
         """The model in one sentence."""
         inputs = "the knobs"
         if self.features:
             inputs += " and the logarithms of " + ", ".join(study.label(name) for name in self.features)
+        source = "as measured" if self.is_noise_measured else "an assumption"
         return (
             f"The sampler's model predicts {study.label(self.metric)} from {inputs}: each of {self.candidates} "
-            f"candidates from the others with R² = {self.r_squared:.2f} (leave-one-out; noise of one run "
-            f"{100 * self.noise:.1f}{formatting.NBSP}%)."
+            f"candidates from the others with R² = {self.r_squared:.2f} (leave-one-out). It takes the noise of one run to "
+            f"be {100 * self.noise:.1f}{formatting.NBSP}%, {source}."
         )
 
 
@@ -71,4 +74,7 @@ def quality_model(study: StudyData) -> QualityModel | None:
     known = {name: np.array([max(1.0, c.value(name)) for c in candidates]) for name in names}
     rows = grid.rows([c.point for c in candidates])
     model = choose_model(grid, rows, known, values, variances, features=sampler["options"].get("features"))
-    return QualityModel(metric, len(candidates), model.process.r_squared, model.inputs.features, noise)
+    several = sum(c.runs > 1 for c in candidates)
+    return QualityModel(
+        metric, len(candidates), model.process.r_squared, model.inputs.features, noise, several > PRIOR_FREEDOM
+    )

@@ -38,7 +38,7 @@ def tiles(study: StudyData) -> list[tuple[str, str]]:
     """Counts of candidates by state and the total working time, as pairs of value and caption."""
     counts = Counter(c.state for c in study.candidates)
     infeasible = counts["infeasible"] + sum(c.state == "scored" and c.infeasible is not None for c in study.candidates)
-    reused = sum(c.reused_from is not None for c in study.candidates)
+    reused = sum(c.is_reused for c in study.candidates)
     seconds = sum(c.seconds for c in study.candidates)
     tiles = [(f"{len(study.scored)}", "scored"), (f"{len(study.front)}", "on the front")]
     tiles += [(f"{infeasible}", "infeasible"), (f"{reused}", "reused")]

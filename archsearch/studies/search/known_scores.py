@@ -50,7 +50,7 @@ def known_scores(study: Study, settings: StudyConfig) -> dict[str, KnownScore]:
             continue
         for c in load_candidates(other_study):
             quality = c.score.quality
-            if c.state != "scored" or c.reused_from is not None or c.reused_study is not None or quality is None:
+            if c.state != "scored" or c.is_reused or quality is None:
                 continue
             arch_id = (c.trained or c.architecture).id
             if arch_id not in known or c.runs > len(known[arch_id].quality.validation_loss.by_seed):
@@ -73,11 +73,17 @@ def starting_points(settings: StudyConfig, space: Space, attrs: Mapping[str, Any
     assert settings.start_from is not None
     with settings.error_context("start_from"):
         other_study = open_study(settings.start_from)
+    if not other_study.user_attrs.get("protocol_hash"):
+        problem = f"{settings.start_from} trains nothing"
+        raise InputError(settings.source, problem, "start from a study with a quality number", place="start_from")
     if (difference := _difference(settings, attrs, other_study.user_attrs)) is not None:
         place, _, problem = difference.partition(": ")
         remedy = "start from a study of the same protocol, or make the two alike"
         raise ProtocolMismatch(
-            settings.source, f"differs from {other_study.study_name}, {problem}", remedy, place=f"protocol.{place}"
+            settings.source,
+            f"differs from {other_study.study_name}, {problem}",
+            remedy,
+            place=place if place == "seed" else f"protocol.{place}",
         )
     points = []
     for c in eligible(load_candidates(other_study)):

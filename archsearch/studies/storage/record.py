@@ -187,6 +187,11 @@ class TrialRecord(StoredTrial):
         return self.state == "scored" and not self.given and self.reused_from is None and self.continues is None
 
     @property
+    def is_reused(self) -> bool:
+        """Whether the quality was measured by another trial, of this study or of another one."""
+        return self.reused_from is not None or self.reused_study is not None
+
+    @property
     def runs(self) -> int:
         """Number of training runs, one per seed, behind the score."""
         quality = self.score.quality

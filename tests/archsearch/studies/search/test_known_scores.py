@@ -84,7 +84,7 @@ def test_further_seeds_build_on_what_is_known(settings: Make) -> None:
             {"protocol": {"steps": 7}},
             r"protocol\.steps: differs from first, 7 against 240; start from",
         ),
-        ({"seed": 9}, r"protocol\.seed: differs from first, 9 against 3"),
+        ({"seed": 9}, r": seed: differs from first, 9 against 3"),
     ],
 )
 def test_another_protocol_is_refused_by_its_first_difference(
