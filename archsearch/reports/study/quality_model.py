@@ -48,8 +48,8 @@ class QualityModel:
         source = "as measured" if self.is_noise_measured else "an assumption"
         return (
             f"The sampler's model predicts {study.label(self.metric)} from {inputs}: each of {self.candidates} "
-            f"candidates from the others with R² = {self.r_squared:.2f} (leave-one-out). It takes the noise of one run to "
-            f"be {100 * self.noise:.1f}{formatting.NBSP}%, {source}."
+            f"candidates from the others with R² = {self.r_squared:.2f} (leave-one-out). It takes the noise of one run "
+            f"to be {100 * self.noise:.1f}{formatting.NBSP}%, {source}."
         )
 
 

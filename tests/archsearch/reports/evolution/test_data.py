@@ -196,7 +196,7 @@ def test_different_training_is_compared_and_mentioned(evolution: Evolution) -> N
     assert both.mismatch == ""
     assert any("steps 900 here, 240 there" in line for line in both.remarks)
     counted = both.baseline.candidates[0].score.cost.macs
-    assert both.baseline_entries[0].training_macs == 3 * counted * 240 * protocol["protocol"]["batch_size"] * 2
+    assert both.baseline_entries[0].training_macs == 3 * counted * 240 * protocol["protocol"]["batch_size"]
 
 
 def test_training_that_is_inherited_is_counted_first(evolution: Evolution) -> None:
