@@ -101,7 +101,7 @@ class Proposer:
         """
         past, noise = self._past(claim, trials), self._noise(trials)
         attempts = [t for t in trials.by_slot[claim.slot] if isinstance(t, Candidate) and t.state == "failed"]
-        given = self._given(claim.slot, [t.point for t in attempts])
+        given = self._given(trials.place(claim.slot), [t.point for t in attempts])
         last: dict[str, int] | None = None
         for i in itertools.count(attempt):
             name, fixed = given if i == 0 else (None, None)
@@ -140,9 +140,14 @@ class Proposer:
                 past = [p.shifted(self._settings.objectives.index(name), -offsets[p.runs - 1]) for p in past]
         return past
 
-    def _given(self, slot: int, retried: Sequence[Mapping[str, int]]) -> tuple[str | None, Mapping[str, int] | None]:
-        """Name and point of a slot whose point is given: an initial point, or that of the last trial it ``retried``."""
-        name, point = self.initial[slot] if slot < len(self.initial) else (None, None)
+    def _given(self, place: int, retried: Sequence[Mapping[str, int]]) -> tuple[str | None, Mapping[str, int] | None]:
+        """Name and point of a slot whose point is given: an initial point, or that of the last trial it ``retried``.
+
+        Args:
+            place: number of new candidates before the slot's.
+            retried: points of the slot's earlier trials.
+        """
+        name, point = self.initial[place] if place < len(self.initial) else (None, None)
         return (None, retried[-1]) if retried and retried[-1] != point else (name, point)
 
     def _noise(self, trials: StudyTrials) -> dict[str, float]:

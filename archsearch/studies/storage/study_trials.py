@@ -43,6 +43,7 @@ class StudyTrials(Sequence[TrialRecord]):
         self._by_architecture: dict[str, dict[int, TrialRecord]] = {}
         self._further: dict[int, list[TrialRecord]] = {}
         self._candidates: list[Candidate] | None = None
+        self._continuing_slots: list[int] = []
         self._busy = BusyTime()
         self._seconds: list[float] = []
         self.by_slot: dict[int, list[TrialRecord]] = {}
@@ -79,6 +80,10 @@ class StudyTrials(Sequence[TrialRecord]):
     def of_architecture(self, architecture_id: str) -> list[TrialRecord]:
         """The trials of one architecture, by number."""
         return [t for _, t in sorted(self._by_architecture.get(architecture_id, {}).items())]
+
+    def place(self, slot: int) -> int:
+        """Number of slots before a slot that are for new candidates."""
+        return slot - bisect.bisect_left(self._continuing_slots, slot)
 
     def candidate(self, number: int) -> TrialRecord:
         """A trial of a new candidate, with the score of all its seeds so far."""
@@ -120,6 +125,8 @@ class StudyTrials(Sequence[TrialRecord]):
             self._positions[t.number], self._slots[t.number] = len(self._records), t.slot
             self._records.append(t)
             attempts.append(t)
+            if t.continues is not None and t.retry_of is None:
+                self._continuing_slots.append(t.slot)
         if t.architecture_id is not None:
             self._by_architecture.setdefault(t.architecture_id, {})[t.number] = t
         if t.state in ("waiting", "running"):

@@ -61,6 +61,14 @@ def test_the_front_gets_its_seeds_and_the_others_one(settings: Make) -> None:
     assert all("samples.png" in c.artifacts for c in candidates), "the first seed's artifacts stay with the candidate"
 
 
+def test_no_initial_point_gives_way_to_a_further_seed(settings: Make) -> None:
+    points = [dict(c.point) for c in run(settings(name="first", trials=14, sampler="random"))]
+    candidates = run(settings(name="second", trials=16, initial_points=points, sampler="random", **SEEDS))
+    assert [dict(c.point) for c in candidates[:14]] == points
+    attempts = load_attempts(load_study(settings(name="second")))
+    assert any(t.continues is not None for t in attempts[:14]), "some were trained again in between"
+
+
 def test_few_further_seeds_while_candidates_are_proposed(settings: Make) -> None:
     run(settings(trials=12, **SEEDS))
     trials = StudyTrials(load_study(settings())).read()
