@@ -138,3 +138,8 @@ def read_named(name_or_path: str | Path, kinds: tuple[Kind, ...]) -> tuple[Path,
     kind = next((kind for kind in kinds if path in shipped(kind).values()), "search")
     values.setdefault("name", path.stem if kind == "search" else f"{kind}-{path.stem}")
     return path, values
+
+
+def is_run(name: str) -> bool:
+    """Whether a name is that of a run of a study under ``runs/``, rather than a shipped study or a file."""
+    return name not in shipped("search") and "/" not in name and (RUNS / name / "study.db").is_file()

@@ -27,6 +27,7 @@ from archsearch.samplers.acquisition import Acquisition, Model, choose_model
 from archsearch.samplers.grid import Grid, Params, Rows
 from archsearch.samplers.screening import KnownNumbers, Screening
 from archsearch.samplers.subset import front_and_spread
+from archsearch.samplers.surrogate import RUN_NOISE
 from archsearch.stats.regression import Array
 
 if TYPE_CHECKING:
@@ -46,9 +47,6 @@ FEWEST_MODELED = 3
 
 MOST_MODELED = 100
 """Complete trials that are modeled at most: those nearest to the front, for one half, and a spread of the rest."""
-
-RUN_NOISE = 0.007
-"""Standard deviation of the expensive objective between runs, relative to its value, unless one is given."""
 
 RUNS = "runs"
 """User attribute of a trial with the number of runs that its expensive objective is the mean of."""

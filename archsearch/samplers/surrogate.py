@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from archsearch.stats.regression import Array
 
+RUN_NOISE = 0.007
+"""Standard deviation of the expensive objective between runs, relative to its value, before anything is known of it."""
+
 SQRT5 = math.sqrt(5)
 JITTER = 1e-6
 """Added to the diagonal, relative to the variance of the observations."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archsearch.library import RUNS, shipped
+from archsearch.library import is_run
 from archsearch.predictor import reference_nets
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import BASE
@@ -63,9 +63,8 @@ def find_config(name: str, *, storage: str | None = None) -> StudyConfig:
     from archsearch.studies.config.study import load_config
     from archsearch.studies.storage.database import open_study
 
-    if name in shipped("search") or "/" in name or not (RUNS / name / "study.db").is_file():
-        return load_config(name).with_overrides(storage=storage)
-    return stored_config(open_study(name)).with_overrides(storage=storage)
+    config = stored_config(open_study(name)) if is_run(name) else load_config(name)
+    return config.with_overrides(storage=storage)
 
 
 def stored_config(study: Study) -> StudyConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from archsearch.reports.rendering import formatting, html, tables
 from archsearch.reports.study.data import StudyData, estimates, title
+from archsearch.reports.study.summary import count_candidates
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.intervals import independent_difference, verdict
@@ -75,7 +76,8 @@ class ReferenceSection:
 
     def introduction(self) -> str:
         """Text that explains the tables, and what their numbers rest on."""
-        lines = [f"The designs that the space names, against {_count(len(self._proposed))} that the search proposed."]
+        proposed = count_candidates(len(self._proposed))
+        lines = [f"The designs that the space names, against {proposed} that the search proposed."]
         if self._axes:
             quality, cost = self._axes
             short = self.study.label(cost, short=True)
@@ -170,7 +172,8 @@ class ReferenceSection:
 
     def choice_header(self, name: str) -> Row:
         """Column names of the table of a reference's choices."""
-        return ("knob", name, f"shared by the front ({_count(len(self._proposed))})", "by chance", "recommended")
+        shared = f"shared by the front ({count_candidates(len(self._proposed))})"
+        return ("knob", name, shared, "by chance", "recommended")
 
     def choice_rows(self, name: str) -> list[Row]:
         """One row per knob: the reference's choice, and who shares it."""
@@ -184,7 +187,3 @@ class ReferenceSection:
             chance = formatting.percent(1 / len(factor.choices))
             rows.append((factor.name, choice, f"{shared} of {len(front)}", chance, "same" if own == choice else own))
         return rows
-
-
-def _count(number: int) -> str:
-    return f"{number} candidate{'' if number == 1 else 's'}"

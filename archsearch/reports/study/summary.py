@@ -82,7 +82,7 @@ def _agreement_warnings(label: str, agreement: Agreement, seeds: int) -> list[st
     if seeds < 2:
         lines.append(f"With a single seed, the reproducibility of {label} is unknown.")
     elif agreement.rho is None:
-        lines.append(f"The reproducibility of {label} cannot be estimated from {_count(agreement.n)}.")
+        lines.append(f"The reproducibility of {label} cannot be estimated from {count_candidates(agreement.n)}.")
     elif agreement.rho.value < MIN_RANK_CORRELATION:
         rho = f"ρ = {agreement.rho.value:.2f} (n = {agreement.n})"
         lines.append(f"Rankings by {label} agree poorly between two seeds, {rho}: do not rank candidates by it.")
@@ -96,23 +96,24 @@ def _trial_warnings(study: StudyData) -> list[str]:
     lines = []
     diverged_count = sum(diverged(c) for c in study.candidates)
     if diverged_count:
-        lines.append(f"Training diverged for {_count(diverged_count)}, which the charts leave out.")
+        lines.append(f"Training diverged for {count_candidates(diverged_count)}, which the charts leave out.")
     failed = [c for c in study.candidates if c.state == "failed"]
     if failed:
         cause = f": {failed[0].error}" if failed[0].error else ""
-        lines.append(f"{_count(len(failed))} failed; the first is trial {failed[0].number}{cause}.")
+        lines.append(f"{count_candidates(len(failed))} failed; the first is trial {failed[0].number}{cause}.")
     running = sum(c.state == "running" for c in study.candidates)
     if running:
         lines.append(f"The study has not finished: {_count_with_verb(running)} running.")
     return lines
 
 
-def _count(number: int) -> str:
+def count_candidates(number: int) -> str:
+    """A number of candidates, in words."""
     return f"{number} candidate{'' if number == 1 else 's'}"
 
 
 def _count_with_verb(number: int) -> str:
-    return f"{_count(number)} {'is' if number == 1 else 'are'}"
+    return f"{count_candidates(number)} {'is' if number == 1 else 'are'}"
 
 
 def verdicts(study: StudyData, agreements: Mapping[str, Agreement]) -> list[str]:
@@ -205,7 +206,7 @@ def runs_in_words(study: StudyData) -> str:
     counts = Counter(c.runs for c in study.trained)
     if len(counts) < 2:
         return f"every candidate was trained with {' or '.join(map(_seeds, counts)) or 'no seed'}"
-    parts = [f"{_count(number)} with {_seeds(seeds)}" for seeds, number in sorted(counts.items())]
+    parts = [f"{count_candidates(number)} with {_seeds(seeds)}" for seeds, number in sorted(counts.items())]
     return f"{', '.join(parts)}: those that may be on the front have more"
 
 

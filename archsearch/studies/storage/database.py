@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archsearch.library import RUNS, shipped
+from archsearch.library import is_run
 from archsearch.protocol import ResolvedProtocol
 from archsearch.studies.config.study import StudyConfig, load_config
 from snapgen.errors import InputError, os_errors
@@ -187,8 +187,7 @@ def load_study(settings: StudyConfig) -> Study:
 def open_study(where: StudyConfig | str) -> Study:
     """Load a study by its settings, a shipped study's name, a YAML file, or the name of a run under ``runs/``."""
     if isinstance(where, str):
-        is_run = where not in shipped("search") and "/" not in where and (RUNS / where / "study.db").is_file()
-        where = StudyConfig(name=where, space="", trials=1) if is_run else load_config(where)
+        where = StudyConfig(name=where, space="", trials=1) if is_run(where) else load_config(where)
     return load_study(where)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from archsearch.samplers.surrogate import RUN_NOISE
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.intervals import additive_fit
 from archsearch.stats.pareto import non_dominated
@@ -19,12 +20,11 @@ from archsearch.studies.storage.rounds import FINAL
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.seeding import derive_seed
 
-RUN_NOISE = 0.007
-"""Standard deviation of a quality number between runs, relative to its value, before anything is known of it."""
-
 PRIOR_FREEDOM = 4
-"""Degrees of freedom that this prior counts for; measured ones are added. Too much noise costs a search less than too
-little (benchmarks/samplers.py)."""
+"""Degrees of freedom that the noise assumed at first (`RUN_NOISE`) counts for; measured ones are added.
+
+Too much noise costs a search less than too little (benchmarks/samplers.py).
+"""
 
 LIKELY = 0.1
 """Probability of being on the front from which a candidate gets a further seed."""

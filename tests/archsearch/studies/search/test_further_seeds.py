@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from archsearch.samplers.surrogate import RUN_NOISE
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import eligible, load_attempts, load_candidates, pareto_front
 from archsearch.studies.search.run import search
@@ -16,7 +17,6 @@ from archsearch.studies.storage import trial_queue
 from archsearch.studies.storage.database import load_study
 from archsearch.studies.storage.further_runs import (
     LIKELY,
-    RUN_NOISE,
     SHARE,
     FurtherRuns,
     front_probabilities,
