@@ -34,7 +34,8 @@ from archsearch.schemas import NAMED_BY_FILE, field_docstrings
 from archsearch.spaces.loading import BlockKnobsConfig, SpaceConfig
 from archsearch.studies.config.ablation import AblationConfig, AblationRowConfig, PublishedNumber
 from archsearch.studies.config.evolution import EvolutionConfig
-from archsearch.studies.config.study import LatencyConfig, SamplerConfig, SeedsConfig, StudyConfig, SupernetAuditConfig
+from archsearch.studies.config.runs import RungsConfig, SeedsConfig
+from archsearch.studies.config.study import LatencyConfig, SamplerConfig, StudyConfig, SupernetAuditConfig
 from archsearch.training.comparison import ComparisonConfig, SamplingOverride, VariantConfig
 from archsearch.training.recipe import ExpectedShapes, Recipe, RecipeEvaluationConfig, TeacherSourceConfig
 from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
@@ -117,6 +118,7 @@ PAGES = (
             ),
             Section(BlockTableConfig, "Block table", "Under `evolve.table`, and the options of `latency blocks`."),
             Section(SeedsConfig, "Seeds", "Under `seeds`. See [Seeds](../studies.md#seeds)."),
+            Section(RungsConfig, "Rungs", "Under `rungs`. See [Rungs](../studies.md#rungs)."),
             Section(SupernetAuditConfig, "Supernet audit", "Under `supernet_audit`. See [Ranking](../ranking.md)."),
         ),
     ),

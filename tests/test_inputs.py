@@ -87,6 +87,12 @@ def extractor(folder: Path, content: bytes | None) -> Case:
     return arguments, "inception.pth"
 
 
+def rungs(folder: Path, names: str, *steps: object, **changes: object) -> Case:
+    """A study of one seed and eight steps with these rungs."""
+    one_seed = {"steps": 8, "num_samples": 0, "train_seeds": [0]}
+    return study(folder, **{"protocol": one_seed, "rungs": {"steps": [*steps]}, **changes})[0], names
+
+
 def storage(folder: Path, url: str, names: str) -> Case:
     arguments, _ = study(folder, storage=url)
     return arguments, names
@@ -264,6 +270,14 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "autoencoder a file": lambda f: (protocol(f, autoencoder=str(written(f / "vae", b"x")))[0], "vae"),
     "text encoder missing": lambda f: (protocol(f, text_encoder=str(f / "bert"))[0], "bert"),
     "protocol does not fit the space": lambda f: protocol(f, resolution=20),
+    # Rungs
+    "rungs none": lambda f: rungs(f, "study.yaml: rungs.steps"),
+    "rungs no steps": lambda f: rungs(f, "study.yaml: rungs.steps", "early", "late"),
+    "rungs before the first step": lambda f: rungs(f, "study.yaml: rungs.steps: a rung at step 0", 0, 4),
+    "rungs in no order": lambda f: rungs(f, "study.yaml: rungs.steps: 2 follows 4", 4, 2),
+    "rungs after the end": lambda f: rungs(f, "rungs.steps has 8, but protocol.steps is 8", 4, 8),
+    "rungs of several seeds": lambda f: rungs(f, "give seeds: {first: 1}", 4, protocol={"train_seeds": [0, 1]}),
+    "rungs without quality": lambda f: rungs(f, "one quality objective", 4, objectives=["latency_ms", "params"]),
     # An ablation
     "ablation wrong row name": lambda f: (ablation(f, over="zero")[0], "'zero' is not an earlier row"),
     "ablation wrong final row": lambda f: (ablation(f, final="2c")[0], "'2c' is not a row after the base"),

@@ -151,6 +151,8 @@ class CandidateEvaluator:
         progress: ProgressCallback = ignore_progress,
         artifacts: Path | None = None,
         checkpoints: Checkpoints | None = None,
+        until: int | None = None,
+        samples: bool = True,
     ) -> Quality:
         """Train a candidate with each seed, and evaluate it.
 
@@ -165,6 +167,9 @@ class CandidateEvaluator:
             artifacts: folder for the artifacts of the protocol's first seed: ``samples.png``, ``curve.csv`` and
                 ``unet/`` (EMA weights for `UNet.from_pretrained`, and the protocol).
             checkpoints: where the runs are saved, and the same call resumes them; None: nowhere.
+            until: step after which the runs pause, saved in ``checkpoints`` and evaluated as they are, without
+                artifacts; None: they run to the end.
+            samples: whether samples are drawn, if the protocol draws any; without, the quality has no distances.
 
         Raises:
             InputError: like `check`.
@@ -180,8 +185,10 @@ class CandidateEvaluator:
                 seed=derived,
                 progress=subtask(progress, number / len(seeds), (number + 1) / len(seeds)),
                 checkpoints=checkpoints,
+                until=until,
+                samples=samples,
             )
-            if artifacts is not None and seed == self.protocol.train_seeds[0]:
+            if artifacts is not None and until is None and seed == self.protocol.train_seeds[0]:
                 self.write(run, artifacts)
             run.images = None
             runs.append(run)
@@ -207,6 +214,8 @@ class CandidateEvaluator:
         block_dropout: float = 0,
         progress: ProgressCallback = ignore_progress,
         checkpoints: Checkpoints | None = None,
+        until: int | None = None,
+        samples: bool = True,
     ) -> SeedRun:
         """Train a net on the protocol's data, and evaluate it with its EMA weights.
 
@@ -218,6 +227,8 @@ class CandidateEvaluator:
             block_dropout: see `ShortRun`.
             progress: progress callback.
             checkpoints: where the training is saved; None: nowhere.
+            until: step after which it pauses; see `score`.
+            samples: whether samples are drawn; see `score`.
         """
         ema_unet = self.net(unet.arch)
 
@@ -226,7 +237,7 @@ class CandidateEvaluator:
             return float(self.pair_losses(ema_unet).mean())
 
         checkpoint = None if checkpoints is None else checkpoints.path(number)
-        job = TrainingJob(unet.arch, training, seed, block_dropout, checkpoint)
+        job = TrainingJob(unet.arch, training, seed, block_dropout, checkpoint, until)
         processes.announce(job)
         short_run = self.short_run(unet, job)
         result = short_run.train(
@@ -234,9 +245,10 @@ class CandidateEvaluator:
             progress=lambda step: progress(TRAINING_SHARE * step / training.steps, f"training seed {number}"),
             checkpoint=checkpoint,
             checkpoint_seconds=checkpoints.seconds if checkpoints else 0,
+            until=until,
         )
         ema_unet.load_state_dict(short_run.ema.state())
-        run = self.evaluate(ema_unet, number=number, progress=progress)
+        run = self.evaluate(ema_unet, number=number, samples=samples, progress=progress)
         result.diverged |= run.training.diverged
         if result.curve and not result.diverged:
             result.curve[-1] = (*result.curve[-1][:2], float(run.pair_losses.mean()))
@@ -256,12 +268,14 @@ class CandidateEvaluator:
             teacher=self._teacher,
         )
 
-    def evaluate(self, unet: UNet, *, number: int, progress: ProgressCallback = ignore_progress) -> SeedRun:
+    def evaluate(
+        self, unet: UNet, *, number: int, samples: bool = True, progress: ProgressCallback = ignore_progress
+    ) -> SeedRun:
         """Evaluate a net without training it."""
         run = SeedRun(unet, self.pair_losses(unet))
         tensors = [run.pair_losses, *unet.state_dict().values()]
         run.training.diverged = not all(bool(tensor.isfinite().all()) for tensor in tensors)
-        if self.protocol.num_samples and not run.training.diverged:
+        if samples and self.protocol.num_samples and not run.training.diverged:
             part = subtask(progress, TRAINING_SHARE, 1)
             try:
                 run.images = self.samples(
@@ -303,7 +317,7 @@ class CandidateEvaluator:
     def quality(self, runs: Sequence[SeedRun]) -> Quality:
         """Combine the runs of one candidate, one per seed."""
         diverged = any(run.training.diverged for run in runs)
-        sampled = self.protocol.num_samples > 0
+        sampled = self.protocol.num_samples > 0 and (diverged or all(run.frechet is not None for run in runs))
         worst = Estimate(value=WORST, low=WORST, high=WORST)
         return Quality(
             validation_loss=worst if diverged else intervals.validation_estimate([run.pair_losses for run in runs]),
@@ -338,7 +352,7 @@ def follow(protocol: EvaluationProtocol) -> None:
     while (job := processes.receive()) is not None:
         # Built only now: the main process has computed and cached all data.
         evaluator = evaluator or CandidateEvaluator(protocol)
-        evaluator.short_run(evaluator.net(job.architecture), job).train(checkpoint=job.checkpoint)
+        evaluator.short_run(evaluator.net(job.architecture), job).train(checkpoint=job.checkpoint, until=job.until)
 
 
 def _estimate(measured: Sequence[DistanceEstimate | None]) -> Estimate:

@@ -29,6 +29,8 @@ class TrainingJob:
     seed: int
     block_dropout: float
     checkpoint: Path | None
+    until: int | None = None
+    """Step at which it pauses; None: it runs to the end."""
 
 
 def num_processes() -> int:

@@ -65,6 +65,10 @@ class _DivergedError(Exception):
     pass
 
 
+class _PausedError(Exception):
+    pass
+
+
 class ShortRun:
     """Training of one net on a protocol's data.
 
@@ -136,14 +140,17 @@ class ShortRun:
         progress: Callable[[int], None] = lambda _: None,
         checkpoint: Path | None = None,
         checkpoint_seconds: float = 300,
+        until: int | None = None,
     ) -> TrainResult:
-        """Train to the end, from the checkpoint if there is one of this run.
+        """Train to the end, or to a step, from the checkpoint if there is one of this run.
 
         Args:
             validate: gives the validation loss of the averaged weights, for the curve; called in the main process.
             progress: called with the steps that are done.
             checkpoint: file in which the run is saved; None: none.
             checkpoint_seconds: time between two checkpoints; 0: at every report.
+            until: step after which the run pauses, which is saved; another call goes on from there, as if the run had
+                not paused. None: it does not pause.
 
         Returns:
             The result. A run that diverges stops at the next report; whether the last step's weights are finite is
@@ -154,6 +161,8 @@ class ShortRun:
             self._resume(checkpoint, identity)
         trainer, result = self._trainer, self.result
         steps, every = trainer.stage.steps, trainer.report_every
+        if until is not None and trainer.step >= until:
+            return result
         saved = started = time.monotonic()
 
         def report(stats: StepStats) -> None:
@@ -165,15 +174,21 @@ class ShortRun:
                 raise _DivergedError
             due = stats.step // every % max(1, REPORTS // CURVE_POINTS) == 0 and stats.step < steps
             result.curve.append((stats.step, loss, validate(trainer.ema) if due and self._main else None))
-            if checkpoint is not None and self._main and time.monotonic() - saved >= checkpoint_seconds:
+            old = time.monotonic() - saved >= checkpoint_seconds
+            if checkpoint is not None and self._main and (old or stats.step == until):
                 metadata: dict[str, JSON] = {"identity": identity, "step": stats.step, "result": asdict(result)}
                 save_checkpoint(checkpoint, trainer.state(), metadata)
                 saved = time.monotonic()
             progress(stats.step)
             started = time.monotonic()
 
+        def pause() -> None:
+            raise _PausedError
+
         try:
-            trainer.run(report=report)
+            trainer.run(report=report, should_pause=lambda step: step == until, pause=pause)
+        except _PausedError:
+            pass
         except (_DivergedError, NonfiniteGradientError):
             result.diverged = True
         return result

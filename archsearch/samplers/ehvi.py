@@ -110,7 +110,8 @@ class EHVISampler(BaseSampler):
             known numbers. All objectives are minimized.
         limits: upper bounds on numbers, by name.
         noise: standard deviation of the expensive objective between runs, relative to its value. A trial's
-            user attribute ``runs`` is the number of runs that its value is the mean of; without it, one.
+            user attribute ``runs`` is the number of runs that its value is the mean of, without it one; less than one
+            for a value that tells less than a run.
         features: whether known numbers are inputs of its model; None: where leave-one-out predictions say so.
         seed: seed of the suggestions.
         screening: share it between samplers, so that the first points are computed once.

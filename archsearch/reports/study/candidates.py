@@ -74,9 +74,17 @@ def state_of(study: StudyData, candidate: Candidate) -> str:
         return f"same as trial {candidate.reused_from}"
     if diverged(candidate):
         return "diverged"
+    if candidate.state == "paused":
+        return _pruned(study, candidate)
     if candidate.infeasible:
         return f"infeasible: {candidate.infeasible}"
     return f"failed: {candidate.error}" if candidate.error else candidate.state
+
+
+def _pruned(study: StudyData, candidate: Candidate) -> str:
+    chance = study.chances.get(candidate.number)
+    likely = "" if chance is None else f": {formatting.percent(chance)} likely to be on the front"
+    return f"pruned at step {candidate.rungs[-1].step}{likely}"
 
 
 def details(study: StudyData, candidate: Candidate) -> dict[str, Any]:
@@ -118,6 +126,8 @@ def _frame_row(study: StudyData, candidate: Candidate) -> dict[str, Any]:
         "front": candidate.number in study.front,
         "recommended": candidate.number == study.best.number,
         "infeasible": candidate.infeasible,
+        "rung": candidate.rungs[-1].step if candidate.state == "paused" else None,
+        "on_front": study.chances.get(candidate.number),
         "reused_from": candidate.reused_from if candidate.reused_study is None else candidate.reused_study,
         "runs": candidate.runs,
         "error": candidate.error,

@@ -11,7 +11,9 @@ from archsearch.reports.rendering import formatting
 from archsearch.score import QUALITY_METRICS, ProtocolMismatch, comparable
 from archsearch.spaces.summary import KnobSummary
 from archsearch.stats.estimate import Estimate
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import candidates as trials
+from archsearch.studies.storage.further_runs import chances
 from archsearch.studies.storage.record import Candidate
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
@@ -79,6 +81,12 @@ class StudyData:
         return tuple(seeds) or tuple(
             range(max((len(e.by_seed) for _, e in estimates(self, "validation_loss")), default=0))
         )
+
+    @cached_property
+    def chances(self) -> dict[int, float]:
+        """Probability that a candidate is on the front, by trial number, in a study with rungs."""
+        settings = StudyConfig.model_validate(self.attrs["settings"])
+        return chances(settings, self.candidates) if settings.rungs else {}
 
     @cached_property
     def measures(self) -> tuple[str, ...]:
@@ -169,7 +177,9 @@ def load_study_data(study: Study) -> StudyData:
 
 def _state_counts(candidates: Sequence[Candidate]) -> str:
     """Counts of the states that explain why nothing is scored, in parentheses; empty without any."""
-    counts = {state: sum(c.state == state for c in candidates) for state in ("infeasible", "failed", "running")}
+    counts = {
+        state: sum(c.state == state for c in candidates) for state in ("infeasible", "failed", "running", "paused")
+    }
     text = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     return f" ({text})" if text else ""
 

@@ -42,6 +42,7 @@ def tiles(study: StudyData) -> list[tuple[str, str]]:
     seconds = sum(c.seconds for c in study.candidates)
     tiles = [(f"{len(study.scored)}", "scored"), (f"{len(study.front)}", "on the front")]
     tiles += [(f"{infeasible}", "infeasible"), (f"{reused}", "reused")]
+    tiles += [(f"{counts['paused']}", "pruned at a rung")] if counts["paused"] else []
     tiles += [(f"{counts[state]}", state) for state in ("failed", "running") if counts[state]]
     return [*tiles, (format_duration(seconds), "working time")] if seconds >= 1 else tiles
 

@@ -13,6 +13,7 @@ from archsearch.score import OBJECTIVES, QUALITY_METRICS
 from archsearch.spaces.loading import load_space, with_proxy
 from archsearch.studies.config.ablation import AblationConfig, space_of_rows
 from archsearch.studies.config.evolution import EvolutionConfig
+from archsearch.studies.config.runs import RungsConfig, SeedsConfig
 from snapgen.config import Config
 from snapgen.errors import InputError
 
@@ -73,21 +74,6 @@ class LatencyConfig(Config):
         return ({"threads": self.threads} if threaded else {}) | self.options
 
 
-class SeedsConfig(Config):
-    """Number of training seeds of a candidate: those that may be on the front get more."""
-
-    first: int = Field(default=1, ge=1)
-    """Seeds with which a new candidate is trained."""
-    front: int = Field(default=3, ge=1)
-    """Seeds of the candidates that are likely to be on the front, by the end of the study."""
-
-    @model_validator(mode="after")
-    def _front_has_more(self) -> Self:
-        if self.front < self.first:
-            raise ValueError(f"front is {self.front}, but first is {self.first}; raise front")
-        return self
-
-
 class SupernetAuditConfig(Config):
     """Compute behind inherited weights, needed to audit candidates that inherit them."""
 
@@ -125,6 +111,8 @@ class StudyConfig(NamedConfig):
     seeds: SeedsConfig | None = None
     """Numbers of training seeds, which spend most where it matters; None: each candidate has all of
     protocol.train_seeds."""
+    rungs: RungsConfig | None = None
+    """Steps at which a candidate's training pauses, so that the hopeless are not trained to the end; None: none."""
     start_from: str | None = None
     """Another study of the same protocol whose scored candidates this one begins with: a shipped study, a YAML file or
     a run. They are not trained again, and do not count as trials."""
@@ -206,12 +194,24 @@ class StudyConfig(NamedConfig):
     def _seeds_fit(self) -> Self:
         if self.seeds is None:
             return self
-        if not self.trains or self.ablation is not None or self.evolve is not None:
+        if not self.searches_by_quality:
             raise ValueError("seeds is for studies that search by a quality number; remove it")
         listed = len(self.protocol.train_seeds)
         if self.seeds.front != listed:
             front = self.seeds.front
             raise ValueError(f"seeds.front is {front}, but protocol.train_seeds lists {listed}; list as many")
+        return self
+
+    @model_validator(mode="after")
+    def _rungs_fit(self) -> Self:
+        if self.rungs is None:
+            return self
+        if not self.searches_by_quality or len(self.quality_objectives) != 1:
+            raise ValueError("rungs is for studies that search by one quality objective; remove it")
+        if len(self.first_seeds) > 1:
+            raise ValueError("rungs needs candidates that begin with one seed; give seeds: {first: 1}")
+        if (last := self.rungs.steps[-1]) >= self.protocol.steps:
+            raise ValueError(f"rungs.steps has {last}, but protocol.steps is {self.protocol.steps}; remove or lower it")
         return self
 
     @model_validator(mode="after")
@@ -251,7 +251,7 @@ class StudyConfig(NamedConfig):
 
     @model_validator(mode="after")
     def _start_is_of_a_search(self) -> Self:
-        if self.start_from is not None and (not self.trains or self.ablation is not None or self.evolve is not None):
+        if self.start_from is not None and not self.searches_by_quality:
             raise ValueError("start_from is for studies that search by a quality number; remove it")
         return self
 
@@ -259,6 +259,16 @@ class StudyConfig(NamedConfig):
     def trains(self) -> bool:
         """Whether candidates are trained, because an objective or a constraint is a quality number."""
         return any(name in QUALITY_METRICS for name in (*self.objectives, *self.constraints))
+
+    @property
+    def searches_by_quality(self) -> bool:
+        """Whether a sampler proposes candidates, and they are trained."""
+        return self.trains and self.ablation is None and self.evolve is None
+
+    @property
+    def quality_objectives(self) -> tuple[str, ...]:
+        """Names of the objectives that are quality numbers."""
+        return tuple(name for name in self.objectives if name in QUALITY_METRICS)
 
     @property
     def first_seeds(self) -> tuple[int, ...]:

@@ -75,7 +75,7 @@ class Display:
         """Read the trials; the candidates that were scored or found infeasible since the last time."""
         num_ended = len(self._trials.ended)
         ended = self._trials.read().ended[num_ended:]
-        new = [t for t in ended if isinstance(t, Candidate) and t.state in ("scored", "infeasible")]
+        new = [t for t in ended if isinstance(t, Candidate) and t.state in ("scored", "infeasible", "paused")]
         ranked = [c for c in (self._best, *new) if c is not None and c.state == "scored" and not c.infeasible]
         self._best = min(ranked, key=lambda c: c.value(self._settings.objectives[0]), default=None)
         return new
@@ -88,19 +88,22 @@ class Display:
         trial = f"trial {c.number}" + (f" ({c.name})" if c.name else "")
         if c.state == "infeasible":
             return f"{trial}: outside the limits: {c.infeasible}"
+        if c.state == "paused":
+            return f"{trial}: {c.phase} of {self._settings.protocol.steps}, {_at_rung(c)}, {c.seconds:.0f} s"
         shown = ", ".join(_format_value(c, name) for name in self._settings.objectives)
         if c.reused_from is not None:
             return f"{trial}: {shown}; the architecture of trial {c.reused_from}"
         if c.reused_study is not None:
             trial += f", the quality of {c.reused_study}"
         if c.continues is not None:
-            trial += f", trial {c.continues} with {c.runs} seeds"
+            trial += f", trial {c.continues} " + (f"with {c.runs} seeds" if c.runs > 1 else "to the end")
         return f"{trial}: {shown}, {c.seconds:.0f} s; {self._state()}"
 
     def _state(self) -> str:
         """Summary of the study, e.g. ``5 of 14 scored, best validation loss 0.41, 3 min left``."""
         scored = len(self._trials.scored)
-        phrases = [f"{scored} of {self._settings.trials} scored" if self._settings.trials else f"{scored} scored"]
+        done = "scored" if self._settings.rungs is None else "tried"
+        phrases = [f"{scored} of {self._settings.trials} {done}" if self._settings.trials else f"{scored} {done}"]
         if self._best is not None:
             phrases.append("best " + _format_value(self._best, self._settings.objectives[0]))
         left = self._seconds_left()
@@ -153,3 +156,8 @@ def _format_value(c: Candidate, name: str) -> str:
     if name in ("params", "macs", "activation_bytes"):
         return f"{label} {value / 1e6:.3g} M{unit}"
     return f"{label} {value:.4g} {unit}".rstrip()
+
+
+def _at_rung(c: Candidate) -> str:
+    loss = c.rungs[-1].quality.validation_loss
+    return f"validation loss {loss.value:.4g} there"

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from archsearch.score import OBJECTIVES, QUALITY_METRICS, MissingScore, Score
+from archsearch.score import OBJECTIVES, MissingScore, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import KnownCosts
 from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
 from archsearch.studies.storage.further_runs import run_noise, seed_offsets
 from archsearch.studies.storage.record import Candidate, TrialRecord
+from archsearch.studies.storage.rungs import RungModels
 from archsearch.studies.storage.study_trials import StudyTrials, is_abandoned
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
@@ -134,11 +135,23 @@ class Proposer:
                 if self._known is not None:
                     self._known.observe(t)
         running = (t for t in trials.running.values() if isinstance(t, Candidate) and t.number != claim.number)
-        past = [*self._ended.values(), *(self._observed(t) for t in running if t.continues is None)]
-        for name in self._settings.objectives if self._settings.seeds is not None else ():
-            if name in QUALITY_METRICS and (offsets := seed_offsets(trials.candidates(), name)):
-                past = [p.shifted(self._settings.objectives.index(name), -offsets[p.runs - 1]) for p in past]
+        ended = {**self._ended, **self._predicted(trials)}
+        past = [*ended.values(), *(self._observed(t) for t in running if t.continues is None)]
+        for name in self._settings.quality_objectives if self._settings.seeds is not None else ():
+            if offsets := seed_offsets(trials.candidates(), name):
+                which = self._settings.objectives.index(name)
+                past = [p.shifted(which, -offsets[max(1, round(p.runs)) - 1]) for p in past]
         return past
+
+    def _predicted(self, trials: StudyTrials) -> dict[int, ObservedTrial]:
+        """The paused candidates whose rung tells their quality, as of now; the others count as running."""
+        if self._settings.rungs is None:
+            return {}
+        candidates = trials.candidates()
+        models = RungModels(self._settings, candidates)
+        noise = run_noise(candidates, self._settings.quality_objectives[0])
+        found = {c.number: models.predict(c, noise=noise) for c in candidates if c.state == "paused"}
+        return {number: self._observed(pair[0], runs=pair[1]) for number, pair in found.items() if pair is not None}
 
     def _given(self, place: int, retried: Sequence[Mapping[str, int]]) -> tuple[str | None, Mapping[str, int] | None]:
         """Name and point of a slot whose point is given: an initial point, or that of the last trial it ``retried``.
@@ -154,8 +167,7 @@ class Proposer:
         """Noise of one training run, relative to the quality, as an argument of the sampler that is told it."""
         if self._known is None or "noise" in self._settings.sampler.options:
             return {}
-        metric = next(name for name in self._settings.objectives if name in QUALITY_METRICS)
-        return {"noise": run_noise(trials.candidates(), metric)}
+        return {"noise": run_noise(trials.candidates(), self._settings.quality_objectives[0])}
 
     def _ask(
         self,
@@ -208,15 +220,15 @@ class Proposer:
         if self._space.size() <= MAX_ENUMERATED:
             yield from filter(self._space.valid, self._space.points())
 
-    def _observed(self, t: Candidate) -> ObservedTrial:
-        running = t.state == "running"
+    def _observed(self, t: Candidate, runs: float | None = None) -> ObservedTrial:
+        running = t.state == "running" or (t.state == "paused" and runs is None)
         return ObservedTrial(
             slot=t.slot,
             point=t.point,
             values=() if running else tuple(_value(t.score, name) for name in self._settings.objectives),
             excess=max(t.constraints.values(), default=None),
             running=running,
-            runs=max(1, t.runs),
+            runs=max(1, t.runs) if runs is None else runs,
             sampler_attrs=t.sampler_attrs,
         )
 
@@ -233,8 +245,8 @@ def _value(score: Score, objective: str) -> float | None:
 
 
 def _same_architecture(claim: TrialRecord, trials: StudyTrials, architecture_id: str) -> TrialRecord | None:
-    """Another trial of the architecture that is scored, infeasible, running or abandoned; scored ones are preferred."""
-    order = ("scored", "infeasible", "running", "waiting", "failed")
+    """Another trial of the architecture that is scored, infeasible, paused, running or abandoned, in this order."""
+    order = ("scored", "infeasible", "paused", "running", "waiting", "failed")
     others = (t for t in trials.of_architecture(architecture_id) if t.number != claim.number)
     found = (t for t in others if t.state != "failed" or is_abandoned(trials.by_slot[t.slot]))
     return min(found, key=lambda t: order.index(t.state), default=None)

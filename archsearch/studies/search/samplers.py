@@ -38,7 +38,7 @@ class ObservedTrial:
         slot: index in the study's plan.
         point: index of the choice of each knob.
         values: values of the objectives; None where one was never measured. Ignored while the trial runs.
-        runs: number of training runs behind its quality.
+        runs: number of training runs behind its quality, or that would tell as much.
         excess: largest relative excess over any limit; at most 0: feasible. None: the study has no limits.
         sampler_attrs: attributes that the sampler itself stored, e.g. a generation.
     """
@@ -48,7 +48,7 @@ class ObservedTrial:
     values: tuple[float | None, ...] = ()
     excess: float | None = None
     running: bool = False
-    runs: int = 1
+    runs: float = 1
     sampler_attrs: Mapping[str, Any] = field(default_factory=dict)
 
     def shifted(self, objective: int, by: float) -> ObservedTrial:
@@ -64,7 +64,7 @@ class ObservedTrial:
         return self.point
 
     @property
-    def user_attrs(self) -> Mapping[str, int]:
+    def user_attrs(self) -> Mapping[str, float]:
         """Number of runs, as a `TriedPoint` has it."""
         return {"runs": self.runs}
 

@@ -22,6 +22,9 @@ ROUND = "round.json"
 CHECKPOINTS = "checkpoints"
 """Subfolder of a trial's artifacts that outlives an interruption."""
 
+CHECKPOINT = f"{CHECKPOINTS}/{{seed}}.safetensors"
+"""Path in a trial's artifacts of the checkpoint of one seed's run."""
+
 
 class Scorer(Protocol):
     """Interface that scores candidates. Its construction prepares and caches everything that candidates share."""
@@ -45,7 +48,13 @@ class Scorer(Protocol):
         """Latency of a trained candidate: ``first``, or the measurement that has arrived in the meantime."""
 
     def quality(
-        self, arch: Architecture, *, seeds: Sequence[int], progress: ProgressCallback, artifacts: Path
+        self,
+        arch: Architecture,
+        *,
+        seeds: Sequence[int],
+        progress: ProgressCallback,
+        artifacts: Path,
+        until: int | None = None,
     ) -> Quality:
         """Train and evaluate a candidate, which takes minutes to hours.
 
@@ -55,6 +64,10 @@ class Scorer(Protocol):
             artifacts: folder whose files are stored with the trial. `ROUND` in it becomes part of the trial's record
                 instead. Its subfolder `CHECKPOINTS` is not stored, and is kept for the next attempt if the trial is
                 interrupted.
+            until: step at which the run of a single seed pauses, in a study with rungs. The quality is that after this
+                step, `CHECKPOINT` holds all that the run needs to go on from it, and there are no other artifacts. The
+                same call with a later step, or none, goes on from there. A run that diverged before is over. Scorers
+                that do not know rungs may leave the argument out.
         """
 
 
@@ -121,7 +134,13 @@ class ArchsearchScorer:
         return first if self._remote is None else self._remote.final(arch, first)
 
     def quality(
-        self, arch: Architecture, *, seeds: Sequence[int], progress: ProgressCallback, artifacts: Path
+        self,
+        arch: Architecture,
+        *,
+        seeds: Sequence[int],
+        progress: ProgressCallback,
+        artifacts: Path,
+        until: int | None = None,
     ) -> Quality:
         """Quality from a short run, in a study that trains; see `Scorer.quality`."""
         assert self._evaluator is not None
@@ -132,6 +151,8 @@ class ArchsearchScorer:
             progress=progress,
             artifacts=artifacts,
             checkpoints=self.checkpoints(artifacts),
+            until=until,
+            samples=until is None or self._settings.quality_objectives != ("validation_loss",),
         )
         proxy = self._space.proxy
         return quality if proxy is None else quality.model_copy(update={"proxy": proxy.name})

@@ -15,10 +15,12 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import COSTS, upper_bounds
 from archsearch.studies.search.known_scores import KnownScore, known_scores
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
-from archsearch.studies.search.scorer import CHECKPOINTS, ROUND, Scorer
+from archsearch.studies.search.scorer import CHECKPOINT, CHECKPOINTS, ROUND, Scorer
 from archsearch.studies.storage.database import artifact_store
+from archsearch.studies.storage.further_runs import chances
 from archsearch.studies.storage.leases import heartbeat
-from archsearch.studies.storage.record import Candidate, TrialRecord
+from archsearch.studies.storage.paused_runs import PausedRuns
+from archsearch.studies.storage.record import Candidate, Rung, TrialRecord
 from archsearch.studies.storage.rounds import EvolutionRound
 from archsearch.studies.storage.trial_queue import DONE, TrialQueue
 from snapgen.architecture.schema import Architecture
@@ -133,7 +135,7 @@ class Worker:
 
     def _score(self, claim: TrialRecord) -> None:
         if claim.continues is not None:
-            self._score_further_seed(claim)
+            self._continue(claim)
             return
         queue, trial_id = self._queue, claim.trial_id
         proposal = self._propose(claim)
@@ -155,13 +157,14 @@ class Worker:
         score = score.model_copy(update={"latency": latency})
         if self._breaks_limit(claim, score, ("latency_ms",), final=latency.source == "measured"):
             return
-        if self._settings.trains:
-            queue.write(trial_id, score=score)
-            score = score.model_copy(update={"quality": self._first_quality(claim, twin or arch)})
-        self._set_phase(claim, "latency", 1.0)
-        score = score.model_copy(update={"latency": self._scorer.final_latency(arch, latency)})
-        if not self._breaks_limit(claim, score, ("latency_ms",)):
-            self._finish(claim, score)
+        if not self._settings.trains:
+            self._complete(claim, arch, score)
+            return
+        queue.write(trial_id, score=score)
+        if (known := self._known_quality(claim, arch)) is not None:
+            self._complete(claim, arch, score.model_copy(update={"quality": known}))
+        else:
+            self._run(claim, arch, score, trained=twin or arch)
 
     def _propose(self, claim: TrialRecord) -> Proposal:
         """A proposal that no other worker is scoring.
@@ -208,43 +211,94 @@ class Worker:
         exceeded = {name: value for name, value in values.items() if value > self._limits[name]}
         return "; ".join(f"{name} {value:.4g}, limit {self._limits[name]:.4g}" for name, value in exceeded.items())
 
-    def _score_further_seed(self, claim: TrialRecord) -> None:
-        """Train the candidate of another trial with its next seed; the score is that of all its seeds."""
+    def _continue(self, claim: TrialRecord) -> None:
+        """Train the candidate of another trial further: from its last rung, or with its next seed."""
         queue, trial_id = self._queue, claim.trial_id
         assert claim.continues is not None
         first = queue.trials().candidate(claim.continues)
         assert isinstance(first, Candidate)
-        assert first.score.quality is not None
-        arch, done = first.architecture, first.runs
+        arch = first.architecture
         queue.set_point(trial_id, first.point, self._proposer.choices)
         queue.write(trial_id, name=first.name, architecture_id=arch.id, architecture=arch, trained=first.trained)
-        further = self._train(claim, first.trained or arch, self._settings.protocol.train_seeds[done : done + 1])
+        if first.state == "paused":
+            self._run(claim, arch, first.score, trained=first.trained or arch, paused=first)
+            return
+        assert first.score.quality is not None
+        seeds = self._settings.protocol.train_seeds[first.runs : first.runs + 1]
+        further = self._train(claim, first.trained or arch, seeds)
         self._finish(claim, first.score.model_copy(update={"quality": first.score.quality.with_seeds(further)}))
 
-    def _first_quality(self, claim: TrialRecord, arch: Architecture) -> Quality:
-        """Quality with the first seeds: measured by another study, or by a training."""
+    def _run(
+        self,
+        claim: TrialRecord,
+        arch: Architecture,
+        score: Score,
+        *,
+        trained: Architecture,
+        paused: Candidate | None = None,
+    ) -> None:
+        """Train with the first seeds, up to the next rung if there is one, else to the end."""
+        rungs, done = self._settings.rungs, paused.rungs[-1].step if paused else 0
+        until = rungs.after(done) if rungs else None
+        quality = self._train(claim, trained, self._settings.first_seeds, until=until, paused=paused)
+        if until is None or quality.diverged:
+            self._complete(claim, arch, score.model_copy(update={"quality": quality}))
+        else:
+            rung = Rung(step=until, quality=quality)
+            self._queue.pause(claim.trial_id, score=score, rungs=(rung,), fraction=1.0, phase=f"paused at step {until}")
+        if rungs:
+            trials = self._queue.trials()
+            self._paused_runs.let_go(trials, chances(self._settings, trials.candidates()))
+
+    def _complete(self, claim: TrialRecord, arch: Architecture, score: Score) -> None:
+        """Finish a trial with its final latency."""
+        assert score.latency is not None
+        self._set_phase(claim, "latency", 1.0)
+        score = score.model_copy(update={"latency": self._scorer.final_latency(arch, score.latency)})
+        if not self._breaks_limit(claim, score, ("latency_ms",)):
+            self._finish(claim, score)
+
+    def _known_quality(self, claim: TrialRecord, arch: Architecture) -> Quality | None:
+        """Quality with the first seeds that another study measured."""
         known = self._known_scores.get(arch.id)
         if known is None or len(known.quality.validation_loss.by_seed) < len(self._settings.first_seeds):
-            return self._train(claim, arch, self._settings.first_seeds)
+            return None
         where, given = f"trial {known.number} of {known.study}", self._settings.start_from is not None
         self._queue.write(claim.trial_id, reused_study=where, given=given)
         return known.quality
 
     @cached_property
+    def _paused_runs(self) -> PausedRuns:
+        assert self._settings.rungs is not None
+        return PausedRuns(self._study, keep=self._settings.rungs.keep)
+
+    @cached_property
     def _known_scores(self) -> Mapping[str, KnownScore]:
         return known_scores(self._study, self._settings)
 
-    def _train(self, claim: TrialRecord, arch: Architecture, seeds: Sequence[int]) -> Quality:
+    def _train(
+        self,
+        claim: TrialRecord,
+        arch: Architecture,
+        seeds: Sequence[int],
+        *,
+        until: int | None = None,
+        paused: Candidate | None = None,
+    ) -> Quality:
+        """Train and evaluate, and store the artifacts: of a run that pauses, its checkpoint."""
         folder = self._settings.folder / "working" / str(claim.slot)
+        checkpoint = folder / CHECKPOINT.format(seed=seeds[0])
         _empty(folder)
         try:
+            if paused is not None:
+                self._paused_runs.restore(paused, checkpoint)
             progress = ThrottledProgress(lambda fraction, message="": self._set_phase(claim, message, fraction))
-            quality = self._scorer.quality(arch, seeds=seeds, progress=progress, artifacts=folder)
-            if (path := folder / ROUND).exists():
-                self._queue.write(claim.trial_id, round=EvolutionRound.model_validate_json(path.read_text()))
-                path.unlink()
-            (folder / "architecture.json").write_text(arch.to_json())
-            self._upload(claim, folder)
+            stop = {} if until is None else {"until": until}
+            quality = self._scorer.quality(arch, seeds=seeds, progress=progress, artifacts=folder, **stop)
+            if until is not None and not quality.diverged:
+                self._paused_runs.save(claim.trial_id, checkpoint)
+            else:
+                self._store(claim, arch, folder)
         except InputError:  # such as a full disk: like an interrupted one, the trial resumes
             raise
         except Exception:
@@ -252,6 +306,13 @@ class Worker:
             raise
         shutil.rmtree(folder, ignore_errors=True)
         return quality
+
+    def _store(self, claim: TrialRecord, arch: Architecture, folder: Path) -> None:
+        if (path := folder / ROUND).exists():
+            self._queue.write(claim.trial_id, round=EvolutionRound.model_validate_json(path.read_text()))
+            path.unlink()
+        (folder / "architecture.json").write_text(arch.to_json())
+        self._upload(claim, folder)
 
     def _upload(self, claim: TrialRecord, folder: Path) -> None:
         from optuna.artifacts import upload_artifact

@@ -35,6 +35,7 @@ FIXED_SETTINGS = (
     "sampler",
     "seed",
     "seeds",
+    "rungs",
     "latency",
     "initial_points",
     "start_from",

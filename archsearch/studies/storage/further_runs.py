@@ -1,12 +1,15 @@
-"""Candidates that are trained with further seeds: which, when, and what their trials add up to.
+"""Candidates that are trained further, beyond a rung or with further seeds: which, and when.
 
-A trial of a new candidate trains it with the first seeds only. A trial that *continues* another one trains the same
-architecture with the next seed, and its score is that of all seeds so far. `fold` gives each candidate its last score.
+A trial of a new candidate trains it with the first seeds only, and up to the first rung if the study has any. A trial
+that *continues* another one takes its training on to the next rung or to the end; or it trains the same architecture
+with the next seed, and its score is that of all seeds so far. `record.fold` adds them up. Whether a candidate is
+continued is one question throughout: how likely it is to be on the front.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from archsearch.stats.pareto import non_dominated
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.record import Candidate
 from archsearch.studies.storage.rounds import FINAL
+from archsearch.studies.storage.rungs import RungModels
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.seeding import derive_seed
 
@@ -27,7 +31,7 @@ Too much noise costs a search less than too little (benchmarks/samplers.py).
 """
 
 LIKELY = 0.1
-"""Probability of being on the front from which a candidate gets a further seed."""
+"""Probability of being on the front from which a candidate goes on from a rung, or gets a further seed."""
 
 SHARE = 5
 """While candidates are still proposed, one of this many has more than the first seeds."""
@@ -75,7 +79,13 @@ def seed_offsets(candidates: Iterable[Candidate], metric: str) -> tuple[float, .
     return fitted.offsets if fitted else ()
 
 
-def front_probabilities(candidates: Sequence[Candidate], names: Sequence[str], *, seed: int) -> dict[int, float]:
+def front_probabilities(
+    candidates: Sequence[Candidate],
+    names: Sequence[str],
+    *,
+    seed: int,
+    runs: Sequence[float] | None = None,
+) -> dict[int, float]:
     """Probability that no other candidate dominates each, by trial number, given the noise of the quality metrics.
 
     Candidates that are surely dominated are left out.
@@ -83,16 +93,17 @@ def front_probabilities(candidates: Sequence[Candidate], names: Sequence[str], *
     Args:
         candidates: scored candidates, each architecture once.
         names: the objectives.
+        runs: how many runs tell as much of each; None: as many as it had.
     """
     if not candidates:
         return {}
     values = np.array([[c.value(name) for name in names] for c in candidates])
-    runs = np.array([max(1, c.runs) for c in candidates])
+    weights = np.array([max(1, c.runs) for c in candidates]) if runs is None else np.array(runs)
     noise = [run_noise(candidates, name) if name in QUALITY_METRICS else 0.0 for name in names]
     for column, name in enumerate(names):
         if name in QUALITY_METRICS and (offsets := seed_offsets(candidates, name)):
-            values[:, column] -= np.array(offsets)[runs - 1]
-    deviations = np.abs(values) * noise / np.sqrt(runs)[:, None]  # (candidates, objectives)
+            values[:, column] -= np.array(offsets)[[max(1, c.runs) - 1 for c in candidates]]
+    deviations = np.abs(values) * noise / np.sqrt(weights)[:, None]  # (candidates, objectives)
     worst = values + SURE * deviations
     front = worst[non_dominated([tuple(row) for row in worst])]
     best = values - SURE * deviations
@@ -106,59 +117,106 @@ def front_probabilities(candidates: Sequence[Candidate], names: Sequence[str], *
     return {candidates[i].number: float(count) / DRAWS for i, count in zip(kept.tolist(), counts, strict=True)}
 
 
+def chances(settings: StudyConfig, candidates: Sequence[Candidate]) -> dict[int, float]:
+    """Probability of being on the front of each scored or paused candidate, by trial number.
+
+    Paused candidates whose rung does not tell are left out; candidates that diverged and repeated ones, too.
+    """
+    scored = [c for c in eligible(candidates) if not (c.score.quality and c.score.quality.diverged)]
+    paused = [c for c in candidates if c.state == "paused"]
+    runs: list[float] = [max(1, c.runs) for c in scored]
+    predicted: list[Candidate] = []
+    if paused:
+        models = RungModels(settings, candidates)
+        noise = run_noise(candidates, settings.quality_objectives[0])
+        found = [pair for c in paused if (pair := models.predict(c, noise=noise)) is not None]
+        predicted, equivalents = [c for c, _ in found], [equivalent for _, equivalent in found]
+        runs += equivalents
+    seed = derive_seed(settings.seed, "front")
+    ranked = [*scored, *predicted]
+    probability = front_probabilities(ranked, settings.objectives, seed=seed, runs=runs)
+    return {c.number: probability.get(c.number, 0.0) for c in ranked}
+
+
+class OpenRuns(NamedTuple):
+    """What may be trained further, each candidate with the probability that it is on the front.
+
+    Attributes:
+        scored: the scored candidates, each architecture once.
+        seeds: those of them that may get a further seed.
+        paused: paused candidates that go on, with 1 where the rung does not tell.
+    """
+
+    scored: list[Candidate]
+    seeds: list[tuple[Candidate, float]]
+    paused: list[tuple[Candidate, float]]
+
+
 class FurtherRuns:
-    """Decides which candidate of a study gets a further seed, from its trials alone."""
+    """Decides which candidate of a study is trained further, from its trials alone."""
 
     def __init__(self, settings: StudyConfig) -> None:
         self._settings, self._seeds = settings, settings.seeds
-        self._known: tuple[object, tuple[list[Candidate], list[tuple[Candidate, float]]]] | None = None
+        self._used = settings.seeds is not None or settings.rungs is not None
+        self._known: tuple[object, OpenRuns] | None = None
 
     def next(self, trials: StudyTrials, *, proposing: bool) -> int | None:
         """Number of the trial to continue now; None: none.
 
-        While new candidates are still proposed, a further seed goes to the likeliest of the front only until one
-        candidate in `SHARE` has several, so that the noise becomes known. At the end, all that are likely to be on the
-        front get theirs, those with the fewest first.
+        A paused candidate that may be on the front goes on before anything else. While new candidates are still
+        proposed, a further seed goes to the likeliest of the front only until one candidate in `SHARE` has several, so
+        that the noise becomes known. At the end, all that are likely to be on the front get theirs, those with the
+        fewest first.
 
         Args:
             trials: the study's trials.
             proposing: whether another candidate may be proposed instead.
         """
-        if self._seeds is None:
+        if not self._used:
             return None
-        scored, open_ = self._open(trials)
-        if proposing:
+        scored, seeds, paused = self._open(trials)
+        if paused:
+            return min(paused, key=lambda pair: (-pair[1], pair[0].slot))[0].number
+        if proposing and seeds:
+            assert self._seeds is not None
+            first = self._seeds.first
             running = sum(t.continues is not None for t in trials.running.values())
-            several = sum(c.runs > self._seeds.first for c in scored)
+            several = sum(c.runs > first for c in scored)
             if (several + running + 1) * SHARE > len(scored):
                 return None
-            open_ = [(c, p) for c, p in open_ if c.runs == self._seeds.first]
+            seeds = [(c, p) for c, p in seeds if c.runs == first]
         # Not the number: a study that was interrupted has other numbers than the unbroken one.
-        return min(open_, key=lambda pair: (pair[0].runs, -pair[1], pair[0].slot))[0].number if open_ else None
+        return min(seeds, key=lambda pair: (pair[0].runs, -pair[1], pair[0].slot))[0].number if seeds else None
 
     def count(self, trials: StudyTrials) -> int:
         """Number of further runs that the study wants before it ends, as far as is known now."""
-        if self._seeds is None:
+        if not self._used:
             return 0
-        return sum(self._seeds.front - c.runs for c, _ in self._open(trials)[1])
+        _, seeds, paused = self._open(trials)
+        front = self._seeds.front if self._seeds else 1
+        return sum(front - c.runs for c, _ in seeds) + len(paused)
 
-    def _open(self, trials: StudyTrials) -> tuple[list[Candidate], list[tuple[Candidate, float]]]:
-        """The scored candidates, and those of them that may get a further seed, each with its probability."""
+    def _open(self, trials: StudyTrials) -> OpenRuns:
         key = len(trials), len(trials.ended), len(trials.running)
         if self._known is None or self._known[0] != key:
             self._known = key, self._find_open(trials)
         return self._known[1]
 
-    def _find_open(self, trials: StudyTrials) -> tuple[list[Candidate], list[tuple[Candidate, float]]]:
-        assert self._seeds is not None
-        scored = [c for c in eligible(trials.candidates()) if not (c.score.quality and c.score.quality.diverged)]
-        unfinished = [attempts[0] for slot, attempts in trials.by_slot.items() if not _is_scored(trials, slot)]
+    def _find_open(self, trials: StudyTrials) -> OpenRuns:
+        candidates = trials.candidates()
+        scored = [c for c in eligible(candidates) if not (c.score.quality and c.score.quality.diverged)]
+        unfinished = [attempts[0] for slot, attempts in trials.by_slot.items() if not _has_ended(trials, slot)]
         busy = {t.continues for t in unfinished if not t.lost}  # running, or given up
-        seed = derive_seed(self._settings.seed, "front")
-        probability = front_probabilities(scored, self._settings.objectives, seed=seed)
-        may = [c for c in scored if c.runs < self._seeds.front and c.number not in busy]
-        return scored, [(c, p) for c in may if (p := probability.get(c.number, 0.0)) > LIKELY]
+        probability = chances(self._settings, candidates)
+        front = self._seeds.front if self._seeds else 0
+        seeds = [c for c in scored if c.runs < front and c.number not in busy]
+        paused = [c for c in candidates if c.state == "paused" and c.number not in busy]
+        return OpenRuns(
+            scored,
+            [(c, p) for c in seeds if (p := probability.get(c.number, 0.0)) > LIKELY],
+            [(c, p) for c in paused if (p := probability.get(c.number, 1.0)) > LIKELY],
+        )
 
 
-def _is_scored(trials: StudyTrials, slot: int) -> bool:
-    return slot in trials.active and trials.active[slot].state == "scored"
+def _has_ended(trials: StudyTrials, slot: int) -> bool:
+    return slot in trials.active and trials.active[slot].state in ("scored", "paused")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-State = Literal["waiting", "running", "scored", "infeasible", "failed"]
+State = Literal["waiting", "running", "scored", "infeasible", "failed", "paused"]
 
-_STATES: Mapping[str, State] = dict(
-    zip(("WAITING", "RUNNING", "COMPLETE", "PRUNED", "FAIL"), get_args(State), strict=True)
-)
-"""States of a record by the names of Optuna's."""
+_STATES: Mapping[str, State] = {
+    "WAITING": "waiting",
+    "RUNNING": "running",
+    "COMPLETE": "scored",
+    "PRUNED": "infeasible",
+    "FAIL": "failed",
+}
+"""States of a record by the names of Optuna's; a pruned trial with a rung is paused."""
 
 _ARTIFACT, _CONSTRAINT = "artifacts:", "constraints"
 """Prefixes of the system attributes in which Optuna stores a trial's artifacts and constraints."""
@@ -43,6 +47,14 @@ class WorkerIdentity(Config):
     host: str
     pid: int
     started: float = 0.0
+
+
+class Rung(Config):
+    """A training run as it was when it paused."""
+
+    step: int
+    quality: Quality
+    """Quality after that step; not comparable with that after the whole run."""
 
 
 class StoredTrial(Config):
@@ -108,7 +120,7 @@ class StoredTrial(Config):
     @classmethod
     def _attributes(cls, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Fields as user attributes: plain data by their stored names."""
-        plain = {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in fields.items()}
+        plain = {name: _plain(value) for name, value in fields.items()}
         return {cls.model_fields[name].alias or name: value for name, value in plain.items()}
 
 
@@ -124,7 +136,7 @@ class TrialRecord(StoredTrial):
     retry_of: int | None = None
     """Number of the trial that this one retries."""
     continues: int | None = None
-    """Number of the trial of the same architecture that this one continues, with a further seed."""
+    """Number of the trial of the same architecture that this one continues, beyond a rung or with a further seed."""
     continued_seconds: float = 0.0
     """Duration of the trials that continue this one."""
     trained: Architecture | None = None
@@ -148,6 +160,8 @@ class TrialRecord(StoredTrial):
     """Number of the trial of the same architecture whose score was reused."""
     reused_study: str | None = None
     """Another study of the same protocol whose quality was reused, and the trial there."""
+    rungs: tuple[Rung, ...] = ()
+    """The rung at which the trial ended, if it did; of a candidate, all its rungs."""
     given: bool = False
     """Whether the study began with this candidate and its quality, so that it does not count against the budget."""
     round: EvolutionRound | None = Field(default=None, alias="evolution")
@@ -184,7 +198,8 @@ class TrialRecord(StoredTrial):
     @property
     def uses_budget(self) -> bool:
         """Whether the trial counts against the budget: a new candidate that did not reuse an earlier score."""
-        return self.state == "scored" and not self.given and self.reused_from is None and self.continues is None
+        is_new = self.continues is None and self.reused_from is None and not self.given
+        return is_new and self.state in ("scored", "paused")
 
     @property
     def is_reused(self) -> bool:
@@ -303,6 +318,7 @@ def read_trial(study: Study, t: FrozenTrial, slots: Mapping[int, int], *, new_sl
 
 def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
     stored = t.system_attrs
+    states: dict[str, State] = {"state": "paused"} if t.state.name == "PRUNED" and "rungs" in t.user_attrs else {}
     uploads = [json.loads(value) for key, value in stored.items() if key.startswith(_ARTIFACT)]
     return (Candidate if "architecture" in t.user_attrs else TrialRecord).read(
         study,
@@ -314,7 +330,14 @@ def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
         ended=t.datetime_complete,
         artifacts={upload["filename"]: upload["artifact_id"] for upload in uploads},
         constraints=t.constraints,
+        **states,
     )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
 
 
 def _frozen_trials(study: Study) -> list[FrozenTrial]:
@@ -332,14 +355,22 @@ Record = TypeVar("Record", bound=TrialRecord)
 
 
 def fold(trials: Iterable[Record]) -> list[Record]:
-    """The trials of new candidates, with the scores and the durations of those that continue them."""
+    """The trials of new candidates, with the scores, rungs, artifacts and durations of those that continue them."""
     folded: dict[int, Record] = {}
     for t in trials:
         if t.continues is None:
             folded[t.number] = t
-        elif t.state == "scored" and (first := folded.get(t.continues)) is not None:
-            more = t.runs > first.runs
-            seconds = first.continued_seconds + t.seconds
-            changes = {"score": t.score, "constraints": t.constraints} if more else {}
-            folded[t.continues] = first.model_copy(update={**changes, "continued_seconds": seconds})
+        elif t.state in ("scored", "paused") and (first := folded.get(t.continues)) is not None:
+            folded[t.continues] = _continued(first, t)
     return list(folded.values())
+
+
+def _continued(first: Record, t: Record) -> Record:
+    changes: dict[str, Any] = {
+        "continued_seconds": first.continued_seconds + t.seconds,
+        "rungs": first.rungs + t.rungs,
+        "artifacts": {**first.artifacts, **t.artifacts},
+    }
+    if t.runs > first.runs:
+        changes |= {"score": t.score, "constraints": t.constraints, "state": t.state}
+    return first.model_copy(update=changes)

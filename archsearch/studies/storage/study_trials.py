@@ -29,7 +29,7 @@ class StudyTrials(Sequence[TrialRecord]):
         by_slot: the trials of each slot, by number, in the order of the slots.
         active: the active trial of every slot that has one.
         open_slots: slots whose trials have all failed and that are not abandoned, each with those trials by number.
-        scored: the active trials that count against the budget, by slot.
+        scored: the active trials that count against the budget, by slot; a paused one does.
         running: the trials that run, by number.
         ended: the trials that have ended, in the order in which they were read; it only grows.
     """
@@ -41,11 +41,12 @@ class StudyTrials(Sequence[TrialRecord]):
         self._positions: dict[int, int] = {}
         self._slots: dict[int, int] = {}
         self._by_architecture: dict[str, dict[int, TrialRecord]] = {}
-        self._further: dict[int, list[TrialRecord]] = {}
+        self._further: dict[int, dict[int, TrialRecord]] = {}
         self._candidates: list[Candidate] | None = None
         self._continuing_slots: list[int] = []
         self._busy = BusyTime()
         self._seconds: list[float] = []
+        self._timed: set[int] = set()
         self.by_slot: dict[int, list[TrialRecord]] = {}
         self.active: dict[int, TrialRecord] = {}
         self.open_slots: dict[int, list[TrialRecord]] = {}
@@ -90,7 +91,7 @@ class StudyTrials(Sequence[TrialRecord]):
         first: TrialRecord = self._records[self._positions[number]]
         if number not in self._further:
             return first
-        folded: list[TrialRecord] = fold([first, *self._further[number]])
+        folded: list[TrialRecord] = fold([first, *self._further[number].values()])
         return folded[0]
 
     def candidates(self) -> list[Candidate]:
@@ -101,13 +102,16 @@ class StudyTrials(Sequence[TrialRecord]):
         return self._candidates
 
     def median_seconds(self) -> float | None:
-        """Median duration of the trials that count against the budget; None without one."""
+        """Median duration of the candidates that count against the budget and did not stay paused; None without one."""
         count = len(self._seconds)
         return (self._seconds[(count - 1) // 2] + self._seconds[count // 2]) / 2 if count else None
 
     def busy_seconds(self) -> float:
         """Seconds in which at least one worker was busy, over all runs of the study; failed trials are not counted."""
         return self._busy.seconds([t.started for t in self.running.values() if t.started])
+
+    def _ends_a_paused_run(self, t: TrialRecord) -> bool:
+        return t.continues is not None and t.runs == 1 and self._records[self._positions[t.continues]].state == "paused"
 
     def _parse(self, t: FrozenTrial) -> TrialRecord | None:
         return read_trial(self._study, t, self._slots, new_slot=len(self.by_slot))
@@ -146,11 +150,15 @@ class StudyTrials(Sequence[TrialRecord]):
             which.pop(slot, None)
         if active is not None:
             self.active[slot] = active
-            if active.continues is not None and active.state == "scored":
-                self._further.setdefault(active.continues, []).append(active)
+            if active.continues is not None and active.state in ("scored", "paused"):
+                self._further.setdefault(active.continues, {})[active.number] = active
             if active.uses_budget and slot not in self.scored:
                 self.scored[slot] = active
-                bisect.insort(self._seconds, active.seconds)
+            whole = active.uses_budget or self._ends_a_paused_run(active)
+            if whole and active.state == "scored" and slot not in self._timed:
+                self._timed.add(slot)
+                first = active.number if active.continues is None else active.continues
+                bisect.insort(self._seconds, self.candidate(first).seconds)
         elif not is_abandoned(attempts):
             self.open_slots[slot] = attempts
 

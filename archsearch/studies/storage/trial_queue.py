@@ -38,7 +38,7 @@ class Budget(NamedTuple):
 
     Attributes:
         proposes: whether a new candidate may begin.
-        lasts: whether any trial may begin; a further seed of a candidate may when no new one does.
+        lasts: whether any trial may begin; one that continues a candidate may when no new one does.
         reason: why the study is over, if no trial is running.
     """
 
@@ -70,8 +70,7 @@ class TrialQueue:
     def claim(self) -> TrialRecord | str | None:
         """Claim the next slot by a new trial: the lowest open slot, else a new one, while the budget lasts.
 
-        A new slot is for a new candidate, or for a further seed of one that is scored; the trial then continues that
-        one's.
+        A new slot is for a new candidate, or for one that is trained further; the trial then continues that one's.
 
         Returns:
             The trial; the reason if the study is over; None if there is no slot to claim at the moment, while another
@@ -124,7 +123,7 @@ class TrialQueue:
         running = [t for t in trials.running.values() if trials.active[t.slot] is t and t.number < end]
         begun = scored + sum(t.continues is None for t in running)
         proposes, lasts = settings.trials is None or begun < settings.trials, True
-        reason = f"{scored} candidates scored"
+        reason = f"{scored} candidates {'scored' if settings.rungs is None else 'tried'}"
         if settings.time_budget_minutes is not None and before is None:
             seconds_left = 60 * settings.time_budget_minutes - trials.busy_seconds()
             duration = trials.median_seconds() or 0
@@ -164,6 +163,8 @@ class TrialQueue:
             self.finish(t.trial_id, t.score)
         elif t.exceeded:
             self.mark_infeasible(t.trial_id)
+        elif t.rungs:
+            self.pause(t.trial_id)
         else:
             TrialRecord.end(self._storage, t.trial_id)
 
@@ -198,6 +199,13 @@ class TrialQueue:
         """End a trial whose candidate is outside the limits: PRUNED, without values; its constraints say why."""
         from optuna.trial import TrialState
 
+        self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
+
+    def pause(self, trial_id: int, **fields: Any) -> None:
+        """Store fields of a trial, its rung among them, and end it: PRUNED, without values."""
+        from optuna.trial import TrialState
+
+        self.write(trial_id, **fields)
         self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
 
     def release(self, trial_id: int) -> None:

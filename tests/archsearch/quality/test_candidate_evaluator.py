@@ -13,6 +13,7 @@ from archsearch.protocol import EvaluationProtocol
 from archsearch.quality import candidate_evaluator as quality, distances
 from archsearch.quality.candidate_evaluator import WORST, CandidateEvaluator
 from archsearch.quality.evaluator import fixed_prompts
+from archsearch.quality.short_run import Checkpoints
 from archsearch.score import Quality
 from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 from snapgen.data.pixels import grid
@@ -178,6 +179,31 @@ def test_a_score_repeats_to_the_bit(
 ) -> None:
     again = evaluator.score(tiny().canonical(), study_seed=7)
     assert again.model_copy(update={"training_seconds": 0.0}) == scored[0].model_copy(update={"training_seconds": 0.0})
+
+
+def test_a_run_that_pauses_goes_on_to_the_bit(
+    scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: CandidateEvaluator, tmp_path: Path
+) -> None:
+    """At a step between two reports, then at one of them; the second seed does not pause."""
+    checkpoints, halves = Checkpoints(tmp_path / "checkpoints", seconds=1000), []
+    for until in (2, 2, 5):
+        halves.append(
+            evaluator.score(
+                tiny(), study_seed=7, seeds=[0], checkpoints=checkpoints, artifacts=tmp_path, until=until, samples=False
+            )
+        )
+        assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
+    first, again, second = halves
+    assert first.validation_loss == again.validation_loss != second.validation_loss
+    assert first.frechet_distance is None
+    whole = evaluator.score(tiny(), study_seed=7, seeds=[0], checkpoints=checkpoints, artifacts=tmp_path)
+    rest = evaluator.score(tiny(), study_seed=7, seeds=[1])
+    assert whole.validation_loss.by_seed + rest.validation_loss.by_seed == scored[0].validation_loss.by_seed
+    assert whole.kernel_distance is not None
+    assert scored[0].kernel_distance is not None
+    assert whole.kernel_distance.by_seed[0] == scored[0].kernel_distance.by_seed[0]
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (scored[1] / weights).read_bytes()
 
 
 def test_context_width_of_a_net_without_cross_attention_means_nothing(plain: CandidateEvaluator) -> None:

@@ -19,6 +19,7 @@ from archsearch.spaces.space import Space
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.run import search
+from archsearch.studies.search.scorer import CHECKPOINT
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
@@ -93,12 +94,29 @@ class QuickScorer:
         return first
 
     def quality(
-        self, arch: Architecture, *, seeds: Sequence[int], progress: ProgressCallback, artifacts: Path
+        self,
+        arch: Architecture,
+        *,
+        seeds: Sequence[int],
+        progress: ProgressCallback,
+        artifacts: Path,
+        until: int | None = None,
     ) -> Quality:
         self._misbehave(arch)
+        steps = self.settings.protocol.steps
+        checkpoint = artifacts / CHECKPOINT.format(seed=seeds[0])
+        done = int(checkpoint.read_text()) if checkpoint.exists() else 0
         for i, seed in enumerate(seeds):
             progress(i / len(seeds), f"training seed {seed}")
-            time.sleep(self.seconds)
+            time.sleep(self.seconds * ((until or steps) - done) / steps)
+            if log := os.environ.get("QUICK_STEPS"):
+                with Path(log).open("a") as file:
+                    file.write(f"{arch.id} {seed} {done} {until or steps}\n")
+        if until is not None:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(checkpoint) as path:
+                path.write_text(str(until))
+            return self._quality(arch, seeds, 1 + 0.5 * (1 - until / steps))
         (artifacts / "samples.png").write_bytes(b"not quite a picture")
         (artifacts / "curve.csv").write_text("step,loss\n1,0.5\n")
         (artifacts / "unet").mkdir()
@@ -106,7 +124,10 @@ class QuickScorer:
         if log := os.environ.get("QUICK_LOG"):
             with Path(log).open("a") as file:
                 file.write(arch.id + "\n")
-        loss = quick_loss(arch)
+        return self._quality(arch, seeds)
+
+    def _quality(self, arch: Architecture, seeds: Sequence[int], factor: float = 1.0) -> Quality:
+        loss = factor * quick_loss(arch)
         by_seed = [loss * {0: 0.99, 1: 1.01}.get(seed, 1.0) for seed in seeds]
         mean = loss if len(seeds) == 2 else sum(by_seed) / len(seeds)
         value = Estimate(value=mean, low=0.98 * loss, high=1.02 * loss, by_seed=tuple(by_seed))

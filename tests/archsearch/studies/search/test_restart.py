@@ -66,6 +66,7 @@ def outcome(candidates: list[Candidate]) -> list[tuple[Any, ...]]:
             c.score.model_dump_json(),
             None if c.reused_from is None else slot_of[c.reused_from],
             sorted(c.artifacts),
+            [(r.step, r.quality.model_dump_json()) for r in c.rungs],
         )
         for c in candidates
     ]
@@ -91,9 +92,10 @@ def test_same_candidates_after_an_interruption(settings: Make, sampler: str) -> 
 
 
 SEEDS = {"seeds": {"first": 1, "front": 3}, "protocol": {"train_seeds": [0, 1, 2]}}
+RUNGS = {**SEEDS, "rungs": {"steps": [30, 80]}, "trials": 20}
 
 
-@pytest.mark.parametrize("more", [{}, SEEDS], ids=["seeds-for-all", "seeds-for-the-front"])
+@pytest.mark.parametrize("more", [{}, SEEDS, RUNGS], ids=["seeds-for-all", "seeds-for-the-front", "rungs"])
 def test_killed_at_twenty_random_moments(settings: Make, start: Start, tmp_path: Path, more: dict[str, Any]) -> None:
     changes = {"trials": 14, "sampler": "tpe", "constraints": {"latency_ms": 20.0}, **more}
     whole, killed = settings(name="whole", **changes), [settings(name="killed-0", **changes)]
