@@ -127,7 +127,7 @@ def _frame_row(study: StudyData, candidate: Candidate) -> dict[str, Any]:
         "recommended": candidate.number == study.best.number,
         "infeasible": candidate.infeasible,
         "rung": candidate.rungs[-1].step if candidate.state == "paused" else None,
-        "on_front": study.chances.get(candidate.number),
+        "front_probability": study.chances.get(candidate.number),
         "reused_from": candidate.reused_from if candidate.reused_study is None else candidate.reused_study,
         "runs": candidate.runs,
         "error": candidate.error,

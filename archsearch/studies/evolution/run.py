@@ -128,6 +128,7 @@ class EvolutionScorer(ArchsearchScorer):
         seeds: Sequence[int],  # noqa: ARG002 - a round has its own
         progress: ProgressCallback,
         artifacts: Path,
+        until: int | None = None,  # noqa: ARG002 - nor are there rungs
     ) -> Quality:
         """Quality of the round's network after training; writes its `EvolutionRound` to `ROUND` for the trial."""
         study = load_study(self._settings)

@@ -139,7 +139,7 @@ def chances(settings: StudyConfig, candidates: Sequence[Candidate]) -> dict[int,
 
 
 class OpenRuns(NamedTuple):
-    """What may be trained further, each candidate with the probability that it is on the front.
+    """Candidates that may be trained further, each with the probability that it is on the front.
 
     Attributes:
         scored: the scored candidates, each architecture once.

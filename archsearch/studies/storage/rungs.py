@@ -1,4 +1,4 @@
-"""What a run's quality at a rung says of its quality at the end.
+"""Predictions of a whole run's quality from that at a rung.
 
 The candidates that were trained to the end tell, for each rung, a line from the first seed's quality there to that of
 the whole run, and how far candidates are off it. A paused candidate counts as one whose quality is known so well.
