@@ -24,7 +24,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,16 @@ class FormulaScorer:
         """The first."""
         return first
 
-    def quality(self, arch: Architecture, *, progress: ProgressCallback, artifacts: Path) -> Quality:
+    def quality(
+        self, arch: Architecture, *, seeds: Sequence[int], progress: ProgressCallback, artifacts: Path
+    ) -> Quality:
         """A loss that falls with the params, and noise."""
         progress(0.5, "training seed 0")
         (artifacts / "curve.csv").write_text("step,loss\n1,0.5\n")
         noise = derive_seed(7, arch.id) / 2**63 - 0.5
         loss = 0.35 + 1.6 * self.cost(arch).params ** -0.15 * (1 + 0.01 * noise)
-        value = Estimate(value=loss, low=0.98 * loss, high=1.02 * loss, by_seed=(0.99 * loss, 1.01 * loss))
+        by_seed = tuple(loss * (0.99 + 0.02 * derive_seed(seed, arch.id) / 2**63) for seed in seeds)
+        value = Estimate(value=statistics.mean(by_seed), low=0.98 * loss, high=1.02 * loss, by_seed=by_seed)
         numbers = {"validation_loss": value, "frechet_distance": value, "kernel_distance": value}
         about = {"extractor": "none", "protocol_hash": self.describe()["protocol_hash"], "training_seconds": 1}
         return Quality.model_validate({**numbers, **about})
@@ -110,8 +113,8 @@ def formula_numbers(_: KnownCosts, arch: Architecture) -> dict[str, float]:
 def begin(url: str, sampler: str) -> tuple[StudyConfig, Space]:
     """Create the study."""
     values = {"name": f"scale-{sampler}", "space": "emoji", "trials": 1, "sampler": sampler, "storage": url}
-    constraints = {"constraints": {"latency_ms": LIMIT}}
-    settings = StudyConfig.model_validate({**values, **constraints, "protocol": EvaluationProtocol()})
+    more = {"constraints": {"latency_ms": LIMIT}, "seeds": {"first": 1, "front": 2}}
+    settings = StudyConfig.model_validate({**values, **more})
     space = load_space("emoji")
     create_or_resume(settings, {"space": space.to_dict(), **FormulaScorer(settings, space).describe()})
     return settings, space
@@ -124,7 +127,7 @@ def fill(settings: StudyConfig, space: Space, count: int) -> None:
     from optuna.storages._rdb import models
 
     study = load_study(settings)
-    scorer, choices = FormulaScorer(settings, space), distributions(space)
+    scorer, choices = FormulaScorer(settings, space), distributions(space.knobs)
     stored = {name: distribution_to_json(d) for name, d in choices.items()}
     engine = study._storage._backend.engine  # type: ignore[attr-defined]
     past = study.get_trials(deepcopy=False)
@@ -178,7 +181,7 @@ def _outcome(scorer: FormulaScorer, arch: Architecture) -> tuple[dict[str, Any],
     if score.latency.median_ms > LIMIT:
         return {**fields, "phase": "latency", "score": score, "exceeded": "latency_ms"}, "PRUNED", ()
     with tempfile.TemporaryDirectory() as folder:
-        quality = scorer.quality(arch, progress=lambda *_: None, artifacts=Path(folder))
+        quality = scorer.quality(arch, seeds=(0,), progress=lambda *_: None, artifacts=Path(folder))
     score = score.model_copy(update={"quality": quality})
     values = (quality.validation_loss.value, score.latency.median_ms)
     return {**fields, "phase": DONE, "score": score}, "COMPLETE", values

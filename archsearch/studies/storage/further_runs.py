@@ -17,6 +17,7 @@ from archsearch.samplers.surrogate import RUN_NOISE
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.intervals import additive_fit
 from archsearch.stats.pareto import non_dominated
+from archsearch.stats.regression import Array
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.record import Candidate
 from archsearch.studies.storage.rounds import FINAL
@@ -48,8 +49,8 @@ def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
     seen: set[str] = set()
     unique = []
     for c in sorted(candidates, key=lambda c: (c.reused_from is not None, c.name != FINAL, c.slot)):
-        if c.state == "scored" and not c.infeasible and c.architecture.id not in seen:
-            seen.add(c.architecture.id)
+        if c.state == "scored" and c.id not in seen and not c.infeasible:
+            seen.add(c.id)
             unique.append(c)
     return sorted(unique, key=lambda c: c.slot)
 
@@ -110,11 +111,25 @@ def front_probabilities(
     is_open = ~(np.all(front[:, None] <= best, axis=2) & np.any(front[:, None] < best, axis=2)).any(axis=0)
     kept = np.flatnonzero(is_open)
     rng = np.random.default_rng(seed)
-    drawn = values[kept] + deviations[kept] * rng.standard_normal((DRAWS, len(kept), len(names)))
-    counts = np.zeros(len(kept))
+    shares = _shares_on_front(values[kept], deviations[kept], rng)
+    return {candidates[i].number: float(share) for i, share in zip(kept.tolist(), shares, strict=True)}
+
+
+def _shares_on_front(values: Array, deviations: Array, rng: np.random.Generator) -> Array:
+    """Share of `DRAWS` draws in which no other point dominates each; (points, objectives) → (points,)."""
+    drawn = values + deviations * rng.standard_normal((DRAWS, *values.shape))
+    exact = np.flatnonzero((deviations == 0).all(axis=0))
+    if len(exact) == 1 and values.shape[1] == 2:
+        # A point is on the front where it is the lowest of all that are not above it in the exact objective.
+        column = values[:, exact[0]]
+        order = np.argsort(column, kind="stable")
+        lowest = np.minimum.accumulate(drawn[:, order, 1 - exact[0]], axis=1)
+        last = np.searchsorted(column[order], column, side="right") - 1  # of those with an equal exact value
+        return np.asarray((drawn[:, :, 1 - exact[0]] <= lowest[:, last]).mean(axis=0))
+    counts = np.zeros(len(values))
     for points in drawn:
         counts[non_dominated([tuple(row) for row in points])] += 1
-    return {candidates[i].number: float(count) / DRAWS for i, count in zip(kept.tolist(), counts, strict=True)}
+    return counts / DRAWS
 
 
 def chances(settings: StudyConfig, candidates: Sequence[Candidate]) -> dict[int, float]:

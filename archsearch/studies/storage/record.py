@@ -243,6 +243,11 @@ class Candidate(TrialRecord):
     attempts: int = 1
     """Number of trials of the slot so far."""
 
+    @property
+    def id(self) -> str:
+        """The architecture's id, which takes time to derive and is stored."""
+        return self.architecture_id or self.architecture.id
+
 
 class MeasurementRecord(StoredTrial):
     """A trial of a latency study: a measurement that a search requests and a device makes."""
