@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
+from archsearch.protocol import ResolvedProtocol
 from archsearch.score import Cost, LatencyRecord, Quality, Score
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
