@@ -87,10 +87,14 @@ def export(
         typer.Option(help="The folder to write, else coreml/ beside the pipeline; of one net NAME.mlpackage."),
     ] = None,
     latent_size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width of the latent; default: the run's own, of one net 128.")
+        int | None,
+        typer.Option(min=1, help="Height and width of the latent; default: the run's or the study's own, else 128."),
     ] = None,
     context_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Length of one net's context; default: 77, of a text encoder 16.")
+        int | None,
+        typer.Option(
+            min=1, help="Length of one net's context; default: the study's own, else 77, of a text encoder 16."
+        ),
     ] = None,
     palette_bits: Annotated[
         int | None, typer.Option(help="Weights in palettes of so many bits: 1, 2, 3, 4, 6, 8.")
@@ -103,6 +107,7 @@ def export(
 
     An architecture gets random weights. Works on Linux. What a phone does with the packages has not been run.
     """
+    from archsearch.studies.lookup import find_conditions
     from snapgen import config
     from snapgen.coreml.compatibility import summarize_package
     from snapgen.coreml.net_export import LATENT_SIZE, export_net
@@ -114,8 +119,12 @@ def export(
     if not is_run(what):
         out = out or Path(f"{Path(what).stem.replace(':', '-')}.mlpackage")
         with progress_bar(f"converting {what}", quiet=quiet or as_json):
+            net = _net(what)
+            if not isinstance(net, str):
+                own = find_conditions(what).with_overrides(latent_size=latent_size, context_tokens=context_tokens)
+                latent_size, context_tokens = own.latent_size, own.context_tokens
             size = latent_size or LATENT_SIZE
-            export_net(_net(what), out, latent_size=size, context_tokens=context_tokens, options=options)
+            export_net(net, out, latent_size=size, context_tokens=context_tokens, options=options)
         _print_package(summarize_package(out), out, as_json=as_json, quiet=quiet)
         return
     if context_tokens is not None:
