@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from snapgen.conditioning.captions import TextEncoderConfig
-from snapgen.config import Config
+from snapgen.config import Config, as_yaml
 from snapgen.diffusion.process import PredictionType
 from snapgen.diffusion.variance_preserving import DIFFUSION_PREDICTION_TYPES
 from snapgen.training.settings import DistillationConfig, TrainingConfig
@@ -184,15 +184,16 @@ class ResolvedProtocol(Config):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def first_difference(self, other: ResolvedProtocol) -> str | None:
-        """The first field in which two protocols differ, with both values; None if they are equal."""
+        """The first field in which two protocols differ, with both values as in YAML; None if they are equal."""
         own_identity, other_identity = self._identity(), other._identity()
+        own, others = (resolved.protocol.model_dump(mode="json") for resolved in (self, other))
         for name in own_identity | other_identity:
             own_digest, other_digest = own_identity.get(name), other_identity.get(name)
             if own_digest == other_digest:
                 continue
-            a, b = getattr(self.protocol, name, own_digest), getattr(other.protocol, name, other_digest)
+            a, b = as_yaml(own.get(name, own_digest)), as_yaml(others.get(name, other_digest))
             if a == b:  # the same name, but other content
-                a, b = f"{a} with digest {own_digest}", other_digest
+                a, b = f"{a} with digest {as_yaml(own_digest)}", as_yaml(other_digest)
             return f"{name}: {a} against {b}"
         return None
 

@@ -9,7 +9,6 @@ A field's description is the string literal under it; a field without one is an 
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import sys
 import types
@@ -41,7 +40,7 @@ from archsearch.training.recipe import ExpectedShapes, Recipe, RecipeEvaluationC
 from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 from snapgen.autoencoders.training import DecoderTrainingConfig
 from snapgen.conditioning.captions import TextEncoderConfig
-from snapgen.config import Config
+from snapgen.config import Config, as_yaml
 from snapgen.coreml.package import PackageOptions
 from snapgen.objectives.teacher import TeacherConfig
 from snapgen.training.settings import DistillationConfig
@@ -345,20 +344,7 @@ def default(field: FieldInfo, file_gives_it: bool) -> str:
     if isinstance(value, BaseModel):
         changed = value.model_dump(mode="json", exclude_defaults=True)
         return f"`{as_yaml(changed)}`" if changed else "its defaults"
-    return f"`{as_yaml(json.loads(json.dumps(value)))}`"
-
-
-def as_yaml(value: Any) -> str:
-    """A value in YAML's flow style."""
-    match value:
-        case dict():
-            return "{" + ", ".join(f"{key}: {as_yaml(item)}" for key, item in value.items()) + "}"
-        case list():
-            return "[" + ", ".join(map(as_yaml, value)) + "]"
-        case str():
-            return value or '""'
-        case _:
-            return json.dumps(value)
+    return f"`{as_yaml(value)}`"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.library import is_run
 from archsearch.protocol import ResolvedProtocol
 from archsearch.studies.config.study import StudyConfig, load_config
+from snapgen.config import as_yaml
 from snapgen.errors import InputError, os_errors
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def ensure_unchanged(settings: StudyConfig, attrs: Mapping[str, Any], existing: 
     before = StudyConfig.model_validate(existing["settings"]).model_dump(mode="json")
     for field in FIXED_SETTINGS:
         if now[field] != before[field]:
-            reject(field, f"was {_short(before[field])} when {settings.name} began")
+            reject(field, f"was {as_yaml(before[field], max_length=80)} when {settings.name} began")
     if attrs["space"]["digest"] != existing["space"]["digest"]:
         keys = (*attrs["space"], "proxy")
         key = next(k for k in keys if k != "digest" and attrs["space"].get(k) != existing["space"].get(k))
@@ -253,11 +254,6 @@ def ensure_unchanged(settings: StudyConfig, attrs: Mapping[str, Any], existing: 
         current, stored = (ResolvedProtocol.model_validate(a["protocol"]) for a in (attrs, existing))
         place, _, difference = (current.first_difference(stored) or "revision: of the code").partition(": ")
         reject(f"protocol.{place}", f"{difference} when {settings.name} began")
-
-
-def _short(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def artifact_store(study: Study) -> FileSystemArtifactStore:
