@@ -247,9 +247,10 @@ def ensure_unchanged(settings: StudyConfig, attrs: Mapping[str, Any], existing: 
         if now[field] != before[field]:
             reject(field, f"was {as_yaml(before[field], max_length=80)} when {settings.name} began")
     if attrs["space"]["digest"] != existing["space"]["digest"]:
-        keys = (*attrs["space"], "proxy")
-        key = next(k for k in keys if k != "digest" and attrs["space"].get(k) != existing["space"].get(k))
-        reject(f"space.{key}", f"the space has changed since {settings.name} began")
+        keys = [key for key in (*attrs["space"], "proxy") if key not in ("name", "digest")]
+        key = next(key for key in keys if attrs["space"].get(key) != existing["space"].get(key))
+        place, what = ("proxy", "the proxy") if key == "proxy" else (f"space.{key}", "the space")
+        reject(place, f"{what} has changed since {settings.name} began")
     if attrs["protocol_hash"] != existing["protocol_hash"]:
         current, stored = (ResolvedProtocol.model_validate(a["protocol"]) for a in (attrs, existing))
         place, _, difference = (current.first_difference(stored) or "revision: of the code").partition(": ")
