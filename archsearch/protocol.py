@@ -28,6 +28,13 @@ NumSamples = Annotated[int, Field(ge=0), AfterValidator(_enough)]
 """Number of images generated for the distances; 0 means none."""
 
 
+MAX_SEEDS = 64
+"""Largest number of training runs behind a score."""
+
+TrainSeed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Seed of one training run."""
+
+
 class EvaluationConfig(Config):
     """How a net is evaluated."""
 
@@ -84,10 +91,7 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     """Sampling steps when samples are drawn."""
     guidance_scale: float = Field(default=2, ge=0, le=100)
     """Classifier-free guidance scale when samples are drawn; 1: no guidance."""
-    train_seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=64)] = (
-        0,
-        1,
-    )
+    train_seeds: Annotated[tuple[TrainSeed, ...], Field(min_length=1, max_length=MAX_SEEDS)] = (0, 1)
     """Seeds of the training runs. Each run gives a whole score; the candidate's score is their mean."""
     init_from: str | None = None
     """Folder of a trained U-Net whose weights the candidates inherit; None: new weights."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from archsearch.library import RUNS, STUDIES, FolderName, Kind, NamedConfig, read_named
-from archsearch.protocol import EvaluationProtocol
+from archsearch.protocol import MAX_SEEDS, EvaluationProtocol
 from archsearch.score import OBJECTIVES, QUALITY_METRICS
 from archsearch.spaces.loading import load_space, with_proxy
 from archsearch.studies.config.ablation import AblationConfig, space_of_rows
@@ -188,7 +188,8 @@ class StudyConfig(NamedConfig):
         protocol = values.get("protocol", {}) if front else None
         if not isinstance(front, int) or not isinstance(protocol, dict) or "train_seeds" in protocol:
             return values
-        return {**values, "protocol": {**protocol, "train_seeds": [*range(front)]}}
+        seeds_of_all = [*range(min(front, MAX_SEEDS))]  # of more seeds.front is the mistake, not the protocol
+        return {**values, "protocol": {**protocol, "train_seeds": seeds_of_all}}
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> Self:
