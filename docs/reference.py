@@ -29,7 +29,7 @@ from archsearch.latency.host import HostConfig
 from archsearch.latency.steady_state import SteadyStateConfig
 from archsearch.predictor.backend import PredictedConfig
 from archsearch.protocol import EvaluationProtocol, TeacherDistillationConfig
-from archsearch.schemas import NAMED_BY_FILE, field_docstrings
+from archsearch.schemas import DERIVED_DEFAULTS, field_docstrings
 from archsearch.spaces.loading import BlockKnobsConfig, SpaceConfig
 from archsearch.studies.config.ablation import AblationConfig, AblationRowConfig, PublishedNumber
 from archsearch.studies.config.evolution import EvolutionConfig
@@ -242,8 +242,8 @@ def row(page: Page, model: Model, name: str, field: FieldInfo) -> str:
     meaning = descriptions(model).get(name)
     if meaning is None:
         sys.exit(f"{model.__module__}.{model.__name__}.{name} has no description; write a string literal under it")
-    named = name == "name" and model in NAMED_BY_FILE
-    return f"| `{name}` | {meaning} | {kind(field.annotation, page, field.metadata)} | {default(field, named)} |"
+    value = DERIVED_DEFAULTS.get((model, name)) or default(field)
+    return f"| `{name}` | {meaning} | {kind(field.annotation, page, field.metadata)} | {value} |"
 
 
 @cache
@@ -334,11 +334,11 @@ def limits(metadata: Iterable[Any]) -> Iterator[str]:
                 yield f"that matches `{pattern}`"
 
 
-def default(field: FieldInfo, file_gives_it: bool) -> str:
+def default(field: FieldInfo) -> str:
     """A field's default, as YAML has it."""
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
-        return "the file's name" if file_gives_it else "required"
+        return "required"
     if isinstance(value, tuple) and value and all(isinstance(item, BaseModel) for item in value):
         return f"{len(value)} with its defaults"
     if isinstance(value, BaseModel):

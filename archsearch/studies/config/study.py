@@ -174,10 +174,13 @@ class StudyConfig(NamedConfig):
     @classmethod
     def _sampler_for_the_objectives(cls, values: Any) -> Any:
         """Choose ehvi, where no sampler is named and the objectives are those that it is for."""
-        if not isinstance(values, dict) or values.keys() & {"sampler", "ablation", "evolve"}:
+        if not isinstance(values, dict) or values.keys() & {"ablation", "evolve"}:
             return values
         names = values.get("objectives", cls.model_fields["objectives"].default)
-        return {**values, "sampler": "ehvi"} if _suits_ehvi(names) else values
+        sampler = values.get("sampler", {})
+        if not isinstance(sampler, dict) or "name" in sampler or not _suits_ehvi(names):
+            return values
+        return {**values, "sampler": {"name": "ehvi", **sampler}}
 
     @model_validator(mode="before")
     @classmethod

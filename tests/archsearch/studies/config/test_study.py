@@ -45,6 +45,8 @@ def test_a_sampler_is_a_name_or_a_mapping(tmp_path: Path) -> None:
     assert read(tmp_path, GOOD + "sampler: tpe\n").sampler.name == "tpe"
     nested = read(tmp_path, GOOD + "sampler: {name: nsga2, options: {population_size: 4}}\n")
     assert nested.sampler.options == {"population_size": 4}
+    unnamed = read(tmp_path, GOOD + "sampler: {options: {features: false}}\n").sampler
+    assert (unnamed.name, unnamed.options) == ("ehvi", {"features": False}), "the default of the objectives"
 
 
 def test_a_space_beside_the_study_is_found(tmp_path: Path) -> None:
