@@ -53,7 +53,7 @@ def known_scores(study: Study, settings: StudyConfig) -> dict[str, KnownScore]:
             if c.state != "scored" or c.is_reused or quality is None:
                 continue
             arch_id = (c.trained or c.architecture).id
-            if arch_id not in known or c.runs > len(known[arch_id].quality.validation_loss.by_seed):
+            if arch_id not in known or quality.runs > known[arch_id].quality.runs:
                 known[arch_id] = KnownScore(quality, other_study.study_name, c.number)
     return known
 

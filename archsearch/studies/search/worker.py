@@ -261,7 +261,7 @@ class Worker:
     def _known_quality(self, claim: TrialRecord, arch: Architecture) -> Quality | None:
         """Quality with the first seeds that another study measured."""
         known = self._known_scores.get(arch.id)
-        if known is None or len(known.quality.validation_loss.by_seed) < len(self._settings.first_seeds):
+        if known is None or not known.quality.covers(len(self._settings.first_seeds)):
             return None
         where, given = f"trial {known.number} of {known.study}", self._settings.start_from is not None
         self._queue.write(claim.trial_id, reused_study=where, given=given)
