@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from archsearch.quality import processes
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import samplers
-from archsearch.studies.search.candidates import load_candidates
+from archsearch.studies.search.candidates import check_any_feasible, load_candidates
 from archsearch.studies.search.display import Display
-from archsearch.studies.search.known_costs import upper_bounds
 from archsearch.studies.search.known_scores import starting_points
 from archsearch.studies.search.pool import WorkerPool, ignore_experimental_warnings
 from archsearch.studies.search.proposer import Proposer, ProposerFactory
@@ -85,7 +83,12 @@ def search(
                 reason = WorkerPool(study, settings, scorer, display).run()
             display.tick(now=True)
             display.line(f"{settings.name}: finished, {reason}", warning=False)
-        _check_any_scored(study, settings, space, reason)
+        check_any_feasible(
+            study,
+            load_candidates(study),
+            files=(settings.source, space.source),
+            reason=reason.removesuffix("; widen them"),
+        )
     return study
 
 
@@ -119,22 +122,3 @@ def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) 
         if not has_every_knob or not space.valid(point):
             remedy = "give every knob the index of one of its choices"
             raise InputError(settings.source, "is not a point of the space", remedy, place=f"initial_points[{i}]")
-
-
-def _check_any_scored(study: Study, settings: StudyConfig, space: Space, reason: str) -> None:
-    """Raise if every candidate was infeasible; the error names the limit that most of them exceed, and its file."""
-    candidates = load_candidates(study)
-    infeasible = [c for c in candidates if c.state == "infeasible"]
-    if not infeasible or any(c.state == "scored" for c in candidates):
-        return
-    exceeded = Counter(name for c in infeasible for name, excess in c.constraints.items() if excess > 0)
-    name, count = exceeded.most_common(1)[0]
-    limit = upper_bounds(settings, space)[name]
-    least = min(excess for c in infeasible if (excess := c.constraints.get(name, 0)) > 0)
-    file = settings.source if limit == settings.constraints.get(name) else space.source
-    problem = (
-        f"no candidate was feasible ({reason.removesuffix('; widen them')}): {count} of {len(infeasible)} exceed the "
-        f"limit {limit:.4g}, e.g. trial {infeasible[-1].number}: {infeasible[-1].infeasible}"
-    )
-    remedy = f"raise it; the lowest {name} was {limit * (1 + least):.4g}"
-    raise InputError(file, problem.replace("; ", ", "), remedy, place=f"constraints.{name}")
