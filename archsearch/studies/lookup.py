@@ -54,7 +54,7 @@ def find_architecture(name: str, *, other_names: Sequence[str] = ()) -> Architec
 
 @dataclass(frozen=True)
 class Conditions:
-    """What an architecture's cost and latency depend on beside it. The defaults are for one that is of no study.
+    """Conditions under which cost and latency are determined. The defaults are for an architecture of no study.
 
     Attributes:
         latent_size: height and width of the latent.

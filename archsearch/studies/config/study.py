@@ -114,8 +114,8 @@ class StudyConfig(NamedConfig):
     rungs: RungsConfig | None = None
     """Steps at which a candidate's training pauses, so that the hopeless are not trained to the end; None: none."""
     start_from: str | None = None
-    """Another study of the same protocol whose scored candidates this one begins with: a shipped study, a YAML file or
-    a run. They are not trained again, and do not count as trials."""
+    """Another study of the same protocol whose scored candidates this one begins with: a shipped study, a YAML file, a
+    run, or a table of its scores (.jsonl). They are not trained again, and do not count as trials."""
     initial_points: tuple[dict[str, int], ...] = ()
     """Points to score first, each mapping a knob to the index of its choice; default: base and references."""
     ablation: AblationConfig | None = None
@@ -324,7 +324,8 @@ def _suits_ehvi(objectives: object) -> bool:
 def load_config(name_or_path: str | Path, kind: Kind = "search") -> StudyConfig:
     """Load a shipped study by its name, or a study's YAML file by its path.
 
-    The path of a space is tried relative to the study's file first, then relative to the current directory.
+    Paths of spaces, and of what it starts from, are tried relative to the study's file first, then relative to the
+    current directory.
 
     Args:
         name_or_path: name of a shipped study, optionally with its kind (``ablation/emoji``), or path of a YAML file.
@@ -343,7 +344,7 @@ def load_config(name_or_path: str | Path, kind: Kind = "search") -> StudyConfig:
 def _read(name_or_path: str | Path, kind: Kind) -> StudyConfig:
     path, values = read_named(name_or_path, (kind, *(other for other in STUDIES if other != kind)))
     settings = StudyConfig.parse(values, path)
-    named = {"space": settings.space, "proxy": settings.proxy}
+    named = {key: getattr(settings, key) for key in ("space", "proxy", "start_from")}
     relative = {key: path.parent / name for key, name in named.items() if name and Path(name).suffix}
     return settings.model_copy(update={key: str(found) for key, found in relative.items() if found.exists()})
 

@@ -137,7 +137,7 @@ class KnownCosts:
 
 
 def known_numbers(cost: Cost, latency: LatencyRecord | None) -> dict[str, float]:
-    """What is known of a candidate before it is trained, for the model of quality, which takes logarithms.
+    """Numbers of a candidate that are known before it is trained, for the model of quality, which takes logarithms.
 
     Args:
         cost: its costs, of which each is at least 1 here.

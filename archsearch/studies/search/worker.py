@@ -161,7 +161,7 @@ class Worker:
             self._complete(claim, arch, score)
             return
         queue.write(trial_id, score=score)
-        if (known := self._known_quality(claim, arch)) is not None:
+        if (known := self._known_quality(claim, twin or arch)) is not None:
             self._complete(claim, arch, score.model_copy(update={"quality": known}))
         else:
             self._run(claim, arch, score, trained=twin or arch)
@@ -263,8 +263,8 @@ class Worker:
         known = self._known_scores.get(arch.id)
         if known is None or not known.quality.covers(len(self._settings.first_seeds)):
             return None
-        where, given = f"trial {known.number} of {known.study}", self._settings.start_from is not None
-        self._queue.write(claim.trial_id, reused_study=where, given=given)
+        given = self._settings.start_from is not None
+        self._queue.write(claim.trial_id, reused_study=known.where, given=given)
         return known.quality
 
     @cached_property
