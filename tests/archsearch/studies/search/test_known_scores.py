@@ -69,6 +69,16 @@ def test_on_one_storage_nothing_is_trained_twice(settings: Make, trained: Callab
     assert not any(c.reused_study for c in other_seed)
 
 
+def test_only_what_a_study_began_with_is_beyond_its_budget(settings: Make, trained: Callable[[], list[str]]) -> None:
+    shared: dict[str, Any] = {"storage": "sqlite:///together.db", "sampler": "random"}
+    run(settings(name="pool", trials=8, **shared))
+    run(settings(name="first", trials=3, **shared))
+    (Path("first.yaml")).write_text("space: space.yaml\ntrials: 3\nstorage: sqlite:///together.db\n")
+    second = run(settings(name="second", trials=2, start_from="first.yaml", **shared))
+    assert len(trained()) == 8, "the pool has all of them"
+    assert [c.given for c in second] == [True, True, True, False, False]
+
+
 class Diverging(QuickScorer):
     """Every training diverges."""
 
