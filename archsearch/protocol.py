@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from snapgen.conditioning.captions import TextEncoderConfig
-from snapgen.config import Config
+from snapgen.config import Config, as_yaml
 from snapgen.diffusion.process import PredictionType
 from snapgen.diffusion.variance_preserving import DIFFUSION_PREDICTION_TYPES
 from snapgen.training.settings import DistillationConfig, TrainingConfig
@@ -26,6 +26,13 @@ def _enough(samples: int) -> int:
 
 NumSamples = Annotated[int, Field(ge=0), AfterValidator(_enough)]
 """Number of images generated for the distances; 0 means none."""
+
+
+MAX_SEEDS = 64
+"""Largest number of training runs behind a score."""
+
+TrainSeed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Seed of one training run."""
 
 
 class EvaluationConfig(Config):
@@ -84,10 +91,7 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     """Sampling steps when samples are drawn."""
     guidance_scale: float = Field(default=2, ge=0, le=100)
     """Classifier-free guidance scale when samples are drawn; 1: no guidance."""
-    train_seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(min_length=1, max_length=64)] = (
-        0,
-        1,
-    )
+    train_seeds: Annotated[tuple[TrainSeed, ...], Field(min_length=1, max_length=MAX_SEEDS)] = (0, 1)
     """Seeds of the training runs. Each run gives a whole score; the candidate's score is their mean."""
     init_from: str | None = None
     """Folder of a trained U-Net whose weights the candidates inherit; None: new weights."""
@@ -184,15 +188,16 @@ class ResolvedProtocol(Config):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def first_difference(self, other: ResolvedProtocol) -> str | None:
-        """The first field in which two protocols differ, with both values; None if they are equal."""
+        """The first field in which two protocols differ, with both values as in YAML; None if they are equal."""
         own_identity, other_identity = self._identity(), other._identity()
+        own, others = (resolved.protocol.model_dump(mode="json") for resolved in (self, other))
         for name in own_identity | other_identity:
             own_digest, other_digest = own_identity.get(name), other_identity.get(name)
             if own_digest == other_digest:
                 continue
-            a, b = getattr(self.protocol, name, own_digest), getattr(other.protocol, name, other_digest)
+            a, b = as_yaml(own.get(name, own_digest)), as_yaml(others.get(name, other_digest))
             if a == b:  # the same name, but other content
-                a, b = f"{a} with digest {own_digest}", other_digest
+                a, b = f"{a} with digest {as_yaml(own_digest)}", as_yaml(other_digest)
             return f"{name}: {a} against {b}"
         return None
 

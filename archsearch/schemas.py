@@ -19,7 +19,7 @@ from pydantic_core import core_schema
 
 from archsearch.library import SchemaKind, schema_path
 from archsearch.spaces.loading import SpaceConfig
-from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.config.study import SamplerConfig, StudyConfig
 from archsearch.training.comparison import ComparisonConfig
 from archsearch.training.recipe import Recipe
 from snapgen.architecture.schema import Architecture
@@ -35,8 +35,11 @@ TYPES: Mapping[SchemaKind, type[Config]] = {
 }
 """Type that reads each kind of file."""
 
-NAMED_BY_FILE = (StudyConfig, Recipe, ComparisonConfig)
-"""Types whose ``name`` may be left out of the file: it is the file's own then."""
+DERIVED_DEFAULTS: Mapping[tuple[type[Config], str], str] = {
+    **{(named_by_file, "name"): "the file's name" for named_by_file in (StudyConfig, Recipe, ComparisonConfig)},
+    **dict.fromkeys([(StudyConfig, "sampler"), (SamplerConfig, "name")], "ehvi or gp, by the objectives"),
+}
+"""Settings that a file may leave out and whose value follows from something else: what it is then."""
 
 
 def schema(kind: SchemaKind) -> dict[str, Any]:
@@ -60,8 +63,10 @@ class _Generator(GenerateJsonSchema):
             field.pop("title", None)
             if name in described:
                 field["description"] = described[name]
-        if cls in NAMED_BY_FILE:
-            found["required"] = [name for name in found["required"] if name != "name"]
+            if (cls, name) in DERIVED_DEFAULTS:
+                field.pop("default", None)
+        if "required" in found:
+            found["required"] = [name for name in found["required"] if (cls, name) not in DERIVED_DEFAULTS]
         return found
 
 

@@ -42,6 +42,15 @@ class Quality(Config):
     training_seconds: float = Field(ge=0)
     diverged: bool = False
 
+    @property
+    def runs(self) -> int:
+        """Number of training runs, one per seed; a diverged quality, which has no value per seed, counts as one."""
+        return len(self.validation_loss.by_seed) or 1
+
+    def covers(self, runs: int) -> bool:
+        """Whether it tells what so many runs would give; of a diverged candidate more are not made."""
+        return self.diverged or self.runs >= runs
+
     def with_seeds(self, other: Quality) -> Quality:
         """The quality over the seeds of both, which are of one candidate under one protocol."""
         comparable(self, other)

@@ -9,7 +9,6 @@ A field's description is the string literal under it; a field without one is an 
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import sys
 import types
@@ -30,7 +29,7 @@ from archsearch.latency.host import HostConfig
 from archsearch.latency.steady_state import SteadyStateConfig
 from archsearch.predictor.backend import PredictedConfig
 from archsearch.protocol import EvaluationProtocol, TeacherDistillationConfig
-from archsearch.schemas import NAMED_BY_FILE, field_docstrings
+from archsearch.schemas import DERIVED_DEFAULTS, field_docstrings
 from archsearch.spaces.loading import BlockKnobsConfig, SpaceConfig
 from archsearch.studies.config.ablation import AblationConfig, AblationRowConfig, PublishedNumber
 from archsearch.studies.config.evolution import EvolutionConfig
@@ -41,7 +40,7 @@ from archsearch.training.recipe import ExpectedShapes, Recipe, RecipeEvaluationC
 from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 from snapgen.autoencoders.training import DecoderTrainingConfig
 from snapgen.conditioning.captions import TextEncoderConfig
-from snapgen.config import Config
+from snapgen.config import Config, as_yaml
 from snapgen.coreml.package import PackageOptions
 from snapgen.objectives.teacher import TeacherConfig
 from snapgen.training.settings import DistillationConfig
@@ -243,8 +242,8 @@ def row(page: Page, model: Model, name: str, field: FieldInfo) -> str:
     meaning = descriptions(model).get(name)
     if meaning is None:
         sys.exit(f"{model.__module__}.{model.__name__}.{name} has no description; write a string literal under it")
-    named = name == "name" and model in NAMED_BY_FILE
-    return f"| `{name}` | {meaning} | {kind(field.annotation, page, field.metadata)} | {default(field, named)} |"
+    value = DERIVED_DEFAULTS.get((model, name)) or default(field)
+    return f"| `{name}` | {meaning} | {kind(field.annotation, page, field.metadata)} | {value} |"
 
 
 @cache
@@ -335,30 +334,17 @@ def limits(metadata: Iterable[Any]) -> Iterator[str]:
                 yield f"that matches `{pattern}`"
 
 
-def default(field: FieldInfo, file_gives_it: bool) -> str:
+def default(field: FieldInfo) -> str:
     """A field's default, as YAML has it."""
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
-        return "the file's name" if file_gives_it else "required"
+        return "required"
     if isinstance(value, tuple) and value and all(isinstance(item, BaseModel) for item in value):
         return f"{len(value)} with its defaults"
     if isinstance(value, BaseModel):
         changed = value.model_dump(mode="json", exclude_defaults=True)
         return f"`{as_yaml(changed)}`" if changed else "its defaults"
-    return f"`{as_yaml(json.loads(json.dumps(value)))}`"
-
-
-def as_yaml(value: Any) -> str:
-    """A value in YAML's flow style."""
-    match value:
-        case dict():
-            return "{" + ", ".join(f"{key}: {as_yaml(item)}" for key, item in value.items()) + "}"
-        case list():
-            return "[" + ", ".join(map(as_yaml, value)) + "]"
-        case str():
-            return value or '""'
-        case _:
-            return json.dumps(value)
+    return f"`{as_yaml(value)}`"
 
 
 if __name__ == "__main__":

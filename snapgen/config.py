@@ -125,6 +125,17 @@ def _steps(values: Any, location: Sequence[int | str], *, missing: bool) -> Iter
         yield step
 
 
+def as_yaml(value: object, *, max_length: int | None = None) -> str:
+    """Plain data as it stands in a YAML file, on one line of at most ``max_length`` characters.
+
+    >>> as_yaml({"train_seeds": (0, 1), "init_from": None})
+    '{train_seeds: [0, 1], init_from: null}'
+    """
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=float("inf"))
+    line = " ".join(text.removesuffix("\n...\n").split())
+    return line if max_length is None or len(line) <= max_length else f"{line[: max_length - 1]}…"
+
+
 def problem_and_remedy(error: ValueError, remedy: str = "correct it") -> tuple[str, str]:
     """Say in plain words what is wrong with a value, and what to write instead.
 

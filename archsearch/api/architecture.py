@@ -12,9 +12,6 @@ from archsearch.score import Cost, LatencyRecord
 from archsearch.studies import lookup
 from snapgen.architecture.schema import Architecture
 
-LATENT_SIZE = 128
-CONTEXT_TOKENS = 77
-
 
 def find_architecture(architecture: Architecture | str | Path) -> Architecture:
     """The architecture itself, or the one with that name.
@@ -34,8 +31,8 @@ def find_architecture(architecture: Architecture | str | Path) -> Architecture:
 def count_cost(
     architecture: Architecture | str | Path,
     *,
-    latent_size: int = LATENT_SIZE,
-    context_tokens: int = CONTEXT_TOKENS,
+    latent_size: int | None = None,
+    context_tokens: int | None = None,
 ) -> Cost:
     """Count what one forward pass at batch 1 needs: parameters, MACs and bytes of activation memory in fp16.
 
@@ -43,22 +40,22 @@ def count_cost(
 
     Args:
         architecture: a description or a name, as `find_architecture` takes it.
-        latent_size: height and width of the latent.
-        context_tokens: length of the context.
+        latent_size: height and width of the latent; None: the study's for a study's candidate, else 128.
+        context_tokens: length of the context; None: the study's for a study's candidate, else 77.
 
     Raises:
         InputError: for an unknown name, or a latent that the net does not take.
     """
-    found = _check(architecture, latent_size)
-    return counter.cost(found, latent_size, context_tokens=context_tokens)
+    found, conditions = _find(architecture, latent_size=latent_size, context_tokens=context_tokens)
+    return counter.cost(found, conditions.latent_size, context_tokens=conditions.context_tokens)
 
 
 def measure_latency(
     architecture: Architecture | str | Path,
     *,
-    device: str = "host",
-    latent_size: int = LATENT_SIZE,
-    context_tokens: int = CONTEXT_TOKENS,
+    device: str | None = None,
+    latent_size: int | None = None,
+    context_tokens: int | None = None,
     **options: Any,
 ) -> LatencyRecord:
     """Measure one forward pass at batch 1 on a device, or predict it with a device ``predicted:NAME``.
@@ -68,9 +65,9 @@ def measure_latency(
     Args:
         architecture: a description or a name, as `find_architecture` takes it.
         device: ``host``, ``coreml``, ``iphone``, or ``predicted:`` and a shipped profile's name or the file of a fitted
-            model.
-        latent_size: height and width of the latent.
-        context_tokens: length of the context.
+            model; None: that of the study for a study's candidate, with its settings there, else ``host``.
+        latent_size: height and width of the latent; None: the study's for a study's candidate, else 128.
+        context_tokens: length of the context; None: the study's for a study's candidate, else 77.
         **options: the device's own settings, such as ``threads=2`` for ``host``.
 
     Raises:
@@ -78,8 +75,8 @@ def measure_latency(
         archsearch.latency.MeasurementError: if the net cannot be built, loaded or run there, or not in time.
         archsearch.latency.DeviceLostError: if the device went away.
     """
-    found = _check(architecture, latent_size)
-    return latency_backend(device, **options).measure(found, latent_size, context_tokens)
+    found, conditions = _find(architecture, latent_size=latent_size, context_tokens=context_tokens, device=device)
+    return conditions.backend(**options).measure(found, conditions.latent_size, conditions.context_tokens)
 
 
 def latency_backend(device: str = "host", **options: Any) -> Backend:
@@ -95,7 +92,9 @@ def latency_backend(device: str = "host", **options: Any) -> Backend:
     return devices.backend(device, **options)
 
 
-def _check(architecture: Architecture | str | Path, latent_size: int) -> Architecture:
+def _find(architecture: Architecture | str | Path, **overrides: Any) -> tuple[Architecture, lookup.Conditions]:
     found = find_architecture(architecture)
-    found.validate_latent_size(latent_size, source="latent_size")
-    return found
+    named = lookup.Conditions() if architecture is found else lookup.find_conditions(str(architecture))
+    conditions = named.with_overrides(**overrides)
+    found.validate_latent_size(conditions.latent_size, source="latent_size")
+    return found, conditions

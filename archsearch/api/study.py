@@ -21,6 +21,7 @@ from archsearch.studies.experiments import ablation as ablation_run, ablation_re
 from archsearch.studies.lookup import stored_config
 from archsearch.studies.search import candidates, run as search_run, weights
 from archsearch.studies.search.candidates import Recommendation, eligible, load_candidates, pareto_front
+from archsearch.studies.search.known_scores import is_table
 from archsearch.studies.storage import database
 from archsearch.studies.storage.record import Candidate
 from snapgen.config import Config
@@ -130,7 +131,7 @@ class Study:
 
         Args:
             path: the file; None: in the study's folder under ``runs/``. An ablation's may be .html, .md, .tex or .csv,
-                and the other forms are put beside it.
+                and the other forms are put beside it. A .jsonl has the scores alone, for another study to start from.
             compare_with: another study, beside which the report of an evolution is set.
 
         Returns:
@@ -139,7 +140,7 @@ class Study:
         Raises:
             InputError: if nothing is scored yet, or the file cannot be written.
         """
-        if self.config.ablation is not None:
+        if self.config.ablation is not None and (path is None or not is_table(path)):
             out = self.config.folder / "ablation.html" if path is None else Path(path)
             return ablation_report.write_ablation(ablation_results.load_results(self.optuna_study), out)
         out = self.config.folder / "report.html" if path is None else Path(path)

@@ -25,8 +25,8 @@ app = typer.Typer()
 @app.command(epilog="Example: archsearch cost snapgen-imagenet --latent-size 32 --json")
 def cost(
     name: Annotated[str, typer.Argument(help=f"{ARCHITECTURE}, or tiny-decoder.")],
-    latent_size: LatentSize = 128,
-    context_tokens: ContextTokens = 77,
+    latent_size: LatentSize = None,
+    context_tokens: ContextTokens = None,
     as_json: Json = False,
 ) -> None:
     """Count params, MACs and activation memory, by stage and by kind of block; no weights are made."""
@@ -45,17 +45,19 @@ def cost(
     typer.echo("Activations in fp16 at batch 1. peak: all that was live while the part ran; written: all it wrote.")
 
 
-def _counted(name: str, latent: int, tokens: int) -> tuple[Breakdown, dict[str, str | int]]:
+def _counted(name: str, latent_size: int | None, context_tokens: int | None) -> tuple[Breakdown, dict[str, str | int]]:
     """The breakdown, and what it was counted of.
 
     Raises:
         InputError: for an unknown name, a bad file, or a latent that does not fit.
     """
     from archsearch.cost.breakdown import breakdown, decoder_breakdown
-    from archsearch.studies.lookup import find_architecture
+    from archsearch.studies.lookup import find_architecture, find_conditions
     from snapgen.architecture.presets import TINY_DECODER
     from snapgen.autoencoders.tiny_decoder import PAPER
 
+    conditions = find_conditions(name).with_overrides(latent_size=latent_size, context_tokens=context_tokens)
+    latent, tokens = conditions.latent_size, conditions.context_tokens
     if name == TINY_DECODER:
         return decoder_breakdown(PAPER, latent), {"latent": latent, "image": latent * 2 ** (len(PAPER["widths"]) - 1)}
     arch = find_architecture(name, other_names=(TINY_DECODER,))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import ARCHITECTURE, ContextTokens, Json, LatentSize, Quiet
+from archsearch.cli.options import ARCHITECTURE, DEVICES, ContextTokens, Device, Json, LatentSize, Quiet
 from archsearch.cli.output import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -64,47 +64,46 @@ app.add_typer(latency_app, name="latency")
 COSTLIEST = 30
 """Operations that are printed; the JSON has all of them."""
 
-Device = Annotated[
-    str, typer.Option(help="host, coreml, iphone, or predicted: and a profile's name or a fitted JSON file.")
-]
-
 
 @latency_app.command(epilog="Example: archsearch latency measure tiny-decoder --device predicted:iphone-16-pro-max")
 def measure(
     net: Annotated[str, typer.Argument(help=f"{ARCHITECTURE}, or tiny-decoder.")],
-    device: Device = "host",
-    latent_size: LatentSize = 128,
-    context_tokens: ContextTokens = 77,
+    device: Device = None,
+    latent_size: LatentSize = None,
+    context_tokens: ContextTokens = None,
     as_json: Json = False,
 ) -> None:
-    """Time one forward pass of a net, or predict it."""
+    """Time one forward pass of a net, or predict it; a study's candidate as the study did, but for the options."""
     from archsearch.cost.operations import operations as operations_of
-    from archsearch.devices import backend
     from archsearch.latency.compute_plan import ReportsOperations
     from archsearch.predictor.backend import PredictedBackend
     from archsearch.predictor.reference_nets import ReferenceNet
-    from archsearch.studies.lookup import find_architecture
+    from archsearch.studies.lookup import find_architecture, find_conditions
     from snapgen.architecture.presets import TINY_DECODER
     from snapgen.errors import InputError
 
-    timer = backend(device)
+    conditions = find_conditions(net).with_overrides(
+        latent_size=latent_size, context_tokens=context_tokens, device=device
+    )
+    latent, tokens, timer = conditions.latent_size, conditions.context_tokens, conditions.backend()
     operations: tuple[PlacedOp, ...] = ()
     arch = None if net == TINY_DECODER else find_architecture(net, other_names=(TINY_DECODER,))
     if isinstance(timer, PredictedBackend):
-        decoder = ReferenceNet(name=TINY_DECODER, latent=latent_size)
-        passed = operations_of(arch, latent_size, context_tokens=context_tokens) if arch else decoder.operations()
+        decoder = ReferenceNet(name=TINY_DECODER, latent=latent)
+        passed = operations_of(arch, latent, context_tokens=tokens) if arch else decoder.operations()
         prediction, model = timer.model.predict(passed), timer.model
         record = model.record(prediction)
     else:
         if arch is None:
-            raise InputError(net, f"can not be timed on {device}", "predict it: --device predicted:iphone-16-pro-max")
+            problem = f"can not be timed on {conditions.device}"
+            raise InputError(net, problem, "predict it: --device predicted:iphone-16-pro-max")
         prediction, model = None, None
-        with told_in_a_line(device):
+        with told_in_a_line(conditions.device):
             if isinstance(timer, ReportsOperations):
-                record, operations = timer.detailed(arch, latent_size, context_tokens)
+                record, operations = timer.detailed(arch, latent, tokens)
             else:
-                record = timer.measure(arch, latent_size, context_tokens)
-    size = {"latent_size": latent_size} | ({"context_tokens": context_tokens} if arch else {})
+                record = timer.measure(arch, latent, tokens)
+    size = {"latent_size": latent} | ({"context_tokens": tokens} if arch else {})
     if as_json:
         shares = {"share_ms": prediction.shares} if prediction else {}
         published = {"published": [r.model_dump() for r in model.residuals]} if model and model.residuals else {}
@@ -128,7 +127,7 @@ def sample(
     seed: Annotated[int, typer.Option(min=0, help="Which ones: 25 of a seed are the first of its 40.")] = 0,
     min_repeats: Annotated[int, typer.Option(min=2, help="Measure each at least so often.")] = 3,
     max_repeats: Annotated[int, typer.Option(min=2, help="Until its two lowest agree, but at most so often.")] = 8,
-    device: Device = "host",
+    device: Annotated[str, typer.Option(help=f"{DEVICES}.")] = "host",
     wait_until_idle: Annotated[bool, typer.Option(help="Before each, wait until this machine is idle.")] = False,
     quiet: Quiet = False,
 ) -> None:

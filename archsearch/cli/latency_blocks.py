@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archsearch.cli.latency import Device, told_in_a_line
-from archsearch.cli.options import ARCHITECTURE, ContextTokens, Json, LatentSize, Quiet
+from archsearch.cli.latency import told_in_a_line
+from archsearch.cli.options import ARCHITECTURE, ContextTokens, Device, Json, LatentSize, Quiet
 from archsearch.cli.output import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ app = typer.Typer()
 def blocks(
     net: Annotated[str, typer.Argument(help=f"{ARCHITECTURE}.")],
     out: Annotated[Path, typer.Option(help="The table, .json; its raw records go beside it as they come, .jsonl.")],
-    device: Device = "host",
-    latent_size: LatentSize = 128,
-    context_tokens: ContextTokens = 77,
+    device: Device = None,
+    latent_size: LatentSize = None,
+    context_tokens: ContextTokens = None,
     validation_nets: Annotated[
         int, typer.Option(min=0, max=1000, help="Number of random sub-networks that sums are validated against.")
     ] = 20,
@@ -45,16 +45,19 @@ def blocks(
     """Measure what each block of a net costs in milliseconds, and how well sums of blocks predict sub-networks."""
     from archsearch.block_latency import fitting
     from archsearch.block_latency.config import BlockTableConfig
-    from archsearch.devices import backend
     from archsearch.latency import records
-    from archsearch.studies.lookup import find_architecture
+    from archsearch.studies.lookup import find_architecture, find_conditions
     from snapgen.errors import InputError
     from snapgen.io.atomic import atomic_write_text
 
     if out.suffix != ".json" or out.is_dir():
         raise InputError(out, "is no .json file", "name one, e.g. table.json")
-    arch, timer, raw = find_architecture(net), backend(device), out.with_suffix(".jsonl")
-    arch.validate_latent_size(latent_size, source="--latent-size")
+    conditions = find_conditions(net).with_overrides(
+        latent_size=latent_size, context_tokens=context_tokens, device=device
+    )
+    latent, tokens = conditions.latent_size, conditions.context_tokens
+    arch, timer, raw = find_architecture(net), conditions.backend(), out.with_suffix(".jsonl")
+    arch.validate_latent_size(latent, source="--latent-size")
     options = BlockTableConfig(
         extra_copies=extra_copies,
         validation_nets=validation_nets,
@@ -63,17 +66,15 @@ def blocks(
         max_repeats=max_repeats,
     )
     records.ensure_writable(raw)
-    known = records.group_by_architecture(raw, latent_size, context_tokens)
+    known = records.group_by_architecture(raw, latent, tokens)
 
     def keep(measured: Architecture, record: LatencyRecord) -> None:
-        sample = records.LatencySample(
-            architecture=measured, latent_size=latent_size, context_tokens=context_tokens, record=record
-        )
+        sample = records.LatencySample(architecture=measured, latent_size=latent, context_tokens=tokens, record=record)
         records.append(raw, sample)
 
-    with progress_bar("measuring", quiet=quiet) as progress, told_in_a_line(device):
+    with progress_bar("measuring", quiet=quiet) as progress, told_in_a_line(conditions.device):
         table = fitting.fit_block_table(
-            timer, arch, latent_size, context_tokens, options, existing=known, save=keep, progress=progress
+            timer, arch, latent, tokens, options, existing=known, save=keep, progress=progress
         )
     atomic_write_text(out, table.to_json())
     if as_json:

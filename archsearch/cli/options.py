@@ -12,8 +12,17 @@ LONGEST_CONTEXT = 65536
 ARCHITECTURE = "A preset, a JSON or YAML file, SPACE:base, SPACE/REFERENCE, STUDY:best or STUDY:TRIAL"
 """How an architecture may be named (`archsearch.studies.lookup.find_architecture`)."""
 
-LatentSize = Annotated[int, typer.Option(min=1, max=LARGEST_LATENT, help="Height and width of the latent.")]
-ContextTokens = Annotated[int, typer.Option(min=1, max=LONGEST_CONTEXT, help="Length of the context in tokens.")]
+_OF_THE_STUDY = "default: the study's, for STUDY:…, else"
+LatentSize = Annotated[
+    int | None,
+    typer.Option(min=1, max=LARGEST_LATENT, help=f"Height and width of the latent; {_OF_THE_STUDY} 128."),
+]
+ContextTokens = Annotated[
+    int | None,
+    typer.Option(min=1, max=LONGEST_CONTEXT, help=f"Length of the context in tokens; {_OF_THE_STUDY} 77."),
+]
+DEVICES = "host, coreml, iphone, or predicted: and a profile's name or a fitted JSON file"
+Device = Annotated[str | None, typer.Option(help=f"{DEVICES}; {_OF_THE_STUDY} host.")]
 Study = Annotated[str, typer.Argument(help="A shipped study (emoji, emoji_large, snapgen) or a YAML file.")]
 BegunStudy = Annotated[str, typer.Argument(help="A shipped study, a YAML file, or the name of a run under runs/.")]
 Storage = Annotated[str | None, typer.Option(help="Where the study is, if not where its YAML says: an Optuna URL.")]

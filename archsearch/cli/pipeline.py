@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from snapgen.architecture.schema import Architecture
     from snapgen.coreml.compatibility import PackageSummary
+    from snapgen.coreml.package import PackageOptions
 
 app = typer.Typer()
 
@@ -87,10 +88,14 @@ def export(
         typer.Option(help="The folder to write, else coreml/ beside the pipeline; of one net NAME.mlpackage."),
     ] = None,
     latent_size: Annotated[
-        int | None, typer.Option(min=1, help="Height and width of the latent; default: the run's own, of one net 128.")
+        int | None,
+        typer.Option(min=1, help="Height and width of the latent; default: the run's or the study's own, else 128."),
     ] = None,
     context_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Length of one net's context; default: 77, of a text encoder 16.")
+        int | None,
+        typer.Option(
+            min=1, help="Length of one net's context; default: the study's own, else 77, of a text encoder 16."
+        ),
     ] = None,
     palette_bits: Annotated[
         int | None, typer.Option(help="Weights in palettes of so many bits: 1, 2, 3, 4, 6, 8.")
@@ -105,7 +110,6 @@ def export(
     """
     from snapgen import config
     from snapgen.coreml.compatibility import summarize_package
-    from snapgen.coreml.net_export import LATENT_SIZE, export_net
     from snapgen.coreml.package import PackageOptions
     from snapgen.coreml.pipeline_export import DESCRIPTION, export_pipeline
     from snapgen.pipeline.loading import find_pipeline, is_run
@@ -114,8 +118,7 @@ def export(
     if not is_run(what):
         out = out or Path(f"{Path(what).stem.replace(':', '-')}.mlpackage")
         with progress_bar(f"converting {what}", quiet=quiet or as_json):
-            size = latent_size or LATENT_SIZE
-            export_net(_net(what), out, latent_size=size, context_tokens=context_tokens, options=options)
+            _export_net(what, out, latent_size, context_tokens, options)
         _print_package(summarize_package(out), out, as_json=as_json, quiet=quiet)
         return
     if context_tokens is not None:
@@ -129,6 +132,20 @@ def export(
         return
     _print_packages([summarize_package(package) for package in sorted(out.glob("*.mlpackage"))], quiet=quiet)
     typer.echo(f"\nHow to run them: {(out / DESCRIPTION).resolve()}")
+
+
+def _export_net(
+    what: str, out: Path, latent_size: int | None, context_tokens: int | None, options: PackageOptions
+) -> None:
+    """Convert one net; a study's candidate at the sizes of the study where none are given."""
+    from archsearch.studies.lookup import find_conditions
+    from snapgen.coreml.net_export import LATENT_SIZE, export_net
+
+    net = _net(what)
+    if not isinstance(net, str):
+        own = find_conditions(what).with_overrides(latent_size=latent_size, context_tokens=context_tokens)
+        latent_size, context_tokens = own.latent_size, own.context_tokens
+    export_net(net, out, latent_size=latent_size or LATENT_SIZE, context_tokens=context_tokens, options=options)
 
 
 def _net(name: str) -> str | Architecture:

@@ -72,7 +72,8 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="Score so many candidates, whatever the YAML says.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes on this machine.")] = None,
     start_from: Annotated[
-        str | None, typer.Option("--from", help="Begin with the scored candidates of another study of this protocol.")
+        str | None,
+        typer.Option("--from", help="Begin with the scored candidates of another study of this protocol, or a .jsonl."),
     ] = None,
     storage: Storage = None,
     quiet: Quiet = False,
@@ -89,14 +90,18 @@ def search(
 def report(
     study: BegunStudy,
     storage: Storage = None,
-    out: Annotated[Path | None, typer.Option(help="The HTML file; a CSV is put beside it.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file; a CSV is put beside it. Or a .jsonl: the scores, for search --from."),
+    ] = None,
     compare_with: Annotated[str | None, typer.Option(help="Another study, to compare one that evolves with.")] = None,
 ) -> None:
-    """Write a study's report: one HTML file that needs no network, and a CSV beside it."""
+    """Write a study's report: one HTML file that needs no network, and a CSV beside it; or a table of its scores."""
     from archsearch.studies.lookup import find_config
+    from archsearch.studies.search.known_scores import TABLE
     from archsearch.studies.storage.database import load_study
 
-    check_out(out, ".html")
+    check_out(out, ".html", TABLE)
     settings = find_config(study, storage=storage)
     other = load_study(find_config(compare_with, storage=storage)) if compare_with else None
     path = out or settings.folder / "report.html"
@@ -105,8 +110,10 @@ def report(
 
 def _write_report(study: OptunaStudy, path: Path, *, source: str, compare_with: OptunaStudy | None = None) -> None:
     from archsearch.reports.study_report import write_report
+    from archsearch.studies.search.known_scores import is_table
 
-    typer.echo(f"Report: {write_report(study, path, source=source, compare_with=compare_with).resolve()}")
+    written = write_report(study, path, source=source, compare_with=compare_with).resolve()
+    typer.echo(f"{'Scores' if is_table(written) else 'Report'}: {written}")
 
 
 @app.command(epilog="Example: archsearch best emoji --objective latency_ms --json")

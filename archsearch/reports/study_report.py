@@ -1,4 +1,7 @@
-"""Write the report of a study: one HTML file that needs no network, a CSV and, where there is one, a Markdown file."""
+"""Write the report of a study: one HTML file that needs no network, a CSV and, where there is one, a Markdown file.
+
+A table of its scores is written here, too, as it is another file that a study is handed on by.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
 
     Args:
         study: the study.
-        out: the HTML file.
+        out: the HTML file; or a table (``.jsonl``), which has the scores alone, for another study to start from.
         source: name of the study on the command line, for the commands that the page shows; default: its own name.
         compare_with: another study that an evolving study is compared with.
 
@@ -37,7 +40,13 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
     from archsearch.reports.study import candidates, page
     from archsearch.reports.study.data import load_study_data
     from archsearch.reports.study.references import ReferenceSection
+    from archsearch.studies.search.known_scores import is_table, write_table
 
+    if is_table(out):
+        if compare_with is not None:
+            raise InputError("--compare-with", f"is for a report, and {out} is a table of scores", "leave one out")
+        write_table(study, out)
+        return out
     data = load_study_data(study)
     evolution = load_evolution(data)
     if compare_with is not None and evolution is None:

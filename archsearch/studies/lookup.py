@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archsearch.library import is_run
 from archsearch.predictor import reference_nets
@@ -16,6 +17,7 @@ from snapgen.errors import InputError
 if TYPE_CHECKING:
     from optuna import Study
 
+    from archsearch.latency.base import Backend
     from archsearch.studies.config.study import StudyConfig
 
 ARCHITECTURES = ("SPACE/REFERENCE", "SPACE:base", "STUDY:best", "STUDY:TRIAL")
@@ -32,15 +34,15 @@ def find_architecture(name: str, *, other_names: Sequence[str] = ()) -> Architec
     Raises:
         InputError: if the name is none of these, or the study has no such trial.
     """
-    study_name, colon, which = name.rpartition(":")
+    owner, colon, which = name.rpartition(":")
     if not colon or Path(name).exists():
         return reference_nets.architecture(name, other_names=(*ARCHITECTURES, *other_names))
     if which == BASE:
-        return load_space(study_name).base
+        return load_space(owner).base
     from archsearch.studies.search.candidates import best, load_candidates
     from archsearch.studies.storage.database import load_study
 
-    study = load_study(find_config(study_name))
+    study = load_study(find_config(owner))
     if which == "best":
         return best(study).candidate.architecture
     candidates = {str(c.number): c for c in load_candidates(study)}
@@ -48,6 +50,57 @@ def find_architecture(name: str, *, other_names: Sequence[str] = ()) -> Architec
         examples = ", ".join(list(candidates)[:5]) or "(none yet)"
         raise InputError(name, f"has no trial {which}", f"use best, or one of its trials: {examples}")
     return candidates[which].architecture
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions under which cost and latency are determined. The defaults are for an architecture of no study.
+
+    Attributes:
+        latent_size: height and width of the latent.
+        context_tokens: length of the context.
+        device: device that the latency comes from, as `archsearch.devices.backend` takes it.
+        options: settings of that device.
+    """
+
+    latent_size: int = 128
+    context_tokens: int = 77
+    device: str = "host"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_overrides(
+        self, *, latent_size: int | None = None, context_tokens: int | None = None, device: str | None = None
+    ) -> Conditions:
+        """The conditions with those that are not None replaced; another device loses the settings of this one."""
+        given = {"latent_size": latent_size, "context_tokens": context_tokens, "device": device}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return replace(self, **changes, options=self.options if device in (None, self.device) else {})
+
+    def backend(self, **options: Any) -> Backend:
+        """The device's backend, with further settings.
+
+        Raises:
+            InputError: for an unknown device or setting.
+        """
+        from archsearch.devices import backend
+
+        return backend(self.device, **{**self.options, **options})
+
+
+def find_conditions(name: str) -> Conditions:
+    """The conditions under which a study measures the candidate ``STUDY:best`` or ``STUDY:TRIAL``; else the defaults.
+
+    Raises:
+        InputError: if there is no such study.
+    """
+    owner, colon, which = name.rpartition(":")
+    if not colon or which == BASE or Path(name).exists():
+        return Conditions()
+    from archsearch.studies.storage.database import load_study
+
+    study = load_study(find_config(owner))
+    latency, space = stored_config(study).latency, study.user_attrs["space"]
+    return Conditions(space["latent_size"], space["context_tokens"], latency.device, latency.backend_options)
 
 
 def find_config(name: str, *, storage: str | None = None) -> StudyConfig:

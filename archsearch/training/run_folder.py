@@ -115,10 +115,11 @@ class RunFolder:
                 if field not in MAY_CHANGE_IN_STAGE and new_stage.get(field) != old_stage.get(field):
                     self._reject(f"stages[{i}].{field}", old_stage.get(field), new_stage.get(field))
         if len(new["stages"]) < started:
-            self._reject("stages", f"{len(old['stages'])} stages", f"{len(new['stages'])}")
+            self._reject("stages", f"{len(old['stages'])} stages", f"{len(new['stages'])} stages")
 
     def _reject(self, place: str, before: object, now: object) -> None:
-        problem = f"this run was begun with {_short(before)}, not {_short(now)}"
+        old, new = (settings.as_yaml(value, max_length=60) for value in (before, now))
+        problem = f"this run was begun with {old}, not {new}"
         raise InputError(
             self.recipe.source, problem, f"restore it, or give another --name than {self.path.name}", place=place
         )
@@ -251,8 +252,3 @@ def check_unet(path: Path, arch: Architecture) -> None:
     if own.id != arch.id:
         problem = f"has architecture {own.id}, not {arch.id}"
         raise InputError(path, problem, "give both the same architecture, or leave init_weights out")
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -7,6 +7,7 @@ from hypothesis import given, strategies as st
 from pydantic import ValidationError
 
 from archsearch.protocol import REVISION, EvaluationProtocol, ResolvedProtocol
+from snapgen.config import as_yaml
 
 
 def resolved(digests: str = "d", **fields: Any) -> ResolvedProtocol:
@@ -62,8 +63,8 @@ def test_every_field_changes_the_hash_and_is_named(field: str) -> None:
     difference = plain.first_difference(other)
     assert difference is not None
     assert difference.startswith(f"{field}: ")
-    assert str(getattr(plain.protocol, field)) in difference
-    assert str(changed) in difference
+    for protocol in (plain, other):
+        assert as_yaml(protocol.protocol.model_dump(mode="json")[field]) in difference
 
 
 def test_files_count_by_content() -> None:
@@ -97,9 +98,11 @@ def test_inherited_weights_count_by_content() -> None:
     for a, b in ((plain, other), (other, plain)):
         difference = a.first_difference(b) or ""
         assert difference.startswith("init_from: ")
-        assert "None" in difference
-        assert "a" in difference.removeprefix("init_from: ").replace("against", "").replace("None", "")
-    assert one.first_difference(other) == "init_from: a with digest  against w"
+        assert "null" in difference
+        assert "a" in difference.removeprefix("init_from: ").replace("against", "").replace("null", "")
+    assert one.first_difference(other) == "init_from: a with digest '' against w"
+    seeds = plain.first_difference(resolved(train_seeds=[3]))
+    assert seeds == "train_seeds: [0, 1] against [3]", "as a YAML file has it"
 
 
 def test_a_teacher_counts_by_content() -> None:

@@ -84,6 +84,13 @@ def test_a_name_may_be_left_out_and_a_sampler_be_a_word() -> None:
     validator("study").validate({"space": "emoji", "sampler": "tpe", "trials": 3})
 
 
+def test_a_default_that_depends_is_left_out() -> None:
+    study = schemas.schema("study")
+    assert "default" not in study["properties"]["sampler"]
+    assert "default" not in study["$defs"]["SamplerConfig"]["properties"]["name"]
+    assert study["required"] == ["space"]
+
+
 def test_fields_are_described_by_their_docstrings() -> None:
     latency = schemas.schema("study")["$defs"]["LatencyConfig"]["properties"]
     assert latency["remote"]["description"].startswith("Whether `archsearch serve-device`")

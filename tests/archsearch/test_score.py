@@ -37,6 +37,16 @@ def test_score_survives_json() -> None:
         assert Score.model_validate_json(score.model_dump_json()) == score
 
 
+def test_the_number_of_runs_is_that_of_the_values_by_seed() -> None:
+    assert quality().runs == 2
+    worst = Estimate(value=1e6, low=1e6, high=1e6)
+    diverged = quality(validation_loss=worst, diverged=True)
+    assert diverged.runs == 1
+    assert quality().covers(2)
+    assert not quality().covers(3)
+    assert diverged.covers(3), "a candidate that diverged has no further runs"
+
+
 @given(value=finite, low=finite, high=finite)
 def test_an_estimate_is_within_its_interval(value: float, low: float, high: float) -> None:
     if low > high:

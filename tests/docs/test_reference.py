@@ -40,6 +40,13 @@ def test_no_setting_is_left_out(reference: ModuleType) -> None:
                 assert f"| `{field}` |" in text, f"{section.model.__name__}.{field} is not in {page.name}.md"
 
 
+def test_a_default_that_depends_is_said_to() -> None:
+    rows = (ROOT / "docs" / "reference" / "study.md").read_text().splitlines()
+    for start in ("| `sampler` |", "| `name` | Expected hypervolume"):
+        (row,) = (row for row in rows if row.startswith(start))
+        assert row.endswith("| ehvi or gp, by the objectives |")
+
+
 class Described(Config):
     """Settings of this test."""
 

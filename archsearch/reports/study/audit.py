@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from archsearch.score import OBJECTIVES
-from archsearch.studies.experiments.proxy_audit import FROM_SCRATCH, AgreementRow
+from archsearch.studies.experiments.proxy_audit import FROM_SCRATCH, TWIN, AgreementRow
 
 HEADER = tuple(field.name for field in dataclasses.fields(AgreementRow))
 
@@ -40,7 +40,10 @@ def section(rows: Sequence[AgreementRow]) -> str:
     from archsearch.reports.rendering import html
 
     return html.render_template(
-        "audit.html", rows=[_cells(r) for r in rows], elastic=any(FROM_SCRATCH in r.score for r in rows)
+        "audit.html",
+        rows=[_cells(r) for r in rows],
+        elastic=any(FROM_SCRATCH in r.score for r in rows),
+        proxy=any(TWIN in r.score for r in rows),
     )
 
 

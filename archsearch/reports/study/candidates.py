@@ -64,7 +64,7 @@ def _without_unit(text: str, name: str) -> str:
 
 
 def state_of(study: StudyData, candidate: Candidate) -> str:
-    """State of a candidate as text: on the front, reused, diverged, infeasible and failed with the reason, or else."""
+    """State of a candidate as text: on the front, reused, diverged, or why it has no score, or else."""
     source = "" if candidate.reused_study is None else f"quality of {candidate.reused_study}"
     if candidate.number in study.front:
         return f"on the front, {source}" if source else "on the front"
@@ -78,7 +78,8 @@ def state_of(study: StudyData, candidate: Candidate) -> str:
         return _pruned(study, candidate)
     if candidate.infeasible:
         return f"infeasible: {candidate.infeasible}"
-    return f"failed: {candidate.error}" if candidate.error else candidate.state
+    kind = "rejected" if candidate.rejected else candidate.state
+    return f"{kind}: {candidate.error}" if candidate.error else kind
 
 
 def _pruned(study: StudyData, candidate: Candidate) -> str:

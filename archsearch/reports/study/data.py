@@ -150,13 +150,14 @@ def load_study_data(study: Study) -> StudyData:
     """Load the report's data from a study, running or finished.
 
     Raises:
-        InputError: if no candidate has been scored yet.
+        InputError: if no candidate has been scored yet, or all are infeasible.
         ProtocolMismatch: if the candidates were scored under different protocols.
     """
     source = f"study {study.study_name}"
     attrs = study.user_attrs
     candidates = tuple(trials.load_candidates(study))
     if not trials.eligible(candidates):
+        trials.check_any_feasible(study, candidates)
         problem = f"has no scored candidate that meets the constraints{_state_counts(candidates)}"
         raise InputError(source, problem, "run archsearch search, or wait for the first trial to finish")
     _check_protocols(source, candidates)

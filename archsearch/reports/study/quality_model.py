@@ -10,7 +10,7 @@ import numpy as np
 from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
 from archsearch.score import QUALITY_METRICS
-from archsearch.studies.search.known_costs import COSTS
+from archsearch.studies.search.known_costs import known_numbers
 from archsearch.studies.storage.further_runs import PRIOR_FREEDOM, run_noise
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ def quality_model(study: StudyData) -> QualityModel | None:
         return None
     records = [c.score.latency for c in candidates]
     predicted = all(r is not None and r.source == "predicted" for r in records)
-    names = (*COSTS, *(("latency_ms",) if predicted else ()))
     grid = Grid(distributions(study.factors))
     noise = run_noise(candidates, metric)
     values: Array = np.array([c.value(metric) for c in candidates])
     variances = np.square(noise * values) / [c.runs for c in candidates]
-    known = {name: np.array([max(1.0, c.value(name)) for c in candidates]) for name in names}
+    numbers = [known_numbers(c.score.cost, c.score.latency if predicted else None) for c in candidates]
+    known = {name: np.array([of_one[name] for of_one in numbers]) for name in numbers[0]}
     rows = grid.rows([c.point for c in candidates])
     model = choose_model(grid, rows, known, values, variances, features=sampler["options"].get("features"))
     several = sum(c.runs > 1 for c in candidates)

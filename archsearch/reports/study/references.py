@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from archsearch.reports.rendering import formatting, html, tables
+from archsearch.reports.study.candidates import state_of
 from archsearch.reports.study.data import StudyData, estimates, title
 from archsearch.reports.study.summary import count_candidates
 from archsearch.score import QUALITY_METRICS
@@ -120,7 +121,8 @@ class ReferenceSection:
         quality = self._axes[0]
         design = self._candidate(name)
         if design is None:
-            return ("not scored", NONE, NONE, NONE)
+            named = self._named(name)
+            return (state_of(self.study, named) if named else "not scored", NONE, NONE, NONE)
         own, own_cost = self._point(design)
         others = [self._point(c) for c in self.study.scored if c is not design and c in self.study.trained]
         as_fast = [q for q, x in others if x.value <= own_cost.value]
@@ -139,9 +141,12 @@ class ReferenceSection:
 
     def _candidate(self, name: str) -> Candidate | None:
         """The scored candidate of a reference, or the one with the same architecture."""
-        named = next((c for c in self.study.candidates if c.name == name), None)
+        named = self._named(name)
         same = (c for c in self.study.scored if named and c.architecture.id == named.architecture.id)
         return next((c for c in same if c in self.study.trained), None)
+
+    def _named(self, name: str) -> Candidate | None:
+        return next((c for c in self.study.candidates if c.name == name), None)
 
     def _point(self, candidate: Candidate) -> tuple[Estimate, Estimate]:
         assert self._axes

@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from archsearch.protocol import MAX_SEEDS
 from snapgen.config import Config
 
 
@@ -15,7 +16,7 @@ class SeedsConfig(Config):
 
     first: int = Field(default=1, ge=1)
     """Seeds with which a new candidate is trained."""
-    front: int = Field(default=3, ge=1)
+    front: int = Field(default=3, ge=1, le=MAX_SEEDS)
     """Seeds of the candidates that are likely to be on the front, by the end of the study."""
 
     @model_validator(mode="after")

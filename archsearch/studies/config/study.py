@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from archsearch.library import RUNS, STUDIES, FolderName, Kind, NamedConfig, read_named
-from archsearch.protocol import EvaluationProtocol
+from archsearch.protocol import MAX_SEEDS, EvaluationProtocol
 from archsearch.score import OBJECTIVES, QUALITY_METRICS
 from archsearch.spaces.loading import load_space, with_proxy
 from archsearch.studies.config.ablation import AblationConfig, space_of_rows
@@ -114,8 +114,8 @@ class StudyConfig(NamedConfig):
     rungs: RungsConfig | None = None
     """Steps at which a candidate's training pauses, so that the hopeless are not trained to the end; None: none."""
     start_from: str | None = None
-    """Another study of the same protocol whose scored candidates this one begins with: a shipped study, a YAML file or
-    a run. They are not trained again, and do not count as trials."""
+    """Another study of the same protocol whose scored candidates this one begins with: a shipped study, a YAML file, a
+    run, or a table of its scores (.jsonl). They are not trained again, and do not count as trials."""
     initial_points: tuple[dict[str, int], ...] = ()
     """Points to score first, each mapping a knob to the index of its choice; default: base and references."""
     ablation: AblationConfig | None = None
@@ -174,10 +174,13 @@ class StudyConfig(NamedConfig):
     @classmethod
     def _sampler_for_the_objectives(cls, values: Any) -> Any:
         """Choose ehvi, where no sampler is named and the objectives are those that it is for."""
-        if not isinstance(values, dict) or values.keys() & {"sampler", "ablation", "evolve"}:
+        if not isinstance(values, dict) or values.keys() & {"ablation", "evolve"}:
             return values
         names = values.get("objectives", cls.model_fields["objectives"].default)
-        return {**values, "sampler": "ehvi"} if _suits_ehvi(names) else values
+        sampler = values.get("sampler", {})
+        if not isinstance(sampler, dict) or "name" in sampler or not _suits_ehvi(names):
+            return values
+        return {**values, "sampler": {"name": "ehvi", **sampler}}
 
     @model_validator(mode="before")
     @classmethod
@@ -188,7 +191,8 @@ class StudyConfig(NamedConfig):
         protocol = values.get("protocol", {}) if front else None
         if not isinstance(front, int) or not isinstance(protocol, dict) or "train_seeds" in protocol:
             return values
-        return {**values, "protocol": {**protocol, "train_seeds": [*range(front)]}}
+        seeds_of_all = [*range(min(front, MAX_SEEDS))]  # of more seeds.front is the mistake, not the protocol
+        return {**values, "protocol": {**protocol, "train_seeds": seeds_of_all}}
 
     @model_validator(mode="after")
     def _seeds_fit(self) -> Self:
@@ -320,7 +324,8 @@ def _suits_ehvi(objectives: object) -> bool:
 def load_config(name_or_path: str | Path, kind: Kind = "search") -> StudyConfig:
     """Load a shipped study by its name, or a study's YAML file by its path.
 
-    The path of a space is tried relative to the study's file first, then relative to the current directory.
+    Paths of spaces, and of what it starts from, are tried relative to the study's file first, then relative to the
+    current directory.
 
     Args:
         name_or_path: name of a shipped study, optionally with its kind (``ablation/emoji``), or path of a YAML file.
@@ -339,7 +344,7 @@ def load_config(name_or_path: str | Path, kind: Kind = "search") -> StudyConfig:
 def _read(name_or_path: str | Path, kind: Kind) -> StudyConfig:
     path, values = read_named(name_or_path, (kind, *(other for other in STUDIES if other != kind)))
     settings = StudyConfig.parse(values, path)
-    named = {"space": settings.space, "proxy": settings.proxy}
+    named = {key: getattr(settings, key) for key in ("space", "proxy", "start_from")}
     relative = {key: path.parent / name for key, name in named.items() if name and Path(name).suffix}
     return settings.model_copy(update={key: str(found) for key, found in relative.items() if found.exists()})
 

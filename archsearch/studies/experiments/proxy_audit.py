@@ -4,6 +4,9 @@ The study's scored candidates are trained again under its protocol with ``factor
 rank correlation of each short score with the long run is compared with that of mere size, compute and latency, and is
 repeated controlling for latency or MACs: a score that only follows compute is no better than counting MACs.
 
+In a study with a proxy both runs are the twins', and so are the params and MACs that they are compared with. Latency is
+that of the candidates: at equal latency of theirs the search chooses between twins.
+
 If candidates inherit a trained net's weights, the long run starts from new weights, as a final training would. Short
 runs from new weights are added for comparison, with the compute that inheriting costs: a candidate's own training steps
 and its share of the inherited net's training.
@@ -17,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from archsearch.score import QUALITY_METRICS
+from archsearch.score import QUALITY_METRICS, Cost
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.rank_correlation import MIN_CANDIDATES, spearman
 from archsearch.studies.config.study import StudyConfig
@@ -32,6 +35,7 @@ FACTOR = 5
 """Default ratio of the long run's steps to the short run's."""
 FROM_SCRATCH = "from scratch at equal compute"
 BASELINES = ("params", "macs", "latency_ms")
+TWIN = " of the twin in "
 AS_IS = "as is"
 CONTROLLED_FOR = {"latency_ms": "at equal latency", "macs": "at equal MACs"}
 
@@ -39,6 +43,8 @@ CONTROLLED_FOR = {"latency_ms": "at equal latency", "macs": "at equal MACs"}
 @dataclass(frozen=True)
 class AgreementRow:
     """Spearman's rank correlation of a score with a target over ``n`` candidates, with its 95 % interval.
+
+    In a study with a proxy each number says whose it is: the twin's or the candidate's.
 
     Attributes:
         score: the ranking score. A baseline ranks the larger candidate as the better one.
@@ -104,7 +110,9 @@ def audit(
         done = {c.architecture.id: c for c in eligible(load_candidates(search(study, quiet=quiet, scorer=scorer)))}
         groups = [[c for c in group if c.architecture.id in done] for group in groups]
         groups.append([done[c.architecture.id] for c in groups[0]])
-    rows = audit_table(*groups, long_run=_describe_long_run(settings, factor))
+    rows = audit_table(
+        *groups, costs=_trained_costs(settings, groups[0]), long_run=_describe_long_run(settings, factor)
+    )
     load_study(settings).set_user_attr("audit", [asdict(row) for row in rows])
     return rows
 
@@ -139,6 +147,9 @@ def _derived_study(
         "sampler": {"name": "random"},
         "constraints": {},
         "supernet_audit": None,
+        "seeds": None,
+        "rungs": None,
+        "start_from": None,
         "protocol": {**settings.protocol.model_dump(mode="json"), "init_from": None, **protocol},
     }
     return settings.with_changes(changes)
@@ -161,6 +172,17 @@ def _equal_compute_steps(settings: StudyConfig, scored: Sequence[Candidate]) -> 
     return protocol.steps + math.ceil(share * supernet_macs / mean_macs)
 
 
+def _trained_costs(settings: StudyConfig, candidates: Sequence[Candidate]) -> list[Cost]:
+    """Costs of the networks that were trained: those of the candidates, or of their twins in a study with a proxy."""
+    from archsearch.cost.counter import cost
+
+    proxy = settings.load_space().proxy
+    if proxy is None:
+        return [c.score.cost for c in candidates]
+    twins = [proxy.architecture(c.point) for c in candidates]
+    return [cost(twin, proxy.latent_size, context_tokens=proxy.context_tokens) for twin in twins]
+
+
 def _describe_long_run(settings: StudyConfig, factor: int) -> str:
     if settings.supernet_audit is None:
         return f"a run {factor}× as long"
@@ -168,7 +190,12 @@ def _describe_long_run(settings: StudyConfig, factor: int) -> str:
 
 
 def audit_table(
-    short: Sequence[Candidate], long: Sequence[Candidate], scratch: Sequence[Candidate] = (), *, long_run: str
+    short: Sequence[Candidate],
+    long: Sequence[Candidate],
+    scratch: Sequence[Candidate] = (),
+    *,
+    costs: Sequence[Cost],
+    long_run: str,
 ) -> list[AgreementRow]:
     """Correlate the short scores and the baselines with the long runs, over the same architectures in the same order.
 
@@ -176,13 +203,17 @@ def audit_table(
         short: candidates of the audited study.
         long: their long runs.
         scratch: their short runs from new weights, if the audited study inherits weights.
+        costs: costs of what was trained of each.
         long_run: description of the long run, for the table.
     """
-    controls = {kind: [c.value(name) for c in short] for name, kind in CONTROLLED_FOR.items()}
     qualities = [c.score.quality for c in (*short, *long, *scratch)]
     metrics = [name for name in QUALITY_METRICS if all(getattr(quality, name, None) for quality in qualities)]
     proxy = next((quality.proxy for quality in qualities if quality), None)
-    twin = f" of the twin in {proxy}" if proxy else ""
+    twin, own = (f"{TWIN}{proxy}", " of the candidate") if proxy else ("", "")
+    whose = {**dict.fromkeys([*QUALITY_METRICS, "params", "macs"], twin), "latency_ms": own}
+    amounts = {name: [float(getattr(each, name)) for each in costs] for name in ("params", "macs")}
+    amounts["latency_ms"] = [c.value("latency_ms") for c in short]
+    controls = {kind + whose[name]: amounts[name] for name, kind in CONTROLLED_FOR.items()}
     rows = []
     for name in metrics:
         first_seed, last_seed = ([_by_seed(c, name)[i] for c in short] for i in (0, -1))
@@ -191,10 +222,10 @@ def audit_table(
     for target in metrics:
         reference = [c.value(target) for c in long]
         predicted = f"{target}{twin} of {long_run}"
-        for name in (*metrics, *BASELINES):
-            sign = -1 if name in BASELINES else 1  # larger candidates are expected to reach lower losses
-            shown = name + twin if name in metrics else name
-            rows += _rows(shown, predicted, [sign * c.value(name) for c in short], reference, controls)
+        for name in metrics:
+            rows += _rows(name + twin, predicted, [c.value(name) for c in short], reference, controls)
+        for name in BASELINES:  # larger nets are expected to reach lower losses
+            rows += _rows(name + whose[name], predicted, [-value for value in amounts[name]], reference, controls)
         for name in metrics if scratch else ():
             rows += _rows(f"{name} {FROM_SCRATCH}", predicted, [c.value(name) for c in scratch], reference, controls)
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -109,17 +110,49 @@ def best(study: Study, *, objective: str | None = None) -> Recommendation:
         objective: number to minimize; None: the knee, or the final round.
 
     Raises:
-        InputError: if no candidate is scored yet, or none has the number.
+        InputError: if no candidate is scored yet or all are infeasible, or none has the number.
     """
     names = objectives(study)
     candidates = with_pooled_intervals(load_candidates(study))
     ranked = eligible(candidates)
     if not ranked:
+        check_any_feasible(study, candidates)
         problem = f"no candidate is scored yet ({len(candidates)} started)"
         raise InputError(study.study_name, problem, "run archsearch search, or wait for its first trial")
     if objective is not None:
         return _best_in(ranked, objective, study.study_name)
     return recommended(ranked, pareto_front(ranked, names), names)
+
+
+def check_any_feasible(
+    study: Study, candidates: Sequence[Candidate], *, files: tuple[str, str] | None = None, reason: str = ""
+) -> None:
+    """Raise if every candidate that was tried is infeasible; the error names the limit that most of them exceed.
+
+    Args:
+        files: those with the limits of the study and of its space; None: the error names the study.
+        reason: why no more are tried.
+
+    Raises:
+        InputError: with the limit, where it is set, and the lowest value.
+    """
+    infeasible = [c for c in candidates if c.infeasible]
+    exceeded = Counter(name for c in infeasible for name, excess in c.constraints.items() if excess > 0)
+    if not exceeded or eligible(candidates):
+        return
+    (name, count), last = exceeded.most_common(1)[0], infeasible[-1]
+    own, of_space = (study.user_attrs[key]["constraints"] for key in ("settings", "space"))
+    limit = min(bounds[name] for bounds in (own, of_space) if name in bounds)
+    lowest = limit * (1 + min(excess for c in infeasible if (excess := c.constraints.get(name, 0)) > 0))
+    is_own = own.get(name) == limit
+    source = f"study {study.study_name}" if files is None else files[0 if is_own else 1]
+    problem = (
+        f"no candidate is feasible{f' ({reason})' if reason else ''}: {count} of {len(infeasible)} exceed the limit "
+        f"{limit:.4g}, e.g. trial {last.number}: {last.infeasible}"
+    )
+    place = f"constraints.{name}" if is_own or files else f"space.constraints.{name}"
+    remedy = f"raise it; the lowest {name} was {lowest:.4g}"
+    raise InputError(source, problem.replace("; ", ", "), remedy, place=place)
 
 
 def recommended(ranked: Sequence[Candidate], front: Sequence[Candidate], names: Sequence[str]) -> Recommendation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -37,7 +38,8 @@ class Display:
         self._trials = StudyTrials(study)
         self._best: Candidate | None = None
         self._further_runs = FurtherRuns(settings)
-        self._new_candidates()
+        for _ in self._new_candidates():
+            pass  # an earlier run has shown them
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -71,14 +73,13 @@ class Display:
             self._draw()
         self._read_at = time.monotonic()
 
-    def _new_candidates(self) -> list[Candidate]:
-        """Read the trials; the candidates that were scored or found infeasible since the last time."""
-        num_ended = len(self._trials.ended)
-        ended = self._trials.read().ended[num_ended:]
-        new = [t for t in ended if isinstance(t, Candidate) and t.state in ("scored", "infeasible", "paused")]
-        ranked = [c for c in (self._best, *new) if c is not None and c.state == "scored" and not c.infeasible]
-        self._best = min(ranked, key=lambda c: c.value(self._settings.objectives[0]), default=None)
-        return new
+    def _new_candidates(self) -> Iterator[Candidate]:
+        """Candidates whose trials have ended with a result since the last time, with the totals as of each."""
+        for t in self._trials.changes():
+            if isinstance(t, Candidate) and t.state in ("scored", "infeasible", "paused"):
+                ranked = [c for c in (self._best, t) if c is not None and c.state == "scored" and not c.infeasible]
+                self._best = min(ranked, key=lambda c: c.value(self._settings.objectives[0]), default=None)
+                yield t
 
     def _running(self) -> list[Candidate]:
         active = [t for t in self._trials.running.values() if self._trials.active[t.slot] is t]

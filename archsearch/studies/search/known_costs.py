@@ -11,7 +11,7 @@ import numpy as np
 
 from archsearch.samplers.grid import Grid, Params
 from archsearch.samplers.screening import Screening
-from archsearch.score import QUALITY_METRICS, Cost
+from archsearch.score import QUALITY_METRICS, Cost, LatencyRecord
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.samplers import distributions
 from archsearch.studies.storage.record import Candidate
@@ -45,11 +45,9 @@ class KnownCosts:
     def observe(self, trial: Candidate) -> None:
         """Take an ended trial's architecture and numbers from its record; they need not be counted again."""
         self._ids[self._choices(trial.point)] = trial.architecture.id
-        numbers, latency = _cost_numbers(trial.score.cost), trial.score.latency
-        if self._predictor is None:
-            self._screening.learn(trial.point, numbers)
-        elif latency is not None:
-            self._screening.learn(trial.point, {**numbers, "latency_ms": latency.median_ms})
+        latency = trial.score.latency if self._predictor else None
+        if self._predictor is None or latency is not None:
+            self._screening.learn(trial.point, known_numbers(trial.score.cost, latency))
 
     def sampler_arguments(self) -> dict[str, Any]:
         """Arguments of the sampler for the study."""
@@ -94,10 +92,7 @@ class KnownCosts:
 
         size, tokens = self._space.latent_size, self._space.context_tokens
         counted = cost(arch, size, context_tokens=tokens)
-        numbers = _cost_numbers(counted)
-        if self._predictor is not None:
-            numbers["latency_ms"] = self._predictor.measure(arch, size, tokens).median_ms
-        return numbers
+        return known_numbers(counted, self._predictor.measure(arch, size, tokens) if self._predictor else None)
 
     @property
     def _names(self) -> list[str]:
@@ -141,8 +136,15 @@ class KnownCosts:
         return {i: dict(zip(names, map(float, row), strict=True)) for i, row in zip(archs, table, strict=True)}
 
 
-def _cost_numbers(cost: Cost) -> dict[str, float]:
-    return {name: float(max(1, getattr(cost, name))) for name in COSTS}
+def known_numbers(cost: Cost, latency: LatencyRecord | None) -> dict[str, float]:
+    """Numbers of a candidate that are known before it is trained, for the model of quality, which takes logarithms.
+
+    Args:
+        cost: its costs, of which each is at least 1 here.
+        latency: its predicted latency; None: it is measured, and so not known.
+    """
+    numbers = {name: float(max(1, getattr(cost, name))) for name in COSTS}
+    return numbers if latency is None else {**numbers, "latency_ms": latency.median_ms}
 
 
 def upper_bounds(settings: StudyConfig, space: Space) -> dict[str, float]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from archsearch.quality import processes
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import samplers
-from archsearch.studies.search.candidates import load_candidates
+from archsearch.studies.search.candidates import check_any_feasible, load_candidates
 from archsearch.studies.search.display import Display
-from archsearch.studies.search.known_costs import upper_bounds
-from archsearch.studies.search.known_scores import starting_points
 from archsearch.studies.search.pool import WorkerPool, ignore_experimental_warnings
 from archsearch.studies.search.proposer import Proposer, ProposerFactory
 from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
+from archsearch.studies.search.start import start_attrs
 from archsearch.studies.search.worker import Worker
 from archsearch.studies.signals import terminable
-from archsearch.studies.storage.database import artifact_store, create_or_resume, load_study, storage_errors
+from archsearch.studies.storage.database import (
+    artifact_store,
+    create_or_resume,
+    load_study,
+    storage_errors,
+    without_password,
+)
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,10 +74,11 @@ def search(
         with settings.error_context("space" if space.proxy is None else "proxy"):
             built_scorer.check((space.proxy or space).base)
         attrs = {"space": space.to_dict(), **built_scorer.describe()}
-        study = create_or_resume(settings, {**attrs, **_start(settings, space, attrs)})
+        start = start_attrs(settings, space, attrs)
+        study = create_or_resume(settings, {**attrs, **start})
         artifact_store(study)  # fails now, not after the first training, if the folder is not writable
         with Display(study, settings, quiet=quiet) as display:
-            display.line(f"{settings.name}: {space.size():,} points, in {settings.url}", warning=False)
+            _announce(display, settings, space, start)
             if settings.workers == 1:
                 from snapgen.devices import torch_threads
 
@@ -85,18 +90,16 @@ def search(
                 reason = WorkerPool(study, settings, scorer, display).run()
             display.tick(now=True)
             display.line(f"{settings.name}: finished, {reason}", warning=False)
-        _check_any_scored(study, settings, space, reason)
+        files = settings.source, space.source
+        check_any_feasible(study, load_candidates(study), files=files, reason=reason.partition("; ")[0])
     return study
 
 
-def _start(settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """User attribute with the points of the study that this one starts from, as they were when this one began."""
-    if settings.start_from is None:
-        return {}
-    try:
-        return {"start": load_study(settings).user_attrs["start"]}
-    except (InputError, KeyError):  # this one has not begun
-        return {"start": starting_points(settings, space, attrs)}
+def _announce(display: Display, settings: StudyConfig, space: Space, start: Mapping[str, Any]) -> None:
+    where = without_password(settings.url)
+    display.line(f"{settings.name}: {space.size():,} points, in {where}", warning=False)
+    if (left_out := start.get("start_from", {}).get("left_out")) is not None:
+        display.line(f"{settings.name}: {left_out}")
 
 
 def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) -> None:
@@ -119,22 +122,3 @@ def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) 
         if not has_every_knob or not space.valid(point):
             remedy = "give every knob the index of one of its choices"
             raise InputError(settings.source, "is not a point of the space", remedy, place=f"initial_points[{i}]")
-
-
-def _check_any_scored(study: Study, settings: StudyConfig, space: Space, reason: str) -> None:
-    """Raise if every candidate was infeasible; the error names the limit that most of them exceed, and its file."""
-    candidates = load_candidates(study)
-    infeasible = [c for c in candidates if c.state == "infeasible"]
-    if not infeasible or any(c.state == "scored" for c in candidates):
-        return
-    exceeded = Counter(name for c in infeasible for name, excess in c.constraints.items() if excess > 0)
-    name, count = exceeded.most_common(1)[0]
-    limit = upper_bounds(settings, space)[name]
-    least = min(excess for c in infeasible if (excess := c.constraints.get(name, 0)) > 0)
-    file = settings.source if limit == settings.constraints.get(name) else space.source
-    problem = (
-        f"no candidate was feasible ({reason.removesuffix('; widen them')}): {count} of {len(infeasible)} exceed the "
-        f"limit {limit:.4g}, e.g. trial {infeasible[-1].number}: {infeasible[-1].infeasible}"
-    )
-    remedy = f"raise it; the lowest {name} was {limit * (1 + least):.4g}"
-    raise InputError(file, problem.replace("; ", ", "), remedy, place=f"constraints.{name}")

@@ -161,7 +161,7 @@ class Worker:
             self._complete(claim, arch, score)
             return
         queue.write(trial_id, score=score)
-        if (known := self._known_quality(claim, arch)) is not None:
+        if (known := self._known_quality(claim, proposal.point, twin or arch)) is not None:
             self._complete(claim, arch, score.model_copy(update={"quality": known}))
         else:
             self._run(claim, arch, score, trained=twin or arch)
@@ -258,13 +258,13 @@ class Worker:
         if not self._breaks_limit(claim, score, ("latency_ms",)):
             self._finish(claim, score)
 
-    def _known_quality(self, claim: TrialRecord, arch: Architecture) -> Quality | None:
-        """Quality with the first seeds that another study measured."""
+    def _known_quality(self, claim: TrialRecord, point: Mapping[str, int], arch: Architecture) -> Quality | None:
+        """Quality with the first seeds that another study measured; the study may have begun with it at this point."""
         known = self._known_scores.get(arch.id)
-        if known is None or len(known.quality.validation_loss.by_seed) < len(self._settings.first_seeds):
+        if known is None or not known.quality.covers(len(self._settings.first_seeds)):
             return None
-        where, given = f"trial {known.number} of {known.study}", self._settings.start_from is not None
-        self._queue.write(claim.trial_id, reused_study=where, given=given)
+        given = point in self._study.user_attrs.get("start", ())
+        self._queue.write(claim.trial_id, reused_study=known.where, given=given)
         return known.quality
 
     @cached_property

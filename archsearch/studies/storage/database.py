@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from archsearch.library import is_run
 from archsearch.protocol import ResolvedProtocol
 from archsearch.studies.config.study import StudyConfig, load_config
+from snapgen.config import as_yaml
 from snapgen.errors import InputError, os_errors
 
 if TYPE_CHECKING:
@@ -38,10 +39,10 @@ FIXED_SETTINGS = (
     "rungs",
     "latency",
     "initial_points",
-    "start_from",
     "evolve",
 )
-"""Settings that may not change once a study has begun, in addition to its space and its protocol."""
+"""Settings that may not change once a study has begun, in addition to its space, its protocol and what it starts from
+(`archsearch.studies.search.start`)."""
 
 _SQLITE = "sqlite:///"
 
@@ -130,7 +131,7 @@ def storage_errors(url: str, source: str = "storage") -> Iterator[None]:
     import optuna
     import sqlalchemy
 
-    shown = url.removeprefix(_SQLITE) if url.startswith(_SQLITE) else _without_password(url)
+    shown = url.removeprefix(_SQLITE) if url.startswith(_SQLITE) else without_password(url)
     try:
         yield
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, sqlite3.Error) as error:
@@ -158,7 +159,8 @@ def _not_installed(error: ImportError, source: str) -> InputError:
     return InputError(source, f"{name} is not installed", f"pip install '{name}'", place="storage")
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
+    """An Optuna URL as it may be shown and stored."""
     import sqlalchemy
 
     try:
@@ -182,14 +184,31 @@ def load_study(settings: StudyConfig) -> Study:
     except KeyError:
         others = ", ".join(optuna.get_all_study_names(storage)) or "none"
         problem = f"has no study {settings.name!r} (it has: {others})"
-        raise InputError(settings.url, problem, "run archsearch search first") from None
+        raise InputError(without_password(settings.url), problem, "run archsearch search first") from None
 
 
 def open_study(where: StudyConfig | str) -> Study:
-    """Load a study by its settings, a shipped study's name, a YAML file, or the name of a run under ``runs/``."""
-    if isinstance(where, str):
-        where = StudyConfig(name=where, space="", trials=1) if is_run(where) else load_config(where)
-    return load_study(where)
+    """Load a study by its settings, or by what `study_config` takes."""
+    return load_study(study_config(where) if isinstance(where, str) else where)
+
+
+def study_config(where: str) -> StudyConfig:
+    """Settings with the name and the storage of a study.
+
+    Args:
+        where: a shipped study's name, a YAML file, or the name of a run under ``runs/``.
+    """
+    return StudyConfig(name=where, space="", trials=1) if is_run(where) else load_config(where)
+
+
+def same_storage(a: str, b: str) -> bool:
+    """Whether two Optuna URLs name one storage; a relative SQLite file is one of the current directory."""
+    return _canonical(a) == _canonical(b)
+
+
+def _canonical(url: str) -> str:
+    is_file = url.startswith(_SQLITE)
+    return str(Path(url.removeprefix(_SQLITE)).resolve()) if is_file else without_password(url)
 
 
 def create_or_resume(settings: StudyConfig, attrs: Mapping[str, Any]) -> Study:
@@ -235,29 +254,28 @@ def ensure_unchanged(settings: StudyConfig, attrs: Mapping[str, Any], existing: 
     Raises:
         InputError: if an objective, constraint, sampler, seed, latency setting, the space or the protocol has changed.
     """
-
-    def reject(place: str, problem: str) -> None:
-        remedy = f"give the study a new name, or restore the setting (the existing study is in {settings.url})"
-        raise InputError(settings.source, problem, remedy, place=place)
-
     now = settings.model_dump(mode="json")
     before = StudyConfig.model_validate(existing["settings"]).model_dump(mode="json")
     for field in FIXED_SETTINGS:
         if now[field] != before[field]:
-            reject(field, f"was {_short(before[field])} when {settings.name} began")
+            problem = f"was {as_yaml(before[field], max_length=80)} when {settings.name} began"
+            raise changed_setting(settings, field, problem)
     if attrs["space"]["digest"] != existing["space"]["digest"]:
-        keys = (*attrs["space"], "proxy")
-        key = next(k for k in keys if k != "digest" and attrs["space"].get(k) != existing["space"].get(k))
-        reject(f"space.{key}", f"the space has changed since {settings.name} began")
+        keys = [key for key in (*attrs["space"], "proxy") if key not in ("name", "digest")]
+        key = next(key for key in keys if attrs["space"].get(key) != existing["space"].get(key))
+        place, what = ("proxy", "the proxy") if key == "proxy" else (f"space.{key}", "the space")
+        raise changed_setting(settings, place, f"{what} has changed since {settings.name} began")
     if attrs["protocol_hash"] != existing["protocol_hash"]:
         current, stored = (ResolvedProtocol.model_validate(a["protocol"]) for a in (attrs, existing))
         place, _, difference = (current.first_difference(stored) or "revision: of the code").partition(": ")
-        reject(f"protocol.{place}", f"{difference} when {settings.name} began")
+        raise changed_setting(settings, f"protocol.{place}", f"{difference} when {settings.name} began")
 
 
-def _short(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
+def changed_setting(settings: StudyConfig, place: str, problem: str) -> InputError:
+    """The error for a setting that may not change once the study has begun."""
+    where = without_password(settings.url)
+    remedy = f"give the study a new name, or restore the setting (the existing study is in {where})"
+    return InputError(settings.source, problem, remedy, place=place)
 
 
 def artifact_store(study: Study) -> FileSystemArtifactStore:

@@ -209,8 +209,7 @@ class TrialRecord(StoredTrial):
     @property
     def runs(self) -> int:
         """Number of training runs, one per seed, behind the score."""
-        quality = self.score.quality
-        return len(quality.validation_loss.by_seed) or 1 if quality else 0
+        return self.score.quality.runs if self.score.quality else 0
 
     @property
     def seconds(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, overload
 
 from archsearch.studies.storage.record import Candidate, TrialReader, TrialRecord, fold, read_trial
@@ -70,9 +70,19 @@ class StudyTrials(Sequence[TrialRecord]):
         Raises:
             InputError: if a trial's attributes are damaged.
         """
+        for _ in self.changes():
+            pass
+        return self
+
+    def changes(self) -> Iterator[TrialRecord]:
+        """Read what has changed, trial by trial, as of which everything is then; call it again when it has ended.
+
+        Raises:
+            InputError: if a trial's attributes are damaged.
+        """
         for record in self._reader.changes():
             self._file(record)
-        return self
+            yield record
 
     def since(self, number: int) -> list[TrialRecord]:
         """The trials from a number on."""

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from archsearch import cli
+from archsearch import cli, measure_latency
 from archsearch.spaces.loading import load_space
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.lookup import find_architecture, find_config
+from archsearch.studies.lookup import Conditions, find_architecture, find_conditions, find_config
 from archsearch.studies.search.candidates import best, load_candidates
 from archsearch.studies.search.run import search
 from snapgen.architecture.presets import preset
@@ -59,6 +59,30 @@ def test_a_studys_candidates_are_named_wherever_an_architecture_is(
     path = Path("net.json")
     path.write_text(last.architecture.to_json())
     assert timed == json.loads(run(["latency", "measure", str(path), *predicted, *sizes], monkeypatch, capsys))
+
+
+def test_a_studys_candidate_is_measured_as_the_study_did(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = settings(trials=3, latency={"device": "predicted:iphone-15-pro"})
+    space = load_space(made.space)
+    search(made, quiet=True, scorer=QuickScorer)
+    own = json.loads(run(["latency", "measure", "quick:best", "--json"], monkeypatch, capsys))
+    assert (own["latent_size"], own["context_tokens"], own["device"]) == (8, space.context_tokens, "iphone-15-pro")
+    other = ["--device", "predicted:iphone-16-pro-max", "--latent-size", "16", "--json"]
+    changed = json.loads(run(["latency", "measure", "quick:best", *other], monkeypatch, capsys))
+    assert (changed["latent_size"], changed["device"]) == (16, "iphone-16-pro-max")
+    assert json.loads(run(["cost", "quick:best", "--json"], monkeypatch, capsys))["latent"] == 8
+    assert measure_latency("quick:best").median_ms == own["median_ms"]
+
+
+def test_a_devices_settings_stay_with_the_device(settings: Make) -> None:
+    search(settings(trials=2, latency={"threads": 2, "options": {"timeout": 9}}), quiet=True, scorer=QuickScorer)
+    own = find_conditions("quick:best")
+    assert own.options == {"threads": 2, "timeout": 9}
+    assert own.with_overrides(device="host", latent_size=4).options == own.options
+    assert own.with_overrides(device="predicted:iphone-15-pro").options == {}
+    assert find_conditions("emoji:base") == find_conditions("snapgen-t2i") == Conditions()
 
 
 def test_a_run_names_its_study(

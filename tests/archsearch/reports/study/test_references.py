@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,29 @@ def test_a_reference_without_a_score_keeps_its_choices(tmp_path: Path) -> None:
     found = section(tmp_path, [CANDIDATES[0], *CANDIDATES[2:]])
     assert found.rows()[0][1:5] == ("not scored", "–", "–", "–")
     assert len(found.choice_rows("snapgen")) == 14
+
+
+@pytest.mark.parametrize(
+    ("state", "record", "shown"),
+    [
+        ("PRUNED", {"infeasible": "latency_ms 12, limit 9"}, "infeasible: latency_ms 12, limit 9"),
+        ("FAIL", {"error": "RuntimeError: out of memory"}, "failed: RuntimeError: out of memory"),
+        ("FAIL", {"error": "MeasurementError: no conv", "refused": True}, "rejected: MeasurementError: no conv"),
+    ],
+)
+def test_a_reference_that_was_tried_says_why_it_has_no_score(
+    tmp_path: Path, state: str, record: dict[str, object], shown: str
+) -> None:
+    study = factory.create(tmp_path, candidates=0)
+    cost = Cost(params=10**6, macs=10**7, activation_bytes=10**5)
+    quality = factory.made_up_quality(EMOJI.base, random.Random(0))
+    base = Score(cost=cost, latency=latency_record(), quality=quality)
+    factory.add(study, EMOJI, 0, EMOJI.base_point, base, name="base")
+    score = Score(cost=cost) if state == "PRUNED" else None
+    factory.add(study, EMOJI, 1, SNAPGEN, score, name="snapgen", state=state, **record)
+    found = ReferenceSection(load_study_data(study))
+    assert found.rows()[0][1:5] == (shown, "–", "–", "–")
+    assert f"| snapgen | {shown} |" in found.markdown()
 
 
 def test_of_many_references_only_the_last_ones_choices_are_listed(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def test_a_sampler_is_a_name_or_a_mapping(tmp_path: Path) -> None:
     assert read(tmp_path, GOOD + "sampler: tpe\n").sampler.name == "tpe"
     nested = read(tmp_path, GOOD + "sampler: {name: nsga2, options: {population_size: 4}}\n")
     assert nested.sampler.options == {"population_size": 4}
+    unnamed = read(tmp_path, GOOD + "sampler: {options: {features: false}}\n").sampler
+    assert (unnamed.name, unnamed.options) == ("ehvi", {"features": False}), "the default of the objectives"
 
 
 def test_a_space_beside_the_study_is_found(tmp_path: Path) -> None:
@@ -88,6 +90,8 @@ def test_overridden_keeps_the_source_and_checks(tmp_path: Path) -> None:
         (GOOD + "constraints: {params: many}\n", "constraints.params", "number"),
         (GOOD + "sampler: cmaes\n", "sampler", "'gp', 'tpe'"),
         (GOOD + "sampler: {name: gp, options: [1]}\n", "sampler.options", "[1] is not a mapping"),
+        (GOOD + "seeds: {front: 200}\n", "seeds.front", "200 is too large; write 64 or less"),
+        (GOOD + f"seeds: {{front: {10**15}}}\n", "seeds.front", "write 64 or less"),
         (GOOD + "proxy: 3\n", "proxy", "3"),
         (GOOD + "proxy: emoji\nobjectives: [params, macs]\n", "", "proxy is for a study that trains"),
         (GOOD + "proxy: emoji\nevolve: {target_ms: 3, round_steps: 2}\n", "", "proxy cannot be combined with evolve"),

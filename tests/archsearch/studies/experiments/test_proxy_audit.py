@@ -12,6 +12,7 @@ import archsearch.reports.study.audit
 from archsearch.cost.counter import cost
 from archsearch.reports import study_report
 from archsearch.score import QUALITY_METRICS, Quality
+from archsearch.stats.rank_correlation import spearman
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.experiments.proxy_audit import AS_IS, BASELINES, AgreementRow, audit
 from archsearch.studies.search.candidates import load_candidates
@@ -20,7 +21,7 @@ from archsearch.studies.storage.database import load_study
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
-from tests.archsearch.studies.quick import QuickScorer, quick_cost, quick_loss
+from tests.archsearch.studies.quick import SPACE, QuickScorer, quick_cost, quick_loss
 
 Make = Callable[..., StudyConfig]
 
@@ -86,6 +87,44 @@ def test_a_few_candidates_are_spread_over_the_ranking(settings: Make) -> None:
         for c in load_candidates(load_study(settings(name="quick-audit-5x", storage=short.url)))
     ]
     assert {losses[0], losses[-1]} <= set(chosen)
+
+
+def test_a_study_of_few_seeds_that_starts_from_another_is_audited(settings: Make) -> None:
+    seeds: dict[str, Any] = {"seeds": {"first": 1, "front": 2}, "protocol": {"train_seeds": [0, 1]}}
+    search(settings(name="first", trials=4, **seeds), quiet=True, scorer=QuickScorer)
+    short = settings(trials=2, start_from="first", **seeds)
+    search(short, quiet=True, scorer=QuickScorer)
+    assert {r.n for r in audit(short, quiet=True, scorer=QuickScorer)} == {6}
+
+
+def test_an_audit_of_twins_compares_them_with_their_own_size(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = SPACE.replace("[32, 48, 64]", "[64, 48, 32]").replace("channels: 32,", "channels: 64,")
+    (tmp_path / "real.yaml").write_text(real.partition("references:")[0])
+    (tmp_path / "twin.yaml").write_text(SPACE)
+    short = settings(trials=9, space=str(tmp_path / "real.yaml"), proxy=str(tmp_path / "twin.yaml"))
+    study = search(short, quiet=True, scorer=LongScorer)
+    monkeypatch.setattr("archsearch.cost.counter.cost", lambda arch, *_, **__: quick_cost(arch))
+    rows = audit(short, quiet=True, scorer=LongScorer)
+    distance = "frechet_distance of the twin in twin of a run 5× as long"
+    size = {"score": "params of the twin in twin", "target": distance}
+    assert row(rows, **size, kind=AS_IS).rho == pytest.approx(-1), "the long run's distance is the twin's params"
+    same = row(rows, **{**size, "score": "macs of the twin in twin"}, kind="at equal MACs of the twin in twin")
+    assert same.rho is None
+    latency = row(rows, **{**size, "score": "latency_ms of the candidate"}, kind=AS_IS)
+    scored = [c for c in load_candidates(study) if c.reused_from is None]
+    of_twins = [quick_cost(c.trained).params for c in scored if c.trained]
+    expected = spearman([-c.value("latency_ms") for c in scored], of_twins)
+    assert expected is not None
+    assert latency.rho == pytest.approx(expected.value)
+    assert {r.kind for r in rows} == {
+        AS_IS,
+        "at equal latency of the candidate",
+        "at equal MACs of the twin in twin",
+    }
+    page = study_report.write_report(load_study(short), tmp_path / "report.html").read_text()
+    assert "Params and MACs are the twins’, latency is the candidates’" in page
 
 
 def test_too_little_to_audit(settings: Make) -> None:

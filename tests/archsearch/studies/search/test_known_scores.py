@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from archsearch.score import ProtocolMismatch
+from archsearch.score import ProtocolMismatch, Quality
+from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import eligible, load_candidates
 from archsearch.studies.search.run import search
@@ -66,6 +67,32 @@ def test_on_one_storage_nothing_is_trained_twice(settings: Make, trained: Callab
     assert len(candidates) == 6, "a list of points is done when all have a score, wherever it comes from"
     other_seed = run(settings(name="other", trials=2, seed=5, sampler="random", storage=url))
     assert not any(c.reused_study for c in other_seed)
+
+
+def test_only_what_a_study_began_with_is_beyond_its_budget(settings: Make, trained: Callable[[], list[str]]) -> None:
+    shared: dict[str, Any] = {"storage": "sqlite:///together.db", "sampler": "random"}
+    run(settings(name="pool", trials=8, **shared))
+    run(settings(name="first", trials=3, **shared))
+    (Path("first.yaml")).write_text("space: space.yaml\ntrials: 3\nstorage: sqlite:///together.db\n")
+    second = run(settings(name="second", trials=2, start_from="first.yaml", **shared))
+    assert len(trained()) == 8, "the pool has all of them"
+    assert [c.given for c in second] == [True, True, True, False, False]
+
+
+class Diverging(QuickScorer):
+    """Every training diverges."""
+
+    def quality(self, *args: Any, **options: Any) -> Quality:
+        found = super().quality(*args, **options)
+        worst = Estimate(value=1e6, low=1e6, high=1e6)
+        return found.model_copy(update={"validation_loss": worst, "diverged": True})
+
+
+def test_what_diverged_elsewhere_is_not_trained_again(settings: Make, trained: Callable[[], list[str]]) -> None:
+    url = "sqlite:///together.db"
+    for name in ("first", "again"):
+        search(settings(name=name, trials=3, sampler="random", storage=url), quiet=True, scorer=Diverging)
+        assert len(trained()) == 3
 
 
 def test_further_seeds_build_on_what_is_known(settings: Make) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from archsearch.latency.base import DeviceLostError
+from archsearch.reports.study.data import load_study_data
 from archsearch.score import LatencyRecord
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import proposer as proposal
@@ -133,6 +134,34 @@ def test_a_limit_that_nothing_keeps_is_named_where_it_is_written(
         run(made)
     assert Path(end.value.source).name == place
     assert end.value.place == "constraints.params"
+
+
+@pytest.mark.parametrize(
+    ("constraints", "limits", "place"),
+    [
+        ({"params": 900}, "", "constraints.params"),
+        ({}, "constraints: {params: 900}\n", "space.constraints.params"),
+        ({"validation_loss": 0.01}, "", "constraints.validation_loss"),
+    ],
+)
+def test_the_best_of_infeasible_candidates_is_one_line_with_the_limit(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, constraints: dict[str, float], limits: str, place: str
+) -> None:
+    monkeypatch.setattr(trial_queue, "MAX_INFEASIBLE_IN_A_ROW", 3)
+    made = settings(constraints=constraints, sampler="random", trials=3)
+    space = Path(made.space)
+    space.write_text(space.read_text() + limits)
+    with pytest.raises(InputError):
+        run(made)
+    study, name = load_study(made), place.rpartition(".")[2]
+    lowest = min(c.value(name) for c in load_candidates(study))
+    for look in (best, load_study_data):
+        with pytest.raises(InputError) as end:
+            look(study)
+        line = str(end.value)
+        assert line.startswith(f"study quick: {place}: no candidate is feasible: 3 of 3 exceed the limit ")
+        assert line.endswith(f"; raise it; the lowest {name} was {lowest:.4g}")
+        assert "\n" not in line
 
 
 def test_a_limit_on_quality_is_a_constraint_of_trained_candidates(settings: Make) -> None:

@@ -122,6 +122,26 @@ def test_going_on_with_other_settings_is_refused(settings: Make, changes: dict[s
     assert "give the study a new name" in line
 
 
+@pytest.mark.parametrize(
+    ("begun", "changed", "words"),
+    [
+        (
+            {},
+            {"objectives": ("params", "latency_ms")},
+            "objectives: was [validation_loss, latency_ms] when quick began",
+        ),
+        ({}, {"seeds": {"first": 1, "front": 2}}, "seeds: was null when quick began"),
+        ({"constraints": {"params": 1e9}}, {}, "constraints: was {params: 1000000000.0} when quick began"),
+        ({}, {"protocol": {"train_seeds": [2]}}, "protocol.train_seeds: [2] against [0, 1] when quick began"),
+    ],
+)
+def test_stored_settings_are_shown_as_in_yaml(
+    settings: Make, begun: dict[str, Any], changed: dict[str, Any], words: str
+) -> None:
+    run(settings(trials=2, **begun))
+    assert f"study: {words}; " in refused(settings(trials=3, **changed))
+
+
 def test_going_on_with_another_space_is_refused(settings: Make, tmp_path: Path) -> None:
     run(settings(trials=2))
     again = settings(trials=3)

@@ -1,0 +1,151 @@
+"""Start of a study from the scored candidates of another one, or of a table of scores."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from archsearch.score import ProtocolMismatch
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.known_scores import KnownScore, first_difference, is_table, load_scores, read_bytes
+from archsearch.studies.storage.database import (
+    changed_setting,
+    load_study,
+    same_storage,
+    study_config,
+    without_password,
+)
+from snapgen.config import as_yaml, problem_and_remedy
+from snapgen.errors import InputError
+
+if TYPE_CHECKING:
+    from archsearch.spaces.space import Space
+
+Origin = Mapping[str, str]
+"""Meaning of ``start_from``: a ``study`` and its ``storage``, or the digest of a ``table``."""
+
+
+def start_attrs(settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """User attributes of what a study starts from: those with which it began, or those with which it begins now.
+
+    Args:
+        attrs: the study's user attributes, with its protocol.
+
+    Returns:
+        ``start``, the points, and ``start_from``, the origin, with a sentence on what was ``left_out`` if anything was;
+        nothing in a study that starts from no other.
+
+    Raises:
+        InputError: if the study began with another start, or what it names is the study itself, cannot be read, or has
+            no candidate that is a point of the space.
+        ProtocolMismatch: if its protocol or its seed is another one; the error names the first field that differs.
+    """
+    origin: Origin | None = None
+    if settings.start_from is not None:
+        with contextlib.suppress(InputError):  # a study that has begun goes on without it
+            origin = _origin(settings.start_from)
+    if origin is not None and _same(origin, _study_origin(settings)):
+        problem = f"{settings.start_from} is this study, which cannot start from itself"
+        raise InputError(settings.source, problem, "name another one", place="start_from")
+    existing: Mapping[str, Any] = {}
+    with contextlib.suppress(InputError):  # this study has not begun
+        existing = load_study(settings).user_attrs
+    if "settings" in existing:
+        _check_unchanged(settings, origin, existing)
+        return {key: existing[key] for key in ("start", "start_from") if key in existing}
+    if settings.start_from is None:
+        return {}
+    with settings.error_context("start_from"):
+        points, left_out = starting_points(settings, space, attrs)
+        origin = _origin(settings.start_from)
+    return {"start": points, "start_from": {**origin, **({"left_out": left_out} if left_out else {})}}
+
+
+def starting_points(
+    settings: StudyConfig, space: Space, attrs: Mapping[str, Any]
+) -> tuple[list[dict[str, int]], str | None]:
+    """Points of a space whose networks were trained in what the settings start from, in its order.
+
+    Returns:
+        The points, and a sentence on the candidates that are not points of the space; None if all are.
+
+    Raises:
+        InputError, ProtocolMismatch: as `start_attrs`.
+    """
+    assert settings.start_from is not None
+    points: list[dict[str, int]] = []
+    left_out: list[str] = []
+    scores = load_scores(settings.start_from)
+    for score in scores:
+        _check_same_training(settings, attrs, score)
+        try:
+            point = _point(space, score)
+        except ValueError as error:
+            left_out.append(f"{score.where}: {problem_and_remedy(error)[0]}")
+        else:
+            points += [point] if point not in points else []
+    if not points:
+        reason = f"has no candidate that is a point of {space.name}, e.g. {left_out[0]}" if left_out else "has no score"
+        raise InputError(settings.start_from, reason, f"start from candidates of {space.name}")
+    which = f"{len(left_out)} of {len(scores)} candidates are not points of {space.name}, e.g."
+    return points, f"{which} {left_out[0]}" if left_out else None
+
+
+def _check_same_training(settings: StudyConfig, attrs: Mapping[str, Any], score: KnownScore) -> None:
+    difference = first_difference(settings, attrs, score)
+    if difference is not None:
+        place, _, values = difference.partition(": ")
+        remedy = "start from a study of the same protocol, or make the two alike"
+        raise ProtocolMismatch(settings.source, f"differs from {score.source}, {values}", remedy, place=place)
+
+
+def _point(space: Space, score: KnownScore) -> dict[str, int]:
+    """The point of a space that is the candidate's, and at which the network behind its score would be trained.
+
+    Raises:
+        ValueError: if there is none; the message says why.
+    """
+    point: dict[str, int] = {}
+    for knob in space.knobs:
+        choice = knob.current_choice(score.architecture)
+        if choice is None:
+            raise ValueError(f"{knob.name} has none of the choices in {space.name}")
+        point[knob.name] = choice
+    arch = space.architecture(point)
+    if arch.id != score.architecture.id:
+        raise ValueError(f"it differs from the base of {space.name} in more than the knobs")
+    if (space.twin(point) or arch).id != score.net.id:
+        raise ValueError("another twin was trained in its place")
+    return point
+
+
+def _origin(where: str) -> Origin:
+    """The origin that ``start_from`` names, however it is spelled.
+
+    Raises:
+        InputError: if it names nothing.
+    """
+    if is_table(where):
+        return {"table": hashlib.sha256(read_bytes(where)).hexdigest()[:16]}
+    return _study_origin(study_config(where))
+
+
+def _study_origin(settings: StudyConfig) -> Origin:
+    return {"study": settings.name, "storage": without_password(settings.url)}
+
+
+def _same(a: Origin, b: Origin) -> bool:
+    if "table" in a or "table" in b:
+        return a.get("table") == b.get("table")
+    return a["study"] == b["study"] and same_storage(a["storage"], b["storage"])
+
+
+def _check_unchanged(settings: StudyConfig, origin: Origin | None, existing: Mapping[str, Any]) -> None:
+    """Raise if a study began with another start; what is gone is compared by its spelling."""
+    stored, begun_with = existing.get("start_from"), existing["settings"].get("start_from")
+    if begun_with == settings.start_from if origin is None or stored is None else _same(origin, stored):
+        return
+    problem = f"was {as_yaml(begun_with)} when {settings.name} began"
+    raise changed_setting(settings, "start_from", problem)
