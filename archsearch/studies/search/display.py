@@ -90,6 +90,7 @@ class Display:
         if c.state == "infeasible":
             return f"{trial}: outside the limits: {c.infeasible}"
         if c.state == "paused":
+            trial += f", trial {c.continues}" if c.continues is not None else ""
             return f"{trial}: {c.phase} of {self._settings.protocol.steps}, {_at_rung(c)}, {c.seconds:.0f} s"
         shown = ", ".join(_format_value(c, name) for name in self._settings.objectives)
         if c.reused_from is not None:
