@@ -112,7 +112,7 @@ def measure(
         return
     _print_record(net, record)
     given = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in size.items())
-    typer.echo(f"One pass at {given}")
+    typer.echo(f"One pass of {'the U-Net' if arch else net} at batch size 1, {given}")
     if prediction and model:
         _print_shares(prediction)
         _print_residuals(model)
@@ -267,8 +267,17 @@ def _print_residuals(model: LatencyModel) -> None:
     if not model.residuals:
         return
     rows = [
-        (r.what, r.device, f"{r.published:.4g} {r.unit}", f"{r.predicted:.4g} {r.unit}", f"{r.error:+.1%}", r.used)
+        (
+            r.what,
+            r.device,
+            f"{r.published:.4g} {r.unit}",
+            f"{r.predicted:.4g} {r.unit}",
+            f"{r.error:+.1%}",
+            "–" if r.left_out_ratio is None else f"× {r.left_out_ratio:.2f}",
+            r.used,
+        )
         for r in model.residuals
     ]
-    typer.echo(f"\nThe profile {model.device} on every published figure")
-    print_table("", ("", "of", "published", "predicted", "error", "used"), rows)
+    typer.echo(f"\nThe profile {model.device} on every published figure. {model.freedom}")
+    typer.echo("Left out: what a fit to the other figures predicts, over the published.")
+    print_table("", ("", "of", "published", "predicted", "error", "left out", "used"), rows)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from archsearch.predictor.backend import (
         PredictedBackend as PredictedBackend,
         load_latency_model as load_latency_model,
+        model_behind as model_behind,
     )
     from archsearch.predictor.model import (
         LatencyModel as LatencyModel,

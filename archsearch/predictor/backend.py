@@ -53,6 +53,15 @@ def predicted_backend(device: str, options: Mapping[str, Any]) -> PredictedBacke
     return PredictedBackend(model)
 
 
+def model_behind(record: LatencyRecord, device: str) -> LatencyModel | None:
+    """The model that predicted a latency on ``device`` (``predicted:NAME``); None if it is gone or was fitted again."""
+    try:
+        model = load_latency_model(device.removeprefix("predicted:"))
+    except InputError:
+        return None
+    return model if record.source == "predicted" and model.runtime_name == record.runtime else None
+
+
 def load_latency_model(device: str) -> LatencyModel:
     """Load the model of a shipped profile, by name, or a model file, by path.
 

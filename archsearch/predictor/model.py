@@ -102,11 +102,20 @@ class Residual(Config):
     unit: Literal["ms", "×"]
     source: str
     used: FigureUse
+    left_out: float | None = None
+    """Prediction of a fit to the other figures; None for a figure that is only compared, or of an older model."""
+    nets: tuple[str, ...] = ()
+    """Ids of the architectures that the figure is of: one, or a net and the one that it is compared with."""
 
     @property
     def error(self) -> float:
         """Relative error: +0.1 means 10 % too high."""
         return self.predicted / self.published - 1
+
+    @property
+    def left_out_ratio(self) -> float | None:
+        """Prediction of a fit to the other figures, relative to the published figure."""
+        return None if self.left_out is None else self.left_out / self.published
 
 
 class LatencyPrediction(NamedTuple):
@@ -183,6 +192,28 @@ class LatencyModel(Config):
         """The coefficients and their covariance as a `LinearFit`."""
         return LinearFit(np.array(list(self.coefficients.values())), np.array(self.covariance))
 
+    @property
+    def runtime_name(self) -> str:
+        """The runtime of its records, with a digest of what the model predicts from."""
+        plain = tuple(r.model_copy(update={"left_out": None, "nets": ()}) for r in self.residuals)
+        content = self.model_copy(update={"residuals": plain}).to_json()
+        return f"{self.runtime}, model {hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+    def was_fitted_to(self, net: str, against: str) -> bool:
+        """Whether the ratio of two nets' latencies, by their ids, is a published figure that it was fitted to."""
+        return any(sorted(r.nets) == sorted((net, against)) and r.used != "check" for r in self.residuals)
+
+    @property
+    def freedom(self) -> str:
+        """How many figures or records decide how many coefficients, in a sentence."""
+        figures = sum(r.used != "check" for r in self.residuals)
+        count, what = (figures, "published figures") if self.residuals else (len(self.fitted_to), "nets")
+        left = count - len(self.coefficients)
+        text = f"Fitted to {count} {what}, {len(self.coefficients)} coefficients: "
+        if left > 0:
+            return f"{text}{left} degrees of freedom."
+        return f"{text}no degrees of freedom are left, and prior estimates decide what the figures leave open."
+
     def predict(self, steps: Sequence[Operation]) -> LatencyPrediction:
         """Predict the latency of a net from its operations.
 
@@ -217,7 +248,6 @@ class LatencyModel(Config):
 
     def record(self, prediction: LatencyPrediction) -> LatencyRecord:
         """A prediction as a latency record. Its conditions include a digest of the model, so models are not mixed."""
-        digest = hashlib.sha256(self.to_json().encode()).hexdigest()[:8]
         return LatencyRecord(
             median_ms=prediction.ms,
             lower_quartile_ms=prediction.quartiles_ms[0],
@@ -231,7 +261,7 @@ class LatencyModel(Config):
             os=self.os,
             threads=self.threads,
             load_ms=0,
-            runtime=f"{self.runtime}, model {digest}",
+            runtime=self.runtime_name,
             steady=True,
         )
 

@@ -7,6 +7,7 @@ leave-one-out errors of the fitted figures and the errors of those that are only
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Annotated, Self
 
@@ -102,7 +103,9 @@ def fit_profile(name: str) -> LatencyModel:
     fitted = [o for o, use in zip(observations, uses, strict=True) if use != "check"]
     result = fit(fitted, prior)
     checks = [o for o, use in zip(observations, uses, strict=True) if use == "check"]
-    errors = leave_one_out(fitted, prior) + [result.error(o) for o in checks]
+    left_out = leave_one_out(fitted, prior)
+    errors = left_out + [result.error(o) for o in checks]
+    left_out_errors = iter(error for error, _ in left_out)
     return LatencyModel(
         device=name,
         compute_units="Neural Engine",
@@ -116,7 +119,7 @@ def fit_profile(name: str) -> LatencyModel:
         tolerance=own_tolerance,
         quantiles=quantiles(errors),
         residuals=tuple(
-            _residual(figure, o, result.coefficients, use)
+            _residual(figure, o, result.coefficients, use, None if use == "check" else next(left_out_errors))
             for figure, o, use in zip(figures, observations, uses, strict=True)
         ),
     )
@@ -146,7 +149,15 @@ def operations_of(net: ReferenceNet) -> list[Operation]:
     return net.operations()
 
 
-def _residual(figure: PublishedFigure, observation: Observation, coefficients: Array, used: FigureUse) -> Residual:
+def _residual(
+    figure: PublishedFigure,
+    observation: Observation,
+    coefficients: Array,
+    used: FigureUse,
+    left_out_error: float | None,
+) -> Residual:
+    """A figure beside its prediction; ``left_out_error`` is the log error of a fit to the other figures."""
+    nets = [net.architecture for net in (figure.net, figure.against) if net]
     return Residual(
         what=figure.what,
         device=figure.device,
@@ -155,6 +166,8 @@ def _residual(figure: PublishedFigure, observation: Observation, coefficients: A
         unit="ms" if figure.ratio is None else "×",
         source=figure.source,
         used=used,
+        left_out=None if left_out_error is None else figure.value * math.exp(left_out_error),
+        nets=tuple(arch.id for arch in nets if arch),
     )
 
 

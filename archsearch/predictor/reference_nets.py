@@ -37,10 +37,19 @@ class ReferenceNet(Config):
         Raises:
             InputError: for an unknown name, or a latent size that the net does not support.
         """
-        if self.name == TINY_DECODER:
+        arch = self.architecture
+        if arch is None:
             return _decoder_operations(self.latent, batch=self.batch)
-        arch = apply_overrides(architecture(self.name), self.changes)
         return operations(arch, self.latent, context_tokens=self.tokens, batch=self.batch)
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """Its architecture; None for ``tiny-decoder``.
+
+        Raises:
+            InputError: for an unknown name.
+        """
+        return None if self.name == TINY_DECODER else apply_overrides(architecture(self.name), self.changes)
 
 
 def architecture(name: str, *, other_names: Sequence[str] = (TINY_DECODER,)) -> Architecture:

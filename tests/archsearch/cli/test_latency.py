@@ -72,12 +72,16 @@ def test_the_json_is_the_record_with_more_beside_it(run: Any, net: Path) -> None
 
 
 def test_what_was_measured_is_said_with_its_size(run: Any) -> None:
-    assert "One pass at latent size 128, context tokens 77\n" in run("measure", "emoji/base", *PHONE[:2])
+    assert "One pass of the U-Net at batch size 1, latent size 128, context tokens 77\n" in run(
+        "measure", "emoji/base", *PHONE[:2]
+    )
     sizes = ("--latent-size", 8, "--context-tokens", 16)
-    assert "One pass at latent size 8, context tokens 16\n" in run("measure", "emoji:base", *PHONE, *sizes)
+    assert "One pass of the U-Net at batch size 1, latent size 8, context tokens 16\n" in run(
+        "measure", "emoji:base", *PHONE, *sizes
+    )
     found = json.loads(run("measure", "emoji/base", *PHONE, *sizes, "--json"))
     assert (found["latent_size"], found["context_tokens"]) == (8, 16)
-    assert "One pass at latent size 16\n" in run("measure", "tiny-decoder", *PHONE)
+    assert "One pass of tiny-decoder at batch size 1, latent size 16\n" in run("measure", "tiny-decoder", *PHONE)
 
 
 def test_the_tiny_decoder_is_predicted_and_not_measured(run: Any) -> None:

@@ -116,3 +116,40 @@ def test_a_net_that_is_none_is_refused(name: str) -> None:
 
 def test_a_preset_is_itself() -> None:
     assert architecture("snapgen-t2i") == presets.preset("snapgen-t2i")
+
+
+def test_each_fitted_figure_comes_with_what_the_others_predict(fits: dict[str, LatencyModel]) -> None:
+    for name, model in fits.items():
+        for residual, shipped in zip(model.residuals, profiles.model(name).residuals, strict=True):
+            assert (residual.left_out is None) == (residual.used == "check")
+            assert residual.left_out is None or shipped.left_out == pytest.approx(residual.left_out, rel=0.01)
+            assert shipped.nets == residual.nets
+    of_own = {r.what: r.left_out_ratio for r in fits["iphone-16-pro-max"].residuals if r.used == "fitted"}
+    assert of_own == {
+        "U-Net step, 1024 px": pytest.approx(0.85, abs=0.01),
+        "tiny decoder, 1024 px": pytest.approx(1.27, abs=0.01),
+    }
+    met = [abs(r.error) for model in fits.values() for r in model.residuals if r.used == "fitted"]
+    assert max(met) < 0.06, "what it was fitted to, it meets: that says nothing"
+
+
+def test_a_profile_tells_its_degrees_of_freedom(fits: dict[str, LatencyModel]) -> None:
+    expected = "Fitted to 6 published figures, 24 coefficients: no degrees of freedom are left, and prior estimates"
+    assert fits["iphone-15-pro"].freedom.startswith(expected)
+
+
+def test_a_profile_knows_the_changes_that_it_was_fitted_to() -> None:
+    model = profiles.model("iphone-15-pro")
+    ids = {row: architecture(name).id for name, row in _ROWS.items()}
+    pairs = [("1", "0"), ("2a", "1"), ("2b", "1"), ("4", "3"), ("3", "2b")]
+    assert [model.was_fitted_to(ids[a], ids[b]) for a, b in pairs] == [True, True, True, True, False]
+    assert not profiles.model("iphone-16-pro-max").was_fitted_to(ids["3"], ids["2b"])
+
+
+def test_the_card_does_not_change_what_latencies_are_compared_with(fits: dict[str, LatencyModel]) -> None:
+    """Latencies of one model are comparable, whatever its file tells beside the prediction."""
+    model = fits["iphone-15-pro"]
+    plain = tuple(r.model_copy(update={"left_out": None, "nets": ()}) for r in model.residuals)
+    assert model.model_copy(update={"residuals": plain}).runtime_name == model.runtime_name
+    other = model.model_copy(update={"tolerance": 0.5})
+    assert other.runtime_name != model.runtime_name
