@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from archsearch.latency.timed_pass import TimedPass
 from archsearch.quality import processes
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import samplers
@@ -78,7 +79,7 @@ def search(
         study = create_or_resume(settings, {**attrs, **start})
         artifact_store(study)  # fails now, not after the first training, if the folder is not writable
         with Display(study, settings, quiet=quiet) as display:
-            _announce(display, settings, space, start)
+            _announce(display, settings, space, {**attrs, **start})
             if settings.workers == 1:
                 from snapgen.devices import torch_threads
 
@@ -95,11 +96,13 @@ def search(
     return study
 
 
-def _announce(display: Display, settings: StudyConfig, space: Space, start: Mapping[str, Any]) -> None:
+def _announce(display: Display, settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -> None:
     where = without_password(settings.url)
     display.line(f"{settings.name}: {space.size():,} points, in {where}", warning=False)
-    if (left_out := start.get("start_from", {}).get("left_out")) is not None:
+    if (left_out := attrs.get("start_from", {}).get("left_out")) is not None:
         display.line(f"{settings.name}: {left_out}")
+    if mismatch := TimedPass.of_study(attrs).mismatch:
+        display.line(mismatch)
 
 
 def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) -> None:

@@ -108,6 +108,7 @@ class ArchsearchScorer:
         return {
             "protocol": resolved.model_dump(mode="json") if resolved else {},
             "protocol_hash": resolved.hash if resolved else None,
+            "trained_latent_size": self._evaluator.evaluator.latent_shape[1] if self._evaluator else None,
             "machine": system_info(),
         }
 
