@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -191,11 +191,14 @@ OBJECTIVES: Mapping[str, Metric] = types.MappingProxyType(
 )
 
 
-def metric_label(name: str, extractor: str, proxy: str | None = None) -> str:
+def metric_label(name: str, extractor: str, proxy: str | None = None, records: Iterable[LatencyRecord] = ()) -> str:
     """Display name of a metric. Distances name their feature extractor; only Inception's are called FID and KID.
 
     Args:
+        name: name of the metric in `OBJECTIVES`.
+        extractor: the feature extractor.
         proxy: the space in which the quality was measured, if it was a twin's (`Quality.proxy`).
+        records: the latencies that a latency's name is for: it says that they are predicted.
 
     >>> metric_label("frechet_distance", "efficientnet-lite0")
     'Fréchet distance (efficientnet-lite0)'
@@ -204,9 +207,24 @@ def metric_label(name: str, extractor: str, proxy: str | None = None) -> str:
     """
     inception = {"frechet_distance": "FID", "kernel_distance": "KID"}
     label = OBJECTIVES[name].label
+    if name == "latency_ms":
+        predicted = {record.source == "predicted" for record in records}
+        return f"{'partly ' if False in predicted else ''}predicted {label}" if True in predicted else label
     if name in inception:
         label = inception[name] if extractor == INCEPTION else f"{label} ({extractor})"
     return f"{label} of the twin in {proxy}" if proxy and name in QUALITY_METRICS else label
+
+
+def interval_name(name: str, records: Iterable[LatencyRecord] = ()) -> str:
+    """Name of the interval [a, b] of a metric; empty for one without an interval.
+
+    Args:
+        name: name of the metric in `OBJECTIVES`.
+        records: the latencies that it is for.
+    """
+    if name in QUALITY_METRICS:
+        return "95 % interval"
+    return " or ".join(sorted({record.interval_name for record in records})) if name == "latency_ms" else ""
 
 
 def comparable(a: Quality, b: Quality, *, difference: str | None = None) -> None:

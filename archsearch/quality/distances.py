@@ -105,7 +105,8 @@ def frechet(features: Tensor, real: ReferenceStats) -> DistanceEstimate:
         return float(((mean - real.mean).square().sum() + traces - 2 * cross).clamp(min=0))
 
     left_out = [distance(groups != group) for group in range(int(groups.max()) + 1)]
-    return DistanceEstimate(distance(groups >= 0), _jackknife_error(torch.tensor(left_out, dtype=torch.float64)))
+    error = _jackknife_error(torch.tensor(left_out, dtype=torch.float64))
+    return DistanceEstimate(distance(groups >= 0), error, len(left_out) - 1)
 
 
 def _sqrt(covariance: Tensor) -> Tensor:
@@ -132,7 +133,7 @@ def kernel(features: Tensor, real: ReferenceStats) -> DistanceEstimate:
 
     value = distance(to_others.sum(), to_real.sum(), count)
     left_out = distance(to_others.sum() - 2 * to_others, to_real.sum() - to_real, count - 1)
-    return DistanceEstimate(float(value), _jackknife_error(left_out))
+    return DistanceEstimate(float(value), _jackknife_error(left_out), count - 1)
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:

@@ -156,7 +156,8 @@ def difference(base: MetricReading, other: MetricReading) -> Estimate:
     assert base.metric == other.metric, f"{base.metric} against {other.metric}"
     if isinstance(base.result, DistanceEstimate) and isinstance(other.result, DistanceEstimate):
         error = math.hypot(base.result.error, other.result.error)
-        return intervals.distance_estimate([DistanceEstimate(other.result.value - base.result.value, error)])
+        freedom = min((r.freedom for r in (base.result, other.result) if r.freedom is not None), default=None)
+        return intervals.distance_estimate([DistanceEstimate(other.result.value - base.result.value, error, freedom)])
     assert isinstance(base.result, Tensor)
     assert isinstance(other.result, Tensor)
     return intervals.validation_estimate([other.result - base.result])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas
 
 from archsearch.reports.rendering import tables
-from archsearch.stats import intervals
+from archsearch.stats import contrasts, intervals
+from archsearch.stats.contrasts import SeedTable
 from archsearch.stats.estimate import Estimate
 from archsearch.training.comparison import ComparisonConfig, Results
 
@@ -19,29 +20,34 @@ LABELS = {
 }
 
 
-def mean_over_seeds(results: Results, metric: str) -> dict[str, Estimate]:
-    """Mean of a metric over the seeds of every variant; intervals from the pooled interaction of variant and seed."""
+def seed_tables(comparison: ComparisonConfig, results: Results) -> dict[str, SeedTable]:
+    """The variants' values of each metric by seed; variants that evaluate the same net count as one net."""
+    nets = comparison.nets
+    return {metric: SeedTable(_estimates(results, metric), nets) for metric in comparison.metrics}
+
+
+def _estimates(results: Results, metric: str) -> dict[str, Estimate]:
     by_seed = {name: tuple(float(numbers[metric].value) for numbers in runs) for name, runs in results.items()}
-    means = [Estimate(value=sum(v) / len(v), low=min(v), high=max(v), by_seed=v) for v in by_seed.values()]
-    return dict(zip(results, intervals.pool_intervals(means), strict=True))
+    return {name: Estimate(value=sum(v) / len(v), low=min(v), high=max(v), by_seed=v) for name, v in by_seed.items()}
 
 
 def frame(comparison: ComparisonConfig, results: Results) -> pandas.DataFrame:
     """Data frame with one row per metric and variant."""
     rows = []
-    for metric, better in comparison.metrics.items():
-        estimates = mean_over_seeds(results, metric)
-        for name, estimate in estimates.items():
-            change = intervals.difference(estimates, name, comparison.baseline) if name != comparison.baseline else None
+    for metric, table in seed_tables(comparison, results).items():
+        better = comparison.metrics[metric]
+        for name in table.rows:
+            mean = table.mean(name)
+            change = table.difference(name, comparison.baseline) if name != comparison.baseline else None
             rows.append(
                 {
                     "variant": name,
                     "metric": metric,
                     "better": better,
-                    "value": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                    **{f"seed {s}": v for s, v in zip(comparison.seeds, estimate.by_seed, strict=True)},
+                    "value": mean.value,
+                    "low": mean.low,
+                    "high": mean.high,
+                    **{f"seed {s}": v for s, v in zip(comparison.seeds, mean.by_seed, strict=True)},
                     "difference": None if change is None else change.value,
                     "difference low": None if change is None else change.low,
                     "difference high": None if change is None else change.high,
@@ -52,22 +58,57 @@ def frame(comparison: ComparisonConfig, results: Results) -> pandas.DataFrame:
 
 
 def markdown(comparison: ComparisonConfig, results: Results) -> str:
-    """Format the comparison as Markdown: one row per variant, each metric with its interval and verdict."""
+    """Format the comparison as Markdown: one row per variant, each metric with its interval and verdict, and notes."""
     header = ["variant", *(f"{LABELS.get(m, m)} ({b} is better)" for m, b in comparison.metrics.items())]
-    estimates = {metric: mean_over_seeds(results, metric) for metric in comparison.metrics}
+    all_tables = seed_tables(comparison, results)
     rows = []
     for name in comparison.variants:
         cells = [name]
-        for metric, better in comparison.metrics.items():
-            cell = f"{estimates[metric][name]:.3g}"
+        for metric, seed_table in all_tables.items():
+            cell = f"{seed_table.mean(name):.3g}"
             if name != comparison.baseline:
-                change = intervals.difference(estimates[metric], name, comparison.baseline)
-                cell += f"; {intervals.verdict(change, better)} ({change:+.3g})"
+                change = seed_table.difference(name, comparison.baseline)
+                cell += f"; {intervals.verdict(change, comparison.metrics[metric])} ({change:+.3g})"
             cells.append(cell)
         rows.append(cells)
-    seeds = ", ".join(map(str, comparison.seeds))
+    table = tables.markdown(header, rows).rstrip()
+    notes = (_at_once(comparison, all_tables), _uneven(all_tables))
+    return "\n\n".join(part for part in (_legend(comparison), table, *notes) if part) + "\n"
+
+
+def _legend(comparison: ComparisonConfig) -> str:
+    nets = len(set(comparison.nets.values()))
+    pooled = "pooled over variants"
+    if nets < len(comparison.variants):
+        pooled = f"pooled over the {nets} nets that the {len(comparison.variants)} variants evaluate"
     return (
-        f"Seeds {seeds}; means with 95 % intervals, pooled over variants. In parentheses after a verdict: the "
-        f"difference from “{comparison.baseline}”, paired by seed, with its interval.\n\n"
-        + tables.markdown(header, rows)
+        f"Seeds {', '.join(map(str, comparison.seeds))}; means with 95 % intervals [a, b], {pooled}. In parentheses "
+        f"after a verdict: the difference from “{comparison.baseline}”, paired by seed, with its interval."
+    )
+
+
+def _at_once(comparison: ComparisonConfig, all_tables: dict[str, SeedTable]) -> str:
+    """Which verdicts hold for all of them at once."""
+    others = [name for name in comparison.variants if name != comparison.baseline]
+    confidence = contrasts.at_once(len(others) * len(all_tables))
+    holding = []
+    for metric, table in all_tables.items():
+        changes = {name: table.difference(name, comparison.baseline, confidence=confidence) for name in others}
+        names = [name for name in others if intervals.verdict(changes[name]) != "cannot tell"]
+        if names:
+            holding.append(f"{', '.join(names)} ({LABELS.get(metric, metric)})")
+    return (
+        f"Each verdict is taken alone: of those without an effect, about one in twenty is “better” or “worse”. Of the "
+        f"{len(others) * len(all_tables)} together, these hold at once (Bonferroni): {'; '.join(holding) or 'none'}."
+    )
+
+
+def _uneven(all_tables: dict[str, SeedTable]) -> str:
+    """Which variants may differ more between seeds than the others, so that the pooled interval may not be theirs."""
+    uneven = [f"{', '.join(t.uneven)} ({LABELS.get(m, m)})" for m, t in all_tables.items() if t.uneven]
+    if not uneven:
+        return ""
+    return (
+        "These differ more between seeds than one in ten would by chance, so that their intervals are those of their "
+        f"own spread where these are wider: {'; '.join(uneven)}."
     )

@@ -11,10 +11,11 @@ from snapgen.config import Config
 
 
 class DistanceEstimate(NamedTuple):
-    """A distance and its standard error."""
+    """A distance, its standard error, and the degrees of freedom of that error; None: it is practically known."""
 
     value: float
     error: float
+    freedom: int | None = None
 
 
 class Estimate(Config):
@@ -31,6 +32,8 @@ class Estimate(Config):
     """Value for each training seed so far, in the protocol's order."""
     errors: tuple[float, ...] = ()
     """Standard error of each seed's value from its finite number of samples; empty: it has none of its own."""
+    error_freedom: int | None = None
+    """Degrees of freedom of each of `errors`; None: they are practically known."""
 
     @model_validator(mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from archsearch.training.recipe import Recipe, trains_student
 from archsearch.training.run import train
 from archsearch.training.run_folder import RunFolder, read_unet
 from snapgen import devices
+from snapgen.architecture.schema import Architecture
 from snapgen.config import Config
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
@@ -93,6 +95,14 @@ class ComparisonConfig(NamedConfig):
         values = _with_seed(values, seed) | {"name": f"{self.name}-{variant}-{seed}", "seed": seed}
         return Recipe.parse(values, self.source, place=f"variants.{variant}")
 
+    @property
+    def nets(self) -> dict[str, str]:
+        """The net that each variant evaluates, as its folder for the first seed; several variants may share one."""
+        if not any(variant.checkpoint for variant in self.variants.values()):
+            return {name: name for name in self.variants}
+        seed = self.seeds[0]
+        return {name: str(_net_folder(v, self.recipe_of(name, seed), seed)) for name, v in self.variants.items()}
+
 
 Results = dict[str, list[dict[str, Estimate]]]
 """Metrics of each variant, one mapping per seed."""
@@ -158,15 +168,11 @@ def _load_or_evaluate(
 
 
 def _evaluate(variant: VariantConfig, recipe: Recipe, seed: int, log: Callable[[str], None]) -> dict[str, Estimate]:
-    with recipe.error_context("architecture"):
-        arch = find_architecture(recipe.architecture)
-    number, stage = [(i, stage) for i, stage in enumerate(recipe.stages) if trains_student(stage)][-1]
-    assert isinstance(stage, NetStage)
+    arch, (_, stage) = _architecture(recipe), _student_stage(recipe)
     default_sampling = sampling_config(recipe, stage)
     overrides = variant.sampling.model_dump(exclude_none=True)
-    folder = RunFolder(recipe, arch).result(number)
+    folder = _net_folder(variant, recipe, seed)
     if variant.checkpoint is not None:
-        folder = Path(_with_seed({"unet": variant.checkpoint}, seed)["unet"])
         check_prediction_type(folder, recipe.prediction_type)
     else:
         train(recipe, arch, log=log)
@@ -180,6 +186,26 @@ def _evaluate(variant: VariantConfig, recipe: Recipe, seed: int, log: Callable[[
     sampling = dataclasses.replace(default_sampling, **overrides)
     process = process_of(recipe, unet, sampling)
     return evaluator.measure(unet.to(device), process, sampling, retrieval=recipe.evaluation.retrieval)
+
+
+def _architecture(recipe: Recipe) -> Architecture:
+    with recipe.error_context("architecture"):
+        return find_architecture(recipe.architecture)
+
+
+def _student_stage(recipe: Recipe) -> tuple[int, NetStage]:
+    """Number and settings of the last stage that trains the student, whose net is evaluated."""
+    number, stage = [(i, stage) for i, stage in enumerate(recipe.stages) if trains_student(stage)][-1]
+    assert isinstance(stage, NetStage)
+    return number, stage
+
+
+def _net_folder(variant: VariantConfig, recipe: Recipe, seed: int) -> Path:
+    """Folder of the net that a variant evaluates with a seed."""
+    if variant.checkpoint is not None:
+        return Path(os.path.normpath(variant.checkpoint.replace(SEED, str(seed))))
+    number, _ = _student_stage(recipe)
+    return RunFolder(recipe, _architecture(recipe)).result(number)
 
 
 def _with_seed(values: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -48,7 +48,9 @@ def ladder_chart(ablation: Ablation, y: str) -> Figure:
     points = {
         r.planned.name: point for r in ablation.results if r.planned.group == "ladder" and (point := _point(r, y))
     }
-    layout = plotting.base_layout(formatting.axis("latency_ms", ""), formatting.axis(y, ablation.extractor))
+    layout = plotting.base_layout(
+        formatting.axis("latency_ms", "", records=ablation.latencies), formatting.axis(y, ablation.extractor)
+    )
     arrows = [
         _arrow(r, points, y) for r in ablation.results if r.planned.name in points and r.planned.baseline in points
     ]

@@ -82,6 +82,7 @@ def frame_row(ablation: Ablation, r: RowResult) -> dict[str, Any]:
         published = r.planned.published.get(name)
         row[f"{name}_published_percent"] = published.value if published else None
         row[f"{name}_points_apart"] = r.apart(name)
+    row["latency_ms_fitted_to"] = r.is_latency_fitted
     fid = r.planned.published.get("frechet_distance")
     row["published_fid"] = fid.value if fid else None
     for metric in ablation.metrics:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from archsearch.latency.timed_pass import TimedPass
 from archsearch.score import metric_label
 from archsearch.studies.config.ablation import Quantity
 from archsearch.studies.experiments.ablation_results import Ablation, RowResult
@@ -59,15 +60,32 @@ def _latency(ablation: Ablation) -> str:
     ]
     if not pairs:
         return ""
+    record = next(iter(ablation.latencies))
+    fitted = [pair for pair in pairs if pair[0].is_latency_fitted]
+    pairs = [pair for pair in pairs if not pair[0].is_latency_fitted]
+    text = "" if record.source == "measured" else f"Latency is {record.source} for {record.device}. "
+    if fitted:
+        text += (
+            "The prediction was fitted to these published changes, which therefore do not count as reproduced: "
+            f"{_changes(fitted)}. "
+        )
+    if not pairs:
+        return text.strip()
     same = [r.planned.name for r, ours, published in pairs if (ours < 0) == (published < 0)]
     opposite = [r.planned.name for r, *_ in pairs if r.planned.name not in same]
-    changes = "; ".join(f"row {r.planned.name} {ours:+.0f} %, published {value:+.0f} %" for r, ours, value in pairs)
     exceptions = f", except in row {', '.join(opposite)}" if opposite else ""
-    text = (
-        "Latency was measured on another device than the published one, so only its direction is compared: the change "
-        f"has the same sign in {len(same)} of {len(pairs)} rows{exceptions} ({changes})."
-    )
-    return text.replace("-", "−")
+    if record.source == "measured":
+        text += "Latency was measured on another device than the published one, so only its direction is compared: "
+    else:
+        text += "Of the others only the direction is compared: " if fitted else "Only its direction is compared: "
+    text += f"the change has the same sign in {len(same)} of {len(pairs)} rows{exceptions} ({_changes(pairs)})."
+    return text
+
+
+def _changes(pairs: Sequence[tuple[RowResult, float, float]]) -> str:
+    """Changes of rows beside the published ones, in percent."""
+    changes = (f"row {r.planned.name} {ours:+.0f} %, published {value:+.0f} %" for r, ours, value in pairs)
+    return "; ".join(changes).replace("-", "−")
 
 
 def _quality(ablation: Ablation) -> str:
@@ -102,44 +120,49 @@ def direction(ablation: Ablation, r: RowResult) -> str | None:
 
 def sources(ablation: Ablation) -> list[tuple[str, str]]:
     """How each kind of number was obtained, as pairs of its name and a description."""
-    space = ablation.attrs["space"]
-    grid = f"{space['latent_size']} × {space['latent_size']}"
-    rows = [("params, MACs", f"computed exactly, including attention, for a latent of {grid} and batch size 1")]
-    records = [r.score.latency for r in ablation.results if r.score and r.score.latency]
-    if records:
-        first = records[0]
-        threads = f", {first.threads} thread" + ("s" if first.threads != 1 else "") if first.threads else ""
-        unsteady = sum(not record.steady for record in records)
-        rows.append(
-            (
-                "latency",
-                f"{first.source} on {first.device}: {first.chip}{threads}, {first.runtime}; median and "
-                + first.interval_name
-                + (
-                    "; all rows are measured round-robin until two medians agree, and the lower one is used"
-                    if "latencies" in ablation.attrs
-                    else ""
-                )
-                + (
-                    f"; {unsteady} of {len(records)} did not reach a steady state within the time limit"
-                    if unsteady
-                    else ""
-                ),
-            )
-        )
+    timed_pass = TimedPass.of_study(ablation.attrs)
+    rows = [("params, MACs", f"computed exactly, including attention, of {timed_pass.text}")]
+    if ablation.latencies:
+        rows.append(("latency", f"of {timed_pass.text}; {_latency_source(ablation)}"))
     if ablation.metrics:
-        p = ablation.settings.protocol
-        rows.append(
-            (
-                "quality",
-                f"short training runs of {p.steps} steps, batch size {p.batch_size}, {p.resolution} px of {p.data}, "
-                f"seeds {', '.join(map(str, p.train_seeds))}, "
-                f"protocol {ablation.attrs['protocol_hash']}; 95 % intervals from the "
-                "interaction of rows and seeds, pooled over all rows; verdicts are not corrected for multiple "
-                "comparisons, so about one in twenty rows without an effect gets a verdict",
-            )
-        )
+        rows.append(("quality", _quality_source(ablation)))
+    if ablation.metrics and timed_pass.mismatch:
+        rows.append(("quality and latency", timed_pass.mismatch))
     published = ablation.ablation
     if published.published_source:
         rows.append(("published", f"{published.published_source}; {published.published_protocol}".rstrip("; ")))
     return rows
+
+
+def _latency_source(ablation: Ablation) -> str:
+    records = ablation.latencies
+    first = records[0]
+    threads = f", {first.threads} thread" + ("s" if first.threads != 1 else "") if first.threads else ""
+    text = f"{first.source} on {first.device}: {first.chip}{threads}, {first.runtime}; median and {first.interval_name}"
+    if "latencies" in ablation.attrs:
+        text += "; all rows are measured round-robin until two medians agree, and the lower one is used"
+    unsteady = sum(not record.steady for record in records)
+    if unsteady:
+        text += f"; {unsteady} of {len(records)} did not reach a steady state within the time limit"
+    return text
+
+
+def _quality_source(ablation: Ablation) -> str:
+    p = ablation.settings.protocol
+    return (
+        f"short training runs of {p.steps} steps, batch size {p.batch_size}, {p.resolution} px of {p.data}, "
+        f"seeds {', '.join(map(str, p.train_seeds))}, protocol {ablation.attrs['protocol_hash']}; 95 % intervals from "
+        "the interaction of rows and seeds, pooled over all rows, and wider for rows that differ more between seeds "
+        "than one in ten would by chance; verdicts are not corrected for multiple comparisons, so about one in twenty "
+        f"rows without an effect gets a verdict; {_at_once(ablation)}"
+    )
+
+
+def _at_once(ablation: Ablation) -> str:
+    """Which verdicts hold for all rows and quality numbers at once."""
+    holding = []
+    for metric in ablation.metrics:
+        rows = [r.planned.name for r in ablation.results if metric in r.effects and r.effects[metric].holds_at_once]
+        if rows:
+            holding.append(f"{', '.join(rows)} ({metric_label(metric, ablation.extractor)})")
+    return f"these hold for all comparisons at once (Bonferroni): {'; '.join(holding) or 'none'}"

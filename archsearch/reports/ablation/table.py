@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from archsearch.reports.ablation import reproduction
 from archsearch.reports.rendering import formatting, tables
-from archsearch.score import metric_label
+from archsearch.score import interval_name, metric_label
 from archsearch.studies.config.ablation import Group, Quantity
 from archsearch.studies.experiments.ablation_results import COSTS, Ablation, RowResult
 
@@ -20,7 +20,7 @@ GROUPS: Mapping[Group, str] = {
 _UNITS: Mapping[str, tuple[float, str]] = {"params": (1e6, "M"), "macs": (1e9, "G"), "latency_ms": (1, "ms")}
 
 
-_LABELS = {"params": "params", "macs": "MACs", "latency_ms": "latency"}
+_LABELS = {"params": "params", "macs": "MACs"}
 
 
 _SINGLE_EFFECTS: Mapping[Group, str] = {"leave_one_out": "leave one out", "one_at_a_time": "one at a time"}
@@ -33,11 +33,18 @@ def header(ablation: Ablation, group: Group) -> list[str]:
     """Column names of a group's table; columns of published numbers appear only if the group has any."""
     columns = ["row", "change", "vs"]
     for name in COSTS:
-        columns += [f"{_LABELS[name]} {_UNITS[name][1]}", f"Δ {_LABELS[name]}"]
+        label, unit = _label(ablation, name), _UNITS[name][1]
+        interval = interval_name(name, ablation.latencies)
+        columns += [formatting.with_interval(f"{label} {unit}", interval), f"Δ {label}"]
         columns += ["published", "difference, points"] if _published(ablation, group, name) else []
     for metric in ablation.metrics:
-        columns += [metric_label(metric, ablation.extractor), "difference", "verdict"]
+        titles = (_label(ablation, metric), "difference")
+        columns += [*(formatting.with_interval(title, interval_name(metric)) for title in titles), "verdict"]
     return columns + (["published FID"] if _published(ablation, group, "frechet_distance") else [])
+
+
+def _label(ablation: Ablation, name: str) -> str:
+    return _LABELS.get(name) or metric_label(name, ablation.extractor, records=ablation.latencies)
 
 
 def lines(ablation: Ablation, group: Group) -> list[list[str]]:
@@ -94,12 +101,14 @@ def _published_change(r: RowResult, name: Quantity) -> str:
     if name == "frechet_distance":
         return f"{published.value:g}" if published.value is not None else published.quote
     value = "" if published.value is None else f"{_signed(published.value, 0)} %"
-    return f"{published.quote} ({value})" if published.quote and value else published.quote or value
+    text = f"{published.quote} ({value})" if published.quote and value else published.quote or value
+    return f"{text}, fitted to" if name == "latency_ms" and r.is_latency_fitted else text
 
 
 def sum_lines(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table that compares the sum of the single effects with the joint effect."""
-    columns = ["number", "single effects", "sum of single effects", "joint effect", "joint − sum", "verdict"]
+    excess_column = formatting.with_interval("joint − sum", "95 % interval" if ablation.metrics else "")
+    columns = ["number", "single effects", "sum of single effects", "joint effect", excess_column, "verdict"]
     rows = []
     for s in ablation.sums:
         relative = s.excess is None
@@ -109,8 +118,7 @@ def sum_lines(ablation: Ablation) -> tuple[list[str], list[list[str]]]:
             if s.excess
             else f"{_signed(s.joint - s.single, 1)} points"
         )
-        label = _LABELS.get(s.name) or metric_label(s.name, ablation.extractor)
-        rows.append([label, _SINGLE_EFFECTS.get(s.group, s.group), single, joint, excess, s.verdict])
+        rows.append([_label(ablation, s.name), _SINGLE_EFFECTS.get(s.group, s.group), single, joint, excess, s.verdict])
     return columns, rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from archsearch.score import OBJECTIVES, QUALITY_METRICS, MissingScore, Score, metric_label
+from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, Score, metric_label
 from archsearch.stats.estimate import Estimate
 
 COSTS = ("latency_ms", "params", "macs", "activation_bytes")
@@ -14,7 +14,7 @@ NBSP = "\u00a0"
 """No-break space between a number and its unit."""
 
 _UNITS = {"params": "M", "macs": "M", "activation_bytes": "MB", "latency_ms": "ms"}
-_SHORT = {"params": "params", "latency_ms": "latency", "activation_bytes": "activations"}
+_SHORT = {"params": "params", "activation_bytes": "activations"}
 
 
 def value_of(score: Score, name: str) -> Estimate | None:
@@ -40,16 +40,23 @@ def unit(name: str) -> str:
     return _UNITS.get(name, "")
 
 
-def label(name: str, extractor: str, proxy: str | None = None, *, short: bool = False) -> str:
+def label(
+    name: str, extractor: str, proxy: str | None = None, records: Iterable[LatencyRecord] = (), *, short: bool = False
+) -> str:
     """Display name of an objective, without its unit; see `metric_label`."""
-    return (_SHORT.get(name) if short else None) or metric_label(name, extractor, proxy)
+    return (_SHORT.get(name) if short else None) or metric_label(name, extractor, proxy, records)
 
 
-def axis(name: str, extractor: str, proxy: str | None = None) -> str:
+def axis(name: str, extractor: str, proxy: str | None = None, records: Iterable[LatencyRecord] = ()) -> str:
     """Axis title of an objective: its display name, and its unit if it has one."""
-    text = label(name, extractor, proxy)
+    text = label(name, extractor, proxy, records)
     text = text[0].upper() + text[1:]
     return f"{text} ({unit(name)})" if unit(name) else text
+
+
+def with_interval(title: str, interval: str) -> str:
+    """Head of a column whose numbers have an interval [a, b]: it names what that is, if there is any."""
+    return f"{title} [{interval}]" if interval else title
 
 
 def number(value: float, noise: float = 0.0) -> str:
@@ -76,10 +83,22 @@ def format_value(interval: Estimate, name: str, *, ends: bool = False) -> str:
     return number(interval.value, (interval.high - interval.low) / 2) + suffix
 
 
+def format_ends(interval: Estimate) -> str:
+    """The interval of a number alone, to its digits: ``[0.500, 0.525]``; empty for an exact number."""
+    return format_interval(interval).partition(" ")[2]
+
+
 def format_change(interval: Estimate, *, relative: bool) -> str:
     """Format an effect with its sign and interval: ``+12 % [8, 16]``, ``−0.021 [−0.030, −0.012]``."""
     sign = "+" if interval.value > 0 else ""
     return sign + (format_interval(interval, scale=100, suffix=f"{NBSP}%") if relative else format_interval(interval))
+
+
+def format_span(interval: Estimate) -> str:
+    """Format a counted relative change with its smallest and largest size: ``+12 % (8 to 16)``, ``0 %``."""
+    text = f"{format_change(Estimate.exact(interval.value), relative=True)}"
+    low, high = number(100 * interval.low), number(100 * interval.high)
+    return text if low == high else f"{text} ({low} to {high})"
 
 
 def format_interval(interval: Estimate, *, scale: float = 1, suffix: str = "") -> str:

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from archsearch.score import OBJECTIVES
+from archsearch.stats import rank_correlation
 from archsearch.studies.experiments.proxy_audit import FROM_SCRATCH, TWIN, AgreementRow
 
 HEADER = tuple(field.name for field in dataclasses.fields(AgreementRow))
+
+
+FEW = 10
+"""Number of candidates below which the table says that it can hardly tell anything."""
 
 
 def load_audit(attrs: Mapping[str, Any]) -> list[AgreementRow]:
@@ -19,11 +24,24 @@ def load_audit(attrs: Mapping[str, Any]) -> list[AgreementRow]:
 
 
 def markdown(rows: Sequence[AgreementRow]) -> str:
-    """Format the audit as a Markdown table with one row per agreement."""
+    """Format the audit as a Markdown table with one row per agreement, and what few candidates cannot tell."""
     from archsearch.reports.rendering import tables
 
     header = ("score", "against", "kind", "ρ", "95 % interval", "n")
-    return tables.markdown(header, [_cells(r) for r in rows], text_columns=3)
+    table = tables.markdown(header, [_cells(r) for r in rows], text_columns=3)
+    return f"{table}\n{text}\n" if (text := warning(rows)) else table
+
+
+def warning(rows: Sequence[AgreementRow]) -> str:
+    """Sentence on how little few candidates can tell; empty for more."""
+    count = min((row.n for row in rows), default=FEW)
+    if count >= FEW:
+        return ""
+    widest = _span(*rank_correlation.interval(1, count))
+    return (
+        f"Only {count} candidates: even a ρ of {_correlation(1)} of so few has the interval {widest}, and where an "
+        f"interval holds 0 the agreement may be chance. Audit {FEW} or more."
+    )
 
 
 def csv(rows: Sequence[AgreementRow]) -> str:
@@ -44,6 +62,7 @@ def section(rows: Sequence[AgreementRow]) -> str:
         rows=[_cells(r) for r in rows],
         elastic=any(FROM_SCRATCH in r.score for r in rows),
         proxy=any(TWIN in r.score for r in rows),
+        warning=warning(rows),
     )
 
 
@@ -77,5 +96,12 @@ def _display_name(name: str) -> str:
 def _rho_and_interval(row: AgreementRow) -> tuple[str, str]:
     if row.rho is None:
         return "–", "–"
-    interval = "–" if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}"
-    return f"{row.rho:.2f}".replace("-", "−"), interval.replace("-", "−")
+    return _correlation(row.rho), "–" if row.low is None or row.high is None else _span(row.low, row.high)
+
+
+def _span(low: float, high: float) -> str:
+    return f"{_correlation(low)} to {_correlation(high)}"
+
+
+def _correlation(rho: float) -> str:
+    return f"{rho:.2f}".replace("-", "−")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from archsearch.stats.estimate import Estimate
+from archsearch.stats.intervals import are_apart
 from archsearch.stats.rank_correlation import spearman
 
 
@@ -40,7 +41,7 @@ def _separable_fraction(estimates: Sequence[Estimate]) -> float | None:
     pairs = [(a, b) for i, a in enumerate(estimates) for b in estimates[:i]]
     if not pairs:
         return None
-    return sum(a.low > b.high or b.low > a.high for a, b in pairs) / len(pairs)
+    return sum(are_apart(a, b) for a, b in pairs) / len(pairs)
 
 
 def _spread(estimates: Sequence[Estimate]) -> float | None:

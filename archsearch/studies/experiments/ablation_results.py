@@ -6,12 +6,15 @@ The rows are candidates of an ordinary study, so an ablation resumes, uses worke
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from archsearch.predictor.backend import model_behind
 from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, Score
-from archsearch.stats import intervals
+from archsearch.stats import contrasts
+from archsearch.stats.contrasts import SeedTable
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.intervals import Verdict, verdict
 from archsearch.studies.config.ablation import AblationConfig, AblationRow, Group, Quantity, expand_rows
@@ -28,8 +31,8 @@ COSTS: tuple[Quantity, ...] = ("params", "macs", "latency_ms")
 
 SumVerdict = Literal["adds up", "more than the sum", "less than the sum", "cannot tell"]
 
-EstimatesById = Mapping[str, Estimate]
-"""Estimates of one quality number, by architecture id."""
+Tables = Mapping[str, SeedTable]
+"""Estimates of each quality number that is measured, by architecture id."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,16 @@ class Effect:
     """Effect of a row on a quality number: the row's value minus that of its baseline.
 
     Lower is better for every number here, so a difference below 0 is an improvement.
+
+    Attributes:
+        difference: the difference, with the interval that it has alone.
+        verdict: the verdict on it alone.
+        holds_at_once: whether the verdict holds together with those on all other rows and numbers (Bonferroni).
     """
 
     difference: Estimate
     verdict: Verdict
+    holds_at_once: bool
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class RowResult:
         quality: each quality number, with the interval by which the study's rows are compared.
         trial: number of the trial that gave the score.
         error: why there is no score.
+        is_latency_fitted: whether its latency is predicted by a model that was fitted to the published change itself.
     """
 
     planned: AblationRow
@@ -64,6 +74,7 @@ class RowResult:
     quality: Mapping[str, Estimate] = field(default_factory=dict)
     trial: int | None = None
     error: str | None = None
+    is_latency_fitted: bool = False
 
     def apart(self, name: Quantity) -> float | None:
         """Measured change minus the published one, in percentage points; None if either is missing."""
@@ -117,6 +128,11 @@ class Ablation:
         return tuple(name for name in QUALITY_METRICS if any(name in r.quality for r in self.results))
 
     @property
+    def latencies(self) -> tuple[LatencyRecord, ...]:
+        """Latencies of the rows."""
+        return tuple(r.score.latency for r in self.results if r.score and r.score.latency)
+
+    @property
     def extractor(self) -> str:
         """Feature extractor of the distances; empty if nothing was trained."""
         qualities = (r.score.quality for r in self.results if r.score)
@@ -150,20 +166,39 @@ def load_results(study: Study) -> Ablation:
             record = attrs.get("latencies", {}).get(row.architecture.id)  # measured repeatedly
             changes = {"latency": LatencyRecord.model_validate(record)} if record else {}
             results.append(RowResult(row, candidate.score.model_copy(update=changes), trial=candidate.number))
-    pools = {name: _pool(results, name) for name in QUALITY_METRICS}
-    results = _with_comparisons(results, pools)
-    return Ablation(
-        study.study_name, settings, attrs, tuple(results), tuple(_additivity_checks(settings.ablation, results, pools))
-    )
+    return compared(study.study_name, settings, attrs, results)
 
 
-def _with_comparisons(results: Sequence[RowResult], pools: Mapping[str, EstimatesById]) -> list[RowResult]:
+def compared(name: str, settings: StudyConfig, attrs: Mapping[str, Any], results: Sequence[RowResult]) -> Ablation:
+    """The ablation of scored rows: each is compared with its baseline, and single effects with the joint one."""
+    assert settings.ablation is not None
+    pools = {metric: _pool(results, metric) for metric in QUALITY_METRICS}
+    seed_tables = {metric: SeedTable(pool) for metric, pool in pools.items() if pool}
+    results = _with_comparisons(_with_fitted_marks(results, settings), seed_tables)
+    checks = _additivity_checks(settings.ablation, results, seed_tables)
+    return Ablation(name, settings, attrs, tuple(results), tuple(checks))
+
+
+def _with_fitted_marks(results: Sequence[RowResult], settings: StudyConfig) -> list[RowResult]:
+    """Mark the rows whose published change of latency their latency model was fitted to."""
+    records = [r.score.latency for r in results if r.score and r.score.latency]
+    device = settings.latency.provisional or settings.latency.device
+    model = model_behind(records[0], device) if records and records[0].source == "predicted" else None
+    if model is None:
+        return list(results)
     by_name = {r.planned.name: r for r in results}
-    quality = {
-        name: dict(zip(pool, intervals.pool_intervals(list(pool.values())), strict=True))
-        for name, pool in pools.items()
-    }
-    compared = []
+    return [
+        replace(r, is_latency_fitted="latency_ms" in r.planned.published and model.was_fitted_to(*_pair(r, by_name)))
+        if r.planned.baseline
+        else r
+        for r in results
+    ]
+
+
+def _with_comparisons(results: Sequence[RowResult], seed_tables: Tables) -> list[RowResult]:
+    by_name = {r.planned.name: r for r in results}
+    confidence = contrasts.at_once(_count_effects(results, seed_tables))
+    with_effects = []
     for r in results:
         changes: dict[str, float] = {}
         effects: dict[str, Effect] = {}
@@ -172,34 +207,51 @@ def _with_comparisons(results: Sequence[RowResult], pools: Mapping[str, Estimate
             changes = {
                 n: 100 * (_value(r.score, n) / _value(baseline, n) - 1) for n in COSTS if _has(r.score, baseline, n)
             }
-            baseline_id = by_name[str(r.planned.baseline)].planned.architecture.id
-            ids = (r.planned.architecture.id, baseline_id)
-            effects = {name: _effect(pool, *ids) for name, pool in pools.items() if pool.keys() >= set(ids)}
-        own = {name: q[r.planned.architecture.id] for name, q in quality.items() if r.planned.architecture.id in q}
-        compared.append(RowResult(r.planned, r.score, changes, effects, own, r.trial, r.error))
-    return compared
+            ids = _pair(r, by_name)
+            effects = {
+                name: _effect(table, *ids, confidence)
+                for name, table in seed_tables.items()
+                if table.rows.keys() >= {*ids}
+            }
+        arch_id = r.planned.architecture.id
+        own = {name: table.mean(arch_id) for name, table in seed_tables.items() if arch_id in table.rows}
+        with_effects.append(replace(r, changes=changes, effects=effects, quality=own))
+    return with_effects
 
 
-def _pool(results: Sequence[RowResult], name: str) -> EstimatesById:
+def _pool(results: Sequence[RowResult], name: str) -> dict[str, Estimate]:
+    """A quality number of the rows by architecture id, of those that have as many seeds as any."""
     pool: dict[str, Estimate] = {}
     for r in results:
         quality = r.score.quality if r.score else None
         estimate: Estimate | None = getattr(quality, name, None)
-        if estimate is not None and quality is not None and not quality.diverged and len(estimate.by_seed) > 1:
+        if estimate is not None and quality is not None and not quality.diverged:
             pool[r.planned.architecture.id] = estimate
-    return pool
+    seeds = max((len(e.by_seed) for e in pool.values()), default=0)
+    return {key: e for key, e in pool.items() if len(e.by_seed) == seeds > 1}
 
 
-def _effect(pool: EstimatesById, row: str, baseline: str) -> Effect:
-    """The contrast row − baseline, both given as architecture ids."""
-    if row == baseline:
-        return Effect(Estimate.exact(0), "cannot tell")
-    difference = intervals.difference(pool, row, baseline)
-    return Effect(difference, verdict(difference))
+def _pair(row: RowResult, by_name: Mapping[str, RowResult]) -> tuple[str, str]:
+    """Architecture ids of a row and its baseline."""
+    return row.planned.architecture.id, by_name[str(row.planned.baseline)].planned.architecture.id
+
+
+def _count_effects(results: Sequence[RowResult], seed_tables: Tables) -> int:
+    """Number of different comparisons of a row and its baseline, over all quality numbers."""
+    by_name = {r.planned.name: r for r in results}
+    pairs = {_pair(r, by_name) for r in results if r.planned.baseline}
+    return sum(table.rows.keys() >= {*pair} for table in seed_tables.values() for pair in pairs)
+
+
+def _effect(table: SeedTable, row: str, baseline: str, confidence: float) -> Effect:
+    """The contrast row − baseline, both given as architecture ids; ``confidence`` is that of all effects at once."""
+    difference = table.difference(row, baseline)
+    at_once = verdict(table.difference(row, baseline, confidence=confidence))
+    return Effect(difference, verdict(difference), holds_at_once=at_once != "cannot tell")
 
 
 def _additivity_checks(
-    settings: AblationConfig, results: Sequence[RowResult], pools: Mapping[str, EstimatesById]
+    settings: AblationConfig, results: Sequence[RowResult], seed_tables: Tables
 ) -> list[AdditivityCheck]:
     by_name = {r.planned.name: r for r in results}
     base, final = by_name[settings.base], by_name[settings.final_row]
@@ -211,9 +263,9 @@ def _additivity_checks(
         scores = [_scored(r) for r in (base, final, *singles)]
         names = [name for name in COSTS if all(_has(score, score, name) for score in scores)]
         checks += [_check_cost(name, group, base, final, singles) for name in names]
-        for name, pool in pools.items():
-            if pool.keys() >= {r.planned.architecture.id for r in (base, final, *singles)}:
-                checks.append(_check_quality(name, group, base, final, singles, pool))
+        for name, table in seed_tables.items():
+            if table.rows.keys() >= {r.planned.architecture.id for r in (base, final, *singles)}:
+                checks.append(_check_quality(name, group, base, final, singles, table))
     return checks
 
 
@@ -233,23 +285,24 @@ def _check_cost(
 
 
 def _check_quality(
-    name: str, group: Group, base: RowResult, final: RowResult, singles: Sequence[RowResult], pool: EstimatesById
+    name: str, group: Group, base: RowResult, final: RowResult, singles: Sequence[RowResult], table: SeedTable
 ) -> AdditivityCheck:
     """Additivity of a quality number: the contrast (final − base) − Σ single effects.
 
     A single effect is row − base (one at a time) or final − row (leave one out).
     """
-    joint = dict.fromkeys(pool, 0.0)
-    joint[final.planned.architecture.id] += 1
-    joint[base.planned.architecture.id] -= 1
-    single = dict.fromkeys(pool, 0.0)
+    joint = Counter([final.planned.architecture.id])
+    joint.subtract([base.planned.architecture.id])
+    single: Counter[str] = Counter()
     for r in singles:
         with_choice, without_choice = (r, base) if group == "one_at_a_time" else (final, r)
-        single[with_choice.planned.architecture.id] += 1
-        single[without_choice.planned.architecture.id] -= 1
-    excess = intervals.contrast(list(pool.values()), [joint[key] - single[key] for key in pool])
-    single_total, joint_total = (sum(weights[key] * pool[key].value for key in pool) for weights in (single, joint))
-    return AdditivityCheck(name, group, single_total, joint_total, excess, _sum_verdict(excess, joint_total))
+        single.update([with_choice.planned.architecture.id])
+        single.subtract([without_choice.planned.architecture.id])
+    excess = table.contrast({key: joint[key] - single[key] for key in table.rows})
+    joint_total = table.contrast(joint).value
+    return AdditivityCheck(
+        name, group, table.contrast(single).value, joint_total, excess, _sum_verdict(excess, joint_total)
+    )
 
 
 def _sum_verdict(excess: Estimate, joint: float) -> SumVerdict:

@@ -92,7 +92,7 @@ class Display:
         if c.state == "paused":
             trial += f", trial {c.continues}" if c.continues is not None else ""
             return f"{trial}: {c.phase} of {self._settings.protocol.steps}, {_at_rung(c)}, {c.seconds:.0f} s"
-        shown = ", ".join(_format_value(c, name) for name in self._settings.objectives)
+        shown = ", ".join(format_value(c, name) for name in self._settings.objectives)
         if c.reused_from is not None:
             return f"{trial}: {shown}; the architecture of trial {c.reused_from}"
         if c.reused_study is not None:
@@ -107,7 +107,7 @@ class Display:
         done = "scored" if self._settings.rungs is None else "tried"
         phrases = [f"{scored} of {self._settings.trials} {done}" if self._settings.trials else f"{scored} {done}"]
         if self._best is not None:
-            phrases.append("best " + _format_value(self._best, self._settings.objectives[0]))
+            phrases.append("best " + format_value(self._best, self._settings.objectives[0]))
         left = self._seconds_left()
         if left is not None:
             phrases.append(f"{format_duration(left)} left")
@@ -153,8 +153,12 @@ def _bars() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def _format_value(c: Candidate, name: str) -> str:
-    label, value, unit = c.label(name), c.value(name), OBJECTIVES[name].unit
+def format_value(c: Candidate, name: str) -> str:
+    """One number of a candidate with its label, and with the interval of a prediction."""
+    label, value, unit, latency = c.label(name), c.value(name), OBJECTIVES[name].unit, c.score.latency
+    if name == "latency_ms" and latency and latency.source == "predicted":
+        low, high = latency.estimate.low, latency.estimate.high
+        return f"{label} {value:.4g} {unit} ({latency.interval_name} {low:.4g} to {high:.4g})"
     if name in ("params", "macs", "activation_bytes"):
         return f"{label} {value / 1e6:.3g} M{unit}"
     return f"{label} {value:.4g} {unit}".rstrip()

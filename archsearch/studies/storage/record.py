@@ -232,7 +232,8 @@ class TrialRecord(StoredTrial):
     def label(self, objective: str) -> str:
         """Display name of one number of the score."""
         quality = self.score.quality
-        return metric_label(objective, quality.extractor, quality.proxy) if quality else metric_label(objective, "")
+        extractor, proxy = (quality.extractor, quality.proxy) if quality else ("", None)
+        return metric_label(objective, extractor, proxy, [self.score.latency] if self.score.latency else [])
 
 
 class Candidate(TrialRecord):

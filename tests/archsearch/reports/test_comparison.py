@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pandas
 import pytest
 
 from archsearch.reports import comparison as page
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.intervals import difference, verdict
-from archsearch.training.comparison import ComparisonConfig, Results
+from archsearch.stats.intervals import verdict
+from archsearch.training.comparison import ComparisonConfig, Results, load_comparison
 
+RESULTS = Path(__file__).parents[3] / "reports" / "results"
 VARIANTS = {"plain": {}, "good": {}, "same": {}}
 
 
@@ -43,13 +47,13 @@ def results() -> Results:
 
 @pytest.mark.parametrize(("metric", "size"), [("validation_loss", -0.1), ("retrieval_mrr", 0.2)])
 def test_differences_are_paired_by_seed(metric: str, size: float) -> None:
-    estimates = page.mean_over_seeds(results(), metric)
-    assert estimates["good"].by_seed == tuple(run[metric].value for run in results()["good"])
-    good = difference(estimates, "good", "plain")
+    table = page.seed_tables(comparison(), results())[metric]
+    assert table.mean("good").by_seed == tuple(run[metric].value for run in results()["good"])
+    good = table.difference("good", "plain")
     assert good.value == pytest.approx(size)
     assert good.high - good.low < 0.02, "an effect of the seed on all variants is not part of the difference"
     assert verdict(good, comparison().metrics[metric]) == "better"
-    assert verdict(difference(estimates, "same", "plain"), comparison().metrics[metric]) == "cannot tell"
+    assert verdict(table.difference("same", "plain"), comparison().metrics[metric]) == "cannot tell"
 
 
 def test_verdict_depends_on_which_direction_is_better() -> None:
@@ -70,3 +74,41 @@ def test_tables_have_every_variant_and_no_verdict_on_the_baseline() -> None:
     assert len(frame) == 6
     assert frame[frame.variant == "good"].verdict.tolist() == ["better", "better"]
     assert frame[frame.variant == "plain"].difference.isna().all()
+
+
+def test_verdicts_that_hold_at_once_are_told_beside_the_table() -> None:
+    page_text = page.markdown(comparison(), results())
+    assert "with 95 % intervals [a, b], pooled over variants." in page_text
+    assert "Of the 4 together, these hold at once (Bonferroni): good (validation loss); good (MRR)." in page_text
+    assert "differ more between seeds" not in page_text
+
+
+def test_a_variant_that_differs_more_between_seeds_is_named() -> None:
+    wild = [{metric: Estimate.exact(value) for metric in comparison().metrics} for value in (9, 1, 5)]
+    variants = {**comparison().variants, "wild": comparison().variants["same"]}
+    config = comparison().model_copy(update={"variants": variants})
+    text = page.markdown(config, results() | {"wild": wild})
+    assert "where these are wider: wild (validation loss); wild (MRR)." in text
+
+
+PUBLISHED = {"distillation": "distillation", "steps": "step_distillation", "guided_steps": "guided_steps"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_tables_follow_from_the_values_beside_them(name: str) -> None:
+    """The CSV has the value of each seed; variants that evaluate the same net are known from the comparison."""
+    config = load_comparison(name)
+    stored = pandas.read_csv(RESULTS / f"{PUBLISHED[name]}.csv").set_index(["variant", "metric"])
+    of_seeds = {
+        variant: [
+            {metric: Estimate.exact(float(stored.loc[variant, metric][f"seed {seed}"])) for metric in config.metrics}
+            for seed in config.seeds
+        ]
+        for variant in config.variants
+    }
+    assert page.markdown(config, of_seeds) in (RESULTS / f"{PUBLISHED[name]}.md").read_text()
+    frame = page.frame(config, of_seeds).set_index(["variant", "metric"])
+    assert frame.verdict.to_dict() == stored.verdict.fillna("").to_dict()
+    assert frame[["low", "difference low"]].to_numpy() == pytest.approx(
+        stored[["low", "difference low"]].to_numpy(), nan_ok=True
+    )

@@ -89,6 +89,23 @@ def test_difficulty_of_the_pairs_does_not_widen_the_interval() -> None:
     assert one_seed.high - one_seed.value == pytest.approx(1.96 * float(difficulty.std()) / 512**0.5, rel=0.01)
 
 
-def test_distances_add_the_error_of_their_sample() -> None:
+def test_seeds_do_not_average_out_the_error_of_a_sample_that_they_share() -> None:
     result = intervals.distance_estimate([DistanceEstimate(10.0, 1.0), DistanceEstimate(10.0, 1.0)])
-    assert result.high - result.value == pytest.approx(1.96 / 2**0.5, rel=1e-3)
+    assert result.high - result.value == pytest.approx(1.96, rel=1e-3)
+
+
+def test_an_error_of_few_groups_has_students_interval() -> None:
+    eight_groups = DistanceEstimate(10.0, 1.0, 7)
+    result = intervals.distance_estimate([eight_groups])
+    assert result.high - result.value == pytest.approx(2.365, rel=1e-3)
+    later = intervals.combine_seeds([result, intervals.distance_estimate([DistanceEstimate(10.0, 1.0)])])
+    assert later.high - later.value == pytest.approx(2.365, rel=1e-3)
+
+
+@pytest.mark.parametrize("within", [0.0, 0.05, 1.0])
+def test_two_seeds_and_a_known_part_cover_as_often_as_they_say(within: float) -> None:
+    """Welch and Satterthwaite's interval covers 88 % where the known part is small."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2000, 2, generator=generator) + within**0.5 * torch.randn(2000, 1, generator=generator)
+    hits = [e.low <= 0 <= e.high for v in values.tolist() if (e := intervals.mean_over_seeds(v, within))]
+    assert sum(hits) / len(hits) > 0.938

@@ -40,6 +40,31 @@ def test_partial_correlation_by_hand() -> None:
     assert correlation.value == pytest.approx((ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2)))
 
 
+def test_an_agreement_of_few_candidates_is_not_certain() -> None:
+    """Of four candidates, one order in 24 agrees entirely by chance."""
+    up = [1.0, 2.0, 3.0, 4.0]
+    correlation = spearman(up, up)
+    assert correlation is not None
+    assert (correlation.value, correlation.high) == (1, 1)
+    assert correlation.low < 0
+    partial = spearman(up, [2.0, 1.0, 3.0, 4.0], control=[1.0, 4.0, 2.0, 3.0])
+    assert partial is not None
+    assert (partial.low, partial.high) == (-1, 1), "nothing is known of four candidates at equal compute"
+
+
+@pytest.mark.parametrize(("count", "controls"), [(6, 0), (10, 0), (6, 1), (8, 1), (11, 1)])
+def test_intervals_of_few_candidates_cover(count: int, controls: int) -> None:
+    """A bootstrap of partial correlations of less than 12 candidates covers 80 %."""
+    rng = np.random.default_rng(1)
+    covariance = np.full((2 + controls, 2 + controls), 0.5) + 0.5 * np.eye(2 + controls)
+    grades = 6 / np.pi * np.arcsin(covariance / 2)
+    truth = grades[0, 1] if not controls else (grades[0, 1] - grades[0, 1] ** 2) / (1 - grades[0, 1] ** 2)
+    columns = np.linalg.cholesky(covariance) @ rng.normal(size=(1500, len(covariance), count))
+    found = [spearman(*map(list, draw)) for draw in columns]
+    hits = [e.low <= truth <= e.high for e in found if e is not None]
+    assert sum(hits) / len(hits) > 0.935
+
+
 def test_returns_none_without_rank_variance() -> None:
     up = [1.0, 2.0, 3.0, 4.0, 5.0]
     assert spearman(up[:3], up[:3]) is None

@@ -67,6 +67,14 @@ def test_every_variant_is_judged_with_every_seed_and_once(small: Path, monkeypat
     assert again == results
 
 
+def test_variants_that_evaluate_the_same_net_are_known(small: Path) -> None:
+    nets = load_comparison(small).nets
+    assert nets["judged"] == nets["fast"] == "runs/small-fast-3/stages/01-student"
+    assert nets["plain"] == "runs/small-plain-3/stages/01-student"
+    apart = written(small, variants={"plain": {}, "other": {}}).nets
+    assert apart["plain"] != apart["other"]
+
+
 def test_a_variant_that_was_changed_is_judged_anew(small: Path) -> None:
     of_another_seed = {"checkpoint": "runs/small-plain-4/stages/01-student"}
     first = compare(written(small, variants={"plain": {}, "other": {}}), log=lambda _: None)

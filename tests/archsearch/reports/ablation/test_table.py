@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,52 @@ def test_sentences_say_that_nothing_was_trained(made: Made) -> None:
     assert reproduction.sentences(costs)[-1].startswith("Quality was not measured")
     assert "verdict" not in table.header(costs, "ladder")
     assert 'id="ladder-params"' in ablation_page.render(costs)
+
+
+def predicted(ablation: Ablation, *, fitted: str) -> Ablation:
+    """The ablation with its latencies predicted by a model that was fitted to the published change of one row."""
+    results = []
+    for r in ablation.results:
+        assert r.score is not None
+        assert r.score.latency is not None
+        ms = r.score.latency.median_ms
+        told = {"source": "predicted", "device": "iphone-15-pro", "interval_ms": (ms / 2, ms * 2)}
+        score = r.score.model_copy(update={"latency": r.score.latency.model_copy(update=told)})
+        results.append(replace(r, score=score, is_latency_fitted=r.planned.name == fitted))
+    return replace(ablation, results=tuple(results))
+
+
+def test_what_a_prediction_was_fitted_to_is_not_reproduced(made: Made) -> None:
+    circular = predicted(made(), fitted="2b")
+    latency = reproduction.sentences(circular)[2]
+    assert latency.startswith("Latency is predicted for iphone-15-pro. The prediction was fitted to these published ")
+    assert "which therefore do not count as reproduced: row 2b " in latency
+    assert "same sign" not in latency
+    assert "2.4× faster (−58 %), fitted to" in table.markdown(circular)
+    assert report.frame(circular).set_index("row")["latency_ms_fitted_to"]["2b"]
+    open_minded = reproduction.sentences(predicted(made(), fitted=""))[2]
+    assert "Only its direction is compared: the change has the same sign in" in open_minded
+    assert "fitted to" not in open_minded + table.markdown(made())
+
+
+def test_columns_name_their_intervals_and_a_prediction(made: Made) -> None:
+    measured = table.header(made(), "ladder")
+    assert "latency ms [quartiles]" in measured
+    assert measured[measured.index("validation loss [95 % interval]") + 1] == "difference [95 % interval]"
+    columns = table.header(predicted(made(), fitted=""), "ladder")
+    assert "predicted latency ms [90 % interval]" in columns
+    assert "Δ predicted latency" in columns
+    assert not any(name.startswith("latency") for name in columns)
+    axis = ablation_page.ladder_chart(predicted(made(), fitted=""), "validation_loss")["layout"]["xaxis"]["title"]
+    assert axis["text"] == "Predicted latency (ms)"
+
+
+def test_sources_say_what_a_latency_is_of_and_which_verdicts_hold_at_once(made: Made) -> None:
+    sources = dict(reproduction.sources(made()))
+    size = "one pass of the U-Net at batch size 1, a latent of 8 × 8"
+    assert sources["latency"].startswith(f"of {size}")
+    assert size in sources["params, MACs"]
+    assert "these hold for all comparisons at once (Bonferroni):" in sources["quality"]
 
 
 def test_counts_at_another_size_are_not_a_reproduction(made: Made) -> None:

@@ -55,6 +55,14 @@ def test_section_is_escaped_and_in_the_report(tmp_path: Path) -> None:
     assert "0.10 to 0.80" in audited
 
 
+def test_an_audit_of_few_candidates_says_what_it_cannot_tell() -> None:
+    few = [AgreementRow("validation_loss", "the long run", "as is", 1.0, -0.75, 1.0, 4)]
+    sentence = "Only 4 candidates: even a ρ of 1.00 of so few has the interval −0."
+    assert sentence in audit.markdown(few)
+    assert sentence in audit.section(few)
+    assert "Only" not in audit.markdown(ROWS) + audit.section(ROWS)
+
+
 def test_markdown_escapes_cells() -> None:
     assert tables.markdown(["a", "b"], [["x\ny", "back\\slash"]]) == (
         "| a | b |\n| --- | ---: |\n| x y | back\\\\slash |\n"

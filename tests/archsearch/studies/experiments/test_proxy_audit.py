@@ -137,6 +137,13 @@ def test_too_little_to_audit(settings: Make) -> None:
         audit(settings(), factor=1, quiet=True, scorer=LongScorer)
 
 
+def test_a_study_without_quality_cannot_be_audited(settings: Make) -> None:
+    costs = settings(objectives=["latency_ms", "params"], trials=6)
+    search(costs, quiet=True, scorer=LongScorer)
+    with pytest.raises(InputError, match="objectives: no quality is among them, so no candidate was trained; audit a"):
+        audit(costs, quiet=True, scorer=LongScorer)
+
+
 def test_a_plan_that_is_not_of_the_space(settings: Make) -> None:
     with pytest.raises(InputError, match=r"initial_points\[0\]: is not a point"):
         search(settings(initial_points=[{"convs": 1}]), quiet=True, scorer=QuickScorer)

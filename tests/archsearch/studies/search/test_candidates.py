@@ -10,6 +10,7 @@ from archsearch.reports.study_report import write_report
 from archsearch.score import Cost, ProtocolMismatch, Quality, Score
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search import display
 from archsearch.studies.search.candidates import best, eligible, knee, load_candidates, pareto_front
 from archsearch.studies.search.run import search
 from archsearch.studies.storage.database import create_or_resume
@@ -130,6 +131,16 @@ def test_the_interval_of_the_best_is_that_of_the_report(settings: Callable[..., 
     stored = next(c for c in load_candidates(study) if c.number == found.number).score.quality
     assert stored is not None
     assert stored.validation_loss != found.score.quality.validation_loss, "of one candidate alone it is another"
+
+
+def test_a_predicted_latency_is_called_so_in_reasons_and_in_the_log() -> None:
+    told = {"source": "predicted", "interval_ms": (6.0, 15.0)}
+    chosen = candidate(1, 2, 10)
+    predicted = chosen.with_score(latency=latency_record(10, **told))
+    assert chosen.label("latency_ms") == "latency"
+    assert knee([predicted], ["latency_ms"]).reason == "lowest predicted latency of a front of 1"
+    assert display.format_value(predicted, "latency_ms") == "predicted latency 10 ms (90 % interval 6 to 15)"
+    assert display.format_value(chosen, "latency_ms") == "latency 10 ms"
 
 
 def test_best_of_nothing(settings: Callable[..., StudyConfig]) -> None:
