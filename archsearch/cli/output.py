@@ -106,21 +106,22 @@ class _PlainLines:
 
 
 def print_score(score: Score, *, interval: str = "95 % interval") -> None:
-    """A score, a row a number.
+    """A score, a row a number, as reports show it: the number, its interval, and what that is.
 
     Args:
         score: what to print.
         interval: what the interval of a quality is.
     """
+    from archsearch.reports.rendering.formatting import format_value
     from archsearch.score import QUALITY_METRICS, metric_label
 
-    rows = [("params", f"{score.cost.params / 1e6:.3f} M"), ("MACs", f"{score.cost.macs / 1e9:.3f} G")]
+    rows = [("params", f"{score.cost.params / 1e6:.3f} M", ""), ("MACs", f"{score.cost.macs / 1e9:.3f} G", "")]
     if latency := score.latency:
-        low, high = latency.estimate.low, latency.estimate.high
-        spread = f"{latency.interval_name} {low:.3g}–{high:.3g}"
-        rows.append(("latency", f"{latency.median_ms:.3g} ms ({spread}), {latency.source}, {latency.device}"))
+        measured = f", {latency.source} on {latency.device}" if latency.source != "predicted" else f", {latency.device}"
+        shown = format_value(latency.estimate, "latency_ms", ends=True)
+        rows.append((metric_label("latency_ms", "", records=[latency]), shown, latency.interval_name + measured))
     for name in QUALITY_METRICS:
         if score.quality and (estimate := getattr(score.quality, name)):
             label = metric_label(name, score.quality.extractor, score.quality.proxy)
-            rows.append((label, f"{estimate.value:.4g} ({interval} {estimate.low:.4g}–{estimate.high:.4g})"))
-    print_table("", ("", ""), rows)
+            rows.append((label, format_value(estimate, name, ends=True), interval))
+    print_table("", ("", "", "[a, b]"), rows, numbers=False)

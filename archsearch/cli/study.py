@@ -125,13 +125,15 @@ def best(
     as_json: Json = False,
 ) -> None:
     """Name a study's best candidate and why; works on a running or killed study too."""
+    from archsearch.latency.timed_pass import TimedPass
     from archsearch.studies.lookup import find_config
     from archsearch.studies.search.candidates import best as best_of
     from archsearch.studies.storage.database import load_study
     from snapgen.io.atomic import atomic_write_text
 
     settings = find_config(study, storage=storage)
-    choice = best_of(load_study(settings), objective=objective)
+    stored = load_study(settings)
+    choice, timed_pass = best_of(stored, objective=objective), TimedPass.of_study(stored.user_attrs)
     candidate = choice.candidate
     if out:
         atomic_write_text(out, candidate.architecture.to_json())
@@ -147,7 +149,12 @@ def best(
         )
         return
     typer.echo(f"Trial {candidate.number}, architecture {candidate.architecture.id}: {choice.reason}")
-    print_score(candidate.score, interval="95 % interval, spread of seeds pooled over the study,")
+    print_score(candidate.score, interval="95 % interval, spread of seeds pooled over the study")
+    if latency := candidate.score.latency:
+        image = timed_pass.image(latency.median_ms)
+        typer.echo(f"\nLatency: {timed_pass.text}" + (f"; {image}" if image else ""))
+    if candidate.score.quality and timed_pass.mismatch:
+        typer.echo(timed_pass.mismatch)
 
 
 @app.command(epilog="Example: archsearch audit emoji --factor 5 --out audit.md    Resumes as a search does.")

@@ -31,9 +31,11 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
         ``out``.
 
     Raises:
-        InputError: if nothing has been scored yet, candidates of several protocols are mixed, ``compare_with`` is given
-            for a study that does not evolve a network, or a file cannot be written.
+        InputError: if ``out`` does not end in .html, nothing has been scored yet, candidates of several protocols are
+            mixed, ``compare_with`` is given for a study that does not evolve a network, or a file cannot be written.
     """
+    if out.suffix.lower() not in (".html", ".htm"):  # the files beside it have its stem
+        raise InputError(out, "is not the name of an HTML file", "end it in .html; the CSV is written beside it")
     from archsearch.reports.evolution.data import load_evolution
     from archsearch.reports.evolution.section import EvolutionSection
     from archsearch.reports.rendering import tables

@@ -49,7 +49,7 @@ class Knob:
 
 @dataclass(frozen=True)
 class Effects:
-    """Effects of every knob on one metric.
+    """Effects of every knob on one metric, estimated from candidates, or counted.
 
     Attributes:
         n: number of candidates.
@@ -57,6 +57,7 @@ class Effects:
         explained: leave-one-out R², the fraction of a left-out candidate's variance that the effects predict.
         knobs: knobs by decreasing importance, without those for which all candidates have the same choice.
         constant: names of the knobs without variation.
+        counted: whether the effects are exact; their intervals are then the smallest and the largest of `n` candidates.
     """
 
     n: int
@@ -64,6 +65,7 @@ class Effects:
     explained: float
     knobs: tuple[Knob, ...]
     constant: tuple[str, ...]
+    counted: bool = False
 
 
 def effects(
@@ -154,20 +156,25 @@ def _leave_one_out_r2(u: Array, y: Array, shrink: Array) -> float:
     return float(1 - (errors @ errors) / (from_mean @ from_mean))
 
 
+def changes(factor: KnobSummary) -> list[tuple[str, list[tuple[int, int]]]]:
+    """The changes of a knob whose effects are told: each with its name, and the indices before and after it.
+
+    For ordered choices it is each step, for others a change of the base's choice.
+    """
+    names, last = factor.choices, len(factor.choices) - 1
+    if factor.ordered and last > 1:
+        return [(f"each step of {' → '.join(names)}", [(i, i + 1) for i in range(last)])]
+    others = [i for i in range(last + 1) if i != factor.base]
+    return [(f"{names[factor.base]} → {names[i]}", [(factor.base, i)]) for i in others]
+
+
 def _changes(draws: Array, factor: KnobSummary, *, relative: bool) -> tuple[Effect, ...]:
-    levels, names = _levels(factor), factor.choices
-    if factor.ordered and len(names) > 2:
-        pairs = [(f"each step of {' → '.join(names)}", 0, 1)]
-    elif len(names) == 2:
-        pairs = [(f"{names[factor.base]} → {names[1 - factor.base]}", factor.base, 1 - factor.base)]
-    else:
-        others = [i for i in range(len(names)) if i != factor.base]
-        pairs = [(f"{names[factor.base]} → {names[i]}", factor.base, i) for i in others]
-    changes = []
-    for change, old, new in pairs:
+    levels = _levels(factor)
+    effects_of_changes = []
+    for change, ((old, new), *_) in changes(factor):  # the levels of ordered choices are evenly spaced
         size = draws @ (levels[new] - levels[old])
-        changes.append(Effect(change, _interval(np.expm1(size) if relative else size)))
-    return tuple(changes)
+        effects_of_changes.append(Effect(change, _interval(np.expm1(size) if relative else size)))
+    return tuple(effects_of_changes)
 
 
 def _interval(draws: Array) -> Estimate:

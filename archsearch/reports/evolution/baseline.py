@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from archsearch.reports.evolution.data import Evolution
-from archsearch.reports.evolution.tables import format_latency, format_tera
+from archsearch.reports.evolution.tables import format_latency, format_tera, latency_column
 from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
 from archsearch.score import LatencyRecord
@@ -22,7 +22,6 @@ METRIC = "validation_loss"
 _FIELDS = ("resolution", "context_tokens", "validation_pairs", "prediction_type", "timestep_shift")
 _DIGESTS = ("data_digest", "autoencoder_digest", "text_encoder_digest", "revision")
 
-COLUMNS = ("Training compute", "Study", "Best at the target", "Verdict", "Validation loss", "ms", "TMACs used")
 TEXT_COLUMNS = 4
 """Number of leading columns that hold text."""
 
@@ -79,8 +78,14 @@ def compare(evolution: Evolution, baseline: StudyData) -> BaselineComparison:
     return BaselineComparison(evolution, baseline, evolution_entries, baseline_entries, mismatch, remarks)
 
 
+def header(comparison: BaselineComparison) -> list[str]:
+    """Header of `rows`."""
+    loss, latency = "Validation loss [95 % interval]", latency_column(comparison.evolution)
+    return ["Training compute", "Study", "Best at the target", "Verdict", loss, latency, "TMACs used"]
+
+
 def rows(comparison: BaselineComparison) -> list[list[str]]:
-    """Rows of `COLUMNS`: the best network of each study at or below the target, for equal and for all compute."""
+    """Rows of the table: the best network of each study at or below the target, for equal and for all compute."""
     max_ms = comparison.evolution.settings.max_ms
     names = (comparison.evolution.study.name, comparison.baseline.name)
     sides = (comparison.evolution_entries, comparison.baseline_entries)
@@ -105,7 +110,7 @@ def introduction(comparison: BaselineComparison) -> str:
         f"Networks with the lowest validation loss at a latency of at most {limit} ms (the target plus its tolerance). "
         f"“Equal for both” counts only the first {format_tera(comparison.budget)} TMACs of training of each study, in "
         f"the order of its trials. The verdict is that of {comparison.evolution.study.name} against "
-        f"{comparison.baseline.name}."
+        f"{comparison.baseline.name}, for these networks as they were trained: another training may give another one."
     )
 
 

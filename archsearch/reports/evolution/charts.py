@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from archsearch.reports.evolution.data import Evolution, RoundResult, lineage
-from archsearch.reports.evolution.tables import PHASES
+from archsearch.reports.evolution.tables import PHASES, format_latency
 from archsearch.reports.rendering import formatting, plotting
 from archsearch.reports.rendering.plotting import Figure, markers, scatter
 from archsearch.reports.study.data import StudyData, title
@@ -188,8 +188,8 @@ def path_chart(evolution: Evolution, metric: str, other: StudyData | None = None
         in_phase = [point for point in points.values() if point[0].round.phase == phase]
         if in_phase:
             data.append(_markers(evolution, in_phase, metric, symbol))
-    source = next((latency.source for _, latency, _ in points.values()), "measured")
-    layout = plotting.base_layout(f"Latency (ms, {source})", evolution.label(metric))
+    title = formatting.axis("latency_ms", "", records=[latency for _, latency, _ in points.values()])
+    layout = plotting.base_layout(title, evolution.label(metric))
     layout["shapes"], layout["annotations"] = _target(evolution)
     layout["annotations"] += _round_numbers({n: (latency.median_ms, q.value) for n, (_, latency, q) in points.items()})
     return {"data": data, "layout": layout}
@@ -216,7 +216,7 @@ def _round_hover(evolution: Evolution, result: RoundResult, metric: str) -> str:
     action = html.escape(evolution.action(result))
     lines += action.replace("; ", "<br>").replace(", ", ",<br>").split("<br>")
     if result.latency:
-        lines.append(f"{formatting.number(result.latency.median_ms)} ms {result.latency.source}")
+        lines.append(f"{format_latency(result.latency)} ms {result.latency.source}")
     lines.append(f"{formatting.number(result.round.predicted_ms)} ms by the block table")
     return "<br>".join([*lines, f"{html.escape(evolution.label(metric))} {formatting.format_interval(quality)}"])
 

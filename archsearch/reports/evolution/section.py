@@ -51,7 +51,7 @@ class EvolutionSection:
             check=tables_.check_lines(table) if table else [],
             round_check=tables_.round_check(self.evolution),
             comparison=self.comparison,
-            comparison_header=baseline.COLUMNS,
+            comparison_header=baseline.header(comparable) if comparable else [],
             comparison_rows=baseline.rows(comparable) if comparable else [],
             comparison_intro=baseline.introduction(comparable) if comparable else "",
             comparison_text_columns=baseline.TEXT_COLUMNS,
@@ -93,7 +93,7 @@ class EvolutionSection:
                 rows = baseline.rows(self.comparison)
                 lines += [
                     baseline.introduction(self.comparison),
-                    tables.markdown(baseline.COLUMNS, rows, text_columns=baseline.TEXT_COLUMNS),
+                    tables.markdown(baseline.header(self.comparison), rows, text_columns=baseline.TEXT_COLUMNS),
                 ]
                 lines.append("\n".join(f"- {line}" for line in self.comparison.remarks))
         return "\n\n".join(line.strip() for line in lines if line) + "\n"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from archsearch.block_latency.table import TOLERATED, BlockTable, PredictionErrors
 from archsearch.reports.evolution.data import Evolution
 from archsearch.reports.rendering import formatting
-from archsearch.score import LatencyRecord
+from archsearch.score import LatencyRecord, interval_name
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import BlockKind
 
@@ -43,7 +43,8 @@ def headline(evolution: Evolution) -> str:
     if first.latency and last.latency:
         ms, target = last.latency.median_ms, evolution.settings.target_ms
         start = formatting.number(first.latency.median_ms)
-        text += f" From {start} to {formatting.number(ms)} ms ({last.latency.source}), "
+        text += f" From {start} to {format_latency(last.latency)} ms ({last.latency.source}; "
+        text += f"[a, b]: {last.latency.interval_name}), "
         distance = f"{formatting.percent(abs(ms / target - 1))} {'above' if ms > target else 'below'}"
         text += f"{distance} the target of {target:.3g} ms."
     first_quality, last_quality = first.quality(metric), last.quality(metric)
@@ -57,13 +58,13 @@ ROUND_COLUMNS = (
     "Round",
     "Phase",
     "Action",
-    "{source} ms",
+    "{latency}",
     "ms by the block table",
     "{quality}",
     "steps",
     "TMACs so far",
 )
-"""Header of `round_rows`, with the source of the latencies and the quality metric left to fill in."""
+"""Header of `round_rows`, with latency and quality left to fill in."""
 
 
 TEXT_COLUMNS = 3
@@ -71,10 +72,16 @@ TEXT_COLUMNS = 3
 
 
 def round_header(evolution: Evolution) -> list[str]:
-    """Header of the table of rounds, with the source of the latencies and the name of the quality metric."""
-    source = evolution.last.latency.source if evolution.last.latency else "measured"
-    quality = evolution.label(evolution.metrics[0])
-    return [column.format(source=source, quality=quality) for column in ROUND_COLUMNS]
+    """Header of the table of rounds, with the names of latency and quality, and of their intervals."""
+    quality = formatting.with_interval(evolution.label(evolution.metrics[0]), interval_name(evolution.metrics[0]))
+    return [column.format(latency=latency_column(evolution), quality=quality) for column in ROUND_COLUMNS]
+
+
+def latency_column(evolution: Evolution) -> str:
+    """Head of a column of latencies."""
+    records = [r.latency for r in evolution.rounds if r.latency]
+    sources = " or ".join(sorted({record.source for record in records})) or "measured"
+    return formatting.with_interval(f"{sources} ms", interval_name("latency_ms", records))
 
 
 def round_rows(evolution: Evolution) -> list[list[str]]:

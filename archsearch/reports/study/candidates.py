@@ -26,7 +26,7 @@ def display_order(study: StudyData) -> list[Candidate]:
 
 def table(study: StudyData) -> dict[str, Any]:
     """Columns and rows of the page's table of all candidates."""
-    columns = [(name, study.axis(name)) for name in study.measures]
+    columns = [(name, study.column(name)) for name in study.measures]
     return {
         "columns": columns,
         "knobs": [f.name for f in study.factors],
@@ -92,11 +92,12 @@ def details(study: StudyData, candidate: Candidate) -> dict[str, Any]:
     """Contents of the details panel and of the hover text for one candidate."""
     has_cost = candidate.score.cost.params > 0
     values = [(name, value) for name in study.measures if has_cost and (value := study.value_of(candidate, name))]
-    numbers = [(study.label(name), formatting.format_value(value, name, ends=True)) for name, value in values]
+    shown = {name: formatting.format_value(value, name, ends=True) for name, value in values}
+    numbers = [(study.label(name, with_interval=True), text) for name, text in shown.items()]
     if candidate.score.quality:
         numbers.append(("training seeds", str(candidate.runs)))
     description = architecture_text.describe(candidate.architecture)
-    lines = [f"{label}: {text}" for label, text in numbers[:4]] + textwrap.wrap(description, 58)
+    lines = [f"{study.label(name)}: {text}" for name, text in [*shown.items()][:4]] + textwrap.wrap(description, 58)
     hover = [f"<b>{html.escape(title(candidate))}</b>", *map(html.escape, lines)]
     return {
         "title": title(candidate),

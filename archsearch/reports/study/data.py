@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from archsearch.latency.timed_pass import TimedPass
 from archsearch.reports.rendering import formatting
-from archsearch.score import QUALITY_METRICS, ProtocolMismatch, comparable
+from archsearch.score import QUALITY_METRICS, LatencyRecord, ProtocolMismatch, comparable, interval_name
 from archsearch.spaces.summary import KnobSummary
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.study import StudyConfig
@@ -21,6 +22,8 @@ from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from optuna import Study
+
+    from archsearch.studies.experiments.counted_effects import CountedNeighbors
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,16 @@ class StudyData:
         """Candidates in `distinct` that have a quality and whose training did not diverge."""
         return tuple(c for c in self.distinct if c.score.quality and not c.score.quality.diverged)
 
+    @cached_property
+    def latencies(self) -> tuple[LatencyRecord, ...]:
+        """Latencies of the candidates in `distinct`."""
+        return tuple(c.score.latency for c in self.distinct if c.score.latency)
+
+    @cached_property
+    def timed_pass(self) -> TimedPass:
+        """The forward pass that the latencies are of."""
+        return TimedPass.of_study(self.attrs)
+
     @property
     def objectives(self) -> tuple[str, ...]:
         """Names of the objectives, which are minimized."""
@@ -85,8 +98,9 @@ class StudyData:
     @cached_property
     def chances(self) -> dict[int, float]:
         """Probability that a candidate is on the front, by trial number, in a study with rungs."""
-        settings = StudyConfig.model_validate(self.attrs["settings"])
-        return chances(settings, self.candidates) if settings.rungs else {}
+        if not self.attrs["settings"].get("rungs"):
+            return {}
+        return chances(StudyConfig.model_validate(self.attrs["settings"]), self.candidates)
 
     @cached_property
     def measures(self) -> tuple[str, ...]:
@@ -104,17 +118,35 @@ class StudyData:
         """Knobs of the search space, each with the choice of the base architecture."""
         return tuple(_factor(knob, self.base) for knob in self.attrs["space"]["knobs"])
 
+    @cached_property
+    def counted_neighbors(self) -> CountedNeighbors | None:
+        """Costs, and latency if it is predicted, of neighbors of the base and of candidates on the front."""
+        from archsearch.studies.experiments.counted_effects import count_neighbors
+
+        chosen = [c for c in self.distinct if c.name == "base" or c.number in self.front]
+        points = [c.point for c in chosen if len(c.point) == len(self.factors)]
+        if not points or not self.factors:
+            return None
+        equal = len({record.conditions for record in self.latencies}) == 1
+        predicted = self.latencies[0] if equal and self.latencies[0].source == "predicted" else None
+        return count_neighbors(self.attrs, self.factors, points, predicted=predicted)
+
     def value_of(self, candidate: Candidate, name: str) -> Estimate | None:
         """One number of a candidate, or None if it was not measured; see `formatting.value_of`."""
         return formatting.value_of(candidate.score, name)
 
-    def label(self, name: str, *, short: bool = False) -> str:
-        """Display name of a number."""
-        return formatting.label(name, self.extractor, self.proxy, short=short)
+    def label(self, name: str, *, short: bool = False, with_interval: bool = False) -> str:
+        """Display name of a number, and what its interval is if asked for."""
+        text = formatting.label(name, self.extractor, self.proxy, self.latencies, short=short)
+        return formatting.with_interval(text, interval_name(name, self.latencies)) if with_interval else text
 
     def axis(self, name: str) -> str:
         """Axis title of a number: its display name and its unit."""
-        return formatting.axis(name, self.extractor, self.proxy)
+        return formatting.axis(name, self.extractor, self.proxy, self.latencies)
+
+    def column(self, name: str) -> str:
+        """Head of a number's column: its axis title, and what its interval is."""
+        return formatting.with_interval(self.axis(name), interval_name(name, self.latencies))
 
     def choices(self, candidate: Candidate) -> dict[str, str]:
         """Name of the choice that a candidate makes for each knob."""

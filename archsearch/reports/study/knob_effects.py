@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
+from archsearch.reports.study.summary import count_candidates
 from archsearch.score import QUALITY_METRICS
 from archsearch.stats.intervals import verdict
 from archsearch.stats.main_effects import MIN_CANDIDATES, Effects, Knob, effects
@@ -21,7 +22,8 @@ class Cell:
 
     text: str
     verdict: str
-    """``better``, ``worse`` or ``cannot tell`` for an effect; empty for a share of the variance."""
+    """``better``, ``worse`` or ``cannot tell`` for an effect, ``no effect`` or ``either way`` for a counted one; empty
+    for a share of the variance."""
     start: float
     dot: float
     end: float
@@ -61,8 +63,9 @@ class KnobTable:
 
 
 def knob_table(study: StudyData, names: Sequence[str]) -> KnobTable:
-    """Estimate the effects of all knobs on the given numbers of the score."""
-    fits = [_effects(study, name) for name in names]
+    """The effects of all knobs on the given numbers of the score: counted where possible, else estimated."""
+    counted = study.counted_neighbors
+    fits = [counted.effects(n) if counted and n in counted.logarithms else _effects(study, n) for n in names]
     columns = tuple(_column(study, name, fit) for name, fit in zip(names, fits, strict=True))
     varied = {knob.name for fit in fits if fit for knob in fit.knobs}
     knobs_by_column = [{knob.name: knob for knob in fit.knobs} if fit else {} for fit in fits]
@@ -106,8 +109,11 @@ def _column(study: StudyData, name: str, fit: Effects | None) -> Column:
     label = study.label(name)
     if fit is None:
         return Column(label, f"needs at least {MIN_CANDIDATES} different candidates")
+    if fit.counted:
+        return Column(label, f"counted exactly, for the neighbors of {count_candidates(fit.n)}")
     explained = formatting.percent(fit.explained) if fit.explained > 0 else "none"
-    return Column(label, f"n = {fit.n}; the knobs explain {explained} of the variance (leave-one-out)")
+    note = f"n = {fit.n}; the knobs explain {explained} of the variance (leave-one-out)"
+    return Column(formatting.with_interval(label, "95 % interval"), note)
 
 
 def _scale(fit: Effects | None) -> float:
@@ -119,7 +125,9 @@ def _share(knob: Knob | None) -> Cell | None:
     if knob is None:
         return None
     share = knob.share
-    text = f"{formatting.percent(share.value)} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+    text = formatting.percent(share.value)
+    if share.high > share.low:
+        text += f" [{100 * share.low:.0f}, {100 * share.high:.0f}]"
     return Cell(text, "", 100 * share.low, 100 * share.value, 100 * share.high)
 
 
@@ -129,6 +137,9 @@ def _change(knob: Knob | None, change: str, fit: Effects | None, scale: float) -
         return None
     size = effect.size
     start, dot, end = (_position(value, scale) for value in (size.low, size.value, size.high))
+    if fit.counted:
+        told = verdict(size) if size.low > 0 or size.high < 0 else "either way" if size.high > size.low else "no effect"
+        return Cell(formatting.format_span(size), told, start, dot, end)
     return Cell(formatting.format_change(size, relative=fit.relative), verdict(size), start, dot, end)
 
 

@@ -91,6 +91,7 @@ class ReferenceSection:
                 lines.append("With a single seed the gap has no interval.")
             if any(c.score.latency and c.score.latency.source == "predicted" for c in self.study.scored):
                 lines.append("Latency is predicted, so that the ratios are as good as the device's profile.")
+            lines.append("A gap or a ratio is to the lowest of several, which is a little too low by chance.")
         return " ".join(lines)
 
     def header(self) -> Row:
@@ -98,8 +99,10 @@ class ReferenceSection:
         distances: Row = ()
         if self._axes:
             quality, cost = self._axes
-            distances = (self.study.axis(quality), self.study.axis(cost))
-            distances += ("gap", "ratio")
+            seeds = "95 % interval" if self._has_seed_intervals else ""
+            heads = (formatting.with_interval(title, seeds) for title in (self.study.axis(quality), "gap"))
+            own, gap = heads
+            distances = (own, self.study.column(cost), gap, "ratio")
         return ("reference", *distances, "choices shared by the front", "by the recommended")
 
     def rows(self) -> list[Row]:
@@ -134,7 +137,7 @@ class ReferenceSection:
             ratio += f" ({own_cost.value / min(maybe):.2f})"
         return (
             formatting.format_value(own, quality, ends=self._has_seed_intervals),
-            formatting.number(own_cost.value),
+            formatting.format_interval(own_cost),
             formatting.format_change(gap, relative=False) if gap else NONE,
             ratio,
         )

@@ -10,8 +10,9 @@ from typing import Any
 from archsearch.reports.rendering import architecture_text, formatting
 from archsearch.reports.study.data import StudyData, diverged, estimates, title
 from archsearch.reports.study.seed_agreement import Agreement, seed_agreement
-from archsearch.score import QUALITY_METRICS
+from archsearch.score import QUALITY_METRICS, interval_name
 from archsearch.stats.estimate import Estimate
+from archsearch.stats.intervals import are_apart
 from archsearch.stats.pareto import bounds
 from archsearch.studies.storage.record import Candidate
 from snapgen.progress import format_duration
@@ -29,7 +30,8 @@ def headline(study: StudyData) -> str:
     size = math.prod(len(f.choices) for f in study.factors)
     objectives = " and ".join(study.label(name) for name in study.objectives)
     records = {c.score.latency.device: c.score.latency.source for c in study.scored if c.score.latency}
-    devices = f" ({', '.join(f'{source} on {device}' for device, source in records.items())})" if records else ""
+    sources = ", ".join(f"{source} on {device}" for device, source in records.items())
+    devices = f" ({sources}: {study.timed_pass.text})" if records else ""
     knobs = f"{len(study.factors)} knobs, {size:,} combinations"
     return f"Space {space['name']}: {knobs}. Minimized: {objectives}{devices}."
 
@@ -66,7 +68,7 @@ def warnings(study: StudyData, agreements: Mapping[str, Agreement]) -> list[str]
 
 def _latency_warnings(study: StudyData) -> list[str]:
     records = [c.score.latency for c in study.scored if c.score.latency]
-    lines = []
+    lines = [study.timed_pass.mismatch] if study.timed_pass.mismatch and study.trained else []
     conditions = {record.conditions for record in records}
     if len(conditions) > 1:
         lines.append(
@@ -160,15 +162,18 @@ def _compared_with_base(study: StudyData, name: str, base: Candidate | None) -> 
     assert best_value is not None
     row = {
         "label": study.label(name),
+        "interval": interval_name(name, study.latencies),
         "value": formatting.format_value(best_value, name),
+        "ends": formatting.format_ends(best_value),
         "base": "–",
+        "base_ends": "",
         "change": "",
         "verdict": "",
     }
     if base_value is None:
         return row
-    row["base"] = formatting.format_value(base_value, name)
-    if name in QUALITY_METRICS and best_value.low <= base_value.high and base_value.low <= best_value.high:
+    row |= {"base": formatting.format_value(base_value, name), "base_ends": formatting.format_ends(base_value)}
+    if name in QUALITY_METRICS and not are_apart(best_value, base_value):
         return row | {"change": "within noise"}
     ratio = best_value.value / base_value.value - 1 if base_value.value > 0 else math.nan
     if math.isfinite(ratio) and best_value.value != base_value.value:
@@ -238,4 +243,9 @@ def sources(study: StudyData) -> list[tuple[str, str]]:
         else:
             how += f"median and quartiles of {span} runs each, {threads} thread(s)"
         rows.append((study.label("latency_ms"), how))
+    best = study.best.score.latency
+    if best:
+        image = study.timed_pass.image(best.median_ms)
+        of_image = f"; of the recommended candidate, {image}" if image else ""
+        rows.append(("a latency is of", study.timed_pass.text + of_image))
     return rows

@@ -7,7 +7,11 @@ import sys
 import pytest
 
 from archsearch.cli import output
-from archsearch.cli.output import progress_bar
+from archsearch.cli.output import print_score, progress_bar
+from archsearch.reports.rendering import formatting
+from archsearch.score import Cost, Quality, Score
+from archsearch.stats.estimate import Estimate
+from tests.records import latency_record
 
 
 def test_without_a_terminal_it_is_plain_lines(
@@ -45,3 +49,18 @@ def test_quiet_is_silent(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     with progress_bar("measuring", quiet=True) as progress:
         progress(0.5, "fitting")
     assert capsys.readouterr().err == ""
+
+
+def test_a_score_is_printed_as_a_report_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
+    loss = Estimate(value=1.25375, low=1.23919, high=1.26831)
+    quality = Quality(validation_loss=loss, extractor="none", protocol_hash="p", training_seconds=1)
+    predicted = {"lower_quartile_ms": 162, "upper_quartile_ms": 187, "interval_ms": (118, 256), "source": "predicted"}
+    record = latency_record(174, device="iphone-15-pro", **predicted)
+    score = Score(cost=Cost(params=10**6, macs=10**9, activation_bytes=1), latency=record, quality=quality)
+    print_score(score, interval="95 % interval, pooled")
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ").splitlines()]
+    assert "predicted latency 174 ms [118, 256] 90 % interval, iphone-15-pro" in lines
+    assert f"validation loss {formatting.format_interval(loss)} 95 % interval, pooled" in lines
+    assert not any("162" in line for line in lines), "quartiles are not the interval of a prediction"
+    print_score(Score(cost=score.cost, latency=latency_record(2.0, upper_quartile_ms=2.2)))
+    assert "quartiles, measured on host" in capsys.readouterr().out

@@ -14,8 +14,9 @@ import plotly.graph_objects as go
 import pytest
 
 from archsearch.reports import study_report
-from archsearch.reports.rendering import html
+from archsearch.reports.rendering import formatting, html
 from archsearch.reports.study import charts, data as study_data, summary
+from archsearch.reports.study.knob_effects import knob_table
 from archsearch.score import ProtocolMismatch, Quality, Score
 from archsearch.spaces.loading import load_space
 from archsearch.studies.search import candidates
@@ -50,6 +51,88 @@ def empty(name: str = "emoji") -> optuna.Study:
     study.set_user_attr("settings", {"name": name, "objectives": list(factory.OBJECTIVE_NAMES)})
     study.set_user_attr("space", load_space("emoji").to_dict())
     return study
+
+
+def test_another_ending_than_html_is_an_input_error(tmp_path: Path) -> None:
+    """The CSV would be written over the page."""
+    with pytest.raises(InputError, match=r"is not the name of an HTML file; end it in \.html"):
+        study_report.write_report(factory.create(tmp_path, candidates=3), tmp_path / "table.csv")
+    assert not list(tmp_path.glob("table*"))
+
+
+def as_predicted(study: optuna.Study) -> optuna.Study:
+    """A copy of the study with its latencies predicted."""
+    copy = optuna.create_study(directions=study.directions)
+    for key, value in study.user_attrs.items():
+        copy.set_user_attr(key, value)
+    for trial in study.get_trials():
+        score = trial.user_attrs["score"]
+        ms = score["latency"]["median_ms"]
+        score["latency"] |= {"source": "predicted", "device": "iphone-15-pro", "interval_ms": [ms / 2, ms * 2]}
+        trial.user_attrs |= {"score": score}
+        copy.add_trial(trial)
+    return copy
+
+
+def test_a_prediction_says_so_wherever_it_stands(tmp_path: Path) -> None:
+    study = as_predicted(factory.create(tmp_path, candidates=12, samples=False))
+    data = study_data.load_study_data(study)
+    assert data.label("latency_ms") == "predicted latency"
+    assert data.axis("latency_ms") == "Predicted latency (ms)"
+    assert data.column("latency_ms") == "Predicted latency (ms) [90 % interval]"
+    assert "predicted latency" in data.reason
+    (row,) = (row for row in summary.recommended(data)["rows"] if row["label"] == "predicted latency")
+    best = data.value_of(data.best, "latency_ms")
+    assert best is not None
+    assert row["interval"] == "90 % interval"
+    assert f"{row['value']} {row['ends']}" == formatting.format_value(best, "latency_ms", ends=True)
+    figure = charts.front_chart(data, "validation_loss", "latency_ms")
+    assert figure["layout"]["xaxis"]["title"]["text"] == "Predicted latency (ms)"
+    page = study_report.write_report(study, tmp_path / "r.html").read_text()
+    assert "Latency (ms)</button>" not in page
+
+
+def test_columns_name_the_interval_in_their_brackets(written: Path) -> None:
+    page = written.read_text()
+    assert "Validation loss [95 % interval]</button>" in page
+    assert "Latency (ms) [quartiles]</button>" in page
+
+
+def test_costs_are_counted_and_not_estimated(tmp_path: Path) -> None:
+    """Rotary embeddings have no parameters; a regression over candidates finds some."""
+    data = study_data.load_study_data(factory.create(tmp_path, candidates=30, samples=False))
+    table = knob_table(data, ["params", "validation_loss", "latency_ms"])
+    params, loss, latency = table.columns
+    assert params.note.startswith("counted exactly, for the neighbors of ")
+    assert loss.note.startswith("n = ")
+    assert latency.note.startswith("n = "), "a measured latency is estimated"
+    groups = {row.name: changes for row, changes in (*table.significant, *table.insignificant)}
+    (rope,) = groups["rope"]
+    assert rope.cells[0] is not None
+    assert (rope.cells[0].text, rope.cells[0].verdict) == ("0\N{NO-BREAK SPACE}%", "no effect")
+    depth = groups["levels[1].transformer_depth"][0].cells[0]
+    assert depth is not None
+    assert depth.verdict in ("better", "worse")
+    assert "[" not in depth.text
+
+
+def test_a_latency_says_what_it_is_of(tmp_path: Path) -> None:
+    study = factory.create(tmp_path, candidates=12, samples=False)
+    protocol = {**factory.PROTOCOL, "protocol": {**factory.PROTOCOL["protocol"], "num_inference_steps": 10}}
+    protocol["protocol"]["guidance_scale"] = 2.0
+    study.set_user_attr("protocol", protocol)
+    study.set_user_attr("trained_latent_size", 4)
+    data = study_data.load_study_data(study)
+    what = "one pass of the U-Net at batch size 1, a latent of 8 × 8 (64 px) and 16 context tokens"
+    assert what in summary.headline(data)
+    text = dict(summary.sources(data))["a latency is of"]
+    assert "an image of the protocol's 10 steps, two passes each for guidance 2 takes 20 passes, " in text
+    warning = "Candidates are trained at a latent of 4 × 4 (32 px), but cost and latency are those at 8 × 8"
+    assert any(line.startswith(warning) for line in summary.warnings(data, {}))
+    study.set_user_attr("trained_latent_size", 8)
+    data = study_data.load_study_data(study)
+    assert "8 × 8 (32 px)" in summary.headline(data)
+    assert not any("trained at a latent" in line for line in summary.warnings(data, {}))
 
 
 def test_report_is_one_file_without_external_resources(written: Path) -> None:

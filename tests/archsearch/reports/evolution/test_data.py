@@ -104,7 +104,7 @@ def test_the_path_joins_each_round_with_its_parent(evolution: Evolution, other: 
 def test_rounds_in_words_and_numbers(evolution: Evolution) -> None:
     header, rows = tables.round_header(evolution), tables.round_rows(evolution)
     assert {len(header)} == {len(row) for row in rows}
-    assert header[3:5] == ["measured ms", "ms by the block table"]
+    assert header[3:5] == ["measured ms [quartiles]", "ms by the block table"]
     assert rows[0][1:3] == ["robust training", "trained with block dropout"]
     assert rows[1][2].startswith("removed ")
     assert rows[-1][1] == "final training"
@@ -152,7 +152,7 @@ def test_the_best_of_each_at_the_target_for_the_same_compute(evolution: Evolutio
     both = baseline.compare(evolution, load_study_data(other))
     assert both.mismatch == ""
     assert both.budget < both.baseline_entries[-1].training_macs
-    equal, baseline_row, full, _ = (dict(zip(baseline.COLUMNS, row, strict=True)) for row in baseline.rows(both))
+    equal, baseline_row, full, _ = (dict(zip(baseline.header(both), row, strict=True)) for row in baseline.rows(both))
     limit = evolution.settings.max_ms
     eligible = [s for s in evolution.rounds if s.latency and s.latency.median_ms <= limit]
     best = min(eligible, key=lambda s: s.round.quality.value)

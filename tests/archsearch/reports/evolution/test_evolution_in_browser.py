@@ -24,7 +24,7 @@ def test_its_charts_draw_and_fit(browser: Browser, tmp_path: Path) -> None:  # n
     )
     assert page.locator("#path-validation_loss .scatterlayer .point").count() >= 5 + 6
     titles = page.locator("#path-validation_loss .infolayer [class*=title]").all_text_contents()
-    assert {"Latency (ms, measured)", "Validation loss"} <= set(titles)
+    assert {"Latency (ms)", "Validation loss"} <= set(titles)
     assert page.evaluate("document.documentElement.scrollWidth") <= 900
     assert visit.problems == []
     page.close()

@@ -54,7 +54,8 @@ CANDIDATES: list[tuple[str | None, dict[str, int], float, float]] = [
 
 def test_the_distance_from_the_front_has_its_interval(tmp_path: Path) -> None:
     found = section(tmp_path, CANDIDATES)
-    assert found.header()[:5] == ("reference", "Validation loss", "Latency (ms)", "gap", "ratio")
+    heads = ("Validation loss [95 % interval]", "Latency (ms) [quartiles]", "gap [95 % interval]")
+    assert found.header()[:5] == ("reference", *heads, "ratio")
     (row,) = found.rows()
     name, loss, ms, gap, ratio = row[:5]
     assert name == "snapgen"
@@ -159,6 +160,6 @@ def test_without_quality_and_cost_only_choices_are_compared(tmp_path: Path, obje
 
 def test_every_number_of_a_twin_says_so(tmp_path: Path) -> None:
     found = section(tmp_path, CANDIDATES, proxy="small")
-    assert found.header()[1] == "Validation loss of the twin in small"
+    assert found.header()[1] == "Validation loss of the twin in small [95 % interval]"
     assert "Gap: a design's validation loss of the twin in small, minus" in found.introduction()
-    assert found.header()[2] == "Latency (ms)"
+    assert found.header()[2] == "Latency (ms) [quartiles]"
