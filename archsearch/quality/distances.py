@@ -1,24 +1,42 @@
-"""Fréchet and kernel distance between two sets of features, each with its standard error.
+"""Distances in the space of image features: between two sets of images, and of images to their nearest training images.
 
-The reference (real images) is fixed by the protocol, so errors include only the variance of the generated sample, which
-is what matters for comparing candidates with a common reference.
+The reference (real images) of the Fréchet and kernel distance is fixed by the protocol, so errors include only the
+variance of the generated sample, which is what matters for comparing candidates with a common reference.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from archsearch.stats.estimate import DistanceEstimate
+from archsearch.quality.feature_extractors import FeatureExtractor
+from archsearch.stats import intervals
+from archsearch.stats.estimate import DistanceEstimate, Estimate
+from snapgen.autoencoders.autoencoder import Autoencoder
+from snapgen.data.dataset import ImageDataset
+from snapgen.data.pixels import INFERENCE_BATCH_SIZE, grid, to_uint8
+from snapgen.io.cache import JSON, cached_tensors
+from snapgen.io.chunked import ChunkedTensor
+from snapgen.training.data import TrainingData
 
 GROUPS = 32
 """Number of groups of the delete-a-group jackknife; smaller samples use one group per image."""
 
 KERNEL_REFERENCES = 4096
 """Largest number of reference images used by the kernel distance, evenly spaced over the set."""
+
+COPY_QUANTILE = 0.05
+"""Fraction of held-out real images that count as copies."""
+MAX_IMAGES = 20_000
+"""Largest number of training images that are searched; the first ones."""
+MAX_HELDOUT_IMAGES = 1024
+"""Largest number of held-out images that the threshold is found from; evenly spaced over the split."""
+DATASET_BATCH_SIZE = 256
+"""Images decoded from a data set at once."""
 
 
 @dataclass(frozen=True)
@@ -149,3 +167,123 @@ def _jackknife_error(left_out: Tensor) -> float:
     """Jackknife standard error from the estimates that leave out one group each, (groups,)."""
     groups = len(left_out)
     return float(((groups - 1) / groups * (left_out - left_out.mean()).square().sum()).sqrt())
+
+
+class Nearest(NamedTuple):
+    """The training image that is nearest to each of N images."""
+
+    distances: Tensor
+    """Euclidean distance of their features, (N,) float32."""
+    indices: Tensor
+    """Index of the training image, (N,) int64."""
+
+
+def nearest(features: Tensor, train: Tensor) -> Nearest:
+    """Nearest of the training features (T, D) to each of the features (N, D)."""
+    return Nearest(*torch.cdist(features.float().cpu(), train).min(1))
+
+
+@dataclass(frozen=True)
+class MemorizationCheck:
+    """Compares samples with the training images of a net.
+
+    A sample counts as a copy if it is closer to a training image than nearly all held-out real images are. Of real
+    images `COPY_QUANTILE` are that close, so that is the rate of a net that copies nothing.
+
+    Attributes:
+        images: the training images.
+        train: their features, (T, D) float32.
+        threshold: distance to the nearest training image below which an image counts as a copy.
+        examples: held-out images as the autoencoder decodes them, (M, 3, H, W) uint8, the nearest to a training image
+            first.
+        example_index: index of the training image nearest to each of them, (M,).
+    """
+
+    images: ImageDataset
+    train: Tensor
+    threshold: float
+    examples: Tensor
+    example_index: Tensor
+
+    @classmethod
+    def prepared(
+        cls,
+        trained_on: ImageDataset,
+        heldout: TrainingData,
+        extractor: FeatureExtractor,
+        *,
+        extractor_digest: str,
+        feature_resolution: int,
+        examples: int,
+    ) -> Self:
+        """Extract the features of the training images, or read them from the cache, and find the threshold.
+
+        Held-out images are encoded and decoded first, so that the autoencoder's blur counts as it does for samples.
+
+        Args:
+            trained_on: images that the nets are trained on.
+            heldout: data whose held-out images set the threshold.
+            extractor: the feature extractor.
+            extractor_digest: digest of its weights.
+            feature_resolution: side in pixels that images are resized to before the extractor.
+            examples: number of held-out images to keep as examples.
+        """
+        key: dict[str, JSON] = {
+            "images": trained_on.digest,
+            "resolution": trained_on.resolution,
+            "extractor": extractor_digest,
+            "feature_resolution": feature_resolution,
+            "count": MAX_IMAGES,
+        }
+
+        def extract() -> dict[str, Tensor]:
+            features: list[Tensor] = []
+            for batch in trained_on.batches(DATASET_BATCH_SIZE):
+                features.append(extractor(batch, resolution=feature_resolution).cpu())
+                if len(features) * DATASET_BATCH_SIZE >= MAX_IMAGES:
+                    break
+            return {"features": torch.cat(features)[:MAX_IMAGES]}
+
+        train = cached_tensors("features", key, extract)["features"].float()
+        real = _decoded(heldout.encoded("val", trained_on.resolution).latents, heldout.autoencoder, heldout.device)
+        found = nearest(extractor(real, resolution=feature_resolution), train)
+        order = found.distances.argsort()[:examples]
+        threshold = float(found.distances.double().quantile(COPY_QUANTILE))
+        return cls(trained_on, train, threshold, real[order], found.indices[order])
+
+    def copied(self, features: Tensor) -> Estimate:
+        """Fraction of samples that are copies, from their features (N, D)."""
+        return intervals.rate_estimate((nearest(features, self.train).distances < self.threshold).double()[None])
+
+    def comparison(self, samples: Tensor, features: Tensor, columns: int) -> Tensor:
+        """Samples above their nearest training images, and below them the examples above theirs: (3, H, W) uint8.
+
+        Args:
+            samples: (N, 3, H, W) uint8.
+            features: their features, (N, D).
+            columns: images in a row.
+        """
+        index = nearest(features, self.train).indices
+        rows = []
+        for images, found in ((samples, index), (self.examples, self.example_index)):
+            for start in range(0, len(images), columns):
+                part = slice(start, start + columns)
+                rows += [_padded(images[part], columns), _padded(self._training_images(found[part]), columns)]
+        return grid(torch.cat(rows), len(rows), columns)
+
+    def _training_images(self, index: Tensor) -> Tensor:
+        return torch.stack([next(iter(self.images.batches(1, start=int(i))))[0] for i in index])
+
+
+@torch.no_grad()
+def _decoded(latents: ChunkedTensor, autoencoder: Autoencoder, device: torch.device) -> Tensor:
+    """Images of at most `MAX_HELDOUT_IMAGES` of the latents (N, C, h, w): (M, 3, H, W) uint8 on the CPU."""
+    count = min(len(latents), MAX_HELDOUT_IMAGES)
+    batches = torch.split(torch.arange(count) * len(latents) // count, INFERENCE_BATCH_SIZE)
+    images = (autoencoder.decode(latents[indices].float().to(device)) for indices in batches)
+    return torch.cat([to_uint8(batch).cpu() for batch in images])
+
+
+def _padded(images: Tensor, count: int) -> Tensor:
+    """The images, followed by white ones up to ``count``."""
+    return torch.cat([images, images.new_full((count - len(images), *images.shape[1:]), 255)])

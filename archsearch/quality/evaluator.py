@@ -1,4 +1,4 @@
-"""Evaluation of nets at one resolution: validation loss, samples, distances, caption retrieval and sample grids."""
+"""Evaluation of nets at one resolution: validation loss, samples, distances, caption retrieval, copies and grids."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from archsearch.protocol import EvaluationConfig
 from archsearch.quality import distances, feature_extractors
-from archsearch.quality.distances import ReferenceStats
+from archsearch.quality.distances import MemorizationCheck, ReferenceStats
 from archsearch.quality.feature_extractors import FeatureExtractor
 from archsearch.quality.retrieval import Retriever
 from archsearch.stats import intervals
@@ -58,6 +58,7 @@ class Evaluator:
         data: the encoded data.
         resolution: height and width of the images, in pixels.
         config: numbers of pairs and samples, and the feature extractor.
+        trained_on: data that the nets are trained on, of which samples may be copies; None: ``data``.
         bfloat16: whether nets are evaluated under bfloat16 autocast.
         batch_size: images sampled in one batch.
     """
@@ -68,10 +69,12 @@ class Evaluator:
         resolution: int,
         config: EvaluationConfig,
         *,
+        trained_on: TrainingData | None = None,
         bfloat16: bool = False,
         batch_size: int = SAMPLE_BATCH_SIZE,
     ) -> None:
         self.data, self.resolution, self.config = data, resolution, config
+        self.trained_on = trained_on or data
         self._bfloat16, self._batch_size = bfloat16, batch_size
 
         @functools.lru_cache(maxsize=4)  # of this evaluator: one on a method would keep every evaluator alive
@@ -80,19 +83,21 @@ class Evaluator:
 
         self._contexts = contexts
 
-    def preload(self, *, samples: bool, retrieval: bool = False) -> None:
+    def preload(self, *, samples: bool, retrieval: bool = False, memorization: bool = False) -> None:
         """Load what an evaluation needs, so that missing files are reported before the training starts.
 
         Args:
             samples: whether samples will be evaluated, or only validation losses.
             retrieval: whether caption retrieval will be measured.
+            memorization: whether copies of training images will be counted.
 
         Raises:
             InputError: if a file is missing.
         """
         _ = self._validation_pairs
         if samples:
-            _ = self.extractor, self._reference, self.retriever if retrieval else None
+            _ = self.extractor, self._reference
+            _ = self.retriever if retrieval else None, self.memorization if memorization else None
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -174,14 +179,23 @@ class Evaluator:
             progress(indices.stop / len(prompts), "sampling")
         return torch.cat(images)
 
+    def grid_samples(
+        self, net: UNet, process: NoiseProcess, sampling: SamplingConfig, prompts: Sequence[str] = ()
+    ) -> Tensor:
+        """Samples of the prompts, or of held-out captions if there are none, for a grid: (N, 3, H, W) uint8."""
+        rows, columns = SAMPLE_GRID
+        prompts = list(prompts) or fixed_prompts(self._heldout.images.captions, rows * columns)
+        return self.sample_images(net, process, sampling, prompts)
+
     def sample_grid(
         self, net: UNet, process: NoiseProcess, sampling: SamplingConfig, prompts: Sequence[str] = ()
     ) -> Tensor:
-        """A grid of samples of the prompts, or of held-out captions if there are none: (3, H, W) uint8."""
-        rows, columns = SAMPLE_GRID
-        prompts = list(prompts) or fixed_prompts(self._heldout.images.captions, rows * columns)
-        images = self.sample_images(net, process, sampling, prompts)
-        return grid(images, -(-len(prompts) // columns), columns)
+        """A grid of `grid_samples`: (3, H, W) uint8."""
+        return sheet(self.grid_samples(net, process, sampling, prompts))
+
+    def nearest_grid(self, images: Tensor) -> Tensor:
+        """A grid of samples above their nearest training images, and of held-out images above theirs."""
+        return self.memorization.comparison(images, self.features(images), SAMPLE_GRID[1])
 
     def distances(self, images: Tensor) -> tuple[DistanceEstimate, DistanceEstimate]:
         """Fréchet and kernel distance of samples to the training images.
@@ -189,10 +203,19 @@ class Evaluator:
         Raises:
             FloatingPointError: if their features are not finite.
         """
+        features = self.features(images)
+        return distances.frechet(features, self._reference), distances.kernel(features, self._reference)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features of samples (N, 3, H, W) in [0, 255] for the distances: (N, D).
+
+        Raises:
+            FloatingPointError: if they are not finite.
+        """
         features = self.extractor(images.to(self.data.device), resolution=self.config.feature_resolution)
         if not features.isfinite().all():
             raise FloatingPointError("features")
-        return distances.frechet(features, self._reference), distances.kernel(features, self._reference)
+        return features
 
     def measure(
         self, net: UNet, process: NoiseProcess, sampling: SamplingConfig, *, retrieval: bool = False
@@ -211,9 +234,10 @@ class Evaluator:
         metrics = {"validation_loss": intervals.validation_estimate([self.validation_losses(net, process)])}
         if self.config.num_samples:
             images = self.samples(net, process, sampling)
-            frechet, kernel = self.distances(images)
-            metrics["frechet_distance"] = intervals.distance_estimate([frechet])
-            metrics["kernel_distance"] = intervals.distance_estimate([kernel])
+            features = self.features(images)
+            metrics["frechet_distance"] = intervals.distance_estimate([distances.frechet(features, self._reference)])
+            metrics["kernel_distance"] = intervals.distance_estimate([distances.kernel(features, self._reference)])
+            metrics["copied"] = self.memorization.copied(features)
             if retrieval:
                 scores = self.retriever.score(images, self.prompts())
                 metrics |= {"retrieval_r1": scores.r1, "retrieval_r10": scores.r10, "retrieval_mrr": scores.mrr}
@@ -228,6 +252,18 @@ class Evaluator:
     def retriever(self) -> Retriever:
         """Predictor of caption embeddings from images, fitted to the training images."""
         return Retriever.fitted(self.data.images("train", self.resolution), device=self.data.device)
+
+    @functools.cached_property
+    def memorization(self) -> MemorizationCheck:
+        """Check for copies of the images that the nets are trained on."""
+        return MemorizationCheck.prepared(
+            self.trained_on.images("train", self.resolution),
+            self.data,
+            self.extractor,
+            extractor_digest=feature_extractors.digest(self.config.feature_extractor),
+            feature_resolution=self.config.feature_resolution,
+            examples=SAMPLE_GRID[1],
+        )
 
     @functools.cached_property
     def _reference(self) -> ReferenceStats:
@@ -255,6 +291,11 @@ class Evaluator:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.data.device.type, torch.bfloat16, enabled=self._bfloat16)
+
+
+def sheet(images: Tensor) -> Tensor:
+    """A grid of images with as many columns as `SAMPLE_GRID`: (N, 3, H, W) → (3, H', W') uint8."""
+    return grid(images, -(-len(images) // SAMPLE_GRID[1]), SAMPLE_GRID[1])
 
 
 def fixed_prompts(captions: list[str], count: int) -> list[str]:

@@ -43,10 +43,6 @@ BATCH_SIZE = 128
 ROUNDING = 1e-6
 """Cosines that differ by less than this are ties."""
 
-PLUS_FOUR = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
-"""Two pseudo-hits and two pseudo-misses (Agresti and Coull 1998), so that no hits among few concepts do not yield an
-interval of zero width."""
-
 
 class RetrievalRates(NamedTuple):
     """Rates of a retrieval: recall at 1, recall at 10 and mean reciprocal rank, each in [0, 1]."""
@@ -251,7 +247,7 @@ class Retriever:
 def tally(image_ranks: Tensor, own: Tensor, *, protocol_hash: str) -> RetrievalScore:
     """Retrieval rates from ranks (seeds, N) of images with the concepts ``own``, (N,)."""
     values = ((image_ranks <= 1).double(), (image_ranks <= 10).double(), 1 / image_ranks.double())
-    r1, r10, mrr = (_estimate(_by_concept(value, own)) for value in values)
+    r1, r10, mrr = (intervals.rate_estimate(_by_concept(value, own)) for value in values)
     concepts = int(own.max()) + 1
     return RetrievalScore(
         r1=r1, r10=r10, mrr=mrr, concepts=concepts, images=image_ranks.shape[1], protocol_hash=protocol_hash
@@ -262,14 +258,6 @@ def _by_concept(values: Tensor, own: Tensor) -> Tensor:
     """Mean over the images of each concept: (seeds, N) → (seeds, concepts)."""
     total = torch.zeros(len(values), int(own.max()) + 1, dtype=values.dtype).index_add(1, own, values)
     return total / own.bincount()
-
-
-def _estimate(table: Tensor) -> Estimate:
-    """Mean of a table (seeds, concepts) in [0, 1], with an interval over concepts and seeds."""
-    by_concept = table.mean(0)
-    within = float(torch.cat([by_concept, PLUS_FOUR]).var()) / len(by_concept)
-    mean = intervals.mean_over_seeds(table.mean(1).tolist(), within, within_freedom=max(1, len(by_concept) - 1))
-    return mean.model_copy(update={"low": max(0.0, mean.low), "high": min(1.0, mean.high)})
 
 
 def _features(images: ImageDataset, extractor: FeatureExtractor, resolution: int) -> Tensor:

@@ -18,6 +18,10 @@ CONFIDENCE = 0.95
 KNOWN_VARIANCE = 1e6
 """Degrees of freedom of a variance that is practically known."""
 
+PLUS_FOUR = torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+"""Two pseudo-hits and two pseudo-misses (Agresti and Coull 1998), so that no hits among few items do not yield an
+interval of zero width."""
+
 
 def mean_over_seeds(values: Sequence[float], within: float, *, within_freedom: float = KNOWN_VARIANCE) -> Estimate:
     """Mean over seeds with Banerjee's interval.
@@ -67,6 +71,14 @@ def validation_estimate(losses: Sequence[Tensor]) -> Estimate:
     freedom = (pairs - 1) * max(1, seeds - 1)
     variance = float(residuals.square().sum()) / freedom / (pairs * seeds)
     return mean_over_seeds(values, variance, within_freedom=freedom)
+
+
+def rate_estimate(table: Tensor) -> Estimate:
+    """Mean of a table (seeds, items) of values in [0, 1], with an interval over items and seeds."""
+    by_item = table.mean(0)
+    within = float(torch.cat([by_item, PLUS_FOUR]).var()) / len(by_item)
+    mean = mean_over_seeds(table.mean(1).tolist(), within, within_freedom=max(1, len(by_item) - 1))
+    return mean.model_copy(update={"low": max(0.0, mean.low), "high": min(1.0, mean.high)})
 
 
 def distance_estimate(measured: Sequence[DistanceEstimate]) -> Estimate:

@@ -14,11 +14,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from archsearch.library import RUNS, NamedConfig, read_named
-from archsearch.quality.evaluator import Evaluator
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.lookup import find_architecture
 from archsearch.studies.signals import terminable
-from archsearch.training.evaluation import process_of, sampling_config, training_data
+from archsearch.training.evaluation import StageEvaluator, process_of, sampling_config, training_data
 from archsearch.training.log import read_evaluations
 from archsearch.training.recipe import Recipe, trains_student
 from archsearch.training.run import train
@@ -182,7 +181,7 @@ def _evaluate(variant: VariantConfig, recipe: Recipe, seed: int, log: Callable[[
     unet = read_unet(folder, arch)
     assert unet is not None
     device = devices.default_device()
-    evaluator = Evaluator(training_data(recipe, device), stage.resolution, recipe.evaluation)
+    evaluator = StageEvaluator(recipe, training_data(recipe, device)).at(stage.resolution)
     sampling = dataclasses.replace(default_sampling, **overrides)
     process = process_of(recipe, unet, sampling)
     return evaluator.measure(unet.to(device), process, sampling, retrieval=recipe.evaluation.retrieval)

@@ -1,16 +1,21 @@
-"""Evaluation of a recipe's nets: its data, and how the net of each stage is sampled."""
+"""Evaluation of a recipe's nets: on which data, how the net of each stage is sampled, and what is logged of it."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-from archsearch.quality.evaluator import SamplingConfig
-from archsearch.training.recipe import Recipe
+from archsearch.quality.evaluator import Evaluator, SamplingConfig, sheet
+from archsearch.stats.estimate import Estimate
+from archsearch.stats.intervals import validation_estimate
+from archsearch.training.log import TrainLog
+from archsearch.training.recipe import Recipe, trains_student
 from snapgen.diffusion.process import NoiseProcess, make_process
+from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 from snapgen.objectives.teacher import Teacher
 from snapgen.optim.ema import EMA
@@ -19,9 +24,18 @@ from snapgen.training.stages import AdversarialDistillationStage, NetStage, Prog
 
 
 def training_data(recipe: Recipe, device: torch.device) -> TrainingData:
-    """Data of a recipe on a device."""
+    """Data that a recipe's nets are trained on, on a device."""
+    return _encoded(recipe, recipe.data, device)
+
+
+def evaluation_data(recipe: Recipe, device: torch.device) -> TrainingData:
+    """Data that a recipe's nets are evaluated on, on a device."""
+    return _encoded(recipe, recipe.evaluation.data or recipe.data, device)
+
+
+def _encoded(recipe: Recipe, data: str, device: torch.device) -> TrainingData:
     return TrainingData(
-        recipe.data,
+        data,
         recipe.autoencoder,
         recipe.text_encoders,
         teacher_text_encoders=recipe.teacher_text_encoders,
@@ -48,6 +62,63 @@ def process_of(recipe: Recipe, net: UNet | Teacher, sampling: SamplingConfig) ->
     """Noise process of a recipe's student or teacher."""
     prediction_type = net.prediction if isinstance(net, Teacher) else recipe.prediction_type
     return make_process(prediction_type, shift=sampling.timestep_shift)
+
+
+class StageEvaluator:
+    """Evaluates the nets of a recipe's stages, always on the same held-out images, captions and noise.
+
+    Args:
+        recipe: the recipe.
+        data: the data that the nets are trained on.
+    """
+
+    def __init__(self, recipe: Recipe, data: TrainingData) -> None:
+        self.recipe = recipe
+        self.data = data if recipe.evaluation.data in (None, recipe.data) else evaluation_data(recipe, data.device)
+        self._trained_on = data
+        self._evaluators: dict[int, Evaluator] = {}
+
+    def at(self, resolution: int) -> Evaluator:
+        """The evaluator of nets at a resolution."""
+        if resolution not in self._evaluators:
+            settings = self.recipe.evaluation
+            self._evaluators[resolution] = Evaluator(self.data, resolution, settings, trained_on=self._trained_on)
+        return self._evaluators[resolution]
+
+    def preload(self, stage: NetStage) -> None:
+        """Load what the evaluations of a stage need, so that missing files are reported before it is trained."""
+        settings, evaluator = self.recipe.evaluation, self.at(stage.resolution)
+        samples = trains_student(stage) and settings.num_samples > 0
+        evaluator.preload(samples=samples, retrieval=settings.retrieval, memorization=samples)
+
+    def evaluate(self, stage: NetStage, net: UNet | Teacher, log: TrainLog, step: int) -> dict[str, Estimate]:
+        """Evaluate and log a net after a step: all metrics and a sample grid of a student, the loss of a teacher.
+
+        Raises:
+            InputError: if samples are not finite.
+        """
+        evaluator = self.at(stage.resolution)
+        sampling = sampling_config(self.recipe, stage)
+        process = process_of(self.recipe, net, sampling)
+        if isinstance(net, Teacher):
+            numbers = {"validation_loss": validation_estimate([evaluator.validation_losses(net, process)])}
+            log.log_evaluation(step, numbers, None)
+            return numbers
+        try:
+            numbers = evaluator.measure(net, process, sampling, retrieval=self.recipe.evaluation.retrieval)
+            log.log_evaluation(step, numbers, sampling)
+            # After adversarial distillation, one more grid with twice the steps.
+            for factor in (1, 2) if isinstance(stage, AdversarialDistillationStage) else (1,):
+                steps = factor * sampling.num_inference_steps
+                grid_sampling = dataclasses.replace(sampling, num_inference_steps=steps)
+                images = evaluator.grid_samples(net, process, grid_sampling, self.recipe.evaluation.prompts)
+                log.log_image(step, sheet(images), f"{steps}-steps")
+                if "copied" in numbers and factor == 1:
+                    log.log_image(step, evaluator.nearest_grid(images), "nearest")
+        except FloatingPointError as error:
+            remedy = "lower learning_rate and train the stage again"
+            raise InputError(f"stage {stage.name}", f"gives samples whose {error} are not finite", remedy) from None
+        return numbers
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from archsearch.quality.evaluator import SamplingConfig
-from archsearch.stats import intervals
 from archsearch.stats.estimate import Estimate
 from archsearch.training.run_folder import RunFolder
 from snapgen.errors import InputError
@@ -116,15 +115,8 @@ class TrainLog:
         for name, value in numbers.items():
             self._board.add_scalar(name, value, step)
 
-    def log_validation(self, step: int, losses: Tensor) -> None:
-        """Log the validation losses of an evaluation during the stage: (validation_pairs,)."""
-        self._record_evaluation(step, {"validation_loss": intervals.validation_estimate([losses])}, None)
-
-    def log_evaluation(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig) -> None:
-        """Log the evaluation at the end of the stage."""
-        self._record_evaluation(step, numbers, sampler)
-
-    def _record_evaluation(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig | None) -> None:
+    def log_evaluation(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig | None) -> None:
+        """Log an evaluation after a step, as the last of the stage; an earlier one after the same step is removed."""
         entry = {
             "stage": self._stage.name,
             "step": step,
@@ -141,13 +133,13 @@ class TrainLog:
         shown = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items())
         self._log(f"{self._label}: step {step:,}: {shown}")
 
-    def log_samples(self, step: int, image: Tensor, sampler: SamplingConfig) -> None:
-        """Write a grid of samples, (3, H, W) uint8, as PNG and to TensorBoard."""
-        path = self._folder.path / "samples" / f"{self._label}-{step:07d}-{sampler.num_inference_steps}-steps.png"
+    def log_image(self, step: int, image: Tensor, name: str) -> None:
+        """Write a grid of images, (3, H, W) uint8, as PNG and to TensorBoard."""
+        path = self._folder.path / "samples" / f"{self._label}-{step:07d}-{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="png")  # CHW -> HWC
-        self._board.add_image(f"samples, {sampler.num_inference_steps} steps", image, step)
+        self._board.add_image(f"samples, {name}", image, step)
 
     def _write(self, rows: list[list[str]]) -> None:
         with atomic_write(self._csv) as path, path.open("w", newline="") as file:

@@ -46,12 +46,15 @@ class TeacherSourceConfig(Config):
 
 
 class RecipeEvaluationConfig(EvaluationConfig):
-    """Evaluation of a stage's net: fully at its end, and by the validation loss during it.
+    """Evaluation of a stage's net, at its end and every ``evaluate_every`` images; of a teacher only the loss.
 
     A stage that distills steps samples with its own number of steps, and after adversarial distillation without
     guidance.
     """
 
+    data: str | None = None
+    """Data set of the evaluations: its held-out images and captions, and its training images as the reference of the
+    distances; None: the recipe's. Nets of different training sets are compared on one."""
     retrieval: bool = True
     """Whether to measure how often images retrieve their own captions."""
     prompts: tuple[str, ...] = ()
@@ -143,6 +146,23 @@ class Recipe(NamedConfig):
                 raise ValueError(f"{problem}; use kind: progressive, or another prediction_type")
             if is_diffusion and trains_student(stage) and isinstance(stage, Stage) and stage.timestep_shift != 1:
                 raise ValueError(f"stage {stage.name}: timestep_shift applies to rectified flow only; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_to_keep_by_are_measured(self) -> Self:
+        for stage in self.stages:
+            if isinstance(stage, DecoderStage) or stage.keep_best_by is None:
+                continue
+            metric = stage.keep_best_by
+            problem = f"stage {stage.name} keeps the best by {metric}"
+            if stage.evaluate_every is None:
+                raise ValueError(f"{problem}, but is evaluated at its end only; give evaluate_every")
+            if metric != "validation_loss" and trains_teacher(stage):
+                raise ValueError(f"{problem}, which is not measured of a teacher; use validation_loss")
+            if metric != "validation_loss" and not self.evaluation.num_samples:
+                raise ValueError(f"{problem}, which needs samples; raise evaluation.num_samples")
+            if metric.startswith("retrieval") and not self.evaluation.retrieval:
+                raise ValueError(f"{problem}, which is not measured; set evaluation.retrieval to true")
         return self
 
     @property

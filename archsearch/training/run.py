@@ -7,7 +7,6 @@ checkpoint of the unfinished stage, logs, sample grids, and the pipeline of the 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,11 +17,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from archsearch.quality.evaluator import Evaluator
 from archsearch.studies.signals import terminable
 from archsearch.training import run_folder
+from archsearch.training.best_weights import BestWeights
 from archsearch.training.compatibility import check_recipe, new_teacher, resolve_shapes
-from archsearch.training.evaluation import ema_weights, process_of, sampling_config, training_data
+from archsearch.training.evaluation import StageEvaluator, ema_weights, sampling_config, training_data
 from archsearch.training.log import TrainLog
 from archsearch.training.recipe import (
     Recipe,
@@ -109,9 +108,9 @@ class RecipeRunner:
         self.recipe, self.arch, self.accelerator, self.log = recipe, arch, accelerator, log
         self.device: torch.device = accelerator.device
         self.data = training_data(recipe, self.device)
+        self.evaluator = StageEvaluator(recipe, self.data)
         self.folder = RunFolder(recipe, arch)
         self.shapes = resolve_shapes(recipe)
-        self._evaluators: dict[int, Evaluator] = {}
         self._saved = time.monotonic()
 
     @contextlib.contextmanager
@@ -151,6 +150,9 @@ class RecipeRunner:
         resolutions = [resolution for stage in self.recipe.stages for resolution in resolutions_of(stage)]
         with self.accelerator.main_process_first(), self.recipe.error_context("data"):
             self.data.images("train", max(resolutions))
+        if self.evaluator.data is not self.data:
+            with self.accelerator.main_process_first(), self.recipe.error_context("evaluation.data"):
+                self.evaluator.data.images("val", max(resolutions))
 
     def run(self, stop_after: str | None = None) -> None:
         """Run every unfinished stage, up to ``stop_after``, and write the pipeline."""
@@ -195,10 +197,9 @@ class RecipeRunner:
     def _train_net(self, number: int, stage: NetStage, log: TrainLog) -> None:
         net = self._net(number, stage)
         trainer = self._trainer(number, stage, net)
+        best = BestWeights(self.folder.best_weights, stage)
         if self._main:
-            retrieval = self.recipe.evaluation.retrieval
-            samples = isinstance(net, UNet) and self.recipe.evaluation.num_samples > 0
-            self._evaluator(stage.resolution).preload(samples=samples, retrieval=retrieval)
+            self.evaluator.preload(stage)
         self._resume(number, trainer, log)
         interval = None if stage.evaluate_every is None else max(1, stage.evaluate_every // stage.batch_size)
 
@@ -208,7 +209,8 @@ class RecipeRunner:
         def pause() -> None:
             if self._main and trainer.step < stage.steps:
                 with ema_weights(net, trainer.ema):
-                    self._evaluate(stage, net, log, trainer.step)
+                    numbers = self.evaluator.evaluate(stage, net, log, trainer.step)
+                    best.offer(trainer.step, numbers, net)
                 self._save(number, trainer)  # after the evaluation: a run killed in between evaluates again
             self.accelerator.wait_for_everyone()
 
@@ -221,44 +223,21 @@ class RecipeRunner:
         trainer.run(report=report, should_pause=due, pause=pause)
         if self._main:
             net.load_state_dict(trainer.ema.state())
-            self._finish(number, stage, net, log)
+            self._finish(number, stage, net, best, log)
 
-    def _finish(self, number: int, stage: NetStage, net: UNet | Teacher, log: TrainLog) -> None:
+    def _finish(self, number: int, stage: NetStage, net: UNet | Teacher, best: BestWeights, log: TrainLog) -> None:
         """Evaluate the finished stage and write its result, which replaces the checkpoint."""
         if not all(bool(tensor.isfinite().all()) for tensor in net.state_dict().values()):
             remedy = "lower learning_rate and train the stage again"
             raise InputError(f"stage {stage.name}", "ends with weights that are not finite", remedy)
-        self._evaluate(stage, net, log, stage.steps)
+        best.offer(stage.steps, self.evaluator.evaluate(stage, net, log, stage.steps), net)
+        step = best.restore(net)
+        if step != stage.steps:  # the last evaluation of a stage is that of its result
+            self.log(f"{self.folder.label(number)}: step {step:,} is the best by {stage.keep_best_by} and is kept")
+            self.evaluator.evaluate(stage, net, log, step)
         if isinstance(net, UNet):
             net.prediction_type = self.recipe.prediction_type
         self.folder.write_result(number, net.save_pretrained)
-
-    def _evaluator(self, resolution: int) -> Evaluator:
-        if resolution not in self._evaluators:
-            self._evaluators[resolution] = Evaluator(self.data, resolution, self.recipe.evaluation)
-        return self._evaluators[resolution]
-
-    def _evaluate(self, stage: NetStage, net: UNet | Teacher, log: TrainLog, step: int) -> None:
-        """Evaluate the averaged weights: all metrics at the stage's end, the validation loss during it."""
-        evaluator, settings = self._evaluator(stage.resolution), self.recipe.evaluation
-        sampling = sampling_config(self.recipe, stage)
-        process = process_of(self.recipe, net, sampling)
-        try:
-            if isinstance(net, Teacher) or step < stage.steps:
-                log.log_validation(step, evaluator.validation_losses(net, process))
-            else:
-                metrics = evaluator.measure(net, process, sampling, retrieval=settings.retrieval)
-                log.log_evaluation(step, metrics, sampling)
-            if isinstance(net, UNet):
-                # After adversarial distillation, one more grid with twice the steps.
-                for factor in (1, 2) if isinstance(stage, AdversarialDistillationStage) else (1,):
-                    steps = factor * sampling.num_inference_steps
-                    grid_sampling = dataclasses.replace(sampling, num_inference_steps=steps)
-                    grid = evaluator.sample_grid(net, process, grid_sampling, settings.prompts)
-                    log.log_samples(step, grid, grid_sampling)
-        except FloatingPointError as error:
-            remedy = "lower learning_rate and train the stage again"
-            raise InputError(f"stage {stage.name}", f"gives samples whose {error} are not finite", remedy) from None
 
     def _trainer(self, number: int, stage: NetStage, net: UNet | Teacher) -> Trainer:
         seed = seeding.derive_seed(self.recipe.seed, "stage", stage.name)
@@ -350,6 +329,8 @@ class RecipeRunner:
         if metadata is not None:
             with self.folder.checkpoint_errors():
                 trainer.load(tensors, int(metadata["step"]))
+        elif self._main:
+            self.folder.best_weights.unlink(missing_ok=True)
         log.start(trainer.step)
 
     def _save(self, number: int, trainer: Trainer) -> None:

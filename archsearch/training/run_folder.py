@@ -49,6 +49,7 @@ class RunFolder:
         self.recipe, self.arch = recipe, arch
         self.path = recipe.folder
         self.checkpoint = self.path / "checkpoint.safetensors"
+        self.best_weights = self.path / "best.safetensors"
         self.pipeline = self.path / "pipeline"
 
     def result(self, number: int) -> Path:
@@ -172,6 +173,7 @@ class RunFolder:
         with _whole_folder(self.result(number)) as folder:
             write(folder)
         self.checkpoint.unlink(missing_ok=True)
+        self.best_weights.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def checkpoint_errors(self) -> Iterator[None]:

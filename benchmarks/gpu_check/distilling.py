@@ -22,7 +22,7 @@ from archsearch.quality.evaluator import Evaluator, SamplingConfig
 from archsearch.quality.retrieval import Retriever
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.lookup import find_architecture
-from archsearch.training.evaluation import process_of, training_data
+from archsearch.training.evaluation import evaluation_data, process_of
 from archsearch.training.recipe import Recipe, load_recipe
 from archsearch.training.run import train
 from archsearch.training.run_folder import RunFolder, read_unet
@@ -56,7 +56,7 @@ def run(section: Section, setup: Setup) -> None:
         recipe = recipe_of(setup, seed)
         _train(section, recipe, tables[0])
         evaluated = evaluated_as(recipe, small=setup.small)
-        evaluator = OfflineEvaluator(training_data(evaluated, device), _resolution(recipe), evaluated.evaluation)
+        evaluator = OfflineEvaluator(evaluation_data(evaluated, device), _resolution(recipe), evaluated.evaluation)
         _evaluate(section, recipe, evaluator, tables[1], values, setup)
         longest_seconds = max(longest_seconds, time.monotonic() - began)
         _decoder(section, recipe, tables[0], first=number == 0)

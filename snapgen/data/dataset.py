@@ -24,6 +24,8 @@ from snapgen.progress import ProgressLog
 
 EMOJI = Path(__file__).parent / "emoji"
 EMOJI_RESOLUTIONS = (32, 64)
+EMBEDDED = {"emoji": ("",), "emoji-styles": ("", "-styles")}
+"""Embedded data sets, with the suffixes of their shards."""
 
 # Data sets up to this decoded size are kept in memory; larger ones are decoded again in every pass.
 MAX_IN_MEMORY_BYTES = 1 << 29
@@ -108,7 +110,8 @@ def load_dataset(source: str, *, split: Split, resolution: int) -> ImageDataset:
     Args:
         source: one of
 
-            - ``emoji``: the embedded Fluent and Noto emoji;
+            - ``emoji``: the embedded Fluent and Noto emoji; ``emoji-styles``: these and the same emoji in five more
+              styles, which the captions name;
             - a folder of images. Names of sub-folders are class names and serve as captions (``_`` becomes a space;
               WordNet ids are looked up in ImageNet's ``LOC_synset_mapping.txt``, in this folder or above it). Without
               sub-folders the names of the files are the captions. A ``.txt`` beside an image takes precedence over
@@ -186,12 +189,12 @@ def _decoded(samples: Iterable[RawSample], resolution: int) -> Iterator[tuple[st
 
 
 def _open_source(source: str, split: Split, resolution: int) -> ImageFolder | WebDatasetShards:
-    if source == "emoji":
+    if source in EMBEDDED:
         if resolution > EMOJI_RESOLUTIONS[-1]:
             problem = f"the embedded emoji are {EMOJI_RESOLUTIONS[-1]} px wide, not {resolution}"
             raise InputError(source, problem, "use a lower resolution, or a folder of your own images")
         size = next(size for size in EMOJI_RESOLUTIONS if size >= resolution)
-        return WebDatasetShards([EMOJI / f"{size}-{split}.tar.gz"])
+        return WebDatasetShards([EMOJI / f"{size}-{split}{suffix}.tar.gz" for suffix in EMBEDDED[source]])
     if not source or "://" in source or source.startswith("pipe:") or "\0" in source:
         raise InputError(source or "data", "is not a path", "name a folder, a .tar file, or use 'emoji'")
     path = Path(source).expanduser()

@@ -15,6 +15,14 @@ SHIFT_AT_1024 = 3.0
 """Timestep shift of SD3 at 1024 px (arXiv 2403.03206, section 5.3.2)."""
 
 
+EvaluationMetric = Literal[
+    "validation_loss", "frechet_distance", "kernel_distance", "retrieval_r1", "retrieval_r10", "retrieval_mrr"
+]
+"""Metrics of an evaluation by which a stage may keep its best weights."""
+HIGHER_IS_BETTER: tuple[EvaluationMetric, ...] = ("retrieval_r1", "retrieval_r10", "retrieval_mrr")
+"""Metrics of which the highest is the best."""
+
+
 class AdversarialConfig(Config):
     """The discriminator of step distillation (LADD, arXiv 2403.12015). The default values are our choice."""
 
@@ -55,6 +63,9 @@ class Stage(_NamedStage, TrainingConfig):
     them."""
     evaluate_every: int | None = Field(default=None, ge=1)
     """Images between evaluations; None: one evaluation at the end."""
+    keep_best_by: EvaluationMetric | None = None
+    """Metric of the evaluations by which the best weights are kept as the stage's result; None: the last weights are
+    kept."""
     teacher: str | None = None
     """Folder of a teacher for this stage alone, with the same text encoders; None: the recipe's teacher."""
     on_nonfinite_grad: Literal["skip", "halt"] = "halt"

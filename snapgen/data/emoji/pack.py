@@ -1,5 +1,6 @@
-"""Build the embedded data set: captioned Fluent and Noto emoji, from three npm packages, as webdataset shards.
+"""Build the embedded data sets of captioned emoji, from eight npm packages, as webdataset shards.
 
+    pip install 'archsearch[pack]'
     python -m snapgen.data.emoji.pack --packages DIR --out snapgen/data/emoji
 
 Packages that are not in DIR are downloaded with ``npm pack``. The same packages give the same bytes.
@@ -8,39 +9,25 @@ Packages that are not in DIR are downloaded with ``npm pack``. The same packages
 from __future__ import annotations
 
 import argparse
-import base64
 import gzip
 import hashlib
 import io
 import json
 import re
-import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
-import numpy as np
 from PIL import Image
 
+from snapgen.data.emoji import styles
+from snapgen.data.emoji.concepts import EmojiImage, concept, concepts, normalize, split, without_leaks
+from snapgen.data.emoji.npm import NpmPackage, fetch
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
-
-
-@dataclass(frozen=True)
-class NpmPackage:
-    """An npm package at one version; ``sha512`` is the registry's integrity value in base64."""
-
-    name: str
-    version: str
-    sha512: str
-
-    @property
-    def file(self) -> str:
-        """Name of the package's tarball."""
-        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
-
 
 FLUENT = NpmPackage(
     "@lobehub/fluent-emoji-3d",
@@ -63,72 +50,52 @@ DRAWINGS = {
 }
 
 # Resolution → WebP quality; 100 is lossless. Lossy WebP halves the resolution of the colors at every quality, which at
-# 32 px costs 27 dB PSNR, so these images are lossless. The whole set stays below 9 MB.
+# 32 px costs 27 dB PSNR, so these images are lossless.
 QUALITIES = {32: 100, 64: 82}
-VALIDATION_FRACTION = 0.12
-
-# Images closer than this (root mean square over 16×16 RGB bytes) count as the same picture: the flags of Norway and
-# Svalbard, man judge and judge. From about 7 on they are different emoji that look alike: speech and thought balloon.
-SAME_PICTURE_RMS = 6.0
-
-_TONE = re.compile(r"1f3f[b-f]")
-_VARIANT = re.compile(r"-200d-(2640|2642|27a1)(?=-|$)")  # woman's, man's, facing right
-_NEUTRAL = {"1f468": "1f9d1", "1f469": "1f9d1", "1f466": "1f9d2", "1f467": "1f9d2"}
 
 
 @dataclass(frozen=True)
-class EmojiImage:
-    """One vendor's image of an emoji, square and on white; ``code`` is its normalized hexcode."""
+class Metadata:
+    """Captions and other metadata of the images, from emojibase."""
 
-    vendor: str
-    code: str
-    image: Image.Image
+    entries: dict[str, dict[str, Any]]
+    """Entries by normalized hexcode; those with skin tones are left out."""
+    groups: dict[int, str]
+    """Names of groups by number."""
+
+    @classmethod
+    def read(cls, packages: Path) -> Self:
+        """Read emojibase's package."""
+        entries = json.loads(CAPTIONS.read(packages, "package/en/data.json"))
+        groups = json.loads(CAPTIONS.read(packages, "package/en/messages.json"))["groups"]
+        return cls(
+            {normalize(entry["hexcode"]): entry for entry in entries}, {g["order"]: g["message"] for g in groups}
+        )
 
     @property
-    def key(self) -> str:
-        """Name of the sample in a shard."""
-        return f"{self.vendor}-{self.code}"
+    def labels(self) -> dict[str, str]:
+        """Labels by normalized hexcode."""
+        return {code: entry["label"] for code, entry in self.entries.items()}
 
-
-def normalize(hexcode: str) -> str:
-    """Normalize a hexcode: lower case, at least four digits each, no presentation selectors and cancel tags."""
-    codepoints = (digits.zfill(4) for digits in re.split("[-_]", hexcode.lower()))
-    return "-".join(digits for digits in codepoints if digits not in ("fe0f", "e007f"))
-
-
-def concept(code: str) -> str:
-    """Hexcode of an emoji without its skin tone, gender and direction."""
-    codepoints = [digits for digits in code.split("-") if not _TONE.fullmatch(digits)] or [code]
-    return _VARIANT.sub("", "-".join(_NEUTRAL.get(digits, digits) for digits in codepoints))
-
-
-def concepts(drawings: Sequence[EmojiImage]) -> dict[str, str]:
-    """Map hexcodes to concepts, after merging concepts that share a picture (`SAME_PICTURE_RMS`)."""
-    parent = {concept(drawing.code): concept(drawing.code) for drawing in drawings}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
-    small = [np.asarray(drawing.image.resize((16, 16), Image.Resampling.LANCZOS)) for drawing in drawings]
-    flat = np.stack(small).reshape(len(drawings), -1).astype(np.float64)  # of integers, so that the products are exact
-    norms = (flat**2).sum(axis=1)
-    squares = norms[:, None] + norms[None, :] - 2 * flat @ flat.T  # ‖a − b‖² = ‖a‖² + ‖b‖² − 2·a·b
-    for i, j in np.argwhere(np.triu(squares < SAME_PICTURE_RMS**2 * flat.shape[1], k=1)).tolist():
-        first, second = sorted((root(concept(drawings[i].code)), root(concept(drawings[j].code))))
-        parent[second] = first
-    return {drawing.code: root(concept(drawing.code)) for drawing in drawings}
-
-
-def split(concept_name: str) -> str:
-    """Split of a concept: ``val`` for `VALIDATION_FRACTION` of them, chosen by hash, else ``train``."""
-    fraction = int.from_bytes(hashlib.sha256(concept_name.encode()).digest()[:8], "big") / 2**64
-    return "val" if fraction < VALIDATION_FRACTION else "train"
+    def sample(self, drawing: EmojiImage, concept_name: str) -> dict[str, Any]:
+        """Metadata of an image; the caption of an icon names its style."""
+        entry = self.entries[drawing.code]
+        style = styles.STYLES.get(drawing.vendor)
+        group = entry.get("group")
+        return {
+            "caption": entry["label"] if style is None else f"{entry['label']}, {style} style",
+            "tags": entry.get("tags", []),
+            "group": self.groups[group] if isinstance(group, int) else "",
+            "vendor": drawing.vendor,
+            "concept": concept_name,
+        }
 
 
 def pack(packages: Path, out: Path) -> dict[str, int]:
-    """Write the shards ``<resolution>-<split>.tar.gz`` and emojibase's license.
+    """Write the shards ``<resolution>-<split>.tar.gz`` and ``<resolution>-<split>-styles.tar.gz``, and emojibase's
+    license.
+
+    The icons of the styles follow the split of the Fluent and Noto emoji, and do not change it.
 
     Args:
         packages: folder of the npm tarballs.
@@ -140,56 +107,31 @@ def pack(packages: Path, out: Path) -> dict[str, int]:
     Raises:
         InputError: if a package is missing or differs from the pinned version.
     """
-    labels, groups = _captions(packages)
-    drawings = [drawing for vendor in DRAWINGS for drawing in _drawings(packages, vendor, labels)]
-    concept_of = concepts(drawings)
+    metadata = Metadata.read(packages)
+    emoji = [drawing for vendor in DRAWINGS for drawing in _drawings(packages, vendor, metadata.entries)]
+    icons = [
+        drawing
+        for icon_set in styles.ICON_SETS
+        for drawing in styles.drawings(icon_set, packages, metadata.labels, square=on_white)
+    ]
+    concept_of = concepts(emoji)
+    merged = {concept(code): name for code, name in concept_of.items()}
+    concept_of |= {icon.code: merged.get(concept(icon.code), concept(icon.code)) for icon in icons}
+    split_of = {code: split(name) for code, name in concept_of.items()}
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "LICENSE-emojibase", _member(packages, CAPTIONS, "package/LICENSE"))
+    _write(out / "LICENSE-emojibase", CAPTIONS.read(packages, "package/LICENSE"))
     counts = {}
-    for resolution, quality in QUALITIES.items():
-        for split_name in ("train", "val"):
-            selected = [drawing for drawing in drawings if split(concept_of[drawing.code]) == split_name]
-            shard = out / f"{resolution}-{split_name}.tar.gz"
-            _write(shard, _shard(selected, resolution, quality, labels, groups, concept_of))
-            counts[shard.name] = len(selected)
+    for suffix, drawings in (("", emoji), ("-styles", without_leaks(icons, emoji, split_of))):
+        for resolution in QUALITIES:
+            for split_name in ("train", "val"):
+                selected = [drawing for drawing in drawings if split_of[drawing.code] == split_name]
+                shard = out / f"{resolution}-{split_name}{suffix}.tar.gz"
+                _write(shard, _shard(selected, resolution, metadata, concept_of))
+                counts[shard.name] = len(selected)
     return counts
 
 
-def fetch(package: NpmPackage, folder: Path) -> Path:
-    """Path of the package's tarball in ``folder``, downloaded with ``npm pack`` if it is missing.
-
-    Raises:
-        InputError: if it cannot be downloaded, or differs from the pinned version.
-    """
-    path = folder / package.file
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "pack", f"{package.name}@{package.version}", "--pack-destination", str(folder)]
-        try:
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        except (OSError, subprocess.CalledProcessError):
-            raise InputError(path, "is missing, and npm could not download it", f"run {' '.join(command)}") from None
-    digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
-    if digest != package.sha512:
-        raise InputError(path, f"is not {package.name} {package.version}", "delete it, to download it again")
-    return path
-
-
-def _captions(packages: Path) -> tuple[dict[str, dict[str, object]], dict[int, str]]:
-    """Emojibase's entries by normalized hexcode, and names of groups by number; entries have no skin tones."""
-    entries = json.loads(_member(packages, CAPTIONS, "package/en/data.json"))
-    groups = json.loads(_member(packages, CAPTIONS, "package/en/messages.json"))["groups"]
-    return {normalize(entry["hexcode"]): entry for entry in entries}, {g["order"]: g["message"] for g in groups}
-
-
-def _member(packages: Path, package: NpmPackage, name: str) -> bytes:
-    with tarfile.open(packages / package.file) as tar:
-        file = tar.extractfile(name)
-        assert file is not None, f"{package.file} has no {name}"
-        return file.read()
-
-
-def _drawings(packages: Path, vendor: str, labels: dict[str, dict[str, object]]) -> Iterator[EmojiImage]:
+def _drawings(packages: Path, vendor: str, labels: Container[str]) -> Iterator[EmojiImage]:
     package, pattern = DRAWINGS[vendor]
     images = {}
     with tarfile.open(packages / package.file) as tar:
@@ -213,29 +155,14 @@ def on_white(image: Image.Image) -> Image.Image:
     return square.convert("RGB")
 
 
-def _shard(
-    drawings: Sequence[EmojiImage],
-    resolution: int,
-    quality: int,
-    labels: dict[str, dict[str, object]],
-    groups: dict[int, str],
-    concept_of: dict[str, str],
-) -> bytes:
+def _shard(drawings: Sequence[EmojiImage], resolution: int, metadata: Metadata, concept_of: Mapping[str, str]) -> bytes:
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        # Ordered by hash, so that the first samples of a shard are a fair sample of both vendors and all groups.
+        # Ordered by hash, so that the first samples of a shard are a fair sample of all its vendors and groups.
         for drawing in sorted(drawings, key=lambda drawing: hashlib.sha256(drawing.key.encode()).digest()):
-            entry = labels[drawing.code]
-            group = entry.get("group")
-            metadata = {
-                "caption": entry["label"],
-                "tags": entry.get("tags", []),
-                "group": groups[group] if isinstance(group, int) else "",
-                "vendor": drawing.vendor,
-                "concept": concept_of[drawing.code],
-            }
-            _add(tar, f"{drawing.key}.json", json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
-            _add(tar, f"{drawing.key}.webp", _webp(drawing.image, resolution, quality))
+            sample = metadata.sample(drawing, concept_of[drawing.code])
+            _add(tar, f"{drawing.key}.json", json.dumps(sample, ensure_ascii=False, separators=(",", ":")).encode())
+            _add(tar, f"{drawing.key}.webp", _webp(drawing.image, resolution, QUALITIES[resolution]))
     # A tar pads every file to 512 bytes, which triples the size of small images; gzip compresses the padding.
     return gzip.compress(raw.getvalue(), compresslevel=9, mtime=0)
 
@@ -267,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the shards")
     options = parser.parse_args(arguments)
     try:
-        for package in (FLUENT, NOTO, CAPTIONS):
+        for package in (FLUENT, NOTO, CAPTIONS, *(icon_set.package for icon_set in styles.ICON_SETS)):
             fetch(package, options.packages)
         counts = pack(options.packages, options.out)
     except InputError as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from archsearch.stats.intervals import validation_estimate
 from archsearch.training.log import TrainLog, read_evaluations
 from archsearch.training.run_folder import RunFolder
 from snapgen.training.loop import StepStats
@@ -55,7 +56,8 @@ def test_an_evaluation_is_noted_once(folder: RunFolder) -> None:
     with log(folder, []) as found:
         found.start(0)
         for losses in (torch.ones(8), torch.full((8,), 2.0), torch.full((8,), 3.0)):
-            found.log_validation(2 if losses[0] < 3 else 4, losses.double())
+            numbers = {"validation_loss": validation_estimate([losses.double()])}
+            found.log_evaluation(2 if losses[0] < 3 else 4, numbers, None)
     found_now = read_evaluations(folder.path)
     assert [(e["step"], e["images"], e["numbers"]["validation_loss"]["value"]) for e in found_now] == [
         (2, 8, 2),

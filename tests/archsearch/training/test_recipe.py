@@ -53,6 +53,11 @@ def test_the_supernetwork_is_what_the_elastic_study_begins_with() -> None:
     assert stage.resolution == study.protocol.resolution
 
 
+def kept_by(metric: str, *, stage: int = 1, **changes: Any) -> dict[str, Any]:
+    """The tiny recipe's stages, of which one keeps its best weights by a metric."""
+    return {"stages": [*STAGES[:stage], {**STAGES[stage], "keep_best_by": metric, **changes}]}
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -79,6 +84,14 @@ def test_the_supernetwork_is_what_the_elastic_study_begins_with() -> None:
         ({"seed": -1}, "seed: "),
         ({"name": "../up"}, "cannot be a folder's name"),
         ({"evaluation": {"num_samples": 3}}, "a distance needs at least 8 samples"),
+        (kept_by("validation_loss", stage=2), "is evaluated at its end only; give evaluate_every"),
+        (kept_by("beauty"), "keep_best_by"),
+        (kept_by("kernel_distance"), "needs samples; raise evaluation.num_samples"),
+        (kept_by("kernel_distance", stage=0, evaluate_every=4), "is not measured of a teacher; use validation_loss"),
+        (
+            kept_by("retrieval_r10") | {"evaluation": {"num_samples": 8, "retrieval": False}},
+            "stage base keeps the best by retrieval_r10, which is not measured; set evaluation.retrieval to true",
+        ),
     ],
 )
 def test_bad_recipes_are_refused_by_place(tmp_path: Path, changes: dict[str, Any], says: str) -> None:

@@ -17,9 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
+from archsearch.stats.estimate import Estimate
 from archsearch.training import run as training
+from archsearch.training.evaluation import StageEvaluator
 from archsearch.training.log import read_evaluations
+from snapgen.data.pixels import GRID_GAP
 from snapgen.errors import InputError
+from snapgen.models.unet import load_unet
 from tests.archsearch.studies import tiny_recipe
 from tests.archsearch.studies.tiny_recipe import EVALUATION, FEW, STAGES, recipe, weights
 
@@ -63,12 +67,53 @@ def test_every_stage_is_evaluated(whole: Path) -> None:
         ("steps", 4),
         ("decoder", 4),
     ]
+    for evaluation in found:
+        expected = {"validation_loss", "frechet_distance", "kernel_distance", "copied"}
+        sampled = evaluation["stage"] in ("base", "distil", "steps")
+        assert (expected <= set(evaluation["numbers"])) == sampled, "during the stage base, too"
     last = next(e for e in found if e["stage"] == "steps")
-    assert {"validation_loss", "frechet_distance", "kernel_distance"} <= set(last["numbers"])
     assert (last["images"], last["sampling"]["num_inference_steps"], last["sampling"]["guidance_scale"]) == (16, 4, 1)
     for grid in (whole / "samples").glob("*.png"):
         with Image.open(grid) as image:
             assert image.height >= 32
+
+
+def test_the_grids_show_samples_and_the_training_images_nearest_to_them(whole: Path) -> None:
+    for step in (2, 4):
+        with Image.open(whole / "samples" / f"02-base-{step:07d}-nearest.png") as image:
+            # One sample, its nearest training image, and the same of held-out images; eight in a row.
+            assert image.size == (8 * (32 + GRID_GAP) - GRID_GAP, 4 * (32 + GRID_GAP) - GRID_GAP)
+
+
+@pytest.mark.parametrize(("losses", "kept"), [([1.0, 2.0], 2), ([2.0, 1.0], 4), ([1.0, 1.0], 2)])
+def test_the_best_weights_are_kept_also_over_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: list[float], kept: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights_at: dict[int, dict[str, torch.Tensor]] = {}
+    original = StageEvaluator.evaluate
+
+    def evaluate(self: StageEvaluator, stage: Any, net: Any, log: Any, step: int) -> dict[str, Estimate]:
+        original(self, stage, net, log, step)
+        weights_at.setdefault(step, {name: tensor.clone() for name, tensor in net.state_dict().items()})
+        return {"validation_loss": Estimate.exact(losses[step // 2 - 1])}
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StageEvaluator, "evaluate", evaluate)
+    stage = {**STAGES[1], "keep_best_by": "validation_loss"}
+    tiny = recipe(tmp_path, stages=[stage], teacher=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.RecipeRunner, "_finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(*tiny, log=silent)
+    training.train(*tiny, log=silent)
+    result = load_unet(Path("runs/tiny/stages/01-base")).state_dict()
+    assert all(torch.equal(tensor, weights_at[kept][name]) for name, tensor in result.items())
+    assert any(not torch.equal(tensor, weights_at[6 - kept][name]) for name, tensor in result.items())
+    assert read_evaluations(Path("runs/tiny"))[-1]["step"] == kept, "the last evaluation is the result's"
+    assert not Path("runs/tiny/best.safetensors").exists()
 
 
 def test_a_row_for_each_step(whole: Path) -> None:

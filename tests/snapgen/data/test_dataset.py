@@ -86,16 +86,30 @@ def test_emoji_counts_and_captions() -> None:
     assert {"red apple", "rocket"} <= {*train.captions, *val.captions}
 
 
+def test_styles_are_added_to_the_emoji() -> None:
+    for plain, styled in zip(both("emoji", 32), both("emoji-styles", 32), strict=True):
+        assert styled.captions[: len(plain)] == plain.captions
+        assert torch.equal(styled.pixels[: len(plain)], plain.pixels)
+        assert len(styled) > 2.5 * len(plain)
+        styles = Counter(caption.rpartition(", ")[2] for caption in styled.captions[len(plain) :])
+        assert set(styles) == {f"{style} style" for style in ("flat", "blob", "Twitter", "Firefox", "EmojiOne")}
+    assert "red apple, flat style" in both("emoji-styles", 32)[0].captions
+
+
 @pytest.mark.parametrize("resolution", dataset.EMOJI_RESOLUTIONS)
 def test_no_concept_caption_or_picture_is_in_both_splits(resolution: int) -> None:
-    train, val = (facts(f"{resolution}-{split}.tar.gz") for split in ("train", "val"))
+    train, val = (
+        facts(f"{resolution}-{split}.tar.gz") + facts(f"{resolution}-{split}-styles.tar.gz")
+        for split in ("train", "val")
+    )
     assert not {fact["concept"] for fact in train} & {fact["concept"] for fact in val}
     assert not {fact["caption"] for fact in train} & {fact["caption"] for fact in val}
-    assert Counter(fact["vendor"] for fact in train + val) == {"fluent": 1855, "noto": 1911}
+    vendors = Counter(fact["vendor"] for fact in train + val)
+    assert (vendors["fluent"], vendors["noto"]) == (1855, 1911)
 
 
 def test_no_picture_is_in_both_splits() -> None:
-    train, val = (images.pixels.flatten(1).double() for images in both("emoji", 32))
+    train, val = (images.pixels.flatten(1).float() for images in both("emoji-styles", 32))
     assert torch.cdist(val, train).min() / train.shape[1] ** 0.5 > 3
 
 

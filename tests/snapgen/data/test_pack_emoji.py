@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,18 @@ import pytest
 from PIL import Image
 
 from snapgen.data.dataset import load_dataset
-from snapgen.data.emoji import pack
-from snapgen.data.emoji.pack import EmojiImage, NpmPackage, concept, concepts, normalize, on_white, split
+from snapgen.data.emoji import pack, styles
+from snapgen.data.emoji.concepts import (
+    VALIDATION_FRACTION,
+    EmojiImage,
+    concept,
+    concepts,
+    normalize,
+    split,
+    without_leaks,
+)
+from snapgen.data.emoji.npm import NpmPackage, fetch
+from snapgen.data.emoji.pack import on_white
 from snapgen.errors import InputError
 
 
@@ -36,12 +47,31 @@ def tarball(path: Path, files: dict[str, bytes]) -> str:
     return base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
 
 
+def icon(seed: int) -> str:
+    """The body of an SVG icon of 32 units, of sixteen squares in random colors."""
+    colors = np.random.default_rng(seed).integers(0, 1 << 24, 16).tolist()
+    squares = ((8 * (i % 4), 8 * (i // 4), color) for i, color in enumerate(colors))
+    return "".join(f'<path fill="#{color:06x}" d="M{x} {y}h8v8h-8z"/>' for x, y, color in squares)
+
+
+def icon_package(folder: Path, vendor: str, icons: dict[str, object], chars: dict[str, str]) -> styles.IconSet:
+    """The icon set of a vendor, with a package of these contents."""
+    (icon_set,) = (icon_set for icon_set in styles.ICON_SETS if icon_set.vendor == vendor)
+    contents = {
+        "package/icons.json": json.dumps({"width": 32, "height": 32, **icons}).encode(),
+        "package/chars.json": json.dumps(chars).encode(),
+    }
+    digest = tarball(folder / icon_set.package.file, contents)
+    return replace(icon_set, package=replace(icon_set.package, sha512=digest))
+
+
 CODES = [f"1F6{i:02X}" for i in range(60)]
 
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three packages in the form of the real ones: 60 emoji and a waving hand with a skin tone, from both vendors."""
+    """Packages in the form of the real ones: 60 emoji and a waving hand with a skin tone, from both vendors, and the
+    60 as icons of two sets, of which one has code points."""
     folder = tmp_path / "npm"
     folder.mkdir()
     fluent = {f"package/assets/{code.lower()}.webp": drawing(i, "WEBP") for i, code in enumerate(CODES)}
@@ -65,6 +95,14 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     patterns = {vendor: pattern for vendor, (_, pattern) in pack.DRAWINGS.items()}
     drawings = {"fluent": (pack.FLUENT, patterns["fluent"]), "noto": (pack.NOTO, patterns["noto"])}
     monkeypatch.setattr(pack, "DRAWINGS", drawings)
+    flat = {f"thing-{i}": {"body": icon(i)} for i in range(60)}
+    chars = {code.lower(): f"thing-{i}" for i, code in enumerate(CODES)}
+    named = {f"thing{code}": {"body": icon(100 + i)} for i, code in enumerate(CODES)}
+    icon_sets = (
+        icon_package(folder, "fluentflat", {"icons": flat}, chars),
+        icon_package(folder, "fxemoji", {"icons": named}, {}),
+    )
+    monkeypatch.setattr(styles, "ICON_SETS", icon_sets)
     return folder
 
 
@@ -76,7 +114,10 @@ def test_packing_gives_the_same_bytes_and_what_was_packed(
     for out in outs:
         assert pack.main(["--packages", str(packages), "--out", str(out)]) == 0
     names = sorted(path.name for path in outs[0].iterdir())
-    assert names == ["32-train.tar.gz", "32-val.tar.gz", "64-train.tar.gz", "64-val.tar.gz", "LICENSE-emojibase"]
+    shards = [
+        f"{size}-{part}{suffix}.tar.gz" for size in (32, 64) for part in ("train", "val") for suffix in ("-styles", "")
+    ]
+    assert names == [*shards, "LICENSE-emojibase"]
     assert all((outs[0] / name).read_bytes() == (outs[1] / name).read_bytes() for name in names)
     monkeypatch.setattr("snapgen.data.dataset.EMOJI", outs[0])
     images = [load_dataset("emoji", split=part, resolution=32) for part in ("train", "val")]
@@ -84,6 +125,11 @@ def test_packing_gives_the_same_bytes_and_what_was_packed(
     assert len(captions) == 122
     assert set(captions) == {f"thing {code}" for code in CODES} | {"waving hand"}
     assert f"32-train.tar.gz: {len(images[0])} images" in capsys.readouterr().out
+    for part, plain in zip(("train", "val"), images, strict=True):
+        styled = load_dataset("emoji-styles", split=part, resolution=32)
+        assert styled.captions[: len(plain)] == plain.captions, "the same images, and then the icons"
+        expected = {f"{caption}, {style} style" for caption in plain.captions for style in ("flat", "Firefox")}
+        assert set(styled.captions[len(plain) :]) == expected - {f"waving hand, {s} style" for s in ("flat", "Firefox")}
 
 
 def test_small_pictures_are_kept_exactly(packages: Path, tmp_path: Path) -> None:
@@ -113,7 +159,7 @@ def test_a_package_of_other_content_is_refused(packages: Path, capsys: pytest.Ca
 def test_without_npm_the_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match=r"npm pack @lobehub/fluent-emoji-3d@1\.1\.0"):
-        pack.fetch(pack.FLUENT, tmp_path / "new")
+        fetch(pack.FLUENT, tmp_path / "new")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +196,60 @@ def test_emoji_that_share_a_picture_share_a_concept() -> None:
 
 def test_about_an_eighth_of_the_concepts_is_held_back() -> None:
     held = sum(split(f"concept {i}") == "val" for i in range(5000)) / 5000
-    assert abs(held - pack.VALIDATION_FRACTION) < 0.02
+    assert abs(held - VALIDATION_FRACTION) < 0.02
+
+
+def test_a_picture_of_the_other_split_is_left_out() -> None:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(7)]
+    split_of = {"t1": "train", "t2": "train", "v1": "val", "v2": "val", "v3": "val"}
+    present = [EmojiImage("noto", "t1", pictures[0]), EmojiImage("noto", "v1", pictures[1])]
+    new = [
+        EmojiImage("flat", "t1", pictures[0]),  # as the same emoji is drawn in its own split
+        EmojiImage("blob", "t1", pictures[1]),  # a picture that is held out
+        EmojiImage("flat", "t2", pictures[2]),  # a picture that is held out among the new ones, which stays there
+        EmojiImage("flat", "v2", pictures[2]),
+        EmojiImage("flat", "v3", pictures[0]),  # a picture that is trained on
+        EmojiImage("blob", "t2", pictures[3]),
+        EmojiImage("blob", "v2", pictures[4]),
+    ]
+    left = {(drawing.vendor, drawing.code) for drawing in without_leaks(new, present, split_of)}
+    assert left == {("flat", "t1"), ("flat", "v2"), ("blob", "t2"), ("blob", "v2")}
+
+
+def test_icons_are_matched_by_code_points_and_by_both_of_unicodes_names() -> None:
+    labels = {
+        "1f408": "cat",
+        "1f431": "cat face",
+        "1f36f": "honey pot",
+        "1f9e8": "firecracker",
+        "1f1ef-1f1f5": "flag: Japan",
+        "0023-20e3": "keycap: #",
+    }
+    names = ["cat", "catside", "honeypot", "hidden", "flag-for-japan", "bang"]
+    icons = {
+        "icons": {name: {"body": name} for name in names} | {"firecracker": {"body": "", "hidden": True}},
+        "aliases": {"firecracker-turned": {"parent": "bang", "hFlip": True}, "firecracker-2": {"parent": "bang"}},
+    }
+    matched = styles.match(icons, {"1F9E8": "firecracker-2", "23-20E3": "gone", "1f595": "bang"}, labels)
+    assert matched == {
+        "1f408": "catside",  # the set has a "catside", so its "cat" is a face
+        "1f431": "cat",
+        "1f36f": "honeypot",
+        "1f9e8": "firecracker-2",
+        "1f1ef-1f1f5": "flag-for-japan",
+    }
+    old_name = styles.match({"icons": {"black-rightwards-arrow": {"body": ""}}}, {}, {"27a1": "right arrow"})
+    assert old_name == {"27a1": "black-rightwards-arrow"}
+    assert styles.match({"icons": {"right-arrow": {"body": ""}}}, {}, {"27a1": "right arrow"}) == {
+        "27a1": "right-arrow"
+    }
+
+
+def test_without_the_renderer_its_package_is_named(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(InputError, match=r"resvg_py: is not installed; pip install 'archsearch\[pack\]'"):
+        pack.pack(packages, packages / "out")
 
 
 def test_a_picture_is_squared_on_white() -> None:
