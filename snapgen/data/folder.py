@@ -28,6 +28,8 @@ from snapgen.errors import InputError
 from snapgen.findings import Findings
 from snapgen.io.digests import digest_files
 
+MANY_ORPHANS = 3
+"""Number of texts beside no image from which they may be captions, rather than a README and a licence."""
 _WORDNET = re.compile(r"n\d{8}")
 _log = logging.getLogger(__name__)
 
@@ -168,10 +170,10 @@ class FolderCaptions:
     def notes(self) -> list[str]:
         """What the user should know of the captions that were asked for."""
         notes = [str(self._findings)] if self._findings.total else []
-        if self._named and (self._own or self._by_path):
+        orphans = sorted(self._orphans()) if self._named else []
+        if self._named and (self._own or self._by_path or len(orphans) >= MANY_ORPHANS):
             problem = f"{len(self._named):,} images have no caption of their own"
             notes.insert(0, f"{problem} and take a name as caption, e.g. {self._name(self._named[0])}")
-            orphans = sorted(self._orphans())
             if orphans:
                 notes.append(f"{len(orphans):,} caption files belong to no image, e.g. {self._name(Path(orphans[0]))}")
         missing = sorted(self._missing())
@@ -247,7 +249,7 @@ def _class_names(top: Path) -> dict[str, str]:
     for folder in (top, *top.resolve().parents[:3]):
         file = folder / "LOC_synset_mapping.txt"
         if file.is_file():
-            lines = file.read_text(errors="replace").splitlines()
+            lines = read_text(file).splitlines()
             return {line[:9]: line[10:].partition(",")[0].strip() for line in lines if _WORDNET.match(line)}
     _log.warning("%s: captions are WordNet ids; put ImageNet's LOC_synset_mapping.txt beside them", top)
     return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ def splits_of_folder(path: Path) -> Splits | None:
         if named is not None:
             problem = f"has a folder {named.name} but none for training"
             raise InputError(path, problem, f"name that one train{_ESCAPE}")
-        around = [folder for folder in folders if _has_data(folder)]
+        around = list(itertools.islice(filter(_has_data, folders), 2))
         return splits_of_folder(around[0]) if len(around) == 1 and not has_files else None
     others = [folder for folder in folders if folder not in (train, val) and _has_data(folder)]
     unknown = [folder.name for folder in others if folder not in kinds]

@@ -151,6 +151,16 @@ def test_images_without_a_caption_among_those_with_one_are_counted(
     assert "1 caption files belong to no image, e.g. B.caption" in caplog.text
 
 
+def test_captions_in_another_folder_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts: dict[str, bytes | str] = {f"train/texts/{name}.txt": "whose?" for name in "abc"}
+    assert captions(whole(tmp_path, {**texts, "train/README.txt": "about"}, ("x/a.png", "x/b.png"))) == ["x", "x"]
+    assert "2 images have no caption of their own and take a name as caption" in caplog.text
+    assert "4 caption files belong to no image, e.g. README.txt" in caplog.text
+    caplog.clear()
+    captions(whole(tmp_path / "other", {"train/README.txt": "about", "train/LICENSE.txt": "MIT"}))
+    assert not caplog.records
+
+
 def test_rows_without_a_file_and_further_captions_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = "image,caption\na.png,first\na.png,second\nb.png,other\nz.png,none\n"
     assert captions(whole(tmp_path, {"train/captions.csv": rows})) == ["first", "other"]
