@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from snapgen.conditioning.captions import TextEncoderConfig
+from snapgen.conditioning.text_encoder import ZerosOrEncoded
 from snapgen.config import Config, as_yaml
 from snapgen.diffusion.process import PredictionType
 from snapgen.diffusion.variance_preserving import DIFFUSION_PREDICTION_TYPES
@@ -87,6 +88,11 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     """Text encoder of the captions: minilm or a folder."""
     context_tokens: int = Field(default=16, ge=1, le=512)
     """Captions are cut to this many tokens."""
+    context_padding: ZerosOrEncoded = "zeros"
+    """What follows a caption's last token: zeros, or the encoded padding tokens, as nets of Stable Diffusion take
+    them."""
+    null_caption: ZerosOrEncoded = "zeros"
+    """What the null caption gives: zeros, or the encoded empty string, as nets of SD-1.5 take it."""
     num_inference_steps: int = Field(default=10, ge=1, le=1000)
     """Sampling steps when samples are drawn."""
     guidance_scale: float = Field(default=2, ge=0, le=100)
@@ -116,7 +122,13 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     @property
     def text_encoders(self) -> tuple[TextEncoderConfig, ...]:
         """The text encoder, as a list of one."""
-        encoder = TextEncoderConfig(encoder=self.text_encoder, tokens=self.context_tokens, dropout=self.caption_dropout)
+        encoder = TextEncoderConfig(
+            encoder=self.text_encoder,
+            tokens=self.context_tokens,
+            dropout=self.caption_dropout,
+            padding=self.context_padding,
+            null=self.null_caption,
+        )
         return (encoder,)
 
     @property
@@ -139,7 +151,14 @@ _DIGESTS = {
 _SAMPLING_FIELDS = ("num_inference_steps", "guidance_scale", "feature_extractor", "feature_resolution")
 """Fields that have no effect if no samples are generated."""
 
-_LATER_FIELDS = ("init_from", "distillation", "gradient_accumulation_steps", "compile")
+_LATER_FIELDS = (
+    "init_from",
+    "distillation",
+    "gradient_accumulation_steps",
+    "compile",
+    "context_padding",
+    "null_caption",
+)
 """Fields added after hashes were first published. Their defaults do not count, so that hashes stay valid."""
 
 _HASHED_NAMES = {
@@ -214,6 +233,10 @@ class ResolvedProtocol(Config):
             values["init_from"] = self.init_from_digest
         if "distillation" in values:
             encoders = values["distillation"]["teacher_text_encoders"]
-            sizes = encoders and [{**encoder, "encoder": None} for encoder in encoders]
+            later = ("padding", "null")
+            sizes = encoders and [
+                {k: None if k == "encoder" else v for k, v in encoder.items() if k not in later or v != "zeros"}
+                for encoder in encoders
+            ]
             values["distillation"] |= {"teacher": self.teacher_digest, "teacher_text_encoders": sizes}
         return values | {"revision": self.revision}

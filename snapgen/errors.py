@@ -20,7 +20,9 @@ class InputError(ValueError):
     def __init__(self, source: str | Path, problem: str, remedy: str, *, place: str = "") -> None:
         self.source, self.place, self.problem, self.remedy = str(source), place, problem, remedy
         location = f"{self.source}: {place}" if place else self.source
-        super().__init__(" ".join(f"{location}: {problem}; {remedy}".split()))
+        # A file's name may hold bytes that are not UTF-8, which cannot be printed.
+        message = f"{location}: {problem}; {remedy}".encode(errors="surrogateescape").decode(errors="replace")
+        super().__init__(" ".join(message.split()))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling between worker processes.

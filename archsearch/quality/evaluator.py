@@ -24,6 +24,7 @@ from snapgen.data.dataset import ImageDataset
 from snapgen.data.pixels import grid, to_uint8
 from snapgen.diffusion import rectified_flow
 from snapgen.diffusion.process import NoiseProcess
+from snapgen.errors import InputError
 from snapgen.io.cache import cached_tensors
 from snapgen.models.unet import UNet
 from snapgen.objectives.teacher import Teacher
@@ -163,6 +164,7 @@ class Evaluator:
         """
         device, images = self.data.device, []
         contexts = self._contexts(tuple(prompts))
+        null = contexts.null().context.to(device)
         for start in range(0, len(prompts), self._batch_size):
             indices = range(start, min(start + self._batch_size, len(prompts)))
             with self._autocast():
@@ -172,6 +174,7 @@ class Evaluator:
                     contexts.conditioning(torch.tensor(indices)).context.to(device),
                     steps=sampling.num_inference_steps,
                     guidance=sampling.guidance_scale,
+                    null=null,
                 )
             if not latents.isfinite().all():
                 raise FloatingPointError("latents")
@@ -321,7 +324,13 @@ def reference_of(
         digest: digest of the extractor.
         feature_resolution: side in pixels that images are resized to before the extractor.
         device: device that the images are moved to.
+
+    Raises:
+        InputError: if there are too few of them.
     """
+    if len(images) < 2:
+        remedy = "add training images, or draw no samples (num_samples: 0)"
+        raise InputError(images.name, "has a single training image, where distances need two or more", remedy)
     key: dict[str, Any] = {
         "images": images.digest,
         "extractor": digest,

@@ -36,6 +36,7 @@ def resolved(protocol: EvaluationProtocol, data: TrainingData | None = None) -> 
     teacher_digest = ""
     if protocol.distillation is not None:
         teacher = load_on_meta(protocol.distillation.teacher)
+        teacher.check_padding(protocol.teacher_text_encoders or ())
         folder = Path(teacher.source)
         files = [folder / pretrained.CONFIG_NAME, *pretrained.weight_files(folder)]
         encoders = protocol.distillation.teacher_text_encoders or ()

@@ -191,7 +191,7 @@ class Retriever:
         captions, concept = _deduplicate(train.captions[:MAX_IMAGES])
         if len(captions) < FOLDS:
             problem = f"has {len(captions)} different captions; a retriever needs {FOLDS} or more"
-            raise InputError(train.name, problem, "name a set of captioned images")
+            raise InputError(train.name, problem, "name a set of captioned images, or leave retrieval out")
         key: dict[str, cache.JSON] = {
             "images": train.digest,
             "side": train.resolution,

@@ -245,6 +245,8 @@ def check_recipe(recipe: Recipe, arch: Architecture, shapes: ResolvedShapes, *, 
 
     for problem, _ in _misfits(arch, shapes):
         reject("architecture", problem, "make them equal")
+    for net in shapes.teachers.values():
+        net.check_padding(recipe.teacher_text_encoders)
     for number, stage in enumerate(recipe.stages):
         place = f"stages[{number}]"
         if isinstance(stage, DecoderStage):

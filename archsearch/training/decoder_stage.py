@@ -22,6 +22,7 @@ from snapgen.training.loop import MIN_REPORTS
 from snapgen.training.stages import DecoderStage
 
 if TYPE_CHECKING:
+    from archsearch.studies.signals import StopRequest
     from archsearch.training.run_folder import RunFolder
     from snapgen.training.data import TrainingData
 
@@ -39,6 +40,7 @@ def train_decoder(
     device: torch.device,
     save: Callable[[DecoderTrainer], None],
     save_seconds: float,
+    stop: StopRequest,
 ) -> None:
     """Train the decoder, or resume its training, and write it as the stage's result.
 
@@ -51,6 +53,7 @@ def train_decoder(
         device: device to train on.
         save: writes a checkpoint.
         save_seconds: time between checkpoints.
+        stop: whether the user has asked to stop.
 
     Raises:
         InputError: if no tiny decoder fits the autoencoder, or a file cannot be written.
@@ -71,6 +74,9 @@ def train_decoder(
     interval, began, saved = max(1, settings.steps // MIN_REPORTS), time.monotonic(), time.monotonic()
     while trainer.done < settings.steps:
         pending.append(trainer.step())
+        if stop.requested:
+            save(trainer)
+            raise KeyboardInterrupt
         if trainer.done % interval and trainer.done < settings.steps:
             continue
         log.log_decoder_stats(trainer.done, settings.steps, _mean_losses(pending), seconds=time.monotonic() - began)

@@ -24,6 +24,8 @@ from snapgen.training.stages import AnyStage, DecoderStage
 
 SECONDS_BETWEEN_LINES = 5.0
 EVALUATIONS = "evaluations.jsonl"
+FLUSH_SECONDS = 2
+"""Longest time for which TensorBoard's writer sleeps."""
 
 
 class TrainLog:
@@ -64,7 +66,8 @@ class TrainLog:
         from torch.utils.tensorboard import SummaryWriter
 
         board_folder = self._folder.path / "tensorboard" / self._label
-        self._board = SummaryWriter(str(board_folder), purge_step=step + 1)
+        # An interrupt may fall between a record and the notice of it to the writer's thread, for which closing waits.
+        self._board = SummaryWriter(str(board_folder), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
         self._csv.parent.mkdir(parents=True, exist_ok=True)
         if self._csv.exists():
             with self._csv.open(newline="") as file:

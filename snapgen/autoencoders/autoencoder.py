@@ -16,8 +16,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
 
+from snapgen.autoencoders.latent_scale import latent_scale
 from snapgen.autoencoders.pruned_decoder import PrunedAutoencoderKL
 from snapgen.autoencoders.tiny_decoder import SeparableConv, SeparableResBlock, TinyDecoder, check_levels
+from snapgen.errors import InputError
 from snapgen.io import hub, pretrained
 from snapgen.io.digests import digest_contents
 
@@ -174,21 +176,20 @@ class ConvAutoencoder(Autoencoder, ModelMixin, ConfigMixin):  # type: ignore[mis
 
 
 class KLAutoencoder(Autoencoder):
-    """A diffusers AutoencoderKL such as SD3's. Latents are the posterior's mode, shifted and scaled by its config."""
+    """A diffusers AutoencoderKL such as SD3's. Latents are the posterior's mode, normalized as its config says."""
 
     def __init__(self, net: AutoencoderKL) -> None:
         super().__init__()
         self.net = net
         self.factor = 2 ** (len(net.config.block_out_channels) - 1)
         self.latent_channels = net.config.latent_channels
-        self.scale: float = net.config.scaling_factor
-        self.shift: float = net.config.shift_factor or 0.0
+        self.scale = latent_scale(net)
 
     def _encode(self, images: Tensor) -> Tensor:
-        return cast(Tensor, (self.net.encode(images).latent_dist.mode() - self.shift) * self.scale)
+        return self.scale.normalize(self.net.encode(images).latent_dist.mode())
 
     def _decode(self, latents: Tensor) -> Tensor:
-        return cast(Tensor, self.net.decode(latents / self.scale + self.shift).sample)
+        return cast(Tensor, self.net.decode(self.scale.denormalize(latents)).sample)
 
 
 class AutoencoderWithDecoder(Autoencoder):
@@ -246,6 +247,13 @@ def load_vae(folder: Path) -> ConvAutoencoder | AutoencoderKL:
     net: ConvAutoencoder | AutoencoderKL = pretrained.load_net(
         folder, ConvAutoencoder, AutoencoderKL, PrunedAutoencoderKL
     )
+    if isinstance(net, AutoencoderKL):
+        path = folder / pretrained.CONFIG_NAME
+        latent_scale(net, path)
+        for place in ("in_channels", "out_channels"):
+            if net.config[place] != 3:
+                problem = f"is {net.config[place]}, where images have 3 channels"
+                raise InputError(path, problem, "name an autoencoder of RGB images", place=place)
     return net
 
 
@@ -277,5 +285,7 @@ def _model_folder(name_or_path: str | Path) -> Path:
     names = ", ".join([*SHIPPED, IDENTITY])
     remedy = f"name an autoencoder's folder, OWNER/NAME on the hub, or one of: {names}"
     files = [*pretrained.MODEL_FILES, *(f"vae/{file}" for file in pretrained.MODEL_FILES)]
-    folder = hub.resolve_model_folder(SHIPPED.get(str(name_or_path), name_or_path), files, remedy=remedy)
+    folder = hub.resolve_model_folder(
+        SHIPPED.get(str(name_or_path), name_or_path), files, remedy=remedy, single_file="AutoencoderKL"
+    )
     return folder / "vae" if (folder / "vae" / "config.json").is_file() else folder

@@ -19,6 +19,7 @@ from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from snapgen.autoencoders.latent_scale import latent_scale
 from snapgen.errors import InputError
 
 SNAPFUSION_RATIO = 0.5
@@ -236,5 +237,5 @@ def _remaining_channels(
 
 def decode_image(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Decode a pipeline's latents (B, C, h, w) to images (B, 3, h·factor, w·factor), not clamped."""
-    images: Tensor = vae.decode(latents / vae.config.scaling_factor + (vae.config.shift_factor or 0)).sample
+    images: Tensor = vae.decode(latent_scale(vae).denormalize(latents)).sample
     return images

@@ -3,7 +3,7 @@
 SnapGen (arXiv 2412.09619) uses three encoders; they are merged as in SD3. Encoders joined on channels form a group
 (CLIP-L 768 + CLIP-G 1280 = 2048), each group is zero-padded on channels to the widest (Gemma2's 2304), and the groups
 are concatenated along the tokens. Each encoder can be dropped independently, in training and inference: its embeddings
-are then zeros.
+are then those of the null caption.
 """
 
 from __future__ import annotations
@@ -16,9 +16,14 @@ from pydantic import Field
 from torch import Tensor
 
 from snapgen.conditioning import embeddings, text_encoder
+from snapgen.conditioning.coverage import coverage, note_coverage
 from snapgen.config import Config
 from snapgen.errors import InputError
+from snapgen.findings import note
 from snapgen.io.chunked import ChunkedTensor
+
+ENCODING_FIELDS = {"tokens", "layer", "join", "padding", "null"}
+"""Fields of a `TextEncoderConfig` on which a context depends, in addition to the encoder's weights."""
 
 
 class TextEncoderConfig(Config):
@@ -33,10 +38,21 @@ class TextEncoderConfig(Config):
     join: Literal["tokens", "channels"] = "tokens"
     """Axis along which its embeddings are joined to those of the encoder before it in the list: as further tokens or
     as further channels."""
+    padding: text_encoder.ZerosOrEncoded = "zeros"
+    """What follows a caption's last token: zeros, or the encoded padding tokens, on which the nets and teachers of
+    Stable Diffusion (SD-1.5, SDXL, SD3) were trained."""
+    null: text_encoder.ZerosOrEncoded = "zeros"
+    """What the null caption of classifier-free guidance gives: zeros (SDXL), or the encoded empty string (SD-1.5,
+    SD3)."""
     dropout: float = Field(0.1, ge=0, le=1)
     """Probability with which it is dropped in training, independently of the others. The default is our choice."""
     pooled: bool = False
     """Whether its pooled embedding is used as well, which SD3 teachers need."""
+
+    @property
+    def encoding(self) -> dict[str, Any]:
+        """The settings on which the embeddings of a caption depend, besides the encoder."""
+        return self.model_dump(include=ENCODING_FIELDS - {"join"})
 
 
 class Conditioning(NamedTuple):
@@ -82,6 +98,7 @@ class EncodedCaptions:
         tables: embeddings of the distinct captions, for each encoder.
         rows: row of each caption in the tables, int64 (N,).
         slices: position of each encoder's embeddings.
+        null_row: row of the null caption in the tables; None: it is zeros.
 
     Attributes:
         context_dim: width of the context.
@@ -90,8 +107,14 @@ class EncodedCaptions:
         num_encoders: number of encoders.
     """
 
-    def __init__(self, tables: Sequence[embeddings.Embeddings], rows: Tensor, slices: Sequence[EmbeddingSlice]) -> None:
-        self._tables, self._rows, self._slices = tables, rows, slices
+    def __init__(
+        self,
+        tables: Sequence[embeddings.Embeddings],
+        rows: Tensor,
+        slices: Sequence[EmbeddingSlice],
+        null_row: int | None = None,
+    ) -> None:
+        self._tables, self._rows, self._slices, self._null_row = tables, rows, slices, null_row
         self.context_dim, self.tokens, self.pooled_width = _dims(slices)
         self.num_encoders = len(slices)
 
@@ -111,7 +134,14 @@ class EncodedCaptions:
     def to(self, device: torch.device) -> EncodedCaptions:
         """The same captions with all embeddings moved to a device; for sets that fit there."""
         tables = [embeddings.Embeddings(table.tokens.to(device), table.pooled.to(device)) for table in self._tables]
-        return EncodedCaptions(tables, self._rows.to(device), self._slices)
+        return EncodedCaptions(tables, self._rows.to(device), self._slices, self._null_row)
+
+    def null(self) -> Conditioning:
+        """Conditioning of the null caption, float32: (1, N, context_dim) and (1, P)."""
+        if self._null_row is None:
+            zeros = torch.zeros(1, self.tokens, self.context_dim, device=self.device)
+            return Conditioning(zeros, zeros.new_zeros(1, self.pooled_width) if self.pooled_width else None)
+        return self._merged(torch.tensor([self._null_row], device=self.device))
 
     def conditioning(self, indices: Tensor, keep_mask: Tensor | None = None) -> Conditioning:
         """Conditioning for a batch of captions, float32.
@@ -119,17 +149,27 @@ class EncodedCaptions:
         Args:
             indices: indices of the captions, int64 (B,).
             keep_mask: bool (B, num_encoders); where False, the encoder is dropped: its tokens and its pooled embedding
-                are zeros. None keeps all.
+                are those of the null caption. None keeps all.
         """
-        rows = self._rows[indices.to(self.device)]
+        merged = self._merged(self._rows[indices.to(self.device)])
+        if keep_mask is not None:
+            null = self.null()
+            for slices, kept in zip(self._slices, keep_mask.to(self.device).T, strict=True):
+                block = (slice(None), slices.tokens, slices.channels)
+                merged.context[block] = torch.where(kept[:, None, None], merged.context[block], null.context[block])
+                if merged.pooled is not None and null.pooled is not None:
+                    pooled = merged.pooled[:, slices.pooled], null.pooled[:, slices.pooled]
+                    merged.pooled[:, slices.pooled] = torch.where(kept[:, None], *pooled)
+        return merged
+
+    def _merged(self, rows: Tensor) -> Conditioning:
+        """Conditioning of rows of the tables, float32."""
         context = torch.zeros(len(rows), self.tokens, self.context_dim, device=self.device)
         pooled = torch.zeros(len(rows), self.pooled_width, device=self.device)
-        for number, (table, slices) in enumerate(zip(self._tables, self._slices, strict=True)):
-            dropped = None if keep_mask is None else ~keep_mask[:, number].to(self.device)
-            # (B, n, dim) into its block of (B, N, context_dim)
-            _copy_into(context[:, slices.tokens, slices.channels], table.tokens[rows], dropped)
+        for table, slices in zip(self._tables, self._slices, strict=True):
+            context[:, slices.tokens, slices.channels] = table.tokens[rows].float()  # (B, n, dim) into its block
             if slices.pooled.start < slices.pooled.stop:
-                _copy_into(pooled[:, slices.pooled], table.pooled[rows], dropped)
+                pooled[:, slices.pooled] = table.pooled[rows].float()
         return Conditioning(context, pooled if self.pooled_width else None)
 
 
@@ -142,7 +182,7 @@ def encode(
     """Encode captions with each encoder of a list.
 
     Args:
-        captions: the captions; an empty one is the null caption of classifier-free guidance, all zeros.
+        captions: the captions; an empty one is the null caption of classifier-free guidance.
         encoders: at least one.
         loaded: the models with their tokenizers, from `snapgen.conditioning.text_encoder.load_text_encoder`. They are
             used for a few prompts, whose embeddings are not cached. None: encoders are loaded as needed, and embeddings
@@ -151,17 +191,24 @@ def encode(
     Raises:
         InputError: if an encoder cannot be loaded or does not take that many tokens, or as `conditioning_dims`.
     """
-    distinct, rows = embeddings.deduplicate(captions)
+    null = any(encoder.null == "encoded" for encoder in encoders)
+    distinct, rows = embeddings.deduplicate([*captions, ""] if null else captions)
+    null_row, rows = (int(rows[-1]), rows[:-1]) if null else (None, rows)
     if loaded is None:
         conditioning_dims(encoders)
-        tables = [embeddings.embed_captions(distinct, name=e.encoder, tokens=e.tokens, layer=e.layer) for e in encoders]
+        tables = [embeddings.embed_captions(distinct, name=e.encoder, **e.encoding) for e in encoders]
+        for encoder in encoders:
+            note_coverage(encoder.encoder, distinct, encoder.tokens)
     else:
         tables = []
         for e, (model, tokenizer) in zip(encoders, loaded, strict=True):
-            encoded = text_encoder.encode_batch(model, tokenizer, distinct, tokens=e.tokens, layer=e.layer)
+            encoded = text_encoder.encode_batch(model, tokenizer, distinct, **e.encoding)
+            found = coverage(distinct, tokenizer, e.tokens)
+            if found.total:
+                note(e.encoder, str(found))
             tables.append(embeddings.Embeddings(ChunkedTensor([encoded["tokens"]]), ChunkedTensor([encoded["pooled"]])))
     shapes = [(table.tokens.shape[2], table.pooled.shape[1]) for table in tables]
-    return EncodedCaptions(tables, rows, layout(encoders, shapes))
+    return EncodedCaptions(tables, rows, layout(encoders, shapes), null_row)
 
 
 def conditioning_dims(
@@ -220,10 +267,3 @@ def _dims(slices: Sequence[EmbeddingSlice]) -> ConditioningDims:
         return max((getattr(encoder, name).stop for encoder in slices), default=0)
 
     return ConditioningDims(context=end("channels"), tokens=end("tokens"), pooled=end("pooled"))
-
-
-def _copy_into(view: Tensor, values: Tensor, dropped: Tensor | None) -> None:
-    """Copy values (B, …) into a view of the same shape, with zeros in the dropped rows."""
-    view.copy_(values)
-    if dropped is not None:
-        view[dropped] = 0

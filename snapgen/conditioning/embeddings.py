@@ -14,6 +14,7 @@ from snapgen import devices
 from snapgen.conditioning.text_encoder import (
     MINILM,
     Layer,
+    ZerosOrEncoded,
     digest,
     encode_batch,
     load_text_encoder,
@@ -27,10 +28,10 @@ from snapgen.progress import ProgressLog
 
 
 class Embeddings(NamedTuple):
-    """Embeddings of captions, float16 on the CPU, memory-mapped; those of an empty caption are all zeros."""
+    """Embeddings of captions, float16 on the CPU, memory-mapped."""
 
     tokens: ChunkedTensor
-    """Embeddings of the tokens (captions, tokens, width); zeros after the last token."""
+    """Embeddings of the tokens (captions, tokens, width)."""
     pooled: ChunkedTensor
     """Pooled embeddings (captions, pooled width)."""
 
@@ -73,7 +74,13 @@ def deduplicate(captions: Sequence[str]) -> tuple[list[str], Tensor]:
 
 
 def embed_captions(
-    captions: Sequence[str], *, name: str = MINILM, tokens: int = 16, layer: Layer = "last"
+    captions: Sequence[str],
+    *,
+    name: str = MINILM,
+    tokens: int = 16,
+    layer: Layer = "last",
+    padding: ZerosOrEncoded = "zeros",
+    null: ZerosOrEncoded = "zeros",
 ) -> Embeddings:
     """Embed distinct captions, in cached chunks, so that sets may exceed memory and interrupted runs resume.
 
@@ -86,13 +93,16 @@ def embed_captions(
         tokens: as in `encode`.
         layer: hidden states to use: the ``last``, after the final norm, or the ``penultimate``, which are the input of
             the last layer, as Stable Diffusion uses CLIP's.
+        padding, null: what follows a caption's last token, and what an empty caption gives (`encode_batch`).
 
     Raises:
-        InputError: as `encode`, or if values exceed the range of half precision.
+        InputError: as `encode`, or if the encoder has no padding token, or values exceed the range of half precision.
     """
     assert tokens > 0, tokens
     loaded: tuple[Any, Any] | None = None
     log, position = ProgressLog(name, "encoded", "captions", len(captions)), 0
+
+    encoded = {name: value for name, value in (("padding", padding), ("null", null)) if value == "encoded"}
 
     def key(rows: range) -> dict[str, JSON]:
         text = json.dumps(captions[rows.start : rows.stop])
@@ -103,6 +113,7 @@ def embed_captions(
             "captions": hashlib.sha256(text.encode()).hexdigest(),
             "device": devices.default_device().type,
             "version": 2,
+            **encoded,
         }
 
     def compute(rows: range) -> dict[str, Tensor]:
@@ -113,7 +124,7 @@ def embed_captions(
         log.skip(rows.start - position)  # chunks that came from the cache
         position = rows.stop
         batch, progress = captions[rows.start : rows.stop], log.items(len(rows))
-        return encode_batch(*loaded, batch, tokens=tokens, layer=layer, progress=progress)
+        return encode_batch(*loaded, batch, tokens=tokens, layer=layer, padding=padding, null=null, progress=progress)
 
     row_bytes = 2 * (tokens * width(name) + pooled_width(name))
     tensors = chunked.cached_chunks("text", chunked.chunk_ranges(len(captions), row_bytes), key, compute)

@@ -1,12 +1,15 @@
 """Frozen text encoders: loading, and embeddings of captions, per token and pooled.
 
-The embeddings after a caption's last token are zeros. That is our choice: Stable Diffusion pads captions to CLIP's 77
-tokens and also uses the embeddings of the padding. (The attention of CLIP and Gemma is causal, so that the embeddings
-of the caption's own tokens are the same either way.)
+By default the embeddings after a caption's last token are zeros, and so are those of the null caption. That is our
+choice for nets that are trained here. Stable Diffusion pads captions to a fixed number of tokens and uses the
+embeddings of the padding too, without a mask, and its null caption is the encoded empty string (SDXL's is zeros). A net
+that was trained on such contexts needs them: ``padding`` and ``null`` are then ``encoded``. (The attention of CLIP and
+Gemma is causal, so that the embeddings of the caption's own tokens are the same either way; T5's is not.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -26,6 +29,9 @@ from snapgen.progress import ProgressCallback, ignore_progress
 Layer: TypeAlias = Literal["last", "penultimate"]
 """Layer whose hidden states are the embeddings of the tokens."""
 
+ZerosOrEncoded: TypeAlias = Literal["zeros", "encoded"]
+"""What stands where a caption has no tokens of its own: zeros, or the encoder's output."""
+
 MINILM = "minilm"
 """Name of the encoder that is installed as a package."""
 
@@ -44,6 +50,7 @@ _PROJECTED = {"CLIPModel", "CLIPTextModelWithProjection"}
 _FILES = ("*.json", "*.txt", "*.model", "model*.safetensors")
 
 _BATCH_SIZE = 64
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
 
 
 def width(name: str = MINILM) -> int:
@@ -147,6 +154,8 @@ def encode_batch(
     *,
     tokens: int,
     layer: Layer = "last",
+    padding: ZerosOrEncoded = "zeros",
+    null: ZerosOrEncoded = "zeros",
     progress: ProgressCallback = ignore_progress,
 ) -> dict[str, Tensor]:
     """Encode captions with a loaded encoder, on its device, without caching.
@@ -154,28 +163,36 @@ def encode_batch(
     Args:
         model: the encoder, from `load_text_encoder`.
         tokenizer: its tokenizer.
-        captions: the captions; an empty one gives zeros.
+        captions: the captions; an empty one is the null caption.
         tokens: number of tokens to which captions are truncated.
         layer: layer whose hidden states are used.
+        padding: what follows a caption's last token: zeros, or the encoded padding tokens of the tokenizer, to which
+            the encoder attends as to the others.
+        null: what the null caption gives: zeros, or the encoded empty string.
         progress: called with the fraction of the captions that are encoded.
 
     Returns:
         ``tokens`` (captions, tokens, width) and ``pooled`` (captions, pooled width), float16 on the CPU.
 
     Raises:
-        InputError: if the encoder does not take that many tokens, or values exceed the range of half precision.
+        InputError: if the encoder does not take that many tokens or has no padding token, or values exceed the range of
+            half precision.
     """
     limit = max_length(model, tokenizer)
     if tokens > limit:
         raise InputError(
             model.name_or_path, f"takes {limit} tokens, not {tokens}", f"use at most {limit}", place="tokens"
         )
+    if padding == "encoded" and tokenizer.pad_token is None:
+        raise InputError(model.name_or_path, "has no padding token", "use padding: zeros", place="padding")
     config = model.config.to_dict()
     out = torch.zeros(len(captions), tokens, _width(config) or 0, dtype=torch.float16)
     pooled = torch.zeros(len(captions), _pooled_width(config) or 0, dtype=torch.float16)
     encoded = 0
-    for rows, ids in _batches(captions, tokenizer, tokens):
-        hidden, pooled_batch = _run_encoder(model.eval(), torch.tensor(ids, device=model.device), layer)
+    rows_to_encode = [row for row, caption in enumerate(captions) if caption or null == "encoded"]
+    for rows, ids, lengths in _batches(captions, rows_to_encode, tokenizer, tokens, padding):
+        inputs = torch.tensor(ids, device=model.device), torch.tensor(lengths, device=model.device)
+        hidden, pooled_batch = _run_encoder(model.eval(), *inputs, layer)
         out[rows, : hidden.shape[1]] = hidden.half().cpu()  # (b, n, width) into (b, tokens, width), n ≤ tokens
         pooled[rows] = pooled_batch.half().cpu()
         encoded += len(rows)
@@ -188,32 +205,44 @@ def encode_batch(
 
 
 @torch.inference_mode()
-def _run_encoder(model: Any, ids: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
-    """Token ids (b, n) → embeddings of the tokens (b, n, width), pooled embedding (b, pooled width)."""
-    penultimate = layer == "penultimate"
-    output = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=penultimate)
-    hidden: Tensor = output.hidden_states[-2] if penultimate else output.last_hidden_state
-    projected = getattr(output, "text_embeds", None)
-    return hidden, hidden.mean(1) if projected is None else projected  # (b, n, width) → (b, width)
+def _run_encoder(model: Any, ids: Tensor, lengths: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+    """Token ids (b, n), of which the first (b,) are the captions' own, with their embeddings (b, n, width).
 
-
-def _batches(captions: Sequence[str], tokenizer: Any, tokens: int) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Yield rows and token ids in batches of captions of equal length.
-
-    No padding is computed, and none enters the mean over the tokens.
+    The second tensor are the pooled embeddings (b, pooled width).
     """
-    rows = [row for row, caption in enumerate(captions) if caption]
+    penultimate = layer == "penultimate"
+    own = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (b, n)
+    # diffusers masks the padding only for CLIP models whose configuration says so.
+    mask = own if getattr(model.config, "use_attention_mask", False) else torch.ones_like(own)
+    output = model(input_ids=ids, attention_mask=mask.to(ids.dtype), output_hidden_states=penultimate)
+    hidden: Tensor = output.hidden_states[-2] if penultimate else output.last_hidden_state
+    projected: Tensor | None = getattr(output, "text_embeds", None)
+    if projected is not None:
+        return hidden, projected
+    return hidden, (hidden * own[..., None]).sum(1) / lengths.clamp(min=1)[:, None]  # (b, n, width) → (b, width)
+
+
+def _batches(
+    captions: Sequence[str], rows: Sequence[int], tokenizer: Any, tokens: int, padding: ZerosOrEncoded
+) -> Iterator[tuple[list[int], list[list[int]], list[int]]]:
+    """Yield rows, token ids and numbers of the captions' own tokens, in batches of equally many ids.
+
+    Where padding is zeros, none is computed.
+    """
     if not rows:
         return
-    ids = tokenizer([captions[row] for row in rows], truncation=True, max_length=tokens)["input_ids"]
-    by_length: dict[int, list[tuple[int, list[int]]]] = {}
-    for row, caption_ids in zip(rows, ids, strict=True):
-        by_length.setdefault(len(caption_ids), []).append((row, caption_ids))
+    pad: dict[str, Any] = {"padding": "max_length", "padding_side": "right"} if padding == "encoded" else {}
+    encoded = tokenizer(
+        [captions[row] for row in rows], truncation=True, max_length=tokens, return_attention_mask=True, **pad
+    )
+    by_length: dict[int, list[tuple[int, list[int], int]]] = {}
+    for row, ids, mask in zip(rows, encoded["input_ids"], encoded["attention_mask"], strict=True):
+        by_length.setdefault(len(ids), []).append((row, ids, sum(mask)))
     by_length.pop(0, None)  # captions that the tokenizer reduces to nothing stay zeros
     for _, captions_of_length in sorted(by_length.items()):
         for start in range(0, len(captions_of_length), _BATCH_SIZE):
-            batch = captions_of_length[start : start + _BATCH_SIZE]
-            yield [row for row, _ in batch], [caption_ids for _, caption_ids in batch]
+            rows_of_batch, ids_of_batch, lengths = zip(*captions_of_length[start : start + _BATCH_SIZE], strict=True)
+            yield list(rows_of_batch), list(ids_of_batch), list(lengths)
 
 
 def max_length(model: Any, tokenizer: Any) -> int:
@@ -230,29 +259,52 @@ def load_text_encoder(name: str = MINILM) -> tuple[Any, Any]:
     """
     import transformers
 
-    folder, tokenizer_folder = _folder(name), _tokenizer_folder(name)
-    if not has_vocabulary(tokenizer_folder):
-        raise InputError(name, "has no tokenizer", "add the tokenizer's files beside the encoder's config.json")
-    local, place = {"local_files_only": True, "trust_remote_code": False}, ""
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, **local)
+    folder, _ = _folder(name), _vocabulary_folder(name)
+    with _loading_errors(name):
+        config = transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
         model_class = _model_class(config)
         if config.model_type == "clip":  # it has two values for the width of the projection, one a default
             config.text_config.projection_dim = config.projection_dim
             config.text_config.architectures = config.architectures
             config = config.text_config
-        place = "tokenizer"
-        tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder, **local)
-    except Exception as error:  # damaged files raise anything from KeyError to SafetensorError
-        problem = f"cannot be loaded as a text encoder ({first_line(error)})"
-        remedy = "name a Hugging Face folder with safetensors weights and tokenizer"
-        raise InputError(name, problem, remedy, place=place) from None
+    tokenizer = load_tokenizer(name)
     model = load_transformers_model(folder, model_class, config)
     num_embeddings, vocabulary = model.get_input_embeddings().num_embeddings, len(tokenizer)
     if vocabulary > num_embeddings:
         problem = f"has {vocabulary} words in its tokenizer but {num_embeddings} in its weights"
         raise InputError(name, problem, "name an encoder with a matching tokenizer")
     return (model.get_encoder() if config.is_encoder_decoder and hasattr(model, "decoder") else model), tokenizer
+
+
+def load_tokenizer(name: str = MINILM) -> Any:
+    """Load the tokenizer of an encoder.
+
+    Raises:
+        InputError: if there is no such encoder, or its tokenizer is missing or damaged.
+    """
+    import transformers
+
+    folder = _vocabulary_folder(name)
+    with _loading_errors(name, "tokenizer"):
+        return transformers.AutoTokenizer.from_pretrained(folder, **_LOCAL)
+
+
+def _vocabulary_folder(name: str) -> Path:
+    folder = _tokenizer_folder(name)
+    if not has_vocabulary(folder):
+        raise InputError(name, "has no tokenizer", "add the tokenizer's files beside the encoder's config.json")
+    return folder
+
+
+@contextlib.contextmanager
+def _loading_errors(name: str, place: str = "") -> Iterator[None]:
+    """Convert the errors of transformers for damaged files, which are anything from KeyError to SafetensorError."""
+    try:
+        yield
+    except Exception as error:
+        problem = f"cannot be loaded as a text encoder ({first_line(error)})"
+        remedy = "name a Hugging Face folder with safetensors weights and tokenizer"
+        raise InputError(name, problem, remedy, place=place) from None
 
 
 def _model_class(config: Any) -> Any:

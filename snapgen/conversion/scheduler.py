@@ -73,6 +73,8 @@ def from_scheduler(config: Mapping[str, Any]) -> PredictionSource:
     scheduler_class = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if scheduler_class is None:
         return PredictionSource(None, f"its scheduler is {name}, which diffusers does not have")
+    if name.startswith("FlowMatch") and config.get("invert_sigmas"):
+        return PredictionSource(None, f"its scheduler is {name} with invert_sigmas, which is not supported")
     if name.startswith("FlowMatch"):
         return PredictionSource("velocity", name)
     defaults = {field.name: field.default for field in inspect.signature(scheduler_class).parameters.values()}

@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import Attention as Source
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from snapgen.autoencoders.latent_scale import latent_scale
 from snapgen.coreml.layers import pointwise, substitute
 
 
@@ -23,8 +24,9 @@ class KLDecoder(nn.Module):
         super().__init__()
         channels = vae.config.latent_channels
         self.unscale = nn.Conv2d(channels, channels, 1, groups=channels)
-        nn.init.constant_(self.unscale.weight, 1 / vae.config.scaling_factor)
-        nn.init.constant_(cast(Tensor, self.unscale.bias), vae.config.shift_factor or 0)
+        scale = latent_scale(vae)
+        self.unscale.weight.data = (1 / scale.factor)[:, None].float()  # (C, 1, 1, 1)
+        cast(Tensor, self.unscale.bias).data = scale.mean.flatten().float()
         self.unscale.to(vae.dtype)
         self.before = vae.post_quant_conv or nn.Identity()
         self.decoder = vae.decoder

@@ -149,8 +149,9 @@ def _conditioning(pipeline: SnapGenPipeline) -> tuple[list[dict[str, Any]], dict
     configs = pipeline.encoders
     widths = []
     for config, (model, tokenizer) in zip(configs, pipeline.text_encoders, strict=True):
-        encoded = text_encoder.encode_batch(model, tokenizer, [""], tokens=config.tokens)
+        encoded = text_encoder.encode_batch(model, tokenizer, [""], **config.encoding)
         widths.append((encoded["tokens"].shape[2], encoded["pooled"].shape[1]))
+    pad_ids = [tokenizer.pad_token_id for _, tokenizer in pipeline.text_encoders]
     slices = captions.layout(configs, widths)
     encoders: list[dict[str, Any]] = [
         {
@@ -159,16 +160,29 @@ def _conditioning(pipeline: SnapGenPipeline) -> tuple[list[dict[str, Any]], dict
             "tokens": config.tokens,
             "layer": config.layer,
             "inputs": {"input_ids": [1, config.tokens], "mask": [1, config.tokens]},
-            "padding": "input_ids 0 and mask 0 behind the last token, mask 1 before; a longer prompt is cut",
+            "padding": _padding(config, pad_id),
+            "empty prompt": _EMPTY_PROMPT[config.null],
             "outputs": {"embeddings": [1, config.tokens, width]},
             "place": {
                 "tokens": [embedding.tokens.start, embedding.tokens.stop],
                 "channels": [embedding.channels.start, embedding.channels.stop],
             },
         }
-        for name, tokenizer, config, embedding, (width, _) in zip(
-            TEXT_ENCODERS, TOKENIZERS, configs, slices, widths, strict=False
+        for name, tokenizer, config, embedding, (width, _), pad_id in zip(
+            TEXT_ENCODERS, TOKENIZERS, configs, slices, widths, pad_ids, strict=False
         )
     ]
     tokens, width = (max(encoder["place"][key][1] for encoder in encoders) for key in ("tokens", "channels"))
-    return encoders, {"shape": [1, tokens, width], "elsewhere": "zeros", "empty prompt": "all zeros"}
+    all_zeros = all(config.null == "zeros" for config in configs)
+    empty = "all zeros" if all_zeros else "joined from the encoders' own"
+    return encoders, {"shape": [1, tokens, width], "elsewhere": "zeros", "empty prompt": empty}
+
+
+_EMPTY_PROMPT = {"zeros": "zeros", "encoded": "encoded as any other"}
+
+
+def _padding(config: captions.TextEncoderConfig, pad_id: int | None) -> str:
+    """How the inputs of a text encoder are filled up to its number of tokens."""
+    if config.padding == "encoded":
+        return f"input_ids {pad_id} behind the last token, mask 1 everywhere; a longer prompt is cut"
+    return "input_ids 0 and mask 0 behind the last token, mask 1 before; a longer prompt is cut"

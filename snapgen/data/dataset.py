@@ -16,9 +16,13 @@ from pathlib import Path
 
 import torch
 
-from snapgen.data.decoding import FORMATS, decode
-from snapgen.data.sources import ImageFolder, RawSample, Split, WebDatasetShards
+from snapgen.data.decoding import FORMATS, decode, why_undecodable
+from snapgen.data.folder import ImageFolder
+from snapgen.data.shards import WebDatasetShards
+from snapgen.data.sources import NOT_USED, RawSample, Source, Split
+from snapgen.data.splits import SHARDS, Splits, shards_in, splits_of_folder, splits_of_shards
 from snapgen.errors import InputError, os_errors
+from snapgen.findings import Findings, note
 from snapgen.io import cache
 from snapgen.progress import ProgressLog
 
@@ -29,10 +33,8 @@ EMBEDDED = {"emoji": ("",), "emoji-styles": ("", "-styles")}
 
 # Data sets up to this decoded size are kept in memory; larger ones are decoded again in every pass.
 MAX_IN_MEMORY_BYTES = 1 << 29
-_SHARDS = (".tar", ".tar.gz", ".tgz")
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MAX_SHARDS = 1_000_000
-_SPLIT_FOLDERS = {"train", "val", "validation", "test"}
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +50,7 @@ class ImageDataset:
         resolution: height and width of the images.
         captions: one per image.
         digest: 16 hex digits of a hash of this split's images and captions.
-        skipped: number of images left out because they could not be read or had no caption.
+        skipped: number of images left out, for the causes that the log names.
     """
 
     name: str
@@ -57,7 +59,7 @@ class ImageDataset:
     captions: list[str] = field(repr=False)
     digest: str
     skipped: int
-    _source: ImageFolder | WebDatasetShards = field(repr=False)
+    _source: Source = field(repr=False)
     _readable: torch.Tensor = field(repr=False)
     _in_memory: torch.Tensor | None = field(repr=False)
 
@@ -102,9 +104,10 @@ class ImageDataset:
 
 
 def load_dataset(source: str, *, split: Split, resolution: int) -> ImageDataset:
-    """Load the images of a source, cropped to their central squares and scaled, on white.
+    """Load the images of a source, cropped to their central squares and scaled, in sRGB and on white.
 
-    Damaged images are skipped; their number is logged. The decoded set is cached (`snapgen.io.cache.cached_tensors`),
+    What cannot be used is counted in the log by its cause, each with an example, and so is what is held out or left out
+    for the source's names. The decoded set is cached (`snapgen.io.cache.cached_tensors`),
     so that loading it again takes milliseconds.
 
     Args:
@@ -112,14 +115,14 @@ def load_dataset(source: str, *, split: Split, resolution: int) -> ImageDataset:
 
             - ``emoji``: the embedded Fluent and Noto emoji; ``emoji-styles``: these and the same emoji in five more
               styles, which the captions name;
-            - a folder of images. Names of sub-folders are class names and serve as captions (``_`` becomes a space;
-              WordNet ids are looked up in ImageNet's ``LOC_synset_mapping.txt``, in this folder or above it). Without
-              sub-folders the names of the files are the captions. A ``.txt`` beside an image takes precedence over
-              both. Sub-folders ``train`` and ``val`` are the splits;
+            - a folder of images. A file beside an image (``.txt``, ``.caption``, ``.json`` with ``caption``) or a
+              table (``metadata.jsonl``, ``captions.csv``, …) gives its caption. Without them names of sub-folders are
+              class names and serve as captions (``_`` becomes a space; WordNet ids are looked up in ImageNet's
+              ``LOC_synset_mapping.txt``, in this folder or above it), and without sub-folders the names of the files;
             - a folder, a glob or a brace list of webdataset shards (``.tar``, ``.tar.gz``), whose samples have an image
-              and a ``.txt`` or a ``.json`` with ``caption``.
-        split: ``train`` or ``val``; if the source has no val split of its own, it is one image in ten, by the hash of
-            its name.
+              and a caption under the same name.
+        split: ``train`` or ``val``. Sub-folders and shards named ``train`` and ``val`` (or ``valid``, ``dev``, …) are
+            the splits; without them it is one image in ten, by the hash of its name.
         resolution: height and width of the images.
 
     Raises:
@@ -129,66 +132,84 @@ def load_dataset(source: str, *, split: Split, resolution: int) -> ImageDataset:
     assert resolution > 0, resolution
     images = _open_source(source, split, resolution)
     digest = images.digest()
-    key: dict[str, cache.JSON] = {"digest": digest, "resolution": resolution, "formats": FORMATS, "version": 1}
+    key: dict[str, cache.JSON] = {"digest": digest, "resolution": resolution, "formats": FORMATS, "version": 2}
     tensors = cache.cached_tensors("images", key, lambda: _read(images, resolution, source, split))
     metadata = json.loads(tensors["facts"].numpy().tobytes())
     readable = tensors["readable"]
-    skipped = len(readable) - len(metadata["captions"])
+    skipped, remarks = Findings(metadata["skipped"]), Findings(metadata["remarks"])
+    for text in images.notes:
+        note(source, text)
     for shard in metadata["broken"]:
         _log.warning("%s is truncated or not a tar archive; only the samples before the damage are used", shard)
-    if skipped:
-        _log.warning("%s: skipped %d of %d images: damaged, or without a caption", source, skipped, len(readable))
+    if skipped.total:
+        _log.warning("%s: skipped %d of %d images: %s", source, skipped.total, len(readable), skipped)
+    if remarks.total:
+        note(source, f"{NOT_USED}: {remarks}")
     return ImageDataset(
         name=source,
         split=split,
         resolution=resolution,
         captions=metadata["captions"],
         digest=digest,
-        skipped=skipped,
+        skipped=skipped.total,
         _source=images,
         _readable=readable,
         _in_memory=tensors.get("pixels"),
     )
 
 
-def _read(source: ImageFolder | WebDatasetShards, resolution: int, name: str, split: Split) -> dict[str, torch.Tensor]:
+def source_digest(source: str, *, split: Split, resolution: int) -> str:
+    """The digest of a data set that `load_dataset` would load, without decoding its images.
+
+    Raises:
+        InputError: as `load_dataset`, but for images that cannot be read.
+    """
+    return _open_source(source, split, resolution).digest()
+
+
+def _read(source: Source, resolution: int, name: str, split: Split) -> dict[str, torch.Tensor]:
     """Decode every sample once: which are readable, their captions, and their pixels if they fit in memory."""
     captions: list[str] = []
+    skipped = Findings()
     readable: list[bool] = []
     images: list[torch.Tensor] | None = []
     progress = ProgressLog(name, "checked", "images", source.count)
-    for caption, pixels in _decoded(source.samples(), resolution):
+    for sample, pixels in _decoded(source.samples(), resolution):
         progress.add()
         readable.append(pixels is not None)
         if pixels is None:
+            skipped.add(sample.problem or why_undecodable(sample.image), sample.name)
             continue
-        captions.append(caption)
+        captions.append(sample.caption)
         if images is not None:
             images.append(pixels)
             if len(images) * pixels.numel() > MAX_IN_MEMORY_BYTES:
                 images = None
+    if skipped.total and not captions:
+        raise InputError(name, f"none of its {len(readable)} images can be used: {skipped}", "repair or replace them")
     if not captions:
-        raise source.empty_error(name, split, len(readable))
-    metadata = json.dumps({"captions": captions, "broken": source.broken}).encode()
+        raise source.empty_error(name, split)
+    findings = {"skipped": skipped.listed(), "remarks": source.remarks.listed()}
+    metadata = json.dumps({"captions": captions, "broken": source.broken, **findings}).encode()
     tensors = {"facts": torch.frombuffer(bytearray(metadata), dtype=torch.uint8), "readable": torch.tensor(readable)}
     return tensors if images is None else {**tensors, "pixels": torch.stack(images)}
 
 
-def _decoded(samples: Iterable[RawSample], resolution: int) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """Yield caption and pixels of each sample, in order; several threads decode a few samples ahead."""
+def _decoded(samples: Iterable[RawSample], resolution: int) -> Iterator[tuple[RawSample, torch.Tensor | None]]:
+    """Yield each sample with its pixels, in order; several threads decode a few samples ahead."""
     threads = min(8, os.cpu_count() or 1)
-    pending: deque[tuple[str, Future[torch.Tensor | None]]] = deque()
+    pending: deque[tuple[RawSample, Future[torch.Tensor | None]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for sample in samples:
-            pending.append((sample.caption, pool.submit(decode, sample.image, resolution)))
+            pending.append((sample, pool.submit(decode, b"" if sample.problem else sample.image, resolution)))
             if len(pending) > 8 * threads:
-                caption, future = pending.popleft()
-                yield caption, future.result()
-        for caption, future in pending:
-            yield caption, future.result()
+                first, future = pending.popleft()
+                yield first, future.result()
+        for first, future in pending:
+            yield first, future.result()
 
 
-def _open_source(source: str, split: Split, resolution: int) -> ImageFolder | WebDatasetShards:
+def _open_source(source: str, split: Split, resolution: int) -> Source:
     if source in EMBEDDED:
         if resolution > EMOJI_RESOLUTIONS[-1]:
             problem = f"the embedded emoji are {EMOJI_RESOLUTIONS[-1]} px wide, not {resolution}"
@@ -199,7 +220,9 @@ def _open_source(source: str, split: Split, resolution: int) -> ImageFolder | We
         raise InputError(source or "data", "is not a path", "name a folder, a .tar file, or use 'emoji'")
     path = Path(source).expanduser()
     with os_errors(source, "name a readable folder", "cannot be read"):
-        return _open_folder(path, split) if path.is_dir() else WebDatasetShards(_expand_shards(str(path)), split)
+        if path.is_dir():
+            return _open_folder(path, split)
+        return _open_shards(splits_of_shards(_expand_shards(str(path))), split)
 
 
 def _expand_shards(source: str) -> list[Path]:
@@ -221,32 +244,36 @@ def _check_shard(path: Path) -> Path:
     if not path.exists():
         problem = "matches no file" if glob.has_magic(str(path)) else "does not exist"
         raise InputError(path, problem, "check the path, or use 'emoji'")
-    if not path.is_file() or not path.name.endswith(_SHARDS):
+    if not path.is_file() or not path.name.endswith(SHARDS):
         raise InputError(path, "is neither a folder of images nor a .tar shard", "name one of these, or 'emoji'")
     return path
 
 
-def _open_folder(path: Path, split: Split) -> ImageFolder | WebDatasetShards:
-    """Open the folder's own split if it has sub-folders for splits, else select the split by hash."""
-    folders = {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-    root = path
-    hash_split: Split | None = split
-    if "train" in folders and folders <= _SPLIT_FOLDERS:
-        root = path / "train"
-        validation = next((path / name for name in ("val", "validation") if name in folders), None)
-        if validation:
-            hash_split = None
-            if split == "val":
-                _check_class_folders(validation, root)
-                root = validation
-    shards = sorted(entry for entry in root.iterdir() if entry.name.endswith(_SHARDS) and entry.is_file())
-    return WebDatasetShards(shards, hash_split) if shards else ImageFolder(root, path, hash_split)
+def _open_folder(path: Path, split: Split) -> Source:
+    """Open the folder's own split if it has sub-folders or shards for splits, else select the split by hash."""
+    splits = splits_of_folder(path)
+    if splits is None:
+        shards = shards_in(path)
+        return _open_shards(splits_of_shards(shards), split) if shards else ImageFolder(path, path, split)
+    (root,), drawn = splits.part(split)
+    if splits.val and split == "val":
+        _check_class_folders(root, splits.train[0])
+    shards = shards_in(root)
+    source = WebDatasetShards(shards, drawn) if shards else ImageFolder(root, root.parent, drawn)
+    source.notes += splits.notes
+    return source
+
+
+def _open_shards(splits: Splits, split: Split) -> Source:
+    source = WebDatasetShards(*splits.part(split))
+    source.notes += splits.notes
+    return source
 
 
 def _check_class_folders(validation: Path, train: Path) -> None:
     """Raise if only train has class folders, as in ImageNet, whose validation images come without them."""
     classes = any(entry.is_dir() for entry in train.iterdir())
-    if classes and not any(entry.is_dir() or entry.name.endswith(_SHARDS) for entry in validation.iterdir()):
+    if classes and not any(entry.is_dir() or entry.name.endswith(SHARDS) for entry in validation.iterdir()):
         raise InputError(
             validation, "has no class folders, but train has", "sort its images into the same class folders"
         )

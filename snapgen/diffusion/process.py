@@ -60,7 +60,14 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def sample(
-        self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float = 1
+        self,
+        net: Denoiser,
+        noise: Tensor,
+        context: Tensor | None,
+        *,
+        steps: int,
+        guidance: float = 1,
+        null: Tensor | None = None,
     ) -> Tensor:
         """Sample data from noise; see `predict_guided` for the guidance."""
 
@@ -76,20 +83,33 @@ class NoiseProcess(ABC):
     def export_spec(self, scheduler: Any, steps: int) -> dict[str, Any]:
         """Formulas and numbers for sampling with an exported net in ``steps`` steps, as written to JSON."""
 
-    def predict_guided(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor | None, guidance: float) -> Tensor:
-        """`predict` with classifier-free guidance: p_∅ + guidance·(p_c − p_∅), where ∅ is a context of zeros.
+    def predict_guided(
+        self,
+        net: Denoiser,
+        x: Tensor,
+        t: Tensor,
+        context: Tensor | None,
+        guidance: float,
+        null: Tensor | None = None,
+    ) -> Tensor:
+        """`predict` with classifier-free guidance: p_∅ + guidance·(p_c − p_∅), where ∅ is the null caption's context.
 
         A guidance of 1 takes one evaluation, any other a batch of twice the size. Without a context guidance has no
         effect.
+
+        Args:
+            null: context of the null caption (1, N, dim); None: zeros.
         """
         if guidance == 1 or context is None:
             return self.predict(net, x, t, context)
-        cond, uncond = self.predict_cond_and_uncond(net, x, t, context)
+        cond, uncond = self.predict_cond_and_uncond(net, x, t, context, null)
         return torch.lerp(uncond, cond, guidance)
 
-    def predict_cond_and_uncond(self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """`predict` with the context and with a context of zeros, from one batch of twice the size."""
-        contexts = torch.cat([context, torch.zeros_like(context)])  # (B, N, dim) -> (2·B, N, dim)
+    def predict_cond_and_uncond(
+        self, net: Denoiser, x: Tensor, t: Tensor, context: Tensor, null: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`predict` with the context and with the null caption's, from one batch of twice the size."""
+        contexts = torch.cat([context, null_like(context, null)])  # (B, N, dim) -> (2·B, N, dim)
         cond, uncond = self.predict(net, torch.cat([x, x]), torch.cat([t, t]), contexts).chunk(2)
         return cond, uncond
 
@@ -163,14 +183,21 @@ class RectifiedFlow(NoiseProcess):
 
     @torch.no_grad()
     def sample(
-        self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float = 1
+        self,
+        net: Denoiser,
+        noise: Tensor,
+        context: Tensor | None,
+        *,
+        steps: int,
+        guidance: float = 1,
+        null: Tensor | None = None,
     ) -> Tensor:
         """Sample with Euler's method; before the shift, the timesteps are evenly spaced."""
         times = rectified_flow.shift_timesteps(torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.shift)
         x = noise
         for t_now, t_next in itertools.pairwise(times.tolist()):  # x ← x + (t' − t)·v
             t = torch.full((len(x),), t_now, device=x.device, dtype=x.dtype)
-            x = x + (t_next - t_now) * self.predict_guided(net, x, t, context, guidance)
+            x = x + (t_next - t_now) * self.predict_guided(net, x, t, context, guidance, null)
         return x
 
     def scheduler(self) -> Scheduler:
@@ -187,7 +214,7 @@ class RectifiedFlow(NoiseProcess):
         return {
             "each step": "t = sigmas[i]; x = x + (sigmas[i + 1] - sigmas[i]) v",
             "velocity": VELOCITY[self.prediction_type],
-            "guided velocity": "v = v(zeros) + guidance (v(context) - v(zeros)); with guidance 1 v(context) alone",
+            "guided velocity": "v = v(null) + guidance (v(context) - v(null)); with guidance 1 v(context) alone",
             "shift": scheduler.config.shift,
             "sigmas": scheduler.sigmas.tolist(),
         }
@@ -220,13 +247,20 @@ class VariancePreserving(NoiseProcess):
 
     @torch.no_grad()
     def sample(
-        self, net: Denoiser, noise: Tensor, context: Tensor | None, *, steps: int, guidance: float = 1
+        self,
+        net: Denoiser,
+        noise: Tensor,
+        context: Tensor | None,
+        *,
+        steps: int,
+        guidance: float = 1,
+        null: Tensor | None = None,
     ) -> Tensor:
         """Sample with DDIM."""
         z = noise
         for t_now, t_next in itertools.pairwise(variance_preserving.ddim_timesteps(steps).to(noise.device)):
             t = t_now.expand(len(z))
-            output = self.predict_guided(net, z, t, context, guidance)
+            output = self.predict_guided(net, z, t, context, guidance, null)
             x0 = variance_preserving.predict_x0(output, z, t, self.prediction_type)
             z = variance_preserving.ddim_step(z, x0, t, t_next.expand(len(z))).to(noise.dtype)
         return z
@@ -247,7 +281,7 @@ class VariancePreserving(NoiseProcess):
             "each step": f"t = times[i]; d = {x0_formula}; e = (x - alphas[i] d) / sigmas[i]; "
             "x = alphas[i + 1] d + sigmas[i + 1] e",
             "velocity": "v = unet(x, t)",
-            "guided velocity": "v = guidance v(context) - (guidance - 1) v(zeros); with guidance 1 v(context) alone",
+            "guided velocity": "v = guidance v(context) - (guidance - 1) v(null); with guidance 1 v(context) alone",
             "times": times.tolist(),
             "alphas": alpha.tolist(),
             "sigmas": sigma.tolist(),
@@ -259,3 +293,8 @@ def make_process(prediction_type: PredictionType, *, shift: float = 1) -> NoiseP
     if prediction_type in get_args(variance_preserving.DiffusionPredictionType):
         return VariancePreserving(cast(variance_preserving.DiffusionPredictionType, prediction_type))
     return RectifiedFlow(cast(rectified_flow.FlowPredictionType, prediction_type), shift)
+
+
+def null_like(tensor: Tensor, null: Tensor | None) -> Tensor:
+    """The null caption's row (1, …) in the shape of a batch's tensor (B, …), and in its dtype; zeros if it is None."""
+    return torch.zeros_like(tensor) if null is None else null.to(tensor).expand_as(tensor)

@@ -9,17 +9,22 @@ from pathlib import Path
 
 from snapgen.errors import InputError, first_line
 
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""Suffixes of checkpoints that hold all weights in a single file, without a configuration."""
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 """Pattern of a model's name on the hub: OWNER/NAME."""
 
 
-def resolve_model_folder(name_or_path: str | Path, files: Sequence[str], *, remedy: str) -> Path:
+def resolve_model_folder(
+    name_or_path: str | Path, files: Sequence[str], *, remedy: str, single_file: str = "StableDiffusionPipeline"
+) -> Path:
     """Find a local model folder, or download OWNER/NAME from the hub unless it is in the hub's cache.
 
     Args:
         name_or_path: path of a folder, or OWNER/NAME.
         files: glob patterns of the files to download.
         remedy: advice for the error if ``name_or_path`` is neither a folder nor of the form OWNER/NAME.
+        single_file: class of diffusers that reads a checkpoint of a single file, for the error if it is one.
 
     Raises:
         InputError: if there is no such folder and no such model on the hub.
@@ -32,7 +37,10 @@ def resolve_model_folder(name_or_path: str | Path, files: Sequence[str], *, reme
     except (OSError, ValueError):  # the name is too long or has a null byte
         exists = False
     if exists:
-        raise InputError(path, "is a file, not a folder", "name the folder that holds config.json and the weights")
+        advice = "name the folder that holds config.json and the weights"
+        if path.suffix.lower() in SINGLE_FILES:
+            advice = f"make one: diffusers.{single_file}.from_single_file({str(path)!r}).save_pretrained('FOLDER')"
+        raise InputError(path, "is a file, not a folder", advice)
     if isinstance(name_or_path, Path) or not HUB_NAME.fullmatch(name_or_path):
         raise InputError(name_or_path or "name", "does not exist", remedy)
     return _download(name_or_path, tuple(files))
@@ -43,7 +51,12 @@ def _download(name: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
+        folder = Path(snapshot_download(name, allow_patterns=list(files)))
+        if not any(folder.rglob("*.safetensors")):
+            half = [re.sub(r"(-\*-of-\*)?\.safetensors$", r".fp16\1.safetensors", file) for file in files]
+            half += [re.sub(r"\.index\.json$", ".index.fp16.json", file) for file in files]
+            folder = Path(snapshot_download(name, allow_patterns=half))
+        return folder
     except Exception as error:  # the client raises its own exceptions and those of its HTTP library
         problem = f"is not a local folder and could not be downloaded from the hub ({first_line(error)})"
         raise InputError(name, problem, "check the name and the network, or name a folder") from None

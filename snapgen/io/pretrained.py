@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -33,6 +35,8 @@ WEIGHTS_NAME = "diffusion_pytorch_model"
 TRANSFORMERS_WEIGHTS_NAME = "model"
 RESTORE = "restore it from its source"
 SAME_TRAINING = "use both files of the same training"
+OWN_FIELD = "prediction_type"
+"""Field that this package adds to the configurations of other classes."""
 SCHEDULER = "scheduler/scheduler_config.json"
 """Configuration of the scheduler within a pipeline's folder."""
 MODEL_FILES = (
@@ -140,6 +144,11 @@ def meta_net(saved: SavedNet, *classes: type[nn.Module]) -> Any:
     if not isinstance(name, str) or name not in by_name:
         remedy = f"name the folder of one of: {', '.join(by_name)}"
         raise InputError(path, f"describes {name or 'no model'!s:.60}", remedy, place="_class_name")
+    known = {*inspect.signature(by_name[name].__init__).parameters, OWN_FIELD}
+    for field, value in saved.config.items():
+        if field not in known and not field.startswith("_") and value is not None:
+            problem = f"is {value!r:.60}, and {name} has no such field here (diffusers {diffusers.__version__})"
+            raise InputError(path, problem, "update diffusers, or remove it if it changes nothing", place=field)
     with _configuration_errors(path, name, saved.weights), silence_libraries():
         return by_name[name].from_config(saved.config)  # type: ignore[attr-defined]
 

@@ -22,6 +22,7 @@ from snapgen.models import layers
 from snapgen.models.layers import ResidualBlock, RopeTable, SpatialTransformer, TransformerBlock, Upsample, conv3x3
 from snapgen.models.names import earlier_name, rename_weights
 from snapgen.models.onednn import Pointwise
+from snapgen.models.timestep_range import check_timestep
 
 
 class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -72,13 +73,15 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             The velocity (B, C, H, W).
 
         Raises:
-            ValueError: if a shape does not fit the architecture, or the context is missing.
+            ValueError: if a shape does not fit the architecture, the context is missing, or a timestep is out of range,
+                as diffusers' from 0 to 1000 are.
         """
         return self.head(self.forward_features(sample, timestep, context))
 
     def forward_features(self, sample: Tensor, timestep: Tensor | float, context: Tensor | None = None) -> Tensor:
         """Features before the output layers, from the arguments of `forward`: (B, channels of ``up[0]``, H, W)."""
         self._check(sample, context)
+        check_timestep(timestep)
         time = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1)
         time = self.time_embedding(time.expand(len(sample)))  # (B,) → (B, hidden_dim)
         x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))  # (B, C, H, W) → (B, C_0, H, W)

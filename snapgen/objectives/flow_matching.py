@@ -118,7 +118,7 @@ class FlowMatchingObjective(nn.Module):
         blocks = [teacher.num_layers - 1] if self.projector is not None else []
         with torch.no_grad():
             teacher_velocity, teacher_tokens = teacher.forward_features(
-                x, batch.t, batch.teacher, blocks, guidance=self.distillation.guidance_scale
+                x, batch.t, batch.teacher, blocks, guidance=self.distillation.guidance_scale, null=batch.teacher_null
             )
         kd_losses = {}
         if self.distillation.output:  # L_kd = ‖v_T(x_t, t) − v_θ(x_t, t)‖²

@@ -70,8 +70,9 @@ class ProgressiveDistillationObjective(nn.Module):
         """``loss`` and the losses it is made of: ``distillation`` and, before it is scaled, ``original``."""
         z, t = variance_preserving.add_noise(batch.latents, batch.noise, batch.t), batch.t
         scale = self.guidance_scale(batch)
-        guided, conditional = self._predict(self.student, z, t, batch.context, scale)
-        target_x0 = self.target_x0(z, t, batch.context, scale)
+        null = None if batch.null is None else batch.null.context
+        guided, conditional = self._predict(self.student, z, t, batch.context, scale, null)
+        target_x0 = self.target_x0(z, t, batch.context, scale, null)
         # L_dstl = max(α²/σ², 1)·‖x̂ − x̃‖²
         distilled = truncated_snr(t, z) * rectified_flow.mse_per_image(
             variance_preserving.predict_x0(guided, z, t, self.prediction), target_x0
@@ -90,13 +91,15 @@ class ProgressiveDistillationObjective(nn.Module):
         return (low + (high - low) * batch.random.quantiles("guidance", batch.latents.device)).view(-1, 1, 1, 1)
 
     @torch.no_grad()
-    def target_x0(self, z: Tensor, t: Tensor, context: Tensor | None, scale: Tensor | None) -> Tensor:
+    def target_x0(
+        self, z: Tensor, t: Tensor, context: Tensor | None, scale: Tensor | None, null: Tensor | None = None
+    ) -> Tensor:
         """The target x̃: the x̂ with which the student's one step ends where the teacher's two do. (B, C, H, W)."""
         (teacher,) = self._teacher
         middle, end = self._next_timesteps(t)
         x = z
         for start, stop in ((t, middle), (middle, end)):
-            guided, _ = self._predict(teacher, x, start, context, scale)
+            guided, _ = self._predict(teacher, x, start, context, scale, null)
             x = variance_preserving.ddim_step(
                 x, variance_preserving.predict_x0(guided, x, start, self.prediction), start, stop
             )
@@ -111,13 +114,13 @@ class ProgressiveDistillationObjective(nn.Module):
         return self.teacher_timesteps[index + 1], self.teacher_timesteps[index + 2]
 
     def _predict(
-        self, net: UNet, z: Tensor, t: Tensor, context: Tensor | None, scale: Tensor | None
+        self, net: UNet, z: Tensor, t: Tensor, context: Tensor | None, scale: Tensor | None, null: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """A net's output, guided if there is a scale, and its conditional output; both (B, C, H, W) float32."""
         if scale is None or context is None:
             output = cast(Tensor, net(z, t, context)).float()
             return output, output
-        cond, uncond = (half.float() for half in self._process.predict_cond_and_uncond(net, z, t, context))
+        cond, uncond = (half.float() for half in self._process.predict_cond_and_uncond(net, z, t, context, null))
         return scale * cond - (scale - 1) * uncond, cond  # ṽ = w·v(z, c) − (w − 1)·v(z, ∅)
 
 

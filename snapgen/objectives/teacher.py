@@ -5,6 +5,7 @@ SnapGen's teachers are SD3.5-Large and, for step distillation, SD3.5-Large-Turbo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,12 +19,15 @@ from torch import Tensor, nn
 from snapgen import config as settings, seeding
 from snapgen.config import Config
 from snapgen.diffusion import rectified_flow
+from snapgen.diffusion.process import null_like
 from snapgen.errors import InputError
 from snapgen.io import hub, pretrained
 from snapgen.io.prediction_type import NOTES, read_prediction_type
 
 if TYPE_CHECKING:
-    from snapgen.conditioning.captions import Conditioning
+    from snapgen.conditioning.captions import Conditioning, TextEncoderConfig
+
+_log = logging.getLogger(__name__)
 
 NUM_TRAIN_TIMESTEPS = 1000
 """SD3's timestep for pure noise, t = 1."""
@@ -64,6 +68,7 @@ class Teacher(nn.Module):
         net: the transformer; not copied.
         prediction: what its output stands for.
         source: where it comes from, for error messages.
+        trained_here: whether its configuration says what it predicts, as that of a teacher of this package does.
     """
 
     def __init__(
@@ -72,9 +77,10 @@ class Teacher(nn.Module):
         prediction: rectified_flow.FlowPredictionType = "velocity",
         *,
         source: str | Path = "teacher",
+        trained_here: bool = True,
     ) -> None:
         super().__init__()
-        self.net, self.prediction, self.source = net, prediction, source
+        self.net, self.prediction, self.source, self.trained_here = net, prediction, source, trained_here
         config = net.config
         self.latent_channels: int = config.in_channels
         self.context_dim: int = config.joint_attention_dim
@@ -91,7 +97,7 @@ class Teacher(nn.Module):
             sample: (B, latent_channels, H, W), H and W multiples of ``patch_size``.
             t: (B,) in [0, 1].
             context: (B, N, context_dim).
-            pooled: (B, pooled_width); None: zeros, as for an empty caption.
+            pooled: (B, pooled_width); None: zeros.
 
         Returns:
             (B, latent_channels, H, W) in the sample's dtype.
@@ -118,7 +124,14 @@ class Teacher(nn.Module):
         return rectified_flow.predict_velocity(net, sample, t, condition.context, self.prediction)
 
     def forward_features(
-        self, sample: Tensor, t: Tensor, condition: Conditioning, blocks: Sequence[int] = (), *, guidance: float = 1
+        self,
+        sample: Tensor,
+        t: Tensor,
+        condition: Conditioning,
+        blocks: Sequence[int] = (),
+        *,
+        guidance: float = 1,
+        null: Conditioning | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """The velocity and the image tokens after the given blocks, from one forward pass.
 
@@ -127,8 +140,9 @@ class Teacher(nn.Module):
             t: (B,) in [0, 1].
             condition: context and pooled embedding.
             blocks: indices of transformer blocks, from 0.
-            guidance: scale of v = v_∅ + guidance·(v_c − v_∅), where ∅ is zeros. Values other than 1 double the batch.
-                The tokens are always the conditional ones.
+            guidance: scale of v = v_∅ + guidance·(v_c − v_∅). Values other than 1 double the batch. The tokens are
+                always the conditional ones.
+            null: conditioning of the null caption ∅, one row; None: zeros.
 
         Returns:
             The velocity (B, latent_channels, H, W) and for each block (B, hidden_dim, H/patch_size, W/patch_size), all
@@ -136,7 +150,8 @@ class Teacher(nn.Module):
         """
         if guidance != 1:
             # (B, …) → (2·B, …): conditional, then unconditional
-            context, pooled = (None if x is None else torch.cat([x, torch.zeros_like(x)]) for x in condition)
+            pairs = zip(condition, null or (None, None), strict=True)
+            context, pooled = (None if x is None else torch.cat([x, null_like(x, row)]) for x, row in pairs)
             assert context is not None
             both = condition._replace(context=context, pooled=pooled)
             velocities, tokens = self.forward_features(torch.cat([sample, sample]), torch.cat([t, t]), both, blocks)
@@ -182,6 +197,15 @@ class Teacher(nn.Module):
             if expected != actual:
                 problem = f"takes a {name} of width {expected}, but its text encoders give {actual or 'none'}"
                 raise InputError(self.source, problem, "use the text encoders that the teacher was trained with")
+
+    def check_padding(self, encoders: Sequence[TextEncoderConfig]) -> None:
+        """Warn if a published teacher would see zeros where it was trained on encoded padding."""
+        if not self.trained_here and any("zeros" in (encoder.padding, encoder.null) for encoder in encoders):
+            _log.warning(
+                "%s: was trained on encoded padding and null captions, where its text encoders give zeros; "
+                "set padding: encoded and null: encoded on each",
+                self.source,
+            )
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute each block's activations in the backward pass, also where only the sample needs a gradient."""
@@ -274,7 +298,8 @@ def _open(folder: str | Path) -> tuple[Teacher, pretrained.Weights]:
     """
     files = [*pretrained.MODEL_FILES, *NOTES, *(f"transformer/{file}" for file in pretrained.MODEL_FILES)]
     remedy = "name the folder of an SD3 transformer, or OWNER/NAME on the hub"
-    saved = pretrained.open_net(hub.resolve_model_folder(folder, files, remedy=remedy), "transformer")
+    found = hub.resolve_model_folder(folder, files, remedy=remedy, single_file="SD3Transformer2DModel")
+    saved = pretrained.open_net(found, "transformer")
     path = saved.folder / pretrained.CONFIG_NAME
     net = pretrained.meta_net(saved, SD3Transformer2DModel)
     full = net.config
@@ -286,11 +311,13 @@ def _open(folder: str | Path) -> tuple[Teacher, pretrained.Weights]:
     for name, value in expected.items():
         if full[name] != value:
             raise InputError(path, f"cannot be {full[name]}", pretrained.RESTORE, place=name)
-    prediction = read_prediction_type(saved.folder) or "velocity"
+    stated = read_prediction_type(saved.folder)
+    prediction = stated or "velocity"
     if prediction not in rectified_flow.FLOW_PREDICTION_TYPES:
         choices = ", ".join(rectified_flow.FLOW_PREDICTION_TYPES)
         raise InputError(path, f"cannot be {prediction!r}", f"use one of: {choices}", place="prediction_type")
-    return Teacher(net, cast(rectified_flow.FlowPredictionType, prediction), source=saved.folder), saved.weights
+    prediction = cast(rectified_flow.FlowPredictionType, prediction)
+    return Teacher(net, prediction, source=saved.folder, trained_here=stated is not None), saved.weights
 
 
 def _store_output(outputs: dict[int, Tensor], index: int) -> Callable[..., None]:

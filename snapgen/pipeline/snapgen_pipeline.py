@@ -22,7 +22,7 @@ from torch import Tensor
 from snapgen.autoencoders.autoencoder import Autoencoder, AutoencoderWithDecoder, ConvAutoencoder, KLAutoencoder
 from snapgen.autoencoders.tiny_decoder import TinyDecoder
 from snapgen.conditioning import captions as conditioning, text_encoder as text
-from snapgen.conditioning.captions import TextEncoderConfig
+from snapgen.conditioning.captions import ENCODING_FIELDS, EncodedCaptions, TextEncoderConfig
 from snapgen.diffusion import rectified_flow
 from snapgen.diffusion.process import PREDICTION_TYPES, NoiseProcess, PredictionType, make_process as process_of
 from snapgen.errors import InputError
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
-ENCODING_FIELDS = {"tokens", "layer", "join"}
-"""Fields of a `TextEncoderConfig` on which its context depends, in addition to the encoder's weights."""
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 DEFAULT_BATCH_SIZE = 16
 """Images that a call samples at once by default."""
@@ -216,8 +214,16 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Contexts of prompts as in training: (len(prompts), N, context_dim); None without text encoders."""
         if not self.encoders:
             return None
-        captions = conditioning.encode(prompts, self.encoders, loaded=self.text_encoders)
-        return captions.conditioning(torch.arange(len(prompts))).context
+        return self._encoded(prompts).conditioning(torch.arange(len(prompts))).context
+
+    def _encoded(self, prompts: Sequence[str]) -> EncodedCaptions:
+        return conditioning.encode(prompts, self.encoders, loaded=self.text_encoders)
+
+    def _null(self, guidance: float) -> Tensor | None:
+        """Context of the null caption (1, N, context_dim), where guidance needs it; None: zeros."""
+        if guidance == 1 or all(encoder.null == "zeros" for encoder in self.encoders):
+            return None
+        return self._encoded([""]).null().context.to(self._execution_device)
 
     @torch.no_grad()
     def __call__(
@@ -266,12 +272,14 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
             latents = self._noise(count, self._latent_shape(height, width), seed, generator)
         elif len(latents) != count:
             raise InputError("latents", f"are {len(latents)} for {count} images", "give one per image")
+        null = None if context is None else self._null(guidance)
         batches = []
         starts = range(0, count, batch_size)
         with self.progress_bar(total=len(starts) * steps) as bar:
             for start in starts:
                 rows = slice(start, start + batch_size)
-                sampled = self._sample(latents[rows], None if context is None else context[rows], steps, guidance, bar)
+                own = None if context is None else context[rows]
+                sampled = self._sample(latents[rows], own, steps, guidance, null, bar)
                 batches.append(sampled if output_type == "latent" else self._decode(sampled))
         images = torch.cat(batches)
         if output_type != "latent":
@@ -327,7 +335,9 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Noise process on which the net was trained."""
         return process_of(self.config.prediction)
 
-    def _sample(self, noise: Tensor, context: Tensor | None, steps: int, guidance: float, bar: Any) -> Tensor:
+    def _sample(
+        self, noise: Tensor, context: Tensor | None, steps: int, guidance: float, null: Tensor | None, bar: Any
+    ) -> Tensor:
         """Sample latents (B, C, H, W) from noise with the scheduler, whose timesteps are 1000·t."""
         scheduler, dtype = self.scheduler, self.unet.dtype
         x = noise.to(self._execution_device, torch.float32)
@@ -339,7 +349,7 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         for timestep in scheduler.timesteps:
             t = (timestep / scheduler.config.num_train_timesteps).expand(len(x))
-            output = self.process.predict_guided(net, x, t, context, guidance)
+            output = self.process.predict_guided(net, x, t, context, guidance, null)
             x = scheduler.step(output, timestep, x, return_dict=False)[0]
             bar.update()
         return x

@@ -91,6 +91,10 @@ class Batch:
     """The same captions encoded for the teacher, dropped only where every encoder of the student is dropped."""
     random: StepRandom
     """Source of further random numbers that an objective draws."""
+    null: Conditioning | None = None
+    """The null caption as the student gets it, for guidance: one row; None: zeros."""
+    teacher_null: Conditioning | None = None
+    """The null caption as the teacher gets it: one row; None: zeros."""
 
 
 class MicroBatch(NamedTuple):
@@ -145,6 +149,8 @@ class BatchStream:
         self._dropout = torch.tensor(list(dropout))
         self._batch_size, self._timesteps, self._seed = batch_size, timesteps, seed
         self.device = device
+        self._null = captions.null().to(device)
+        self._teacher_null = None if teacher is None else teacher.null().to(device)
 
     def batch(self, micro_batch: MicroBatch) -> Batch:
         """One micro-batch of a step."""
@@ -197,6 +203,8 @@ class BatchStream:
             pooled=student.pooled,
             teacher=None if host.teacher is None else host.teacher.map(self._to_device),
             random=host.random,
+            null=self._null,
+            teacher_null=self._teacher_null,
         )
 
     def _pin(self, tensor: Tensor) -> Tensor:

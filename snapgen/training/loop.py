@@ -123,13 +123,16 @@ class Trainer:
         report: Callable[[StepStats], None],
         should_pause: Callable[[int], bool] = lambda _: False,
         pause: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Run the remaining steps.
+        """Run the remaining steps, or those up to a stop, after which ``step`` is less than the stage's steps.
 
         Args:
             report: called every ``report_every`` steps and after the last one.
             should_pause: whether to pause after a step; must return the same in every process.
             pause: called at a pause, after the report, for evaluations and checkpoints.
+            should_stop: whether the user has asked to stop. One process asks after every step; several agree on it at
+                every report.
 
         Raises:
             NonfiniteGradientError: if a gradient is not finite and the stage halts on that, or too many steps in a row
@@ -137,6 +140,7 @@ class Trainer:
         """
         steps = range(self.step + 1, self.stage.steps + 1)
         pending: list[Tensor] = []
+        is_alone = self._accelerator.num_processes == 1
         micro_batches = (micro_batch for step in steps for micro_batch in self._micro_batches(step))
         with contextlib.closing(self._stream.batches(micro_batches)) as batches:
             self._train_mode()
@@ -144,8 +148,8 @@ class Trainer:
             for step in steps:
                 pending.append(self._step(step, batches))
                 self.step = step
-                pausing = should_pause(step)
-                if not pausing and step % self.report_every and step < self.stage.steps:
+                pausing, stopping = should_pause(step), is_alone and should_stop()
+                if not (pausing or stopping) and step % self.report_every and step < self.stage.steps:
                     continue
                 # (steps since the last report, metrics): the only point at which the host waits for the device
                 table = self._accelerator.reduce(torch.stack(pending), reduction="mean").cpu()
@@ -156,7 +160,13 @@ class Trainer:
                 if pausing:
                     pause()
                     self._train_mode()
+                if stopping or (not is_alone and self._any(should_stop())):
+                    return
                 started = time.perf_counter()
+
+    def _any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        return bool(self._accelerator.reduce(torch.tensor(float(flag), device=self._device)).item())
 
     def _train_mode(self) -> None:
         for objective in self._wrapped.values():

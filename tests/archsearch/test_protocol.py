@@ -37,6 +37,8 @@ CHANGES: dict[str, Any] = {
     "precision": "bfloat16",
     "resolution": 64,
     "context_tokens": 5,
+    "context_padding": "encoded",
+    "null_caption": "encoded",
     "num_inference_steps": 99,
     "guidance_scale": 7.0,
     "num_samples": 1000,

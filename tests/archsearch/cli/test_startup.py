@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 HEAVY = {
     *("torch", "optuna", "diffusers", "transformers", "pandas", "plotly", "numpy", "scipy", "coremltools", "PIL"),
-    *("onnx", "onnxruntime", "accelerate", "sqlalchemy", "webdataset", "tensorboard", "fvcore"),
+    *("onnx", "onnxruntime", "accelerate", "sqlalchemy", "tensorboard", "fvcore"),
 }
 IMPORT = "import archsearch, snapgen"
 RUN = """

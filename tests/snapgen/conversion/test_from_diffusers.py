@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from snapgen.architecture import presets
 from snapgen.architecture.schema import Architecture
-from snapgen.conversion.config import describe
+from snapgen.conversion.config import FIXED_FIELDS, describe
 from snapgen.conversion.from_diffusers import convert, from_diffusers
 from snapgen.errors import InputError
 from snapgen.io.pretrained import SavedNet, Weights, shapes_of
@@ -117,6 +118,31 @@ def test_the_architectures_are_the_presets() -> None:
 
 
 # --- what our family cannot follow ---
+
+FOLLOWED = {
+    *("in_channels", "out_channels", "down_block_types", "mid_block_type", "up_block_types", "block_out_channels"),
+    *("layers_per_block", "norm_num_groups", "cross_attention_dim", "transformer_layers_per_block"),
+    *("reverse_transformer_layers_per_block", "attention_head_dim", "time_embedding_dim", "use_linear_projection"),
+    *("addition_time_embed_dim", "projection_class_embeddings_input_dim", "sample_size"),
+}
+"""Fields that the architecture, the weights' shapes, or the folded conditions follow."""
+WITHOUT_EFFECT = {"dropout", "upcast_attention"}
+"""Fields without weights, whose values are told."""
+CHECKED_BY_DIFFUSERS = {
+    "num_attention_heads",  # refused if it is set
+    "encoder_hid_dim",  # sets encoder_hid_dim_type
+    "addition_embed_type_num_heads",  # of addition_embed_type "text", which is refused
+}
+
+
+def test_every_field_of_diffusers_unet_is_followed_or_refused() -> None:
+    """A new version of diffusers with another field fails here."""
+    fields = set(inspect.signature(UNet2DConditionModel.__init__).parameters) - {"self"}
+    handled = [FOLLOWED, WITHOUT_EFFECT, CHECKED_BY_DIFFUSERS, set(FIXED_FIELDS)]
+    assert fields <= set().union(*handled)
+    for config in ({"num_attention_heads": 4}, {"encoder_hid_dim": 8}):
+        with pytest.raises((InputError, ValueError)):
+            from_diffusers(UNet2DConditionModel(**{**SMALL, **config}))
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def test_our_own_schedulers_say_what_they_were_made_for(prediction: Any) -> None
         ({**SD15, "_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
         (dict(EDMEulerScheduler().config) | {"_class_name": "EDMEulerScheduler"}, "beta_start is None, not"),
         (dict(IPNDMScheduler().config) | {"_class_name": "IPNDMScheduler"}, "with prediction_type None"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "with invert_sigmas, which is not"),
         ({"_class_name": "MyScheduler"}, "its scheduler is MyScheduler, which diffusers does not have"),
         ({}, "its scheduler is None, which"),
     ],

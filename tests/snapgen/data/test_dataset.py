@@ -161,9 +161,11 @@ def test_train_alone_is_divided(tmp_path: Path) -> None:
     assert len(val) > 0
 
 
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    train, _ = both(classes(tmp_path, names=("bus", "train", "tram")))
+def test_a_class_may_be_called_train_with_an_underscore(tmp_path: Path) -> None:
+    train, _ = both(classes(tmp_path / "set", names=("bus", "train_", "tram")))
     assert set(train.captions) == {"bus", "train", "tram"}
+    with pytest.raises(InputError, match=r"images in bus, tram beside its folder train; .* add an underscore: train_"):
+        both(classes(tmp_path / "other", names=("bus", "train", "tram")))
 
 
 def test_unsorted_validation_images_are_refused(tmp_path: Path) -> None:
@@ -313,13 +315,13 @@ def test_captions_from_json_and_samples_without(tmp_path: Path) -> None:
         "f.jpg": b"",
         "f.txt": b"damaged",
         "g.png": picture(4),
-        "g.txt": b"\xff\xfe not utf-8",
+        "g.txt": b"caf\xe9",
         "h.mp4": b"0" * 1000,
     }
     (tmp_path / "val").mkdir()
     shard(tmp_path / "train" / "a.tar", files)
     images = load_dataset(str(tmp_path), split="train", resolution=8)
-    assert images.captions == ["an owl", "\ufffd\ufffd not utf-8"]
+    assert images.captions == ["an owl"]
     assert images.skipped == 5
 
 
@@ -456,3 +458,52 @@ def test_long_checks_tell_how_far_they_are(
         both(classes(tmp_path / "set", 5, names=("a", "b", "c", "d", "e", "f")))
     assert "checked 9 of" in caplog.text
     assert "s left" in caplog.text
+
+
+# Kinds of files.
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".jfif", "JPEG"), (".jpe", "JPEG"), (".TIF", "TIFF"), (".tiff", "TIFF"), (".avif", "AVIF")]
+)
+def test_images_of_every_known_suffix_are_read(tmp_path: Path, suffix: str, kind: str) -> None:
+    for i in range(30):
+        (tmp_path / f"{i}{suffix}").write_bytes(picture(i, kind))
+    assert sum(map(len, both(tmp_path))) == 30
+    shard(
+        tmp_path / "shards.tar",
+        {f"{i}{end}": b for i in range(30) for end, b in ((suffix, picture(i, kind)), (".txt", b"x"))},
+    )
+    assert sum(map(len, both(tmp_path / "shards.tar"))) == 30
+
+
+def test_images_of_kinds_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = classes(tmp_path / "set")
+    for name in ("a.heic", "b.HEIC", "c.cr2"):
+        (root / name).write_bytes(b"\0" * 20)
+    assert sum(map(len, both(root))) == 40
+    assert "2 are .heic, which is not read, e.g." in caplog.text
+    assert "1 are .cr2, which is not read, e.g. c.cr2" in caplog.text
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "a.heic").write_bytes(b"\0" * 20)
+    with pytest.raises(InputError, match=r"holds no images of a kind that is read \(1 are \.heic"):
+        both(tmp_path / "phone")
+
+
+def test_what_programs_leave_is_no_image(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = classes(tmp_path / "set")
+    for name in (
+        "._owl.png",
+        "__MACOSX/owl.png",
+        "owl/@eaDir/000.png/SYNOPHOTO_THUMB_M.jpg",
+        "owl/.thumbnails/1.png",
+        "owl/Thumbs/000.png",
+        "$RECYCLE.BIN/x.png",
+        "lost+found/x.png",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture(5))
+    train, val = both(root)
+    assert len(train) + len(val) == 40
+    assert {*train.captions, *val.captions} == {"red fox", "owl"}
+    assert "skipped" not in caplog.text

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from snapgen.diffusion import rectified_flow
-from snapgen.diffusion.process import RectifiedFlow
+from snapgen.diffusion.process import RectifiedFlow, VariancePreserving
 
 
 def zero_net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
@@ -135,6 +135,22 @@ def test_guidance_extrapolates_from_the_null_context() -> None:
         samples = RectifiedFlow().sample(net, noise, context, steps=4, guidance=guidance)
         assert samples.flatten().tolist() == pytest.approx(expected)
     assert batch_sizes == [4] * 4 + [2] * 4
+
+
+def test_guidance_extrapolates_from_the_null_captions_context_if_it_is_not_zeros() -> None:
+    def net(x: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        del t
+        assert context is not None
+        return torch.zeros_like(x) + context.sum((1, 2)).view(-1, 1, 1, 1)
+
+    noise, context = torch.zeros(2, 1, 1, 1), torch.tensor([1.0, 2.0]).view(2, 1, 1)
+    null = torch.full((1, 1, 1), 0.5)
+    for process in (RectifiedFlow(), VariancePreserving("v")):
+        t = torch.ones(2)
+        guided = process.predict_guided(net, noise, t, context, 3, null)
+        assert guided.flatten().tolist() == pytest.approx([2, 5])  # 0.5 + 3 (c − 0.5)
+    samples = RectifiedFlow().sample(net, noise, context, steps=4, guidance=3, null=null)
+    assert samples.flatten().tolist() == pytest.approx([-2, -5])
 
 
 def test_the_loss_of_a_zero_net_is_the_variance_of_its_target() -> None:

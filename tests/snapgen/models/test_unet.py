@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from snapgen.architecture import presets
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture, BlocksConfig
+from snapgen.diffusion.process import make_process
 from snapgen.models import layers
 from snapgen.models.layers import Attention
 from snapgen.models.unet import Layer, UNet
@@ -341,3 +342,31 @@ def test_tokens_are_a_view_of_channels_last_images() -> None:
     assert seen
     for x in seen:
         assert x.is_contiguous() if x.dim() == 3 else x.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "timestep", [500, 999.0, -3, torch.tensor(1.01), torch.tensor([0.5, 20.0]), torch.tensor([500])]
+)
+def test_diffusers_timesteps_are_refused(timestep: Any) -> None:
+    arch = tiny()
+    net = stirred(arch)
+    sample, _, context = inputs(arch)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"net takes timesteps from 0 \(data\) to 1 \(noise\): divide diffusers'"):
+            net(sample, timestep, context)
+    for fine in (0, 1, 0.5, -0.001, torch.tensor([0.0, 1.0]), torch.tensor([0.5, 1.0], dtype=torch.bfloat16)):
+        assert net(sample, fine, context).isfinite().all()
+
+
+def test_a_converted_net_refuses_its_schedulers_timesteps() -> None:
+    from snapgen.conversion.from_diffusers import from_diffusers
+    from tests.snapgen.diffusers_nets import SMALL, reference
+
+    net = from_diffusers(reference(SMALL)).net
+    sample, _, context = inputs(net.arch, size=8)
+    scheduler = make_process("noise").scheduler()
+    scheduler.set_timesteps(4)
+    for timestep in scheduler.timesteps:
+        with pytest.raises(ValueError, match="divide diffusers' by the scheduler's"):
+            net(sample, timestep, context)
+        net(sample, timestep / scheduler.config.num_train_timesteps, context)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import SD3Transformer2DModel
 
-from snapgen.conditioning.captions import Conditioning
+from snapgen.conditioning.captions import Conditioning, TextEncoderConfig
 from snapgen.diffusion import rectified_flow
 from snapgen.errors import InputError
 from snapgen.objectives import teacher
@@ -120,6 +120,26 @@ def test_guidance_leads_away_from_zeros() -> None:
     bare = own.velocity(x, t, none)
     torch.testing.assert_close(velocity, bare + 3.5 * (own.velocity(x, t, condition) - bare))
     torch.testing.assert_close(tokens[0], own.forward_features(x, t, condition, [2])[1][0])
+
+
+def test_guidance_leads_away_from_the_null_caption() -> None:
+    own = frozen_teacher()
+    x, t, condition = given()
+    null = Conditioning(*(None if part is None else torch.ones_like(part[:1]) for part in condition))
+    velocity, _ = own.forward_features(x, t, condition, [2], guidance=3.5, null=null)
+    bare = own.velocity(x, t, null.map(lambda part: part.repeat(len(x), *[1] * (part.ndim - 1))))
+    torch.testing.assert_close(velocity, bare + 3.5 * (own.velocity(x, t, condition) - bare))
+
+
+def test_a_published_teacher_is_warned_of_zeros_as_padding(caplog: pytest.LogCaptureFixture) -> None:
+    own = frozen_teacher()
+    own.check_padding([TextEncoderConfig()])
+    assert not caplog.records
+    own.trained_here = False
+    own.check_padding([TextEncoderConfig(padding="encoded", null="encoded")])
+    assert not caplog.records
+    own.check_padding([TextEncoderConfig(padding="encoded", null="encoded"), TextEncoderConfig(padding="encoded")])
+    assert "set padding: encoded and null: encoded" in caplog.text
 
 
 def test_bfloat16_teaches_float32() -> None:

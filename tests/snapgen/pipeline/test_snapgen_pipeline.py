@@ -107,6 +107,27 @@ def test_prompts_are_encoded_as_in_training(pipeline: SnapGenPipeline, tmp_path:
     assert not found[1].any()
 
 
+def test_guidance_leads_away_from_the_encoded_empty_prompt_where_the_net_was_trained_so(tmp_path: Path) -> None:
+    texts = [config.model_copy(update={"null": "encoded"}) for config in encoders(tmp_path)]
+    one = made(tmp_path, texts=texts)
+    sizes: dict[str, Any] = {"output_type": "latent", "num_inference_steps": 3, "seed": 7}
+    null = one.encode([""])
+    context = one.encode(PROMPTS)
+    assert null is not None
+    assert null.any()
+    assert context is not None
+    assert torch.equal(context[1], null[0])
+    noise = rectified_flow.per_image_noise(range(3), (4, 4, 4), seed=7)
+    flow = RectifiedFlow("preconditioned")
+    expected = flow.sample(one.unet, noise, context, steps=3, guidance=3, null=null)
+    found = one(PROMPTS, guidance_scale=3, **sizes).images
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
+    torch.testing.assert_close(found[1], one(PROMPTS, guidance_scale=1, **sizes).images[1], rtol=1e-3, atol=1e-3)
+    one.save_pretrained(tmp_path / "pipeline")
+    again = load_pipeline(tmp_path / "pipeline")
+    assert [encoder.null for encoder in again.encoders] == ["encoded"] * 3
+
+
 @pytest.mark.parametrize("coder", [None, kl, with_decoder], ids=["emoji", "kl", "tiny decoder"])
 def test_what_is_saved_is_loaded(coder: Callable[[], Autoencoder] | None, tmp_path: Path) -> None:
     one = made(tmp_path, coder and coder(), shift=3, guidance=2)
