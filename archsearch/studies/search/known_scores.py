@@ -85,12 +85,8 @@ def starting_points(settings: StudyConfig, space: Space, attrs: Mapping[str, Any
             remedy,
             place=place if place == "seed" else f"protocol.{place}",
         )
-    points = []
-    for c in eligible(load_candidates(other_study)):
-        choices = {knob.name: knob.current_choice(c.architecture) for knob in space.knobs}
-        point = {name: choice for name, choice in choices.items() if choice is not None}
-        if len(point) == len(choices) and space.valid(point) and space.architecture(point).id == c.architecture.id:
-            points.append(point)
+    scored = eligible(load_candidates(other_study))
+    points = [point for c in scored if (point := space.point_of(c.architecture)) is not None]
     if not points:
         problem = f"{settings.start_from} has no scored candidate that is a point of {space.name}"
         raise InputError(settings.source, problem, "start from a study in this space", place="start_from")
