@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -99,6 +99,14 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     """Classifier-free guidance scale when samples are drawn; 1: no guidance."""
     train_seeds: Annotated[tuple[TrainSeed, ...], Field(min_length=1, max_length=MAX_SEEDS)] = (0, 1)
     """Seeds of the training runs. Each run gives a whole score; the candidate's score is their mean."""
+    varied: Literal["all", "weights", "order", "noise"] = "all"
+    """What the training seeds change: all that is random, or only the initial weights, the order of the images, or the
+    noise with the timesteps and the dropped captions. The rest is that of the first seed."""
+    curve_points: int = Field(default=4, ge=1, le=24)
+    """Evenly spaced steps, the last one included, at which a run's validation loss is kept. Each takes a hundredth of
+    the quick start's run, and changes no other number."""
+    retrieval: bool = False
+    """Whether samples are also scored by how well they retrieve their own captions (mean reciprocal rank)."""
     init_from: str | None = None
     """Folder of a trained U-Net whose weights the candidates inherit; None: new weights."""
     distillation: TeacherDistillationConfig | None = None
@@ -108,6 +116,12 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     def _distinct_seeds(self) -> Self:
         if len(set(self.train_seeds)) < len(self.train_seeds):
             raise ValueError("a seed is listed twice; list each once")
+        return self
+
+    @model_validator(mode="after")
+    def _retrieval_has_samples(self) -> Self:
+        if self.retrieval and not self.num_samples:
+            raise ValueError("retrieval needs samples, but num_samples is 0; raise it or remove retrieval")
         return self
 
     @model_validator(mode="after")
@@ -158,6 +172,8 @@ _LATER_FIELDS = (
     "compile",
     "context_padding",
     "null_caption",
+    "varied",
+    "retrieval",
 )
 """Fields added after hashes were first published. Their defaults do not count, so that hashes stay valid."""
 
@@ -225,7 +241,7 @@ class ResolvedProtocol(Config):
         values |= {name: getattr(self, digest) for name, digest in _DIGESTS.items()}
         if not self.protocol.num_samples:
             values |= dict.fromkeys(_SAMPLING_FIELDS)
-        del values["gradient_checkpointing"]  # changes the memory, not the numbers
+        del values["gradient_checkpointing"], values["curve_points"]  # they do not change the numbers
         for name in _LATER_FIELDS:
             if getattr(self.protocol, name) == EvaluationProtocol.model_fields[name].default:
                 del values[name]

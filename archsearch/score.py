@@ -29,18 +29,37 @@ class ProtocolMismatch(InputError):
     """Raised before quality numbers of different protocols are compared, ranked or drawn on one axis."""
 
 
+class Curve(Config):
+    """Validation loss of one training run at evenly spaced steps, the last of which is the final one."""
+
+    steps: tuple[int, ...]
+    validation_loss: tuple[float, ...]
+    by_timestep: tuple[tuple[float, ...], ...]
+    """At each of these steps, the mean over the validation pairs of the lowest timesteps, of the next, … (as many)."""
+
+    @model_validator(mode="after")
+    def _equally_long(self) -> Self:
+        if not len(self.steps) == len(self.validation_loss) == len(self.by_timestep):
+            raise ValueError("the numbers of steps and of losses differ; give one of each for every step")
+        return self
+
+
 class Quality(Config):
     """Quality of a candidate after its short training runs, under one protocol."""
 
     validation_loss: Estimate
     frechet_distance: Estimate | None = None
     kernel_distance: Estimate | None = None
+    retrieval_mrr: Estimate | None = None
+    """Mean reciprocal rank of the samples' captions; higher is better, and no study optimizes it."""
     extractor: str = Field(min_length=1)
     protocol_hash: str = Field(min_length=1)
     proxy: str | None = None
     """Name of the space whose candidate, the twin, was trained in place of the architecture; None: it was itself."""
     training_seconds: float = Field(ge=0)
     diverged: bool = False
+    curves: tuple[Curve, ...] = ()
+    """Of each training run, in the order of the seeds."""
 
     @property
     def runs(self) -> int:
@@ -54,12 +73,15 @@ class Quality(Config):
     def with_seeds(self, other: Quality) -> Quality:
         """The quality over the seeds of both, which are of one candidate under one protocol."""
         comparable(self, other)
-        seconds = {"training_seconds": self.training_seconds + other.training_seconds}
+        both = {
+            "training_seconds": self.training_seconds + other.training_seconds,
+            "curves": (*self.curves, *other.curves),
+        }
         if self.diverged or other.diverged:
-            return (self if self.diverged else other).model_copy(update=seconds)
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in QUALITY_METRICS}
+            return (self if self.diverged else other).model_copy(update=both)
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in (*QUALITY_METRICS, "retrieval_mrr")}
         combined = {name: combine_seeds(pair) for name, pair in pairs.items() if None not in pair}
-        return self.model_copy(update={**combined, **seconds})
+        return self.model_copy(update={**combined, **both})
 
 
 class Cost(Config):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
 from archsearch.quality import processes, resolve
-from archsearch.quality.evaluator import Evaluator, SamplingConfig
+from archsearch.quality.evaluator import FIXED, Evaluator, SamplingConfig
 from archsearch.quality.processes import TrainingJob
 from archsearch.quality.short_run import Checkpoints, ShortRun, TrainResult
 from archsearch.quality.supernet import Supernet
@@ -43,6 +43,9 @@ TRAINING_SHARE = 0.85
 SAMPLING_BATCH_SIZE = 64
 """Number of images that are generated at once."""
 
+TIMESTEP_BINS = 4
+"""Number of parts of a validation loss, by timestep."""
+
 GRID = (6, 8)
 """Rows and columns of samples.png, if there are that many samples."""
 
@@ -59,6 +62,8 @@ class SeedRun:
     """How the training went."""
     frechet: DistanceEstimate | None = None
     kernel: DistanceEstimate | None = None
+    retrieval: DistanceEstimate | None = None
+    """Mean reciprocal rank of the samples' captions."""
     images: Tensor | None = None
     """Generated samples, (samples, 3, H, W) uint8."""
 
@@ -95,7 +100,7 @@ class CandidateEvaluator:
         self.evaluator = Evaluator(
             self.data, protocol.resolution, protocol, bfloat16=bfloat16, batch_size=SAMPLING_BATCH_SIZE
         )
-        self.evaluator.preload(samples=protocol.num_samples > 0)
+        self.evaluator.preload(samples=protocol.num_samples > 0, retrieval=protocol.retrieval)
         self._training = self.data.encoded("train", protocol.resolution)
         self._process = make_process(protocol.prediction_type, shift=protocol.timestep_shift)
         self._sampling = SamplingConfig(
@@ -177,12 +182,13 @@ class CandidateEvaluator:
         self.check(arch)
         runs, seeds = [], seeds or self.protocol.train_seeds
         for number, seed in enumerate(seeds):
-            derived = derive_seed(study_seed, "run", seed)
+            weights, order, noise = self._run_seeds(study_seed, seed)
             run = self.run(
-                self.initial_network(arch, derive_seed(derived, "weights")),
+                self.initial_network(arch, derive_seed(weights, "weights")),
                 self.protocol,
                 number=seed,
-                seed=derived,
+                seed=noise,
+                order_seed=order,
                 progress=subtask(progress, number / len(seeds), (number + 1) / len(seeds)),
                 checkpoints=checkpoints,
                 until=until,
@@ -195,6 +201,11 @@ class CandidateEvaluator:
             if run.training.diverged:
                 break
         return self.quality(runs)
+
+    def _run_seeds(self, study_seed: int, seed: int) -> list[int]:
+        """Seeds of a run's initial weights, of its images' order, and of its noise (`EvaluationProtocol.varied`)."""
+        first, own = (derive_seed(study_seed, "run", s) for s in (self.protocol.train_seeds[0], seed))
+        return [own if self.protocol.varied in ("all", part) else first for part in ("weights", "order", "noise")]
 
     def initial_network(self, arch: Architecture, seed: int) -> UNet:
         """The net to train, with its initial weights."""
@@ -211,6 +222,7 @@ class CandidateEvaluator:
         *,
         number: int,
         seed: int,
+        order_seed: int | None = None,
         block_dropout: float = 0,
         progress: ProgressCallback = ignore_progress,
         checkpoints: Checkpoints | None = None,
@@ -224,6 +236,7 @@ class CandidateEvaluator:
             training: the protocol itself, or other training settings for its data.
             number: number of the run, in progress messages and for its checkpoint.
             seed: see `ShortRun`.
+            order_seed: see `ShortRun`.
             block_dropout: see `ShortRun`.
             progress: progress callback.
             checkpoints: where the training is saved; None: nowhere.
@@ -232,12 +245,12 @@ class CandidateEvaluator:
         """
         ema_unet = self.net(unet.arch)
 
-        def validate(average: EMA) -> float:
+        def validate(average: EMA) -> list[float]:
             ema_unet.load_state_dict(average.state())
-            return float(self.pair_losses(ema_unet).mean())
+            return self._by_timestep(self.pair_losses(ema_unet))
 
         checkpoint = None if checkpoints is None else checkpoints.path(number)
-        job = TrainingJob(unet.arch, training, seed, block_dropout, checkpoint, until)
+        job = TrainingJob(unet.arch, training, seed, block_dropout, checkpoint, until, order_seed)
         processes.announce(job)
         short_run = self.short_run(unet, job)
         result = short_run.train(
@@ -251,7 +264,7 @@ class CandidateEvaluator:
         run = self.evaluate(ema_unet, number=number, samples=samples, progress=progress)
         result.diverged |= run.training.diverged
         if result.curve and not result.diverged:
-            result.curve[-1] = (*result.curve[-1][:2], float(run.pair_losses.mean()))
+            result.validate(self._by_timestep(run.pair_losses))
         run.training = result
         return run
 
@@ -263,6 +276,7 @@ class CandidateEvaluator:
             self._training,
             job.protocol,
             seed=job.seed,
+            order_seed=job.order_seed,
             accelerator=accelerator,
             block_dropout=job.block_dropout,
             teacher=self._teacher,
@@ -282,6 +296,7 @@ class CandidateEvaluator:
                     unet, progress=lambda fraction, message="": part(fraction, f"{message} seed {number}")
                 )
                 run.frechet, run.kernel = self.distances(run.images)
+                run.retrieval = self.evaluator.retrieval(run.images) if self.protocol.retrieval else None
             except FloatingPointError:
                 run.training.diverged = True
         progress(1.0, f"seed {number} done")
@@ -297,6 +312,14 @@ class CandidateEvaluator:
     def pair_losses(self, unet: UNet) -> Tensor:
         """Loss of the net on each of the protocol's validation pairs: (pairs,) float64."""
         return self.evaluator.validation_losses(unet, self._process)
+
+    def _by_timestep(self, pair_losses: Tensor) -> list[float]:
+        """The mean loss, then the means over the pairs of the lowest timesteps, the next, …: 1 + `TIMESTEP_BINS`."""
+        order = self._process.validation_times(len(pair_losses), seed=FIXED).argsort()
+        return [
+            float(part.mean())
+            for part in (pair_losses, *pair_losses[order].tensor_split(min(TIMESTEP_BINS, len(order))))
+        ]
 
     def samples(self, unet: UNet, count: int | None = None, progress: ProgressCallback = ignore_progress) -> Tensor:
         """Generate the first ``count`` of the protocol's samples (None: all): (count, 3, H, W) uint8 on the CPU.
@@ -323,10 +346,14 @@ class CandidateEvaluator:
             validation_loss=worst if diverged else intervals.validation_estimate([run.pair_losses for run in runs]),
             frechet_distance=(worst if diverged else _estimate([run.frechet for run in runs])) if sampled else None,
             kernel_distance=(worst if diverged else _estimate([run.kernel for run in runs])) if sampled else None,
+            retrieval_mrr=_estimate([run.retrieval for run in runs])
+            if self.protocol.retrieval and not diverged
+            else None,
             extractor=self.evaluator.extractor.name if sampled else "none",
             protocol_hash=self.resolved.hash,
             training_seconds=sum(run.training.seconds for run in runs),
             diverged=diverged,
+            curves=tuple(run.training.to_curve() for run in runs),
         )
 
     def write(self, run: SeedRun, folder: Path) -> None:

@@ -34,6 +34,8 @@ from snapgen.training.data import EncodedDataset, TrainingData
 
 FIXED = 0
 """Seed of everything that all evaluations share: prompts, sampling noise and validation pairs."""
+NORMAL_QUANTILE = 1.96
+"""Standard errors on either side of a value that its 95 % interval covers."""
 SAMPLE_BATCH_SIZE = 32
 """Images sampled in one batch, by default."""
 SAMPLE_GRID = (4, 8)
@@ -245,6 +247,11 @@ class Evaluator:
                 scores = self.retriever.score(images, self.prompts())
                 metrics |= {"retrieval_r1": scores.r1, "retrieval_r10": scores.r10, "retrieval_mrr": scores.mrr}
         return metrics
+
+    def retrieval(self, images: Tensor) -> DistanceEstimate:
+        """Mean reciprocal rank of the captions of samples, with its standard error over the captions."""
+        mrr = self.retriever.score(images, self.prompts(len(images))).mrr
+        return DistanceEstimate(mrr.value, (mrr.high - mrr.low) / (2 * NORMAL_QUANTILE))
 
     @functools.cached_property
     def extractor(self) -> FeatureExtractor:

@@ -31,6 +31,7 @@ class TrainingJob:
     checkpoint: Path | None
     until: int | None = None
     """Step at which it pauses; None: it runs to the end."""
+    order_seed: int | None = None
 
 
 def num_processes() -> int:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from archsearch.protocol import EvaluationProtocol
+from archsearch.score import Curve
 from snapgen.diffusion.process import make_process
 from snapgen.io.cache import JSON
 from snapgen.io.checkpoint import load_checkpoint, read_metadata, save_checkpoint
@@ -29,10 +30,8 @@ from snapgen.training.stages import FlowMatchingStage
 
 DIVERGENCE_FACTOR = 4.0
 """A run has diverged when its recent mean loss is this many times its first loss."""
-REPORTS = 20
+REPORTS = 24
 """Number of progress reports, which are the only points that wait for the device."""
-CURVE_POINTS = 4
-"""Number of evenly spaced steps at which the curve has a validation loss, including the last."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,39 @@ class TrainResult:
 
     curve: list[tuple[int, float, float | None]] = field(default_factory=list)
     """Step, mean training loss since the previous row, and validation loss if it was measured."""
+    timestep_losses: list[tuple[float, ...]] = field(default_factory=list)
+    """Parts of each of those validation losses, by timestep (`archsearch.score.Curve`)."""
     first_loss: float | None = None
     """Training loss of the first step."""
     seconds: float = 0.0
     """Time spent training, without validation and checkpoints."""
     diverged: bool = False
+
+    def validate(self, losses: Sequence[float]) -> None:
+        """Give the last row a validation loss and its parts by timestep, in place of those that it may have."""
+        step, loss, before = self.curve[-1]
+        self.curve[-1] = (step, loss, losses[0])
+        self.timestep_losses[len(self.timestep_losses) - (before is not None) :] = [tuple(losses[1:])]
+
+    def passes_point(self, step: int, steps: int, points: int) -> bool:
+        """Whether one of a curve's evenly spaced points, but for the last, lies after its last row and up to a step."""
+        before = self.curve[-1][0] if self.curve else 0
+        return step < steps and step * points // steps > before * points // steps
+
+    def to_curve(self) -> Curve:
+        """The validation losses, of which seven digits are kept; those that are not finite are left out."""
+        rows = [(step, loss) for step, _, loss in self.curve if loss is not None]
+        points = [
+            (step, _rounded(loss), tuple(map(_rounded, parts)))
+            for (step, loss), parts in zip(rows, self.timestep_losses, strict=True)
+            if all(map(math.isfinite, (loss, *parts)))
+        ]
+        steps, losses, parts = zip(*points, strict=True) if points else ((), (), ())
+        return Curve(steps=steps, validation_loss=losses, by_timestep=parts)
+
+
+def _rounded(loss: float) -> float:
+    return float(f"{loss:.7g}")
 
 
 class _DivergedError(Exception):
@@ -77,6 +104,7 @@ class ShortRun:
         data: the training images, encoded.
         protocol: the training's settings.
         seed: seed of the images' order, the timesteps, the noise and the dropout; not of the weights.
+        order_seed: seed of the images' order, if it is another one.
         accelerator: the processes that train.
         block_dropout: probability of leaving each block out of a step (`snapgen.models.subnetworks`).
         teacher: the frozen teacher, on the net's device, if the protocol distills from one.
@@ -89,12 +117,14 @@ class ShortRun:
         protocol: EvaluationProtocol,
         *,
         seed: int,
+        order_seed: int | None = None,
         accelerator: Accelerator,
         block_dropout: float = 0,
         teacher: Teacher | None = None,
     ) -> None:
         self.result = TrainResult()
         self._main = bool(accelerator.is_main_process)
+        self._curve_points = protocol.curve_points
         stage = training_stage(protocol, block_dropout=block_dropout)
         device = next(unet.parameters()).device
         if stage.gradient_checkpointing:
@@ -112,6 +142,7 @@ class ShortRun:
             batch_size=protocol.batch_size,
             timesteps=training_timesteps(make_process(protocol.prediction_type, shift=protocol.timestep_shift)),
             seed=seed,
+            order_seed=order_seed,
             device=device,
         )
         self._trainer = Trainer(
@@ -125,6 +156,7 @@ class ShortRun:
         self._settings: dict[str, JSON] = {
             "protocol": protocol.model_dump(mode="json"),
             "seed": seed,
+            "order_seed": order_seed,
             "block_dropout": block_dropout,
         }
 
@@ -136,7 +168,7 @@ class ShortRun:
     def train(
         self,
         *,
-        validate: Callable[[EMA], float] = lambda _: math.nan,
+        validate: Callable[[EMA], Sequence[float]] = lambda _: (math.nan,),
         progress: Callable[[int], None] = lambda _: None,
         checkpoint: Path | None = None,
         checkpoint_seconds: float = 300,
@@ -145,7 +177,7 @@ class ShortRun:
         """Train to the end, or to a step, from the checkpoint if there is one of this run.
 
         Args:
-            validate: gives the validation loss of the averaged weights, for the curve; called in the main process.
+            validate: gives the validation loss of averaged weights and its parts by timestep, in the main process.
             progress: called with the steps that are done.
             checkpoint: file in which the run is saved; None: none.
             checkpoint_seconds: time between two checkpoints; 0: at every report.
@@ -160,7 +192,6 @@ class ShortRun:
         if checkpoint is not None:
             self._resume(checkpoint, identity)
         trainer, result = self._trainer, self.result
-        steps, every = trainer.stage.steps, trainer.report_every
         if until is not None and trainer.step >= until:
             return result
         saved = started = time.monotonic()
@@ -169,11 +200,13 @@ class ShortRun:
             nonlocal saved, started
             result.seconds += time.monotonic() - started
             result.first_loss = stats.step_losses[0] if result.first_loss is None else result.first_loss
+            due = result.passes_point(stats.step, stats.steps, self._curve_points)
             loss = sum(stats.step_losses) / len(stats.step_losses)
             if not loss < DIVERGENCE_FACTOR * result.first_loss:  # negated, so that NaN counts as diverged
                 raise _DivergedError
-            due = stats.step // every % max(1, REPORTS // CURVE_POINTS) == 0 and stats.step < steps
-            result.curve.append((stats.step, loss, validate(trainer.ema) if due and self._main else None))
+            result.curve.append((stats.step, loss, None))
+            if due and self._main:
+                result.validate(validate(trainer.ema))
             old = time.monotonic() - saved >= checkpoint_seconds
             if checkpoint is not None and self._main and (old or stats.step == until):
                 metadata: dict[str, JSON] = {"identity": identity, "step": stats.step, "result": asdict(result)}
@@ -207,6 +240,7 @@ class ShortRun:
         self._trainer.load(components, metadata["step"])
         self.result = TrainResult(**metadata["result"])
         self.result.curve = [(step, loss, validation) for step, loss, validation in self.result.curve]
+        self.result.timestep_losses = [tuple(losses) for losses in self.result.timestep_losses]
 
 
 def training_stage(protocol: EvaluationProtocol, *, block_dropout: float = 0) -> FlowMatchingStage:

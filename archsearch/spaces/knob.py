@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,17 +71,24 @@ class Knob:
         return (i for i in candidates if i != choice and 0 <= i < len(self.choices))
 
     def current_choice(self, arch: Architecture) -> int | None:
-        """The choice that leaves the architecture unchanged; None if every choice changes it."""
-        modified = {i: overrides.apply_overrides(arch, changes) for i, changes in self._valid_choices(arch)}
-        exact = [i for i, other in modified.items() if other == arch]
-        same_net = [i for i, other in modified.items() if other.id == arch.id]
-        return next(iter(exact + same_net), None)
+        """The choice that leaves the architecture unchanged, of several that which sets the most fields.
 
-    def _valid_choices(self, arch: Architecture) -> Iterator[tuple[int, Overrides]]:
-        for i, changes in enumerate(self.settings):
-            with contextlib.suppress(ValueError):
-                overrides.apply_overrides(arch, changes)
-                yield i, changes
+        A choice that sets nothing stands for the base's fields, and changes no architecture.
+
+        Returns:
+            Its index; None if every choice changes the architecture.
+        """
+        ranked = sorted(range(len(self.settings)), key=lambda i: -len(self.settings[i]))
+        exact = (i for i in ranked if overrides.are_applied(arch, self.settings[i]))
+        same_net = (i for i in ranked if self._gives_the_net_of(arch, i))
+        return next(itertools.chain(exact, same_net), None)
+
+    def _gives_the_net_of(self, arch: Architecture, choice: int) -> bool:
+        """Whether the architecture is the same network with that choice."""
+        try:
+            return overrides.apply_overrides(arch, self.settings[choice]).id == arch.id
+        except ValueError:
+            return False
 
     def location(self, choice: int) -> str:
         """Location of the choice in the file, e.g. ``knobs.qk_norm[1]`` or ``knobs.convs.separable ×2``."""

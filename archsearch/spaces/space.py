@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from archsearch.spaces.knob import Knob
 from snapgen.architecture import overrides
@@ -109,6 +109,24 @@ class Space:
         for choices in itertools.product(*(range(len(knob.choices)) for knob in self.knobs)):
             yield dict(zip(self._by_name, choices, strict=True))
 
+    def point_of(self, arch: Architecture) -> dict[str, int] | None:
+        """The point of an architecture; None if it is not one of the space's."""
+        choices = {knob.name: knob.current_choice(arch) for knob in self.knobs}
+        point = {name: choice for name, choice in choices.items() if choice is not None}
+        return point if len(point) == len(choices) and self._id(point) == arch.id else None
+
+    def distinct_points(self) -> Iterator[dict[str, int]]:
+        """Iterate over the valid points, of those with the same architecture only the first, in the order of the knobs.
+
+        For spaces of at most `LARGEST_COUNT` points.
+        """
+        assert self.size() <= LARGEST_COUNT, f"{self.name} is too large to enumerate"
+        seen: set[str | None] = {None}
+        for point in self.points():
+            if (arch_id := self._id(point)) not in seen:
+                seen.add(arch_id)
+                yield point
+
     def sample(self, rng: random.Random) -> dict[str, int]:
         """Draw a valid point uniformly at random.
 
@@ -158,7 +176,7 @@ class Space:
         redundancies are independent of each other.
         """
         if self.size() <= LARGEST_COUNT:
-            return len({*map(self._id, self.points())} - {None}), True
+            return sum(1 for _ in self.distinct_points()), True
         rng = random.Random(seed)
         total = 0.0
         for _ in range(samples):
@@ -188,6 +206,42 @@ class Space:
     def to_dict(self) -> dict[str, Any]:
         """The space as JSON-serializable data, stored with a study. Points are written with their labels."""
         return {"name": self.name, "digest": self.digest, **self._content()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str) -> Self:
+        """The space that `to_dict` wrote.
+
+        Args:
+            source: file that the data come from.
+
+        Raises:
+            InputError: if the data are damaged.
+        """
+        try:
+            knobs = tuple(
+                Knob(knob["name"], tuple(knob["choices"]), tuple(knob["changes"]), knob["ordered"])
+                for knob in values["knobs"]
+            )
+            choices = {knob.name: knob.choices for knob in knobs}
+            space = cls(
+                values["name"],
+                source,
+                Architecture.model_validate(values["base"]),
+                knobs,
+                values["latent_size"],
+                values["context_tokens"],
+                values["constraints"],
+                {
+                    reference: {name: choices[name].index(label) for name, label in labels.items()}
+                    for reference, labels in values["references"].items()
+                },
+                cls.from_dict(values["proxy"], source=source) if "proxy" in values else None,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise InputError(source, "its space is damaged", "restore the file", place="space") from None
+        if space.digest != values.get("digest"):
+            raise InputError(source, "its space is damaged: the digest differs", "restore the file", place="space")
+        return space
 
     def _content(self) -> dict[str, Any]:
         return {

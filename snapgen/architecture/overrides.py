@@ -118,6 +118,19 @@ def apply_overrides(arch: Architecture, changes: Mapping[str, Any]) -> Architect
     return Architecture.model_validate(values)
 
 
+def are_applied(arch: Architecture, changes: Mapping[str, Any]) -> bool:
+    """Whether every field that the overrides set has the value that they give it."""
+    values = arch.model_dump(mode="json")
+    try:
+        return all(
+            _parent(values, field)[field[-1]] == value
+            for path, value in changes.items()
+            for field in resolve_path(path, len(arch.down))
+        )
+    except ValueError:  # a layer that the architecture does not have
+        return False
+
+
 def _parent(values: Any, field: tuple[str | int, ...]) -> Any:
     """The mapping or list that contains a field, within the plain data of an architecture."""
     *keys, last = field

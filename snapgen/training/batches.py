@@ -129,6 +129,7 @@ class BatchStream:
         batch_size: images per step, over all processes and micro-batches.
         timesteps: draws a step's timesteps.
         seed: seed of the stage.
+        order_seed: seed of the images' order, if it is another one.
         device: where batches are used.
     """
 
@@ -142,12 +143,14 @@ class BatchStream:
         batch_size: int,
         timesteps: TimestepSampler,
         seed: int,
+        order_seed: int | None = None,
         device: torch.device,
     ) -> None:
         assert len(latents) == len(captions), "latents and captions differ in number"
         self._latents, self._captions, self._teacher = latents, captions, teacher
         self._dropout = torch.tensor(list(dropout))
         self._batch_size, self._timesteps, self._seed = batch_size, timesteps, seed
+        self._order_seed = seed if order_seed is None else order_seed
         self.device = device
         self._null = captions.null().to(device)
         self._teacher_null = None if teacher is None else teacher.null().to(device)
@@ -218,7 +221,7 @@ class BatchStream:
         count = len(self._latents)
         start, stop = (step - 1) * self._batch_size, step * self._batch_size
         epochs = range(start // count, -(-stop // count))  # the second bound is rounded up
-        orders = torch.cat([_epoch_order(count, derive_seed(self._seed, "order", epoch)) for epoch in epochs])
+        orders = torch.cat([_epoch_order(count, derive_seed(self._order_seed, "order", epoch)) for epoch in epochs])
         first = epochs.start * count
         return orders[start - first : stop - first]
 

@@ -47,10 +47,12 @@ CHANGES: dict[str, Any] = {
     "train_seeds": (4, 5, 6),
     "gradient_accumulation_steps": 2,
     "compile": True,
+    "varied": "weights",
+    "retrieval": True,
 }
 NAMED = {"data", "autoencoder", "text_encoder", "feature_extractor", "init_from", "distillation"}
-NOT_COUNTED = {"gradient_checkpointing"}
-"""Fields that change the memory and not the numbers."""
+NOT_COUNTED = {"gradient_checkpointing", "curve_points"}
+"""Fields that change the memory or what is kept, and not the numbers."""
 
 
 def test_every_field_is_covered() -> None:
@@ -121,8 +123,10 @@ def test_a_teacher_counts_by_content() -> None:
         assert (taught().first_difference(other) or "").startswith("distillation: ")
 
 
-def test_memory_settings_do_not_count() -> None:
-    assert resolved().hash == resolved(gradient_checkpointing=True).hash
+@pytest.mark.parametrize("fields", [{"gradient_checkpointing": True}, {"curve_points": 8}])
+def test_what_does_not_change_the_numbers_does_not_count(fields: dict[str, Any]) -> None:
+    assert resolved().hash == resolved(**fields).hash
+    assert resolved().first_difference(resolved(**fields)) is None
 
 
 def test_revision_counts() -> None:
@@ -155,6 +159,7 @@ def test_survives_json() -> None:
         {"sampel": 1},
         {"learning_rate": float("nan")},
         {"batch_size": 6, "gradient_accumulation_steps": 4},
+        {"retrieval": True, "num_samples": 0},
         {"distillation": {}},
         {"distillation": {"teacher": "a", "output": False, "features": False}},
         {"distillation": {"teacher": "a"}, "prediction_type": "noise"},

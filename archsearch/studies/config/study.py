@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*OBJECTIVES]})]
 """The name of one of a score's numbers."""
 
-SamplerName = Literal["ehvi", "gp", "tpe", "nsga2", "nsga3", "random", "qmc"]
+SamplerName = Literal["ehvi", "gp", "tpe", "nsga2", "nsga3", "random", "qmc", "grid"]
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 
 
@@ -33,8 +33,8 @@ class SamplerConfig(Config):
 
     name: SamplerName = "gp"
     """Expected hypervolume improvement with known costs (ehvi, for one quality number and costs or latency, where it is
-    the default), or one of Optuna's own: Gaussian process (gp, the default otherwise), TPE, NSGA-II, NSGA-III, random
-    or quasi-Monte Carlo (qmc)."""
+    the default), one of Optuna's own: Gaussian process (gp, the default otherwise), TPE, NSGA-II, NSGA-III, random or
+    quasi-Monte Carlo (qmc), or every architecture of a small space once, in a balanced order (grid)."""
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Keyword arguments of that Optuna sampler."""
 

@@ -33,12 +33,17 @@ class KnownCosts:
     """Known numbers of a space's points, for `archsearch.samplers.ehvi.EHVISampler`.
 
     Counting one architecture takes about 0.1 s, so the sample that predicts the others is kept in the disk cache.
+
+    Args:
+        numbers: known numbers of all architectures by id, where nothing has to be counted.
     """
 
-    def __init__(self, settings: StudyConfig, space: Space) -> None:
+    def __init__(
+        self, settings: StudyConfig, space: Space, *, numbers: Mapping[str, dict[str, float]] | None = None
+    ) -> None:
         self._settings, self._space = settings, space
         self._screening = Screening(self)
-        self._numbers: dict[str, dict[str, float]] = {}
+        self._numbers = dict(numbers or {})
         self._ids: dict[Any, str | None] = {}
         self._choices = operator.itemgetter(*(knob.name for knob in space.knobs))
 

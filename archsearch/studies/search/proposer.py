@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from archsearch.score import OBJECTIVES, MissingScore, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import KnownCosts
-from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
+from archsearch.studies.search.samplers import ObservedTrial, distributions, every_point, suggest
 from archsearch.studies.storage.further_runs import run_noise, seed_offsets
 from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.rungs import RungModels
@@ -75,20 +75,26 @@ ProposerFactory = Callable[[StudyConfig, "Space", "Study"], CandidateProposer]
 class Proposer:
     """The default proposer. Its proposals depend only on the trials, the slot and the settings."""
 
-    def __init__(self, settings: StudyConfig, space: Space, study: Study | None = None) -> None:
+    def __init__(
+        self, settings: StudyConfig, space: Space, study: Study | None = None, *, known: KnownCosts | None = None
+    ) -> None:
         self._settings, self._space = settings, space
         self.choices: Mapping[str, Any] = distributions(space.knobs)
         named = space.reference_points()
         self.initial = [(_name(named, point), point) for point in settings.initial_points] or list(named.items())
         """Names (or None) and points of the first slots: the initial points, or the base and the references; then those
-        of the study that this one starts from."""
+        of the study that this one starts from, and with the sampler grid every other architecture."""
         if study is not None and settings.start_from is not None:
             points = [point for _, point in self.initial]
             self.initial += [(None, point) for point in study.user_attrs["start"] if point not in points]
+        self._is_grid = settings.sampler.name == "grid"
+        if self._is_grid:
+            points = [point for _, point in self.initial]
+            self.initial += [(None, p) for p in every_point(space, points, seed=settings.seed, source=settings.source)]
         self._trials: StudyTrials | None = None
         self._num_ended = 0
         self._ended: dict[int, ObservedTrial] = {}
-        self._known = KnownCosts(settings, space) if settings.sampler.name == "ehvi" else None
+        self._known = (known or KnownCosts(settings, space)) if settings.sampler.name == "ehvi" else None
 
     def propose(self, claim: TrialRecord, trials: StudyTrials, *, attempt: int = 0) -> Proposal:
         """Choose the candidate of a slot.
@@ -102,7 +108,10 @@ class Proposer:
         """
         past, noise = self._past(claim, trials), self._noise(trials)
         attempts = [t for t in trials.by_slot[claim.slot] if isinstance(t, Candidate) and t.state == "failed"]
-        given = self._given(trials.place(claim.slot), [t.point for t in attempts])
+        place = trials.place(claim.slot)
+        if self._is_grid and place >= len(self.initial):
+            raise SearchSpaceExhausted(f"all {len(self.initial):,} architectures of the space were tried")
+        given = self._given(place, [t.point for t in attempts])
         last: dict[str, int] | None = None
         for i in itertools.count(attempt):
             name, fixed = given if i == 0 else (None, None)
@@ -177,7 +186,7 @@ class Proposer:
         attempt: int,
         fixed: Mapping[str, int] | None,
     ) -> tuple[dict[str, int], dict[str, Any]]:
-        if self._known and fixed is not None:
+        if (self._known or self._is_grid) and fixed is not None:
             return dict(fixed), {}  # not asked, so that nothing is counted before the first proposal
         return suggest(
             self._settings.sampler,

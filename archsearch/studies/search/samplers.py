@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import TrialState
 
+    from archsearch.spaces.space import Space
+
 _GP_ATTRS = "gp:"
 """Prefix of system attributes that the GP sampler stores for other processes; they are not copied."""
 
@@ -132,6 +134,7 @@ def build_sampler(
         "nsga3": (samplers.NSGAIIISampler, {"population_size": 8}),
         "random": (samplers.RandomSampler, {}),
         "qmc": (_qmc, {"slot": slot, "sequence": sequence, "scramble": True}),
+        "grid": (_grid, {}),
     }
     kind, defaults = kinds[settings.name]
     try:
@@ -165,6 +168,40 @@ def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:
 
     for_categories = RandomSampler(seed=seed)
     return AtSlot(seed=sequence, independent_sampler=for_categories, warn_independent_sampling=False, **options)
+
+
+def _grid(*, seed: int) -> BaseSampler:
+    """Asked only where a point of `every_point` cannot be scored: it takes no options."""
+    from optuna.samplers import RandomSampler
+
+    return RandomSampler(seed=seed)
+
+
+def every_point(space: Space, first: Sequence[Mapping[str, int]], *, seed: int, source: str) -> list[dict[str, int]]:
+    """A point of each architecture of a space that is not that of one of the first points, in a balanced order.
+
+    Args:
+        first: points that are tried first.
+        seed: the study's seed.
+        source: the study's file, for the error message.
+
+    Raises:
+        InputError: if the space has too many points.
+    """
+    from archsearch.samplers.balanced import balanced_order
+    from archsearch.samplers.grid import Grid
+    from archsearch.spaces.space import LARGEST_COUNT
+
+    if space.size() > LARGEST_COUNT:
+        problem = f"is grid, but {space.name} has {space.size():,} points; at most {LARGEST_COUNT:,} are enumerated"
+        raise InputError(source, problem, "name another sampler, or a smaller space", place="sampler")
+    seen = {space.architecture(point).id for point in first}
+    others = [point for point in space.distinct_points() if space.architecture(point).id not in seen]
+    grid = Grid(distributions(space.knobs))
+    order = balanced_order(
+        grid, grid.rows([*first, *others]), first=len(first), seed=derive_seed(seed, "grid") % (1 << 32)
+    )
+    return [grid.params(row) for row in order[len(first) :]]
 
 
 def suggest(

@@ -174,6 +174,39 @@ def test_artifacts_are_the_first_seeds(
     assert (pixels.permute(2, 0, 1).int() - sheet.int()).abs().max() <= 1
 
 
+def test_each_seed_has_a_curve_that_ends_with_its_score(scored: tuple[Quality, Path, list[tuple[str, float]]]) -> None:
+    found = scored[0]
+    assert len(found.curves) == 2
+    for curve, last in zip(found.curves, found.validation_loss.by_seed, strict=True):
+        assert list(curve.steps) == [2, 3, 5, 6]
+        assert curve.validation_loss[-1] == pytest.approx(last, rel=1e-6)
+        for loss, parts in zip(curve.validation_loss, curve.by_timestep, strict=True):
+            assert len(parts) == quality.TIMESTEP_BINS
+            assert sum(parts) / len(parts) == pytest.approx(loss, rel=1e-5)  # 24 pairs: as many in each part
+
+
+def test_what_seeds_change_can_be_chosen(plain: CandidateEvaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def losses(varied: str) -> list[float]:
+        changed = plain.protocol.model_copy(update={"train_seeds": (0, 1), "varied": varied})
+        monkeypatch.setattr(plain, "protocol", changed)
+        return list(plain.score(tiny(), study_seed=0).validation_loss.by_seed)
+
+    first = {varied: losses(varied) for varied in ("all", "weights", "order", "noise")}
+    assert len({by_seed[0] for by_seed in first.values()}) == 1, "the first seed is the same"
+    assert len({by_seed[1] for by_seed in first.values()} | {first["all"][0]}) == 5
+
+
+def test_samples_can_be_scored_by_the_captions_that_they_retrieve(protocol: EvaluationProtocol) -> None:
+    judged = CandidateEvaluator(protocol.model_copy(update={"retrieval": True}), torch.device("cpu"))
+    found = judged.score(tiny(), study_seed=0)
+    assert found.retrieval_mrr is not None
+    assert len(found.retrieval_mrr.by_seed) == 2
+    assert 0 < found.retrieval_mrr.value <= 1
+    first, second = (judged.score(tiny(), study_seed=0, seeds=[seed]) for seed in (0, 1))
+    assert first.with_seeds(second).retrieval_mrr == found.retrieval_mrr
+    assert first.with_seeds(second).curves == found.curves
+
+
 def test_a_score_repeats_to_the_bit(
     scored: tuple[Quality, Path, list[tuple[str, float]]], evaluator: CandidateEvaluator
 ) -> None:

@@ -73,7 +73,7 @@ def run(
             raise KeyboardInterrupt
 
     result = training.train(
-        validate=lambda ema: float(sum(weight.double().sum() for weight in ema.state().values())),
+        validate=lambda ema: [float(f(w.double().sum() for w in ema.state().values())) for f in (sum, min, max)],
         progress=progress,
         checkpoint=checkpoint,
         checkpoint_seconds=0,
@@ -161,8 +161,36 @@ def test_a_seed_repeats_to_the_bit_and_another_does_not() -> None:
 
 def test_the_curve_has_validation_losses_in_between() -> None:
     result, _ = run()
-    assert [step for step, _, _ in result.curve] == list(range(2, 41, 2))
+    assert [step for step, _, _ in result.curve] == list(range(1, 41))
     assert [step for step, _, loss in result.curve if loss is not None] == [10, 20, 30]
+    assert len(result.timestep_losses) == 3
+    assert all(low <= high for low, high in result.timestep_losses)
+
+
+def test_the_points_of_a_curve_are_about_evenly_spaced_whatever_the_number_of_steps() -> None:
+    result, _ = run(PROTOCOL.model_copy(update={"curve_points": 8}))
+    assert [step for step, _, loss in result.curve if loss is not None] == [5, 10, 15, 20, 25, 30, 35]
+    result, _ = run(PROTOCOL.model_copy(update={"steps": 138, "curve_points": 8}))
+    assert [step for step, _, loss in result.curve if loss is not None] == [20, 35, 55, 70, 90, 105, 125]
+
+
+def test_validation_does_not_change_the_training() -> None:
+    _, weights = run(PROTOCOL.model_copy(update={"curve_points": 8}))
+    result, alone = run(PROTOCOL.model_copy(update={"curve_points": 1}))
+    assert not [loss for _, _, loss in result.curve if loss is not None]
+    assert same(weights, alone)
+
+
+def test_the_order_of_the_images_has_a_seed_of_its_own() -> None:
+    def weights(**seeds: int) -> dict[str, Tensor]:
+        unet = UNet(ARCH)
+        unet.init_weights(0)
+        training = ShortRun(unet, dataset(), PROTOCOL, accelerator=make_accelerator(), **seeds)
+        training.train()
+        return training.ema.state()
+
+    assert same(weights(seed=3), weights(seed=3, order_seed=3))
+    assert not same(weights(seed=3), weights(seed=3, order_seed=4))
 
 
 @pytest.mark.parametrize("block_dropout", [0, 0.3])
@@ -180,6 +208,7 @@ def test_an_interrupted_run_resumes_to_the_bit(tmp_path: Path, block_dropout: fl
     assert steps == list(range(25, 41))
     assert same(whole[1], resumed[1])
     assert resumed[0].curve == whole[0].curve
+    assert resumed[0].timestep_losses == whole[0].timestep_losses
 
 
 def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:

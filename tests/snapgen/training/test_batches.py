@@ -121,6 +121,25 @@ def test_another_seed_and_another_step_are_another_batch() -> None:
         assert not any(torch.equal(found[0], other) for other in found[1:]), name
 
 
+def test_the_order_of_the_images_may_have_another_seed() -> None:
+    plain = new_feed()
+    other = BatchStream(
+        plain._latents,
+        plain._captions,
+        teacher=None,
+        dropout=[0.5, 0.5],
+        batch_size=24,
+        timesteps=UNSHIFTED,
+        seed=5,
+        order_seed=6,
+        device=CPU,
+    )
+    first, second = (stream.batch(MicroBatch(3)) for stream in (plain, other))
+    assert images(first) != images(second)
+    assert torch.equal(first.t, second.t)
+    assert torch.equal(first.noise, second.noise)
+
+
 @pytest.mark.parametrize("batch", [8, 24, 40, 100])
 def test_epochs_are_permutations(batch: int) -> None:
     """Also where a step reaches into the next epoch, or over several."""
