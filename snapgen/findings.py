@@ -1,4 +1,4 @@
-"""What is left out, cut or unknown of the user's data: counted by its kind, with an example of each."""
+"""Findings about the user's data: what is left out, cut or unknown, counted by its kind, with an example of each."""
 
 from __future__ import annotations
 

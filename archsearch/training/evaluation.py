@@ -1,10 +1,11 @@
-"""Evaluation of a recipe's nets: on which data, how the net of each stage is sampled, and what is logged of it."""
+"""Evaluation of a recipe's nets: on which data, how they are sampled, what is logged, and which weights are kept."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,11 +17,17 @@ from archsearch.training.log import TrainLog
 from archsearch.training.recipe import Recipe, trains_student
 from snapgen.diffusion.process import NoiseProcess, make_process
 from snapgen.errors import InputError
+from snapgen.io.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from snapgen.models.unet import UNet
 from snapgen.objectives.teacher import Teacher
 from snapgen.optim.ema import EMA
 from snapgen.training.data import TrainingData
-from snapgen.training.stages import AdversarialDistillationStage, NetStage, ProgressiveDistillationStage
+from snapgen.training.stages import (
+    HIGHER_IS_BETTER,
+    AdversarialDistillationStage,
+    NetStage,
+    ProgressiveDistillationStage,
+)
 
 
 def training_data(recipe: Recipe, device: torch.device) -> TrainingData:
@@ -130,3 +137,35 @@ def ema_weights(net: nn.Module, average: EMA) -> Iterator[None]:
         yield
     finally:
         net.load_state_dict(original)
+
+
+class BestWeights:
+    """The best evaluated weights of a stage, in a file beside its checkpoint.
+
+    Without a metric (``keep_best_by: null``) the last weights count as the best, and no file is written.
+
+    Args:
+        path: the file.
+        stage: the stage.
+    """
+
+    def __init__(self, path: Path, stage: NetStage) -> None:
+        self.path, self.stage = path, stage
+
+    def offer(self, step: int, numbers: Mapping[str, Estimate], net: nn.Module) -> None:
+        """Keep the net's weights if they are better than all that were evaluated before."""
+        metric = self.stage.keep_best_by
+        if metric is None:
+            return
+        loss = -numbers[metric].value if metric in HIGHER_IS_BETTER else numbers[metric].value
+        if self.path.exists() and loss >= read_metadata(self.path)["loss"]:
+            return
+        save_checkpoint(self.path, {"net": net.state_dict()}, {"stage": self.stage.name, "step": step, "loss": loss})
+
+    def restore(self, net: nn.Module) -> int:
+        """Load the best weights into the net after the last step; returns the step that they are of."""
+        if self.stage.keep_best_by is None:
+            return self.stage.steps
+        tensors, metadata = load_checkpoint(self.path)
+        net.load_state_dict(tensors["net"])
+        return int(metadata["step"])

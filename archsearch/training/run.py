@@ -18,10 +18,9 @@ from torch import Tensor
 
 from archsearch.studies.signals import StopRequest, stoppable
 from archsearch.training import run_folder
-from archsearch.training.best_weights import BestWeights
 from archsearch.training.compatibility import check_recipe, new_teacher, resolve_shapes
 from archsearch.training.contents import contents_of
-from archsearch.training.evaluation import StageEvaluator, ema_weights, sampling_config, training_data
+from archsearch.training.evaluation import BestWeights, StageEvaluator, ema_weights, sampling_config, training_data
 from archsearch.training.log import TrainLog
 from archsearch.training.recipe import (
     Recipe,

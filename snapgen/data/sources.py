@@ -1,4 +1,4 @@
-"""What all sources of captioned images have in common: samples in a fixed order, and what is told of them."""
+"""Common parts of all sources of captioned images: samples in a fixed order, and what is told of them."""
 
 from __future__ import annotations
 
