@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 NUM_HELDOUT = 400
 """Number of held-out images on which the PSNR of a decoder is measured."""
 
+NOT_SAMPLED = SamplingConfig(num_inference_steps=0, guidance_scale=1, timestep_shift=1)
+"""Sampling settings in the log's line of a decoder, which is not sampled."""
+
 
 def train_decoder(
     stage: DecoderStage,
@@ -65,10 +68,7 @@ def train_decoder(
         for resolution in sorted(set(settings.resolutions))
     }
     trainer = DecoderTrainer(decoder, pixels, settings, autoencoder)
-    tensors, metadata = folder.read_checkpoint(number)
-    if metadata is not None:
-        with folder.checkpoint_errors():
-            trainer.load(tensors, metadata)
+    _resume(trainer, folder, number)
     log.start(trainer.done)
     pending: list[dict[str, Tensor]] = []
     interval, began, saved = max(1, settings.steps // MIN_REPORTS), time.monotonic(), time.monotonic()
@@ -90,10 +90,16 @@ def train_decoder(
         {"encoder's own": autoencoder, "psnr": AutoencoderWithDecoder(autoencoder, decoder)},
         data.images("val", largest),
     )
-    log.log_evaluation(
-        settings.steps, numbers, SamplingConfig(num_inference_steps=0, guidance_scale=1, timestep_shift=1)
-    )
+    log.log_evaluation(settings.steps, numbers, NOT_SAMPLED)
     folder.write_result(number, decoder.to("cpu").save_pretrained)
+
+
+def _resume(trainer: DecoderTrainer, folder: RunFolder, number: int) -> None:
+    """Go on from the stage's checkpoint, if there is one."""
+    tensors, metadata = folder.read_checkpoint(number)
+    if metadata is not None:
+        with folder.checkpoint_errors():
+            trainer.load(tensors, metadata)
 
 
 def _mean_losses(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
