@@ -82,10 +82,10 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     context_tokens: int = Field(default=16, ge=1, le=512)
     """Captions are cut to this many tokens."""
     context_padding: ZerosOrEncoded = "zeros"
-    """What follows a caption's last token: zeros, or the encoded padding tokens, as nets of Stable Diffusion take
+    """Embeddings after a caption's last token: zeros, or the encoded padding tokens, as nets of Stable Diffusion take
     them."""
     null_caption: ZerosOrEncoded = "zeros"
-    """What the null caption gives: zeros, or the encoded empty string, as nets of SD-1.5 take it."""
+    """Embeddings of the null caption: zeros, or the encoded empty string, as nets of SD-1.5 take it."""
     num_inference_steps: int = Field(default=10, ge=1, le=1000)
     """Sampling steps when samples are drawn."""
     guidance_scale: float = Field(default=2, ge=0, le=100)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from archsearch.training.run_folder import RunFolder
     from snapgen.training.data import TrainingData
 
+NO_SAMPLING = SamplingConfig(num_inference_steps=0, guidance_scale=1, timestep_shift=1)
 NUM_HELDOUT = 400
 """Number of held-out images on which the PSNR of a decoder is measured."""
 
@@ -85,14 +86,9 @@ def train_decoder(
             save(trainer)
             saved = time.monotonic()
     trainer.finish()
-    largest = max(settings.resolutions)
-    numbers = psnrs(
-        {"encoder's own": autoencoder, "psnr": AutoencoderWithDecoder(autoencoder, decoder)},
-        data.images("val", largest),
-    )
-    log.log_evaluation(
-        settings.steps, numbers, SamplingConfig(num_inference_steps=0, guidance_scale=1, timestep_shift=1)
-    )
+    autoencoders = {"encoder's own": autoencoder, "psnr": AutoencoderWithDecoder(autoencoder, decoder)}
+    numbers = psnrs(autoencoders, data.images("val", max(settings.resolutions)))
+    log.log_evaluation(settings.steps, numbers, NO_SAMPLING)
     folder.write_result(number, decoder.to("cpu").save_pretrained)
 
 

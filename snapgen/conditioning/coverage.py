@@ -1,4 +1,4 @@
-"""What a text encoder does not take of captions: those that it cuts, does not know, or cannot tell apart."""
+"""Counts of captions that a text encoder cuts, does not know, or cannot tell apart."""
 
 from __future__ import annotations
 
