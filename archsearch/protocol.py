@@ -89,10 +89,10 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     context_tokens: int = Field(default=16, ge=1, le=512)
     """Captions are cut to this many tokens."""
     context_padding: ZerosOrEncoded = "zeros"
-    """What follows a caption's last token: zeros, or the encoded padding tokens, as nets of Stable Diffusion take
+    """Embeddings after a caption's last token: zeros, or the encoded padding tokens, as nets of Stable Diffusion take
     them."""
     null_caption: ZerosOrEncoded = "zeros"
-    """What the null caption gives: zeros, or the encoded empty string, as nets of SD-1.5 take it."""
+    """Embeddings of the null caption: zeros, or the encoded empty string, as nets of SD-1.5 take it."""
     num_inference_steps: int = Field(default=10, ge=1, le=1000)
     """Sampling steps when samples are drawn."""
     guidance_scale: float = Field(default=2, ge=0, le=100)
@@ -100,7 +100,7 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     train_seeds: Annotated[tuple[TrainSeed, ...], Field(min_length=1, max_length=MAX_SEEDS)] = (0, 1)
     """Seeds of the training runs. Each run gives a whole score; the candidate's score is their mean."""
     varied: Literal["all", "weights", "order", "noise"] = "all"
-    """Randomness that the training seeds change: all that is random, or only the initial weights, the order of the images, or the
+    """Randomness that the training seeds change: all of it, or only the initial weights, the order of the images, or the
     noise with the timesteps and the dropped captions. The rest is that of the first seed."""
     curve_points: int = Field(default=4, ge=1, le=24)
     """Evenly spaced steps, the last one included, at which a run's validation loss is kept. Each takes a hundredth of

@@ -1,4 +1,4 @@
-"""Findings about the user's data: what is left out, cut or unknown, counted by its kind, with an example of each."""
+"""Findings on the user's data, what is left out, cut or unknown: counted by kind, each with an example."""
 
 from __future__ import annotations
 

@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from archsearch.training.run_folder import RunFolder
     from snapgen.training.data import TrainingData
 
+NO_SAMPLING = SamplingConfig(num_inference_steps=0, guidance_scale=1, timestep_shift=1)
 NUM_HELDOUT = 400
 """Number of held-out images on which the PSNR of a decoder is measured."""
-
-NOT_SAMPLED = SamplingConfig(num_inference_steps=0, guidance_scale=1, timestep_shift=1)
-"""Sampling settings in the log's line of a decoder, which is not sampled."""
 
 
 def train_decoder(
@@ -68,7 +66,10 @@ def train_decoder(
         for resolution in sorted(set(settings.resolutions))
     }
     trainer = DecoderTrainer(decoder, pixels, settings, autoencoder)
-    _resume(trainer, folder, number)
+    tensors, metadata = folder.read_checkpoint(number)
+    if metadata is not None:
+        with folder.checkpoint_errors():
+            trainer.load(tensors, metadata)
     log.start(trainer.done)
     pending: list[dict[str, Tensor]] = []
     interval, began, saved = max(1, settings.steps // MIN_REPORTS), time.monotonic(), time.monotonic()
@@ -85,21 +86,10 @@ def train_decoder(
             save(trainer)
             saved = time.monotonic()
     trainer.finish()
-    largest = max(settings.resolutions)
-    numbers = psnrs(
-        {"encoder's own": autoencoder, "psnr": AutoencoderWithDecoder(autoencoder, decoder)},
-        data.images("val", largest),
-    )
-    log.log_evaluation(settings.steps, numbers, NOT_SAMPLED)
+    autoencoders = {"encoder's own": autoencoder, "psnr": AutoencoderWithDecoder(autoencoder, decoder)}
+    numbers = psnrs(autoencoders, data.images("val", max(settings.resolutions)))
+    log.log_evaluation(settings.steps, numbers, NO_SAMPLING)
     folder.write_result(number, decoder.to("cpu").save_pretrained)
-
-
-def _resume(trainer: DecoderTrainer, folder: RunFolder, number: int) -> None:
-    """Go on from the stage's checkpoint, if there is one."""
-    tensors, metadata = folder.read_checkpoint(number)
-    if metadata is not None:
-        with folder.checkpoint_errors():
-            trainer.load(tensors, metadata)
 
 
 def _mean_losses(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:

@@ -39,10 +39,10 @@ class TextEncoderConfig(Config):
     """Axis along which its embeddings are joined to those of the encoder before it in the list: as further tokens or
     as further channels."""
     padding: text_encoder.ZerosOrEncoded = "zeros"
-    """What follows a caption's last token: zeros, or the encoded padding tokens, on which the nets and teachers of
+    """Embeddings after a caption's last token: zeros, or the encoded padding tokens, on which the nets and teachers of
     Stable Diffusion (SD-1.5, SDXL, SD3) were trained."""
     null: text_encoder.ZerosOrEncoded = "zeros"
-    """What the null caption of classifier-free guidance gives: zeros (SDXL), or the encoded empty string (SD-1.5,
+    """Embeddings of the null caption of classifier-free guidance: zeros (SDXL), or the encoded empty string (SD-1.5,
     SD3)."""
     dropout: float = Field(0.1, ge=0, le=1)
     """Probability with which it is dropped in training, independently of the others. The default is our choice."""

@@ -1,4 +1,4 @@
-"""Coverage of captions by a text encoder: those that it cuts, does not know, or cannot tell apart."""
+"""Counts of captions that a text encoder cuts, does not know, or cannot tell apart."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Layer: TypeAlias = Literal["last", "penultimate"]
 """Layer whose hidden states are the embeddings of the tokens."""
 
 ZerosOrEncoded: TypeAlias = Literal["zeros", "encoded"]
-"""What stands where a caption has no tokens of its own: zeros, or the encoder's output."""
+"""Embeddings where a caption has no tokens of its own: zeros, or the encoder's output."""
 
 MINILM = "minilm"
 """Name of the encoder that is installed as a package."""

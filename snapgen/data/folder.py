@@ -168,7 +168,7 @@ class FolderCaptions:
         return self._of_names(path)
 
     def notes(self) -> list[str]:
-        """What the user should know of the captions that were asked for."""
+        """Notes for the user on the captions that were asked for."""
         notes = [str(self._findings)] if self._findings.total else []
         orphans = sorted(self._orphans()) if self._named else []
         if self._named and (self._own or self._by_path or len(orphans) >= MANY_ORPHANS):

@@ -1,4 +1,4 @@
-"""Common parts of all sources of captioned images: samples in a fixed order, and what is told of them."""
+"""Interface of all sources of captioned images: samples in a fixed order, and what is told of them."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Source(ABC):
         self.broken: list[str] = []
         """Files that could not be read to their end, known after `samples`."""
         self.remarks = Findings()
-        """What is in the shards besides samples, known after `samples`."""
+        """Files in the shards that are no samples, known after `samples`."""
         self.notes: list[str] = []
-        """What the user should know of how the source was read: which part is held out, whose captions are names."""
+        """Notes for the user on how the source was read: which part is held out, whose captions are names."""
 
     @abstractmethod
     def samples(self) -> Iterator[RawSample]:

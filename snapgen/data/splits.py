@@ -37,7 +37,7 @@ class Splits:
     val: list[Path]
     """The same for the held-out images; empty if they are drawn from ``train``."""
     notes: list[str] = field(default_factory=list)
-    """What is left out."""
+    """Phrases for the user on what is left out."""
 
     def part(self, split: Split) -> tuple[list[Path], Split | None]:
         """The paths of a split, and the split to draw from them by hash, if it is not a part of its own."""
