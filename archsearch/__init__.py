@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         load_study as load_study,
         search as search,
     )
+    from archsearch.api.tabular import Table as Table, load_table as load_table, replay as replay, tabulate as tabulate
     from archsearch.api.training import TrainedRun as TrainedRun, train as train
     from archsearch.protocol import EvaluationProtocol as EvaluationProtocol
     from archsearch.quality.candidate_evaluator import CandidateEvaluator as CandidateEvaluator

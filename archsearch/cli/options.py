@@ -26,5 +26,6 @@ Device = Annotated[str | None, typer.Option(help=f"{DEVICES}; {_OF_THE_STUDY} ho
 Study = Annotated[str, typer.Argument(help="A shipped study (emoji, emoji_large, snapgen) or a YAML file.")]
 BegunStudy = Annotated[str, typer.Argument(help="A shipped study, a YAML file, or the name of a run under runs/.")]
 Storage = Annotated[str | None, typer.Option(help="Where the study is, if not where its YAML says: an Optuna URL.")]
+TABLE = "A shipped table, or a file that archsearch tabulate wrote."
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only results and warnings.")]

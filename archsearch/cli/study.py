@@ -1,4 +1,4 @@
-"""Commands on a study: search, ablate, evolve, report, best, audit."""
+"""Commands on a study: search, ablate, evolve, report, best, audit; tabulate, replay and analyze its runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import BegunStudy, Json, Quiet, Storage, Study
-from archsearch.cli.output import check_out, print_json, print_score, show_log
+from archsearch.cli.options import TABLE, BegunStudy, Json, Quiet, Storage, Study
+from archsearch.cli.output import check_out, print_json, print_score, progress_bar, show_log
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
@@ -185,3 +185,70 @@ def audit(
     else:
         typer.echo(markdown(rows))
         typer.echo(f"Report: {page.resolve()}")
+
+
+@app.command(epilog="Example: archsearch tabulate factorial --add factorial_long --full-size snapgen-factorial")
+def tabulate(
+    study: BegunStudy,
+    add: Annotated[
+        list[str] | None, typer.Option(help="A further study of its space, whose runs are added; may be repeated.")
+    ] = None,
+    full_size: Annotated[
+        str | None, typer.Option(help="A space with the same knobs: count its costs and predict its latencies.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file; its name ends in .csv or .csv.gz.")] = Path("table.csv.gz"),
+    storage: Storage = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a table of all runs of a study that scored every architecture of its space."""
+    from archsearch.studies.lookup import find_config
+    from archsearch.studies.storage.database import load_study
+    from archsearch.studies.tabular.export import tabulate as make
+    from archsearch.studies.tabular.file import write_table
+
+    check_out(out, ".csv", ".gz")
+    studies = [load_study(find_config(name, storage=storage)) for name in (study, *(add or []))]
+    with progress_bar("counting", quiet=quiet) as progress:
+        table = make(studies, full_size=full_size, progress=progress)
+    write_table(table, out)
+    typer.echo(f"{len(table.runs):,} runs of {len(table.entries):,} architectures: {out.resolve()}")
+
+
+@app.command(epilog="Example: archsearch replay emoji --table table.csv.gz --setting gp --setting random")
+def replay(
+    study: Study,
+    table: Annotated[str, typer.Option(help=TABLE)],
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(help="To compare with: a sampler, or settings such as '{sampler: gp, seeds: null}'; repeatable."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Searches of each setting.")] = 30,
+    trials: Annotated[int | None, typer.Option(min=1, help="Candidates of a search, whatever the YAML says.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A .md or .csv file; the other is put beside it.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a study's searches on a table, in seconds each, and say how soon they find the front."""
+    from archsearch.reports.tabular.replay import compare, write_comparison
+    from archsearch.studies.config.study import load_config
+    from archsearch.studies.tabular.replay import settings_of
+
+    check_out(out, ".md", ".csv")
+    settings = settings_of(load_config(study), setting or [], trials=trials)
+    with progress_bar("searching", quiet=quiet) as progress:
+        comparison = compare(table, settings, seeds=seeds, progress=progress)
+    if out:
+        write_comparison(comparison, out)
+    typer.echo(comparison.markdown())
+
+
+@app.command(epilog="Example: archsearch analyze table.csv.gz --out pages")
+def analyze(
+    table: Annotated[str, typer.Argument(help=TABLE)],
+    out: Annotated[Path, typer.Option(help="The folder of the pages.")] = Path("pages"),
+) -> None:
+    """Write what a table says: effects of every choice, which score ranks, and how many labels a predictor needs."""
+    from archsearch.reports.tabular.report import write_pages
+    from archsearch.studies.tabular.file import load_table
+
+    for path in write_pages(load_table(table), out):
+        typer.echo(path)

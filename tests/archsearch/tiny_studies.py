@@ -71,6 +71,7 @@ def write(folder: Path) -> None:
     put("spaces/emoji.yaml", {**SPACE, "knobs": KNOBS})
     put("studies/evolution/tiny.yml", {**SPACE, "blocks": {"extra_copies": 1}})
     put("studies/search/emoji.yaml", {**STUDY, "trials": 3})
+    put("studies/search/factorial.yaml", {**STUDY, "sampler": "grid", "trials": 18})
     costs = ["params", "latency_ms"]
     put("studies/ablation/emoji.yaml", {**STUDY, "objectives": costs, "ablation": ABLATION})
     put("studies/evolution/emoji.yaml", {**STUDY, "evolve": EVOLUTION})

@@ -127,7 +127,7 @@ class WorkerPool:
     def _start(self, index: int) -> None:
         arguments = (self._settings, self._scorer, self._messages)
         worker = self._context.Process(target=work, args=arguments, name=f"worker {index}", daemon=False)
-        with _environment(OMP_NUM_THREADS=str(self._settings.threads_per_worker)), _main_hidden(self._scorer):
+        with _environment(OMP_NUM_THREADS=str(self._settings.threads_per_worker)), hidden_main(self._scorer):
             worker.start()
         self._workers[index] = worker
 
@@ -194,7 +194,7 @@ def _environment(**changes: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _main_hidden(scorer: ScorerFactory) -> Iterator[None]:
+def hidden_main(scorer: ScorerFactory | None = None) -> Iterator[None]:
     """Keep new processes from importing the program that started the search: they need nothing of it.
 
     In a script without ``if __name__ == "__main__"`` each worker would start the search again, and a program that was

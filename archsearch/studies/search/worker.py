@@ -85,16 +85,19 @@ class Worker:
                 if isinstance(claim, str):
                     return claim
                 if claim is None:
-                    time.sleep(WAIT_SECONDS)
+                    self._wait()
                     continue
                 self._process(claim)
         except SearchSpaceExhausted as error:
-            self._queue.release_own()
             return str(error)
         except (KeyboardInterrupt, SystemExit, InputError):
             # Not in `_process`: an interrupt can fall between a trial's creation and the return of `claim`.
             self._queue.release_own()
             raise
+
+    def _wait(self) -> None:
+        """Wait while only the trials of other workers may open a slot."""
+        time.sleep(WAIT_SECONDS)
 
     def _process(self, claim: TrialRecord) -> None:
         import optuna
@@ -106,7 +109,10 @@ class Worker:
         except optuna.exceptions.UpdateFinishedTrialError:
             # Another worker took this one for dead (sleeping machine, lost network) and has claimed the slot.
             self._log(f"trial {claim.number}: taken over by another worker")
-        except (InputError, SearchSpaceExhausted):  # the study ends, and the trial is released
+        except SearchSpaceExhausted:
+            self._queue.release(claim.trial_id)
+            raise
+        except InputError:  # the study ends, and the trial is released
             raise
         except DeviceLostError as error:
             problem = f"{error}; trial {claim.number} will be run again"

@@ -1,0 +1,1 @@
+"""Pages made from a tabular benchmark: replayed searches, and what the runs of every architecture say."""

@@ -1,0 +1,140 @@
+"""Page of the factorial ablation: effects of every choice, interactions, and how often published rows come out."""
+
+from __future__ import annotations
+
+import math
+
+import pandas
+
+from archsearch.reports.rendering import formatting, tables
+from archsearch.stats.estimate import Estimate
+from archsearch.stats.factorial import FactorialFit
+from archsearch.studies.tabular.effects import effects_on, noise_by_source, published_changes, reproduction
+from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable
+
+INTERACTIONS = 8
+"""Number of interactions shown, the strongest first."""
+
+
+def scores_of(table: BenchmarkTable) -> list[str]:
+    """The scores that all short runs have."""
+    runs = [run for by_seed in table.short_runs.values() for run in by_seed.values() if not run.diverged]
+    return [name for name in LOWER_IS_BETTER if runs and all(name in run.scores for run in runs)]
+
+
+def _costs_of(table: BenchmarkTable) -> list[str]:
+    large = ["full_size_params", "full_size_macs", *table.header.profiles] if table.header.full_size else []
+    return ["params", "macs", "latency_ms", *large]
+
+
+def fits(table: BenchmarkTable) -> dict[str, FactorialFit]:
+    """Effects on every score, cost and latency of a table."""
+    return {name: effects_on(table, name) for name in (*scores_of(table), *_costs_of(table))}
+
+
+def frame(table: BenchmarkTable) -> pandas.DataFrame:
+    """Every effect and interaction: a row each."""
+    rows = []
+    for name, fit in fits(table).items():
+        relative = name not in LOWER_IS_BETTER
+        effects = {str(change): size for change, size in fit.main.items()}
+        effects |= {f"{a} × {b}": size for (a, b), size in fit.interactions.items()}
+        for change, size in effects.items():
+            shown = _ratio(size) if relative else size
+            rows.append({"number": name, "change": change, "relative": relative, **shown.model_dump(include=ENDS)})
+    return pandas.DataFrame(rows)
+
+
+ENDS = {"value", "low", "high"}
+
+
+def _ratio(size: Estimate) -> Estimate:
+    """An effect on a logarithm as a relative change."""
+    return Estimate(value=math.expm1(size.value), low=math.expm1(size.low), high=math.expm1(size.high))
+
+
+def markdown(table: BenchmarkTable) -> str:
+    """The page."""
+    found = fits(table)
+    scores = scores_of(table)
+    some = found[scores[0]]
+    parts = [
+        "# The factorial ablation",
+        f"{some.n:,} architectures, every combination of the choices, each trained with {len(table.seeds)} seeds or "
+        "more. An effect is an average over all choices of the other knobs, with its 95 % interval; costs and "
+        "latencies are relative. Latencies named after a phone are *predicted*, of the full-size twins.",
+        tables.markdown(["change", *(_label(name) for name in found)], _effect_rows(found)),
+        "Mean, share of the variance that main effects and interactions of two knobs explain, deviation of the rest:",
+        tables.markdown(
+            ["score", "mean", "explained", "rest"],
+            [
+                [_label(name), formatting.number(fit.mean), formatting.percent(fit.explained), f"{fit.residual:.3g}"]
+                for name, fit in found.items()
+                if name in scores
+            ],
+        ),
+    ]
+    for name in scores:
+        parts += [f"## Interactions: {_label(name)}", _interactions(found[name])]
+    parts += ["## From few seeds", *_from_few_seeds(table, scores)]
+    parts += ["## Where chance comes from", _noise(table, scores)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ").removesuffix(" ms")
+
+
+def _effect_rows(found: dict[str, FactorialFit]) -> list[list[str]]:
+    changes = next(iter(found.values())).main
+    return [
+        [
+            str(change),
+            *(
+                formatting.format_change(
+                    _ratio(fit.main[change]) if name not in LOWER_IS_BETTER else fit.main[change],
+                    relative=name not in LOWER_IS_BETTER,
+                )
+                for name, fit in found.items()
+            ),
+        ]
+        for change in changes
+    ]
+
+
+def _interactions(fit: FactorialFit) -> str:
+    rows = [
+        [str(a), str(b), formatting.format_change(size, relative=False)]
+        for (a, b), size in list(fit.interactions.items())[:INTERACTIONS]
+    ]
+    return tables.markdown(["effect of", "is larger after", "by"], rows, text_columns=2)
+
+
+def _from_few_seeds(table: BenchmarkTable, scores: list[str]) -> list[str]:
+    rows = []
+    for published in published_changes(table):
+        for name in scores:
+            found = reproduction(table, published, name)
+            if found is None:
+                continue
+            shares = (found.observed, found.one_seed, found.three_seeds)
+            row = f"{published.row}: {published.title}"
+            rows.append(
+                [row, str(published.direction), _label(name), str(found.contexts), *map(formatting.percent, shares)]
+            )
+    text = (
+        "How often a row would come out with the published sign, if two architectures that differ in it alone were "
+        "compared: counted over all contexts and single seeds, and calculated for one seed and for three from the "
+        "spread between contexts and the noise of a run."
+    )
+    header = ["row", "published", "score", "contexts", "counted", "one seed", "three seeds"]
+    return [text, tables.markdown(header, rows, text_columns=3)]
+
+
+def _noise(table: BenchmarkTable, scores: list[str]) -> str:
+    rows = []
+    for name in scores:
+        for source, deviation in noise_by_source(table, name).items():
+            rows.append([_label(name), source, f"{deviation:.3g}"])
+    text = "Standard deviation between runs of an architecture, without what a seed does to all of them:"
+    return f"{text}\n\n{tables.markdown(['score', 'varied', 'deviation'], rows, text_columns=2)}"

@@ -1,0 +1,186 @@
+"""Comparison of searches that were replayed on a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from archsearch.reports.rendering import tables
+from archsearch.stats.medians import Median, median
+from archsearch.studies.tabular.convergence import Trace, Truth
+from archsearch.studies.tabular.file import load_table
+from archsearch.studies.tabular.replay import Setting, replay, true_points
+from snapgen.io.atomic import atomic_write_texts
+from snapgen.progress import ProgressCallback, ignore_progress
+
+TARGET = 0.99
+"""Share of the true front's hypervolume that counts as having found the front."""
+
+CHECKPOINTS = (12, 24, 50, 100, 200)
+"""Numbers of candidates after which searches are compared."""
+
+MOMENTS = 4
+"""Number of times at which searches are compared, evenly spaced up to the end of the shortest."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Searches of several settings on one table.
+
+    Attributes:
+        traces: by label of the setting, a search per seed.
+        table_runs: number of runs in the table that a search could have made.
+    """
+
+    traces: Mapping[str, Sequence[Trace]]
+    table_runs: int
+
+    def by_candidates(self) -> pandas.DataFrame:
+        """Medians after numbers of candidates: a row per setting and number."""
+        most = float(min(trace.candidates[-1] for traces in self.traces.values() for trace in traces))
+        counts = [*(float(count) for count in CHECKPOINTS if count < most), most]
+        return self._rows("candidates", counts, Trace.after_candidates)
+
+    def by_seconds(self) -> pandas.DataFrame:
+        """Medians at simulated times: a row per setting and time."""
+        end = min(trace.seconds[-1] for traces in self.traces.values() for trace in traces)
+        moments = [float(end) * (i + 1) / MOMENTS for i in range(MOMENTS)]
+        return self._rows("seconds", moments, Trace.after_seconds)
+
+    def _rows(
+        self, by: str, marks: Sequence[float], at: Callable[[Trace, float], tuple[float, float]]
+    ) -> pandas.DataFrame:
+        rows: list[dict[str, object]] = []
+        for label, traces in self.traces.items():
+            for mark in marks:
+                volumes, regrets = zip(*(at(trace, mark) for trace in traces), strict=True)
+                rows.append({"setting": label, by: mark, **_columns("hypervolume", median(volumes))})
+                rows[-1] |= _columns("regret", median(regrets))
+        return pandas.DataFrame(rows)
+
+    def to_front(self, share: float = TARGET) -> pandas.DataFrame:
+        """Costs of finding the front: candidates, runs, their share of the table's, and simulated seconds.
+
+        Infinite where more than half of the searches end before.
+        """
+        rows: list[dict[str, object]] = []
+        for label, traces in self.traces.items():
+            candidates, runs, seconds = zip(*(trace.reaches(share) for trace in traces), strict=True)
+            found = sum(map(math.isfinite, candidates))
+            rows.append({"setting": label, "searches": len(traces), "found": found})
+            rows[-1] |= _columns("candidates", median(candidates)) | _columns("runs", median(runs))
+            rows[-1]["share"] = median(runs).value / self.table_runs
+            rows[-1] |= _columns("seconds", median(seconds))
+        return pandas.DataFrame(rows)
+
+    def frame(self) -> pandas.DataFrame:
+        """Every score of every search: a row each."""
+        parts = []
+        for label, traces in self.traces.items():
+            for seed, trace in enumerate(traces):
+                parts.append(pandas.DataFrame({"setting": label, "seed": seed, **vars(trace)}))
+        return pandas.concat(parts, ignore_index=True)
+
+    def markdown(self) -> str:
+        """The three tables: medians over the seeds with their 95 % intervals."""
+        seeds = len(next(iter(self.traces.values())))
+        candidates, seconds, found = self.by_candidates(), self.by_seconds(), self.to_front()
+        return "\n".join(
+            [
+                f"Medians of {seeds} searches [95 % interval]. Hypervolume: of all candidates so far at their true "
+                "values, as a share of the true front's. Regret: of the candidate that looks best in the first number.",
+                "",
+                _table(candidates, "candidates", lambda n: f"{n:.0f}"),
+                "",
+                _table(seconds, "seconds", lambda s: f"{s / 60:.1f} min"),
+                "",
+                tables.markdown(
+                    [
+                        "setting",
+                        f"found {TARGET:.0%} of the front",
+                        "candidates",
+                        "runs",
+                        "of the table's runs",
+                        "minutes",
+                    ],
+                    [
+                        [
+                            row["setting"],
+                            f"{row['found']} of {row['searches']}",
+                            _cell(row, "candidates", ".0f"),
+                            _cell(row, "runs", ".0f"),
+                            _share(row["share"]),
+                            _cell(row, "seconds", ".1f", scale=1 / 60),
+                        ]
+                        for row in found.to_dict("records")
+                    ],
+                ),
+            ]
+        )
+
+
+def compare(
+    table: str | Path,
+    settings: Sequence[Setting],
+    *,
+    seeds: int,
+    processes: int | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> Comparison:
+    """Run searches of several settings on a table, and compare them; see `archsearch.studies.tabular.replay.replay`."""
+    histories = replay(table, settings, seeds=seeds, processes=processes, progress=progress)
+    loaded = load_table(table)
+    traces = {}
+    for setting, searches in zip(settings, histories, strict=True):
+        truth = Truth(true_points(loaded, setting.config))
+        traces[setting.label] = [Trace.of(history, truth) for history in searches]
+    return Comparison(traces, sum(len(runs) for runs in loaded.short_runs.values()))
+
+
+def _columns(name: str, value: Median) -> dict[str, float]:
+    return {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
+
+
+def _table(frame: pandas.DataFrame, by: str, shown: Callable[[float], str]) -> str:
+    """One row per setting, a column of hypervolume and one of regret per mark."""
+    marks = list(dict.fromkeys(frame[by]))
+    header = ["setting", *(f"hypervolume, {shown(m)}" for m in marks), *(f"regret, {shown(m)}" for m in marks)]
+    rows = []
+    for label, part in frame.groupby("setting", sort=False):
+        cells = part.to_dict("records")
+        rows.append([str(label), *(_cell(c, "hypervolume", ".3f") for c in cells)])
+        rows[-1] += [_cell(c, "regret", ".4f") for c in cells]
+    return tables.markdown(header, rows)
+
+
+def _share(share: float) -> str:
+    return "–" if math.isinf(share) else f"{share:.1%}"
+
+
+def _cell(row: Mapping[Any, Any], name: str, spec: str, *, scale: float = 1.0) -> str:
+    value, low, high = (row[key] * scale for key in (name, f"{name} low", f"{name} high"))
+    if math.isinf(value):
+        return "–"
+    return f"{value:{spec}} [{low:{spec}}, {'–' if math.isinf(high) else format(high, spec)}]"
+
+
+def write_comparison(comparison: Comparison, out: Path) -> None:
+    """Write the tables as Markdown, and every score as CSV beside them.
+
+    Args:
+        out: a path that ends in .md or .csv; the other file gets the same name.
+
+    Raises:
+        InputError: if a file cannot be written.
+    """
+    atomic_write_texts(
+        {
+            out.with_suffix(".md"): comparison.markdown() + "\n",
+            out.with_suffix(".csv"): comparison.frame().to_csv(index=False, float_format="%.6g"),
+        }
+    )

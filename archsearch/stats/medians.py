@@ -1,0 +1,30 @@
+"""Medians with intervals that assume nothing of the distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+TAIL = 0.025
+
+
+class Median(NamedTuple):
+    """A median with its 95 % interval; any of the three may be infinite."""
+
+    value: float
+    low: float
+    high: float
+
+
+def median(values: Sequence[float]) -> Median:
+    """Median of a sample, and the order statistics between which the distribution's lies with 95 % probability.
+
+    With fewer than six values these are the extremes.
+    """
+    from scipy.stats import binom
+
+    ranked, count = sorted(values), len(values)
+    cut = max(1, int(binom.ppf(TAIL, count, 0.5)))
+    upper, lower = ranked[count // 2], ranked[(count - 1) // 2]
+    # The mean of two infinities is no number.
+    return Median(upper if upper == lower else (upper + lower) / 2, ranked[cut - 1], ranked[count - cut])

@@ -1,0 +1,143 @@
+"""Which score ranks as longer runs do, and from which point of a short run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from archsearch.stats.estimate import Estimate
+from archsearch.stats.rank_correlation import spearman
+from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Run, mean_scores
+
+AS_IS = "as is"
+BASELINES = ("params", "macs", "latency_ms")
+"""Numbers that need no training; the larger candidate is expected to be the better one."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Rank correlation of a score of the short runs with a score of the long ones.
+
+    Attributes:
+        score: ``validation_loss``, ``validation_loss t1`` (its lowest timesteps), …, a distance, or a cost.
+        budget: share of the short run's steps after which the score was taken; 0 for costs.
+        target: score of the long run.
+        kind: ``as is``, or what is controlled for.
+        rho: the correlation, positive where the score ranks as the target does; None if it is undefined.
+        ceiling: what a perfect score of the short run could reach with its number of seeds, as the target is; None for
+            costs, which have no noise.
+    """
+
+    score: str
+    budget: float
+    target: str
+    kind: str
+    n: int
+    rho: Estimate | None
+    ceiling: float | None
+
+
+def agreements(table: BenchmarkTable) -> list[Agreement]:
+    """Agreement of every score at every point of the curve with every score of the long runs."""
+    short, pairs = table.short_runs, _long_runs(table)
+    ids = [i for i in pairs if i in short and not any(run.diverged for run in (*short[i].values(), *pairs[i].values()))]
+    entries = [table.entries[i] for i in ids]
+    controls = {
+        AS_IS: None,
+        "at equal latency": [e.quartiles_ms[1] for e in entries],
+        "at equal MACs": [float(e.cost.macs) for e in entries],
+    }
+    long_scores = [mean_scores([*pairs[i].values()]) for i in ids]
+    targets = [name for name in LOWER_IS_BETTER if ids and all(name in scores for scores in long_scores)]
+    first_runs = [[short[i][seed] for seed in table.seeds] for i in ids]
+    scores = [(*key, values, _ceiling(per_seed)) for key, (values, per_seed) in _scores(first_runs).items()]
+    for name in BASELINES:
+        numbers = [-(e.quartiles_ms[1] if name == "latency_ms" else float(getattr(e.cost, name))) for e in entries]
+        scores.append((name, 0.0, numbers, None))
+    rows = []
+    for target in targets:
+        sign = 1 if LOWER_IS_BETTER[target] else -1
+        reference = [sign * found[target] for found in long_scores]
+        for score, budget, values, ceiling in scores:
+            for kind, control in controls.items():
+                rho = spearman(values, reference, control)
+                rows.append(Agreement(score, budget, target, kind, len(ids), rho, ceiling))
+    return rows
+
+
+def _long_runs(table: BenchmarkTable) -> Mapping[str, Mapping[int, Run]]:
+    """Runs of the protocol that is the table's but for more steps; empty without one."""
+    own = table.protocol.protocol
+    long = table.protocol_where(
+        steps=lambda steps: steps > own.steps, resolution=lambda resolution: resolution == own.resolution
+    )
+    return {} if long is None else table.runs_like(long)
+
+
+Scores = dict[tuple[str, float], tuple[list[float], list[list[float]]]]
+"""By score and budget: its mean over seeds for each architecture, and its values by seed."""
+
+
+def _scores(runs: Sequence[Sequence[Run]]) -> Scores:
+    """All scores that all runs have; lower is better.
+
+    Args:
+        runs: of each architecture, a run per seed.
+    """
+    every = [run for group in runs for run in group]
+    points = min((len(run.curve.validation_loss) for run in every), default=0)
+    found: Scores = {}
+
+    def add(score: str, budget: float, read: Callable[[Run], float]) -> None:
+        by_seed = [[read(run) for run in group] for group in runs]
+        found[score, budget] = [sum(values) / len(values) for values in by_seed], by_seed
+
+    for i in range(points):
+        add("validation_loss", (i + 1) / points, _loss(i))
+        for part in range(min(len(run.curve.by_timestep[i]) for run in every)):
+            add(f"validation_loss t{part + 1}", (i + 1) / points, _loss_part(i, part))
+    for name in LOWER_IS_BETTER:
+        if every and all(name in run.scores for run in every) and (name != "validation_loss" or not points):
+            add(name, 1.0, _score(name))
+    return found
+
+
+def _loss(point: int) -> Callable[[Run], float]:
+    return lambda run: run.curve.validation_loss[point]
+
+
+def _loss_part(point: int, part: int) -> Callable[[Run], float]:
+    return lambda run: run.curve.by_timestep[point][part]
+
+
+def _score(name: str) -> Callable[[Run], float]:
+    return lambda run: run.scores[name] if LOWER_IS_BETTER[name] else -run.scores[name]
+
+
+def _ceiling(by_seed: Sequence[Sequence[float]]) -> float | None:
+    """Correlation of a score's mean over seeds with its mean over endless ones.
+
+    That is √R for the reliability R of the mean of S seeds, R = S r / (1 + (S − 1) r) (Spearman and Brown), where r is
+    the mean rank correlation of two seeds. None if it is undefined.
+    """
+    seeds = min((len(values) for values in by_seed), default=0)
+    columns = [[values[s] for values in by_seed] for s in range(seeds)]
+    pairs = [spearman(a, b) for i, a in enumerate(columns) for b in columns[:i]]
+    if not pairs or any(pair is None for pair in pairs):
+        return None
+    r = sum(pair.value for pair in pairs if pair is not None) / len(pairs)
+    return math.sqrt(seeds * r / (1 + (seeds - 1) * r)) if r > 0 else 0.0
+
+
+def best_budget(rows: Sequence[Agreement], score: str, target: str, *, within: float = 0.02) -> float | None:
+    """The smallest budget at which a score ranks about as well as at any; None if it was not compared.
+
+    Args:
+        within: difference from the best correlation that is allowed.
+    """
+    known = [r for r in rows if (r.score, r.target, r.kind) == (score, target, AS_IS) and r.rho is not None]
+    if not known:
+        return None
+    best = max(r.rho.value for r in known if r.rho is not None)
+    return min(r.budget for r in known if r.rho is not None and r.rho.value >= best - within)

@@ -1,0 +1,178 @@
+"""The factorial ablation: what each choice does to each number of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from archsearch.score import OBJECTIVES, Score
+from archsearch.spaces.summary import KnobSummary
+from archsearch.stats.factorial import Change, FactorialFit, chance_of_sign, fit
+from archsearch.stats.intervals import additive_fit
+from archsearch.studies.config.ablation import expand_rows
+from archsearch.studies.config.study import load_config
+from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Run
+
+Direction = Literal["better", "worse"]
+
+PUBLISHED = "ablation/emoji"
+"""The ablation whose rows are changes of the table's knobs, with the published numbers."""
+
+QUOTES: dict[str, Direction] = {"better": "better", "worse": "worse", "restored": "better"}
+"""Directions that the paper gives in words."""
+
+RESTORED = "restored"
+"""The paper's word for a row that is compared with the row before it, whose loss it undoes."""
+
+COSTS = ("params", "macs")
+
+
+@dataclass(frozen=True)
+class PublishedChange:
+    """A row of the published ablation as a change of one knob, with the direction of its quality if there is one."""
+
+    row: str
+    title: str
+    change: Change
+    direction: Direction | None
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How often a published row would come out as published, from experiments of one seed and of three.
+
+    Attributes:
+        contexts: number of pairs of architectures that differ in the change alone.
+        observed: share of these pairs and of the single seeds in which it did.
+        one_seed, three_seeds: probability from the spread between contexts and the noise of a run.
+    """
+
+    published: PublishedChange
+    contexts: int
+    observed: float
+    one_seed: float
+    three_seeds: float
+
+
+def knob_summaries(table: BenchmarkTable) -> tuple[KnobSummary, ...]:
+    """The knobs of a table's space."""
+    base = table.space.base_point
+    return tuple(KnobSummary(k.name, k.choices, k.ordered, base[k.name]) for k in table.space.knobs)
+
+
+def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
+    """Effects on a score of the short runs, a cost, a latency (``latency_ms``) or a predicted one (by its profile).
+
+    Costs and latencies are in logarithms, so that an effect is a ratio.
+
+    Raises:
+        ValueError: if the table has too few architectures with that number.
+    """
+    values = table.true_values(name) if name in LOWER_IS_BETTER else _numbers(table, name)
+    ids = [arch_id for arch_id in table.entries if arch_id in values]
+    return fit([table.entries[i].point for i in ids], [values[i] for i in ids], knob_summaries(table))
+
+
+def _numbers(table: BenchmarkTable, name: str) -> dict[str, float]:
+    found = {}
+    for entry in table.entries.values():
+        if name in table.header.profiles:
+            value = entry.predicted_ms[name]
+        elif name == "latency_ms":
+            value = entry.quartiles_ms[1]
+        elif name.startswith("full_size_"):
+            assert entry.full_size is not None
+            value = getattr(entry.full_size, name.removeprefix("full_size_"))
+        else:
+            value = OBJECTIVES[name].getter(Score(cost=entry.cost))
+        found[entry.id] = float(np.log(value))
+    return found
+
+
+def published_changes(table: BenchmarkTable, ablation: str = PUBLISHED) -> list[PublishedChange]:
+    """The rows of an ablation that change one knob of the table's space, each against its baseline row."""
+    config = load_config(ablation, "ablation")
+    assert config.ablation is not None
+    base = config.load_space().base
+    rows = {row.name: row for row in expand_rows(config.ablation, base, source=config.source) if row.group == "ladder"}
+    found = []
+    previous = None
+    for row in rows.values():
+        fid = row.published.get("frechet_distance")
+        baseline = previous if fid is not None and fid.quote == RESTORED else rows.get(row.baseline or "")
+        previous = row
+        if baseline is None:
+            continue
+        before, after = (table.space.point_of(r.architecture) for r in (baseline, row))
+        if before is None or after is None:
+            continue
+        changed = [knob for knob in table.space.knobs if before[knob.name] != after[knob.name]]
+        if len(changed) != 1:
+            continue
+        [knob] = changed
+        change = Change(knob.name, knob.choices[before[knob.name]], knob.choices[after[knob.name]])
+        baseline_fid = baseline.published.get("frechet_distance")
+        direction = QUOTES.get(fid.quote or "") if fid is not None else None
+        if fid is not None and fid.value is not None and baseline_fid is not None and baseline_fid.value is not None:
+            direction = "better" if fid.value < baseline_fid.value else "worse"
+        found.append(PublishedChange(row.name, row.title, change, direction))
+    return found
+
+
+def reproduction(table: BenchmarkTable, published: PublishedChange, metric: str) -> Reproduction | None:
+    """How often a published direction comes out in a metric; None if the paper gives none."""
+    if published.direction is None:
+        return None
+    sign = 1.0 if (published.direction == "better") == LOWER_IS_BETTER[metric] else -1.0
+    pairs = _pairs(table, published.change, metric)
+    by_seed = sign * np.array(pairs)  # (contexts, seeds): below 0 is as published
+    noise = run_noise(table, metric)
+    means, seeds = by_seed.mean(axis=1).tolist(), by_seed.shape[1]
+    one, three = (chance_of_sign(means, noise, runs=seeds, seeds=s) for s in (1, 3))
+    return Reproduction(published, len(pairs), float((by_seed < 0).mean()), one, three)
+
+
+def _pairs(table: BenchmarkTable, change: Change, metric: str) -> list[list[float]]:
+    """Difference that a change makes in each context, by seed."""
+    knob = next(k for k in table.space.knobs if k.name == change.knob)
+    before, after = (knob.choices.index(choice) for choice in (change.before, change.after))
+    by_point = {tuple(entry.point.items()): entry.id for entry in table.entries.values()}
+    found = []
+    for entry in table.entries.values():
+        other = by_point.get(tuple({**entry.point, knob.name: after}.items()))
+        if entry.point[knob.name] != before or other is None:
+            continue
+        ours, theirs = ([table.short_runs[i][s] for s in table.seeds] for i in (entry.id, other))
+        if any(metric not in run.scores for run in (*ours, *theirs)):
+            continue
+        found.append([b.scores[metric] - a.scores[metric] for a, b in zip(ours, theirs, strict=True)])
+    return found
+
+
+def run_noise(table: BenchmarkTable, metric: str) -> float:
+    """Standard deviation of a metric between runs of an architecture, without what a seed does to all of them."""
+    return _deviation(table.short_runs, metric)
+
+
+def noise_by_source(table: BenchmarkTable, metric: str) -> dict[str, float]:
+    """The same standard deviation of the runs in which all that is random was varied, and of those in which the initial
+    weights, the order of the images or the noise was alone, as far as the table has such runs."""
+    found = {"all": run_noise(table, metric)}
+    for source in ("weights", "order", "noise"):
+        protocol = table.protocol_where(varied=lambda value, source=source: value == source)
+        if protocol is not None:
+            found[source] = _deviation(table.runs_like(protocol), metric)
+    return found
+
+
+def _deviation(runs: Mapping[str, Mapping[int, Run]], metric: str) -> float:
+    ranked = [sorted(by_seed.values(), key=lambda run: run.seed) for by_seed in runs.values()]
+    fitted = additive_fit([[r.scores[metric] for r in group] for group in ranked if _all_have(group, metric)])
+    return 0.0 if fitted is None else float(fitted.variance**0.5)
+
+
+def _all_have(runs: Sequence[Run], metric: str) -> bool:
+    return all(metric in run.scores for run in runs)

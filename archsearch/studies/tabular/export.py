@@ -1,0 +1,172 @@
+"""Make a table from studies: one that scored every architecture of a space, and others of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from archsearch.protocol import ResolvedProtocol
+from archsearch.score import Cost, Curve, Quality
+from archsearch.spaces.loading import load_space, with_proxy
+from archsearch.spaces.space import Space
+from archsearch.studies.search.candidates import eligible, load_candidates
+from archsearch.studies.storage.record import Candidate
+from archsearch.studies.tabular.table import BenchmarkTable, Entry, Run, TableHeader
+from snapgen.errors import InputError
+from snapgen.progress import ProgressCallback, ignore_progress
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+    from snapgen.architecture.schema import Architecture
+
+METRICS = {
+    "validation_loss": ("validation_loss", None),
+    "frechet_distance": ("frechet_distance", "frechet_error"),
+    "kernel_distance": ("kernel_distance", "kernel_error"),
+    "retrieval_mrr": ("retrieval_mrr", "retrieval_error"),
+}
+"""Columns of each number of a quality: its value, and its standard error from the finite number of samples."""
+
+
+def tabulate(
+    studies: Sequence[Study],
+    *,
+    full_size: str | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> BenchmarkTable:
+    """Make the table of the runs of some studies of one space.
+
+    Args:
+        studies: the first one determines the protocol, the costs and the latencies; further ones add runs of
+            architectures that it has scored.
+        full_size: a space with the same knobs, whose candidates of the same choices are the full-size twins: their cost
+            is counted, and their latency predicted for every device profile.
+        progress: called with the completed fraction of that.
+
+    Raises:
+        InputError: if the studies have different spaces, train nothing or share a protocol, or a further one has
+            scored what the first one has not.
+    """
+    first, *others = studies
+    space = Space.from_dict(first.user_attrs["space"], source=f"study {first.study_name}")
+    large = None if full_size is None else _full_size(full_size, space)
+    scored = _scored(first)
+    protocols: dict[str, ResolvedProtocol] = {}
+    runs: list[Run] = []
+    for study in (first, *others):
+        name = f"study {study.study_name}"
+        if study.user_attrs["space"]["digest"] != space.digest:
+            raise InputError(name, f"has another space than study {first.study_name}", "export it on its own")
+        protocol = ResolvedProtocol.model_validate(study.user_attrs["protocol"])
+        if protocol.hash in protocols:
+            raise InputError(name, "has the protocol of an earlier study", "leave one of the two out")
+        protocols[protocol.hash] = protocol
+        for candidate in _scored(study).values():
+            if candidate.architecture.id not in scored:
+                problem = f"has scored architecture {candidate.architecture.id}, study {first.study_name} has not"
+                raise InputError(name, problem, f"run study {first.study_name} to its end")
+            runs += _runs(candidate, protocol)
+    profiles = _predictors() if large is not None else {}
+    entries = {}
+    for done, candidate in enumerate(scored.values()):
+        entries[candidate.architecture.id] = _entry(candidate, large, profiles)
+        progress((done + 1) / len(scored), "counting the full-size twins")
+    some = next(iter(scored.values()))
+    assert some.score.latency is not None
+    assert some.score.quality is not None
+    header = TableHeader(
+        space=space.to_dict(),
+        full_size=None if large is None else large.to_dict(),
+        profiles=tuple(profiles),
+        protocols=protocols,
+        curve_points=next(iter(protocols.values())).protocol.curve_points,
+        extractor=some.score.quality.extractor,
+        latency_device=first.user_attrs["settings"]["latency"]["device"],
+        latency=some.score.latency,
+        machine=first.user_attrs.get("machine", {}),
+    )
+    return BenchmarkTable(f"study {first.study_name}", header, space, entries, tuple(runs))
+
+
+def _scored(study: Study) -> dict[str, Candidate]:
+    """The scored candidates of a study that trains, by architecture.
+
+    Raises:
+        InputError: if there is none.
+    """
+    found = {
+        c.architecture.id: c
+        for c in eligible(load_candidates(study))
+        if c.score.quality is not None and c.score.latency is not None
+    }
+    if not found:
+        name = f"study {study.study_name}"
+        raise InputError(name, "has no candidate with a quality and a latency", "run archsearch search first")
+    return found
+
+
+def _full_size(name: str, space: Space) -> Space:
+    return with_proxy(load_space(name), space)
+
+
+def _predictors() -> Mapping[str, Callable[[Architecture, int, int], Any]]:
+    """Functions that predict the latency of an architecture, by profile."""
+    from archsearch.predictor import profiles
+    from archsearch.predictor.backend import PredictedBackend
+
+    return {name: PredictedBackend(profiles.model(name)).measure for name in profiles.NAMES}
+
+
+def _entry(
+    candidate: Candidate, large: Space | None, profiles: Mapping[str, Callable[[Architecture, int, int], Any]]
+) -> Entry:
+    latency = candidate.score.latency
+    assert latency is not None
+    full_size: Cost | None = None
+    predicted: dict[str, float] = {}
+    if large is not None:
+        from archsearch.cost.counter import cost
+
+        arch, size, tokens = large.architecture(candidate.point), large.latent_size, large.context_tokens
+        full_size = cost(arch, size, context_tokens=tokens)
+        predicted = {name: measure(arch, size, tokens).median_ms for name, measure in profiles.items()}
+    return Entry(
+        id=candidate.architecture.id,
+        point=candidate.point,
+        cost=candidate.score.cost,
+        quartiles_ms=(latency.lower_quartile_ms, latency.median_ms, latency.upper_quartile_ms),
+        full_size=full_size,
+        predicted_ms=predicted,
+    )
+
+
+def _runs(candidate: Candidate, protocol: ResolvedProtocol) -> Iterator[Run]:
+    """The runs of a candidate, a seed each. Those of one that diverged have no scores."""
+    quality = candidate.score.quality
+    assert quality is not None
+    seeds = protocol.protocol.train_seeds
+    count = len(seeds) if quality.diverged else candidate.runs
+    for i, seed in enumerate(seeds[:count]):
+        yield Run(
+            architecture_id=candidate.architecture.id,
+            protocol_hash=protocol.hash,
+            seed=seed,
+            seconds=candidate.seconds / count,
+            diverged=quality.diverged,
+            scores={} if quality.diverged else dict(_scores(quality, i)),
+            curve=quality.curves[i]
+            if i < len(quality.curves) and not quality.diverged
+            else Curve(steps=(), validation_loss=(), by_timestep=()),
+        )
+
+
+def _scores(quality: Quality, i: int) -> Iterator[tuple[str, float]]:
+    """Scores of the run of the i-th seed."""
+    for name, (column, error_column) in METRICS.items():
+        estimate = getattr(quality, name)
+        if estimate is None:
+            continue
+        yield column, estimate.by_seed[i]
+        if error_column is not None and i < len(estimate.errors):
+            yield error_column, estimate.errors[i]

@@ -1,0 +1,283 @@
+"""The file of a table: CSV, one training run a line, gzipped where its name ends in ``.gz``.
+
+The first line is a comment that holds what all rows share as JSON; ``pandas.read_csv(path, skiprows=1)`` skips it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from archsearch.score import Cost, Curve
+from archsearch.spaces.space import Space
+from archsearch.studies.tabular.table import SCORES, BenchmarkTable, Entry, Run, TableHeader
+from snapgen.config import parse_config
+from snapgen.errors import InputError
+from snapgen.io.atomic import atomic_write, write_errors
+
+BINS = 4
+"""Timestep bins of a point."""
+
+COMMENT = "# "
+RESTORE = "restore the file, or export the table again"
+
+Parser = Callable[[str], Any]
+
+
+def write_table(table: BenchmarkTable, path: Path) -> None:
+    """Write a table.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    text = io.StringIO()
+    text.write(f"{COMMENT}{table.header.model_dump_json()}\n")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns(table.header, table.space))
+    for run in table.runs:
+        writer.writerow(_cells(table, run))
+    content = text.getvalue().encode()
+    if path.suffix == ".gz":
+        content = gzip.compress(content, mtime=0)
+    with write_errors(path, "name a writable file"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+
+
+def shipped_tables() -> dict[str, Path]:
+    """Files of the tables that come with archsearch, by name."""
+    files = sorted((Path(__file__).parent / "tables").glob("*.csv.gz"))
+    return {path.name.removesuffix(".csv.gz"): path for path in files}
+
+
+def load_table(path: str | Path, *, complete: bool = True) -> BenchmarkTable:
+    """Read and check a table.
+
+    Args:
+        path: the file, or the name of a shipped table.
+        complete: whether a table that lacks runs is refused.
+
+    Raises:
+        InputError: if the file is missing or damaged, lacks runs, or is of another version of the evaluation.
+    """
+    path = shipped_tables().get(str(path), Path(path))
+    lines = io.StringIO(_read(path), newline="")
+    header = _header(path, lines.readline())
+    space = Space.from_dict(header.space, source=str(path))
+    entries: dict[str, Entry] = {}
+    runs: dict[tuple[str, str, int], Run] = {}
+    for place, row in _rows(path, lines, columns(header, space)):
+        entry, run = _entry(header, space, row), _run(header, row)
+        key = (run.architecture_id, run.protocol_hash, run.seed)
+        if run.protocol_hash not in header.protocols:
+            raise InputError(path, f"{run.protocol_hash} is none of the table's protocols", RESTORE, place=place)
+        if entries.setdefault(entry.id, entry) != entry:
+            raise InputError(path, f"architecture {entry.id} has other numbers in an earlier row", RESTORE, place=place)
+        if key in runs:
+            raise InputError(path, "is the same run as an earlier row", RESTORE, place=place)
+        runs[key] = run
+    _check_ids(path, space, entries.values())
+    table = BenchmarkTable(str(path), header, space, entries, tuple(runs.values()))
+    if complete:
+        table.check_complete()
+    return table
+
+
+def columns(header: TableHeader, space: Space) -> dict[str, Parser]:
+    """Names of the columns in their order, each with the function that reads a cell."""
+    parsers: dict[str, Parser] = {"architecture_id": _text, "protocol_hash": _text, "seed": _count}
+    parsers |= {f"knob {knob.name}": _choice(knob.choices) for knob in space.knobs}
+    parsers |= {"seconds": _positive, "diverged": _flag}
+    parsers |= dict.fromkeys((*SCORES, *_curve_columns(header.curve_points)), _optional)
+    parsers |= dict.fromkeys(_cost_columns(""), _count)
+    parsers |= dict.fromkeys(("latency_lower_ms", "latency_ms", "latency_upper_ms"), _positive)
+    if header.full_size is not None:
+        parsers |= dict.fromkeys(_cost_columns("full_size_"), _count)
+        parsers |= dict.fromkeys((_predicted(name) for name in header.profiles), _positive)
+    return parsers
+
+
+def _curve_columns(points: int) -> list[str]:
+    """The loss at each point, followed by its parts."""
+    names = [f"loss_{point}_of_{points}" for point in range(1, points + 1)]
+    return [f"{name}{part}" for name in names for part in ("", *(f"_t{i}" for i in range(1, BINS + 1)))]
+
+
+def _cost_columns(prefix: str) -> list[str]:
+    return [f"{prefix}{name}" for name in Cost.model_fields]
+
+
+def _predicted(profile: str) -> str:
+    return f"predicted_{profile}_ms"
+
+
+def _cells(table: BenchmarkTable, run: Run) -> list[object]:
+    """One line."""
+    entry = table.entries[run.architecture_id]
+    cells: list[object] = [run.architecture_id, run.protocol_hash, run.seed]
+    cells += table.space.labels(entry.point).values()
+    cells += [f"{run.seconds:.3f}", str(run.diverged).lower()]
+    cells += [_shown(run.scores.get(name)) for name in SCORES]
+    numbers: list[float | None] = [None] * len(_curve_columns(table.header.curve_points))
+    if len(run.curve.steps) == table.header.curve_points:  # a run that diverged has fewer
+        pairs = zip(run.curve.validation_loss, run.curve.by_timestep, strict=True)
+        numbers = [number for loss, parts in pairs for number in (loss, *parts)]
+    cells += map(_shown, numbers)
+    cells += entry.cost.model_dump().values()
+    cells += map(_shown, entry.quartiles_ms)
+    if entry.full_size is not None:
+        cells += entry.full_size.model_dump().values()
+        cells += [_shown(entry.predicted_ms[name]) for name in table.header.profiles]
+    return cells
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.9g}"
+
+
+def _read(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
+    except FileNotFoundError:
+        raise InputError(path, "does not exist", "check the path") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError):
+        raise InputError(path, "is damaged or not a table", RESTORE) from None
+    except OSError as error:
+        raise InputError(path, (error.strerror or "cannot be read").lower(), "name a readable file") from None
+
+
+def _header(path: Path, line: str) -> TableHeader:
+    try:
+        values = json.loads(line.removeprefix(COMMENT)) if line.startswith(COMMENT) else None
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise InputError(path, "is not a table: its first line does not describe it", RESTORE)
+    header = parse_config(values, TableHeader, source=path)
+    for key, protocol in header.protocols.items():
+        if protocol.hash != key:
+            problem = f"is {key}, but the protocol's hash is {protocol.hash} in this version of archsearch"
+            raise InputError(path, problem, "export the table again", place="protocols")
+    return header
+
+
+def _rows(path: Path, lines: Iterable[str], parsers: Mapping[str, Parser]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and parsed cells of each row."""
+    reader = csv.reader(lines)
+    names = next(reader, [])
+    for problem, odd in (("unknown", set(names) - parsers.keys()), ("missing", parsers.keys() - set(names))):
+        if odd:
+            raise InputError(path, f"{problem} column {min(odd)!r:.80}", RESTORE, place="line 2")
+    if len(names) != len(parsers):
+        raise InputError(path, "a column is there twice", RESTORE, place="line 2")
+    for number, cells in enumerate(reader, start=3):
+        if len(cells) != len(names):
+            raise InputError(path, f"has {len(cells)} cells, not {len(names)}", RESTORE, place=f"line {number}")
+        row = {}
+        for name, cell in zip(names, cells, strict=True):
+            try:
+                row[name] = parsers[name](cell)
+            except ValueError as error:
+                raise InputError(path, str(error), RESTORE, place=f"line {number}, {name}") from None
+        yield f"line {number}", row
+
+
+def _entry(header: TableHeader, space: Space, row: Mapping[str, Any]) -> Entry:
+    def cost(prefix: str) -> Cost:
+        return Cost(**{name: row[f"{prefix}{name}"] for name in Cost.model_fields})
+
+    return Entry(
+        id=row["architecture_id"],
+        point={knob.name: row[f"knob {knob.name}"] for knob in space.knobs},
+        cost=cost(""),
+        quartiles_ms=(row["latency_lower_ms"], row["latency_ms"], row["latency_upper_ms"]),
+        full_size=None if header.full_size is None else cost("full_size_"),
+        predicted_ms={name: row[_predicted(name)] for name in header.profiles},
+    )
+
+
+def _run(header: TableHeader, row: Mapping[str, Any]) -> Run:
+    values = [row[name] for name in _curve_columns(header.curve_points)]
+    points = [values[i : i + 1 + BINS] for i in range(0, len(values), 1 + BINS)]
+    known = [(number, point) for number, point in enumerate(points, start=1) if None not in point]
+    return Run(
+        architecture_id=row["architecture_id"],
+        protocol_hash=row["protocol_hash"],
+        seed=row["seed"],
+        seconds=row["seconds"],
+        diverged=row["diverged"],
+        scores={name: row[name] for name in SCORES if row[name] is not None},
+        curve=Curve(
+            steps=tuple(number for number, _ in known),
+            validation_loss=tuple(point[0] for _, point in known),
+            by_timestep=tuple(tuple(point[1:]) for _, point in known),
+        ),
+    )
+
+
+def _check_ids(path: Path, space: Space, entries: Iterable[Entry]) -> None:
+    for entry in entries:
+        try:
+            found = space.architecture(entry.point).id
+        except ValueError:
+            found = "none"
+        if found != entry.id:
+            problem = f"architecture {entry.id} does not have the choices that its row names, whose id is {found}"
+            raise InputError(path, problem, RESTORE)
+
+
+def _text(cell: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{8,64}", cell):
+        raise ValueError(f"{cell!r:.40} is not a hash")
+    return cell
+
+
+def _count(cell: str) -> int:
+    if not cell.isdecimal():
+        raise ValueError(f"{cell!r:.40} is not a whole number")
+    return int(cell)
+
+
+def _number(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{cell!r:.40} is not a number")
+    return value
+
+
+def _positive(cell: str) -> float:
+    if (value := _number(cell)) <= 0:
+        raise ValueError(f"{cell!r:.40} is not above 0")
+    return value
+
+
+def _optional(cell: str) -> float | None:
+    return _number(cell) if cell else None
+
+
+def _flag(cell: str) -> bool:
+    if cell not in ("true", "false"):
+        raise ValueError(f"{cell!r:.40} is neither true nor false")
+    return cell == "true"
+
+
+def _choice(choices: tuple[str, ...]) -> Parser:
+    def index(cell: str) -> int:
+        if cell not in choices:
+            raise ValueError(f"{cell!r:.40} is not a choice of the knob")
+        return choices.index(cell)
+
+    return index

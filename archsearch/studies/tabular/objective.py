@@ -1,0 +1,78 @@
+"""A table as an Optuna objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from archsearch.score import OBJECTIVES, Score
+from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Entry, mean_scores
+from snapgen.errors import InputError
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+SECONDS = "seconds"
+"""User attribute of a trial with the seconds that its runs took."""
+
+
+def objective(
+    table: BenchmarkTable,
+    names: Sequence[str] = ("validation_loss", "latency_ms"),
+    *,
+    seeds: Sequence[int] | None = None,
+) -> Callable[[Trial], tuple[float, ...]]:
+    """An objective that looks its values up, for ``optuna.create_study(directions=["minimize", …])``.
+
+    It asks for every knob, ordered ones as integers and others as categories, by the index of the choice. A trial whose
+    choices are not valid in combination, or whose training diverged, is pruned. The user attribute ``seconds`` of a
+    trial is the time that its training took.
+
+    Args:
+        names: numbers to minimize: scores of the short runs, ``latency_ms``, costs, or a profile of the predicted
+            latencies.
+        seeds: seeds of the runs whose mean a score is; None: the first of the table's.
+
+    Raises:
+        InputError: if a name or a seed is not in the table.
+    """
+    from optuna import TrialPruned
+
+    seeds = table.seeds[:1] if seeds is None else tuple(seeds)
+    if unknown := [seed for seed in seeds if seed not in table.seeds]:
+        raise InputError(table.source, f"has no seed {unknown[0]}", f"use {', '.join(map(str, table.seeds))}")
+    known = [
+        *(n for n in LOWER_IS_BETTER if LOWER_IS_BETTER[n]),
+        "latency_ms",
+        "params",
+        "macs",
+        *table.header.profiles,
+    ]
+    for name in names:
+        if name not in known:
+            raise InputError(table.source, f"has no objective {name!r:.60}", f"use {', '.join(known)}")
+
+    def evaluate(trial: Trial) -> tuple[float, ...]:
+        point = {
+            knob.name: trial.suggest_int(knob.name, 0, len(knob.choices) - 1)
+            if knob.ordered
+            else trial.suggest_categorical(knob.name, range(len(knob.choices)))
+            for knob in table.space.knobs
+        }
+        if not table.space.valid(point):
+            raise TrialPruned
+        entry = table.entries[table.space.architecture(point).id]
+        runs = [table.short_runs[entry.id][seed] for seed in seeds]
+        trial.set_user_attr(SECONDS, sum(run.seconds for run in runs))
+        scores = mean_scores(runs)
+        if any(name in LOWER_IS_BETTER and name not in scores for name in names):
+            raise TrialPruned
+        return tuple(scores[name] if name in LOWER_IS_BETTER else _number(table, entry, name) for name in names)
+
+    return evaluate
+
+
+def _number(table: BenchmarkTable, entry: Entry, name: str) -> float:
+    if name in table.header.profiles:
+        return entry.predicted_ms[name]
+    return entry.quartiles_ms[1] if name == "latency_ms" else OBJECTIVES[name].getter(Score(cost=entry.cost))

@@ -1,0 +1,189 @@
+"""Table of training runs: every architecture of a space with its costs, its latency and the scores of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import Field
+
+from archsearch.protocol import ResolvedProtocol
+from archsearch.score import Cost, Curve, LatencyRecord
+from archsearch.spaces.space import Space
+from archsearch.stats.intervals import additive_fit
+from snapgen.config import Config
+from snapgen.errors import InputError
+
+SCORES = (
+    "validation_loss",
+    "frechet_distance",
+    "frechet_error",
+    "kernel_distance",
+    "kernel_error",
+    "retrieval_mrr",
+    "retrieval_error",
+)
+"""Scores of a run: each metric, and its standard error where it is of samples."""
+
+LOWER_IS_BETTER = {"validation_loss": True, "frechet_distance": True, "kernel_distance": True, "retrieval_mrr": False}
+"""The metrics among them."""
+
+
+class TableHeader(Config):
+    """Everything that all rows of a table share."""
+
+    format: Literal[1] = 1
+    license: str = "CC-BY-4.0"
+    space: dict[str, Any]
+    """The space, as `Space.to_dict` writes it."""
+    full_size: dict[str, Any] | None = None
+    """The space of the full-size twins, whose costs are counted and whose latencies are predicted."""
+    profiles: tuple[str, ...] = ()
+    """Device profiles of the predicted latencies."""
+    protocols: dict[str, ResolvedProtocol] = Field(min_length=1)
+    """Protocols of the runs by hash; under the first, every architecture was trained."""
+    curve_points: int = Field(ge=0)
+    """Evenly spaced steps at which the runs have a validation loss."""
+    extractor: str
+    """Feature extractor of the distances."""
+    latency_device: str
+    """Device of the latencies, as a study names it."""
+    latency: LatencyRecord
+    """Conditions of the latencies: the record of the first architecture."""
+    machine: dict[str, Any] = Field(default={})
+    """The machine that trained."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        seconds: duration of its trial, shared out to the trial's runs.
+        scores: those of `SCORES` that it has.
+    """
+
+    architecture_id: str
+    protocol_hash: str
+    seed: int
+    seconds: float
+    diverged: bool
+    scores: Mapping[str, float]
+    curve: Curve
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One architecture.
+
+    Attributes:
+        point: index of the choice of each knob.
+        quartiles_ms: lower quartile, median and upper quartile of the latency.
+        full_size: cost of the full-size twin.
+        predicted_ms: its predicted latencies, by device profile.
+    """
+
+    id: str
+    point: Mapping[str, int]
+    cost: Cost
+    quartiles_ms: tuple[float, float, float]
+    full_size: Cost | None
+    predicted_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class BenchmarkTable:
+    """A complete table: every architecture of the space has a run of each of its first protocol's seeds.
+
+    Attributes:
+        source: the file, for error messages.
+        space: the space of the architectures that were trained.
+        entries: the architectures by id, in the order of the file.
+    """
+
+    source: str
+    header: TableHeader
+    space: Space
+    entries: Mapping[str, Entry]
+    runs: tuple[Run, ...]
+
+    @property
+    def protocol(self) -> ResolvedProtocol:
+        """The protocol under which every architecture was trained."""
+        return next(iter(self.header.protocols.values()))
+
+    @cached_property
+    def full_size(self) -> Space | None:
+        """The space of the full-size twins, with this table's as its proxy."""
+        if self.header.full_size is None:
+            return None
+        return Space.from_dict(self.header.full_size, source=self.source)
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds that every architecture was trained with."""
+        return self.protocol.protocol.train_seeds
+
+    @cached_property
+    def short_runs(self) -> Mapping[str, Mapping[int, Run]]:
+        """Runs under the first protocol, or one that differs in its seeds only, by architecture and seed."""
+        return self.runs_like(self.protocol)
+
+    def runs_like(self, protocol: ResolvedProtocol) -> dict[str, dict[int, Run]]:
+        """Runs under a protocol, or one that differs in its seeds only, by architecture and seed."""
+        wanted = _without_seeds(protocol).hash
+        hashes = {key for key, other in self.header.protocols.items() if _without_seeds(other).hash == wanted}
+        found: dict[str, dict[int, Run]] = {}
+        for run in self.runs:
+            if run.protocol_hash in hashes:
+                found.setdefault(run.architecture_id, {})[run.seed] = run
+        return found
+
+    def protocol_where(self, **fields: Any) -> ResolvedProtocol | None:
+        """The first protocol that differs from the table's own in these fields, among others; None if there is none.
+
+        Args:
+            **fields: names of fields of the protocol, with a function each that tells whether a value is wanted.
+        """
+        for resolved in list(self.header.protocols.values())[1:]:
+            if all(wanted(getattr(resolved.protocol, name)) for name, wanted in fields.items()):
+                return resolved
+        return None
+
+    def true_values(self, metric: str) -> dict[str, float]:
+        """The best estimate of a metric of each architecture that did not diverge, from all its short runs.
+
+        Common effects of the seeds are corrected for, so that architectures with more seeds are comparable.
+        """
+        runs = {i: list(by_seed.values()) for i, by_seed in self.short_runs.items()}
+        known = {i: r for i, r in runs.items() if all(metric in run.scores and not run.diverged for run in r)}
+        by_seed = [[run.scores[metric] for run in sorted(r, key=lambda run: run.seed)] for r in known.values()]
+        fitted = additive_fit(by_seed)
+        values = [sum(v) / len(v) for v in by_seed] if fitted is None else fitted.values.tolist()
+        return dict(zip(known, values, strict=True))
+
+    def check_complete(self) -> None:
+        """Check that no run is missing.
+
+        Raises:
+            InputError: if one is; it says how many.
+        """
+        ids = [self.space.architecture(point).id for point in self.space.distinct_points()]
+        missing = [(i, s) for i in ids for s in self.seeds if s not in self.short_runs.get(i, {})]
+        if missing:
+            problem = f"lacks {len(missing):,} of {len(ids) * len(self.seeds):,} runs, the first of architecture "
+            problem += f"{missing[0][0]} with seed {missing[0][1]}"
+            raise InputError(self.source, problem, "let its study end, and export it again")
+
+
+def _without_seeds(resolved: ResolvedProtocol) -> ResolvedProtocol:
+    protocol = resolved.protocol.model_copy(update={"train_seeds": (0,)})
+    return resolved.model_copy(update={"protocol": protocol})
+
+
+def mean_scores(runs: Sequence[Run]) -> dict[str, float]:
+    """Mean over runs of each score that all of them have."""
+    names = [name for name in SCORES if all(name in run.scores for run in runs)]
+    return {name: sum(run.scores[name] for run in runs) / len(runs) for name in names} if runs else {}

@@ -1,0 +1,132 @@
+"""Pages of a synthetic table: they hold its numbers, and are written as a whole."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+
+from archsearch import cli
+from archsearch.reports.tabular import agreement, effects
+from archsearch.reports.tabular.replay import Comparison, compare, write_comparison
+from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.tabular.agreement import agreements
+from archsearch.studies.tabular.file import write_table
+from archsearch.studies.tabular.replay import settings_of
+from archsearch.studies.tabular.table import BenchmarkTable
+from tests.archsearch import synthetic_table
+
+
+@pytest.fixture(scope="module")
+def table() -> BenchmarkTable:
+    return synthetic_table.make()
+
+
+@pytest.fixture(scope="module")
+def path(table: BenchmarkTable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("table") / "table.csv.gz"
+    write_table(table, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def comparison(path: Path) -> Comparison:
+    values = {"name": "s", "space": "emoji-factorial", "seeds": {"first": 1, "front": 2}, "trials": 16}
+    settings = settings_of(StudyConfig.model_validate({**values, "sampler": "qmc"}), ["random"])
+    return compare(path, settings, seeds=6, processes=1)
+
+
+def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["archsearch", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+def test_the_factorial_page_has_effects_with_their_intervals(table: BenchmarkTable) -> None:
+    page = effects.markdown(table)
+    row = next(line for line in page.splitlines() if line.startswith("| convs: plain → separable |"))
+    assert row.count("[") >= 3
+    assert "+0.04" in row
+    assert "1: no self-attention at high resolution" in page
+    assert "iphone-15-pro" in page
+    frame = effects.frame(table)
+    assert set(frame["number"]) >= {"validation_loss", "params", "latency_ms", "iphone-15-pro", "full_size_macs"}
+    assert (frame["low"] <= frame["value"]).all()
+
+
+def test_the_ranking_page_says_from_which_budget(table: BenchmarkTable) -> None:
+    page = agreement.markdown(agreements(table))
+    assert "## Against the long run's retrieval mrr" in page
+    assert "The validation loss ranks within 0.02 of its best from" in page
+
+
+def test_a_comparison_has_every_setting_at_every_mark(comparison: Comparison, tmp_path: Path) -> None:
+    page = comparison.markdown()
+    assert page.count("| qmc |") == page.count("| random |") == 3
+    assert "Medians of 6 searches" in page
+    frame = comparison.by_candidates()
+    assert list(frame["candidates"]) == [12, 16, 12, 16]
+    assert (frame["hypervolume low"] <= frame["hypervolume"]).all()
+    first, last = comparison.by_seconds()["hypervolume"].iloc[[0, 3]]
+    assert first < last
+    assert comparison.table_runs == 768 + 3 * synthetic_table.MORE
+    write_comparison(comparison, tmp_path / "replay.md")
+    every = pandas.read_csv(tmp_path / "replay.csv")
+    assert set(every["setting"]) == {"qmc", "random"}
+    assert every["seed"].nunique() == 6
+
+
+def test_the_commands_write_their_files(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("analyze", str(path), "--out", str(tmp_path / "pages"), monkeypatch=monkeypatch) == 0
+    names = {file.name for file in (tmp_path / "pages").iterdir()}
+    assert names == {
+        "factorial.md",
+        "factorial.csv",
+        "ranking.md",
+        "ranking.csv",
+        "ranking.html",
+        "predictors.md",
+        "predictors.csv",
+    }
+    assert "agreement-retrieval_mrr" in (tmp_path / "pages" / "ranking.html").read_text()
+    arguments = ("replay", "emoji", "--table", str(path), "--seeds", "2", "--trials", "4", "--setting", "random", "-q")
+    capsys.readouterr()
+    assert call(*arguments, "--out", str(tmp_path / "replay.md"), monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out.strip() == (tmp_path / "replay.md").read_text().strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("replay", "snapgen", "--table", "{table}"), "lacks 384 of the 384 architectures"),
+        (("replay", "emoji", "--table", "{folder}/none.csv"), "does not exist"),
+        (("replay", "emoji", "--table", "{damaged}"), "line 3, seed"),
+        (("replay", "emoji_large", "--table", "{table}"), "lacks 384 of the 384 architectures"),
+        (("replay", "{steps}", "--table", "{table}"), "protocol.steps: is 60 against 240"),
+        (("analyze", "{damaged}"), "line 3, seed"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_status_2(
+    path: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import gzip
+
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+    (tmp_path / "damaged.csv").write_text("\n".join([*lines[:2], lines[2].replace(",0,", ",zero,", 1), *lines[3:]]))
+    (tmp_path / "steps.yaml").write_text("space: emoji-factorial\ntrials: 4\nprotocol: {steps: 60}\n")
+    names = {"table": path, "folder": tmp_path, "damaged": tmp_path / "damaged.csv", "steps": tmp_path / "steps.yaml"}
+    given = [argument.format(**names) for argument in arguments]
+    assert call(*given, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

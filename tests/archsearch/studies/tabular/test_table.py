@@ -1,0 +1,159 @@
+"""Tables as files: what is written is read again, and what is damaged is named in one line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas
+import pytest
+
+from archsearch.studies.tabular.file import load_table, write_table
+from archsearch.studies.tabular.table import BenchmarkTable
+from snapgen.errors import InputError
+from tests.archsearch import synthetic_table
+
+
+@pytest.fixture(scope="module")
+def table() -> BenchmarkTable:
+    return synthetic_table.make()
+
+
+@pytest.fixture(scope="module")
+def text(table: BenchmarkTable, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    write_table(table, path)
+    return path.read_text()
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_a_table_survives_its_file(table: BenchmarkTable, tmp_path: Path, name: str) -> None:
+    write_table(table, tmp_path / name)
+    again = load_table(tmp_path / name)
+    assert again.header == table.header
+    assert again.space.digest == table.space.digest
+    assert again.full_size is not None
+    assert again.full_size.digest == table.header.full_size["digest"]  # type: ignore[index]
+    assert list(again.entries) == list(table.entries)
+    for ours, theirs in zip(again.runs, table.runs, strict=True):
+        assert (ours.architecture_id, ours.protocol_hash, ours.seed) == (
+            theirs.architecture_id,
+            theirs.protocol_hash,
+            theirs.seed,
+        )
+        assert ours.scores == pytest.approx(theirs.scores, rel=1e-7)
+        assert ours.curve.validation_loss == pytest.approx(theirs.curve.validation_loss, rel=1e-7)
+    write_table(again, tmp_path / f"again-{name}")
+    assert (tmp_path / f"again-{name}").read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_pandas_reads_it(text: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    frame = pandas.read_csv(tmp_path / "table.csv", skiprows=1)
+    assert len(frame[["architecture_id", "protocol_hash", "seed"]].drop_duplicates()) == len(frame)
+    assert {"knob convs", "loss_1_of_8", "loss_8_of_8_t4", "predicted_iphone-15-pro_ms"} <= set(frame.columns)
+
+
+def _line(text: str, number: int, change: Callable[[str], str]) -> str:
+    lines = text.split("\n")
+    lines[number - 1] = change(lines[number - 1])
+    return "\n".join(lines)
+
+
+def _header(text: str, change: Callable[[dict[str, object]], object]) -> str:
+    def changed(line: str) -> str:
+        values = json.loads(line.removeprefix("# "))
+        change(values)
+        return f"# {json.dumps(values)}"
+
+    return _line(text, 1, changed)
+
+
+DAMAGES: dict[str, tuple[Callable[[str], str], str]] = {
+    "no header": (lambda t: t.partition("\n")[2], "is not a table: its first line does not describe it"),
+    "unknown key": (lambda t: _header(t, lambda v: v.update(colour="red")), "colour"),
+    "other format": (lambda t: _header(t, lambda v: v.update(format=2)), "format"),
+    "other space": (
+        lambda t: _header(t, lambda v: v["space"].update(latent_size=16)),  # type: ignore[attr-defined]
+        "its space is damaged: the digest differs",
+    ),
+    "other revision": (
+        lambda t: _header(t, lambda v: next(iter(v["protocols"].values())).update(revision=1)),  # type: ignore[attr-defined]
+        "in this version of archsearch",
+    ),
+    "unknown column": (
+        lambda t: _line(t, 2, lambda line: line.replace("seconds", "minutes")),
+        "line 2: unknown column 'min",
+    ),
+    "missing column": (
+        lambda t: "\n".join(line.partition(",")[2] if i else line for i, line in enumerate(t.split("\n"))),
+        "line 2: missing column 'architecture_id'",
+    ),
+    "text for a number": (lambda t: _line(t, 5, lambda line: line.replace(",0,", ",zero,", 1)), "line 5, seed: 'zero'"),
+    "not finite": (
+        lambda t: _line(t, 4, lambda line: line.replace(line.split(",false,")[1].split(",")[0], "nan", 1)),
+        "line 4, validation_loss: 'nan' is not a number",
+    ),
+    "a cell less": (lambda t: _line(t, 9, lambda line: line.rpartition(",")[0]), "line 9: has"),
+    "a run twice": (lambda t: _line(t, 3, lambda line: f"{line}\n{line}"), "line 4: is the same run as an earlier row"),
+    "a run less": (lambda t: _line(t, 3, lambda _: "").replace("\n\n", "\n"), "lacks 1 of 768 runs"),
+    "another choice": (
+        lambda t: t.replace(",plain,", ",separable,"),
+        "does not have the choices that its row names",
+    ),
+    "an unknown choice": (
+        lambda t: _line(t, 3, lambda line: line.replace(",plain,", ",wavy,")),
+        "line 3, knob convs: 'wavy'",
+    ),
+    "an unknown protocol": (
+        lambda t: _line(t, 3, lambda line: line.replace(line.split(",")[1], "0123456789abcdef")),
+        "line 3: 0123456789abcdef is none of the table's protocols",
+    ),
+    "two latencies": (
+        lambda t: _line(t, 4, lambda line: line.rpartition(",")[0] + ",99"),
+        "line 4: architecture",
+    ),
+    "half a file": (lambda t: t[: len(t) // 2], "line "),
+    "empty": (lambda _: "", "is not a table"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_in_one_line(text: str, tmp_path: Path, damage: str) -> None:
+    change, message = DAMAGES[damage]
+    path = tmp_path / "table.csv"
+    path.write_text(change(text))
+    with pytest.raises(InputError) as caught:
+        load_table(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_gzip_file_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv.gz"
+    for content in (gzip.compress(text.encode())[:-100], text.encode()):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is damaged or not a table"):
+            load_table(path)
+    with pytest.raises(InputError, match="does not exist"):
+        load_table(tmp_path / "none.csv")
+
+
+def test_a_part_of_a_table_can_be_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("\n".join(text.split("\n")[:100]) + "\n")
+    assert len(load_table(path, complete=False).runs) == 98
+
+
+def test_true_values_are_free_of_the_effects_of_seeds(table: BenchmarkTable) -> None:
+    values = table.true_values("validation_loss")
+    assert len(values) == 384
+    errors = [values[i] - synthetic_table.true_loss(entry.point) for i, entry in table.entries.items()]
+    mean = sum(errors) / len(errors)  # the mean effect of the seeds is that of all architectures
+    assert max(abs(error - mean) for error in errors) < 5 * synthetic_table.NOISE
+    several = [error - mean for i, error in zip(table.entries, errors, strict=True) if len(table.short_runs[i]) > 2]
+    assert len(several) == synthetic_table.MORE
+    assert abs(sum(several) / len(several)) < 3 * synthetic_table.NOISE / len(several) ** 0.5
