@@ -100,8 +100,8 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     train_seeds: Annotated[tuple[TrainSeed, ...], Field(min_length=1, max_length=MAX_SEEDS)] = (0, 1)
     """Seeds of the training runs. Each run gives a whole score; the candidate's score is their mean."""
     varied: Literal["all", "weights", "order", "noise"] = "all"
-    """Randomness that the training seeds change: all of it, or only that of the initial weights, of the images' order, or
-    of the noise with the timesteps and the dropped captions. The rest is that of the first seed."""
+    """Randomness that the training seeds change: all of it, or only that of the initial weights, of the order of the
+    images, or of the noise with the timesteps and the dropped captions. The rest is that of the first seed."""
     curve_points: int = Field(default=4, ge=1, le=24)
     """Evenly spaced steps, the last one included, at which a run's validation loss is kept. Each takes a hundredth of
     the quick start's run, and changes no other number."""
