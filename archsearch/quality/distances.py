@@ -6,7 +6,7 @@ variance of the generated sample, which is what matters for comparing candidates
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -16,11 +16,10 @@ from torch import Tensor
 from archsearch.quality.feature_extractors import FeatureExtractor
 from archsearch.stats import intervals
 from archsearch.stats.estimate import DistanceEstimate, Estimate
-from snapgen.autoencoders.autoencoder import Autoencoder
 from snapgen.data.dataset import ImageDataset
 from snapgen.data.pixels import INFERENCE_BATCH_SIZE, grid, to_uint8
+from snapgen.data.sources import Split
 from snapgen.io.cache import JSON, cached_tensors
-from snapgen.io.chunked import ChunkedTensor
 from snapgen.training.data import TrainingData
 
 GROUPS = 32
@@ -35,8 +34,6 @@ MAX_IMAGES = 20_000
 """Largest number of training images that are searched; the first ones."""
 MAX_HELDOUT_IMAGES = 1024
 """Largest number of held-out images that the threshold is found from; evenly spaced over the split."""
-DATASET_BATCH_SIZE = 256
-"""Images decoded from a data set at once."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +189,7 @@ class MemorizationCheck:
 
     Attributes:
         images: the training images.
-        train: their features, (T, D) float32.
+        train: their features as the autoencoder decodes them, (T, D) float32.
         threshold: distance to the nearest training image below which an image counts as a copy.
         examples: held-out images as the autoencoder decodes them, (M, 3, H, W) uint8, the nearest to a training image
             first.
@@ -208,8 +205,9 @@ class MemorizationCheck:
     @classmethod
     def prepared(
         cls,
-        trained_on: ImageDataset,
+        trained_on: TrainingData,
         heldout: TrainingData,
+        resolution: int,
         extractor: FeatureExtractor,
         *,
         extractor_digest: str,
@@ -218,38 +216,41 @@ class MemorizationCheck:
     ) -> Self:
         """Extract the features of the training images, or read them from the cache, and find the threshold.
 
-        Held-out images are encoded and decoded first, so that the autoencoder's blur counts as it does for samples.
+        All real images are encoded and decoded first: samples come from the autoencoder, whose blur alone is farther
+        than the threshold.
 
         Args:
-            trained_on: images that the nets are trained on.
+            trained_on: data whose training images the nets are trained on.
             heldout: data whose held-out images set the threshold.
+            resolution: height and width of the images, in pixels.
             extractor: the feature extractor.
             extractor_digest: digest of its weights.
             feature_resolution: side in pixels that images are resized to before the extractor.
             examples: number of held-out images to keep as examples.
         """
+
+        def features(data: TrainingData, split: Split, indices: Tensor) -> Tensor:
+            batches = _decoded(data, split, resolution, indices)
+            return torch.cat([extractor(images, resolution=feature_resolution).cpu() for images in batches])
+
+        images = trained_on.images("train", resolution)
         key: dict[str, JSON] = {
-            "images": trained_on.digest,
-            "resolution": trained_on.resolution,
+            "images": images.digest,
+            "autoencoder": trained_on.autoencoder_digest,
+            "resolution": resolution,
             "extractor": extractor_digest,
             "feature_resolution": feature_resolution,
             "count": MAX_IMAGES,
         }
-
-        def extract() -> dict[str, Tensor]:
-            features: list[Tensor] = []
-            for batch in trained_on.batches(DATASET_BATCH_SIZE):
-                features.append(extractor(batch, resolution=feature_resolution).cpu())
-                if len(features) * DATASET_BATCH_SIZE >= MAX_IMAGES:
-                    break
-            return {"features": torch.cat(features)[:MAX_IMAGES]}
-
-        train = cached_tensors("features", key, extract)["features"].float()
-        real = _decoded(heldout.encoded("val", trained_on.resolution).latents, heldout.autoencoder, heldout.device)
-        found = nearest(extractor(real, resolution=feature_resolution), train)
+        first = torch.arange(min(len(images), MAX_IMAGES))
+        train = cached_tensors("features", key, lambda: {"features": features(trained_on, "train", first)})["features"]
+        count = len(heldout.images("val", resolution))
+        spread = torch.arange(min(count, MAX_HELDOUT_IMAGES)) * count // min(count, MAX_HELDOUT_IMAGES)
+        found = nearest(features(heldout, "val", spread), train)
         order = found.distances.argsort()[:examples]
         threshold = float(found.distances.double().quantile(COPY_QUANTILE))
-        return cls(trained_on, train, threshold, real[order], found.indices[order])
+        closest = torch.cat(list(_decoded(heldout, "val", resolution, spread[order])))
+        return cls(images, train, threshold, closest, found.indices[order])
 
     def copied(self, features: Tensor) -> Estimate:
         """Fraction of samples that are copies, from their features (N, D)."""
@@ -276,12 +277,11 @@ class MemorizationCheck:
 
 
 @torch.no_grad()
-def _decoded(latents: ChunkedTensor, autoencoder: Autoencoder, device: torch.device) -> Tensor:
-    """Images of at most `MAX_HELDOUT_IMAGES` of the latents (N, C, h, w): (M, 3, H, W) uint8 on the CPU."""
-    count = min(len(latents), MAX_HELDOUT_IMAGES)
-    batches = torch.split(torch.arange(count) * len(latents) // count, INFERENCE_BATCH_SIZE)
-    images = (autoencoder.decode(latents[indices].float().to(device)) for indices in batches)
-    return torch.cat([to_uint8(batch).cpu() for batch in images])
+def _decoded(data: TrainingData, split: Split, resolution: int, indices: Tensor) -> Iterator[Tensor]:
+    """Yield batches of images of a split as the autoencoder decodes them: (≤ B, 3, H, W) uint8."""
+    latents = data.encoded(split, resolution).latents
+    for batch in torch.split(indices, INFERENCE_BATCH_SIZE):
+        yield to_uint8(data.autoencoder.decode(latents[batch].float().to(data.device))).cpu()
 
 
 def _padded(images: Tensor, count: int) -> Tensor:

@@ -267,8 +267,9 @@ class Evaluator:
     def memorization(self) -> MemorizationCheck:
         """Check for copies of the images that the nets are trained on."""
         return MemorizationCheck.prepared(
-            self.trained_on.images("train", self.resolution),
+            self.trained_on,
             self.data,
+            self.resolution,
             self.extractor,
             extractor_digest=feature_extractors.digest(self.config.feature_extractor),
             feature_resolution=self.config.feature_resolution,
