@@ -185,11 +185,16 @@ _PLAIN = (
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML loader that raises on duplicate keys, of which plain YAML silently keeps the last."""
+    """Safe YAML loader that raises on duplicate keys, of which plain YAML silently keeps the last.
+
+    ``null`` as a key is a name, that of the setting for the null caption; plain YAML makes it None.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.value == "null":
+                key_node.tag = "tag:yaml.org,2002:str"
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (list, dict)):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)

@@ -149,3 +149,12 @@ def test_seeds_differ_when_anything_differs(
 def test_seeds_never_change() -> None:
     """Changing the derivation would silently change the results of every published study."""
     assert seeding.derive_seed(0, "train", 3) == 9010243902811717215
+
+
+def test_null_is_a_name_as_a_key_and_nothing_as_a_value(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("null: encoded\ninner: [{null: zeros, b: null}]\n'null ': ~\n")
+    read = config.read_mapping(tmp_path / "a.yaml")
+    assert read == {"null": "encoded", "inner": [{"null": "zeros", "b": None}], "null ": None}
+    (tmp_path / "b.yaml").write_text('null: a\n"null": b\n')
+    with pytest.raises(InputError, match="twice"):
+        config.read_mapping(tmp_path / "b.yaml")

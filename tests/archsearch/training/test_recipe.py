@@ -133,3 +133,9 @@ def test_no_such_architecture() -> None:
         find_architecture("nothing")
     with pytest.raises(InputError):
         find_architecture("nosuchstudy:best")
+
+
+@pytest.mark.parametrize("name", ["snapfusion", "snapfusion_teacher", "snapgen_t2i"])
+def test_shipped_recipes_of_published_nets_encode_padding_and_null_caption(name: str) -> None:
+    encoders = load_recipe(name).teacher_text_encoders
+    assert {(encoder.padding, encoder.null) for encoder in encoders} == {("encoded", "encoded")}
