@@ -68,11 +68,8 @@ def is_told(difference: Estimate) -> bool:
 
 def coverage() -> Iterator[Case]:
     """Cases of intervals."""
-    yield from _of_seeds()
-    yield from _of_samples()
-    yield from _of_tables()
-    yield from _of_ranks()
-    yield from _of_models()
+    for cases in (_of_seeds, _of_samples, _of_tables, _of_ranks, _of_models):
+        yield from cases()
 
 
 def _of_seeds() -> Iterator[Case]:
@@ -132,6 +129,15 @@ def _of_samples() -> Iterator[Case]:
             lambda rng, n=images, c=concepts: _retrieved(rng, n, c),
         )
 
+    for images, rate in ((256, 0.3), (256, 0.05), (64, 0.05)):
+        text = f"1 seed, {images} images, {rate:g} of them"
+        yield Case("rate of images", text, lambda rng, n=images, p=rate: _rate(rng, n, p), excess=0.02)
+
+
+def _rate(rng: Rng, images: int, rate: float) -> list[bool]:
+    """Images of which each is a hit with that probability, as of copies."""
+    return [holds(intervals.rate_estimate(torch.from_numpy(rng.random((1, images)) < rate).double()), rate)]
+
 
 def _losses(rng: Rng, seeds: int) -> list[bool]:
     """512 pairs of varying difficulty, seeds of a spread as large as that of their interaction with the pairs."""
@@ -173,17 +179,15 @@ def _retrieved(rng: Rng, images: int, concepts: int) -> list[bool]:
     own = torch.arange(images) % concepts
     rate = rng.beta(1, 9, concepts)[own.numpy()]
     ranks = torch.from_numpy(rng.geometric(rate))[None]
-    return [holds(retrieval.tally(ranks, own, protocol_hash="none").mrr, MEAN_RECIPROCAL_RANK)]
+    return [holds(retrieval.tally(ranks, own, protocol_hash="none").mrr, _mean_reciprocal_rank())]
 
 
+@functools.cache
 def _mean_reciprocal_rank() -> float:
     """E[1 / rank] of `_retrieved`: of a geometric rank, p log(1 / p) / (1 − p), integrated over the concepts."""
     p = (np.arange(200_000) + 0.5) / 200_000
     density = 9 * (1 - p) ** 8
     return float(np.mean(density * p * -np.log(p) / (1 - p)))
-
-
-MEAN_RECIPROCAL_RANK = _mean_reciprocal_rank()
 
 
 def _rows(rng: Rng, nets: Sequence[int], seeds: int, spread: Sequence[float], *, of_rows: float) -> SeedTable:
@@ -231,12 +235,9 @@ def _of_tables() -> Iterator[Case]:
             lambda rng, t=table: [not told for told in _verdicts(t(rng))],
             excess=UNEVEN_EXCESS if "four times" in condition else 0,
         )
-    yield Case("mean of a row, pooled over candidates", "12 candidates, 2 seeds", lambda rng: _pooled(rng, [2] * 12))
-    yield Case(
-        "mean of a row, pooled over candidates",
-        "12 candidates, of which 4 have 2 seeds, the others 1",
-        lambda rng: _pooled(rng, [2] * 4 + [1] * 8),
-    )
+    unequal = [2] * 4 + [1] * 8
+    for counts, text in (([2] * 12, "2 seeds"), (unequal, "of which 4 have 2 seeds, the others 1")):
+        yield Case("mean of a row, pooled", f"12 candidates, {text}", lambda rng, c=counts: _pooled(rng, c))
 
     def independent(rng: Rng) -> list[bool]:
         a, b = (intervals.mean_over_seeds(rng.normal(size=2).tolist(), 0.05) for _ in range(2))

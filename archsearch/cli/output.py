@@ -106,7 +106,7 @@ class _PlainLines:
 
 
 def print_score(score: Score, *, interval: str = "95 % interval") -> None:
-    """A score, a row a number, as reports show it: the number, its interval, and what that is.
+    """A score, a row a number, as reports show it, and what [a, b] is.
 
     Args:
         score: what to print.
@@ -115,13 +115,18 @@ def print_score(score: Score, *, interval: str = "95 % interval") -> None:
     from archsearch.reports.rendering.formatting import format_value
     from archsearch.score import QUALITY_METRICS, metric_label
 
-    rows = [("params", f"{score.cost.params / 1e6:.3f} M", ""), ("MACs", f"{score.cost.macs / 1e9:.3f} G", "")]
+    rows = [("params", f"{score.cost.params / 1e6:.3f} M"), ("MACs", f"{score.cost.macs / 1e9:.3f} G")]
+    intervals = []
     if latency := score.latency:
-        measured = f", {latency.source} on {latency.device}" if latency.source != "predicted" else f", {latency.device}"
         shown = format_value(latency.estimate, "latency_ms", ends=True)
-        rows.append((metric_label("latency_ms", "", records=[latency]), shown, latency.interval_name + measured))
+        rows.append((metric_label("latency_ms", "", records=[latency]), shown))
+        intervals.append(f"{latency.interval_name} of the latency, {latency.source}, {latency.device}")
     for name in QUALITY_METRICS:
         if score.quality and (estimate := getattr(score.quality, name)):
             label = metric_label(name, score.quality.extractor, score.quality.proxy)
-            rows.append((label, format_value(estimate, name, ends=True), interval))
-    print_table("", ("", "", "[a, b]"), rows, numbers=False)
+            rows.append((label, format_value(estimate, name, ends=True)))
+    if score.quality:
+        intervals.append(f"{interval} of quality")
+    print_table("", ("", ""), rows)
+    if intervals:
+        typer.echo(f"[a, b]: {'; '.join(intervals)}")

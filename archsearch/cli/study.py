@@ -149,7 +149,7 @@ def best(
         )
         return
     typer.echo(f"Trial {candidate.number}, architecture {candidate.architecture.id}: {choice.reason}")
-    print_score(candidate.score, interval="95 % interval, spread of seeds pooled over the study")
+    print_score(candidate.score, interval="95 % interval, spread of seeds pooled over the study,")
     if latency := candidate.score.latency:
         image = timed_pass.image(latency.median_ms)
         typer.echo(f"\nLatency: {timed_pass.text}" + (f"; {image}" if image else ""))

@@ -31,11 +31,10 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
         ``out``.
 
     Raises:
-        InputError: if ``out`` does not end in .html, nothing has been scored yet, candidates of several protocols are
-            mixed, ``compare_with`` is given for a study that does not evolve a network, or a file cannot be written.
+        InputError: if ``out`` ends in neither .html nor .jsonl, nothing has been scored yet, candidates of several
+            protocols are mixed, ``compare_with`` is given for a study that does not evolve a network, or a file cannot
+            be written.
     """
-    if out.suffix.lower() not in (".html", ".htm"):  # the files beside it have its stem
-        raise InputError(out, "is not the name of an HTML file", "end it in .html; the CSV is written beside it")
     from archsearch.reports.evolution.data import load_evolution
     from archsearch.reports.evolution.section import EvolutionSection
     from archsearch.reports.rendering import tables
@@ -49,6 +48,8 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
             raise InputError("--compare-with", f"is for a report, and {out} is a table of scores", "leave one out")
         write_table(study, out)
         return out
+    if out.suffix.lower() not in (".html", ".htm"):  # the files beside it have its stem
+        raise InputError(out, "is not the name of an HTML file", "end it in .html; the CSV is written beside it")
     data = load_study_data(study)
     evolution = load_evolution(data)
     if compare_with is not None and evolution is None:

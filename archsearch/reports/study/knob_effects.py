@@ -9,6 +9,7 @@ from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
 from archsearch.reports.study.summary import count_candidates
 from archsearch.score import QUALITY_METRICS
+from archsearch.stats.estimate import Estimate
 from archsearch.stats.intervals import verdict
 from archsearch.stats.main_effects import MIN_CANDIDATES, Effects, Knob, effects
 
@@ -138,9 +139,14 @@ def _change(knob: Knob | None, change: str, fit: Effects | None, scale: float) -
     size = effect.size
     start, dot, end = (_position(value, scale) for value in (size.low, size.value, size.high))
     if fit.counted:
-        told = verdict(size) if size.low > 0 or size.high < 0 else "either way" if size.high > size.low else "no effect"
-        return Cell(formatting.format_span(size), told, start, dot, end)
+        return Cell(formatting.format_span(size), _counted_verdict(size), start, dot, end)
     return Cell(formatting.format_change(size, relative=fit.relative), verdict(size), start, dot, end)
+
+
+def _counted_verdict(size: Estimate) -> str:
+    if size.low == size.high == 0:
+        return "no effect"
+    return "better" if size.high <= 0 else "worse" if size.low >= 0 else "either way"
 
 
 def _position(value: float, scale: float) -> float:

@@ -57,10 +57,11 @@ def test_a_score_is_printed_as_a_report_shows_it(capsys: pytest.CaptureFixture[s
     predicted = {"lower_quartile_ms": 162, "upper_quartile_ms": 187, "interval_ms": (118, 256), "source": "predicted"}
     record = latency_record(174, device="iphone-15-pro", **predicted)
     score = Score(cost=Cost(params=10**6, macs=10**9, activation_bytes=1), latency=record, quality=quality)
-    print_score(score, interval="95 % interval, pooled")
+    print_score(score, interval="pooled 95 % interval")
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ").splitlines()]
-    assert "predicted latency 174 ms [118, 256] 90 % interval, iphone-15-pro" in lines
-    assert f"validation loss {formatting.format_interval(loss)} 95 % interval, pooled" in lines
+    assert "predicted latency 174 ms [118, 256]" in lines
+    assert f"validation loss {formatting.format_interval(loss)}" in lines
+    assert "[a, b]: 90 % interval of the latency, predicted, iphone-15-pro; pooled 95 % interval of quality" in lines
     assert not any("162" in line for line in lines), "quartiles are not the interval of a prediction"
     print_score(Score(cost=score.cost, latency=latency_record(2.0, upper_quartile_ms=2.2)))
-    assert "quartiles, measured on host" in capsys.readouterr().out
+    assert "[a, b]: quartiles of the latency, measured, host" in capsys.readouterr().out
