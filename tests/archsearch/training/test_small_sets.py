@@ -26,6 +26,10 @@ def small(folder: Path, train: int = 1, val: int = 1, **evaluation: Any) -> tupl
     return found.with_changes({"data": str(folder / "small"), "evaluation": evaluation}), recipe(folder)[1]
 
 
+def student_alone(found: Any, arch: Any) -> tuple[Any, Any]:
+    return found.with_changes({"stages": [STAGES[1]], "teacher": None}), arch
+
+
 def test_one_image_of_each_split_trains_through_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     training.train(*small(tmp_path), log=lambda _: None)
@@ -42,20 +46,18 @@ def test_one_image_of_each_split_trains_through_all_stages(tmp_path: Path, monke
         ({"train": 0}, {}, "for training|holds no images"),
     ],
 )
-def test_too_few_for_a_score_are_refused_before_the_training(
+def test_too_few_for_a_score_are_refused_before_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: dict[str, int], evaluation: dict[str, Any], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=words) as caught:
-        training.train(*small(tmp_path, **counts, **evaluation), log=lambda _: None)
+        training.train(*student_alone(*small(tmp_path, **counts, **evaluation)), log=lambda _: None)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "runs").glob("*/stages/*"))
 
 
 def test_two_training_images_have_distances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found, arch = small(tmp_path, train=2, num_samples=8, feature_resolution=32)
-    base = {**STAGES[1], "name": "base"}
-    training.train(found.with_changes({"stages": [base], "teacher": None}), arch, log=lambda _: None)
+    training.train(*student_alone(*small(tmp_path, train=2, num_samples=8, feature_resolution=32)), log=lambda _: None)
     last = read_evaluations(tmp_path / "runs" / "tiny")[-1]
     assert {"frechet_distance", "kernel_distance"} <= set(last["numbers"])
