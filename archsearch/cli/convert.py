@@ -74,8 +74,8 @@ def _print(conversion: Conversion, out: Path) -> None:
     if meaning.prediction is None:
         typer.echo(f"Not noted what it predicts: {meaning.reason}; convert it with --prediction before it teaches.")
     if conversion.net.needs_context:
-        typer.echo("It was trained on encoded padding: give its text encoders padding: encoded, and null: encoded")
-        typer.echo("(null: zeros for SDXL, whose pipeline takes zeros for an empty prompt).")
+        typer.echo('It was trained on encoded padding: give its text encoders padding: encoded and "null": encoded')
+        typer.echo("(zeros for SDXL, whose pipeline takes zeros for an empty prompt).")
     typer.echo(f"U-Net: {out.resolve()}")
 
 

@@ -144,7 +144,8 @@ def meta_net(saved: SavedNet, *classes: type[nn.Module]) -> Any:
     if not isinstance(name, str) or name not in by_name:
         remedy = f"name the folder of one of: {', '.join(by_name)}"
         raise InputError(path, f"describes {name or 'no model'!s:.60}", remedy, place="_class_name")
-    known = {*inspect.signature(by_name[name].__init__).parameters, OWN_FIELD}
+    initializers = (vars(base)["__init__"] for base in by_name[name].__mro__ if "__init__" in vars(base))
+    known = {OWN_FIELD, *(field for each in initializers for field in inspect.signature(each).parameters)}
     for field, value in saved.config.items():
         if field not in known and not field.startswith("_") and value is not None:
             problem = f"is {value!r:.60}, and {name} has no such field here (diffusers {diffusers.__version__})"

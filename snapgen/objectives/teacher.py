@@ -203,7 +203,7 @@ class Teacher(nn.Module):
         if not self.trained_here and any("zeros" in (encoder.padding, encoder.null) for encoder in encoders):
             _log.warning(
                 "%s: was trained on encoded padding and null captions, where its text encoders give zeros; "
-                "set padding: encoded and null: encoded on each",
+                'set padding: encoded and "null": encoded on each',
                 self.source,
             )
 

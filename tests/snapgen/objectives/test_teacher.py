@@ -139,7 +139,7 @@ def test_a_published_teacher_is_warned_of_zeros_as_padding(caplog: pytest.LogCap
     own.check_padding([TextEncoderConfig(padding="encoded", null="encoded")])
     assert not caplog.records
     own.check_padding([TextEncoderConfig(padding="encoded", null="encoded"), TextEncoderConfig(padding="encoded")])
-    assert "set padding: encoded and null: encoded" in caplog.text
+    assert 'set padding: encoded and "null": encoded' in caplog.text
 
 
 def test_bfloat16_teaches_float32() -> None:
