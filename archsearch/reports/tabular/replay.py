@@ -90,15 +90,12 @@ class Comparison:
         """The three tables: medians over the seeds with their 95 % intervals."""
         seeds = len(next(iter(self.traces.values())))
         candidates, seconds, found = self.by_candidates(), self.by_seconds(), self.to_front()
-        return "\n".join(
+        return "\n\n".join(
             [
                 f"Medians of {seeds} searches [95 % interval]. Hypervolume: of all candidates so far at their true "
                 "values, as a share of the true front's. Regret: of the candidate that looks best in the first number.",
-                "",
-                _table(candidates, "candidates", lambda n: f"{n:.0f}"),
-                "",
-                _table(seconds, "seconds", lambda s: f"{s / 60:.1f} min"),
-                "",
+                _table(candidates, "candidates", lambda n: f"{n:.0f}").strip(),
+                _table(seconds, "seconds", lambda s: f"{s / 60:.1f} min").strip(),
                 tables.markdown(
                     [
                         "setting",

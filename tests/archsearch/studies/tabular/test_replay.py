@@ -81,7 +81,7 @@ def test_a_search_repeats(table: BenchmarkTable, changes: dict[str, Any]) -> Non
 
 
 def test_a_search_that_has_tried_everything_ends(table: BenchmarkTable) -> None:
-    history = simulate(table, config(trials=1000, workers=2, seeds=None, sampler="random"), 0)
+    history = simulate(table, config(trials=1000, workers=2, seeds=None, sampler="grid"), 0)
     assert len({scored.architecture_id for scored in history}) == 384
 
 
