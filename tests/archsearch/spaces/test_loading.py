@@ -235,7 +235,7 @@ def test_files_that_are_not_spaces(tmp_path: Path) -> None:
         error_message(path)
     error_message(tmp_path / "missing.yaml")
     error_message(tmp_path)
-    names = "emoji, emoji-blocks, emoji-large, sd15-blocks, snapgen"
+    names = "emoji, emoji-blocks, emoji-factorial, emoji-large, sd15-blocks, snapgen, snapgen-factorial, snapgen-small"
     with pytest.raises(InputError, match=f"emojy: is neither a shipped space nor a file; use {names}"):
         load_space("emojy")
 
