@@ -23,7 +23,6 @@ from torch import Tensor
 from snapgen.errors import InputError, first_line
 from snapgen.io import hub
 from snapgen.io.digests import digest_files
-from snapgen.io.pretrained import load_transformers_model
 from snapgen.progress import ProgressCallback, ignore_progress
 
 Layer: TypeAlias = Literal["last", "penultimate"]
@@ -258,6 +257,8 @@ def load_text_encoder(name: str = MINILM) -> tuple[Any, Any]:
         InputError: if there is no such encoder, or its files are missing or damaged.
     """
     import transformers
+
+    from snapgen.io.pretrained import load_transformers_model  # imports diffusers, which settings do without
 
     folder, _ = _folder(name), _vocabulary_folder(name)
     with _loading_errors(name):
