@@ -132,8 +132,8 @@ def best(
     from snapgen.io.atomic import atomic_write_text
 
     settings = find_config(study, storage=storage)
-    stored = load_study(settings)
-    choice, timed_pass = best_of(stored, objective=objective), TimedPass.of_study(stored.user_attrs)
+    found_study = load_study(settings)
+    choice, timed_pass = best_of(found_study, objective=objective), TimedPass.of_study(found_study.user_attrs)
     candidate = choice.candidate
     if out:
         atomic_write_text(out, candidate.architecture.to_json())

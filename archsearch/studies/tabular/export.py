@@ -48,24 +48,24 @@ def tabulate(
         InputError: if the studies have different spaces, train nothing or share a protocol, or a further one has
             scored what the first one has not.
     """
-    first, *others = studies
-    space = Space.from_dict(first.user_attrs["space"], source=f"study {first.study_name}")
+    first_study, *others = studies
+    space = Space.from_dict(first_study.user_attrs["space"], source=f"study {first_study.study_name}")
     large = None if full_size is None else _full_size(full_size, space)
-    scored = _scored(first)
+    scored = _scored(first_study)
     protocols: dict[str, ResolvedProtocol] = {}
     runs: list[Run] = []
-    for study in (first, *others):
+    for study in (first_study, *others):
         name = f"study {study.study_name}"
         if study.user_attrs["space"]["digest"] != space.digest:
-            raise InputError(name, f"has another space than study {first.study_name}", "export it on its own")
+            raise InputError(name, f"has another space than study {first_study.study_name}", "export it on its own")
         protocol = ResolvedProtocol.model_validate(study.user_attrs["protocol"])
         if protocol.hash in protocols:
             raise InputError(name, "has the protocol of an earlier study", "leave one of the two out")
         protocols[protocol.hash] = protocol
         for candidate in _scored(study).values():
             if candidate.architecture.id not in scored:
-                problem = f"has scored architecture {candidate.architecture.id}, study {first.study_name} has not"
-                raise InputError(name, problem, f"run study {first.study_name} to its end")
+                problem = f"has scored architecture {candidate.architecture.id}, study {first_study.study_name} has not"
+                raise InputError(name, problem, f"run study {first_study.study_name} to its end")
             runs += _runs(candidate, protocol)
     profiles = _predictors() if large is not None else {}
     entries = {}
@@ -82,11 +82,11 @@ def tabulate(
         protocols=protocols,
         curve_points=next(iter(protocols.values())).protocol.curve_points,
         extractor=some.score.quality.extractor,
-        latency_device=first.user_attrs["settings"]["latency"]["device"],
+        latency_device=first_study.user_attrs["settings"]["latency"]["device"],
         latency=some.score.latency,
-        machine=first.user_attrs.get("machine", {}),
+        machine=first_study.user_attrs.get("machine", {}),
     )
-    return BenchmarkTable(f"study {first.study_name}", header, space, entries, tuple(runs))
+    return BenchmarkTable(f"study {first_study.study_name}", header, space, entries, tuple(runs))
 
 
 def _scored(study: Study) -> dict[str, Candidate]:
