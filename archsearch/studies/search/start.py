@@ -12,8 +12,8 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_scores import KnownScore, first_difference, is_table, load_scores, read_bytes
 from archsearch.studies.storage.database import (
     changed_setting,
-    load_study,
     same_storage,
+    stored_attrs,
     study_config,
     without_password,
 )
@@ -49,9 +49,7 @@ def start_attrs(settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -
     if origin is not None and _same(origin, _study_origin(settings)):
         problem = f"{settings.start_from} is this study, which cannot start from itself"
         raise InputError(settings.source, problem, "name another one", place="start_from")
-    existing: Mapping[str, Any] = {}
-    with contextlib.suppress(InputError):  # this study has not begun
-        existing = load_study(settings).user_attrs
+    existing = stored_attrs(settings)
     if "settings" in existing:
         _check_unchanged(settings, origin, existing)
         return {key: existing[key] for key in ("start", "start_from") if key in existing}

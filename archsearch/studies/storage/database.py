@@ -187,6 +187,24 @@ def load_study(settings: StudyConfig) -> Study:
         raise InputError(without_password(settings.url), problem, "run archsearch search first") from None
 
 
+def stored_attrs(settings: StudyConfig) -> dict[str, Any]:
+    """User attributes of a study; empty if it has not begun. Keeps no connection, of which a server has few."""
+    import optuna
+
+    try:
+        storage = open_storage(settings.url, source=settings.source, create=False)
+    except InputError:
+        return {}
+    try:
+        with storage_errors(settings.url), silence_optuna():
+            return optuna.load_study(study_name=settings.name, storage=storage).user_attrs
+    except KeyError:
+        return {}
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def open_study(where: StudyConfig | str) -> Study:
     """Load a study by its settings, or by what `study_config` takes."""
     return load_study(study_config(where) if isinstance(where, str) else where)
