@@ -219,10 +219,10 @@ class FurtherRuns:
 
     def _find_open(self, trials: StudyTrials) -> OpenRuns:
         candidates = trials.candidates()
-        scored = [c for c in eligible(candidates) if not (c.score.quality and c.score.quality.diverged)]
         unfinished = [attempts[0] for slot, attempts in trials.by_slot.items() if not _has_ended(trials, slot)]
         busy = {t.continues for t in unfinished if not t.lost}  # running, or given up
         probability = chances(self._settings, candidates)
+        scored = [c for c in candidates if c.state == "scored" and c.number in probability]
         front = self._seeds.front if self._seeds else 0
         seeds = [c for c in scored if c.runs < front and c.number not in busy]
         paused = [c for c in candidates if c.state == "paused" and c.number not in busy]

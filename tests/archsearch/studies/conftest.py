@@ -44,3 +44,11 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[..., BaseProcess]:
 def settings(tmp_path: Path) -> Callable[..., Any]:
     """Settings of the quick study, with changes."""
     return lambda **changes: quick.settings(tmp_path, **changes)
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> str:
+    """File of the small space."""
+    path = tmp_path / "small.yaml"
+    path.write_text(quick.SMALL_SPACE)
+    return str(path)

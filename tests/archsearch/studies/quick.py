@@ -55,6 +55,16 @@ references:
   thin: {convs: separable, all.ffn_ratio: 2, all.num_kv_heads: 1, "levels[0].channels": 16, "levels[1].channels": 32}
 """
 
+SMALL_SPACE = (
+    SPACE[: SPACE.index("knobs:")]
+    + """knobs:
+  all.conv: [standard, separable]
+  all.expansion: [1, 2]
+  all.ffn_ratio: [2, 3, 4]
+"""
+)
+"""Twelve points, of which nine are different networks: standard convolutions are not expanded."""
+
 
 class QuickScorer:
     """Numbers of an architecture's own JSON. Environment: QUICK_SECONDS a stage, QUICK_LOG a file of what was scored,

@@ -15,23 +15,10 @@ from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.proposer import Proposer
 from archsearch.studies.search.run import search
 from snapgen.errors import InputError
-from tests.archsearch.studies.quick import SPACE, QuickScorer
+from tests.archsearch.studies.quick import QuickScorer
 
 Make = Callable[..., StudyConfig]
 FACTORIALS = [name for name in shipped("search") if name.startswith("factorial")]
-SMALL = """knobs:
-  all.conv: [standard, separable]
-  all.expansion: [1, 2]
-  all.ffn_ratio: [2, 3, 4]
-"""
-"""Twelve points, of which nine are different networks: standard convolutions are not expanded."""
-
-
-@pytest.fixture
-def space(tmp_path: Path) -> str:
-    path = tmp_path / "small.yaml"
-    path.write_text(SPACE[: SPACE.index("knobs:")] + SMALL)
-    return str(path)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

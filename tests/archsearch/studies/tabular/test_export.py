@@ -14,21 +14,9 @@ from archsearch.studies.storage.database import load_study
 from archsearch.studies.tabular.export import tabulate
 from archsearch.studies.tabular.file import load_table, write_table
 from snapgen.errors import InputError
-from tests.archsearch.studies.quick import SPACE, QuickScorer, quick_cost, quick_latency, quick_loss
+from tests.archsearch.studies.quick import QuickScorer, quick_cost, quick_latency, quick_loss
 
 Make = Callable[..., StudyConfig]
-SMALL = """knobs:
-  all.conv: [standard, separable]
-  all.expansion: [1, 2]
-  all.ffn_ratio: [2, 3, 4]
-"""
-
-
-@pytest.fixture
-def space(tmp_path: Path) -> str:
-    path = tmp_path / "small.yaml"
-    path.write_text(SPACE[: SPACE.index("knobs:")] + SMALL)
-    return str(path)
 
 
 @pytest.fixture
