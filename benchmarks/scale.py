@@ -139,11 +139,18 @@ def fill(settings: StudyConfig, space: Space, count: int) -> None:
         tables.setdefault(model.__table__, []).append(row)
 
     began = datetime.datetime(2026, 1, 1)
+    once: list[tuple[int, dict[str, int], Architecture]] = []
     for trial_id, number in enumerate(range(len(past), count), next_id):
-        while (arch := space.architecture(point := space.sample(rng))).id in seen:
-            pass
-        seen.add(arch.id)
-        fields, state, values = _outcome(scorer, arch)
+        first = None
+        if number % 6 == 5 and once:  # one candidate in five has a second seed
+            first, point, arch = once.pop(rng.randrange(len(once)))
+        else:
+            while (arch := space.architecture(point := space.sample(rng))).id in seen:
+                pass
+            seen.add(arch.id)
+        fields, state, values = _outcome(scorer, arch, first)
+        if state == "COMPLETE" and first is None:
+            once.append((number, point, arch))
         started = began + datetime.timedelta(minutes=number)
         times = {"datetime_start": started, "datetime_complete": started + datetime.timedelta(seconds=50)}
         add(models.TrialModel, trial_id=trial_id, number=number, study_id=study._study_id, state=state, **times)
@@ -173,18 +180,22 @@ def fill(settings: StudyConfig, space: Space, count: int) -> None:
             connection.execute(sqlalchemy.text("ANALYZE"))
 
 
-def _outcome(scorer: FormulaScorer, arch: Architecture) -> tuple[dict[str, Any], str, tuple[float, ...]]:
-    """Fields, state and values of a trial."""
+def _outcome(
+    scorer: FormulaScorer, arch: Architecture, first: int | None
+) -> tuple[dict[str, Any], str, tuple[float, ...]]:
+    """Fields, state and values of a trial that is new, or that continues the ``first`` with a second seed."""
     score = Score(cost=scorer.cost(arch), latency=scorer.latency(arch))
     assert score.latency is not None
     fields = {"architecture_id": arch.id, "architecture": arch, "worker": worker_identity(), "fraction": 1.0}
     if score.latency.median_ms > LIMIT:
         return {**fields, "phase": "latency", "score": score, "exceeded": "latency_ms"}, "PRUNED", ()
     with tempfile.TemporaryDirectory() as folder:
-        quality = scorer.quality(arch, seeds=(0,), progress=lambda *_: None, artifacts=Path(folder))
+        seeds = (0,) if first is None else (0, 1)
+        quality = scorer.quality(arch, seeds=seeds, progress=lambda *_: None, artifacts=Path(folder))
     score = score.model_copy(update={"quality": quality})
     values = (quality.validation_loss.value, score.latency.median_ms)
-    return {**fields, "phase": DONE, "score": score}, "COMPLETE", values
+    continued = {} if first is None else {"continues": first}
+    return {**fields, "phase": DONE, "score": score, **continued}, "COMPLETE", values
 
 
 class Timer:

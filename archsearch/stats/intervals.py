@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -158,13 +159,16 @@ def additive_fit(by_seed: Sequence[Sequence[float]]) -> AdditiveFit | None:
     freedom = int(np.maximum(counts - 1, 0).sum()) - (seeds - 1)
     if seeds < 2 or freedom < 1:
         return None
+    measured = np.arange(seeds) < counts[:, None]  # (E, S)
+    table = np.zeros(measured.shape)
+    table[measured] = np.fromiter(itertools.chain.from_iterable(by_seed), float, int(counts.sum()))
     # Each candidate's effect is eliminated by subtracting means over its seeds; what is left is a regression on the
     # effects of the seeds, of which the last is minus the sum of the others.
     effects = np.concatenate([np.eye(seeds - 1), -np.ones((1, seeds - 1))])
-    design_means = np.array([effects[: max(count, 1)].mean(axis=0) for count in counts])  # (E, S - 1)
-    means = np.array([np.mean(values) if len(values) else math.nan for values in by_seed])
-    centered = np.concatenate([effects[:count] - design_means[i] for i, count in enumerate(counts)])
-    observed = np.concatenate([np.asarray(values) - means[i] for i, values in enumerate(by_seed)])
+    design_means = (np.cumsum(effects, axis=0) / np.arange(1, seeds + 1)[:, None])[np.maximum(counts, 1) - 1]
+    means = np.where(counts > 0, table.sum(axis=1) / np.maximum(counts, 1), math.nan)
+    centered = (effects - design_means[:, None])[measured]  # (E, S, S - 1) -> (values, S - 1)
+    observed = (table - means[:, None])[measured]
     inverse = np.linalg.inv(centered.T @ centered)
     solution = inverse @ (centered.T @ observed)
     residuals = observed - centered @ solution

@@ -34,7 +34,7 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     return volume
 
 
-def non_dominated(points: Sequence[Point]) -> list[int]:
+def non_dominated(points: Sequence[Sequence[float]]) -> list[int]:
     """Indices of the points that no other one dominates, in ascending order of the points; the first of equal ones."""
     if points and len(points[0]) == 2:
         return _staircase(np.array(points))

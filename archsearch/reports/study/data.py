@@ -14,7 +14,7 @@ from archsearch.spaces.summary import KnobSummary
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import candidates as trials
-from archsearch.studies.storage.further_runs import chances
+from archsearch.studies.storage.ranking import Ranking
 from archsearch.studies.storage.record import Candidate
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
@@ -87,6 +87,11 @@ class StudyData:
         return proxy
 
     @property
+    def short_steps(self) -> int:
+        """Training steps of the candidates."""
+        return StudyConfig.model_validate(self.attrs["settings"]).protocol.steps
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Training seeds of the protocol, in the order of every estimate's ``by_seed``."""
         protocol = self.attrs.get("protocol", {})
@@ -100,7 +105,7 @@ class StudyData:
         """Probability that a candidate is on the front, by trial number, in a study with rungs."""
         if not self.attrs["settings"].get("rungs"):
             return {}
-        return chances(StudyConfig.model_validate(self.attrs["settings"]), self.candidates)
+        return Ranking(StudyConfig.model_validate(self.attrs["settings"]), self.candidates).chances
 
     @cached_property
     def measures(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from archsearch.reports.rendering import formatting
 from archsearch.reports.study.data import StudyData
 from archsearch.score import QUALITY_METRICS
 from archsearch.studies.search.known_costs import known_numbers
-from archsearch.studies.storage.further_runs import PRIOR_FREEDOM, run_noise
+from archsearch.studies.storage.ranking import PRIOR_FREEDOM, run_noise
 
 if TYPE_CHECKING:
     from archsearch.stats.regression import Array
@@ -67,7 +67,7 @@ def quality_model(study: StudyData) -> QualityModel | None:
     records = [c.score.latency for c in candidates]
     predicted = all(r is not None and r.source == "predicted" for r in records)
     grid = Grid(distributions(study.factors))
-    noise = run_noise(candidates, metric)
+    noise = run_noise(getattr(c.score.quality, metric).by_seed for c in candidates)
     values: Array = np.array([c.value(metric) for c in candidates])
     variances = np.square(noise * values) / [c.runs for c in candidates]
     numbers = [known_numbers(c.score.cost, c.score.latency if predicted else None) for c in candidates]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, comparable
 from archsearch.stats.pareto import non_dominated
 from archsearch.studies.remote.client import measured_latencies
-from archsearch.studies.storage.further_runs import eligible as eligible
+from archsearch.studies.storage.ranking import eligible as eligible
 from archsearch.studies.storage.record import Candidate, TrialRecord, fold
 from archsearch.studies.storage.rounds import FINAL
 from archsearch.studies.storage.study_trials import StudyTrials

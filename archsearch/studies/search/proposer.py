@@ -12,9 +12,8 @@ from archsearch.score import OBJECTIVES, MissingScore, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import KnownCosts
 from archsearch.studies.search.samplers import ObservedTrial, distributions, every_point, suggest
-from archsearch.studies.storage.further_runs import run_noise, seed_offsets
 from archsearch.studies.storage.record import Candidate, TrialRecord
-from archsearch.studies.storage.rungs import RungModels
+from archsearch.studies.storage.rungs import Prediction
 from archsearch.studies.storage.study_trials import StudyTrials, is_abandoned
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
@@ -146,21 +145,18 @@ class Proposer:
         running = (t for t in trials.running.values() if isinstance(t, Candidate) and t.number != claim.number)
         ended = {**self._ended, **self._predicted(trials)}
         past = [*ended.values(), *(self._observed(t) for t in running if t.continues is None)]
-        for name in self._settings.quality_objectives if self._settings.seeds is not None else ():
-            if offsets := seed_offsets(trials.candidates(), name):
+        if self._settings.seeds is not None:
+            for name, offsets in trials.ranking(self._settings).offsets.items():
                 which = self._settings.objectives.index(name)
-                past = [p.shifted(which, -offsets[max(1, round(p.runs)) - 1]) for p in past]
+                past = [p.shifted(which, -offsets[max(1, round(p.runs)) - 1]) for p in past] if offsets else past
         return past
 
     def _predicted(self, trials: StudyTrials) -> dict[int, ObservedTrial]:
         """The paused candidates whose rung tells their quality, as of now; the others count as running."""
         if self._settings.rungs is None:
             return {}
-        candidates = trials.candidates()
-        models = RungModels(self._settings, candidates)
-        noise = run_noise(candidates, self._settings.quality_objectives[0])
-        found = {c.number: models.predict(c, noise=noise) for c in candidates if c.state == "paused"}
-        return {number: self._observed(pair[0], runs=pair[1]) for number, pair in found.items() if pair is not None}
+        ranking = trials.ranking(self._settings)
+        return {c.number: self._observed(c, p) for c in ranking.paused if (p := ranking.predictions.get(c.number))}
 
     def _given(self, place: int, retried: Sequence[Mapping[str, int]]) -> tuple[str | None, Mapping[str, int] | None]:
         """Name and point of a slot whose point is given: an initial point, or that of the last trial it ``retried``.
@@ -176,7 +172,7 @@ class Proposer:
         """Noise of one training run, relative to the quality, as an argument of the sampler that is told it."""
         if self._known is None or "noise" in self._settings.sampler.options:
             return {}
-        return {"noise": run_noise(trials.candidates(), self._settings.quality_objectives[0])}
+        return {"noise": trials.ranking(self._settings).noise[self._settings.quality_objectives[0]]}
 
     def _ask(
         self,
@@ -229,15 +225,17 @@ class Proposer:
         if self._space.size() <= MAX_ENUMERATED:
             yield from filter(self._space.valid, self._space.points())
 
-    def _observed(self, t: Candidate, runs: float | None = None) -> ObservedTrial:
-        running = t.state == "running" or (t.state == "paused" and runs is None)
+    def _observed(self, t: Candidate, predicted: Prediction | None = None) -> ObservedTrial:
+        running = t.state == "running" or (t.state == "paused" and predicted is None)
+        known = {self._settings.quality_objectives[0]: predicted.value} if predicted else {}
+        values = (known.get(name, _value(t.score, name)) for name in self._settings.objectives)
         return ObservedTrial(
             slot=t.slot,
             point=t.point,
-            values=() if running else tuple(_value(t.score, name) for name in self._settings.objectives),
+            values=() if running else tuple(values),
             excess=max(t.constraints.values(), default=None),
             running=running,
-            runs=max(1, t.runs) if runs is None else runs,
+            runs=predicted.runs if predicted else max(1, t.runs),
             sampler_attrs=t.sampler_attrs,
         )
 

@@ -17,7 +17,6 @@ from archsearch.studies.search.known_scores import KnownScore, known_scores
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import CHECKPOINT, CHECKPOINTS, ROUND, Scorer
 from archsearch.studies.storage.database import artifact_store
-from archsearch.studies.storage.further_runs import chances
 from archsearch.studies.storage.leases import heartbeat
 from archsearch.studies.storage.paused_runs import PausedRuns
 from archsearch.studies.storage.record import Candidate, Rung, TrialRecord
@@ -254,7 +253,7 @@ class Worker:
             self._queue.pause(claim.trial_id, score=score, rungs=(rung,), fraction=1.0, phase=f"paused at step {until}")
         if rungs:
             trials = self._queue.trials()
-            self._paused_runs.let_go(trials, chances(self._settings, trials.candidates()))
+            self._paused_runs.let_go(trials, trials.ranking(self._settings).chances)
 
     def _complete(self, claim: TrialRecord, arch: Architecture, score: Score) -> None:
         """Finish a trial with its final latency."""

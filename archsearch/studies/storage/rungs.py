@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
 from archsearch.score import QUALITY_METRICS, Quality
 from archsearch.stats.estimate import Estimate
-from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.record import Candidate
 
 TRUSTED = 0.9
@@ -69,60 +68,66 @@ class RungModel:
         return self.intercept + self.slope * value, self.deviation * float(uncertain) ** 0.5
 
 
-class RungModels:
-    """The models of a study's rungs, fitted to its candidates.
+class Prediction(NamedTuple):
+    """Quality of a paused candidate after its whole run, and how many whole runs would tell as much of it."""
 
-    Args:
-        candidates: the study's candidates, each with its rungs and with the score of all its seeds so far.
+    value: float
+    runs: float
+
+
+class Run(NamedTuple):
+    """Quality of a candidate's first run at its rungs and at its end; None: it has not ended, or diverged.
+
+    Attributes:
+        runs: number of runs that the candidate had, one per seed.
     """
 
-    def __init__(self, settings: StudyConfig, candidates: Sequence[Candidate]) -> None:
+    runs: int
+    rungs: tuple[tuple[int, float], ...]
+    end: float | None
+
+    @classmethod
+    def of(cls, c: Candidate, metric: str) -> Self:
+        """The first run of a candidate whose score is that of all its seeds so far."""
+        rungs = tuple((rung.step, _estimate(rung.quality, metric).value) for rung in c.rungs)
+        quality = c.score.quality
+        if c.state != "scored" or quality is None or quality.diverged:
+            return cls(c.runs, rungs, None)
+        estimate = _estimate(quality, metric)
+        return cls(c.runs, rungs, estimate.by_seed[0] if estimate.by_seed else estimate.value)
+
+
+class RungModels:
+    """The models of a study's rungs, fitted to its candidates' runs."""
+
+    def __init__(self, steps: Sequence[int], runs: Sequence[Run]) -> None:
         self._models: dict[int, RungModel] = {}
-        if settings.rungs is None:
-            return
-        (self._metric,) = settings.quality_objectives
-        for step in settings.rungs.steps:
-            at_rung = {c.number: value for c in candidates if (value := self._at(c, step)) is not None}
-            ends = {c.number: value for c in candidates if (value := self._at_end(c)) is not None}
-            pairs = [(value, ends[number]) for number, value in at_rung.items() if number in ends]
-            if (model := RungModel.fit(pairs, [*at_rung.values()])) is not None:
+        for step in steps:
+            reached = [(value, run.end) for run in runs for at, value in run.rungs if at == step]
+            pairs = [(value, end) for value, end in reached if end is not None]
+            if (model := RungModel.fit(pairs, [value for value, _ in reached])) is not None:
                 self._models[step] = model
 
     def __getitem__(self, step: int) -> RungModel | None:
         """The model of the rung at a step; None while it cannot be fitted."""
         return self._models.get(step)
 
-    def predict(self, c: Candidate, *, noise: float) -> tuple[Candidate, float] | None:
-        """A paused candidate with the quality that its last rung predicts; None if the rung cannot be trusted.
+    def predict(self, run: Run, *, noise: float) -> Prediction | None:
+        """Prediction for a paused run from its last rung; None if the rung cannot be trusted.
 
         Args:
             noise: standard deviation of one run, relative to the quality.
-
-        Returns:
-            The candidate, and how many whole runs would tell as much of it: less than one.
         """
-        rung = c.rungs[-1]
-        model = self._models.get(rung.step)
+        step, value = run.rungs[-1]
+        model = self._models.get(step)
         if model is None or model.correlation < TRUSTED:
             return None
-        mean, deviation = model.predict(_value(rung.quality, self._metric))
-        run = noise * abs(mean)  # the run that goes on is itself one draw of the candidate's runs
-        estimate = Estimate(value=mean, low=mean - 2 * deviation, high=mean + 2 * deviation, by_seed=(mean,))
-        predicted = c.with_score(quality=rung.quality.model_copy(update={self._metric: estimate}))
-        return predicted, run**2 / (run**2 + deviation**2) if run else 1.0
-
-    def _at(self, c: Candidate, step: int) -> float | None:
-        return next((_value(r.quality, self._metric) for r in c.rungs if r.step == step), None)
-
-    def _at_end(self, c: Candidate) -> float | None:
-        quality = c.score.quality
-        if c.state != "scored" or quality is None or quality.diverged:
-            return None
-        estimate: Estimate = getattr(quality, self._metric)
-        return estimate.by_seed[0] if estimate.by_seed else estimate.value
+        mean, deviation = model.predict(value)
+        one = noise * abs(mean)  # the run that goes on is itself one draw of the candidate's runs
+        return Prediction(mean, one**2 / (one**2 + deviation**2) if one else 1.0)
 
 
-def _value(quality: Quality, metric: str) -> float:
+def _estimate(quality: Quality, metric: str) -> Estimate:
     assert metric in QUALITY_METRICS
     estimate: Estimate = getattr(quality, metric)
-    return estimate.value
+    return estimate

@@ -7,11 +7,14 @@ import datetime
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, overload
 
+from archsearch.studies.storage.ranking import Ranking, Row
 from archsearch.studies.storage.record import Candidate, TrialReader, TrialRecord, fold, read_trial
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial
+
+    from archsearch.studies.config.study import StudyConfig
 
 MAX_FAILURES = 2
 """A candidate is abandoned once its scoring has raised, or ended its worker process, this many times.
@@ -42,7 +45,9 @@ class StudyTrials(Sequence[TrialRecord]):
         self._slots: dict[int, int] = {}
         self._by_architecture: dict[str, dict[int, TrialRecord]] = {}
         self._further: dict[int, dict[int, TrialRecord]] = {}
-        self._candidates: list[Candidate] | None = None
+        self._candidates: dict[int, Candidate] = {}
+        self._rows: dict[int, Row] = {}
+        self._ranking: Ranking | None = None
         self._continuing_slots: list[int] = []
         self._busy = BusyTime()
         self._seconds: list[float] = []
@@ -106,10 +111,18 @@ class StudyTrials(Sequence[TrialRecord]):
 
     def candidates(self) -> list[Candidate]:
         """The active trials of new candidates, by slot, with the scores of all their seeds so far."""
-        if self._candidates is None:
-            new = (t for _, t in sorted(self.active.items()) if isinstance(t, Candidate) and t.continues is None)
-            self._candidates = [c for t in new if isinstance(c := self.candidate(t.number), Candidate)]
-        return self._candidates
+        return [self._candidates[slot] for slot in sorted(self._candidates)]
+
+    def continued(self) -> set[int]:
+        """Numbers of the trials that another one continues without an end yet: it runs, or it was given up."""
+        begun = ((slot, self.by_slot[slot][0]) for slot in self._continuing_slots)
+        return {t.continues for slot, t in begun if t.continues is not None and not t.lost and not self._ended(slot)}
+
+    def ranking(self, settings: StudyConfig) -> Ranking:
+        """The candidates as they stand under the study's settings; kept until something changes."""
+        if self._ranking is None:
+            self._ranking = Ranking(settings, self.candidates(), known=self._rows)
+        return self._ranking
 
     def median_seconds(self) -> float | None:
         """Median duration of the candidates that count against the budget and did not stay paused; None without one."""
@@ -120,6 +133,9 @@ class StudyTrials(Sequence[TrialRecord]):
         """Seconds in which at least one worker was busy, over all runs of the study; failed trials are not counted."""
         return self._busy.seconds([t.started for t in self.running.values() if t.started])
 
+    def _ended(self, slot: int) -> bool:
+        return slot in self.active and self.active[slot].state in ("scored", "paused")
+
     def _ends_a_paused_run(self, t: TrialRecord) -> bool:
         return t.continues is not None and t.runs == 1 and self._records[self._positions[t.continues]].state == "paused"
 
@@ -127,7 +143,7 @@ class StudyTrials(Sequence[TrialRecord]):
         return read_trial(self._study, t, self._slots, new_slot=len(self.by_slot))
 
     def _file(self, t: TrialRecord) -> None:
-        self._candidates = None
+        self._ranking = None
         attempts = self.by_slot.setdefault(t.slot, [])
         if t.number in self._positions:
             before = self._records[self._positions[t.number]]
@@ -171,6 +187,19 @@ class StudyTrials(Sequence[TrialRecord]):
                 bisect.insort(self._seconds, self.candidate(first).seconds)
         elif not is_abandoned(attempts):
             self.open_slots[slot] = attempts
+        if active is None or active.continues is None:
+            self._set_candidate(slot, active)
+        else:
+            continued: TrialRecord = self._records[self._positions[active.continues]]
+            self._set_candidate(continued.slot, self.active.get(continued.slot))
+
+    def _set_candidate(self, slot: int, active: TrialRecord | None) -> None:
+        """Set the candidate of a slot that is for a new one."""
+        candidate = self.candidate(active.number) if active is not None else None
+        if isinstance(candidate, Candidate):
+            self._candidates[slot] = candidate
+        else:
+            self._candidates.pop(slot, None)
 
 
 def is_abandoned(attempts: Sequence[TrialRecord]) -> bool:

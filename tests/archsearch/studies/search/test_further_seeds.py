@@ -19,16 +19,15 @@ from archsearch.studies.storage.further_runs import (
     LIKELY,
     SHARE,
     FurtherRuns,
-    front_probabilities,
-    run_noise,
-    seed_offsets,
 )
+from archsearch.studies.storage.ranking import Ranking, Row, run_noise, seed_offsets
 from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import QuickScorer
 from tests.archsearch.studies.search.test_candidates import candidate
+from tests.records import latency_record
 
 Make = Callable[..., StudyConfig]
 Start = Callable[..., BaseProcess]
@@ -136,24 +135,30 @@ def test_noise_is_learned_from_candidates_of_several_seeds() -> None:
         estimate = Estimate(value=sum(by_seed) / len(by_seed), low=0, high=9, by_seed=by_seed)
         return c.with_score(quality=c.score.quality.model_copy(update={"validation_loss": estimate}))
 
+    def noise(candidates: list[Candidate]) -> float:
+        return run_noise(seeds_of(c) for c in candidates)
+
     once = [with_seeds(i, (1.0 + i,)) for i in range(4)]
-    assert run_noise(once, "validation_loss") == RUN_NOISE
+    assert noise(once) == RUN_NOISE
     noisy = [with_seeds(i, (1 + i, (1 + i) * (1.1 if i % 2 else 0.9))) for i in range(40)]
-    assert run_noise([*once, *noisy], "validation_loss") == pytest.approx(0.1 / 2**0.5, rel=0.1)
+    assert noise([*once, *noisy]) == pytest.approx(0.1 / 2**0.5, rel=0.1)
     two = noisy[:2]
-    assert RUN_NOISE < run_noise(two, "validation_loss") < 0.1, "of little evidence the prior keeps its share"
+    assert RUN_NOISE < noise(two) < 0.1, "of little evidence the prior keeps its share"
+
+
+def chances(candidates: list[Candidate]) -> dict[int, float]:
+    return Ranking(StudyConfig.model_validate({"name": "a", "space": "emoji", "trials": 3}), candidates).chances
 
 
 def test_probability_of_being_on_the_front() -> None:
     """By hand: the second is surely dominated, the third and the fourth differ by a tenth of their noise."""
     points = [candidate(0, 1.0, 20.0), candidate(1, 1.5, 21.0), candidate(2, 1.2, 10.0), candidate(3, 1.201, 10.0)]
-    found = front_probabilities(points, ("validation_loss", "latency_ms"), seed=0)
-    assert found.keys() == {0, 2, 3}
-    assert found[0] == 1.0
+    found = chances(points)
+    assert (found[0], found[1]) == (1.0, 0.0)
     assert 0.35 < found[3] < found[2] < 0.65
     assert found[2] + found[3] == pytest.approx(1)
     assert found[3] > LIKELY
-    assert front_probabilities([], ("validation_loss",), seed=0) == {}
+    assert chances([]) == {}
 
 
 def test_candidates_are_compared_without_the_effects_of_their_seeds() -> None:
@@ -168,10 +173,24 @@ def test_candidates_are_compared_without_the_effects_of_their_seeds() -> None:
         return c.with_score(quality=c.score.quality.model_copy(update={"validation_loss": estimate}))
 
     points = [trained(0, 30.0, 1.0, 3), trained(1, 10.0, 1.4, 3), trained(2, 20.0, 1.35, 1)]
-    assert seed_offsets(points, "validation_loss") == pytest.approx((0.1, 0.02, 0.0))
-    assert seed_offsets(points[1:], "validation_loss") == ()
+    by_seed = [seeds_of(c) for c in points]
+    assert seed_offsets(by_seed) == pytest.approx((0.1, 0.02, 0.0))
+    assert seed_offsets(by_seed[1:]) == ()
     assert points[2].value("validation_loss") > points[1].value("validation_loss"), "as they are, it is dominated"
-    assert front_probabilities(points, ("validation_loss", "latency_ms"), seed=0)[2] > 0.9
+    assert chances(points)[2] > 0.9
+
+
+def test_a_kept_ranking_is_that_of_a_first_one(settings: Make) -> None:
+    """Whatever was added or has changed since."""
+    made, known = settings(trials=24, sampler="random", **SEEDS), dict[int, Row]()
+    candidates = run(made)
+    for count in range(1, 25):
+        some = candidates[:count]
+        if count % 3 == 0:  # another measurement
+            some[count // 2] = candidates[count // 2] = some[count // 2].with_score(latency=latency_record(count))
+        kept, first = Ranking(made, some, known=known), Ranking(made, some)
+        assert (kept.chances, kept.noise, kept.offsets) == (first.chances, first.noise, first.offsets)
+        assert kept.scored == eligible(some)
 
 
 def test_nothing_is_wanted_without_the_setting(settings: Make) -> None:

@@ -19,10 +19,11 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import eligible, load_attempts, load_candidates
 from archsearch.studies.search.run import search
 from archsearch.studies.storage.database import load_study
-from archsearch.studies.storage.further_runs import LIKELY, chances
+from archsearch.studies.storage.further_runs import LIKELY
 from archsearch.studies.storage.paused_runs import CHECKPOINT
+from archsearch.studies.storage.ranking import Ranking
 from archsearch.studies.storage.record import Candidate
-from archsearch.studies.storage.rungs import FEWEST, TRUSTED, RungModel, RungModels
+from archsearch.studies.storage.rungs import FEWEST, TRUSTED, RungModel
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
 from tests.archsearch.studies.quick import QuickScorer
@@ -69,7 +70,7 @@ def test_the_hopeless_are_pruned_and_say_so(settings: Make, steps: Path) -> None
     assert len(candidates) == 30
     assert 8 < len(pruned) <= 30 - FEWEST, "the first go on, so that the rungs become known"
     assert all(c.score.quality is None and c.score.latency and c.score.cost.params for c in pruned)
-    odds = chances(made, candidates)
+    odds = Ranking(made, candidates).chances
     assert all(odds[c.number] <= LIKELY for c in pruned)
     trained: dict[tuple[str, str], list[tuple[int, int]]] = collections.defaultdict(list)
     for line in steps.read_text().splitlines():
@@ -93,7 +94,7 @@ def test_no_rung_decides_that_does_not_tell(settings: Make) -> None:
     candidates = run(made, Misleading)
     assert {c.state for c in candidates} == {"scored"}
     assert len(eligible(candidates)) == 12
-    model = RungModels(made, candidates)[30]
+    model = Ranking(made, candidates).rung_models[30]
     assert model is not None
     assert model.correlation < 0
 

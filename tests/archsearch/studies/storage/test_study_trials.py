@@ -71,6 +71,7 @@ class Life:
 def told(trials: StudyTrials) -> dict[str, Any]:
     """All that is kept, but for the order of what has ended."""
     kept = {name: getattr(trials, name) for name in ("by_slot", "active", "open_slots", "scored", "running")}
+    kept |= {"candidates": trials.candidates(), "continued": trials.continued()}
     ended = sorted(t.number for t in trials.ended)
     return {**kept, "all": list(trials), "ended": ended, **{i: trials.of_architecture(i) for i in "abcd"}}
 
