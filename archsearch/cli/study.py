@@ -179,11 +179,11 @@ def audit(
     rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
     page = write_report(load_study(settings), settings.folder / "report.html", source=study)
     if out:
-        write_audit(rows, out)
+        write_audit(rows, out, steps=settings.protocol.steps)
     if as_json:
         print_json({"factor": factor, "rows": [asdict(row) for row in rows]})
     else:
-        typer.echo(markdown(rows))
+        typer.echo(markdown(rows, steps=settings.protocol.steps))
         typer.echo(f"Report: {page.resolve()}")
 
 

@@ -14,6 +14,9 @@ from archsearch.stats.intervals import CONFIDENCE
 
 Array = NDArray[np.float64]
 
+FIT = 0.5
+"""A score is fit to rank if the interval of its agreement with the long run ends above this."""
+
 MIN_CANDIDATES = 4
 """Fewest candidates for which a rank correlation is computed."""
 
@@ -51,6 +54,19 @@ def interval(rho: float, count: int, *, controls: int = 0) -> tuple[float, float
     rho = min(max(rho, -largest), largest)
     half = float(ndtri((1 + CONFIDENCE) / 2)) * math.sqrt((1 + rho**2) / freedom)
     return math.tanh(math.atanh(rho) - half), math.tanh(math.atanh(rho) + half)
+
+
+def candidates_needed(rho: float, *, controls: int = 0) -> int | None:
+    """Number of candidates of whom a rank correlation would show a score fit to rank; None if no number would."""
+    if rho <= FIT:
+        return None
+    # The interval's formula, solved for the number; the largest correlation of few candidates may ask for some more.
+    rho = min(rho, 0.999)
+    steps = float(ndtri((1 + CONFIDENCE) / 2)) / (math.atanh(rho) - math.atanh(FIT))
+    count = max(MIN_CANDIDATES, 3 + controls + math.ceil(steps**2 * (1 + rho**2)))
+    while interval(rho, count, controls=controls)[0] <= FIT:
+        count += 1
+    return count
 
 
 def rank_correlation(columns: Array) -> Array:

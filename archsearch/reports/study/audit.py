@@ -1,18 +1,34 @@
-"""Table of a proxy audit: the rank agreement of every score and baseline with every target; HTML, Markdown and CSV."""
+"""Tables of a proxy audit: which scores are fit to rank by, and how every score and baseline agrees with every target.
+
+They are written as HTML, Markdown and CSV.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from archsearch.score import OBJECTIVES
 from archsearch.stats import rank_correlation
-from archsearch.studies.experiments.proxy_audit import FROM_SCRATCH, TWIN, AgreementRow
+from archsearch.stats.rank_correlation import FIT
+from archsearch.studies.experiments.proxy_audit import (
+    AS_IS,
+    BASELINES,
+    CONTROLLED_FOR,
+    FROM_SCRATCH,
+    ITSELF,
+    TWIN,
+    AgreementRow,
+)
 
 HEADER = tuple(field.name for field in dataclasses.fields(AgreementRow))
 
+RULE = (
+    f"A score is fit to rank if the 95 % interval of its agreement with the long run, as it is and at equal latency, "
+    f"ends above {FIT}."
+)
 
 FEW = 10
 """Number of candidates below which the table says that it can hardly tell anything."""
@@ -23,13 +39,66 @@ def load_audit(attrs: Mapping[str, Any]) -> list[AgreementRow]:
     return [AgreementRow(**row) for row in attrs.get("audit", [])]
 
 
-def markdown(rows: Sequence[AgreementRow]) -> str:
-    """Format the audit as a Markdown table with one row per agreement, and what few candidates cannot tell."""
+class Fitness(NamedTuple):
+    """Whether a score is fit to rank by, and what would settle it, as it is displayed."""
+
+    score: str
+    target: str
+    fit: str
+    settles: str
+
+
+def fitness(rows: Sequence[AgreementRow], *, steps: int) -> list[Fitness]:
+    """Say of each score of the short runs whether it is fit to rank as each score of the long runs does.
+
+    It is if its agreement is above `FIT` both as it is and at equal latency, at the lower ends of the intervals.
+
+    Args:
+        steps: training steps of the short runs.
+    """
+    kinds = (AS_IS, CONTROLLED_FOR["latency_ms"])
+    pairs: dict[tuple[str, str], list[AgreementRow]] = {}
+    for row in rows:
+        is_score = not row.score.startswith(BASELINES) and FROM_SCRATCH not in row.score
+        if is_score and row.target != ITSELF and row.kind.startswith(kinds) and row.low is not None:
+            pairs.setdefault((row.score, row.target), []).append(row)
+    return [
+        Fitness(_display_name(score), _display_name(target), *_fitness(of_one, steps))
+        for (score, target), of_one in pairs.items()
+    ]
+
+
+def _fitness(rows: Sequence[AgreementRow], steps: int) -> tuple[str, str]:
+    needed: list[int | None] = []
+    for row in rows:
+        assert row.rho is not None
+        assert row.low is not None
+        if row.low <= FIT:
+            needed.append(rank_correlation.candidates_needed(row.rho, controls=int(row.kind != AS_IS)))
+    if not needed:
+        return "yes", "–"
+    if None in needed:
+        return "no", f"longer short runs, e.g. of {2 * steps:,} steps instead of {steps:,}: ρ itself is not above {FIT}"
+    most = max(n for n in needed if n is not None)
+    return "not shown", f"{most:,} candidates, if ρ stays as it is (now {rows[0].n})"
+
+
+def markdown(rows: Sequence[AgreementRow], *, steps: int) -> str:
+    """Format the audit as Markdown tables: which scores are fit to rank, and one row per agreement.
+
+    Args:
+        steps: training steps of the short runs.
+    """
     from archsearch.reports.rendering import tables
 
     header = ("score", "against", "kind", "ρ", "95 % interval", "n")
-    table = tables.markdown(header, [_cells(r) for r in rows], text_columns=3)
-    return f"{table}\n{text}\n" if (text := warning(rows)) else table
+    parts = [tables.markdown(header, [_cells(r) for r in rows], text_columns=3)]
+    if text := warning(rows):
+        parts.append(f"{text}\n")
+    if found := fitness(rows, steps=steps):
+        table = tables.markdown(("score", "against", "fit to rank", "what would settle it"), found, text_columns=4)
+        parts = [f"{RULE}\n\n{table}", *parts]
+    return "\n".join(parts)
 
 
 def warning(rows: Sequence[AgreementRow]) -> str:
@@ -53,7 +122,7 @@ def csv(rows: Sequence[AgreementRow]) -> str:
     return tables.csv(pandas.DataFrame([[getattr(r, name) for name in HEADER] for r in rows], columns=list(HEADER)))
 
 
-def section(rows: Sequence[AgreementRow]) -> str:
+def section(rows: Sequence[AgreementRow], *, steps: int) -> str:
     """Render the audit's section of the report as HTML."""
     from archsearch.reports.rendering import html
 
@@ -63,10 +132,12 @@ def section(rows: Sequence[AgreementRow]) -> str:
         elastic=any(FROM_SCRATCH in r.score for r in rows),
         proxy=any(TWIN in r.score for r in rows),
         warning=warning(rows),
+        fitness=fitness(rows, steps=steps),
+        rule=RULE,
     )
 
 
-def write_audit(rows: Sequence[AgreementRow], out: Path) -> Path:
+def write_audit(rows: Sequence[AgreementRow], out: Path, *, steps: int) -> Path:
     """Write the table as Markdown and as CSV, next to each other under the stem of ``out``.
 
     Returns:
@@ -78,7 +149,9 @@ def write_audit(rows: Sequence[AgreementRow], out: Path) -> Path:
     from snapgen.io.atomic import atomic_write_texts
 
     other = out.with_suffix(".md" if out.suffix == ".csv" else ".csv")
-    atomic_write_texts({path: csv(rows) if path.suffix == ".csv" else markdown(rows) for path in (out, other)})
+    atomic_write_texts(
+        {path: csv(rows) if path.suffix == ".csv" else markdown(rows, steps=steps) for path in (out, other)}
+    )
     return out
 
 

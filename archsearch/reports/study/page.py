@@ -65,7 +65,7 @@ def render(study: StudyData, *, source: str, assets_dir: Path, evolution: PageSe
         "protocol": flat(unnested(study.attrs.get("protocol", {}))),
         "machine": flat(study.attrs.get("machine", {})),
         "settings": flat({k: v for k, v in study.attrs["settings"].items() if k != "protocol"}),
-        "audit": Markup(audit.section(audit_rows)) if audit_rows else "",
+        "audit": Markup(audit.section(audit_rows, steps=study.short_steps)) if audit_rows else "",
         "evolution": Markup(evolution.html()) if evolution else "",
     }
     repeated = [name for name, agreement in agreements.items() if agreement.n > 1]

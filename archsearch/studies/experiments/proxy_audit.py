@@ -37,6 +37,7 @@ FROM_SCRATCH = "from scratch at equal compute"
 BASELINES = ("params", "macs", "latency_ms")
 TWIN = " of the twin in "
 AS_IS = "as is"
+ITSELF = "itself with another seed"
 CONTROLLED_FOR = {"latency_ms": "at equal latency", "macs": "at equal MACs"}
 
 
@@ -218,7 +219,7 @@ def audit_table(
     for name in metrics:
         first_seed, last_seed = ([_by_seed(c, name)[i] for c in short] for i in (0, -1))
         if all(len(_by_seed(c, name)) > 1 for c in short):
-            rows += _rows(name + twin, "itself with another seed", first_seed, last_seed, controls)
+            rows += _rows(name + twin, ITSELF, first_seed, last_seed, controls)
     for target in metrics:
         reference = [c.value(target) for c in long]
         predicted = f"{target}{twin} of {long_run}"
