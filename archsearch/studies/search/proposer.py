@@ -148,7 +148,9 @@ class Proposer:
         if self._settings.seeds is not None:
             for name, offsets in trials.ranking(self._settings).offsets.items():
                 which = self._settings.objectives.index(name)
-                past = [p.shifted(which, -offsets[max(1, round(p.runs)) - 1]) for p in past] if offsets else past
+                # As if all had only the first seed: the others' values change, which are few.
+                apart = [offsets[0] - offset for offset in offsets]
+                past = [p.shifted(which, apart[round(p.runs) - 1]) if apart and p.runs > 1 else p for p in past]
         return past
 
     def _predicted(self, trials: StudyTrials) -> dict[int, ObservedTrial]:
