@@ -28,7 +28,7 @@ app = typer.Typer()
 )
 def serve_device(
     storage: Annotated[str, typer.Option(help="Where the searches are: their Optuna URL.")],
-    device: Annotated[str, typer.Option(help="What to measure on: host, coreml or iphone.")] = "host",
+    device: Annotated[str, typer.Option(help="What to measure on: host, coreml, coreai or iphone.")] = "host",
     device_option: Annotated[
         list[str] | None, typer.Option(help="A setting of the device, KEY=VALUE; may be given again.")
     ] = None,
@@ -219,6 +219,29 @@ def validate(
     left = f" ({found.excluded} it was fitted to left out)" if found.excluded else ""
     print_table(f"{found.nets} nets{left}", header, cells)
     typer.echo(f"The interval is meant to hold {COVERAGE:.0%}; its upper end is {found.interval:+.0%}, in the median.")
+
+
+@latency_app.command(epilog="Example: archsearch latency verify records.jsonl more.jsonl")
+def verify(
+    records: Annotated[list[str], typer.Argument(help="Files of latency sample, or studies.")],
+    as_json: Json = False,
+) -> None:
+    """Say whether records share their machine, operating system and versions; if not, the exit status is 1."""
+    from archsearch.latency.records import shared_conditions
+    from archsearch.studies.experiments.latency_validation import load_all_records
+
+    found = shared_conditions([sample.record for source in records for sample in load_all_records(source)])
+    if as_json:
+        print_json(found)
+    else:
+        rows = [
+            (what, "the same" if len(values) == 1 else f"{len(values)} different", value, str(count))
+            for what, values in found.items()
+            for value, count in values.items()
+        ]
+        print_table("", ("", "", "", "records"), rows)
+    if any(len(values) > 1 for values in found.values()):
+        raise typer.Exit(1)
 
 
 @contextmanager
