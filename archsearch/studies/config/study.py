@@ -43,7 +43,7 @@ class LatencyConfig(Config):
     """Source of latency: a device that measures it, or a prediction. ``options`` are the backend's own."""
 
     device: str = "host"
-    """Device that latency comes from: host, coreml, iphone, or predicted: with a profile's name or a JSON file."""
+    """Device that latency comes from: host, coreml, coreai, iphone, or predicted: with a profile or a JSON file."""
     threads: int | None = Field(default=1, ge=1)
     """CPU threads of one forward pass on the host; None: leave it to the backend. Core ML has no such setting."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -69,8 +69,8 @@ class LatencyConfig(Config):
 
     @property
     def backend_options(self) -> dict[str, Any]:
-        """Keyword arguments of the backend. Core ML backends have no thread setting."""
-        threaded = self.threads is not None and self.device not in ("coreml", "iphone")
+        """Keyword arguments of the backend. Apple's runtimes have no thread setting."""
+        threaded = self.threads is not None and self.device not in ("coreml", "coreai", "iphone")
         return ({"threads": self.threads} if threaded else {}) | self.options
 
 
