@@ -55,6 +55,7 @@ COMMANDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "compare-recipes": ((*_TRAIN, "pandas"), ()),
     "generate": (_QUALITY, ()),
     "export": ((*_QUALITY, "coremltools"), ()),
+    "push": (_QUALITY, ()),
     "convert": (_NET, ()),
     "prune-decoder": (_QUALITY, ()),
     "train-autoencoder": (_QUALITY, ()),

@@ -186,6 +186,36 @@ def _export_run(
     typer.echo(f"\nHow to run them: {(out / DESCRIPTION).resolve()}")
 
 
+@app.command(epilog="Example: archsearch push demo me/demo --dry-run")
+def push(
+    run: Run,
+    name: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Put it over a model of that name.")] = False,
+    message: Annotated[str, typer.Option(help="Of the commit.")] = "Add the pipeline",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, and send nothing.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Put a trained run's pipeline on the hub, with its model card; private unless it is to be public."""
+    from snapgen.io.hub import check_hub_name, push_folder
+    from snapgen.pipeline.card import CARD, write_card
+    from snapgen.pipeline.loading import find_pipeline, load_pipeline
+
+    check_hub_name(name)
+    folder = find_pipeline(run)
+    pipeline = load_pipeline(folder)  # raises for a damaged one
+    if not (folder / CARD).is_file():
+        write_card(folder, pipeline)
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    if dry_run:
+        rows = [(str(file.relative_to(folder)), f"{file.stat().st_size / 1e6:.3f}") for file in files]
+        print_table(f"{name}, {'public' if public else 'private'}", ("", "MB"), rows)
+        return
+    if "FILL IN" in (folder / CARD).read_text(encoding="utf-8") and not quiet:
+        typer.echo(f"{folder / CARD}: what is marked FILL IN is still to be written", err=True)
+    typer.echo(push_folder(folder, name, public=public, update=update, message=message))
+
+
 def _target(to: To) -> Target:
     if to == To.COREAI:
         from snapgen.coreai import COREAI
