@@ -58,6 +58,7 @@ from snapgen.training.stages import (
     NetStage,
     ProgressiveDistillationStage,
 )
+from snapgen.training.trackers import check_trackers
 
 INTERRUPTED = "interrupted: saving a checkpoint after this step; Ctrl-C once more ends without it"
 
@@ -130,6 +131,8 @@ class RecipeRunner:
             InputError: if something is missing or does not fit.
         """
         check_recipe(self.recipe, self.arch, self.shapes, processes=self.accelerator.num_processes)
+        with self.recipe.error_context("log_with"):
+            check_trackers(self.recipe.log_with)
         if self.recipe.init_weights is not None:
             first = next(filter(trains_student, self.recipe.stages), None)
             with self.recipe.error_context("init_weights"):

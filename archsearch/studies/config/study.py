@@ -16,6 +16,7 @@ from archsearch.studies.config.evolution import EvolutionConfig
 from archsearch.studies.config.runs import RungsConfig, SeedsConfig
 from snapgen.config import Config
 from snapgen.errors import InputError
+from snapgen.training.trackers import TrackerName
 
 if TYPE_CHECKING:
     from archsearch.spaces.space import Space
@@ -134,6 +135,9 @@ class StudyConfig(NamedConfig):
     """CPU threads of each worker."""
     checkpoint_minutes: float = Field(default=5, ge=0)
     """Minutes between checkpoints of a candidate's training, from which a killed one resumes; 0: at every report."""
+    log_with: tuple[TrackerName, ...] = ()
+    """Trackers that are told the loss of every candidate's short runs: tensorboard, trackio, wandb, mlflow. They work
+    offline."""
     storage: str | None = None
     """Optuna storage URL; None: an SQLite file in the run folder."""
     artifacts: str | None = None
