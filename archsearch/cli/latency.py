@@ -221,6 +221,36 @@ def validate(
     typer.echo(f"The interval is meant to hold {COVERAGE:.0%}; its upper end is {found.interval:+.0%}, in the median.")
 
 
+@latency_app.command(epilog="Example: archsearch latency figures --profile iphone-15-pro")
+def figures(
+    profile: Annotated[str, typer.Option(help="The shipped profile to hold to them.")] = "iphone-16-pro-max",
+    as_json: Json = False,
+) -> None:
+    """Published figures of Apple devices that no profile is fitted to, and what fitting to them would be worth."""
+    from archsearch.predictor import figures as apple, profiles
+    from snapgen.errors import InputError
+
+    if profile not in profiles.NAMES:
+        raise InputError("--profile", f"no profile is called {profile!r:.60}", f"use {', '.join(profiles.NAMES)}")
+    known, held = apple.figures(), apple.held_out(profile)
+    if as_json:
+        print_json({"figures": [f.model_dump(mode="json") for f in known], "held_out": [asdict(h) for h in held]})
+        return
+    rows = [(f.what, f.tag, f.device, f.units, f.runtime, f"{f.ms:g}", f.source) for f in known]
+    print_table("As published", ("", "tag", "device", "on", "runtime", "ms", "source"), rows)
+    errors = [(h.predicted_ms / h.published_ms, h.refitted_ms / h.published_ms) for h in held]
+    cells = [
+        (h.what, h.device, f"{h.published_ms:.4g}", f"× {shipped:.2f}", f"× {refitted:.2f}")
+        for h, (shipped, refitted) in zip(held, errors, strict=True)
+    ]
+    print_table(f"Held out of {profile}: prediction over published", ("", "of", "ms", "shipped", "refitted"), cells)
+    shipped, refitted = (apple.mean_error(list(ratios)) for ratios in zip(*errors, strict=True))
+    typer.echo(
+        f"Refitted: to the others too, with a tolerance of {apple.OTHER_CHIP:.0%}. Mean factor missed by: "
+        f"shipped {shipped:.2f}, refitted {refitted:.2f}."
+    )
+
+
 @latency_app.command(epilog="Example: archsearch latency verify records.jsonl more.jsonl")
 def verify(
     records: Annotated[list[str], typer.Argument(help="Files of latency sample, or studies.")],
