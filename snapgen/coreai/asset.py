@@ -1,7 +1,7 @@
 """Converts a torch module to a Core AI asset (``.aimodel``) with Apple's own packages, and reads what is in one.
 
-``coreai-torch`` converts and ``coreai-opt`` compresses, on Linux as on a Mac; both belong to the extra ``coreai``.
-Their runtime runs on macOS alone, so that here no output has been compared.
+``coreai-torch`` converts (the extra ``coreai``) and ``coreai-opt`` compresses (the extra ``coreai-opt``), on Linux as
+on a Mac. Their runtime runs on macOS alone, so that here no output has been compared.
 """
 
 from __future__ import annotations
@@ -43,11 +43,15 @@ def versions() -> dict[str, str]:
     Raises:
         InputError: if one is missing.
     """
+    return {name: _version(name, "coreai") for name in ("coreai-core", "coreai-torch")}
+
+
+def _version(package: str, extra: str) -> str:
     try:
-        return {name: metadata.version(name) for name in ("coreai-core", "coreai-torch", "coreai-opt")}
-    except metadata.PackageNotFoundError as error:
-        problem = f"{error.name} is not installed"
-        raise InputError("Core AI", problem, "install the extra: pip install 'archsearch[coreai]'") from None
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        remedy = f"install the extra: pip install 'archsearch[{extra}]'"
+        raise InputError("Core AI", f"{package} is not installed", remedy) from None
 
 
 @contextlib.contextmanager
@@ -60,7 +64,13 @@ def quiet() -> Iterator[None]:
 def save(
     module: nn.Module, inputs: Mapping[str, Tensor], output: str, options: PackageOptions, text: str, path: Path
 ) -> None:
-    """Write a module as an asset, for `Target.save`."""
+    """Write a module as an asset, for `Target.save`.
+
+    Raises:
+        InputError: if the weights are to be compressed, and what compresses is not installed.
+    """
+    if options.int8 or options.palette_bits is not None:
+        _version("coreai-opt", "coreai-opt")
     with quiet():
         coreai_torch = importlib.import_module("coreai_torch")
         with torch.no_grad():

@@ -61,7 +61,7 @@ def _operation(
         kind = _composite(graphs[callee]) or "invoke"
     kind = _KINDS.get(kind, kind)
     names = ARGUMENTS.get(kind, ())
-    named = {name: (value,) for name, value in zip(names, operands, strict=False)}
+    named: dict[str, tuple[MILValue, ...]] = {name: (value,) for name, value in zip(names, operands, strict=False)}
     if len(operands) > len(names):
         named["others"] = tuple(operands[len(names) :])
     return MILOp(kind, f"{kind}_{number}", named, results)
@@ -71,7 +71,7 @@ def _composite(graph: Any) -> str:
     """Name of the composite that a private graph stands for; empty for any other graph."""
     if "composite_decl" not in graph.attributes:
         return ""
-    return re.findall(r'"(\w+)"', str(graph.attributes["composite_decl"]))[0]
+    return str(re.findall(r'"(\w+)"', str(graph.attributes["composite_decl"]))[0])
 
 
 def _argument_names(graph: Any) -> list[str]:

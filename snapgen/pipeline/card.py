@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from snapgen.io.safetensors_header import add_facts
-
-if TYPE_CHECKING:
-    from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 
 CARD = "README.md"
 LOADER = "pipeline.py"
@@ -28,12 +25,12 @@ LIMITS = (
 )
 
 
-def write_card(folder: Path, pipeline: SnapGenPipeline, sections: Mapping[str, str] | None = None) -> None:
+def write_card(folder: Path, pipeline: Any, sections: Mapping[str, str] | None = None) -> None:
     """Write the card, the loader, and the facts in the header of each component's weights.
 
     Args:
         folder: a pipeline's folder.
-        pipeline: the pipeline in it.
+        pipeline: the pipeline in it, a `snapgen.pipeline.snapgen_pipeline.SnapGenPipeline`.
         sections: further sections of Markdown by their heading, in order.
     """
     facts = {
@@ -48,7 +45,7 @@ def write_card(folder: Path, pipeline: SnapGenPipeline, sections: Mapping[str, s
     (folder / CARD).write_text(card(pipeline, folder.resolve().parent.name, sections or {}), encoding="utf-8")
 
 
-def card(pipeline: SnapGenPipeline, name: str, sections: Mapping[str, str]) -> str:
+def card(pipeline: Any, name: str, sections: Mapping[str, str]) -> str:
     """The text of a card; what nobody but its author can know is marked FILL IN."""
     config, arch = pipeline.config, pipeline.unet.arch
     parts = {"U-Net": pipeline.unet, "autoencoder": pipeline.vae, "tiny decoder": pipeline.decoder}

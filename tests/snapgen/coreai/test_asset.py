@@ -87,7 +87,7 @@ def test_a_decoder_and_its_facts() -> None:
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize(("options", "bits"), [({}, 16), ({"palette_bits": 4}, 4), ({"int8": True}, 8)])
 def test_weights_are_stored_small(options: dict[str, Any], bits: int) -> None:
-    arch = apply_overrides(SMALL, {"all.channels": 64})
+    arch = apply_overrides(SMALL, {"levels[0].channels": 64, "levels[1].channels": 64})
     found = summary(convert.convert_unet(arch, 8, options=PackageOptions(**options), target=COREAI))
     assert found.size_bytes == pytest.approx(cost(arch, 8).params * bits / 8, rel=0.25)
     assert found.macs == cost(arch, 8).macs
@@ -107,6 +107,8 @@ def test_without_the_extra_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(asset.metadata, "version", version)
     with pytest.raises(InputError, match=r"coreai-core is not installed; install the extra: .*archsearch\[coreai\]"):
         COREAI.versions()
+    with pytest.raises(InputError, match=r"coreai-opt is not installed; install the extra: .*archsearch\[coreai-opt\]"):
+        COREAI.save(nn.Identity(), {}, "y", PackageOptions(int8=True), "", Path())
 
 
 def test_a_component_that_ends_the_app_is_told() -> None:
