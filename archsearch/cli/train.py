@@ -135,9 +135,14 @@ def _print_machines(title: str, found: Plan, on: list[StageOnMachines], cluster:
         *((name, *map(of, on), total) for name, of, total in lines),
     ]
     print_table(title, ("", *(stage.name for stage in on), "total"), rows)
-    for stage in on:
+    for stage, planned in zip(on, found.stages, strict=True):
+        own = planned.batch // planned.micro_batch_size
         if stage.problem:
             typer.echo(f"{stage.name}: {stage.problem}")
+        elif stage.gradient_accumulation_steps != own:
+            typer.echo(
+                f"{stage.name}: set gradient_accumulation_steps to {stage.gradient_accumulation_steps}, from {own}"
+            )
     caches = ", ".join(f"{name} {_count(size)}B" for name, size in found.disk.items())
     typer.echo(f"\nDisk: {caches or 'unknown'}.\n{cluster.assumptions}")
     typer.echo("Encoding, evaluation, checkpoints and waiting for data are not in it.")

@@ -18,7 +18,7 @@ class StageOnMachines:
     batch: float
     """Images of a step in each process."""
     gradient_accumulation_steps: int
-    """Parts that a process takes its batch in: those of the recipe, or as many as the memory asks for."""
+    """Parts that a process takes its batch in: as few as the memory allows, which may be fewer than the recipe's."""
     memory: int
     """Bytes in each process."""
     seconds: float
@@ -35,12 +35,13 @@ def plan_on(plan: Plan, cluster: Cluster) -> list[StageOnMachines]:
 def _stage(stage: StagePlan, cluster: Cluster) -> StageOnMachines:
     processes = 1 if stage.single_process else cluster.count
     batch = stage.batch / processes
-    parts = stage.batch // stage.micro_batch_size
-    problem = ""
+    parts, problem = 1, ""
     if batch != int(batch):
         problem = f"its batch of {stage.batch:,} is no multiple of {processes} processes"
     elif _memory(stage, 1) > cluster.usable_bytes:
         problem = "a single image does not fit"
+    elif stage.single_process and _memory(stage, batch) > cluster.usable_bytes:
+        problem = "its batch does not fit, and a decoder's is not split: lower training.batch_size"
     while not problem and _memory(stage, batch / parts) > cluster.usable_bytes:
         parts = next(n for n in range(parts + 1, int(batch) + 1) if batch % n == 0)
     seconds = cluster.seconds(stage.macs, stage.precision, processors=processes)

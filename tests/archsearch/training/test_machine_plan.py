@@ -59,6 +59,8 @@ def test_a_batch_is_split_until_it_fits() -> None:
     assert found.gradient_accumulation_steps == 4, "32 images of 1 GB beside 10 GB; two parts would be 74 GB"
     (never,) = plan_on(plan(stage(image_memory=10**11)), parse_cluster("A100"))
     assert never.problem == "a single image does not fit"
+    (decoder,) = plan_on(plan(stage(single_process=True, batch=128)), parse_cluster("A100"))
+    assert decoder.problem.startswith("its batch does not fit")
     (odd,) = plan_on(plan(stage(batch=60)), parse_cluster("64xH100"))
     assert odd.problem == "its batch of 60 is no multiple of 64 processes"
 
