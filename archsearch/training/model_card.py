@@ -47,7 +47,7 @@ def _training(recipe: Recipe) -> str:
 
 
 def _scores(run: Path, recipe: Recipe) -> str:
-    evaluations = read_evaluations(run)
+    evaluations = [each for each in read_evaluations(run) if each["sampling"] is not None]  # those of the student
     if not evaluations:
         return "None were measured."
     last = evaluations[-1]

@@ -69,7 +69,7 @@ class Trackers:
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Log numbers after a step."""
         for tracker in self._open:
-            tracker.log(dict(numbers), step=step)
+            tracker.log({name: float(number) for name, number in numbers.items()}, step=step)
 
     def log_image(self, name: str, image: Tensor, step: int) -> None:
         """Log an image, (3, H, W) uint8, where the tracker takes images: trackio and mlflow do not."""

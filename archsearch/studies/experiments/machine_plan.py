@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from archsearch.cost.counter import cost
 from archsearch.library.machines import Cluster
-from archsearch.spaces.loading import load_space
 from archsearch.studies.config.study import StudyConfig
+from snapgen.errors import InputError
+
+USUAL_FACTOR = 8
+"""Pixels along a side of an image for one of the latent, of an autoencoder that is not on this machine."""
 
 PASSES = 3
 """Forward passes that a training step costs: its own, and two for the gradients."""
@@ -35,10 +38,10 @@ def plan_study_on(config: StudyConfig, cluster: Cluster) -> StudyOnMachines:
     Raises:
         InputError: if the space cannot be read.
     """
-    protocol, space = config.protocol, load_space(config.proxy or config.space)
-    size, tokens = space.latent_size, space.context_tokens
+    protocol, space = config.protocol, config.load_space()
+    base, latent = (space.proxy or space).base, protocol.resolution // _factor(protocol.autoencoder)
     images = protocol.steps * protocol.batch_size * len(protocol.train_seeds)
-    macs = float(PASSES * images * cost(space.base, size, context_tokens=tokens).macs)
+    macs = float(PASSES * images * cost(base, latent, context_tokens=protocol.context_tokens).macs)
     seconds = cluster.seconds(macs, "float32", processors=1)
     rounds = None if config.trials is None else -(-config.trials // cluster.count)
     hourly = cluster.machine.dollars_per_hour
@@ -51,3 +54,12 @@ def plan_study_on(config: StudyConfig, cluster: Cluster) -> StudyOnMachines:
         dollars_per_candidate=None if hourly is None else hourly * seconds / 3600,
         dollars=None if total is None else cluster.dollars(total),
     )
+
+
+def _factor(autoencoder: str) -> int:
+    from snapgen.autoencoders.autoencoder import load_autoencoder
+
+    try:
+        return load_autoencoder(autoencoder).factor
+    except InputError:
+        return USUAL_FACTOR

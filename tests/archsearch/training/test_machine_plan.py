@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from archsearch.cli import app
+from archsearch.cost.counter import cost
 from archsearch.library.machines import UTILIZATION, machines, parse_cluster
 from archsearch.studies.config.study import load_config
 from archsearch.studies.experiments.machine_plan import plan_study_on
@@ -85,6 +86,9 @@ def test_a_study_is_planned_candidate_by_candidate() -> None:
     config = load_config("emoji")
     one, many = (plan_study_on(config, parse_cluster(name)) for name in ("H100", "4xH100"))
     assert one.seconds_per_candidate == many.seconds_per_candidate
+    protocol, base = config.protocol, config.load_space().base
+    passes = 3 * protocol.steps * protocol.batch_size * len(protocol.train_seeds)
+    assert one.macs_per_candidate == passes * cost(base, 8, context_tokens=protocol.context_tokens).macs
     assert config.trials is None or many.seconds == -(-config.trials // 4) * one.seconds_per_candidate
 
 
