@@ -42,11 +42,22 @@ def _coreml(options: Mapping[str, Any]) -> Backend:
     return coreml.on_mac(options)
 
 
+def _coreai(options: Mapping[str, Any]) -> Backend:
+    from archsearch.latency import coreai  # optional dependency: the extra coreai
+
+    return coreai.on_mac(options)
+
+
 def _iphone(options: Mapping[str, Any]) -> Backend:
     from archsearch.latency import coreml
 
     return coreml.on_phone(options)
 
 
-BACKENDS: Mapping[str, Callable[[Mapping[str, Any]], Backend]] = {"host": _host, "coreml": _coreml, "iphone": _iphone}
+BACKENDS: Mapping[str, Callable[[Mapping[str, Any]], Backend]] = {
+    "host": _host,
+    "coreml": _coreml,
+    "coreai": _coreai,
+    "iphone": _iphone,
+}
 """Factory of each device's backend; it receives the study's options."""

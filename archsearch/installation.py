@@ -16,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from snapgen.errors import InputError, first_line
 
 PROJECT = "archsearch"
-EXTRAS = ("postgresql", "dashboard")
+EXTRAS = ("postgresql", "dashboard", "coreai")
 """The optional dependencies that users install; the others are for those who develop archsearch."""
 
 TOOLS: Mapping[str, tuple[str, str]] = {
@@ -34,7 +34,7 @@ _QUALITY = (*_NET, "transformers", "scipy", "filelock", "pillow", "braceexpand")
 _STUDY = ("optuna", "scipy", "psutil", "pillow")
 _REPORT = ("pandas", "plotly", "jinja2")
 _TRAIN = (*_QUALITY, *_COST, "accelerate", "tensorboard")
-_DEVICES = ("coreml", "iphone")
+_DEVICES = ("coreml", "coreai", "iphone")
 
 COMMANDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "search": ((*_STUDY, *_LATENCY, *_QUALITY, *_REPORT), ("postgresql", *_DEVICES)),
@@ -55,6 +55,7 @@ COMMANDS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "compare-recipes": ((*_TRAIN, "pandas"), ()),
     "generate": (_QUALITY, ()),
     "export": ((*_QUALITY, "coremltools"), ()),
+    "push": (_QUALITY, ()),
     "convert": (_NET, ()),
     "prune-decoder": (_QUALITY, ()),
     "train-autoencoder": (_QUALITY, ()),
@@ -210,6 +211,7 @@ def _backends(*, complete: bool) -> Iterator[Check]:
 
     yield Check("host", True, f"ONNX Runtime on {chip()}")
     yield _tried("coreml", _mac)
+    yield _tried("coreai", _mac_with_coreai)
     yield _tried("iphone", lambda: _phone_name(coreml.phone_config({}).phone))
     yield Check("predicted", True, ", ".join(f"predicted:{name}" for name in profiles.NAMES))
 
@@ -219,6 +221,14 @@ def _mac() -> str:
     from archsearch.machine import chip
 
     iphone.check_mac("coreml")
+    return chip()
+
+
+def _mac_with_coreai() -> str:
+    from archsearch.latency import coreai
+    from archsearch.machine import chip
+
+    coreai.on_mac({})
     return chip()
 
 
@@ -256,6 +266,7 @@ def _commands(packages: Sequence[Check], extras: Sequence[Check], backends: Sequ
 
 _OPTIONS = {
     "postgresql": "storages of PostgreSQL",
+    "coreai": "--device coreai",
     "coreml": "--device coreml",
     "iphone": "--device iphone",
 }

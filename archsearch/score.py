@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -27,6 +28,16 @@ class MissingScore(LookupError):
 
 class ProtocolMismatch(InputError):
     """Raised before quality numbers of different protocols are compared, ranked or drawn on one axis."""
+
+
+class RuntimeMismatch(InputError):
+    """Raised before latencies of different runtimes are compared or ranked."""
+
+
+RUNTIMES: Mapping[str, str] = types.MappingProxyType(
+    {"Core ML": "Core ML", "Core AI": "Core AI", "onnxruntime": "ONNX Runtime", "torch": "torch"}
+)
+"""Runtimes by what the field `LatencyRecord.runtime` begins with."""
 
 
 class Curve(Config):
@@ -151,6 +162,11 @@ class LatencyRecord(Config):
         return "90 % interval" if self.interval_ms else "quartiles"
 
     @property
+    def engine(self) -> str:
+        """The runtime without its version: Core ML, Core AI, ONNX Runtime or torch, or as the record has it."""
+        return _engine(self.runtime)
+
+    @property
     def conditions(self) -> tuple[str, str, str, str, str, str]:
         """Source, device, compute units, chip, threads, runtime: only latencies with equal conditions can be ranked."""
         return self.source, self.device, self.compute_units, self.chip, str(self.threads), self.runtime
@@ -247,6 +263,22 @@ def interval_name(name: str, records: Iterable[LatencyRecord] = ()) -> str:
     if name in QUALITY_METRICS:
         return "95 % interval"
     return " or ".join(sorted({record.interval_name for record in records})) if name == "latency_ms" else ""
+
+
+def _engine(runtime: str) -> str:
+    return next((name for start, name in RUNTIMES.items() if runtime.startswith(start)), runtime)
+
+
+def check_one_runtime(runtimes: Iterable[str], source: str | Path) -> None:
+    """Check that latencies are of one runtime, of whatever version, from their records' field ``runtime``.
+
+    Raises:
+        RuntimeMismatch: if they are not: one graph takes twice the time in Core AI that it takes in Core ML.
+    """
+    engines = sorted({_engine(runtime) for runtime in runtimes})
+    if len(engines) > 1:
+        problem = f"has latencies of {' and '.join(engines)}, which are not comparable"
+        raise RuntimeMismatch(source, problem, "compare those of one runtime; archsearch latency verify lists them")
 
 
 def comparable(a: Quality, b: Quality, *, difference: str | None = None) -> None:

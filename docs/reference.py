@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from archsearch.block_latency.config import BlockTableConfig
+from archsearch.latency.coreai import CoreAIConfig
 from archsearch.latency.coreml import CoreMLConfig, IPhoneConfig
 from archsearch.latency.host import HostConfig
 from archsearch.latency.steady_state import SteadyStateConfig
@@ -98,6 +99,7 @@ PAGES = (
             Section(LatencyConfig, "Latency", "Under `latency`. See [Latency](../latency.md)."),
             Section(HostConfig, "Options of the device host", "Under `latency.options` with `device: host`."),
             Section(CoreMLConfig, "Options of the device coreml", "Under `latency.options` with `device: coreml`."),
+            Section(CoreAIConfig, "Options of the device coreai", "Under `latency.options` with `device: coreai`."),
             Section(IPhoneConfig, "Options of the device iphone", "Under `latency.options` with `device: iphone`."),
             Section(
                 PredictedConfig,

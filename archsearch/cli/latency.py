@@ -28,7 +28,7 @@ app = typer.Typer()
 )
 def serve_device(
     storage: Annotated[str, typer.Option(help="Where the searches are: their Optuna URL.")],
-    device: Annotated[str, typer.Option(help="What to measure on: host, coreml or iphone.")] = "host",
+    device: Annotated[str, typer.Option(help="What to measure on: host, coreml, coreai or iphone.")] = "host",
     device_option: Annotated[
         list[str] | None, typer.Option(help="A setting of the device, KEY=VALUE; may be given again.")
     ] = None,
@@ -219,6 +219,59 @@ def validate(
     left = f" ({found.excluded} it was fitted to left out)" if found.excluded else ""
     print_table(f"{found.nets} nets{left}", header, cells)
     typer.echo(f"The interval is meant to hold {COVERAGE:.0%}; its upper end is {found.interval:+.0%}, in the median.")
+
+
+@latency_app.command(epilog="Example: archsearch latency figures --profile iphone-15-pro")
+def figures(
+    profile: Annotated[str, typer.Option(help="The shipped profile to hold to them.")] = "iphone-16-pro-max",
+    as_json: Json = False,
+) -> None:
+    """Published figures of Apple devices that no profile is fitted to, and what fitting to them would be worth."""
+    from archsearch.predictor import figures as apple, profiles
+    from snapgen.errors import InputError
+
+    if profile not in profiles.NAMES:
+        raise InputError("--profile", f"no profile is called {profile!r:.60}", f"use {', '.join(profiles.NAMES)}")
+    known, held = apple.figures(), apple.held_out(profile)
+    if as_json:
+        print_json({"figures": [f.model_dump(mode="json") for f in known], "held_out": [asdict(h) for h in held]})
+        return
+    rows = [(f.what, f.tag, f.device, f.units, f.runtime, f"{f.ms:g}", f.source) for f in known]
+    print_table("As published", ("", "tag", "device", "on", "runtime", "ms", "source"), rows)
+    errors = [(h.predicted_ms / h.published_ms, h.refitted_ms / h.published_ms) for h in held]
+    cells = [
+        (h.what, h.device, f"{h.published_ms:.4g}", f"× {shipped:.2f}", f"× {refitted:.2f}")
+        for h, (shipped, refitted) in zip(held, errors, strict=True)
+    ]
+    print_table(f"Held out of {profile}: prediction over published", ("", "of", "ms", "shipped", "refitted"), cells)
+    shipped, refitted = (apple.mean_error(list(ratios)) for ratios in zip(*errors, strict=True))
+    typer.echo(
+        f"Refitted: to the others too, with a tolerance of {apple.OTHER_CHIP:.0%}. Mean factor missed by: "
+        f"shipped {shipped:.2f}, refitted {refitted:.2f}."
+    )
+
+
+@latency_app.command(epilog="Example: archsearch latency verify records.jsonl more.jsonl")
+def verify(
+    records: Annotated[list[str], typer.Argument(help="Files of latency sample, or studies.")],
+    as_json: Json = False,
+) -> None:
+    """Say whether records share their machine, operating system and versions; if not, the exit status is 1."""
+    from archsearch.latency.records import shared_conditions
+    from archsearch.studies.experiments.latency_validation import load_all_records
+
+    found = shared_conditions([sample.record for source in records for sample in load_all_records(source)])
+    if as_json:
+        print_json(found)
+    else:
+        rows = [
+            (what, "the same" if len(values) == 1 else f"{len(values)} different", value, str(count))
+            for what, values in found.items()
+            for value, count in values.items()
+        ]
+        print_table("", ("", "", "", "records"), rows)
+    if any(len(values) > 1 for values in found.values()):
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ ContextTokens = Annotated[
     int | None,
     typer.Option(min=1, max=LONGEST_CONTEXT, help=f"Length of the context in tokens; {_OF_THE_STUDY} 77."),
 ]
-DEVICES = "host, coreml, iphone, or predicted: and a profile's name or a fitted JSON file"
+DEVICES = "host, coreml, coreai, iphone, or predicted: and a profile's name or a fitted JSON file"
 Device = Annotated[str | None, typer.Option(help=f"{DEVICES}; {_OF_THE_STUDY} host.")]
 Study = Annotated[str, typer.Argument(help="A shipped study (emoji, emoji_large, snapgen) or a YAML file.")]
 BegunStudy = Annotated[str, typer.Argument(help="A shipped study, a YAML file, or the name of a run under runs/.")]
@@ -29,3 +29,5 @@ Storage = Annotated[str | None, typer.Option(help="Where the study is, if not wh
 TABLE = "A shipped table, or a file that archsearch tabulate wrote."
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only results and warnings.")]
+
+On = Annotated[str | None, typer.Option(help="With --dry-run: plan for machines one does not have, e.g. 8xH100.")]

@@ -7,16 +7,18 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archsearch.cli.options import ARCHITECTURE, Json, Quiet
+from archsearch.cli.options import ARCHITECTURE, Json, On, Quiet
 from archsearch.cli.output import check_out, print_json, print_table, show_log
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
+    from archsearch.library.machines import Cluster
     from archsearch.training.dry_run import Plan, StagePlan
+    from archsearch.training.machine_plan import StageOnMachines
     from archsearch.training.recipe import Recipe
     from snapgen.architecture.schema import Architecture
 
@@ -33,10 +35,12 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random, if not the recipe's.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it would take, and train nothing.")] = False,
+    on: On = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Train an architecture by a recipe, from images to a pipeline; or go on with a run that was stopped."""
+    from archsearch.library.machines import parse_cluster
     from archsearch.studies.lookup import find_architecture
     from archsearch.training.recipe import load_recipe
 
@@ -47,9 +51,12 @@ def train(
     if stop_after is not None and stop_after not in [stage.name for stage in found.stages]:
         names = ", ".join(stage.name for stage in found.stages)
         raise InputError("--stop-after", f"{stop_after!r} is not a stage", f"use one of: {names}")
+    cluster = None if on is None else parse_cluster(on)
     if dry_run:
-        _plan(found, net, as_json=as_json)
+        _plan(found, net, cluster, as_json=as_json)
         return
+    if cluster is not None:
+        raise InputError("--on", "plans for another machine, and trains nothing", "add --dry-run")
     from archsearch.training import run as training
 
     if not quiet:
@@ -82,21 +89,67 @@ def compare_recipes(
     typer.echo(page)
 
 
-def _plan(recipe: Recipe, net: Architecture, *, as_json: bool) -> None:
+def _plan(recipe: Recipe, net: Architecture, cluster: Cluster | None, *, as_json: bool) -> None:
     from archsearch.training.compatibility import resolve_shapes
     from archsearch.training.dry_run import plan
+    from archsearch.training.machine_plan import plan_on
 
     given = resolve_shapes(recipe, without_files=True)
     examples, captions, missing = _counted(recipe)
     missing = [*given.missing, *missing]
-    found = plan(recipe, net, given, examples=examples, captions=captions, timed=True)
+    found = plan(recipe, net, given, examples=examples, captions=captions, timed=cluster is None)
+    on = plan_on(found, cluster) if cluster else []
     if as_json:
         total = {"images": found.images, "steps": found.steps, "macs": found.macs}
-        print_json({"architecture_id": net.id, **asdict(found), **total, "missing": missing})
+        print_json({"architecture_id": net.id, **asdict(found), **total, "missing": missing} | _machines_json(on))
         return
-    _print_plan(f"{recipe.name}: architecture {net.id}", found)
+    title = f"{recipe.name}: architecture {net.id}"
+    if cluster:
+        _print_machines(f"{title}, on {cluster.count} × {cluster.name}", found, on, cluster)
+    else:
+        _print_plan(title, found)
     if missing:
         typer.echo(f"Not on this machine, planned as the recipe expects it: {', '.join(dict.fromkeys(missing))}")
+
+
+def _machines_json(on: list[StageOnMachines]) -> dict[str, list[dict[str, Any]]]:
+    return {"on": [asdict(stage) for stage in on]} if on else {}
+
+
+def _print_machines(title: str, found: Plan, on: list[StageOnMachines], cluster: Cluster) -> None:
+    seconds = sum(stage.seconds for stage in on)
+    dollars = cluster.dollars(seconds)
+    lines: list[tuple[str, Callable[[StageOnMachines], str], str]] = [
+        ("processes", lambda s: f"{s.processes:,}", ""),
+        ("batch a process", lambda s: f"{s.batch:,.4g}", ""),
+        ("in parts", lambda s: f"{s.gradient_accumulation_steps:,}", ""),
+        ("memory a GPU", lambda s: f"{_count(s.memory)}B", ""),
+        ("fits", lambda s: "no" if s.problem else "yes", ""),
+        ("time", lambda s: _time(s.seconds), _time(seconds)),
+        ("cost", lambda s: _dollars(s.dollars), _dollars(dollars)),
+    ]
+    rows = [
+        ("images", *(_count(stage.images) for stage in found.stages), _count(found.images)),
+        ("MACs", *(f"{stage.macs:.2e}" for stage in found.stages), f"{found.macs:.2e}"),
+        ("precision", *(stage.precision for stage in found.stages), ""),
+        *((name, *map(of, on), total) for name, of, total in lines),
+    ]
+    print_table(title, ("", *(stage.name for stage in on), "total"), rows)
+    for stage, planned in zip(on, found.stages, strict=True):
+        own = planned.batch // planned.micro_batch_size
+        if stage.problem:
+            typer.echo(f"{stage.name}: {stage.problem}")
+        elif stage.gradient_accumulation_steps != own:
+            typer.echo(
+                f"{stage.name}: set gradient_accumulation_steps to {stage.gradient_accumulation_steps}, from {own}"
+            )
+    caches = ", ".join(f"{name} {_count(size)}B" for name, size in found.disk.items())
+    typer.echo(f"\nDisk: {caches or 'unknown'}.\n{cluster.assumptions}")
+    typer.echo("Encoding, evaluation, checkpoints and waiting for data are not in it.")
+
+
+def _dollars(amount: float | None) -> str:
+    return "?" if amount is None else f"${amount:,.0f}" if amount >= 10 else f"${amount:.2f}"
 
 
 def _counted(recipe: Recipe) -> tuple[int | None, int | None, list[str]]:

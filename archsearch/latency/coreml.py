@@ -32,7 +32,7 @@ from snapgen import config
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config
 from snapgen.coreml import convert
-from snapgen.coreml.package import quiet
+from snapgen.coreml.package import Target, quiet
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -83,20 +83,22 @@ ENVIRONMENT = {
 }
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
+    """Times of a net on a device, and where its operations ran if that is known."""
+
     load_ms: float
     timing: RunTimes
     operations: tuple[PlacedOp, ...]
 
 
-class CoreMLBackend:
-    """Measures on this Mac with Core ML, in float16 with random weights.
+class AppleBackend:
+    """Measures nets on an Apple device, in float16 with random weights."""
 
-    The time of a run is the duration of Core ML's prediction as reported by coremltools, without Python's overhead.
-    `archsearch.latency.steady_state.time_until_steady` determines the number of runs.
-    """
-
-    device = "coreml"
+    device: str
+    target: Target
+    """What the nets are converted to."""
+    tool: str
+    """The package whose version a record names."""
 
     def __init__(self, options: CoreMLConfig) -> None:
         self.options = options
@@ -114,24 +116,63 @@ class CoreMLBackend:
         arch.validate_latent_size(latent_size)
         try:
             package = convert.convert_unet(
-                arch, latent_size, context_tokens=context_tokens, options=self.options.weights
+                arch, latent_size, context_tokens=context_tokens, options=self.options.weights, target=self.target
             )
-            run = self._run(package, _model_inputs(arch, latent_size, context_tokens))
+            run = self._run(package, model_inputs(arch, latent_size, context_tokens))
         except (InputError, DeviceLostError):
             raise
-        except Exception as error:  # coremltools' and Core ML's errors share no class but Exception
+        except Exception as error:  # Apple's packages' errors share no class but Exception
             reason = " ".join(str(error).split()) or type(error).__name__
             raise MeasurementError(f"{arch.id} could not be measured on {self.device}: {reason}") from error
         return DetailedRecord(self._record(run), run.operations)
 
-    def _run(self, package: Path, inputs: ModelInputs) -> _Run:
+    def _run(self, package: Path, inputs: ModelInputs) -> Run:
+        raise NotImplementedError
+
+    def _record(self, run: Run) -> LatencyRecord:
+        lower, median, upper = (seconds * 1e3 for seconds in run.timing.quartiles())
+        share = neural_engine_share(run.operations) if run.operations else None
+        weights = self.options.weights
+        compression = f", {weights.palette_bits}-bit weights" if weights.palette_bits else ", int8 weights"
+        return LatencyRecord(
+            median_ms=median,
+            lower_quartile_ms=lower,
+            upper_quartile_ms=upper,
+            runs=len(run.timing.runs),
+            source="measured",
+            device=self.device,
+            compute_units=self.options.compute_units,
+            load_ms=run.load_ms,
+            runtime=f"{self.target.title}, {self.tool} {machine.installed(self.tool)}"
+            + (compression if weights != convert.PackageOptions() else ""),
+            steady=run.timing.steady,
+            placement=by_operator(run.operations) if run.operations else None,
+            neural_engine_share=share.cost if share else None,
+            neural_engine_operations=share.operations if share else None,
+            **self._conditions(),
+        )
+
+    def _conditions(self) -> dict[str, Any]:
+        return {"chip": machine.chip(), "os": machine.operating_system(), "thermal_state": iphone.thermal_state()}
+
+
+class CoreMLBackend(AppleBackend):
+    """Measures on this Mac with Core ML, in float16 with random weights.
+
+    The time of a run is the duration of Core ML's prediction as reported by coremltools, without Python's overhead.
+    `archsearch.latency.steady_state.time_until_steady` determines the number of runs.
+    """
+
+    device, target, tool = "coreml", convert.COREML, "coremltools"
+
+    def _run(self, package: Path, inputs: ModelInputs) -> Run:
         loop = AsyncRunner()
         try:
             return self._measure(package, inputs, loop, None)
         finally:
             loop.stop()
 
-    def _measure(self, package: Path, inputs: ModelInputs, loop: AsyncRunner, device: Device | None) -> _Run:
+    def _measure(self, package: Path, inputs: ModelInputs, loop: AsyncRunner, device: Device | None) -> Run:
         deadline = time.monotonic() + self.options.timeout
         alive = device.session.is_alive if device else lambda: True
 
@@ -155,37 +196,11 @@ class CoreMLBackend:
             operations: tuple[PlacedOp, ...] = ()
             with contextlib.suppress(Exception):  # the measurement is complete; the plan is optional
                 operations = placed_operations(call(model.retrieve_compute_plan()))
-            return _Run(_seconds(model.load_duration_in_nano_seconds) * 1e3, timing, operations)
+            return Run(_seconds(model.load_duration_in_nano_seconds) * 1e3, timing, operations)
         finally:
             with contextlib.suppress(Exception):  # the device may be disconnected
                 loop.call(model.unload(), 10, alive=alive)
             model.cleanup()
-
-    def _record(self, run: _Run) -> LatencyRecord:
-        lower, median, upper = (seconds * 1e3 for seconds in run.timing.quartiles())
-        share = neural_engine_share(run.operations) if run.operations else None
-        weights = self.options.weights
-        compression = f", {weights.palette_bits}-bit weights" if weights.palette_bits else ", int8 weights"
-        return LatencyRecord(
-            median_ms=median,
-            lower_quartile_ms=lower,
-            upper_quartile_ms=upper,
-            runs=len(run.timing.runs),
-            source="measured",
-            device=self.device,
-            compute_units=self.options.compute_units,
-            load_ms=run.load_ms,
-            runtime=f"Core ML, coremltools {machine.installed('coremltools')}"
-            + (compression if weights != convert.PackageOptions() else ""),
-            steady=run.timing.steady,
-            placement=by_operator(run.operations) if run.operations else None,
-            neural_engine_share=share.cost if share else None,
-            neural_engine_operations=share.operations if share else None,
-            **self._conditions(),
-        )
-
-    def _conditions(self) -> dict[str, Any]:
-        return {"chip": machine.chip(), "os": machine.operating_system(), "thermal_state": iphone.thermal_state()}
 
 
 class IPhoneBackend(CoreMLBackend):
@@ -201,7 +216,7 @@ class IPhoneBackend(CoreMLBackend):
         super().__init__(options)
         self._phone = phone
 
-    def _run(self, package: Path, inputs: ModelInputs) -> _Run:
+    def _run(self, package: Path, inputs: ModelInputs) -> Run:
         """Measure; after a failure the app is stopped, and the next net starts a new one."""
         device, loop = self._phone.connect()
         try:
@@ -255,7 +270,7 @@ def phone_config(options: Mapping[str, Any]) -> IPhoneConfig:
     return settings
 
 
-def _model_inputs(arch: Architecture, latent_size: int, context_tokens: int) -> ModelInputs:
+def model_inputs(arch: Architecture, latent_size: int, context_tokens: int) -> ModelInputs:
     """Float16 inputs of a converted net."""
     from snapgen.coreml.layers import time_features
 

@@ -53,7 +53,7 @@ WITHOUT_MAC = "run archsearch serve-device on a Mac for the study's storage, or 
 RECONNECT = "connect the phone by cable, unlock it, let it trust this Mac, then run the same command again"
 
 
-def check_mac(device: str) -> None:
+def check_mac(device: str, minimum: int = MIN_MACOS) -> None:
     """Check that this is a Mac that can run exported packages.
 
     Raises:
@@ -62,8 +62,8 @@ def check_mac(device: str) -> None:
     if platform.system() != "Darwin":
         raise InputError("latency", f"{device} needs a Mac, but this is {platform.system()}", WITHOUT_MAC)
     version = platform.mac_ver()[0]
-    if _major(version) < MIN_MACOS:
-        raise InputError("latency", f"{device} needs macOS {MIN_MACOS}, but this is {version}", "update macOS")
+    if _major(version) < minimum:
+        raise InputError("latency", f"{device} needs macOS {minimum}, but this is {version}", "update macOS")
 
 
 def thermal_state() -> str | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from archsearch.cost.operations import Operation, operations
-from archsearch.score import LatencyRecord
+from archsearch.score import LatencyRecord, check_one_runtime
 from snapgen import config
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config
@@ -98,13 +98,37 @@ def fastest_per_net(samples: Iterable[LatencySample]) -> list[LatencySample]:
     """Select the sample with the lowest median for each net, in the order of first occurrence.
 
     Disturbances can only increase a measured time, so the lowest median is the best estimate.
+
+    Raises:
+        RuntimeMismatch: if they are of several runtimes.
     """
+    samples = list(samples)
+    check_one_runtime((sample.record.runtime for sample in samples), "records")
     fastest: dict[tuple[str, int, int], LatencySample] = {}
     for sample in samples:
         current = fastest.setdefault(sample.key, sample)
         if sample.record.median_ms < current.record.median_ms:
             fastest[sample.key] = sample
     return list(fastest.values())
+
+
+CONDITIONS = {
+    "machine": ("chip", "device", "compute_units", "threads"),
+    "operating system": ("os",),
+    "runtime": ("engine",),
+    "versions": ("runtime",),
+}
+"""The fields of a record that must be equal for records to share each of these."""
+
+
+def shared_conditions(records: Sequence[LatencyRecord]) -> dict[str, dict[str, int]]:
+    """How many records there are of each machine, operating system, runtime and set of versions."""
+    return {
+        what: dict(
+            Counter(", ".join(str(value) for name in names if (value := getattr(record, name))) for record in records)
+        )
+        for what, names in CONDITIONS.items()
+    }
 
 
 def condition_mismatch(conditions: Iterable[tuple[str, ...]]) -> str:

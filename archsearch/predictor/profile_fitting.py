@@ -97,7 +97,7 @@ def fit_profile(name: str) -> LatencyModel:
     own_tolerance = profile.tolerances[name]
     figures = published()
     observations = [
-        _observation(figure, profile.tolerances.get(figure.device, own_tolerance), engine) for figure in figures
+        observation(figure, profile.tolerances.get(figure.device, own_tolerance), engine) for figure in figures
     ]
     uses = [profile.use(figure.device, name) for figure in figures]
     fitted = [o for o, use in zip(observations, uses, strict=True) if use != "check"]
@@ -130,7 +130,8 @@ def published() -> tuple[PublishedFigure, ...]:
     return config.load_yaml(profiles.FOLDER / "figures.yaml", Figures).figures
 
 
-def _observation(figure: PublishedFigure, tolerance: float, engine: AcceleratorPrior) -> Observation:
+def observation(figure: PublishedFigure, tolerance: float, engine: AcceleratorPrior) -> Observation:
+    """A figure as what a model is fitted to, with its relative error."""
     return Observation(
         _features(figure.net, engine),
         figure.value,

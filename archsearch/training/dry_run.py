@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from archsearch.cost.counter import CostItem, count_network, module_cost
 from archsearch.cost.meta_device import on_meta_device
+from archsearch.library.machines import Precision
 from archsearch.training.compatibility import ResolvedShapes, check_recipe, trained_params
 from archsearch.training.recipe import BEFORE, Recipe
 from snapgen.architecture.schema import Architecture
@@ -62,6 +63,10 @@ class StagePlan:
     """Bytes for each image of a micro-batch: what the operations write until the gradient is computed."""
     micro_batch_size: int
     """Images in one forward pass, with a single process."""
+    precision: Precision
+    """Type of the activations."""
+    single_process: bool
+    """Whether one process trains it, whatever their number."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,8 @@ class _Planner:
             memory=memory,
             image_memory=image_memory,
             micro_batch_size=stage.batch_size // stage.gradient_accumulation_steps,
+            precision=stage.precision,
+            single_process=False,
         )
 
     def _decoder(self, stage: DecoderStage) -> StagePlan:
@@ -220,6 +227,8 @@ class _Planner:
             memory=5 * FLOAT32_BYTES * cost.params,
             image_memory=FLOAT32_BYTES * cost.written_bytes // FLOAT16_BYTES,
             micro_batch_size=training.batch_size,
+            precision="float32",
+            single_process=True,
         )
 
     def _pass(self, teacher: Teacher | UNet | None, size: int) -> _PassCost:

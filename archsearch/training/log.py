@@ -1,4 +1,4 @@
-"""Log of a training run: lines, a CSV per stage, TensorBoard, evaluations as JSON lines, and sample grids."""
+"""Log of a training run: lines, a CSV per stage, trackers, evaluations as JSON lines, and sample grids."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from snapgen.io.atomic import atomic_write
 from snapgen.progress import format_duration
 from snapgen.training.loop import StepStats
 from snapgen.training.stages import AnyStage, DecoderStage
+from snapgen.training.trackers import Trackers
 
 SECONDS_BETWEEN_LINES = 5.0
 EVALUATIONS = "evaluations.jsonl"
-FLUSH_SECONDS = 2
-"""Longest time for which TensorBoard's writer sleeps."""
 
 
 class TrainLog:
@@ -45,7 +44,7 @@ class TrainLog:
         self._folder, self._stage, self._log, self._main = folder, stage, log, main
         self._label = folder.label(number)
         self._csv = folder.path / "logs" / f"{self._label}.csv"
-        self._board: Any = None
+        self._trackers: Trackers | None = None
         self._logged_at = 0.0
         self._started_at, self._first_step = time.monotonic(), 0
 
@@ -55,19 +54,18 @@ class TrainLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._board is not None:
-            self._board.close()
+        if self._trackers is not None:
+            self._trackers.finish()
 
     def start(self, step: int) -> None:
         """Open the log after ``step`` finished steps (0: from the beginning)."""
         self._started_at, self._first_step = time.monotonic(), step
         if not self._main:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
-        board_folder = self._folder.path / "tensorboard" / self._label
-        # An interrupt may fall between a record and the notice of it to the writer's thread, for which closing waits.
-        self._board = SummaryWriter(str(board_folder), purge_step=step + 1, flush_secs=FLUSH_SECONDS)
+        recipe = self._folder.recipe
+        self._trackers = Trackers(
+            recipe.log_with, project=recipe.name, run=self._label, folder=self._folder.path, step=step
+        )
         self._csv.parent.mkdir(parents=True, exist_ok=True)
         if self._csv.exists():
             with self._csv.open(newline="") as file:
@@ -108,15 +106,15 @@ class TrainLog:
             self._log(f"{self._label}: step {step:,} of {steps:,}, {shown}, {format_duration(left)} left")
 
     def write_row(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Write a row of numbers to the CSV and to TensorBoard."""
+        """Write a row of numbers to the CSV and to the trackers."""
         is_new = not self._csv.exists() or not self._csv.stat().st_size
         with self._csv.open("a", newline="") as file:
             writer = csv.writer(file)
             if is_new:
                 writer.writerow(["step", *numbers])
             writer.writerow([step, *(f"{value:.6g}" for value in numbers.values())])
-        for name, value in numbers.items():
-            self._board.add_scalar(name, value, step)
+        if self._trackers is not None:
+            self._trackers.log(numbers, step)
 
     def log_evaluation(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig | None) -> None:
         """Log an evaluation after a step, as the last of the stage; an earlier one after the same step is removed."""
@@ -131,18 +129,19 @@ class TrainLog:
         earlier = [e for e in read_evaluations(self._folder.path) if (e["stage"], e["step"]) != (entry["stage"], step)]
         with atomic_write(path) as file:
             file.write_text("".join(json.dumps(e) + "\n" for e in [*earlier, entry]))
-        for name, number in numbers.items():
-            self._board.add_scalar(name, number.value, step)
+        if self._trackers is not None:
+            self._trackers.log({name: number.value for name, number in numbers.items()}, step)
         shown = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items())
         self._log(f"{self._label}: step {step:,}: {shown}")
 
     def log_image(self, step: int, image: Tensor, name: str) -> None:
-        """Write a grid of images, (3, H, W) uint8, as PNG and to TensorBoard."""
+        """Write a grid of images, (3, H, W) uint8, as PNG and to the trackers."""
         path = self._folder.path / "samples" / f"{self._label}-{step:07d}-{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, format="png")  # CHW -> HWC
-        self._board.add_image(f"samples, {name}", image, step)
+        if self._trackers is not None:
+            self._trackers.log_image(f"samples, {name}", image, step)
 
     def _write(self, rows: list[list[str]]) -> None:
         with atomic_write(self._csv) as path, path.open("w", newline="") as file:

@@ -21,6 +21,7 @@ from snapgen.training.stages import (
     ProgressiveDistillationStage,
     Stage,
 )
+from snapgen.training.trackers import TrackerName
 
 BEFORE = "before"
 """Teacher of a progressive stage that is taught by its own net, as it is when the stage begins."""
@@ -109,6 +110,8 @@ class Recipe(NamedConfig):
     """Seed of everything random in the run."""
     checkpoint_minutes: float = Field(default=5, ge=0)
     """Minutes between checkpoints; 0: at every report."""
+    log_with: tuple[TrackerName, ...] = ("tensorboard",)
+    """Trackers of the run's numbers: tensorboard, trackio, wandb, mlflow. They work offline."""
     stages: tuple[AnyStage, ...] = Field(min_length=1)
     """Stages, trained one after another; `kind` says which settings each has."""
 

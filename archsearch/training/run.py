@@ -22,6 +22,7 @@ from archsearch.training.compatibility import check_recipe, new_teacher, resolve
 from archsearch.training.contents import contents_of
 from archsearch.training.evaluation import BestWeights, StageEvaluator, ema_weights, sampling_config, training_data
 from archsearch.training.log import TrainLog
+from archsearch.training.model_card import sections
 from archsearch.training.recipe import (
     Recipe,
     learns_from_teacher,
@@ -44,6 +45,7 @@ from snapgen.models.unet import UNet
 from snapgen.objectives import teacher
 from snapgen.objectives.build import build_objectives
 from snapgen.objectives.teacher import Teacher
+from snapgen.pipeline.card import write_card
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from snapgen.progress import silence_libraries
 from snapgen.training.batches import BatchStream, TimestepSampler, equal_shares, few_step_timesteps, training_timesteps
@@ -56,6 +58,7 @@ from snapgen.training.stages import (
     NetStage,
     ProgressiveDistillationStage,
 )
+from snapgen.training.trackers import check_trackers
 
 INTERRUPTED = "interrupted: saving a checkpoint after this step; Ctrl-C once more ends without it"
 
@@ -128,6 +131,8 @@ class RecipeRunner:
             InputError: if something is missing or does not fit.
         """
         check_recipe(self.recipe, self.arch, self.shapes, processes=self.accelerator.num_processes)
+        with self.recipe.error_context("log_with"):
+            check_trackers(self.recipe.log_with)
         if self.recipe.init_weights is not None:
             first = next(filter(trains_student, self.recipe.stages), None)
             with self.recipe.error_context("init_weights"):
@@ -370,4 +375,9 @@ class RecipeRunner:
                 guidance=sampler.guidance_scale,
                 resolution=stage.resolution,
             )
-            self.folder.write_pipeline(pipeline.save_pretrained, stages)
+
+            def write(folder: Path) -> None:
+                pipeline.save_pretrained(folder)
+                write_card(folder, pipeline, sections(self.folder.path, self.recipe, self.arch, self.shapes))
+
+            self.folder.write_pipeline(write, stages)

@@ -26,7 +26,7 @@ from snapgen.training.stages import AnyStage
 
 STAGES_FILE = "stages.txt"
 """File in the pipeline's folder that lists the stages whose results it contains."""
-MAY_CHANGE = ("checkpoint_minutes", "evaluation")
+MAY_CHANGE = ("checkpoint_minutes", "evaluation", "log_with")
 """Fields of a recipe that may change between runs, because they do not affect the weights."""
 MAY_CHANGE_IN_STAGE = (
     "on_nonfinite_grad",

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeGuard
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from snapgen import config
+from snapgen.architecture.latent_size import LatentSize, latent_sides
 from snapgen.config import Config
 from snapgen.errors import InputError
 
@@ -302,7 +303,7 @@ class Architecture(Config):
         """Number of which the latent's height and width must be multiples."""
         return int(2 ** (len(self.down) - 1))
 
-    def validate_latent_size(self, size: int, *, source: str | Path = "latent", place: str = "") -> None:
+    def validate_latent_size(self, size: LatentSize, *, source: str | Path = "latent", place: str = "") -> None:
         """Raise if the net cannot process a latent of this height and width.
 
         Args:
@@ -313,9 +314,10 @@ class Architecture(Config):
         Raises:
             InputError: if the size is not a multiple of `stride`.
         """
-        if size < 1 or size % self.stride:
-            problem = f"size {size} cannot be halved {len(self.down) - 1} times"
-            raise InputError(source, problem, f"use a multiple of {self.stride}", place=place)
+        for side in latent_sides(size):
+            if side < 1 or side % self.stride:
+                problem = f"size {side} cannot be halved {len(self.down) - 1} times"
+                raise InputError(source, problem, f"use a multiple of {self.stride}", place=place)
 
     def canonical(self) -> Architecture:
         """Description of the same net with every field that has no effect set to its default."""

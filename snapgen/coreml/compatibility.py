@@ -13,11 +13,11 @@ source. Only a compute plan on the device is authoritative. Sources:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from snapgen.coreml.mil import MILOp, MILProgram, read_program
+from snapgen.coreml.package import PackageSummary
 
 MAX_SIDE = 16_384
 """Elements along height or width up to the A15 ([guide] 17); 65,536 from the A16 ([catalog])."""
@@ -76,20 +76,6 @@ UNSUPPORTED: Mapping[str, str] = {
 """Operations that do not run on the Neural Engine or that our nets should not need, with the reason."""
 
 
-@dataclass(frozen=True)
-class PackageSummary:
-    """Contents of a package, and the parts of it that are known to fall off the Neural Engine."""
-
-    name: str
-    size_bytes: int
-    macs: int
-    operations: int
-    operation_counts: Mapping[str, int]
-    layouts: Mapping[str, int]
-    """Results of each layout, as `snapgen.coreml.mil.MILProgram.layouts` counts them."""
-    violations: tuple[str, ...]
-
-
 def summarize_package(path: Path) -> PackageSummary:
     """The summary of an ``.mlpackage``.
 
@@ -97,19 +83,31 @@ def summarize_package(path: Path) -> PackageSummary:
         InputError: as `snapgen.coreml.mil.read_program`.
     """
     program = read_program(path)
+    return summarize_program(program, path, violations(program))
+
+
+def summarize_program(
+    program: MILProgram, path: Path, problems: Sequence[str], decomposed: Mapping[str, int] | None = None
+) -> PackageSummary:
+    """The summary of a package whose program is read; for the arguments see `PackageSummary`."""
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return PackageSummary(
         name=path.name,
-        size_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        size_bytes=size,
         macs=program.macs,
         operations=len(program.operations),
         operation_counts=dict(program.counts().most_common()),
         layouts=dict(program.layouts().most_common()),
-        violations=tuple(violations(program)),
+        violations=tuple(problems),
+        resident_bytes=size + program.peak_bytes,
+        decomposed=decomposed or {},
     )
 
 
 def violations(program: MILProgram) -> list[str]:
     """Operations that would not run on the Neural Engine or are unnecessary: one line each, with the operation."""
+    if any(tensor.dtype == "FLOAT32" for tensor in program.inputs):
+        return ["computes in float32, and the Neural Engine in float16 alone"]
     lines = [f"{op.kind} {op.name}: {problem}" for op in program.operations for problem in _problems(op)]
     counts = program.counts()
     allowed = TRANSPOSES_PER_ATTENTION * counts["scaled_dot_product_attention"]

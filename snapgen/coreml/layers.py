@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from snapgen.architecture.latent_size import LatentSize, latent_sides
 from snapgen.coreml.compatibility import MAX_SIDE
 from snapgen.coreml.custom_ops import group_norm, layer_norm
 from snapgen.models import layers
@@ -45,30 +46,40 @@ def time_features(timestep: Tensor | float, frequencies: int) -> Tensor:
 class CoreMLUNet(nn.Module):
     """A U-Net for one latent size and batch size 1. The given net is modified: its layers are replaced."""
 
-    def __init__(self, net: UNet, latent_size: int) -> None:
+    def __init__(self, net: UNet, latent_size: LatentSize) -> None:
         super().__init__()
         self.net = cast(UNet, net.to(memory_format=torch.contiguous_format))
         lowest = len(net.down) - 1
+        height, width = latent_sides(latent_size)
         for level, stage in [*enumerate(net.down), (lowest, net.mid), *enumerate(net.up)]:
-            size = latent_size >> level
             rotary = cast(RotaryEmbedding, stage.rotary_embedding)
-            stage.rotary_embedding = ConstantRope(rotary(net.conv_in.weight.new_empty(1, 1, size, size)))
+            stage.rotary_embedding = ConstantRope(
+                rotary(net.conv_in.weight.new_empty(1, 1, height >> level, width >> level))
+            )
         substitute(net)
 
     def forward(self, sample: Tensor, time_features: Tensor, context: Tensor | None = None) -> Tensor:
         """(1, C, H, W), (1, frequencies), (1, N, context_dim) → (1, C, H, W)."""
-        net = self.net
         # (1, hidden_dim) -> (1, hidden_dim, 1, 1)
-        time = F.silu(net.time_embedding.linear_2(F.silu(net.time_embedding.linear_1(time_features))))[:, :, None, None]
-        x = net.conv_in(sample)
-        skips = []
-        for stage in net.down:
-            x, level_skips = stage(x, time, context)
-            skips.append(level_skips)
-        x = net.mid(x, time, context)
-        for level in reversed(range(len(net.up))):
-            x = net.up[level](x, skips[level], time, context)
-        return cast(Tensor, net.conv_out(F.silu(net.conv_norm_out(x))))
+        return velocity(self.net, sample, time_embedding(self.net, time_features)[:, :, None, None], context)
+
+
+def time_embedding(net: UNet, time_features: Tensor) -> Tensor:
+    """The embedding of a timestep from its cosines and sines: (1, frequencies) → (1, hidden_dim)."""
+    return F.silu(net.time_embedding.linear_2(F.silu(net.time_embedding.linear_1(time_features))))
+
+
+def velocity(net: UNet, sample: Tensor, time: Tensor, context: Tensor | None) -> Tensor:
+    """A U-Net's velocity from the embedding of the timestep, in the form that its blocks take."""
+    x = net.conv_in(sample)
+    skips = []
+    for stage in net.down:
+        x, level_skips = stage(x, time, context)
+        skips.append(level_skips)
+    x = net.mid(x, time, context)
+    for level in reversed(range(len(net.up))):
+        x = net.up[level](x, skips[level], time, context)
+    return cast(Tensor, net.conv_out(F.silu(net.conv_norm_out(x))))
 
 
 def substitute(root: nn.Module) -> None:

@@ -22,6 +22,11 @@ class MILValue(NamedTuple):
     ints: tuple[int, ...] = ()
     """Elements of a small integer constant."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of the elements in memory."""
+        return math.prod(self.shape) * int("".join(filter(str.isdigit, self.dtype)) or 8) // 8
+
 
 class MILOp(NamedTuple):
     """One operation that is executed; constants are not operations."""
@@ -53,6 +58,19 @@ class MILProgram(NamedTuple):
     def macs(self) -> int:
         """Multiply-adds of one run."""
         return sum(operation.macs for operation in self.operations)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak size of the inputs and results that are live at once; results of views are counted like any other."""
+        last = {name: position for position, op in enumerate(self.operations) for name in {t.name for t in op.operands}}
+        sizes = {tensor.name: tensor.size_bytes for tensor in self.inputs}
+        live = peak = sum(sizes.values())
+        for position, op in enumerate(self.operations):
+            sizes.update({tensor.name: tensor.size_bytes for tensor in op.outputs})
+            live += sum(tensor.size_bytes for tensor in op.outputs)
+            peak = max(peak, live)
+            live -= sum(sizes[name] for name in {t.name for t in op.operands} if last[name] == position)
+        return peak
 
     def counts(self) -> Counter[str]:
         """Number of operations by kind."""

@@ -1,18 +1,20 @@
-"""One network as a Core ML package: a U-Net, a tiny decoder or a text encoder, found by its name."""
+"""One network as a package: a U-Net, a tiny decoder or a text encoder, found by its name."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from snapgen import config
 from snapgen.architecture import presets
+from snapgen.architecture.latent_size import LatentSize
 from snapgen.architecture.presets import TINY_DECODER
 from snapgen.architecture.schema import Architecture
 from snapgen.conditioning.text_encoder import MINILM
 from snapgen.coreml import convert
-from snapgen.coreml.package import PackageOptions
+from snapgen.coreml.convert import COREML
+from snapgen.coreml.package import PackageOptions, Target
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_folder, check_writable
 
@@ -28,50 +30,57 @@ def export_net(
     net: str | Architecture,
     out: Path,
     *,
-    latent_size: int = LATENT_SIZE,
+    latent_size: LatentSize = LATENT_SIZE,
     context_tokens: int | None = None,
     options: PackageOptions | None = None,
+    target: Target = COREML,
 ) -> None:
     """Write the package of a net, whole or not at all.
 
     Args:
         net: an architecture, its preset, its JSON or YAML file, or ``tiny-decoder``, all of which get random weights;
             ``minilm``; or the folder of a trained U-Net, a tiny decoder or a text encoder.
-        out: the ``.mlpackage``; one that is there already is replaced.
+        out: the package, named with the target's suffix; one that is there already is replaced.
         latent_size: height and width of the latent.
         context_tokens: length of the context; None: 77, of a text encoder 16.
         options: how weights are stored.
+        target: format of the package.
 
     Raises:
         InputError: if there is no such net, it does not convert, or nothing can be written.
     """
-    if out.suffix != ".mlpackage":
-        raise InputError("--out", f"{out} is not a package's name", "end it in .mlpackage")
-    if out.exists() and not (out / "Manifest.json").is_file():
+    if out.suffix != target.suffix:
+        raise InputError("--out", f"{out} is not a package's name", f"end it in {target.suffix}")
+    if out.exists() and not (out / target.manifest).is_file():
         raise InputError("--out", f"{out} exists and is not a package", "name another")
     check_writable(out)
-    package = _converted(net, latent_size, context_tokens, options or PackageOptions())
+    package = _converted(net, latent_size, context_tokens, _Form(options=options, target=target))
     with atomic_folder(out, replace=True) as folder:  # a copy: the package stays in the cache
         shutil.copytree(package, folder, dirs_exist_ok=True)
 
 
-def _converted(net: str | Architecture, latent_size: int, tokens: int | None, options: PackageOptions) -> Path:
+class _Form(TypedDict):
+    """Arguments that every conversion takes."""
+
+    options: PackageOptions | None
+    target: Target
+
+
+def _converted(net: str | Architecture, latent_size: LatentSize, tokens: int | None, form: _Form) -> Path:
     """The package of a net, in the cache."""
     if isinstance(net, Architecture):
-        return convert.convert_unet(net, latent_size, context_tokens=tokens or UNET_TOKENS, options=options)
+        return convert.convert_unet(net, latent_size, context_tokens=tokens or UNET_TOKENS, **form)
     name, folder = net, Path(net)
     kind = _class_name(folder)
     if name == TINY_DECODER or kind == "TinyDecoder":
-        return convert.convert_decoder(_decoder(name), latent_size, options=options)
+        return convert.convert_decoder(_decoder(name), latent_size, **form)
     if kind == "UNet":
         from snapgen.models.unet import load_unet
 
-        return convert.convert_unet(
-            load_unet(folder), latent_size, context_tokens=tokens or UNET_TOKENS, options=options
-        )
+        return convert.convert_unet(load_unet(folder), latent_size, context_tokens=tokens or UNET_TOKENS, **form)
     if name == MINILM or folder.is_dir():
-        return convert.convert_text(name, tokens or TEXT_TOKENS, options=options)
-    return _converted(presets.resolve(name, other_names=(TINY_DECODER, MINILM)), latent_size, tokens, options)
+        return convert.convert_text(name, tokens or TEXT_TOKENS, **form)
+    return _converted(presets.resolve(name, other_names=(TINY_DECODER, MINILM)), latent_size, tokens, form)
 
 
 def _class_name(folder: Path) -> str:

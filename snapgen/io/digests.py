@@ -48,8 +48,11 @@ def digest_contents(paths: Iterable[Path], text: str = "") -> str:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write the SHA-256 of every file of a folder into it, for `check_checksums` and ``sha256sum -c``."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Write the SHA-256 of every file of a folder into it, for `check_checksums` and ``sha256sum -c``.
+
+    A model card is not among them: its author fills in what is missing.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
     lines = [f"{_content(path).hex()}  {path.relative_to(folder)}\n" for path in files]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 

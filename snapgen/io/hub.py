@@ -1,4 +1,7 @@
-"""Model folders by path, or by OWNER/NAME on the Hugging Face hub; only models named that way are downloaded."""
+"""Model folders by path, or by OWNER/NAME on the Hugging Face hub, and how they get there.
+
+Only models named that way are downloaded.
+"""
 
 from __future__ import annotations
 
@@ -60,3 +63,50 @@ def _download(name: str, files: tuple[str, ...]) -> Path:
     except Exception as error:  # the client raises its own exceptions and those of its HTTP library
         problem = f"is not a local folder and could not be downloaded from the hub ({first_line(error)})"
         raise InputError(name, problem, "check the name and the network, or name a folder") from None
+
+
+def push_folder(folder: Path, name: str, *, public: bool = False, update: bool = False, message: str) -> str:
+    """Upload a folder as a model of the hub, in one commit.
+
+    Args:
+        folder: the folder.
+        name: OWNER/NAME of the model.
+        public: whether everybody may see it.
+        update: whether the model may be there already.
+        message: of the commit.
+
+    Returns:
+        Address of the model.
+
+    Raises:
+        InputError: without a token, if the name is taken, or if the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not get_token():
+        raise InputError("push", "there is no token of the hub", "run hf auth login, or set HF_TOKEN")
+    api = HfApi()
+    try:
+        created = api.create_repo(name, private=not public, exist_ok=update)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status == 409:
+            raise InputError(name, "is taken", "give another name, or --update it") from None
+        remedies = {401: "run hf auth login with a token that is valid", 403: "use a token that may write to it"}
+        problem = f"was refused by the hub ({status}: {first_line(error)})"
+        raise InputError(name, problem, remedies.get(status, "try again later")) from None
+    except Exception as error:  # the client raises its own exceptions and those of its HTTP library
+        raise InputError(name, f"could not be pushed ({first_line(error)})", "check the network") from None
+    return str(created)
+
+
+def check_hub_name(name: str) -> None:
+    """Check that a name is of the form OWNER/NAME.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if not HUB_NAME.fullmatch(name):
+        raise InputError(name, "is no name of a model on the hub", "write OWNER/NAME")

@@ -3,14 +3,15 @@
     from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
     SnapGenPipeline.from_pretrained("runs/x/pipeline")("a red apple", num_inference_steps=4).images[0]
 
-diffusers' ``DiffusionPipeline.from_pretrained`` looks for pipeline classes only in diffusers, so such a folder must be
-loaded by this class.
+diffusers' ``DiffusionPipeline.from_pretrained`` looks for pipeline classes only in diffusers, so it needs
+``custom_pipeline``, for which the folder has a file (`snapgen.pipeline.card`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -27,6 +28,7 @@ from snapgen.diffusion import rectified_flow
 from snapgen.diffusion.process import PREDICTION_TYPES, NoiseProcess, PredictionType, make_process as process_of
 from snapgen.errors import InputError
 from snapgen.models.unet import UNet
+from snapgen.pipeline.card import write_card
 
 if TYPE_CHECKING:
     from snapgen.diffusion.process import Scheduler
@@ -152,10 +154,11 @@ class SnapGenPipeline(DiffusionPipeline):  # type: ignore[misc]
             resolution=resolution,
         )
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Diffusers' ``save_pretrained``, with the prediction type in the net's own configuration too."""
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Diffusers' ``save_pretrained``, with the prediction type in the net's own configuration too, and a card."""
         self.unet.prediction_type = self.config.prediction
-        super().save_pretrained(*args, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_card(Path(save_directory), self)
 
     @property
     def autoencoder(self) -> Autoencoder:

@@ -16,6 +16,7 @@ from archsearch.studies.config.evolution import EvolutionConfig
 from archsearch.studies.config.runs import RungsConfig, SeedsConfig
 from snapgen.config import Config
 from snapgen.errors import InputError
+from snapgen.training.trackers import TrackerName
 
 if TYPE_CHECKING:
     from archsearch.spaces.space import Space
@@ -43,7 +44,7 @@ class LatencyConfig(Config):
     """Source of latency: a device that measures it, or a prediction. ``options`` are the backend's own."""
 
     device: str = "host"
-    """Device that latency comes from: host, coreml, iphone, or predicted: with a profile's name or a JSON file."""
+    """Device that latency comes from: host, coreml, coreai, iphone, or predicted: with a profile or a JSON file."""
     threads: int | None = Field(default=1, ge=1)
     """CPU threads of one forward pass on the host; None: leave it to the backend. Core ML has no such setting."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -69,8 +70,8 @@ class LatencyConfig(Config):
 
     @property
     def backend_options(self) -> dict[str, Any]:
-        """Keyword arguments of the backend. Core ML backends have no thread setting."""
-        threaded = self.threads is not None and self.device not in ("coreml", "iphone")
+        """Keyword arguments of the backend. Apple's runtimes have no thread setting."""
+        threaded = self.threads is not None and self.device not in ("coreml", "coreai", "iphone")
         return ({"threads": self.threads} if threaded else {}) | self.options
 
 
@@ -134,6 +135,9 @@ class StudyConfig(NamedConfig):
     """CPU threads of each worker."""
     checkpoint_minutes: float = Field(default=5, ge=0)
     """Minutes between checkpoints of a candidate's training, from which a killed one resumes; 0: at every report."""
+    log_with: tuple[TrackerName, ...] = ()
+    """Trackers that are told the loss of every candidate's short runs: tensorboard, trackio, wandb, mlflow. They work
+    offline."""
     storage: str | None = None
     """Optuna storage URL; None: an SQLite file in the run folder."""
     artifacts: str | None = None

@@ -12,6 +12,7 @@ import numpy as np
 from archsearch.latency import records as latency_records
 from archsearch.latency.records import LatencySample
 from archsearch.predictor.model import LatencyModel, baseline_amounts
+from archsearch.score import check_one_runtime
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.rank_correlation import MIN_CANDIDATES, spearman
 from snapgen.errors import InputError
@@ -24,11 +25,18 @@ def load_records(source: str) -> list[LatencySample]:
         source: a file written by ``archsearch latency sample``, or a study by its name or YAML file.
 
     Raises:
-        InputError: if the source is neither, or the study has no measured latency.
+        InputError: if the source is neither, the study has no measured latency, or they are of several runtimes.
     """
+    return latency_records.fastest_per_net(load_all_records(source))
+
+
+def load_all_records(source: str) -> list[LatencySample]:
+    """Load all measured latency records of a source; for the argument and the errors see `load_records`."""
     path = Path(source)
     if path.suffix and path.suffix not in (".yaml", ".yml"):
-        return latency_records.fastest_per_net(latency_records.load_samples(path))
+        if samples := latency_records.load_samples(path):
+            return samples
+        raise InputError(source, "has no records", "measure some: archsearch latency sample")
     from archsearch.studies.search.candidates import load_candidates
     from archsearch.studies.storage.database import open_study
 
@@ -46,7 +54,7 @@ def load_records(source: str) -> list[LatencySample]:
     ]
     if not samples:
         raise InputError(source, "has no measured latency yet", "run archsearch search, or archsearch latency sample")
-    return latency_records.fastest_per_net(samples)
+    return samples
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,9 @@ def validate_model(
     """Validate a model against records of networks that it was not fitted to.
 
     Raises:
-        InputError: if the records come from another device than the model, or too few networks remain.
+        InputError: if the records come from another device or runtime than the model, or too few networks remain.
     """
+    check_one_runtime((model.runtime, *(sample.record.runtime for sample in records)), source)
     for sample in records:
         for field in ("device", "chip", "threads"):
             measured_on, fitted_on = getattr(sample.record, field), getattr(model, field)

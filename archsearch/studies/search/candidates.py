@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, comparable
+from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, check_one_runtime, comparable
 from archsearch.stats.pareto import non_dominated
 from archsearch.studies.remote.client import measured_latencies
 from archsearch.studies.storage.ranking import eligible as eligible
@@ -66,8 +66,11 @@ def pareto_front(candidates: Sequence[Candidate], names: Sequence[str]) -> list[
 
     Raises:
         archsearch.score.ProtocolMismatch: if their quality was measured under different protocols.
+        archsearch.score.RuntimeMismatch: if their latencies are of several runtimes.
     """
     ranked = eligible(candidates)
+    if "latency_ms" in names:
+        check_one_runtime((c.score.latency.runtime for c in ranked if c.score.latency), "the study")
     qualities = [c.score.quality for c in ranked if c.score.quality is not None]
     for quality in qualities[1:]:
         comparable(qualities[0], quality)

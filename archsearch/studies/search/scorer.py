@@ -85,12 +85,15 @@ class ArchsearchScorer:
         from archsearch.devices import backend
         from archsearch.quality.candidate_evaluator import CandidateEvaluator
         from archsearch.studies.remote.client import RemoteLatency
+        from snapgen.training.trackers import check_trackers
 
         self._settings, self._space = settings, space
         latency = settings.latency
         with settings.error_context("latency"):
             self._remote = RemoteLatency(settings, space) if latency.remote else None
             self._backend = None if latency.remote else backend(latency.device, **latency.backend_options)
+        with settings.error_context("log_with"):
+            check_trackers(settings.log_with)
         self._evaluator = None
         if settings.trains:
             with settings.error_context("protocol"):
@@ -155,8 +158,21 @@ class ArchsearchScorer:
             until=until,
             samples=until is None or self._settings.quality_objectives != ("validation_loss",),
         )
+        if self._settings.log_with and until is None:
+            self._track(arch, seeds, quality, artifacts)
         proxy = self._space.proxy
         return quality if proxy is None else quality.model_copy(update={"proxy": proxy.name})
+
+    def _track(self, arch: Architecture, seeds: Sequence[int], quality: Quality, folder: Path) -> None:
+        """Tell the study's trackers the loss of each short run as it fell."""
+        from snapgen.training.trackers import Trackers
+
+        for seed, curve in zip(seeds, quality.curves, strict=False):
+            run = f"{arch.id}-seed-{seed}"
+            trackers = Trackers(self._settings.log_with, project=self._settings.name, run=run, folder=folder)
+            for step, loss in zip(curve.steps, curve.validation_loss, strict=True):
+                trackers.log({"validation_loss": loss}, step)
+            trackers.finish()
 
     def checkpoints(self, artifacts: Path) -> Checkpoints:
         """Where the training of a candidate is saved."""

@@ -108,7 +108,7 @@ def test_an_exported_run_holds_its_packages(
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
     feed = {"x": torch.empty(1, 64, 8, 8, dtype=torch.float16)}
-    package = packaging.package("wide", {}, lambda: Wide().half(), feed, "y", PackageOptions())
+    package = packaging.package("wide", {}, lambda: Wide().half(), feed, "y", PackageOptions(), convert.COREML)
     for kind in ("unet", "decoder", "text"):
 
         def stand_in(_: Any, size: int, kind: str = kind, **__: Any) -> Path:
@@ -124,7 +124,7 @@ def test_an_exported_run_holds_its_packages(
     }
     assert str(written / "pipeline.json") in out.replace("\n", "")
     shutil.rmtree(written)
-    assert "Nothing is known to fall off the Neural Engine" in out
+    assert "Known to fall off the Neural Engine: nothing." in out
     told = json.loads(run("export", "demo", "--to", "coreml", "--latent-size", 6, "--json"))
     assert {"folder": str(Path("runs/demo/coreml"))}.items() <= told.items()
     assert told["unet"]["inputs"]["sample"] == [1, 4, 6, 6]
@@ -156,7 +156,7 @@ def test_a_spaces_reference_is_exported(
 
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
     feed = {"x": torch.empty(1, 64, 8, 8, dtype=torch.float16)}
-    package = packaging.package("wide", {}, lambda: Wide().half(), feed, "y", PackageOptions())
+    package = packaging.package("wide", {}, lambda: Wide().half(), feed, "y", PackageOptions(), convert.COREML)
     monkeypatch.setattr(convert, "convert_unet", stand_in)
     run("export", "emoji:base", "--to", "coreml")
     assert asked == [load_space("emoji").base]

@@ -15,7 +15,7 @@ from archsearch.latency.steady_state import SteadyStateConfig
 from archsearch.score import LatencyRecord
 from archsearch.studies.config.study import LatencyConfig
 from snapgen.errors import InputError
-from tests.archsearch import apple_standin
+from tests.archsearch import apple_standin, coreai_standin
 from tests.snapgen.nets import tiny
 
 SMALL = tiny()
@@ -25,7 +25,7 @@ BRIEF: Mapping[str, Any] = {"rule": SteadyStateConfig(block_seconds=0.002, secon
 
 TIMED = ("host", "predicted:iphone-15-pro")
 """Whose times are of the net itself."""
-STOOD_IN = ("coreml", "iphone")
+STOOD_IN = ("coreml", "coreai", "iphone")
 REAL = tuple(pytest.param(f"real {name}", marks=pytest.mark.mac) for name in STOOD_IN)
 
 
@@ -45,6 +45,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
         apple_standin.no_conversion(monkeypatch, tmp_path)
         apple_standin.on_a_mac(monkeypatch)
         apple_standin.with_a_phone(monkeypatch)
+        coreai_standin.with_core_ai(monkeypatch)
     return name
 
 
@@ -89,6 +90,12 @@ def test_the_record_names_its_source(device: str, records: Records) -> None:
 def test_a_record_survives_its_storage(records: Records) -> None:
     for record in records:
         assert LatencyRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_the_record_names_its_runtime(device: str, records: Records) -> None:
+    engines = {"host": "ONNX Runtime", "coreai": "Core AI"}
+    for record in records:
+        assert record.engine == engines.get(device, "Core ML")
 
 
 def test_candidates_share_their_conditions(records: Records) -> None:

@@ -346,7 +346,7 @@ def test_the_thermal_state_is_what_pmset_says(output: str, state: str | None, mo
 def test_a_package_takes_what_is_fed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The one conversion here: its inputs are those that a run is given."""
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
-    from archsearch.latency.coreml import _model_inputs
+    from archsearch.latency.coreml import model_inputs
 
     package = coreml.convert_unet(ARCH, LATENT, context_tokens=TOKENS)
     with quiet():
@@ -354,4 +354,4 @@ def test_a_package_takes_what_is_fed(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
         spec = coremltools.models.MLModel(str(package), skip_model_load=True).get_spec()
     expected = {i.name: tuple(i.type.multiArrayType.shape) for i in spec.description.input}
-    assert {name: array.shape for name, array in _model_inputs(ARCH, LATENT, TOKENS).items()} == expected
+    assert {name: array.shape for name, array in model_inputs(ARCH, LATENT, TOKENS).items()} == expected

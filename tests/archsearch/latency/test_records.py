@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from archsearch import cli
 from archsearch.latency import records, repeats
 from archsearch.latency.base import MeasurementError
 from archsearch.latency.records import LatencySample
-from archsearch.score import LatencyRecord
+from archsearch.score import LatencyRecord, RuntimeMismatch
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from snapgen.architecture.schema import Architecture
@@ -87,6 +90,25 @@ def test_the_lowest_of_several_counts() -> None:
     other = tiny({"rope": True})
     kept = records.fastest_per_net([timed(3), timed(9, other), timed(2), timed(4)])
     assert [(one.architecture.id, one.record.median_ms) for one in kept] == [(tiny().id, 2), (other.id, 9)]
+
+
+def test_latencies_of_two_runtimes_are_not_compared(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    mac = timed(3)
+    core_ml = mac.record.model_copy(update={"runtime": "Core ML, coremltools 9.0"})
+    core_ai = mac.record.model_copy(update={"runtime": "Core AI, coreai-core 1.0.0b3"})
+    records.append(path, mac.model_copy(update={"record": core_ml}))
+    answer = CliRunner().invoke(cli.app, ["latency", "verify", str(path)])
+    assert answer.exit_code == 0
+    assert "different" not in answer.stdout
+    records.append(path, mac.model_copy(update={"record": core_ai}))
+    with pytest.raises(RuntimeMismatch, match="Core AI and Core ML"):
+        records.fastest_per_net(records.load_samples(path))
+    assert CliRunner().invoke(cli.app, ["latency", "verify", str(path)]).exit_code == 1
+    answer = CliRunner().invoke(cli.app, ["latency", "verify", str(path), "--json"])
+    found = json.loads(answer.stdout)
+    assert found["runtime"] == {"Core ML": 1, "Core AI": 1}
+    assert len(found["machine"]) == len(found["operating system"]) == 1
 
 
 @pytest.mark.parametrize(

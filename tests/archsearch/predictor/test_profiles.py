@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from archsearch.predictor import profile_fitting, profiles
+from archsearch.predictor import figures, profile_fitting, profiles
 from archsearch.predictor.model import FEATURES, LatencyModel, Residual
 from archsearch.predictor.reference_nets import ReferenceNet, architecture
 from snapgen.architecture import presets
@@ -153,3 +153,19 @@ def test_the_card_does_not_change_what_latencies_are_compared_with(fits: dict[st
     assert model.model_copy(update={"residuals": plain}).runtime_name == model.runtime_name
     other = model.model_copy(update={"tolerance": 0.5})
     assert other.runtime_name != model.runtime_name
+
+
+def test_apples_figures_have_a_source_and_are_held_out() -> None:
+    known = figures.figures()
+    assert [f.ms for f in known if f.fits_profiles] == [399.3, 412.1, 381.0]
+    assert sum(f.net is not None for f in known) == 7
+    assert all(f.source and f.tag for f in known)
+    held = figures.held_out("iphone-16-pro-max")
+    assert len(held) == 4 + 3
+    assert all(0.2 < h.refitted_ms / h.published_ms < 5 for h in held)
+    model = profiles.model("iphone-16-pro-max")
+    step = held[-1]
+    assert (
+        step.predicted_ms
+        == model.predict(profile_fitting.operations_of(ReferenceNet(name="sd15", latent=64, batch=2))).ms
+    )

@@ -59,6 +59,16 @@ def test_every_stage_leaves_its_result(whole: Path) -> None:
     assert len({file.read_bytes() for file in results}) == len(NAMES), "each stage trains"
 
 
+def test_the_pipelines_card_tells_data_recipe_scores_and_latencies(whole: Path) -> None:
+    card = (whole / "pipeline" / "README.md").read_text()
+    headings = [line[3:] for line in card.splitlines() if line.startswith("## ")]
+    assert headings == ["How to load it", "Data", "Training", "Scores", "Latency", "Limits", "Licence"]
+    assert "By the recipe `tiny` of archsearch" in card
+    assert "| validation loss | " in card
+    assert "| iphone-15-pro | " in card
+    assert "| predicted | Core ML |" in card
+
+
 def test_every_stage_is_evaluated(whole: Path) -> None:
     found = read_evaluations(whole)
     assert [(e["stage"], e["step"]) for e in found if "validation_loss" in e["numbers"] or e["stage"] == "decoder"] == [

@@ -192,7 +192,7 @@ class Wide(nn.Module):
 )
 def test_weights_are_stored_small(options: PackageOptions, share: float) -> None:
     feed = {"x": torch.empty(1, 64, 8, 8, dtype=torch.float16)}
-    path = package.package("wide", {}, lambda: Wide().half(), feed, "y", options)
+    path = package.package("wide", {}, lambda: Wide().half(), feed, "y", options, coreml.COREML)
     (file,) = path.rglob("weight.bin")
     assert file.stat().st_size == pytest.approx(share * 2 * 64 * 64 * 9, rel=0.1)
     program = mil_.read_program(path)
@@ -273,6 +273,19 @@ def test_random_weights_are_of_ordinary_size_and_no_two_layers_are_one() -> None
         assert parameter.isfinite().all(), name
         if parameter.numel() > 500:
             assert parameter.float().std().item() == pytest.approx(parameter[0].numel() ** -0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_a_net_of_two_sides_in_either_precision(precision: Any) -> None:
+    path = coreml.convert_unet(SMALL, (4, 6), context_tokens=TOKENS, options=PackageOptions(precision=precision))
+    program = mil_.read_program(path)
+    assert {t.name: t.shape for t in program.inputs}["sample"] == (1, 3, 4, 6)
+    assert {t.dtype for t in program.inputs} == {precision.upper()}
+    problems = compatibility.violations(program)
+    assert [line for line in problems if "float32" in line] == problems[: precision == "float32"]
+    summary = coreml.COREML.summarize(path)
+    largest = max(t.size_bytes for op in program.operations for t in op.outputs)
+    assert summary.size_bytes + largest < summary.resident_bytes < summary.size_bytes + 20 * largest
 
 
 @pytest.mark.parametrize(

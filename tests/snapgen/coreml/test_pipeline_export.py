@@ -207,5 +207,5 @@ def test_a_package_that_fails_leaves_none_of_the_others(
 def test_a_pipeline_of_no_size_is_to_be_given_one(tmp_path: Path) -> None:
     one: SnapGenPipeline = made(tmp_path, resolution=None)
     one.save_pretrained(tmp_path / "pipeline")
-    with pytest.raises(InputError, match="--latent-size: is missing"):
+    with pytest.raises(InputError, match="--latent: is missing"):
         pipeline_export.export_pipeline(tmp_path / "pipeline", tmp_path / "out")

@@ -1,0 +1,65 @@
+"""Plan of a study on machines that one does not have: training time, memory and cost of a candidate and of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from archsearch.cost.counter import cost
+from archsearch.library.machines import Cluster
+from archsearch.studies.config.study import StudyConfig
+from snapgen.errors import InputError
+
+USUAL_FACTOR = 8
+"""Pixels along a side of an image for one of the latent, of an autoencoder that is not on this machine."""
+
+PASSES = 3
+"""Forward passes that a training step costs: its own, and two for the gradients."""
+
+
+@dataclass(frozen=True)
+class StudyOnMachines:
+    """A study on a cluster, each processor of which trains one candidate at a time."""
+
+    candidates: int | None
+    """None if the study has no number of trials."""
+    macs_per_candidate: float
+    """Of the base architecture, or its twin, over all seeds."""
+    seconds_per_candidate: float
+    seconds: float | None
+    dollars_per_candidate: float | None
+    dollars: float | None
+
+
+def plan_study_on(config: StudyConfig, cluster: Cluster) -> StudyOnMachines:
+    """Plan a study by the cost of its base, at which candidates of the space lie about.
+
+    Sampling, evaluation and latency are not in it.
+
+    Raises:
+        InputError: if the space cannot be read.
+    """
+    protocol, space = config.protocol, config.load_space()
+    base, latent = (space.proxy or space).base, protocol.resolution // _factor(protocol.autoencoder)
+    images = protocol.steps * protocol.batch_size * len(protocol.train_seeds)
+    macs = float(PASSES * images * cost(base, latent, context_tokens=protocol.context_tokens).macs)
+    seconds = cluster.seconds(macs, "float32", processors=1)
+    rounds = None if config.trials is None else -(-config.trials // cluster.count)
+    hourly = cluster.machine.dollars_per_hour
+    total = None if rounds is None else rounds * seconds
+    return StudyOnMachines(
+        candidates=config.trials,
+        macs_per_candidate=macs,
+        seconds_per_candidate=seconds,
+        seconds=total,
+        dollars_per_candidate=None if hourly is None else hourly * seconds / 3600,
+        dollars=None if total is None else cluster.dollars(total),
+    )
+
+
+def _factor(autoencoder: str) -> int:
+    from snapgen.autoencoders.autoencoder import load_autoencoder
+
+    try:
+        return load_autoencoder(autoencoder).factor
+    except InputError:
+        return USUAL_FACTOR
