@@ -62,7 +62,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Several processes may write the same file at once: the last one wins. What killed ones left is removed.
     """
-    remove_stale(path.parent, f"{glob.escape(path.name)}.*.part")
+    remove_stale(path.parent, f"{glob.escape(path.name)}.[0-9]*-????????.part")
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         yield temporary

@@ -81,6 +81,8 @@ class TrialQueue:
             The trial; the reason if the study is over; None if there is no slot to claim at the moment, while another
             worker's trial may still fail and so open one.
         """
+        from optuna.exceptions import UpdateFinishedTrialError
+
         trials = self.reap_dead()
         budget = self._budget(trials)
         opened = [slot for slot, attempts in trials.open_slots.items() if budget.allows(attempts)]
@@ -101,7 +103,10 @@ class TrialQueue:
             # Another worker claimed the last trial of the budget between our check and our claim.
             self.release(trial_id)
             return None
-        self.write(trial_id, slot=claimed.slot)
+        try:
+            self.write(trial_id, slot=claimed.slot)
+        except UpdateFinishedTrialError:  # this process was stopped so long that others took it for dead
+            return self.claim()
         return claimed
 
     def _create(self, **fields: int | None) -> int:

@@ -21,7 +21,9 @@ from archsearch.studies.remote.queue import MeasurementQueue, MeasurementSpec
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.run import retry_given_up, search
 from archsearch.studies.storage.database import load_study, open_storage
-from archsearch.studies.storage.record import Candidate
+from archsearch.studies.storage.record import Candidate, TrialRecord
+from archsearch.studies.storage.study_trials import MAX_KILLED
+from archsearch.studies.storage.trial_queue import TrialQueue
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.faults.disks import disk, fill, remount
@@ -192,3 +194,22 @@ def test_what_a_device_refused_is_asked_again(settings: Make) -> None:
     queue.reopen()
     queue.request(arch)
     assert queue.claim() is not None
+
+
+def test_a_candidate_whose_workers_the_machine_kills_gets_more_attempts(settings: Make) -> None:
+    chosen = settings(trials=1)
+    study = search(settings(trials=1), quiet=True, scorer=QuickScorer)
+    queue = TrialQueue(study, chosen.with_overrides(trials=2))
+    slots = []
+    for _ in range(MAX_KILLED):
+        claim = queue.claim()
+        assert isinstance(claim, TrialRecord)
+        slots.append(claim.slot)
+        queue.write(claim.trial_id, architecture=chosen.load_space().base)
+        queue.fail(claim.trial_id, "its worker died (SIGKILL)", killed=True)
+    assert slots == [1] * MAX_KILLED
+    assert queue.trials().is_given_up(1)
+    assert queue.reopen() == 1
+    again = queue.claim()
+    assert isinstance(again, TrialRecord)
+    assert again.slot == 1

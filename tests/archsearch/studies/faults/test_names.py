@@ -45,7 +45,7 @@ def test_two_reports_at_once(settings: Make, tmp_path: Path) -> None:
 
 
 def test_a_file_that_two_write_at_once_and_what_a_killed_one_left(tmp_path: Path) -> None:
-    path, left, foreign = tmp_path / "a.csv", tmp_path / "a.csv.1-ab.part", tmp_path / "b.csv.1-ab.part"
+    path, left, foreign = tmp_path / "a.csv", tmp_path / "a.csv.1-abababab.part", tmp_path / "b.csv.1-abababab.part"
     for old in (left, foreign):
         old.touch()
         os.utime(old, (0, old.stat().st_mtime - STALE_SECONDS - 60))

@@ -205,3 +205,30 @@ def test_a_study_deleted_while_it_is_searched(settings: Make, own_server: Server
     with pytest.raises(InputError, match="was deleted while it was in use; begin it again"):
         search(chosen, quiet=True, scorer=Deleting)
     assert len(scored(load_candidates(search(chosen, quiet=True, scorer=QuickScorer)))) == 8
+
+
+def test_a_worker_that_is_stopped_within_its_claim(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others took it for dead and ended its trial before it had written a thing."""
+    chosen = settings(trials=4)
+    queue = TrialQueue(search(settings(trials=1), quiet=True, scorer=QuickScorer), chosen)
+    ended: list[int] = []
+    beat = leases.send_heartbeat
+
+    def stopped(storage: Any, trial_id: int) -> None:
+        beat(storage, trial_id)
+        if not ended:
+            ended.append(trial_id)
+
+    write = TrialQueue.write
+
+    def late(self: TrialQueue, trial_id: int, **fields: Any) -> None:
+        if trial_id in ended:
+            TrialRecord.end(self._storage, trial_id)
+        write(self, trial_id, **fields)
+
+    monkeypatch.setattr("archsearch.studies.storage.trial_queue.send_heartbeat", stopped)
+    monkeypatch.setattr(TrialQueue, "write", late)
+    claim = queue.claim()
+    assert isinstance(claim, TrialRecord)
+    assert claim.trial_id not in ended
+    assert len(ended) == 1
