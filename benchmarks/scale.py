@@ -277,10 +277,10 @@ def servers(url: str | None) -> Iterator[dict[str, str]]:
     if url is not None:
         yield {url.partition(":")[0].partition("+")[0]: url}
         return
-    from tests.archsearch.studies.postgresql import database
+    from tests.archsearch.studies.postgresql import running
 
-    with contextlib.contextmanager(database)() as server:
-        yield {"sqlite": f"sqlite:///{Path.cwd() / 'study.db'}", "postgresql": server}
+    with running() as server:
+        yield {"sqlite": f"sqlite:///{Path.cwd() / 'study.db'}", "postgresql": server.url}
 
 
 STEPS = ("claim", "read", "ask, processor", "write", "display", "first read", "first ask")

@@ -147,6 +147,10 @@ class Study:
         other = None if compare_with is None else compare_with.optuna_study
         return write_report(self.optuna_study, out, source=self._source, compare_with=other)
 
+    def retry(self) -> None:
+        """Let the next run of the study try again what was given up: candidates, and a remote device's measurements."""
+        search_run.retry_given_up(self.config)
+
     def _summary(self) -> tuple[str, list[Candidate]]:
         """One line, and the front."""
         every = load_candidates(self.optuna_study)

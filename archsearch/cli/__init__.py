@@ -105,6 +105,12 @@ def main() -> NoReturn:
         # The reader of our output (head, a pager) has gone; that is no mistake.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        from archsearch.machine_faults import machine_fault
+
+        if (fault := machine_fault(error)) is None:
+            raise
+        _fail(str(fault), FAILED)
     if status == INTERRUPTED:  # typer returns the status of an interrupt rather than raise it
         _fail("interrupted; the same command resumes", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)

@@ -29,5 +29,5 @@ Storage = Annotated[str | None, typer.Option(help="Where the study is, if not wh
 TABLE = "A shipped table, or a file that archsearch tabulate wrote."
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only results and warnings.")]
-
 On = Annotated[str | None, typer.Option(help="With --dry-run: plan for machines one does not have, e.g. 8xH100.")]
+Retry = Annotated[bool, typer.Option("--retry", help="Try again what was given up: candidates, and measurements.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import TABLE, BegunStudy, Json, Quiet, Storage, Study
+from archsearch.cli.options import TABLE, BegunStudy, Json, Quiet, Retry, Storage, Study
 from archsearch.cli.output import check_out, print_json, print_score, progress_bar, show_log
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def ablate(
     out: Annotated[
         Path | None, typer.Option(help="Write the table here too: .md, .tex, .csv or .html; the others beside it.")
     ] = None,
+    retry: Retry = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -35,10 +36,13 @@ def ablate(
     from archsearch.reports.ablation import report, table
     from archsearch.studies.config.study import load_config
     from archsearch.studies.experiments import ablation, ablation_results
+    from archsearch.studies.search.run import retry_given_up
 
     check_out(out, *report.SUFFIXES)
     settings = ablation.train_rows_too(load_config(study, "ablation"), quality)
     settings = settings.with_overrides(workers=workers, storage=storage)
+    if retry:
+        retry_given_up(settings)
     done = ablation_results.load_results(ablation.ablate(settings, quiet=quiet or as_json))
     page = report.write_ablation(done, settings.folder / "ablation.html")
     if out:
@@ -54,15 +58,19 @@ def ablate(
 def evolve(
     study: Annotated[str, typer.Argument(help="A shipped study that evolves (emoji) or a YAML file.")],
     storage: Storage = None,
+    retry: Retry = False,
     quiet: Quiet = False,
 ) -> None:
     """Evolve a trained network to a latency: drop or copy the blocks worth least or most per ms, train on, repeat."""
     from archsearch.studies.config.study import load_config
     from archsearch.studies.evolution import run
+    from archsearch.studies.search.run import retry_given_up
 
     if not quiet:
         show_log()
     settings = load_config(study, "evolution").with_overrides(storage=storage)
+    if retry:
+        retry_given_up(settings)
     _write_report(run.evolve(settings, quiet=quiet), settings.folder / "report.html", source=study)
 
 
@@ -76,6 +84,7 @@ def search(
         typer.Option("--from", help="Begin with the scored candidates of another study of this protocol, or a .jsonl."),
     ] = None,
     storage: Storage = None,
+    retry: Retry = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a study, or go on with it, and write its report."""
@@ -83,6 +92,8 @@ def search(
     from archsearch.studies.search import run
 
     settings = load_config(study).with_overrides(trials=trials, workers=workers, storage=storage, start_from=start_from)
+    if retry:
+        run.retry_given_up(settings)
     _write_report(run.search(settings, quiet=quiet), settings.folder / "report.html", source=study)
 
 

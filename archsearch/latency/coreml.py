@@ -27,6 +27,7 @@ from archsearch.latency.compute_plan import (
 )
 from archsearch.latency.iphone import AsyncRunner, Phone, SigningCredentials
 from archsearch.latency.steady_state import RunTimes, SteadyStateConfig, time_until_steady
+from archsearch.machine_faults import machine_fault
 from archsearch.score import LatencyRecord
 from snapgen import config
 from snapgen.architecture.schema import Architecture
@@ -122,6 +123,8 @@ class AppleBackend:
         except (InputError, DeviceLostError):
             raise
         except Exception as error:  # Apple's packages' errors share no class but Exception
+            if (fault := machine_fault(error)) is not None:
+                raise fault from error
             reason = " ".join(str(error).split()) or type(error).__name__
             raise MeasurementError(f"{arch.id} could not be measured on {self.device}: {reason}") from error
         return DetailedRecord(self._record(run), run.operations)

@@ -16,6 +16,7 @@ from pydantic import Field
 from archsearch import machine
 from archsearch.latency.base import MeasurementError, sample_inputs
 from archsearch.latency.steady_state import RunTimes, SteadyStateConfig, time_until_steady
+from archsearch.machine_faults import machine_fault
 from archsearch.score import LatencyRecord
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config
@@ -54,7 +55,7 @@ class HostBackend:
     def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
         """See `Backend.measure`."""
         arch.validate_latent_size(latent_size)
-        with tempfile.TemporaryDirectory(prefix="archsearch-") as folder, _measurement_errors(arch):
+        with _measurement_errors(arch), tempfile.TemporaryDirectory(prefix="archsearch-") as folder:
             path = Path(folder) / "unet.onnx"
             model_inputs = _write_net(arch, latent_size, context_tokens, path)
             start = time.perf_counter()
@@ -154,11 +155,16 @@ def _alarm(seconds: float, callback: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _measurement_errors(arch: Architecture) -> Iterator[None]:
-    """Turn all errors but InputError into MeasurementError; ONNX Runtime's have no common class except Exception."""
+    """Turn errors into MeasurementError, but for InputError and the machine's faults.
+
+    ONNX Runtime's errors have no common class except Exception.
+    """
     try:
         yield
     except InputError:
         raise
     except Exception as error:
+        if (fault := machine_fault(error)) is not None:
+            raise fault from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MeasurementError(f"{arch.id} could not be measured on the host: {reason}") from error

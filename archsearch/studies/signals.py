@@ -16,27 +16,46 @@ GRACE_SECONDS = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@contextlib.contextmanager
-def terminable(*, once: bool = False) -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt inside the block, as Ctrl-C does; a no-op outside the main thread.
-
-    Args:
-        once: ignore SIGTERM after the first, so that putting a trial back is not interrupted in turn.
-    """
-
-    def interrupt(*_: object) -> None:
-        if once:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    with _handled(interrupt, signal.SIGTERM):
-        yield
-
-
 class StopRequest:
     """Whether the user has asked to stop."""
 
     requested = False
+
+
+_termination = StopRequest()
+_blocks = 0
+
+
+@contextlib.contextmanager
+def terminable(*, once: bool = False) -> Iterator[None]:
+    """Make SIGTERM raise KeyboardInterrupt inside the block, as Ctrl-C does; a no-op outside the main thread.
+
+    Libraries may forget the exception, if it falls into one of their callbacks; `raise_if_terminated` does not.
+
+    Args:
+        once: ignore SIGTERM after the first, so that putting a trial back is not interrupted in turn.
+    """
+    global _blocks
+
+    def interrupt(*_: object) -> None:
+        _termination.requested = True
+        if once:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    with _handled(interrupt, *_SIGNALS):
+        _termination.requested &= _blocks > 0  # of an earlier block
+        _blocks += 1
+        try:
+            yield
+        finally:
+            _blocks -= 1
+
+
+def raise_if_terminated() -> None:
+    """Raise KeyboardInterrupt again in a block whose interrupt was forgotten; called where the work may well end."""
+    if _termination.requested and _blocks and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from snapgen.errors import InputError, first_line
+
+STALE_SECONDS = 24 * 3600
+"""Age from which a temporary file is one that a killed process left."""
 
 
 @contextmanager
@@ -52,8 +58,12 @@ def atomic_write_texts(files: Mapping[Path, str]) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` on success, delete it on failure."""
-    temporary = path.with_suffix(path.suffix + ".part")
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, delete it on failure.
+
+    Several processes may write the same file at once: the last one wins. What killed ones left is removed.
+    """
+    remove_stale(path.parent, f"{glob.escape(path.name)}.[0-9]*-????????.part")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         yield temporary
         temporary.replace(path)
@@ -61,6 +71,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         if temporary.is_file():
             temporary.unlink()
         raise
+
+
+def remove_stale(folder: Path, pattern: str) -> None:
+    """Remove the temporary files that processes left which were killed long ago."""
+    for temporary in folder.glob(pattern):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
+                temporary.unlink()
 
 
 def check_writable(path: Path) -> None:

@@ -10,6 +10,7 @@ from archsearch.devices import backend
 from archsearch.latency.base import Backend
 from archsearch.score import LatencyRecord
 from archsearch.studies.remote.queue import MeasurementQueue, MeasurementSpec
+from archsearch.studies.signals import raise_if_terminated
 from snapgen.architecture.schema import Architecture
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class RemoteLatency:
         while (record := self._queue.answer(arch)) is None:
             # If the device died, requeue its measurement here rather than wait for another device to do so.
             self._queue.reap_dead()
+            raise_if_terminated()
             time.sleep(POLL_SECONDS)
         return record
 

@@ -10,33 +10,43 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from archsearch.latency.base import MeasurementError
 from archsearch.score import LatencyRecord
-from archsearch.studies.storage.database import silence_optuna
-from archsearch.studies.storage.leases import is_dead, send_heartbeat, worker_identity
+from archsearch.studies.storage.database import FORMAT, check_format, has_format, silence_optuna
+from archsearch.studies.storage.leases import SilenceWatch, is_dead, send_heartbeat, worker_identity
 from archsearch.studies.storage.record import MeasurementRecord, TrialReader
 from snapgen.architecture.schema import Architecture
+from snapgen.config import problem_and_remedy
+from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
 
 STUDY_PREFIX = "latency of "
+LARGEST_LATENT, LONGEST_CONTEXT = 4096, 65536
 MAX_DEVICE_DEATHS = 5
 """An architecture is rejected once this many device processes have died while measuring it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class MeasurementSpec:
-    """Specification of measurements: kind of device, its options, latent size and context length."""
+    """Specification of measurements: kind of device, its options, latent size and context length.
+
+    Raises:
+        pydantic.ValidationError: if a field is missing or wrong.
+    """
 
     device: str
-    latent_size: int
-    context_tokens: int
+    latent_size: Annotated[int, Field(ge=1, le=LARGEST_LATENT)]
+    context_tokens: Annotated[int, Field(ge=1, le=LONGEST_CONTEXT)]
     options: Mapping[str, Any]
 
     @property
@@ -48,7 +58,12 @@ class MeasurementSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**vars(self), "options": dict(self.options)}
+        return {
+            "device": self.device,
+            "latent_size": self.latent_size,
+            "context_tokens": self.context_tokens,
+            "options": dict(self.options),
+        }
 
 
 class MeasurementQueue:
@@ -62,10 +77,14 @@ class MeasurementQueue:
             self._study = optuna.create_study(
                 study_name=spec.name, storage=storage, directions=["minimize"], load_if_exists=True
             )
+        check_format(self._study)
         if "order" not in self._study.user_attrs:
+            self._study.set_user_attr("format", FORMAT)
             self._study.set_user_attr("order", spec.to_dict())
 
-        self._reader = TrialReader(self._study, lambda t: MeasurementRecord.read(self._study, t))
+        self._watch = SilenceWatch(storage, self._study._study_id)
+        self._reader = TrialReader(self._study, self._parse)
+        self._damaged: dict[int, str] = {}
         self._records: dict[int, MeasurementRecord] = {}
         self._unfinished: dict[int, MeasurementRecord] = {}
         self._by_architecture: dict[str, dict[int, MeasurementRecord]] = {}
@@ -87,6 +106,13 @@ class MeasurementQueue:
             attempts = self._attempts(t.architecture_id)
             is_unanswered = not _active(attempts) and _rejection(attempts) is None
             (self._unanswered.add if is_unanswered else self._unanswered.discard)(t.architecture_id)
+
+    def _parse(self, t: FrozenTrial) -> MeasurementRecord | None:
+        try:
+            return MeasurementRecord.read(self._study, t)
+        except InputError as error:  # one request that somebody damaged must not keep the others waiting
+            self._damaged[t._trial_id] = f"{error.place}: {error.problem}"
+            return None
 
     def _attempts(self, architecture_id: str) -> list[MeasurementRecord]:
         return list(self._by_architecture.get(architecture_id, {}).values())
@@ -122,6 +148,15 @@ class MeasurementQueue:
     def _enqueue(self, arch: Architecture) -> None:
         MeasurementRecord.create(self._study, "WAITING", architecture_id=arch.id, architecture=arch)
 
+    def reopen(self) -> None:
+        """Let every architecture that was rejected be measured again when it is requested."""
+        self._read()
+        for attempts in map(self._attempts, list(self._by_architecture)):
+            if not _active(attempts) and _rejection(attempts):
+                arch = attempts[0].architecture
+                fields = {"architecture_id": arch.id, "architecture": arch, "reopens": True}
+                MeasurementRecord.create(self._study, "FAIL", **fields)
+
     # Used by devices
 
     def claim(self) -> MeasurementRecord | None:
@@ -144,6 +179,14 @@ class MeasurementQueue:
                     return t
                 MeasurementRecord.end(self._storage, t.trial_id, duplicate=True)
         return None
+
+    def refuse_damaged(self) -> Iterator[str]:
+        """End the requests that cannot be read; gives a line for each that this call ended."""
+        self._read()
+        for trial_id, problem in self._damaged.items():
+            if MeasurementRecord.end(self._storage, trial_id, refused=problem):
+                yield f"a request in {self.spec.name!r} is damaged and refused: {problem}"
+        self._damaged.clear()
 
     def complete(self, claimed: MeasurementRecord, record: LatencyRecord) -> bool:
         """Store a measurement; False if another device took this one for dead and has claimed the measurement."""
@@ -170,8 +213,8 @@ class MeasurementQueue:
         """
         self._read()
         running = [t for t in self._unfinished.values() if t.state == "running"]
-        stale = set(self._storage._get_stale_trial_ids(self._study._study_id))
-        dead = [t for t in running if t.trial_id in stale or (t.worker is not None and is_dead(t.worker))]
+        silent = self._watch.silent()
+        dead = [t for t in running if t.trial_id in silent or (t.worker is not None and is_dead(t.worker))]
         reaped = [t.number for t in dead if MeasurementRecord.end(self._storage, t.trial_id, died=True)]
         self._read()
         for attempts in sorted(map(self._attempts, self._unanswered), key=lambda attempts: attempts[0].number):
@@ -185,19 +228,35 @@ def _active(trials: Sequence[MeasurementRecord]) -> list[MeasurementRecord]:
 
 def _rejection(trials: Sequence[MeasurementRecord]) -> str | None:
     """Why an architecture is not tried again; None if it may be."""
-    reasons = [t.refused for t in trials if t.refused is not None]
+    reopened = max((i for i, t in enumerate(trials) if t.reopens), default=-1)
+    since = trials[reopened + 1 :]
+    reasons = [t.refused for t in since if t.refused is not None]
     if reasons:
         return reasons[0]
-    died = sum(t.died for t in trials)
+    died = sum(t.died for t in since)
     return f"{died} device processes died in its measurement" if died >= MAX_DEVICE_DEATHS else None
 
 
-def requested_specs(storage: RDBStorage, device: str) -> Iterator[MeasurementSpec]:
-    """Specifications of all measurements that were requested from a kind of device in a storage."""
+def requested_specs(
+    storage: RDBStorage, device: str, *, damaged: Callable[[str], None] = lambda _: None
+) -> Iterator[MeasurementSpec]:
+    """Specifications of all measurements that were requested from a kind of device in a storage.
+
+    Args:
+        damaged: called with a line for each that cannot be read, which is left out.
+    """
     import optuna
 
     for name in sorted(optuna.get_all_study_names(storage)):
-        if name.startswith(STUDY_PREFIX):
-            attrs = optuna.load_study(study_name=name, storage=storage).user_attrs
-            if attrs.get("order", {}).get("device") == device:
-                yield MeasurementSpec(**attrs["order"])
+        if not name.startswith(STUDY_PREFIX):
+            continue
+        study = optuna.load_study(study_name=name, storage=storage)
+        order = study.user_attrs.get("order") if has_format(study) else None
+        if not isinstance(order, dict) or order.get("device") != device:
+            continue
+        try:
+            spec = MeasurementSpec(**order)
+        except ValidationError as error:
+            damaged(f"{name!r:.80} is damaged and left out: {problem_and_remedy(error)[0]}")
+        else:
+            yield spec

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from archsearch.devices import backend
 from archsearch.latency.base import Backend, DeviceLostError, MeasurementError
+from archsearch.machine_faults import machine_fault
 from archsearch.studies.remote.queue import MeasurementQueue, MeasurementSpec, requested_specs
-from archsearch.studies.signals import terminable
-from archsearch.studies.storage.database import open_storage, storage_errors
+from archsearch.studies.signals import raise_if_terminated, terminable
+from archsearch.studies.storage.database import database_errors, open_storage, storage_errors
 from archsearch.studies.storage.leases import heartbeat
 from archsearch.studies.storage.record import MeasurementRecord
-from snapgen.errors import InputError
+from snapgen.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -60,6 +61,7 @@ def serve(
         log(f"serving {device} for {url.rpartition('@')[2]}")
         idle_since = time.monotonic()
         while idle_seconds is None or time.monotonic() - idle_since < idle_seconds:
+            raise_if_terminated()
             if server.serve_one():
                 idle_since = time.monotonic()
             else:
@@ -80,6 +82,7 @@ class _Server:
         self._log, self._make = log, make
         self._backends: dict[str, Backend] = {}
         self._queues: dict[str, MeasurementQueue] = {}
+        self._said: set[str] = set()
         self.num_measured = 0
 
     def backend(self, spec: MeasurementSpec) -> Backend:
@@ -89,15 +92,22 @@ class _Server:
 
     def serve_one(self) -> bool:
         """Make one measurement; False if none waits."""
-        for spec in requested_specs(self._storage, self._device):
+        for spec in requested_specs(self._storage, self._device, damaged=self._log_once):
             queue = self._queues.get(spec.name) or MeasurementQueue(self._storage, spec)
             self._queues[spec.name] = queue
+            for line in queue.refuse_damaged():
+                self._log(line)
             for number in queue.reap_dead():
                 self._log(f"measurement {number}: its device died; it is queued again")
             if claimed := queue.claim():
                 self._measure(queue, spec, claimed)
                 return True
         return False
+
+    def _log_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._log(line)
 
     def _measure(self, queue: MeasurementQueue, spec: MeasurementSpec, claimed: MeasurementRecord) -> None:
         name = f"measurement {claimed.number} ({claimed.architecture.id})"
@@ -107,9 +117,17 @@ class _Server:
         except DeviceLostError as error:
             queue.release(claimed)
             raise InputError(self._device, f"{error}; {name} is queued again", error.remedy) from None
-        except (MeasurementError, InputError) as error:
-            queue.reject(claimed, str(error))
-            self._log(f"{name}: {error}")
+        except database_errors():
+            raise
+        except Exception as error:
+            if (fault := machine_fault(error)) is not None:
+                queue.release(claimed)
+                raise fault from error
+            # Whatever else it raises: it would do so at every start, and keep the requests behind it waiting.
+            told = isinstance(error, MeasurementError | InputError)
+            reason = str(error) if told else f"{type(error).__name__}: {first_line(error)}"
+            queue.reject(claimed, reason)
+            self._log(f"{name}: {reason}")
         except BaseException:
             queue.release(claimed)
             raise

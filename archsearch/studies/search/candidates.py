@@ -43,7 +43,7 @@ def _of_slot(attempts: Sequence[TrialRecord]) -> Candidate | None:
     chosen = active[0] if active else next((t for t in reversed(attempts) if isinstance(t, Candidate)), None)
     if not isinstance(chosen, Candidate):
         return None
-    return chosen.model_copy(update={"attempts": sum(not t.lost for t in attempts)})
+    return chosen.model_copy(update={"attempts": sum(not (t.lost or t.reopens) for t in attempts)})
 
 
 def _with_measured(candidate: Candidate, measured: Mapping[str, LatencyRecord]) -> Candidate:

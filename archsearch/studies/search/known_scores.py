@@ -18,7 +18,7 @@ from archsearch.protocol import ResolvedProtocol
 from archsearch.score import Quality
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import load_candidates
-from archsearch.studies.storage.database import open_study
+from archsearch.studies.storage.database import has_format, open_study
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config, parse_config
 from snapgen.errors import InputError, os_errors
@@ -93,7 +93,7 @@ def _reachable(study: Study, settings: StudyConfig) -> Iterator[KnownScore]:
         attrs = other_study.user_attrs
         config = attrs.get("settings", {})
         alike = attrs.get("protocol_hash") == own["protocol_hash"] and config.get("seed") == settings.seed
-        if alike and not config.get("evolve"):
+        if alike and not config.get("evolve") and has_format(other_study):
             yield from scores_of(other_study)
     if settings.start_from is not None:
         # It was there when this study began; what it no longer tells is trained.

@@ -22,8 +22,10 @@ from archsearch.studies.search.display import Display
 from archsearch.studies.search.proposer import Proposer
 from archsearch.studies.search.scorer import ScorerFactory
 from archsearch.studies.search.worker import Worker
-from archsearch.studies.signals import terminable
-from archsearch.studies.storage.database import load_study, storage_errors
+from archsearch.studies.signals import raise_if_terminated, terminable
+from archsearch.studies.storage.database import expect, load_study, storage_errors
+from archsearch.studies.storage.leases import worker_identity
+from archsearch.studies.storage.record import WorkerIdentity
 from archsearch.studies.storage.trial_queue import TrialQueue
 from snapgen.errors import InputError
 
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 MAX_DEAD_WORKERS = 5
 """The search stops after this many worker processes have died in one run."""
+
+OF_THE_MACHINE = ("SIGKILL", "SIGBUS", "SIGTERM", "SIGHUP")
+"""Signals that a worker gets from outside, or from a system that has no memory or disk space left."""
 
 POLL_SECONDS = 0.3
 
@@ -53,6 +58,7 @@ def work(settings: StudyConfig, scorer: ScorerFactory, messages: Any) -> None:
     torch.set_num_threads(settings.threads_per_worker)
     try:
         with terminable(once=True), storage_errors(settings.url, settings.source), ignore_experimental_warnings():
+            expect(settings.url)
             space = settings.load_space()
             study = load_study(settings)
             worker = Worker(
@@ -98,6 +104,7 @@ class WorkerPool:
         self._context = multiprocessing.get_context("spawn")
         self._messages: Any = self._context.Queue()
         self._workers: dict[int, BaseProcess] = {}
+        self._identities: dict[int, WorkerIdentity] = {}
         self._reasons: list[str] = []
         self._crashes = 0
 
@@ -115,6 +122,7 @@ class WorkerPool:
                 self._start(index)
             while self._workers:
                 wait([w.sentinel for w in self._workers.values()], timeout=POLL_SECONDS)
+                raise_if_terminated()
                 self._read_messages()
                 self._replace_dead()
                 self._display.tick()
@@ -130,6 +138,7 @@ class WorkerPool:
         with _environment(OMP_NUM_THREADS=str(self._settings.threads_per_worker)), hidden_main(self._scorer):
             worker.start()
         self._workers[index] = worker
+        self._identities[index] = worker_identity(worker.pid)
 
     def _read_messages(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -155,14 +164,15 @@ class WorkerPool:
             if self._crashes >= MAX_DEAD_WORKERS:
                 problem = f"{MAX_DEAD_WORKERS} workers died, the last with {how}"
                 raise InputError(self._settings.source, problem, "use fewer workers or smaller candidates")
-            self._display.line(f"worker {index} died ({how}){self._fail_trial_of(worker, how)}; another takes over")
+            self._display.line(f"worker {index} died ({how}){self._fail_trial_of(index, how)}; another takes over")
             self._start(index)
 
-    def _fail_trial_of(self, worker: BaseProcess, how: str) -> str:
+    def _fail_trial_of(self, index: int, how: str) -> str:
         """Fail the trial that a worker died in; returns the words for the log that name it."""
-        its_trials = [t for t in self._queue.trials().running.values() if t.worker.pid == worker.pid]
+        trials = self._queue.trials()
+        its_trials = [t for t in trials.running.values() if t.worker == self._identities[index]]
         for t in its_trials:
-            self._queue.fail(t.trial_id, f"its worker died ({how})")
+            self._queue.fail(t.trial_id, f"its worker died ({how})", killed=how in OF_THE_MACHINE)
         return f" in trial {its_trials[-1].number}" if its_trials else ""
 
     def _stop(self) -> None:

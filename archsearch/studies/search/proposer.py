@@ -143,6 +143,7 @@ class Proposer:
                 if self._known is not None:
                     self._known.observe(t)
         running = (t for t in trials.running.values() if isinstance(t, Candidate) and t.number != claim.number)
+        running = (t for t in running if t.point.keys() == self.choices.keys())  # a point is written knob by knob
         ended = {**self._ended, **self._predicted(trials)}
         past = [*ended.values(), *(self._observed(t) for t in running if t.continues is None)]
         if self._settings.seeds is not None:

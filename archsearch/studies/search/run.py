@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from archsearch.latency.timed_pass import TimedPass
 from archsearch.quality import processes
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.remote.client import measurement_spec
+from archsearch.studies.remote.queue import MeasurementQueue
 from archsearch.studies.search import samplers
 from archsearch.studies.search.candidates import check_any_feasible, load_candidates
 from archsearch.studies.search.display import Display
@@ -22,15 +24,22 @@ from archsearch.studies.storage.database import (
     artifact_store,
     create_or_resume,
     load_study,
+    open_storage,
     storage_errors,
+    stored_attrs,
     without_password,
 )
+from archsearch.studies.storage.record import Candidate
+from archsearch.studies.storage.trial_queue import TrialQueue
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from optuna import Study
 
     from archsearch.spaces.space import Space
+
+MOST_LISTED = 10
+"""Candidates that were given up of which each gets a line."""
 
 
 def search(
@@ -89,11 +98,37 @@ def search(
             else:
                 del built_scorer
                 reason = WorkerPool(study, settings, scorer, display).run()
-            display.tick(now=True)
-            display.line(f"{settings.name}: finished, {reason}", warning=False)
+            candidates = load_candidates(study)
+            _conclude(display, settings, reason, candidates)
         files = settings.source, space.source
-        check_any_feasible(study, load_candidates(study), files=files, reason=reason.partition("; ")[0])
+        check_any_feasible(study, candidates, files=files, reason=reason.partition("; ")[0])
     return study
+
+
+def retry_given_up(settings: StudyConfig) -> None:
+    """Let the next search of a study try again what was given up: candidates, and measurements of a remote device."""
+    if not stored_attrs(settings):
+        return
+    with storage_errors(settings.url, settings.source):
+        study = load_study(settings)
+        TrialQueue(study, settings).reopen()
+        if settings.latency.remote:
+            space = settings.load_space()
+            spec = measurement_spec(settings.latency, space.latent_size, space.context_tokens)
+            MeasurementQueue(open_storage(settings.url, source=settings.source), spec).reopen()
+
+
+def _conclude(display: Display, settings: StudyConfig, reason: str, candidates: Sequence[Candidate]) -> None:
+    """Say why the search is over, and what was given up."""
+    display.tick(now=True)
+    display.line(f"{settings.name}: finished, {reason}", warning=False)
+    given_up = [c for c in candidates if c.state == "failed"]
+    for c in given_up[:MOST_LISTED]:
+        name = f" ({c.name})" if c.name else ""
+        display.line(f"{settings.name}: trial {c.number}{name} was given up: {c.error or 'it did not end'}")
+    if given_up:
+        more = f"and {len(given_up) - MOST_LISTED} more; " if len(given_up) > MOST_LISTED else ""
+        display.line(f"{settings.name}: {more}the same command with --retry tries what was given up again")
 
 
 def _announce(display: Display, settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -> None:

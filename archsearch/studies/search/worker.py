@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archsearch.latency.base import DeviceLostError, MeasurementError
+from archsearch.machine_faults import machine_fault
 from archsearch.score import OBJECTIVES, Quality, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import COSTS, upper_bounds
 from archsearch.studies.search.known_scores import KnownScore, known_scores
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import CHECKPOINT, CHECKPOINTS, ROUND, Scorer
-from archsearch.studies.storage.database import artifact_store
+from archsearch.studies.signals import raise_if_terminated
+from archsearch.studies.storage.database import artifact_store, database_errors, storage_digest
 from archsearch.studies.storage.leases import heartbeat
 from archsearch.studies.storage.paused_runs import PausedRuns
 from archsearch.studies.storage.record import Candidate, Rung, TrialRecord
@@ -79,6 +82,7 @@ class Worker:
         """
         try:
             while True:
+                raise_if_terminated()
                 self._tick()
                 claim = self._queue.claim()
                 if isinstance(claim, str):
@@ -89,7 +93,7 @@ class Worker:
                 self._process(claim)
         except SearchSpaceExhausted as error:
             return str(error)
-        except (KeyboardInterrupt, SystemExit, InputError):
+        except BaseException:
             # Not in `_process`: an interrupt can fall between a trial's creation and the return of `claim`.
             self._queue.release_own()
             raise
@@ -99,28 +103,35 @@ class Worker:
         time.sleep(WAIT_SECONDS)
 
     def _process(self, claim: TrialRecord) -> None:
-        import optuna
-
         try:
             with heartbeat(self._study._storage, claim.trial_id):
                 self._score(claim)
             self._abandoned = 0
-        except optuna.exceptions.UpdateFinishedTrialError:
-            # Another worker took this one for dead (sleeping machine, lost network) and has claimed the slot.
-            self._log(f"trial {claim.number}: taken over by another worker")
         except SearchSpaceExhausted:
             self._queue.release(claim.trial_id)
             raise
-        except InputError:  # the study ends, and the trial is released
+        except database_errors():  # the study ends, and so does the trial
             raise
-        except DeviceLostError as error:
+        except Exception as error:
+            if claim.number in self._queue.trials().running:
+                self._blame(claim, error)
+            else:  # taken for dead (sleeping machine, lost network): another worker has claimed the slot
+                self._log(f"trial {claim.number}: taken over by another worker")
+
+    def _blame(self, claim: TrialRecord, error: Exception) -> None:
+        """End a trial whose candidate is at fault; end the study, and so release the trial, if it is not."""
+        if isinstance(error, DeviceLostError):
             problem = f"{error}; trial {claim.number} will be run again"
             raise InputError(self._settings.source, problem, error.remedy, place="latency") from None
-        except MeasurementError as error:  # the device cannot run the candidate; the study continues
+        if (fault := machine_fault(error)) is not None:
+            raise fault from error
+        if isinstance(error, InputError):
+            raise error
+        if isinstance(error, MeasurementError):  # the device cannot run the candidate; the study continues
             self._queue.reject(claim.trial_id, _summary(error))
             self._log(f"trial {claim.number} abandoned: {error}")
             self._count_abandoned(error, at_most=MAX_REJECTED_IN_A_ROW)
-        except Exception as error:
+        else:
             self._fail(claim, error)
 
     def _fail(self, claim: TrialRecord, error: Exception) -> None:
@@ -291,7 +302,7 @@ class Worker:
         paused: Candidate | None = None,
     ) -> Quality:
         """Train and evaluate, and store the artifacts: of a run that pauses, its checkpoint."""
-        folder = self._settings.folder / "working" / str(claim.slot)
+        folder = self._working_folder(claim)
         checkpoint = folder / CHECKPOINT.format(seed=seeds[0])
         _empty(folder)
         try:
@@ -304,13 +315,29 @@ class Worker:
                 self._paused_runs.save(claim.trial_id, checkpoint)
             else:
                 self._store(claim, arch, folder)
-        except InputError:  # such as a full disk: like an interrupted one, the trial resumes
-            raise
-        except Exception:
-            shutil.rmtree(folder, ignore_errors=True)
+        except Exception as error:
+            resumes = isinstance(error, (InputError, *database_errors())) or machine_fault(error)
+            if not resumes:  # unlike an interrupted one
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         shutil.rmtree(folder, ignore_errors=True)
         return quality
+
+    def _working_folder(self, claim: TrialRecord) -> Path:
+        """Folder of a trial's own, which takes over what an earlier trial of the slot left.
+
+        A worker that was taken for dead and is not goes on in a folder that nobody else uses.
+        """
+        every = self._settings.folder / "working"
+        slot = f"{storage_digest(self._settings.url)}-{claim.slot}"
+        left = sorted(every.glob(f"{slot}-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+        folder = every / f"{slot}-{claim.number}"
+        if left and not folder.exists():
+            with contextlib.suppress(OSError):
+                left[-1].rename(folder)
+        for other in left[:-1]:
+            shutil.rmtree(other, ignore_errors=True)
+        return folder
 
     def _store(self, claim: TrialRecord, arch: Architecture, folder: Path) -> None:
         if (path := folder / ROUND).exists():
@@ -336,8 +363,13 @@ class Worker:
         self._queue.finish(claim.trial_id, score)
 
     def _set_phase(self, claim: TrialRecord, phase: str, fraction: float = 0.0) -> None:
-        self._queue.write(claim.trial_id, phase=phase, fraction=fraction)
-        self._tick()
+        """Note the progress of a trial, unless the database is away: a note costs no training."""
+        from archsearch.studies.storage.outages import patience
+
+        raise_if_terminated()
+        with contextlib.suppress(*database_errors()), patience(0):
+            self._queue.write(claim.trial_id, phase=phase, fraction=fraction)
+            self._tick()
 
 
 def _empty(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sqlite3
 import time
 import warnings
@@ -30,6 +31,12 @@ GRACE_SECONDS = 120
 BUSY_SECONDS = 60
 """Longest time that a process waits for another one to finish writing to the same SQLite file."""
 
+FORMAT = 1
+"""Version of what a study stores, which every change that another version would misread raises.
+
+Studies of before it was stored have format 1.
+"""
+
 FIXED_SETTINGS = (
     "objectives",
     "constraints",
@@ -45,6 +52,19 @@ FIXED_SETTINGS = (
 (`archsearch.studies.search.start`)."""
 
 _SQLITE = "sqlite:///"
+_PSYCOPG = "postgresql://", "postgresql+psycopg"
+
+_CONNECTION = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+"""Settings of libpq with which a connection that the network has lost is noticed within a minute."""
+
+_REACHED: set[str] = set()
+"""Databases that this process has reached: where one is away, it is waited for."""
 
 _ALREADY_CREATED = ("already exists", "UNIQUE constraint", "duplicate key")
 
@@ -59,11 +79,15 @@ def open_storage(url: str, *, source: str = "storage", create: bool = True) -> R
     Raises:
         InputError: if the URL is invalid or the database cannot be opened.
     """
+    from archsearch.studies.storage.outages import PATIENCE_SECONDS, patience, wait_out
+
     _check(url, source, create=create)
     for tries_left in reversed(range(5)):
         try:
-            with storage_errors(url, source):
-                return _open(url)
+            with storage_errors(url, source), patience(PATIENCE_SECONDS if url in _REACHED else 0):
+                storage = wait_out(lambda: _open(url))
+            _REACHED.add(url)
+            return storage
         except InputError as error:
             # Two processes created the tables of a new file at the same moment: retry, now that the tables exist.
             if tries_left == 0 or not any(message in error.problem for message in _ALREADY_CREATED):
@@ -72,9 +96,16 @@ def open_storage(url: str, *, source: str = "storage", create: bool = True) -> R
     raise AssertionError("not reached")
 
 
+def expect(url: str) -> None:
+    """Wait for a database where it is away: another process of this search has just reached it."""
+    _REACHED.add(url)
+
+
 def _open(url: str) -> RDBStorage:
     import optuna
     import sqlalchemy
+
+    from archsearch.studies.storage.outages import PatientStorage
 
     on_sqlite = url.startswith("sqlite")
     with warnings.catch_warnings():
@@ -83,9 +114,13 @@ def _open(url: str) -> RDBStorage:
             # WAL: readers and a writer do not block each other. The mode is stored in the file.
             with contextlib.closing(sqlite3.connect(url.removeprefix(_SQLITE), timeout=BUSY_SECONDS)) as file:
                 file.execute("PRAGMA journal_mode=WAL")
-        arguments = {"connect_args": {"timeout": BUSY_SECONDS}} if on_sqlite else {"pool_pre_ping": True}
-        storage = optuna.storages.RDBStorage(
-            url, engine_kwargs=arguments, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+        connection: dict[str, Any] = _CONNECTION if url.startswith(_PSYCOPG) else {}
+        arguments = {"timeout": BUSY_SECONDS} if on_sqlite else connection
+        storage = PatientStorage(
+            url,
+            engine_kwargs={"connect_args": arguments, "pool_pre_ping": not on_sqlite},
+            heartbeat_interval=HEARTBEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
         )
     if on_sqlite:
         # With WAL, synchronous=NORMAL loses nothing if a process is killed; a power cut may lose the last seconds.
@@ -125,16 +160,21 @@ def _check_file(database: str | None, source: str, remedy: str, *, create: bool)
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-@contextlib.contextmanager
-def storage_errors(url: str, source: str = "storage") -> Iterator[None]:
-    """Convert errors of the database raised inside the block into an `InputError` of one line."""
+def database_errors() -> tuple[type[Exception], ...]:
+    """Classes of the errors that a database raises through a study."""
     import optuna
     import sqlalchemy
 
+    return sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, sqlite3.Error
+
+
+@contextlib.contextmanager
+def storage_errors(url: str, source: str = "storage") -> Iterator[None]:
+    """Convert errors of the database raised inside the block into an `InputError` of one line."""
     shown = url.removeprefix(_SQLITE) if url.startswith(_SQLITE) else without_password(url)
     try:
         yield
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, sqlite3.Error) as error:
+    except database_errors() as error:
         cause = error.__cause__ or getattr(error, "orig", None) or error
         problem = " ".join(str(getattr(cause, "orig", None) or cause).split())[:200]
         remedies = {
@@ -142,6 +182,8 @@ def storage_errors(url: str, source: str = "storage") -> Iterator[None]:
             "malformed": "it is damaged; move it away or name another file",
             "locked": "another program holds it; close that one",
             "readonly": "make the file and its folder writable",
+            "disk is full": "free disk space; the same command resumes",
+            "disk I/O": "check the disk; the same command resumes",
             "unable to open": "check the path and its permissions",
         }
         remedy = next((r for key, r in remedies.items() if key in problem), "check the URL and that the server runs")
@@ -180,11 +222,29 @@ def load_study(settings: StudyConfig) -> Study:
     storage = open_storage(settings.url, source=settings.source, create=False)
     try:
         with storage_errors(settings.url), silence_optuna():
-            return optuna.load_study(study_name=settings.name, storage=storage)
+            study = optuna.load_study(study_name=settings.name, storage=storage)
+            check_format(study)
+            return study
     except KeyError:
         others = ", ".join(optuna.get_all_study_names(storage)) or "none"
         problem = f"has no study {settings.name!r} (it has: {others})"
         raise InputError(without_password(settings.url), problem, "run archsearch search first") from None
+
+
+def has_format(study: Study) -> bool:
+    """Whether this version of archsearch reads and writes a study as the version did that began it."""
+    return bool(study.user_attrs.get("format", 1) == FORMAT)
+
+
+def check_format(study: Study) -> None:
+    """Raise if another version of archsearch, which stores other things, began a study.
+
+    Raises:
+        InputError: naming both formats.
+    """
+    if not has_format(study):
+        problem = f"has format {study.user_attrs['format']!r:.20}, and this version of archsearch format {FORMAT}"
+        raise InputError(f"study {study.study_name}", problem, "use the version that began it, or another name")
 
 
 def stored_attrs(settings: StudyConfig) -> dict[str, Any]:
@@ -224,6 +284,11 @@ def same_storage(a: str, b: str) -> bool:
     return _canonical(a) == _canonical(b)
 
 
+def storage_digest(url: str) -> str:
+    """Short name of a storage, which differs from that of every other one."""
+    return hashlib.sha256(_canonical(url).encode()).hexdigest()[:8]
+
+
 def _canonical(url: str) -> str:
     is_file = url.startswith(_SQLITE)
     return str(Path(url.removeprefix(_SQLITE)).resolve()) if is_file else without_password(url)
@@ -249,11 +314,12 @@ def create_or_resume(settings: StudyConfig, attrs: Mapping[str, Any]) -> Study:
             directions=["minimize"] * len(settings.objectives),
             load_if_exists=True,
         )
+        check_format(study)
         existing = study.user_attrs
         if "settings" in existing:
             ensure_unchanged(settings, attrs, existing)
         # "settings" is written last: if it is there, all other attributes were written before it.
-        new_attrs = {**attrs, "artifacts": str(settings.artifact_folder.absolute())}
+        new_attrs = {"format": FORMAT, **attrs, "artifacts": str(settings.artifact_folder.absolute())}
         new_attrs["settings"] = settings.model_dump(mode="json")
         for key, value in new_attrs.items():
             if key != "machine" or key not in existing:

@@ -42,7 +42,7 @@ _UNSCORED = Score(cost=Cost(params=0, macs=0, activation_bytes=0))
 
 
 class WorkerIdentity(Config):
-    """Process that works on a trial; pid and start time together are unique on a host."""
+    """Process that works on a trial (`archsearch.studies.storage.leases`); pid and start are unique on a host."""
 
     host: str
     pid: int
@@ -85,7 +85,7 @@ class StoredTrial(Config):
             raise _damaged(error.source, error.problem, error.place) from None
 
     @classmethod
-    def create(cls, study: Study, state: Literal["WAITING", "RUNNING"], **fields: Any) -> int:
+    def create(cls, study: Study, state: Literal["WAITING", "RUNNING", "FAIL"], **fields: Any) -> int:
         """Create a trial with some fields; returns its id in the storage."""
         from optuna.trial import TrialState, create_trial
 
@@ -177,6 +177,10 @@ class TrialRecord(StoredTrial):
     """The error that scoring raised."""
     rejected: bool = Field(default=False, alias="refused")
     """Whether the candidate cannot be scored at all, so that its slot is not retried."""
+    killed: bool = False
+    """Whether the machine killed the worker, as it does with little memory: rarely the candidate's fault."""
+    reopens: bool = False
+    """Whether the trial only reopens its slot, so that the failures before it no longer count."""
     withdrawn: bool = False
     """Whether the worker was stopped, which is not a failure of the candidate."""
     lost: bool = False
@@ -263,6 +267,8 @@ class MeasurementRecord(StoredTrial):
     """Whether the device was stopped or lost, which is not the fault of the architecture."""
     duplicate: bool = False
     """Whether another trial for the same architecture is valid instead."""
+    reopens: bool = False
+    """Whether the trial only says that refusals and deaths before it no longer count."""
 
 
 class TrialReader(Generic[Stored]):

@@ -22,6 +22,9 @@ MAX_FAILURES = 2
 A search that is killed as a whole does not count against the candidate it was scoring.
 """
 
+MAX_KILLED = 5
+"""The limit where the machine killed the worker: others may have used the memory that the candidate needed."""
+
 
 class StudyTrials(Sequence[TrialRecord]):
     """All trials made by a worker, by number, as of the last `read`.
@@ -124,6 +127,11 @@ class StudyTrials(Sequence[TrialRecord]):
             self._ranking = Ranking(settings, self.candidates(), known=self._rows)
         return self._ranking
 
+    def is_given_up(self, slot: int) -> bool:
+        """Whether a slot is abandoned because of what its trials did, rather than taken by two workers at once."""
+        ended = slot not in self.active and slot not in self.open_slots
+        return ended and not any(t.lost and t.retry_of is None for t in self.by_slot[slot])
+
     def median_seconds(self) -> float | None:
         """Median duration of the candidates that count against the budget and did not stay paused; None without one."""
         count = len(self._seconds)
@@ -203,10 +211,13 @@ class StudyTrials(Sequence[TrialRecord]):
 
 
 def is_abandoned(attempts: Sequence[TrialRecord]) -> bool:
-    """Whether a slot's trials failed too often to be retried, or one was rejected for good."""
-    failures = sum(t.error is not None for t in attempts)
+    """Whether a slot's trials failed too often to be retried, or one was rejected, since the slot was last reopened."""
+    reopened = max((i for i, t in enumerate(attempts) if t.reopens), default=-1)
+    since = attempts[reopened + 1 :]
+    failures = sum(t.error is not None and not t.killed for t in since)
+    killed = sum(t.killed for t in since)
     duplicate = any(t.lost and t.retry_of is None for t in attempts)  # another worker continues the same trial
-    return failures >= MAX_FAILURES or duplicate or any(t.rejected for t in attempts)
+    return failures >= MAX_FAILURES or killed >= MAX_KILLED or duplicate or any(t.rejected for t in since)
 
 
 class BusyTime:

@@ -12,15 +12,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archsearch.score import OBJECTIVES, Score
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.storage.database import database_errors
 from archsearch.studies.storage.further_runs import FurtherRuns
-from archsearch.studies.storage.leases import is_dead, send_heartbeat, worker_identity
+from archsearch.studies.storage.leases import SilenceWatch, is_dead, send_heartbeat, worker_identity
 from archsearch.studies.storage.record import TrialRecord
 from archsearch.studies.storage.study_trials import StudyTrials
+from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -46,9 +48,10 @@ class Budget(NamedTuple):
     lasts: bool
     reason: str | None
 
-    def allows(self, retried: TrialRecord) -> bool:
-        """Whether a trial may be run again."""
-        return self.lasts if retried.continues is not None else self.proposes
+    def allows(self, attempts: Sequence[TrialRecord]) -> bool:
+        """Whether a slot may be tried again after some trials; one that was reopened may at any time."""
+        lasts = self.lasts if attempts[0].continues is not None else self.proposes
+        return lasts or any(t.reopens for t in attempts)
 
 
 class TrialQueue:
@@ -58,6 +61,8 @@ class TrialQueue:
         self.study, self._settings = study, settings
         self._storage: BaseStorage = study._storage
         self._further_runs = FurtherRuns(settings)
+        self._watch = SilenceWatch(self._storage, study._study_id)
+        self._created: set[int] = set()
         self.known = StudyTrials(study)
         """All trials made by a worker, as of the last read."""
 
@@ -76,12 +81,14 @@ class TrialQueue:
             The trial; the reason if the study is over; None if there is no slot to claim at the moment, while another
             worker's trial may still fail and so open one.
         """
+        from optuna.exceptions import UpdateFinishedTrialError
+
         trials = self.reap_dead()
         budget = self._budget(trials)
-        opened = {slot: a for slot, a in trials.open_slots.items() if budget.allows(a[0])}
-        retried = opened[min(opened)][0] if opened else None
+        opened = [slot for slot, attempts in trials.open_slots.items() if budget.allows(attempts)]
+        retried = trials.open_slots[min(opened)][0] if opened else None
         continued = retried.continues if retried else self._continued(trials, budget)
-        if not budget.proposes and continued is None:
+        if not (budget.proposes or retried) and continued is None:
             return budget.reason
         trial_id = self._create(retry_of=retried.number if retried else None, continues=continued)
         trials = self.trials()
@@ -92,17 +99,21 @@ class TrialQueue:
         ):
             TrialRecord.end(self._storage, trial_id, lost=True)
             return self.claim()
-        if continued is None and not self._budget(trials, before=claimed).proposes:
+        if continued is None and not self._budget(trials, before=claimed).allows(trials.by_slot[claimed.slot]):
             # Another worker claimed the last trial of the budget between our check and our claim.
             self.release(trial_id)
             return None
-        self.write(trial_id, slot=claimed.slot)
+        try:
+            self.write(trial_id, slot=claimed.slot)
+        except UpdateFinishedTrialError:  # this process was stopped so long that others took it for dead
+            return self.claim()
         return claimed
 
     def _create(self, **fields: int | None) -> int:
         given = {name: number for name, number in fields.items() if number is not None}
         waiting: dict[str, Any] = {"worker": worker_identity(), "phase": "waiting", "fraction": 0.0}
         trial_id = TrialRecord.create(self.study, "RUNNING", **waiting, **given)
+        self._created.add(trial_id)
         send_heartbeat(self._storage, trial_id)
         return trial_id
 
@@ -139,6 +150,16 @@ class TrialQueue:
             reason = f"the last {MAX_INFEASIBLE_IN_A_ROW} candidates were all outside the limits; widen them"
         return Budget(proposes=proposes, lasts=lasts, reason=None if running else reason)
 
+    def reopen(self) -> int:
+        """Reopen the slots that were given up, whose earlier failures no longer count; returns their number."""
+        trials = self.trials()
+        given_up = [attempts[0] for slot, attempts in trials.by_slot.items() if trials.is_given_up(slot)]
+        for first in given_up:
+            continued = {} if first.continues is None else {"continues": first.continues}
+            again: dict[str, Any] = {"retry_of": first.number, "reopens": True, "worker": worker_identity()}
+            TrialRecord.create(self.study, "FAIL", **again, **continued)
+        return len(given_up)
+
     # Dead workers
 
     def reap_dead(self) -> StudyTrials:
@@ -149,14 +170,16 @@ class TrialQueue:
         """
         import optuna
 
-        with contextlib.suppress(NotImplementedError):
-            optuna.storages.fail_stale_trials(self.study)
-        trials = self.trials()
-        dead = [t for t in trials.running.values() if is_dead(t.worker)]
+        silent, trials = self._watch.silent(), self.trials()
+        dead = [t for t in trials.running.values() if t.trial_id in silent or is_dead(t.worker) or self._is_orphan(t)]
         for t in dead:
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                 self._settle(t)
         return self.trials() if dead else trials
+
+    def _is_orphan(self, t: TrialRecord) -> bool:
+        """Whether a trial is this worker's own, and unknown to it: the answer to its creation was lost on the way."""
+        return t.worker == worker_identity() and t.trial_id not in self._created
 
     def _settle(self, t: TrialRecord) -> None:
         if t.phase == DONE:
@@ -213,14 +236,20 @@ class TrialQueue:
         TrialRecord.end(self._storage, trial_id, withdrawn=True)
 
     def release_own(self) -> None:
-        """Release every trial that this process has claimed and not ended."""
-        for t in self.trials().running.values():
-            if t.worker == worker_identity():
-                self.release(t.trial_id)
+        """Release every trial that this process has claimed and not ended.
 
-    def fail(self, trial_id: int, error: str) -> None:
-        """End a trial because scoring raised; the slot is retried until `is_abandoned`."""
-        TrialRecord.end(self._storage, trial_id, error=error)
+        If the database cannot be written, now that this process ends, others release them when it has ended.
+        """
+        from archsearch.studies.storage.outages import patience
+
+        with contextlib.suppress(InputError, *database_errors()), patience(0):
+            for t in list(self.trials().running.values()):
+                if t.worker == worker_identity():
+                    self.release(t.trial_id)
+
+    def fail(self, trial_id: int, error: str, *, killed: bool = False) -> None:
+        """End a trial because scoring raised, or the machine killed its worker; retried until `is_abandoned`."""
+        TrialRecord.end(self._storage, trial_id, error=error, killed=killed)
 
     def reject(self, trial_id: int, error: str) -> None:
         """End a trial whose candidate cannot be scored at all; the slot is not retried."""

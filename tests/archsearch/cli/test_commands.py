@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from typing import Any
@@ -53,6 +54,20 @@ def test_too_little_memory_is_one_line(
         cli.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith("archsearch: out of memory (")
+
+
+def test_a_fault_of_the_machine_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", "sdxl.yaml")
+
+    monkeypatch.setattr("snapgen.architecture.presets.resolve", full)
+    monkeypatch.setattr(sys, "argv", ["archsearch", "cost", "sdxl"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith("archsearch: sdxl.yaml: too many open files; close other programs")
 
 
 def test_an_interrupt_is_one_line_and_status_130(

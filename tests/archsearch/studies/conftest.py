@@ -19,9 +19,10 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The URL of a database of this test run's own."""
-    from tests.archsearch.studies.postgresql import database
+    from tests.archsearch.studies.postgresql import or_skipped
 
-    yield from database()
+    with or_skipped() as server:
+        yield server.url
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ import weakref
 import pytest
 
 from archsearch.studies import signals
-from archsearch.studies.signals import stoppable, terminable
+from archsearch.studies.signals import raise_if_terminated, stoppable, terminable
 
 
 class Referent:
@@ -33,6 +34,30 @@ def interrupted_in_callback(once: bool) -> None:
 def test_an_interrupt_that_python_forgets_is_raised_again(once: bool) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted_in_callback(once)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("once", [False, True])
+def test_an_interrupt_that_a_library_forgets_is_not_lost(once: bool, number: int) -> None:
+    """It falls into a callback of a library that catches everything."""
+
+    def work() -> None:
+        with terminable(once=once):
+            raise_if_terminated()
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), number)
+            raise_if_terminated()
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                work()
+        raise_if_terminated()
+        with terminable():
+            raise_if_terminated()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_signal_does_not_interrupt_what_the_first_one_started() -> None:

@@ -236,7 +236,8 @@ def test_a_candidate_that_fails_is_tried_again_then_given_up(
     assert (candidates[2].error, candidates[2].attempts) == ("RuntimeError: out of memory", 2)
     assert len(scored(candidates)) == 5
     lines = capfd.readouterr().err.splitlines()
-    assert [line.endswith(end) for line, end in zip(lines, ("tried again", "abandoned"), strict=True)] == [True, True]
+    ends = "tried again", "abandoned", "was given up: RuntimeError: out of memory", "tries what was given up again"
+    assert [line.endswith(end) for line, end in zip(lines, ends, strict=True)] == [True] * 4
 
 
 def test_too_many_failures_stop_the_study(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:

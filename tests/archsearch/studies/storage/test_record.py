@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -143,8 +144,12 @@ def test_a_damaged_measurement_is_named(tmp_path: Path) -> None:
     queue.request(preset("snapgen-emoji"))
     with sqlite3.connect(tmp_path / "study.db") as file:
         file.execute("UPDATE trial_user_attributes SET value_json = '7' WHERE key = 'architecture_id'")
-    with pytest.raises(InputError, match=r"^trial 0 of study latency of host.*: architecture_id: .* is not a text"):
-        queue.claim()
+    assert queue.claim() is None
+    (told,) = queue.refuse_damaged()
+    assert re.fullmatch(
+        r"a request in 'latency of host.*' is damaged and refused: architecture_id: .* is not a text", told
+    )
+    assert list(queue.refuse_damaged()) == []
 
 
 def edit(settings: StudyConfig, key: str, change: Callable[[Any], Any] | None) -> None:
