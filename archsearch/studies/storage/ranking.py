@@ -189,7 +189,7 @@ class Ranking:
 
     @cached_property
     def predictions(self) -> dict[int, Prediction]:
-        """What their last rung tells of the paused candidates, by trial number, where it can be trusted."""
+        """Predictions for the paused candidates from their last rung, by trial number, where it can be trusted."""
         if not self._paused:
             return {}
         noise = self.noise[self._settings.quality_objectives[0]]
