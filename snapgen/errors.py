@@ -39,7 +39,8 @@ def os_errors(source: str | Path, remedy: str, problem: str = "cannot be written
     try:
         yield
     except OSError as error:
-        raise InputError(source, (error.strerror or problem).lower(), remedy) from None
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else (error.strerror or problem).lower()
+        raise InputError(source, reason, remedy) from None
 
 
 def first_line(error: Exception) -> str:

@@ -304,7 +304,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(settings.read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(path, f"is not valid JSON ({first_line(error)})", RESTORE) from None
     if not isinstance(value, dict):
         raise InputError(path, "is not a JSON object", RESTORE)
