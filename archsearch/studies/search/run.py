@@ -77,6 +77,7 @@ def search(
         attrs = {"space": space.to_dict(), **built_scorer.describe()}
         start = start_attrs(settings, space, attrs)
         study = create_or_resume(settings, {**attrs, **start})
+        load_candidates(study)  # what is damaged is told before the first training
         artifact_store(study)  # fails now, not after the first training, if the folder is not writable
         with Display(study, settings, quiet=quiet) as display:
             _announce(display, settings, space, {**attrs, **start})
