@@ -16,6 +16,10 @@ MAX_BYTES = 1 << 28
 """Largest file, of a picture, a table or text, that is read whole."""
 
 
+MAX_HEADER = 1 << 22
+"""Largest header of a safetensors file; that of SDXL's U-Net has a twentieth."""
+
+
 def open_regular(path: Path) -> int:
     """Open a regular file for reading, without waiting for the writer of a named pipe; returns its descriptor.
 
@@ -29,6 +33,18 @@ def open_regular(path: Path) -> int:
         is_folder = stat.S_ISDIR(mode)
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR)) if is_folder else OSError(None, "is not a regular file")
     return descriptor
+
+
+def check_header(path: Path) -> None:
+    """Check that a safetensors file is a regular one whose header, which is read whole, is of at most `MAX_HEADER`.
+
+    Raises:
+        OSError: if not.
+    """
+    with open(open_regular(path), "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MAX_HEADER:
+        raise OSError(None, f"a header of {size:,} bytes, more than {MAX_HEADER:,}")
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:

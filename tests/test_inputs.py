@@ -335,6 +335,10 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "cost unknown architecture": lambda _: (["cost", "tiny-decodr"], "tiny-decoder"),
     "cost a file that is missing": lambda f: (["cost", str(f / "none.json")], "none.json"),
     "cost a bad architecture": lambda f: (["cost", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
+    "cost a huge architecture": lambda f: (
+        ["cost", str(written(f / "a.json", b'{"latent_channels": 1e15, "down": [{"channels": 64}], "up": []}'))],
+        "latent_channels",
+    ),
     "cost latent not halved": lambda _: (["cost", "snapgen-t2i", "--latent-size", "30"], "multiple of 4"),
     "cost latent too large": lambda _: (["cost", "tiny-decoder", "--latent-size", "5000"], "--latent-size"),
     "cost no such reference": lambda _: (["cost", "emoji/bse"], "no reference 'bse'"),
