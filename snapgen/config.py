@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from snapgen import files
-from snapgen.errors import InputError
+from snapgen.errors import InputError, printable
 
 # Configuration files are far smaller; a larger file is data that was named by mistake.
 MAX_FILE_BYTES = 1 << 20
@@ -204,6 +204,8 @@ class _PlainLoader(yaml.SafeLoader):
         assert node is not None
         if is_alias and node not in self._sizes:
             raise yaml.constructor.ConstructorError(None, None, "an alias within what it stands for", mark)
+        if isinstance(node, yaml.ScalarNode) and node.value != printable(node.value, newlines=True):
+            raise yaml.constructor.ConstructorError(None, None, "a control character in a text", mark)
         if is_alias:
             self._size += self._sizes[node]
         else:
@@ -221,6 +223,8 @@ class _PlainLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (list, dict)):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
+            if isinstance(key, str) and key != printable(key):
+                raise yaml.constructor.ConstructorError(None, None, "a key of several lines", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
             seen.add(key)

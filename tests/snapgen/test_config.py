@@ -17,6 +17,7 @@ from pydantic import Field
 from snapgen import config, seeding
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
+from snapgen.findings import Findings
 
 
 class Inner(config.Config):
@@ -94,6 +95,9 @@ def test_mistakes_are_told_in_plain_words(values: dict[str, object], line: str) 
         ("!!python/object/apply:os.system [true]", "line 1", "not valid YAML"),
         ("name: &a [*a]", "line 1", "an alias within what it stands for"),
         ("name: 2020-01-01\ninner: [{count: 2020-01-01}]", "inner[0].count", "'2020-01-01' is not a whole number"),
+        ('name: "\\e[2Jcleared"', "line 1", "a control character"),
+        ('name: "right \\u202e left"', "line 1", "a control character"),
+        ('"name\\n": a', "line 1", "a key of several lines"),
         ("rate: !!set {a}", "line 1", "could not determine a constructor"),
         ("rate: !!int ''", "", "not valid YAML"),
         (f"name: a\nrate: {'9' * 101}", "line 2", "a number of 101 characters"),
@@ -168,6 +172,14 @@ def test_an_input_error_can_be_pickled() -> None:
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error) == "a.yaml: line 3: is odd; mend it"
     assert (copy.source, copy.place, copy.problem, copy.remedy) == ("a.yaml", "line 3", "is odd", "mend it")
+
+
+def test_a_line_of_an_error_controls_no_terminal() -> None:
+    line = str(InputError("\x1b[2Ja.yaml", "is\x07 \x9b31m odd\u202e", "mend\nit", place="\x00"))
+    assert line == "�[2Ja.yaml: �: is� �31m odd�; mend it"
+    findings = Findings()
+    findings.add("have no caption", "a\x1b]0;title\x07.png")
+    assert str(findings) == "1 have no caption, e.g. a�]0;title�.png"
 
 
 def test_digest_depends_on_values_alone() -> None:
