@@ -87,9 +87,10 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: if it cannot be read, or is not text.
     """
+    with os_errors(path, "make it readable", "cannot be read"):
+        content = files.read_bytes(path)
     try:
-        with os_errors(path, "make it readable", "cannot be read"):
-            return decode_text(files.read_bytes(path))
+        return decode_text(content)
     except ValueError:
         raise InputError(path, "is not UTF-8, and has no byte order mark", _SAVE) from None
 

@@ -308,8 +308,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if the file is missing or damaged.
     """
+    text = settings.read_text(path)
     try:
-        value = json.loads(settings.read_text(path))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(path, f"is not valid JSON ({first_line(error)})", RESTORE) from None
     if not isinstance(value, dict):
