@@ -38,9 +38,9 @@ class DecoderDistillationConfig(StepwiseConfig):
 
     prune_ratio: float = SNAPFUSION_RATIO
     """Share of the channels to prune (`snapgen.autoencoders.pruned_decoder.pruned_width`)."""
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=2000, ge=1, le=1_000_000_000)
     """Optimizer steps."""
-    batch_size: int = Field(default=4, ge=1)
+    batch_size: int = Field(default=4, ge=1, le=65536)
     """Latents per step."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate."""

@@ -77,8 +77,7 @@ def search(
         attrs = {"space": space.to_dict(), **built_scorer.describe()}
         start = start_attrs(settings, space, attrs)
         study = create_or_resume(settings, {**attrs, **start})
-        load_candidates(study)  # what is damaged is told before the first training
-        artifact_store(study)  # fails now, not after the first training, if the folder is not writable
+        _check_study(study)
         with Display(study, settings, quiet=quiet) as display:
             _announce(display, settings, space, {**attrs, **start})
             if settings.workers == 1:
@@ -95,6 +94,12 @@ def search(
         files = settings.source, space.source
         check_any_feasible(study, load_candidates(study), files=files, reason=reason.partition("; ")[0])
     return study
+
+
+def _check_study(study: Study) -> None:
+    """Fail before the first training, not after it, if a trial is damaged or the artifacts' folder not writable."""
+    load_candidates(study)
+    artifact_store(study)
 
 
 def _announce(display: Display, settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -> None:
