@@ -25,7 +25,7 @@ def _enough(samples: int) -> int:
     return samples
 
 
-NumSamples = Annotated[int, Field(ge=0), AfterValidator(_enough)]
+NumSamples = Annotated[int, Field(ge=0, le=1_000_000), AfterValidator(_enough)]
 """Number of images generated for the distances; 0 means none."""
 
 
@@ -39,7 +39,7 @@ TrainSeed = Annotated[int, Field(ge=0, lt=2**32)]
 class EvaluationConfig(Config):
     """How a net is evaluated."""
 
-    validation_pairs: int = Field(default=512, ge=2)
+    validation_pairs: int = Field(default=512, ge=2, le=1_000_000)
     """Number of fixed (image, timestep, noise) triples behind the validation loss."""
     num_inference_steps: int = Field(default=28, ge=1, le=1000)
     """Sampling steps when samples are drawn."""
@@ -69,7 +69,7 @@ class TeacherDistillationConfig(DistillationConfig):
 class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     """Training and evaluation settings of a candidate. The defaults are the quick start's (benchmarks/short_run.py)."""
 
-    steps: int = Field(default=240, ge=1)
+    steps: int = Field(default=240, ge=1, le=1_000_000_000)
     """Optimizer steps of the short run."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     """Probability with which a caption is replaced by the empty one, for classifier-free guidance."""

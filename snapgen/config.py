@@ -11,10 +11,15 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from snapgen.errors import InputError
+from snapgen import files
+from snapgen.errors import InputError, printable
 
 # Configuration files are far smaller; a larger file is data that was named by mistake.
 MAX_FILE_BYTES = 1 << 20
+NODE_SIZE = 16
+"""Characters as which every value, list and mapping of a YAML file counts beside its own."""
+MAX_DIGITS = 100
+"""Longest whole number."""
 
 
 class Config(BaseModel):
@@ -35,21 +40,9 @@ def read_text(path: Path) -> str:
     """Read the text of a configuration file.
 
     Raises:
-        InputError: if the file is missing, a folder, too large, empty or not UTF-8.
+        InputError: if the file is missing, no regular file, too large, empty or not UTF-8.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise InputError(path, f"is {size:,} bytes, too large for a configuration", "name the YAML file itself")
-        text = path.read_bytes().decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            path, "is not text (not UTF-8)", "name the YAML file itself", place=f"byte {error.start}"
-        ) from None
-    except FileNotFoundError:
-        raise InputError(path, "does not exist", "check the path") from None
-    except OSError as error:
-        raise InputError(path, (error.strerror or "cannot be read").lower(), "name a readable file") from None
+    text = files.read_text(path, "name the YAML file itself", MAX_FILE_BYTES)
     if not text.strip():
         raise InputError(path, "is empty", "start from a shipped file of the same kind")
     return text
@@ -61,20 +54,28 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         InputError: as `read_text`, or if the file is not YAML or not a mapping.
     """
-    text = read_text(path)
+    value = parse_yaml(read_text(path), path)
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise InputError(path, f"must be a mapping of names, not {type(value).__name__}", "write 'key: value' lines")
+    return value
+
+
+def parse_yaml(text: str, source: str | Path) -> object:
+    """Read YAML of plain values: texts, numbers, true, false and null, in lists and mappings without duplicate keys.
+
+    Raises:
+        InputError: if it is not YAML, or too much: its aliases count as what they stand for.
+    """
     try:
-        value = yaml.load(text, _UniqueKeys)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _PlainLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "is not YAML"
         remedy = "quote names with brackets inside { }" if "got '['" in problem else "correct the line"
-        raise InputError(path, f"not valid YAML: {problem}", remedy, place=place) from None
-    except (ValueError, RecursionError):
-        raise InputError(path, "not valid YAML", "correct the file") from None
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise InputError(path, f"must be a mapping of names, not {type(value).__name__}", "write 'key: value' lines")
-    return value
+        raise InputError(source, f"not valid YAML: {problem}", remedy, place=place) from None
+    except (ValueError, ArithmeticError, LookupError, RecursionError):  # of values that do not fit their tags
+        raise InputError(source, "not valid YAML", "correct the file") from None
 
 
 def load_yaml(path: Path, model: type[S]) -> S:
@@ -184,11 +185,35 @@ _PLAIN = (
 """Types of pydantic's errors that people meet, what is wrong then, and what to write."""
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML loader that raises on duplicate keys, of which plain YAML silently keeps the last.
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML loader of bounded size that raises on duplicate keys, of which plain YAML silently keeps the last.
 
-    ``null`` as a key is a name, that of the setting for the null caption; plain YAML makes it None.
+    ``null`` as a key is a name, that of the setting for the null caption; plain YAML makes it None. A date is a text.
     """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._size = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a node, and count it with all that is in it; an alias counts as what it stands for."""
+        before, mark = self._size, self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        assert node is not None
+        if is_alias and node not in self._sizes:
+            raise yaml.constructor.ConstructorError(None, None, "an alias within what it stands for", mark)
+        if isinstance(node, yaml.ScalarNode) and node.value != printable(node.value, newlines=True):
+            raise yaml.constructor.ConstructorError(None, None, "a control character in a text", mark)
+        if is_alias:
+            self._size += self._sizes[node]
+        else:
+            self._size += NODE_SIZE + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+        if self._size > MAX_FILE_BYTES:
+            raise yaml.constructor.ConstructorError(None, None, "too many values, or aliases that multiply", mark)
+        self._sizes[node] = self._size - before
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[object] = set()
@@ -198,7 +223,28 @@ class _UniqueKeys(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (list, dict)):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
+            if isinstance(key, str) and key != printable(key):
+                raise yaml.constructor.ConstructorError(None, None, "a key of several lines", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        if len(node.value) > MAX_DIGITS:
+            problem = f"a number of {len(node.value):,} characters"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_yaml_int(node)
+
+    def construct_text(self, node: yaml.ScalarNode) -> Any:
+        return self.construct_scalar(node)
+
+    def refuse(self, node: yaml.Node) -> Any:
+        return self.construct_undefined(node)
+
+
+_TAG = "tag:yaml.org,2002:"
+_PlainLoader.add_constructor(f"{_TAG}int", _PlainLoader.construct_yaml_int)
+_PlainLoader.add_constructor(f"{_TAG}timestamp", _PlainLoader.construct_text)
+for _name in ("binary", "set", "omap", "pairs"):
+    _PlainLoader.add_constructor(f"{_TAG}{_name}", _PlainLoader.refuse)

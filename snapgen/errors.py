@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,24 @@ class InputError(ValueError):
         location = f"{self.source}: {place}" if place else self.source
         # A file's name may hold bytes that are not UTF-8, which cannot be printed.
         message = f"{location}: {problem}; {remedy}".encode(errors="surrogateescape").decode(errors="replace")
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling between worker processes.
         return (_rebuild, (self.source, self.problem, self.remedy, self.place))
+
+
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_WHITESPACE = ("\n", "\t")
+
+
+def printable(text: str, *, newlines: bool = False) -> str:
+    """A text without characters that control a terminal or reorder a line; a name from a file may hold any.
+
+    Args:
+        newlines: whether line feeds and tabs may stay.
+    """
+    return _CONTROLS.sub(lambda found: found[0] if newlines and found[0] in _WHITESPACE else "\ufffd", text)
 
 
 def _rebuild(source: str, problem: str, remedy: str, place: str) -> InputError:
@@ -39,10 +53,11 @@ def os_errors(source: str | Path, remedy: str, problem: str = "cannot be written
     try:
         yield
     except OSError as error:
-        raise InputError(source, (error.strerror or problem).lower(), remedy) from None
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else (error.strerror or problem).lower()
+        raise InputError(source, reason, remedy) from None
 
 
 def first_line(error: Exception) -> str:
     """First line of an error's message, at most 160 characters; the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+    return printable(lines[0][:160]) if lines else type(error).__name__

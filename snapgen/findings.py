@@ -6,6 +6,8 @@ import functools
 import logging
 from collections.abc import Sequence
 
+from snapgen.errors import printable
+
 _log = logging.getLogger(__name__)
 
 
@@ -23,7 +25,7 @@ class Findings:
             example: the name of this one, used if it is the first of its kind.
         """
         count, first = self._counts.get(problem, (0, example))
-        self._counts[problem] = (count + 1, first)
+        self._counts[problem] = (count + 1, printable(first))
 
     def listed(self) -> list[tuple[str, int, str]]:
         """Kinds with their counts and examples, in the order of their first occurrence."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import sqlite3
 import sys
@@ -36,6 +37,9 @@ SPACE = {
         "convs": {"a": {"all.conv": "standard"}, "b": {"all.conv": "separable"}},
     },
 }
+
+MULTIPLIED = "\n".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}' if i else '1'] * 10)}]" for i in range(9))
+"""A list of a thousand million ones, in a few lines."""
 
 Case = tuple[list[str], str]
 """The arguments, and what the line must name."""
@@ -248,7 +252,27 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "space reference to unknown knob": lambda f: space(f, references={"best": {"conv": "a"}}),
     "space reference to unknown choice": lambda f: space(f, references={"best": {"convs": "c"}}),
     "space latent odd": lambda f: space(f, latent=9),
+    "space aliases in its base": lambda f: space(f, f"{MULTIPLIED}\nbase: *l8\nlatent_size: 8\nknobs: {{a: [1, 2]}}"),
+    "space aliases in a choice": lambda f: space(
+        f, f"{MULTIPLIED}\nbase: snapgen-emoji\nlatent_size: 8\nknobs: {{a: {{b: *l8, c: {{rope: true}}}}}}"
+    ),
+    "space a named pipe": lambda f: (os.mkfifo(f / "s.yaml"), (["space", "show", str(f / "s.yaml")], "s.yaml"))[1],
+    "space without end": lambda f: (
+        (f / "s.yaml").symlink_to("/dev/zero"),
+        (["space", "show", str(f / "s.yaml")], "s.yaml"),
+    )[1],
     # Data
+    "data with a caption that is a pipe": lambda f: (
+        folder_of(f, "images", a_png=image_bytes(), b_png=image_bytes()),
+        os.mkfifo(f / "images" / "a.txt"),
+        data(f, "images"),
+    )[2],
+    "data of images without end": lambda f: (
+        folder_of(f, "images"),
+        (f / "images" / "a.png").symlink_to("/dev/zero"),
+        os.mkfifo(f / "images" / "b.png"),
+        data(f, "images"),
+    )[3],
     "data missing": lambda f: data(f, "none"),
     "data an empty folder": lambda f: folder_of(f, "images"),
     "data a folder of no images": lambda f: folder_of(f, "images", notes_txt=b"hello"),
@@ -311,6 +335,10 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "cost unknown architecture": lambda _: (["cost", "tiny-decodr"], "tiny-decoder"),
     "cost a file that is missing": lambda f: (["cost", str(f / "none.json")], "none.json"),
     "cost a bad architecture": lambda f: (["cost", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
+    "cost a huge architecture": lambda f: (
+        ["cost", str(written(f / "a.json", b'{"latent_channels": 1e15, "down": [{"channels": 64}], "up": []}'))],
+        "latent_channels",
+    ),
     "cost latent not halved": lambda _: (["cost", "snapgen-t2i", "--latent-size", "30"], "multiple of 4"),
     "cost latent too large": lambda _: (["cost", "tiny-decoder", "--latent-size", "5000"], "--latent-size"),
     "cost no such reference": lambda _: (["cost", "emoji/bse"], "no reference 'bse'"),

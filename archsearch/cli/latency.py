@@ -38,9 +38,8 @@ def serve_device(
     quiet: Quiet = False,
 ) -> None:
     """Measure what searches wait for (latency: remote: true), until interrupted. Several may serve one storage."""
-    import yaml
-
     from archsearch.studies.remote.server import serve
+    from snapgen.config import parse_yaml
     from snapgen.errors import InputError
 
     options = {}
@@ -48,7 +47,7 @@ def serve_device(
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise InputError("--device-option", f"{text!r:.60} sets nothing", "write KEY=VALUE")
-        options[key] = yaml.safe_load(value)
+        options[key] = parse_yaml(value, "--device-option")
     log: Callable[[str], None] = (lambda _: None) if quiet else typer.echo
     made = serve(storage, device, options, log=log, idle_seconds=idle_timeout)
     typer.echo(f"{made} measurements made")

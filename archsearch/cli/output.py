@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from snapgen.errors import InputError
+from snapgen.errors import InputError, printable
 from snapgen.io.atomic import check_writable
 from snapgen.progress import SECONDS_BETWEEN_LINES, ProgressCallback, ignore_progress, time_left
 
@@ -52,7 +52,7 @@ def print_table(title: str, header: tuple[str, ...], rows: Sequence[tuple[str, .
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if numbers and i else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))  # not markup: a choice may stand in brackets
+        table.add_row(*(Text(printable(cell)) for cell in row))  # not markup: a choice may stand in brackets
     Console().print(table)
 
 

@@ -76,6 +76,7 @@ def compare_recipes(
 ) -> None:
     """Train variants of a recipe over the same seeds, and say what each choice is worth."""
     import archsearch.reports.comparison
+    from archsearch.reports.rendering import tables
     from archsearch.training.comparison import compare, load_comparison
     from snapgen.io.atomic import atomic_write_texts
 
@@ -84,7 +85,7 @@ def compare_recipes(
     results = compare(found, log=(lambda _: None) if quiet else lambda line: typer.echo(line, err=True))
     page = archsearch.reports.comparison.markdown(found, results)
     if out:
-        table = archsearch.reports.comparison.frame(found, results).to_csv(index=False)
+        table = tables.csv(archsearch.reports.comparison.frame(found, results))
         atomic_write_texts({out.with_suffix(".md"): page, out.with_suffix(".csv"): table})
     typer.echo(page)
 

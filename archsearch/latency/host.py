@@ -118,8 +118,9 @@ def _write_net(arch: Architecture, latent_size: int, context_tokens: int, path: 
     import torch
 
     from archsearch.latency import onnx_export
-    from snapgen.models.unet import UNet
+    from snapgen.models.unet import UNet, check_memory
 
+    check_memory(arch, copies=1)
     with torch.device("meta"):
         net = UNet(arch).eval()
     net.to_empty(device="cpu")

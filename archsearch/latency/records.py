@@ -9,7 +9,7 @@ from pathlib import Path
 
 from archsearch.cost.operations import Operation, operations
 from archsearch.score import LatencyRecord, check_one_runtime
-from snapgen import config
+from snapgen import config, files
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config
 from snapgen.errors import InputError, os_errors
@@ -40,14 +40,7 @@ def load_samples(path: Path) -> list[LatencySample]:
     Raises:
         InputError: naming the file and the invalid line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(path, "does not exist", "make it with archsearch latency sample") from None
-    except UnicodeDecodeError:
-        raise InputError(path, "is not text (not UTF-8)", "name a file of JSON lines") from None
-    except OSError as error:
-        raise InputError(path, (error.strerror or "cannot be read").lower(), "name a readable file") from None
+    text = files.read_text(path, "name a file that archsearch latency sample made")
     complete = text[: text.rfind("\n") + 1].splitlines()
     return [_parse(line, path, number) for number, line in enumerate(complete, start=1) if line.strip()]
 

@@ -26,7 +26,7 @@ from snapgen.data.pixels import grid
 from snapgen.diffusion.process import make_process
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
-from snapgen.models.unet import UNet
+from snapgen.models.unet import TRAINING_COPIES, UNet, check_memory
 from snapgen.objectives.teacher import Teacher, load_teacher
 from snapgen.optim.ema import EMA
 from snapgen.progress import ProgressCallback, ignore_progress, subtask
@@ -306,6 +306,7 @@ class CandidateEvaluator:
         """The uninitialized net of a compatible architecture, on the evaluator's device."""
         # Nets without cross-attention accept and ignore a context; give it the protocol's dimension.
         compatible = arch.model_copy(update={"context_dim": self.context_dim})
+        check_memory(compatible, copies=TRAINING_COPIES)
         unet: UNet = UNet(compatible).to(self.device)
         return unet
 

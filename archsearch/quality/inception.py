@@ -8,7 +8,8 @@ loaded.
 
 from __future__ import annotations
 
-import pickle
+import contextlib
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,8 @@ WIDTH = 2048
 CLASSES = 1008
 """Outputs of the final layer, which the weights file contains but FID does not use."""
 
+MAX_BYTES = 1 << 30
+"""Largest file of weights, unpacked; Inception's has 96 MB."""
 REMEDY = "name the pt_inception-2015-12-05 weights file that FID is computed with"
 
 
@@ -186,9 +189,15 @@ def load_inception(path: Path) -> Inception:
     Raises:
         InputError: if the file is truncated, has another format, or belongs to another network.
     """
+    unpacked = 0
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > MAX_BYTES:
+        raise InputError(path, f"unpacks to {unpacked:,} bytes, more than {MAX_BYTES:,}", REMEDY)
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        with warnings.catch_warnings(action="ignore"):
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # the reader of pickles raises anything on damaged ones
         raise InputError(path, "is damaged or contains no weights", REMEDY) from None
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise InputError(path, "does not contain a state dict", REMEDY)

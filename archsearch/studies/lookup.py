@@ -127,8 +127,6 @@ def stored_config(study: Study) -> StudyConfig:
         InputError: if it has none yet.
     """
     from archsearch.studies.config.study import StudyConfig
+    from archsearch.studies.storage.attributes import check_attributes
 
-    source = f"study {study.study_name}"
-    if "settings" not in study.user_attrs:
-        raise InputError(source, "was killed before it began", "run it again")
-    return StudyConfig.parse(study.user_attrs["settings"], source)
+    return StudyConfig.parse(check_attributes(study)["settings"], f"study {study.study_name}")

@@ -19,7 +19,7 @@ from archsearch.training.recipe import BEFORE, Recipe
 from snapgen.architecture.schema import Architecture
 from snapgen.autoencoders.training import build_tiny_decoder
 from snapgen.diffusion.process import RectifiedFlow
-from snapgen.models.unet import Layer, UNet
+from snapgen.models.unet import Layer, UNet, check_memory
 from snapgen.objectives.teacher import Teacher
 from snapgen.training.stages import (
     AdversarialDistillationStage,
@@ -316,6 +316,7 @@ def _macs_per_second(recipe: Recipe, arch: Architecture, shapes: ResolvedShapes)
     size = first.resolution // shapes.factor
     macs = (1 + BACKWARD_PASSES) * module_cost(*on_meta_device(arch, size, shapes.context.tokens)).macs
     images = max(1, min(first.batch_size // first.gradient_accumulation_steps, int(PROBE_MACS // macs)))
+    check_memory(arch, copies=2, source=recipe.source)
     net = UNet(arch)
     data, noise = torch.randn(2, images, arch.latent_channels, size, size)
     context = torch.randn(images, shapes.context.tokens, arch.context_dim)

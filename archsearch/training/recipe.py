@@ -65,9 +65,9 @@ class RecipeEvaluationConfig(EvaluationConfig):
 class ExpectedShapes(Config):
     """Shapes that the recipe's files must have, so that a plan can be made on machines without those files."""
 
-    downscale_factor: int = Field(ge=1)
+    downscale_factor: int = Field(ge=1, le=1024)
     """Image pixels along a side for one pixel of the latent."""
-    latent_channels: int = Field(ge=1)
+    latent_channels: int = Field(ge=1, le=16384)
     """Channels of the autoencoder's latents."""
     text_encoders: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """Channels of each text encoder's tokens and of its pooled embedding, by its name or folder."""
@@ -75,9 +75,9 @@ class ExpectedShapes(Config):
     """Shape of a teacher that is named by its path."""
     unets: dict[str, str] = Field(default_factory=dict)
     """Architectures (presets or files) of the U-Nets that teach a progressive stage, by their folders."""
-    images: int | None = Field(default=None, ge=1)
+    images: int | None = Field(default=None, ge=1, le=1_000_000_000_000)
     """Estimated number of training images; used by the plan, never checked."""
-    captions: int | None = Field(default=None, ge=1)
+    captions: int | None = Field(default=None, ge=1, le=1_000_000_000_000)
     """Estimated number of distinct captions; None: every image has its own. Used by the plan, never checked."""
 
 

@@ -41,7 +41,7 @@ from snapgen.errors import InputError
 from snapgen.io import checkpoint
 from snapgen.io.cache import JSON
 from snapgen.io.prediction_type import check_prediction_type
-from snapgen.models.unet import UNet
+from snapgen.models.unet import TRAINING_COPIES, UNet, check_memory
 from snapgen.objectives import teacher
 from snapgen.objectives.build import build_objectives
 from snapgen.objectives.teacher import Teacher
@@ -290,6 +290,7 @@ class RecipeRunner:
         return run_folder.read_unet(previous or self.recipe.init_weights, self.arch)
 
     def _new_student(self) -> UNet:
+        check_memory(self.arch, copies=TRAINING_COPIES, source=self.recipe.source)
         unet = UNet(self.arch)
         unet.init_weights(seeding.derive_seed(self.recipe.seed, "weights"))
         return unet

@@ -24,6 +24,10 @@ from snapgen.errors import InputError
 ID_DIGITS = 12
 MAX_BLOCKS = 64
 """Largest number of blocks of one kind in a level on one way."""
+MAX_ALL_BLOCKS = 256
+"""Largest number of residual and transformer blocks of a net; SDXL has 87."""
+MAX_WIDTH = 16384
+"""Largest number of channels."""
 
 BlockKind = Literal["residual", "transformer"]
 """Kind of a block: a residual block, or a transformer with all of its transformer blocks."""
@@ -60,9 +64,9 @@ class BlocksConfig(Config):
     """Whether transformer blocks have self-attention."""
     cross_attention: bool = True
     """Whether transformer blocks have cross-attention to the context."""
-    num_kv_heads: int | None = Field(default=None, ge=1)
+    num_kv_heads: int | None = Field(default=None, ge=1, le=MAX_WIDTH)
     """Key/value heads: 1 is MQA, a divisor of the heads is GQA, None is one per query head (MHSA)."""
-    head_dim: int = Field(default=64, ge=4)
+    head_dim: int = Field(default=64, ge=4, le=MAX_WIDTH)
     """Channels of an attention head."""
     ffn_ratio: float = Field(default=4, gt=0, le=16)
     """Inner width of the GEGLU feed-forward layer over the level's channels."""
@@ -173,16 +177,16 @@ class BlocksConfig(Config):
 class LevelConfig(BlocksConfig):
     """The blocks of one level on the way down or on the way up, and their width."""
 
-    channels: int = Field(ge=1, le=16384)
+    channels: int = Field(ge=1, le=MAX_WIDTH)
     """Channels of the level on this way."""
 
 
 class TimeEmbeddingConfig(Config):
     """Timestep embedding: sinusoidal features, an MLP, and a projection in every residual block."""
 
-    embed_dim: int = Field(default=256, ge=2, multiple_of=2)
+    embed_dim: int = Field(default=256, ge=2, le=MAX_WIDTH, multiple_of=2)
     """Sinusoidal features of the timestep."""
-    hidden_dim: int = Field(default=896, ge=1)
+    hidden_dim: int = Field(default=896, ge=1, le=4 * MAX_WIDTH)
     """Width of the MLP behind them."""
     projection: Literal["expanded", "output"] = "expanded"
     """Position at which a residual block adds the projected embedding: between its convolutions at the expanded width,
@@ -192,11 +196,11 @@ class TimeEmbeddingConfig(Config):
 class Architecture(Config):
     """Complete description of a U-Net: everything needed to build it, nothing about its training."""
 
-    latent_channels: int = Field(default=16, ge=1)
+    latent_channels: int = Field(default=16, ge=1, le=MAX_WIDTH)
     """Channels of the latent; given by the autoencoder."""
-    context_dim: int = Field(default=768, ge=1)
+    context_dim: int = Field(default=768, ge=1, le=4 * MAX_WIDTH)
     """Channels of the context; given by the text encoders."""
-    norm_groups: int = Field(default=32, ge=1)
+    norm_groups: int = Field(default=32, ge=1, le=MAX_WIDTH)
     """Groups of every GroupNorm."""
     qk_norm: bool = False
     """RMSNorm on queries and keys."""
@@ -215,6 +219,9 @@ class Architecture(Config):
     def _fits_together(self) -> Self:
         if len(self.up) != len(self.down):
             raise ValueError(f"down has {len(self.down)} levels, up {len(self.up)}; give both the same number")
+        count = sum(b.num_res_blocks + b.num_transformers * b.transformer_depth for _, b, _ in self.named_levels())
+        if count > MAX_ALL_BLOCKS:
+            raise ValueError(f"it has {count:,} residual and transformer blocks; use {MAX_ALL_BLOCKS} or fewer")
         for name, blocks, channels in self.named_levels():
             self._check(name, blocks, channels)
         for level, (down, up) in enumerate(zip(self.down, self.up, strict=True)):

@@ -29,13 +29,13 @@ CHECKPOINT_INTERVAL_SECONDS = 30.0
 class StepwiseConfig(Config):
     """Settings that every `StepwiseTrainer` has."""
 
-    steps: int = Field(default=2500, ge=1)
+    steps: int = Field(default=2500, ge=1, le=1_000_000_000)
     """Optimizer steps."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay."""
-    warmup_steps: int = Field(default=100, ge=0)
+    warmup_steps: int = Field(default=100, ge=0, le=1_000_000_000)
     """Steps in which the learning rate rises to its peak."""
     ema_sigma_rel: float = Field(default=0.03, gt=0, le=0.25)
     """Width of the weights' average relative to the steps since averaging began (`snapgen.optim.ema.EMA`)."""

@@ -38,7 +38,7 @@ class DecoderTrainingConfig(StepwiseConfig):
     The paper names the losses (MSE, LPIPS, adversarial) but not their weights. All values here are our choice.
     """
 
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=65536)
     """Images per step at the lowest resolution; fewer at higher ones, so that all steps cost about the same."""
     resolutions: tuple[int, ...] = Field(default=(32, 32, 64), min_length=1)
     """Resolutions through which the steps cycle; one that is listed twice gets twice the steps."""

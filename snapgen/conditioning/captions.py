@@ -31,7 +31,7 @@ class TextEncoderConfig(Config):
 
     encoder: str = text_encoder.MINILM
     """minilm, a folder, or OWNER/NAME on the hub."""
-    tokens: int = Field(16, gt=0)
+    tokens: int = Field(16, gt=0, le=65536)
     """Captions are cut to this many tokens."""
     layer: text_encoder.Layer = "last"
     """Which hidden states to use; SnapGen takes CLIP's penultimate ones."""

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from snapgen import files
 from snapgen.data.names import IMAGE_SUFFIXES
-from snapgen.errors import InputError
+from snapgen.errors import InputError, os_errors
 
 MAX_CAPTION_LENGTH = 2000
 CAPTION_KEYS = ("caption", "text", "prompt", "description", "captions", "prompts", "texts")
@@ -66,7 +67,7 @@ def caption_in(text: str, suffix: str) -> str:
         return clean(text)
     try:
         return json_caption(json.loads(text))
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return ""
 
 
@@ -86,10 +87,10 @@ def read_text(path: Path) -> str:
     Raises:
         InputError: if it cannot be read, or is not text.
     """
+    with os_errors(path, "make it readable", "cannot be read"):
+        content = files.read_bytes(path)
     try:
-        return decode_text(path.read_bytes())
-    except OSError as error:
-        raise InputError(path, (error.strerror or "cannot be read").lower(), "make it readable") from None
+        return decode_text(content)
     except ValueError:
         raise InputError(path, "is not UTF-8, and has no byte order mark", _SAVE) from None
 
@@ -133,7 +134,7 @@ def _json_values(path: Path, text: str, *, lines: bool) -> Iterator[tuple[str, A
         place = f"line {number}" if lines else ""
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             raise InputError(path, "is not valid JSON", "repair or remove it", place=place) from None
         if lines:
             yield place, value

@@ -33,6 +33,8 @@ EMBEDDED = {"emoji": ("",), "emoji-styles": ("", "-styles")}
 
 # Data sets up to this decoded size are kept in memory; larger ones are decoded again in every pass.
 MAX_IN_MEMORY_BYTES = 1 << 29
+MAX_PENDING_BYTES = 1 << 26
+"""Size of files of shards that wait to be decoded."""
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MAX_SHARDS = 1_000_000
 _log = logging.getLogger(__name__)
@@ -199,14 +201,21 @@ def _decoded(samples: Iterable[RawSample], resolution: int) -> Iterator[tuple[Ra
     """Yield each sample with its pixels, in order; several threads decode a few samples ahead."""
     threads = min(8, os.cpu_count() or 1)
     pending: deque[tuple[RawSample, Future[torch.Tensor | None]]] = deque()
+    size = 0
     with ThreadPoolExecutor(threads) as pool:
         for sample in samples:
             pending.append((sample, pool.submit(decode, b"" if sample.problem else sample.image, resolution)))
-            if len(pending) > 8 * threads:
+            size += _bytes_of(sample)
+            while len(pending) > 8 * threads or (pending and size > MAX_PENDING_BYTES):
                 first, future = pending.popleft()
+                size -= _bytes_of(first)
                 yield first, future.result()
         for first, future in pending:
             yield first, future.result()
+
+
+def _bytes_of(sample: RawSample) -> int:
+    return len(sample.image) if isinstance(sample.image, bytes) else 0
 
 
 def _open_source(source: str, split: Split, resolution: int) -> Source:

@@ -7,11 +7,16 @@ cut off, and a shard is read twice: once for the captions, once for the images.
 
 from __future__ import annotations
 
+import gzip
+import math
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Self
 
+from snapgen import files
 from snapgen.data.caption_files import caption_of
 from snapgen.data.names import (
     CAPTION_SUFFIXES,
@@ -27,6 +32,11 @@ from snapgen.errors import InputError, os_errors
 from snapgen.findings import Findings
 from snapgen.io.digests import digest_files
 
+MAX_RATIO, FREE_BYTES = 100, 1 << 26
+"""A packed shard may unpack to so many times its size, and so many bytes more."""
+MAX_CAPTION_BYTES = 1 << 28
+"""Size of all captions of a shard, which are kept."""
+_GZIP = b"\x1f\x8b"
 _NO_CAPTION = "have no caption (a .txt of the same name, or a .json with 'caption')"
 
 
@@ -70,14 +80,19 @@ class WebDatasetShards(Source):
         with os_errors(path, "make it readable", "cannot be read"):
             if not _has_end_mark(path):
                 self._mark_broken(path)
+        member = None
         try:
-            with tarfile.open(path) as tar:
+            with _Unpacked(path) as content, tarfile.TarFile(fileobj=content) as tar:  # type: ignore[arg-type]
                 for member in tar:
                     if member.isdir() or is_litter_path(member.name):
                         continue
-                    file = tar.extractfile(member) if wanted(member.name) else None
+                    readable = wanted(member.name) and not member.issparse() and member.size <= files.MAX_BYTES
+                    file = tar.extractfile(member) if readable else None
                     yield member.name, b"" if file is None else file.read()
-        except (tarfile.TarError, EOFError, OSError, zlib.error, KeyError):
+        except InputError as error:
+            place = f"from {member.name} on" if member else ""
+            raise InputError(path, error.problem, error.remedy, place=place) from None
+        except (tarfile.TarError, EOFError, OSError, zlib.error, KeyError, ValueError):
             self._mark_broken(path)
 
     def _mark_broken(self, path: Path) -> None:
@@ -85,14 +100,52 @@ class WebDatasetShards(Source):
             self.broken.append(str(path))
 
 
+class _Unpacked:
+    """Content of a shard, unpacked: no part of it is read that memory might not hold, and not many times its size."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._raw = path, os.fdopen(files.open_regular(path), "rb")
+        is_packed = self._raw.read(len(_GZIP)) == _GZIP
+        self._raw.seek(0)
+        self._file = gzip.GzipFile(fileobj=self._raw) if is_packed else self._raw
+        self._limit = MAX_RATIO * path.stat().st_size + FREE_BYTES if is_packed else math.inf
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._raw.close()
+
+    def read(self, size: int) -> bytes:
+        self._check(size <= files.MAX_BYTES and self.tell() + size <= self._limit)
+        return self._file.read(size)
+
+    def seek(self, position: int) -> int:
+        self._check(position <= self._limit)
+        return self._file.seek(position)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def _check(self, fits: bool) -> None:
+        if not fits:
+            problem = f"unpacks to more than {MAX_RATIO} times its size, or to a part larger than is read"
+            raise InputError(self._path, problem, "create it again without that part")
+
+
 class _Contents:
     """The images of a shard and their captions, from one pass over its files."""
 
-    def __init__(self, path: Path, files: Iterator[tuple[str, bytes]], remarks: Findings) -> None:
+    def __init__(self, path: Path, members: Iterator[tuple[str, bytes]], remarks: Findings) -> None:
         self.images: dict[str, int] = {}
         """Position of each image among the files; the last of several of the same name, as tar unpacks it."""
         texts: dict[str, dict[str, tuple[str, bytes]]] = {}
-        for number, (name, content) in enumerate(files):
+        size = 0
+        for number, (name, content) in enumerate(members):
+            size += len(content)
+            if size > MAX_CAPTION_BYTES:
+                problem = f"holds captions of more than {MAX_CAPTION_BYTES >> 20} MiB"
+                raise InputError(path, problem, "leave out what is no caption", place=name)
             if is_image(name):
                 if name in self.images:
                     remarks.add("are there twice, of which the last counts", f"{name} in {path.name}")

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -17,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from snapgen import files
 from snapgen.errors import InputError
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | tuple[JSON, ...] | Mapping[str, JSON] | None"
@@ -43,9 +45,9 @@ def cached_tensors(
         compute: computes the tensors; called only if the cache has no complete file for the key.
 
     Returns:
-        The tensors on the CPU, memory-mapped, so that a file larger than memory can be used. A truncated file is
-        computed again. If the cache cannot be written (full disk, read-only home), the tensors are returned in memory,
-        with a warning.
+        The tensors on the CPU, memory-mapped, so that a file larger than memory can be used. A file whose checksum is
+        not that of its tensors is computed again. If the cache cannot be written (full disk, read-only home), the
+        tensors are returned in memory, with a warning.
 
     Raises:
         InputError: if ``$ARCHSEARCH_CACHE`` names something that is not a folder.
@@ -71,14 +73,28 @@ def _read(path: Path, text: str) -> dict[str, torch.Tensor] | None:
     if not path.is_file():
         return None
     try:
+        files.check_header(path)
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") == text:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        problem = "was written for another key"
-    except (OSError, SafetensorError):
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if metadata.get("key") == text and metadata.get("crc32") == checksum(tensors):
+            return tensors
+        problem = (
+            "is damaged, or was written by an earlier version" if metadata.get("key") == text else "has another key"
+        )
+    except Exception:  # safetensors raises anything on a damaged header
         problem = "is damaged"
     _log.warning("%s %s; computing it again", path, problem)
     return None
+
+
+def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """CRC-32 of names, types, shapes and values, at 4 GB/s; it finds damages, and is no protection from forgery."""
+    value = 0
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], text: str) -> None:
@@ -89,7 +105,8 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], text: str) -> None:
     try:
         # safetensors refuses tensors that share storage; copying them is cheap compared to computing them.
         shared = len({tensor.untyped_storage().data_ptr() for tensor in tensors.values()}) < len(tensors)
-        save_file({n: t.clone() for n, t in tensors.items()} if shared else tensors, temporary, metadata={"key": text})
+        metadata = {"key": text, "crc32": checksum(tensors)}
+        save_file({n: t.clone() for n, t in tensors.items()} if shared else tensors, temporary, metadata=metadata)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from snapgen import files
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write, write_errors
 from snapgen.io.cache import JSON
@@ -63,6 +64,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     components: dict[str, dict[str, Tensor]] = {}
     try:
+        files.check_header(path)
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = json.loads((file.metadata() or {})["facts"])
             for key in file.keys() if tensors else ():

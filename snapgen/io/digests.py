@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from snapgen import files
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def digest_contents(paths: Iterable[Path], text: str = "") -> str:
     """Hash a text and the contents of files of any size, one after another, to 16 hex digits."""
     digest = hashlib.sha256(text.encode())
     for path in paths:
-        with path.open("rb") as file:
+        with open(files.open_regular(path), "rb") as file:  # noqa: PTH123 - a descriptor
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()[:16]
@@ -52,8 +53,8 @@ def write_checksums(folder: Path) -> None:
 
     A model card is not among them: its author fills in what is missing.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
-    lines = [f"{_content(path).hex()}  {path.relative_to(folder)}\n" for path in files]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
+    lines = [f"{_content(path).hex()}  {path.relative_to(folder)}\n" for path in paths]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -64,7 +65,7 @@ def check_checksums(folder: Path, remedy: str) -> None:
         InputError: naming the first file that is missing or differs.
     """
     sums = folder / CHECKSUMS
-    for line in sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []:
+    for line in files.read_text(sums, remedy).splitlines() if sums.exists() else []:
         expected, _, name = line.partition("  ")
         if not (folder / name).is_file():
             raise InputError(folder / name, "is missing", remedy)
@@ -91,7 +92,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 def _content(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open(files.open_regular(path), "rb") as file:  # noqa: PTH123 - a descriptor
             return hashlib.file_digest(file, "sha256").digest()
     except OSError:  # the image counts as damaged when it is decoded
         return b"unreadable"

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from snapgen import config as settings
+from snapgen import config as settings, devices, files
 from snapgen.errors import InputError, first_line
 from snapgen.io import hub
 from snapgen.progress import silence_libraries
@@ -34,6 +34,8 @@ WEIGHTS_NAME = "diffusion_pytorch_model"
 """Name of diffusers' weight files, without suffix."""
 TRANSFORMERS_WEIGHTS_NAME = "model"
 RESTORE = "restore it from its source"
+MAX_WEIGHTS = 5000
+"""Largest number of weights of a net of another library; SDXL's U-Net has 1,680."""
 SAME_TRAINING = "use both files of the same training"
 OWN_FIELD = "prediction_type"
 """Field that this package adds to the configurations of other classes."""
@@ -79,10 +81,11 @@ class Weights:
         return tensor
 
     def check_fit(self, expected: Mapping[str, torch.Size]) -> None:
-        """Check that these are exactly the weights of a net.
+        """Check that these are exactly the weights of a net, and that there is memory for them.
 
         Raises:
-            InputError: if one is missing, unexpected or of another shape; it names the first.
+            InputError: if one is missing, unexpected or of another shape, of which it names the first; or they are too
+                large for the memory that is free.
         """
         problems = {name: "is missing" for name in expected if name not in self.shapes}
         problems |= {name: "is unexpected" for name in self.shapes if name not in expected}
@@ -93,6 +96,7 @@ class Weights:
             place, problem = min(problems.items())
             problem += f" (weights that do not fit {CONFIG_NAME}: {len(problems):,})"
             raise InputError(self.source, problem, SAME_TRAINING, place=place)
+        devices.check_memory(4 * sum(map(math.prod, expected.values())), self.source)
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ def load_transformers_model(folder: Path, model_class: Any, model_config: Any) -
     if needed > stored:
         problem = f"describes a model of {needed:,} weights, but its files hold {stored:,}"
         raise InputError(path, problem, SAME_TRAINING)
+    devices.check_memory(4 * stored, weights.source)
     with _read_errors(weights.source), silence_libraries():
         model, info = model_class.from_pretrained(
             folder,
@@ -243,11 +248,12 @@ def open_weights(folder: Path, name: str = WEIGHTS_NAME) -> Weights:
     Raises:
         InputError: if a file is missing, damaged or not in safetensors format.
     """
-    files = weight_files(folder, name)
+    paths = weight_files(folder, name)
     handles: dict[str, Any] = {}
     shapes: dict[str, torch.Size] = {}
-    for file in files:
+    for file in paths:
         with _read_errors(file):  # safetensors compares the header with the size of the file
+            files.check_header(file)
             handle: Any = safe_open(file, "pt")
             shapes |= {key: torch.Size(handle.get_slice(key).get_shape()) for key in handle.keys()}  # noqa: SIM118
             handles |= dict.fromkeys(handle.keys(), (file, handle))
@@ -258,7 +264,7 @@ def open_weights(folder: Path, name: str = WEIGHTS_NAME) -> Weights:
             tensor: Tensor = handle.get_tensor(key)
         return tensor
 
-    return Weights(files[0] if len(files) == 1 else folder, shapes, read, files)
+    return Weights(paths[0] if len(paths) == 1 else folder, shapes, read, paths)
 
 
 def weight_files(folder: Path, name: str = WEIGHTS_NAME) -> tuple[Path, ...]:
@@ -273,16 +279,16 @@ def weight_files(folder: Path, name: str = WEIGHTS_NAME) -> tuple[Path, ...]:
     shards = set(folder.glob("*-of-*.safetensors"))
     unsharded = sorted(set(folder.glob(f"{name}*.safetensors")) - shards, key=_length)
     if unsharded and (not indices or _length(unsharded[0]) < _length(indices[0])):
-        files = unsharded[:1]
+        paths = unsharded[:1]
     elif indices:
-        files = [folder / file for file in _shards(indices[0])]
+        paths = [folder / file for file in _shards(indices[0])]
     else:
         remedy = "save it with safe_serialization=True, or name another folder"
         raise InputError(folder, f"has no {name}.safetensors", remedy)
-    for file in files:
+    for file in paths:
         if not file.is_file():
             raise InputError(file, "is not a file" if file.exists() else "does not exist", RESTORE)
-    return tuple(files)
+    return tuple(paths)
 
 
 def _shards(index: Path) -> list[str]:
@@ -302,9 +308,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if the file is missing or damaged.
     """
+    text = settings.read_text(path)
     try:
-        value = json.loads(settings.read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(path, f"is not valid JSON ({first_line(error)})", RESTORE) from None
     if not isinstance(value, dict):
         raise InputError(path, "is not a JSON object", RESTORE)
@@ -331,11 +338,11 @@ def _read_errors(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _configuration_errors(path: Path, class_name: str, weights: Weights) -> Iterator[None]:
-    """Build a net on the meta device, of at most a few times as many weights as there are; convert its errors.
+    """Build a net on the meta device, of at most about twice as many weights as there are; convert its errors.
 
     diffusers and transformers validate little, so that a wrong value raises anything, or asks for a million layers.
     """
-    limit, created, thread = 4 * len(weights.shapes) + 1000, 0, threading.get_ident()
+    limit, created, thread = min(MAX_WEIGHTS, 2 * len(weights.shapes) + 100), 0, threading.get_ident()
 
     def count(*_: object) -> None:
         nonlocal created

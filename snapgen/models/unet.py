@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
-from snapgen import seeding
+from snapgen import devices, seeding
 from snapgen.architecture.schema import Architecture, BlocksConfig
 from snapgen.config import parse_config
 from snapgen.diffusion.process import PredictionType
@@ -169,6 +169,21 @@ def load_unet(folder: Path) -> UNet:
     unet.prediction_type = read_prediction_type(folder)
     unet.to(memory_format=torch.channels_last)
     return unet
+
+
+def check_memory(arch: Architecture, *, copies: int, source: str | Path | None = None) -> None:
+    """Check, before a net is made, that there is memory for so many copies of its weights in float32.
+
+    Raises:
+        InputError: if not.
+    """
+    with torch.device("meta"):
+        count = UNet(arch).num_parameters()
+    devices.check_memory(4 * copies * count, source or f"architecture {arch.id}")
+
+
+TRAINING_COPIES = 4
+"""Copies of the weights that a training holds at the least: the net, its average, gradients and momenta."""
 
 
 def _seed_name(module: str) -> str:

@@ -36,15 +36,15 @@ NUM_TRAIN_TIMESTEPS = 1000
 class TeacherConfig(Config):
     """Configuration of a new SD3 transformer, apart from what its data determine; the names are diffusers' own."""
 
-    num_layers: int = Field(default=6, ge=1)
+    num_layers: int = Field(default=6, ge=1, le=256)
     """Transformer blocks."""
-    num_attention_heads: int = Field(default=6, ge=1)
+    num_attention_heads: int = Field(default=6, ge=1, le=1024)
     """Attention heads."""
-    attention_head_dim: int = Field(default=32, ge=4)
+    attention_head_dim: int = Field(default=32, ge=4, le=1024)
     """Channels of a head."""
-    patch_size: int = Field(default=2, ge=1)
+    patch_size: int = Field(default=2, ge=1, le=64)
     """Pixels of the latent along a side of a token."""
-    pos_embed_max_size: int | None = Field(default=None, ge=1)
+    pos_embed_max_size: int | None = Field(default=None, ge=1, le=4096)
     """Patches along a side that there are positions for; None: as many as the latent has."""
     dual_attention_layers: tuple[int, ...] = ()
     """Blocks with a second attention over the image alone, as in SD3.5-Medium."""

@@ -14,7 +14,7 @@ from snapgen.optim.optimizers import OptimizerGroup
 class OptimizerConfig(Config):
     """Configuration of the optimizer, the learning-rate schedule and the EMA."""
 
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1, le=65536)
     """Images per optimizer step, over all processes."""
     optimizer: Literal["adamw", "muon"] = "muon"
     """muon: Muon (arXiv 2502.16982) for the matrices inside the net and AdamW for everything else; adamw: AdamW for

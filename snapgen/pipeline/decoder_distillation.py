@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from snapgen import devices
+from snapgen import devices, files
 from snapgen.autoencoders.pruned_decoder import SNAPFUSION_RATIO, PrunedAutoencoderKL, decode_image, prune_decoder
 from snapgen.autoencoders.psnr import Psnr, decoder_psnr
 from snapgen.autoencoders.stepwise import CheckpointSession, StepwiseConfig, StepwiseTrainer
@@ -38,9 +38,9 @@ class DecoderDistillationConfig(StepwiseConfig):
 
     prune_ratio: float = SNAPFUSION_RATIO
     """Share of the channels to prune (`snapgen.autoencoders.pruned_decoder.pruned_width`)."""
-    steps: int = Field(default=2000, ge=1)
+    steps: int = Field(default=2000, ge=1, le=1_000_000_000)
     """Optimizer steps."""
-    batch_size: int = Field(default=4, ge=1)
+    batch_size: int = Field(default=4, ge=1, le=65536)
     """Latents per step."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate."""
@@ -179,11 +179,8 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         InputError: if there is no such file, it is not text, or it has no prompt.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        problem = "is not text (not UTF-8)" if isinstance(error, UnicodeDecodeError) else str(error.strerror).lower()
-        raise InputError(path, problem, "name a text file with one prompt per line") from None
+    text = files.read_text(path, "name a text file with one prompt per line")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise InputError(path, "has no prompt", "write one per line")
     return lines

@@ -38,7 +38,7 @@ UNUSED_COMPONENTS = ("vae", "decoder", "safety_checker", "feature_extractor", "i
 class SamplingConfig(Config):
     """How latents are sampled. None selects the pipeline's default; Stable Diffusion's is 50 steps, guidance 7.5."""
 
-    num_latents: int = Field(default=1024, ge=2)
+    num_latents: int = Field(default=1024, ge=2, le=10_000_000)
     """Latents to sample. The prompts are used cyclically, each time with other noise."""
     num_inference_steps: int | None = Field(default=None, ge=1, le=1000)
     """Sampling steps; None: the pipeline's."""

@@ -13,7 +13,7 @@ from snapgen.optim.config import OptimizerConfig
 class TrainingConfig(OptimizerConfig):
     """Configuration of the optimizer, and of how a step is computed."""
 
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=65536)
     """Micro-batches of a process's share of the batch, whose gradients are summed."""
     compile: bool = False
     """Use torch.compile, on CUDA."""

@@ -56,12 +56,12 @@ class Stage(_NamedStage, TrainingConfig):
 
     resolution: int = Field(ge=8, le=4096)
     """Height and width of the images, in pixels."""
-    num_images: int = Field(ge=1)
+    num_images: int = Field(ge=1, le=1_000_000_000_000)
     """Images seen in training, repetitions included."""
     timestep_shift: float | Literal["resolution"] = 1
     """Shift of the timesteps towards noise. resolution: 3 at 1024 px as in SD3, 1 at 256 px, and a power law between
     them."""
-    evaluate_every: int | None = Field(default=None, ge=1)
+    evaluate_every: int | None = Field(default=None, ge=1, le=1_000_000_000_000)
     """Images between evaluations; None: one evaluation at the end."""
     keep_best_by: EvaluationMetric | None = None
     """Metric of the evaluations by which the best weights are kept as the stage's result; None: the last weights are
@@ -172,7 +172,7 @@ class DecoderStage(_NamedStage):
     """How the decoder is trained."""
     decoder: dict[str, Any] = Field(default_factory=dict)
     """The decoder's shape: widths, blocks, mid_blocks, expansion, norm_groups. Empty: the paper's size."""
-    max_images: int = Field(default=20_000, ge=2)
+    max_images: int = Field(default=20_000, ge=2, le=10_000_000)
     """Decoded images kept in memory; the first ones of the set, which are a fair sample of it."""
 
 

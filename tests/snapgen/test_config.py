@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
+import socket
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +17,7 @@ from pydantic import Field
 from snapgen import config, seeding
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
+from snapgen.findings import Findings
 
 
 class Inner(config.Config):
@@ -88,7 +93,16 @@ def test_mistakes_are_told_in_plain_words(values: dict[str, object], line: str) 
         ("1: a", "", "must be a mapping"),
         ("  \n", "", "is empty"),
         ("!!python/object/apply:os.system [true]", "line 1", "not valid YAML"),
-        ("name: &a [*a]", "name", "is not a text"),
+        ("name: &a [*a]", "line 1", "an alias within what it stands for"),
+        ("name: 2020-01-01\ninner: [{count: 2020-01-01}]", "inner[0].count", "'2020-01-01' is not a whole number"),
+        ('name: "\\e[2Jcleared"', "line 1", "a control character"),
+        ('name: "right \\u202e left"', "line 1", "a control character"),
+        ('"name\\n": a', "line 1", "a key of several lines"),
+        ("rate: !!set {a}", "line 1", "could not determine a constructor"),
+        ("rate: !!int ''", "", "not valid YAML"),
+        (f"name: a\nrate: {'9' * 101}", "line 2", "a number of 101 characters"),
+        (f"name: a\nrate: 1{':1' * 5000}", "line 2", "a number of 10,001 characters"),
+        (f"name: a\nrate: 1{':1' * 5000}.5", "", "not valid YAML"),
         ("[" * 5000, "", "not valid YAML"),
     ],
 )
@@ -115,11 +129,57 @@ def test_files_that_are_not_configurations(tmp_path: Path) -> None:
         config.load_yaml(tmp_path, Outer)
 
 
+@pytest.mark.parametrize("name", ["pipe", "zeros", "link", "socket"])
+def test_only_regular_files_are_read(tmp_path: Path, name: str) -> None:
+    """A pipe without a writer would be waited for, and zeros never end."""
+    path = tmp_path / name
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as server:
+        if name == "pipe":
+            os.mkfifo(path)
+        elif name == "socket":
+            server.bind(str(path))
+        else:
+            path.symlink_to("/dev/zero" if name == "zeros" else tmp_path / "pipe")
+            os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(InputError, match=r"is not a regular file|no such device"):
+            config.load_yaml(path, Outer)
+
+
+def multiplied(levels: int) -> str:
+    """YAML of under a kilobyte whose last value stands for ten to the power of ``levels`` ones."""
+    lists = (f"&l{i} [{', '.join([f'*l{i - 1}' if i else '1'] * 10)}]" for i in range(levels))
+    return "\n".join(f"- {each}" for each in lists)
+
+
+@pytest.mark.parametrize("text", [multiplied(9), "- 1\n" * 100_000])
+def test_aliases_do_not_multiply_what_is_read(text: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="not valid YAML"):
+        config.parse_yaml(text, "a.yaml")
+    assert time.monotonic() - begun < 5
+
+
+def test_few_aliases_stand_for_what_they_name() -> None:
+    assert config.parse_yaml("a: &a [1, 2]\nb: *a\nc: {d: *a}", "a.yaml") == {
+        "a": [1, 2],
+        "b": [1, 2],
+        "c": {"d": [1, 2]},
+    }
+
+
 def test_an_input_error_can_be_pickled() -> None:
     error = InputError("a.yaml", "is odd", "mend it", place="line 3")
     copy = pickle.loads(pickle.dumps(error))
     assert str(copy) == str(error) == "a.yaml: line 3: is odd; mend it"
     assert (copy.source, copy.place, copy.problem, copy.remedy) == ("a.yaml", "line 3", "is odd", "mend it")
+
+
+def test_a_line_of_an_error_controls_no_terminal() -> None:
+    line = str(InputError("\x1b[2Ja.yaml", "is\x07 \x9b31m odd\u202e", "mend\nit", place="\x00"))
+    assert line == "�[2Ja.yaml: �: is� �31m odd�; mend it"
+    findings = Findings()
+    findings.add("have no caption", "a\x1b]0;title\x07.png")
+    assert str(findings) == "1 have no caption, e.g. a�]0;title�.png"
 
 
 def test_digest_depends_on_values_alone() -> None:

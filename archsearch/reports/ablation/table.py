@@ -9,6 +9,7 @@ from archsearch.reports.rendering import formatting, tables
 from archsearch.score import interval_name, metric_label
 from archsearch.studies.config.ablation import Group, Quantity
 from archsearch.studies.experiments.ablation_results import COSTS, Ablation, RowResult
+from snapgen.errors import printable
 
 GROUPS: Mapping[Group, str] = {
     "ladder": "Ladder: each row changes the row in the column “vs”",
@@ -146,11 +147,12 @@ def latex(ablation: Ablation) -> str:
     import pandas
 
     notes = [*reproduction.sentences(ablation), *(f"{name}: {text}" for name, text in reproduction.sources(ablation))]
-    text = "".join(f"% {line}\n" for line in notes)
+    text = "".join(f"% {printable(line)}\n" for line in notes)
     for group, title in GROUPS.items():
         if rows := lines(ablation, group):
             columns = header(ablation, group)
-            frame = pandas.DataFrame(rows, columns=columns)
+            cells = [[printable(cell) for cell in row] for row in rows]
+            frame = pandas.DataFrame(cells, columns=columns)
             alignment = f"lll{'r' * (len(columns) - 3)}"
             text += f"\n% {title}\n{frame.to_latex(index=False, escape=True, column_format=alignment)}"
     return text.translate(_LATEX_SYMBOLS).encode("ascii", "replace").decode()

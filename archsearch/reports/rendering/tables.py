@@ -23,9 +23,18 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
 
 
-def csv(frame: pandas.DataFrame) -> str:
-    """Format a data frame as CSV; missing numbers are empty."""
-    return frame.to_csv(index=False, lineterminator="\n")
+def csv(frame: pandas.DataFrame, float_format: str | None = None) -> str:
+    """Format a data frame as CSV; missing numbers are empty, and a text that a spreadsheet would run is quoted."""
+    frame = frame.rename(columns=_inert).map(_inert)
+    return frame.to_csv(index=False, lineterminator="\n", float_format=float_format)
+
+
+def _inert(cell: Any) -> Any:
+    """A cell with an apostrophe before what would be a formula, on one line."""
+    if not isinstance(cell, str):
+        return cell
+    line = cell.replace("\r", " ").replace("\n", " ")
+    return f"'{line}" if line.lstrip().startswith(("=", "+", "-", "@")) else line
 
 
 def latency_columns(record: LatencyRecord) -> dict[str, Any]:

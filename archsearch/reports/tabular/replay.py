@@ -178,6 +178,6 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
     atomic_write_texts(
         {
             out.with_suffix(".md"): comparison.markdown() + "\n",
-            out.with_suffix(".csv"): comparison.frame().to_csv(index=False, float_format="%.6g"),
+            out.with_suffix(".csv"): tables.csv(comparison.frame(), "%.6g"),
         }
     )

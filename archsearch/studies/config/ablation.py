@@ -62,7 +62,7 @@ class AblationConfig(Config):
     """Also score the final row with each of its choices reverted."""
     one_at_a_time: bool = False
     """Also score the base with each choice alone, so that single effects can be added up against the joint effect."""
-    latency_repeats: int = Field(default=0, ge=0)
+    latency_repeats: int = Field(default=0, ge=0, le=1_000)
     """Largest number of further latency measurements a row. All rows are measured in turn until each one's two lowest
     agree; nets of a millisecond are easily disturbed by other processes. 0: the single measurement of the score."""
     published_from: str | None = None

@@ -25,24 +25,24 @@ class EvolutionConfig(Config):
     """A network counts as being at the target if its latency differs from it by at most this share."""
     block_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Probability with which each block is left out of a training step, in all rounds but the final one."""
-    round_steps: int = Field(ge=1)
+    round_steps: int = Field(ge=1, le=1_000_000_000)
     """Training steps after every edit."""
-    final_steps: int = Field(default=0, ge=0)
+    final_steps: int = Field(default=0, ge=0, le=1_000_000_000)
     """Training steps of the final round, in which all blocks run; 0: no final round."""
     round_lr_scale: float = Field(default=0.3, gt=0, le=1)
     """Learning rate of all rounds but the first, relative to the protocol's."""
-    max_edits_per_round: int = Field(default=3, ge=1)
+    max_edits_per_round: int = Field(default=3, ge=1, le=256)
     """Largest number of blocks that one round removes or copies."""
     metric: str = "validation_loss"
     """Metric that values the blocks: validation_loss, frechet_distance, kernel_distance, retrieval or clip_score:FOLDER
     (the paper's)."""
-    num_samples: int | None = Field(default=None, ge=8)
+    num_samples: int | None = Field(default=None, ge=8, le=1_000_000)
     """Images drawn for each value of the metric, where it needs images; None: the protocol's num_samples."""
     table: BlockTableConfig = BlockTableConfig()
     """Measurement of the latency of each block."""
     min_improvement: float = Field(default=0.01, ge=0, lt=1)
     """Relative improvement that a network at the target must bring over the earlier ones, or the evolution ends."""
-    rounds: int = Field(default=30, ge=1)
+    rounds: int = Field(default=30, ge=1, le=10_000)
     """Largest number of rounds, not counting the final one."""
 
     @model_validator(mode="after")

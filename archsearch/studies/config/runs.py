@@ -34,7 +34,7 @@ class RungsConfig(Config):
 
     steps: tuple[int, ...] = Field(min_length=1)
     """Numbers of training steps, ascending, each below protocol.steps."""
-    keep: int = Field(default=20, ge=0)
+    keep: int = Field(default=20, ge=0, le=1_000_000)
     """Paused trainings that stay on disk. Those of the others are deleted, and begin anew if they go on after all."""
 
     @field_validator("steps")

@@ -45,7 +45,7 @@ class LatencyConfig(Config):
 
     device: str = "host"
     """Device that latency comes from: host, coreml, coreai, iphone, or predicted: with a profile or a JSON file."""
-    threads: int | None = Field(default=1, ge=1)
+    threads: int | None = Field(default=1, ge=1, le=1024)
     """CPU threads of one forward pass on the host; None: leave it to the backend. Core ML has no such setting."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further settings of the device; see its own table below."""
@@ -78,9 +78,9 @@ class LatencyConfig(Config):
 class SupernetAuditConfig(Config):
     """Compute behind inherited weights, needed to audit candidates that inherit them."""
 
-    supernet_images: int = Field(ge=1)
+    supernet_images: int = Field(ge=1, le=1_000_000_000_000)
     """Number of images that the inherited net was trained on; each candidate is charged its share of them."""
-    scratch_steps: int = Field(ge=1)
+    scratch_steps: int = Field(ge=1, le=1_000_000_000)
     """Steps of a short run from new weights. The audit's long run, from new weights, takes factor times as many."""
 
 
@@ -125,13 +125,13 @@ class StudyConfig(NamedConfig):
     """Makes the study an evolution of one network, block by block; its rounds are its trials."""
     supernet_audit: SupernetAuditConfig | None = None
     """Needed to audit a study whose candidates inherit weights (protocol.init_from)."""
-    trials: int | None = Field(default=None, ge=1)
+    trials: int | None = Field(default=None, ge=1, le=10_000_000)
     """Number of candidates to score. Infeasible and repeated candidates do not count."""
     time_budget_minutes: float | None = Field(default=None, gt=0)
     """Running time over all runs of the study, in minutes. No trial is started that would probably exceed it."""
     workers: int = Field(default=1, ge=1, le=256)
     """Worker processes on this machine."""
-    threads_per_worker: int = Field(default=1, ge=1)
+    threads_per_worker: int = Field(default=1, ge=1, le=1024)
     """CPU threads of each worker."""
     checkpoint_minutes: float = Field(default=5, ge=0)
     """Minutes between checkpoints of a candidate's training, from which a killed one resumes; 0: at every report."""

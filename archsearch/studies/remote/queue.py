@@ -19,7 +19,8 @@ from pydantic.dataclasses import dataclass
 
 from archsearch.latency.base import MeasurementError
 from archsearch.score import LatencyRecord
-from archsearch.studies.storage.database import FORMAT, check_format, has_format, silence_optuna
+from archsearch.studies.storage.attributes import FORMAT, check_format, has_format
+from archsearch.studies.storage.database import silence_optuna
 from archsearch.studies.storage.leases import SilenceWatch, is_dead, send_heartbeat, worker_identity
 from archsearch.studies.storage.record import MeasurementRecord, TrialReader
 from snapgen.architecture.schema import Architecture

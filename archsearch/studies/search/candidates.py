@@ -6,13 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, check_one_runtime, comparable
 from archsearch.stats.pareto import non_dominated
 from archsearch.studies.remote.client import measured_latencies
 from archsearch.studies.storage.ranking import eligible as eligible
-from archsearch.studies.storage.record import Candidate, TrialRecord, fold
+from archsearch.studies.storage.record import Candidate, TrialRecord, damaged, fold
 from archsearch.studies.storage.rounds import FINAL
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.errors import InputError
@@ -33,8 +33,25 @@ def load_attempts(study: Study) -> list[Candidate]:
     are left out.
     """
     candidates = [_of_slot(attempts) for attempts in StudyTrials(study).read().by_slot.values()]
+    attrs = study.user_attrs
+    for candidate in candidates:
+        if candidate is not None and "settings" in attrs:
+            _check(candidate, attrs, f"trial {candidate.number} of study {study.study_name}")
     measured = measured_latencies(study)
     return [_with_measured(candidate, measured) for candidate in candidates if candidate is not None]
+
+
+def _check(candidate: Candidate, attrs: Mapping[str, Any], source: str) -> None:
+    """Raise unless a candidate is at a point of its study's space, or at none, and has the numbers to be ranked by."""
+    choices = {knob["name"]: len(knob["choices"]) for knob in attrs["space"]["knobs"]}
+    point = candidate.point
+    if point and (point.keys() != choices.keys() or not all(0 <= point[name] < choices[name] for name in choices)):
+        raise damaged(source, "is not at a point of the study's space", "point")
+    for name in attrs["settings"]["objectives"] if candidate.state == "scored" else ():
+        try:
+            candidate.value(name)
+        except MissingScore as error:
+            raise damaged(source, str(error), "score") from None
 
 
 def _of_slot(attempts: Sequence[TrialRecord]) -> Candidate | None:

@@ -18,10 +18,13 @@ from archsearch.protocol import ResolvedProtocol
 from archsearch.score import Quality
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import load_candidates
-from archsearch.studies.storage.database import has_format, open_study
+from archsearch.studies.storage.attributes import check_attributes
+from archsearch.studies.storage.database import open_study
+from snapgen import files
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config, parse_config
 from snapgen.errors import InputError, os_errors
+from snapgen.findings import note
 from snapgen.io.atomic import atomic_write_text
 
 if TYPE_CHECKING:
@@ -90,10 +93,14 @@ def _reachable(study: Study, settings: StudyConfig) -> Iterator[KnownScore]:
     own = study.user_attrs
     for name in sorted({*optuna.get_all_study_names(study._storage)} - {study.study_name}):
         other_study = optuna.load_study(study_name=name, storage=study._storage)
-        attrs = other_study.user_attrs
+        try:
+            attrs = check_attributes(other_study, begun=False)
+        except InputError as error:
+            note(error.source, f"{error.problem}; its scores are not used")
+            continue
         config = attrs.get("settings", {})
         alike = attrs.get("protocol_hash") == own["protocol_hash"] and config.get("seed") == settings.seed
-        if alike and not config.get("evolve") and has_format(other_study):
+        if alike and not config.get("evolve"):
             yield from scores_of(other_study)
     if settings.start_from is not None:
         # It was there when this study began; what it no longer tells is trained.
@@ -138,7 +145,7 @@ def read_bytes(table: str) -> bytes:
         InputError: if it cannot be read.
     """
     with os_errors(table, "name a table that archsearch report wrote", "cannot be read"):
-        return Path(table).read_bytes()
+        return files.read_bytes(Path(table))
 
 
 def scores_of(study: Study) -> list[KnownScore]:
@@ -147,9 +154,7 @@ def scores_of(study: Study) -> list[KnownScore]:
     Raises:
         InputError: if it trains nothing, or evolves a network.
     """
-    attrs, source = study.user_attrs, f"study {study.study_name}"
-    if "settings" not in attrs:
-        raise InputError(source, "was killed before it began", "run it again")
+    attrs, source = check_attributes(study), f"study {study.study_name}"
     if not attrs.get("protocol_hash"):
         raise InputError(source, "trains nothing", "name a study with a quality number")
     if attrs["settings"].get("evolve"):

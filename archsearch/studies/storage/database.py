@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import re
 import sqlite3
 import time
 import warnings
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from archsearch.library import is_run
 from archsearch.protocol import ResolvedProtocol
 from archsearch.studies.config.study import StudyConfig, load_config
+from archsearch.studies.storage.attributes import FORMAT, check_attributes, parse_errors
+from snapgen import files
 from snapgen.config import as_yaml
 from snapgen.errors import InputError, os_errors
 
@@ -31,12 +35,6 @@ GRACE_SECONDS = 120
 BUSY_SECONDS = 60
 """Longest time that a process waits for another one to finish writing to the same SQLite file."""
 
-FORMAT = 1
-"""Version of what a study stores, which every change that another version would misread raises.
-
-Studies of before it was stored have format 1.
-"""
-
 FIXED_SETTINGS = (
     "objectives",
     "constraints",
@@ -51,6 +49,7 @@ FIXED_SETTINGS = (
 """Settings that may not change once a study has begun, in addition to its space, its protocol and what it starts from
 (`archsearch.studies.search.start`)."""
 
+_SECRET = re.compile("pass|pwd|secret|token", re.IGNORECASE)
 _SQLITE = "sqlite:///"
 _PSYCOPG = "postgresql://", "postgresql+psycopg"
 
@@ -141,7 +140,11 @@ def _check(url: str, source: str, *, create: bool) -> None:
     except ImportError as error:
         raise _not_installed(error, source) from None
     except (sqlalchemy.exc.ArgumentError, ValueError, TypeError):
-        raise InputError(source, f"{url!r:.80} is not an Optuna URL", remedy, place="storage") from None
+        shown = "the text" if "@" in url or _SECRET.search(url) else f"{url!r:.80}"
+        raise InputError(source, f"{shown} is not an Optuna URL", remedy, place="storage") from None
+    if "@" in (parsed.host or ""):
+        problem = "has a password or a name with an @ in it"
+        raise InputError(source, problem, "write %40 in its place", place="storage")
     if "{" in url or "}" in url:
         raise InputError(source, "Optuna does not accept braces in a URL", "rename the path", place="storage")
     if parsed.get_backend_name() == "sqlite":
@@ -158,6 +161,18 @@ def _check_file(database: str | None, source: str, remedy: str, *, create: bool)
         if not path.exists() and not create:
             raise InputError(path, "does not exist: the study has not begun", "run archsearch search first")
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _check_is_optunas(path)
+
+
+def _check_is_optunas(path: Path) -> None:
+    """Raise if an SQLite file has tables, but none of Optuna's, which would be made in it; a damaged one passes."""
+    os.close(files.open_regular(path))
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(uri, uri=True)) as file:
+        tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if tables and not tables & {"studies", "version_info"}:
+            raise InputError(path, "is a database of another program", "name another file")
 
 
 def database_errors() -> tuple[type[Exception], ...]:
@@ -202,49 +217,36 @@ def _not_installed(error: ImportError, source: str) -> InputError:
 
 
 def without_password(url: str) -> str:
-    """An Optuna URL as it may be shown and stored."""
+    """An Optuna URL as it may be shown and stored, without what is secret in it."""
     import sqlalchemy
 
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError, TypeError):
         return "storage"
+    secret = [name for name in parsed.query if _SECRET.search(name)]
+    host = parsed.host and parsed.host.rpartition("@")[2]  # before which the rest of a password may stand
+    login = sqlalchemy.URL.create(parsed.drivername, parsed.username, None, host, parsed.port, parsed.database)
+    return login.set(query=parsed.difference_update_query(secret).query).render_as_string(hide_password=False)
 
 
 def load_study(settings: StudyConfig) -> Study:
     """Load a study that has begun; it may be running, finished or killed.
 
     Raises:
-        InputError: if the storage or the study does not exist.
+        InputError: if the storage or the study does not exist, or the study is damaged or another program's.
     """
     import optuna
 
     storage = open_storage(settings.url, source=settings.source, create=False)
-    try:
-        with storage_errors(settings.url), silence_optuna():
-            study = optuna.load_study(study_name=settings.name, storage=storage)
-            check_format(study)
-            return study
-    except KeyError:
-        others = ", ".join(optuna.get_all_study_names(storage)) or "none"
-        problem = f"has no study {settings.name!r} (it has: {others})"
-        raise InputError(without_password(settings.url), problem, "run archsearch search first") from None
-
-
-def has_format(study: Study) -> bool:
-    """Whether this version of archsearch reads and writes a study as the version did that began it."""
-    return bool(study.user_attrs.get("format", 1) == FORMAT)
-
-
-def check_format(study: Study) -> None:
-    """Raise if another version of archsearch, which stores other things, began a study.
-
-    Raises:
-        InputError: naming both formats.
-    """
-    if not has_format(study):
-        problem = f"has format {study.user_attrs['format']!r:.20}, and this version of archsearch format {FORMAT}"
-        raise InputError(f"study {study.study_name}", problem, "use the version that began it, or another name")
+    with storage_errors(settings.url), parse_errors(without_password(settings.url)), silence_optuna():
+        names = optuna.get_all_study_names(storage)
+        if settings.name not in names:
+            problem = f"has no study {settings.name!r} (it has: {', '.join(names) or 'none'})"
+            raise InputError(without_password(settings.url), problem, "run archsearch search first")
+        study = optuna.load_study(study_name=settings.name, storage=storage)
+        check_attributes(study)
+    return study
 
 
 def stored_attrs(settings: StudyConfig) -> dict[str, Any]:
@@ -256,10 +258,11 @@ def stored_attrs(settings: StudyConfig) -> dict[str, Any]:
     except InputError:
         return {}
     try:
-        with storage_errors(settings.url), silence_optuna():
-            return optuna.load_study(study_name=settings.name, storage=storage).user_attrs
-    except KeyError:
-        return {}
+        with storage_errors(settings.url), parse_errors(without_password(settings.url)), silence_optuna():
+            if settings.name not in optuna.get_all_study_names(storage):
+                return {}
+            study = optuna.load_study(study_name=settings.name, storage=storage)
+            return check_attributes(study, begun=False)
     finally:
         storage.remove_session()
         storage.engine.dispose()
@@ -308,19 +311,22 @@ def create_or_resume(settings: StudyConfig, attrs: Mapping[str, Any]) -> Study:
 
     storage = open_storage(settings.url, source=settings.source)
     with storage_errors(settings.url), silence_optuna():
-        study = optuna.create_study(
-            study_name=settings.name,
-            storage=storage,
-            directions=["minimize"] * len(settings.objectives),
-            load_if_exists=True,
-        )
-        check_format(study)
-        existing = study.user_attrs
+        with parse_errors(without_password(settings.url)):
+            study = optuna.create_study(
+                study_name=settings.name,
+                storage=storage,
+                directions=["minimize"] * len(settings.objectives),
+                load_if_exists=True,
+            )
+        existing = check_attributes(study, begun=False)
+        if len(study.directions) != len(settings.objectives):
+            raise changed_setting(settings, "objectives", f"were {len(study.directions)} when {settings.name} began")
         if "settings" in existing:
             ensure_unchanged(settings, attrs, existing)
         # "settings" is written last: if it is there, all other attributes were written before it.
         new_attrs = {"format": FORMAT, **attrs, "artifacts": str(settings.artifact_folder.absolute())}
-        new_attrs["settings"] = settings.model_dump(mode="json")
+        storage_url = settings.storage and without_password(settings.storage)
+        new_attrs["settings"] = {**settings.model_dump(mode="json"), "storage": storage_url}
         for key, value in new_attrs.items():
             if key != "machine" or key not in existing:
                 study.set_user_attr(key, value)

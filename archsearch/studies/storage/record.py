@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality, Score, metric_label
+from archsearch.studies.storage.attributes import parse_errors
 from archsearch.studies.storage.rounds import EvolutionRound
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config, parse_config
@@ -82,7 +83,7 @@ class StoredTrial(Config):
         try:
             return parse_config(values, cls, source=f"trial {trial.number} of study {study.study_name}")
         except InputError as error:
-            raise _damaged(error.source, error.problem, error.place) from None
+            raise damaged(error.source, error.problem, error.place) from None
 
     @classmethod
     def create(cls, study: Study, state: Literal["WAITING", "RUNNING", "FAIL"], **fields: Any) -> int:
@@ -296,6 +297,8 @@ class TrialReader(Generic[Stored]):
         every = _frozen_trials(self._study)
         for number in [*self._unfinished, *range(self._seen, len(every))]:
             t = every[number]
+            if t.number != number:
+                raise damaged(f"study {self._study.study_name}", f"trial {number} is missing")
             if t == self._unfinished.get(number):
                 continue
             record = self._parse(t)
@@ -319,9 +322,11 @@ def read_trial(study: Study, t: FrozenTrial, slots: Mapping[int, int], *, new_sl
     """
     if "worker" not in t.user_attrs:
         return None
+    for key in ("retry_of", "continues"):
+        earlier = t.user_attrs.get(key)
+        if earlier is not None and not (isinstance(earlier, int) and earlier in slots and earlier < t.number):
+            raise damaged(f"trial {t.number} of study {study.study_name}", f"{earlier!r:.20} is not a trial", key)
     retried = t.user_attrs.get("retry_of")
-    if retried is not None and not (isinstance(retried, int) and retried in slots):
-        raise _damaged(f"trial {t.number} of study {study.study_name}", f"{retried!r:.20} is not a trial", "retry_of")
     # Slots follow from what is fixed when a trial is created, so that all workers agree.
     first = new_slot if retried is None else slots[retried]
     return _read_trial(study, t, slots.get(t.number, first))
@@ -330,7 +335,10 @@ def read_trial(study: Study, t: FrozenTrial, slots: Mapping[int, int], *, new_sl
 def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
     stored = t.system_attrs
     states: dict[str, State] = {"state": "paused"} if t.state.name == "PRUNED" and "rungs" in t.user_attrs else {}
-    uploads = [json.loads(value) for key, value in stored.items() if key.startswith(_ARTIFACT)]
+    with parse_errors(f"trial {t.number} of study {study.study_name}"):
+        uploads = [json.loads(value) for key, value in stored.items() if key.startswith(_ARTIFACT)]
+        artifacts = {upload["filename"]: upload["artifact_id"] for upload in uploads}
+        constraints = t.constraints
     return (Candidate if "architecture" in t.user_attrs else TrialRecord).read(
         study,
         t,
@@ -339,8 +347,8 @@ def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
         sampler_attrs={key: v for key, v in stored.items() if not key.startswith((_ARTIFACT, _CONSTRAINT))},
         started=t.datetime_start,
         ended=t.datetime_complete,
-        artifacts={upload["filename"]: upload["artifact_id"] for upload in uploads},
-        constraints=t.constraints,
+        artifacts=artifacts,
+        constraints=constraints,
         **states,
     )
 
@@ -352,13 +360,12 @@ def _plain(value: Any) -> Any:
 
 
 def _frozen_trials(study: Study) -> list[FrozenTrial]:
-    try:
+    with parse_errors(f"study {study.study_name}", "an attribute of a trial"):
         return study.get_trials(deepcopy=False)
-    except json.JSONDecodeError as error:
-        raise _damaged(f"study {study.study_name}", f"an attribute of a trial is not JSON ({error})") from None
 
 
-def _damaged(source: str, problem: str, place: str = "") -> InputError:
+def damaged(source: str, problem: str, place: str = "") -> InputError:
+    """The error for a trial that cannot be read."""
     return InputError(source, problem, "restore the study's database, or begin it anew under another name", place=place)
 
 

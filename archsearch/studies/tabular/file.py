@@ -19,14 +19,17 @@ from typing import Any
 from archsearch.score import Cost, Curve
 from archsearch.spaces.space import Space
 from archsearch.studies.tabular.table import SCORES, BenchmarkTable, Entry, Run, TableHeader
+from snapgen import files
 from snapgen.config import parse_config
-from snapgen.errors import InputError
+from snapgen.errors import InputError, os_errors
 from snapgen.io.atomic import atomic_write, write_errors
 
 BINS = 4
 """Timestep bins of a point."""
 
 COMMENT = "# "
+MAX_BYTES = 1 << 26
+"""Largest table, unpacked."""
 RESTORE = "restore the file, or export the table again"
 
 Parser = Callable[[str], Any]
@@ -55,8 +58,8 @@ def write_table(table: BenchmarkTable, path: Path) -> None:
 
 def shipped_tables() -> dict[str, Path]:
     """Files of the tables that come with archsearch, by name."""
-    files = sorted((Path(__file__).parent / "tables").glob("*.csv.gz"))
-    return {path.name.removesuffix(".csv.gz"): path for path in files}
+    paths = sorted((Path(__file__).parent / "tables").glob("*.csv.gz"))
+    return {path.name.removesuffix(".csv.gz"): path for path in paths}
 
 
 def load_table(path: str | Path, *, complete: bool = True) -> BenchmarkTable:
@@ -145,21 +148,23 @@ def _shown(value: float | None) -> str:
 
 
 def _read(path: Path) -> str:
+    with os_errors(path, "name a readable table", "cannot be read"):
+        content = files.read_bytes(path, MAX_BYTES)
     try:
-        content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-    except FileNotFoundError:
-        raise InputError(path, "does not exist", "check the path") from None
+        if path.suffix == ".gz":
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
+        text = content.decode()
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError):
         raise InputError(path, "is damaged or not a table", RESTORE) from None
-    except OSError as error:
-        raise InputError(path, (error.strerror or "cannot be read").lower(), "name a readable file") from None
+    if len(content) > MAX_BYTES:
+        raise InputError(path, f"holds more than {MAX_BYTES:,} bytes", RESTORE)
+    return text
 
 
 def _header(path: Path, line: str) -> TableHeader:
     try:
         values = json.loads(line.removeprefix(COMMENT)) if line.startswith(COMMENT) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
         raise InputError(path, "is not a table: its first line does not describe it", RESTORE)
@@ -174,22 +179,29 @@ def _header(path: Path, line: str) -> TableHeader:
 def _rows(path: Path, lines: Iterable[str], parsers: Mapping[str, Parser]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Place and parsed cells of each row."""
     reader = csv.reader(lines)
-    names = next(reader, [])
+    try:
+        names = next(reader, [])
+        _check_names(path, names, parsers)
+        for number, cells in enumerate(reader, start=3):
+            if len(cells) != len(names):
+                raise InputError(path, f"has {len(cells)} cells, not {len(names)}", RESTORE, place=f"line {number}")
+            row = {}
+            for name, cell in zip(names, cells, strict=True):
+                try:
+                    row[name] = parsers[name](cell)
+                except ValueError as error:
+                    raise InputError(path, str(error), RESTORE, place=f"line {number}, {name}") from None
+            yield f"line {number}", row
+    except csv.Error as error:
+        raise InputError(path, f"cannot be read ({error})", RESTORE, place=f"line {reader.line_num + 1}") from None
+
+
+def _check_names(path: Path, names: list[str], parsers: Mapping[str, Parser]) -> None:
     for problem, odd in (("unknown", set(names) - parsers.keys()), ("missing", parsers.keys() - set(names))):
         if odd:
             raise InputError(path, f"{problem} column {min(odd)!r:.80}", RESTORE, place="line 2")
     if len(names) != len(parsers):
         raise InputError(path, "a column is there twice", RESTORE, place="line 2")
-    for number, cells in enumerate(reader, start=3):
-        if len(cells) != len(names):
-            raise InputError(path, f"has {len(cells)} cells, not {len(names)}", RESTORE, place=f"line {number}")
-        row = {}
-        for name, cell in zip(names, cells, strict=True):
-            try:
-                row[name] = parsers[name](cell)
-            except ValueError as error:
-                raise InputError(path, str(error), RESTORE, place=f"line {number}, {name}") from None
-        yield f"line {number}", row
 
 
 def _entry(header: TableHeader, space: Space, row: Mapping[str, Any]) -> Entry:

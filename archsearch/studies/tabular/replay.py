@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import yaml
 
 from archsearch.score import OBJECTIVES, Quality, Score
 from archsearch.studies.config.study import SAMPLERS, StudyConfig
@@ -30,6 +29,7 @@ from archsearch.studies.tabular.file import load_table
 from archsearch.studies.tabular.scorer import PREDICTED, TableScorer, entries_by_id, space_on
 from archsearch.studies.tabular.table import BenchmarkTable
 from snapgen.architecture.schema import Architecture
+from snapgen.config import parse_yaml
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback, ignore_progress
 from snapgen.seeding import derive_seed
@@ -91,8 +91,8 @@ def settings_of(config: StudyConfig, changes: Sequence[str], *, trials: int | No
 
 def _changed(base: StudyConfig, text: str) -> Setting:
     try:
-        changes = {"sampler": text} if text in SAMPLERS else yaml.safe_load(text)
-    except yaml.YAMLError:
+        changes = {"sampler": text} if text in SAMPLERS else parse_yaml(text, "--setting")
+    except InputError:
         changes = None
     if not isinstance(changes, dict):
         remedy = f"use {', '.join(SAMPLERS)} or settings such as '{{sampler: gp, seeds: null}}'"

@@ -188,3 +188,23 @@ def test_skips_are_those_of_diffusers() -> None:
         [2560, 2560, 2560],
     ]
     assert arch.stride == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"latent_channels": 10**15}, "latent_channels"),
+        ({"context_dim": 10**30}, "context_dim"),
+        ({"norm_groups": 10**9}, "norm_groups"),
+        ({"time": {"embed_dim": 10**12}}, "embed_dim"),
+        ({"time": {"hidden_dim": 10**12}}, "hidden_dim"),
+        ({"mid": {"head_dim": 10**9}}, "head_dim"),
+        ({"mid": {"num_kv_heads": 10**9}}, "num_kv_heads"),
+        ({"mid": {"num_res_blocks": 1, "num_transformers": 5, "transformer_depth": 64}}, "use 256 or fewer"),
+    ],
+)
+def test_dimensions_have_upper_bounds(changes: dict[str, Any], words: str) -> None:
+    """A net is built on the meta device to be counted, where every block takes time and sizes can overflow."""
+    level = {"channels": 64, "num_res_blocks": 1}
+    with pytest.raises(ValueError, match=words):
+        Architecture.model_validate({"down": [level], "up": [level], **changes})

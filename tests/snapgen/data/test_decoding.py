@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from snapgen.data import decoding
 from snapgen.data.decoding import MAX_PIXELS, decode, why_undecodable
 
 
@@ -46,6 +49,39 @@ def claiming(width: int, height: int) -> bytes:
 def test_an_image_of_the_right_size_keeps_its_bytes() -> None:
     image = noise(8, 8)
     assert torch.equal(whole(encoded(image)).permute(1, 2, 0), torch.from_numpy(np.array(image)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16"])
+def test_an_image_in_strips_is_the_same_image(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 29, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    elif mode != "RGBA":
+        image = image.convert(mode)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    file = encoded(image, icc_profile=profile, **({"transparency": 3} if mode == "P" else {}))
+    at_once = whole(file)
+    monkeypatch.setattr(decoding, "LARGE_PIXELS", 100)
+    monkeypatch.setattr(decoding, "STRIP_PIXELS", 100)
+    assert torch.equal(whole(file), at_once)
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path: Path) -> None:
+    """Two of 64 million pixels, of which each takes 256 MB a copy; a process of its own, to see its peak."""
+    Image.new("RGB", (8000, 8000)).save(tmp_path / "a.png", compress_level=1)
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    script = f"""
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from snapgen.data.decoding import decode
+with ThreadPoolExecutor(4) as pool:
+    assert all(each is not None for each in pool.map(lambda p: decode(p, 8), [*Path({str(tmp_path)!r}).iterdir()] * 2))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1_000_000
 
 
 def test_the_middle_is_kept() -> None:
@@ -147,7 +183,7 @@ def test_the_cause_is_told(case: str, words: str) -> None:
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    assert why_undecodable(tmp_path / "no.png") == "are empty or cannot be opened"
+    assert why_undecodable(tmp_path / "no.png") == "are empty, larger than 256 MiB, or cannot be opened"
 
 
 # --- metadata never costs pixels ---

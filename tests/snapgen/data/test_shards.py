@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import random
+import resource
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -30,6 +34,59 @@ def captioned(*names: str) -> dict[str, bytes]:
         for i, name in enumerate(names)
         for member, content in ((f"{name}.png", picture(i)), (f"{name}.txt", f"of {name}".encode()))
     }
+
+
+def packed(path: Path, *members: tuple[tarfile.TarInfo, int]) -> Path:
+    """A tar.gz of zeros, of that many bytes a member."""
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for info, size in members:
+            info.size = size
+            file.write(info.tobuf())
+            for start in range(0, size, 1 << 24):
+                file.write(bytes(min(1 << 24, size - start)))
+            file.write(bytes(-size % 512))
+        file.write(bytes(1024))
+    return path
+
+
+def long_name() -> tarfile.TarInfo:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type = tarfile.GNUTYPE_LONGNAME
+    return info
+
+
+@pytest.mark.parametrize(
+    ("info", "place"),
+    [(tarfile.TarInfo("big.png"), "big.png"), (tarfile.TarInfo("big.txt"), "big.txt"), (long_name(), "a.png")],
+)
+def test_what_unpacks_to_gigabytes_is_refused(tmp_path: Path, info: tarfile.TarInfo, place: str) -> None:
+    path = packed(tmp_path / "a.tar.gz", (tarfile.TarInfo("a.png"), 10), (info, 600_000_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=rf"a\.tar\.gz: from {place} on: unpacks to more than 100 times its size"):
+        train(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_a_sparse_member_is_named(tmp_path: Path) -> None:
+    """A hole of a file takes no place in the archive, and would take as much memory as it claims."""
+    info = tarfile.TarInfo("a.png")
+    info.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.name": "a.png",
+        "GNU.sparse.realsize": str(1 << 33),
+        "GNU.sparse.map": f"{(1 << 33) - 1},1",
+    }
+    info.size = 1
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(b"x"))
+        caption = tarfile.TarInfo("a.txt")
+        caption.size = 1
+        tar.addfile(caption, io.BytesIO(b"a"))
+    with pytest.raises(
+        InputError, match=r"1 are empty, larger than 256 MiB, or cannot be opened, e\.g\. a\.png in a\.tar"
+    ):
+        train(tmp_path / "a.tar")
 
 
 def test_names_with_dots_stay_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,7 +153,7 @@ def test_each_cause_is_counted_with_an_example(tmp_path: Path, caplog: pytest.Lo
         "skipped 6 of 9 images",
         "2 have no caption (a .txt of the same name, or a .json with 'caption'), e.g. bare.png in a.tar",
         "1 are damaged, e.g. broken.png in a.tar",
-        "1 are empty or cannot be opened, e.g. empty.jpg",
+        "1 are empty, larger than 256 MiB, or cannot be opened, e.g. empty.jpg",
         "1 have a caption that is not UTF-8, e.g. latin.png",
         "1 are a further image of their sample, e.g. 0001.seg.png",
         "2 are captions without an image, e.g. orphan.txt in a.tar",

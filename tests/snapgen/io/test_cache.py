@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import random
 import stat
+import struct
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -69,6 +73,59 @@ def test_a_file_cut_short_is_computed_again(home: Path, keep: int, caplog: pytes
     assert [record.getMessage().count("\n") for record in caplog.records] == [0]
     assert cache.cached_tensors("kind", {"x": 1}, compute).keys() == again.keys()
     assert compute.calls == 2
+
+
+def mixed() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "latents": torch.randn(40, 3, generator=generator),
+        "half": torch.randn(9, generator=generator).bfloat16(),
+        "readable": torch.tensor([True, False, True]),
+        "facts": torch.frombuffer(bytearray(b'{"captions": ["a fox"]}'), dtype=torch.uint8),
+        "none": torch.empty(0, 4),
+        "scalar": torch.tensor(2.5),
+    }
+
+
+DAMAGES: dict[str, Callable[[random.Random, bytearray], bytes]] = {
+    "bit": lambda rng, old: bytes([old[0] ^ 1 << rng.randrange(8)]),
+    "byte": lambda rng, old: bytes([old[0] ^ rng.randrange(1, 256)]),
+    "zeros": lambda _, old: bytes(len(old)),
+    "NaN": lambda _, __: struct.pack("<f", math.nan),
+}
+"""New content of a place of a file, made from the 16 bytes there."""
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("seed", range(12))
+def test_every_damage_is_noticed(home: Path, kind: str, seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Damages that disks and programs make, in the header and in the data."""
+    cache.cached_tensors("kind", {"x": 1}, mixed)
+    [path] = files(home)
+    content, rng = bytearray(path.read_bytes()), random.Random(seed)
+    start = rng.randrange(len(content) - 16)
+    new = DAMAGES[kind](rng, content[start : start + 16])
+    assert content[start : start + len(new)] != new
+    content[start : start + len(new)] = new
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        again = cache.cached_tensors("kind", {"x": 1}, mixed)
+    assert len(caplog.records) == 1, "computed again"
+    assert all(torch.equal(again[key], tensor) for key, tensor in mixed().items())
+    cache.cached_tensors("kind", {"x": 1}, mixed)
+    assert len(caplog.records) == 1, "made anew"
+
+
+def test_every_bit_of_a_file_counts(home: Path) -> None:
+    cache.cached_tensors("kind", {"x": 1}, Counted())
+    [path] = files(home)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        content = bytearray(whole)
+        content[at] ^= 1 << at % 8
+        path.write_bytes(content)
+        tensors = cache._read(path, '{"x":1}')
+        assert tensors is None or all(torch.equal(tensors[key], value) for key, value in Counted()().items()), at
 
 
 def test_a_file_of_another_key_is_not_believed(home: Path) -> None:

@@ -6,17 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
 
+from snapgen import devices
 from snapgen.architecture import presets
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture, BlocksConfig
 from snapgen.diffusion.process import make_process
+from snapgen.errors import InputError
 from snapgen.models import layers
 from snapgen.models.layers import Attention
-from snapgen.models.unet import Layer, UNet
+from snapgen.models.unet import Layer, UNet, check_memory
 from tests.snapgen.nets import SD15, inputs, stirred, tiny
 
 SNAPGEN: dict[str, Any] = {  # the paper's choices, small
@@ -370,3 +373,23 @@ def test_a_converted_net_refuses_its_schedulers_timesteps() -> None:
         with pytest.raises(ValueError, match="divide diffusers' by the scheduler's"):
             net(sample, timestep, context)
         net(sample, timestep / scheduler.config.num_train_timesteps, context)
+
+
+def test_memory_is_asked_for_before_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    level = {"channels": 4096, "num_res_blocks": 2}
+    arch = Architecture.model_validate({"down": [level], "up": [level]})
+    monkeypatch.setattr(devices, "free_memory", lambda: 10_000_000_000)
+    check_memory(arch, copies=1)
+    with pytest.raises(InputError, match=r"architecture \w+: needs 35\.\d GB of memory or more, and 10\.0 GB are free"):
+        check_memory(arch, copies=4, source=None)
+
+
+def test_memory_is_that_of_the_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 1_000_000 < devices.free_memory() <= psutil.virtual_memory().total
+    monkeypatch.setattr(devices, "_GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("9000000\n")
+    (tmp_path / "memory.current").write_text("5000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 1000000\n")
+    assert devices.free_memory() == 5_000_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.free_memory() > 5_000_000

@@ -10,7 +10,8 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.remote.queue import MeasurementQueue, MeasurementSpec, requested_specs
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.run import search
-from archsearch.studies.storage.database import FORMAT, load_study, open_storage
+from archsearch.studies.storage.attributes import FORMAT
+from archsearch.studies.storage.database import load_study, open_storage
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import QuickScorer
 

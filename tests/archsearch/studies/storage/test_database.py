@@ -55,6 +55,37 @@ def test_a_bad_url_is_one_line(settings: Make, tmp_path: Path, url: str, words: 
     assert words in refused(settings(storage=url))
 
 
+SECRETS = (
+    "postgresql+psycopg://me:s3cret@127.0.0.1:1/none",
+    "postgresql+psycopg://127.0.0.1:1/none?user=me&password=s3cret",
+    "postgresql+psycopg:/me:s3cret@127.0.0.1:1/none",
+    "me:s3cret@127.0.0.1",
+    "postgresql+psycopg://me:pa@s3cret@127.0.0.1:1/none",
+    "postgresql+psycopg://me:s3cret@127.0.0.1:port/none",
+    "postgresql+psycopg://me:{s3cret}@127.0.0.1:1/none",
+    "nosuch://me:s3cret@127.0.0.1/none",
+)
+
+
+@pytest.mark.parametrize("url", SECRETS)
+def test_no_password_is_printed(settings: Make, url: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("psycopg")
+    assert "s3cret" not in refused(settings(storage=url))
+    assert "s3cret" not in database.without_password(url)
+    assert "s3cret" not in "".join(capfd.readouterr())
+
+
+def test_no_password_is_stored(settings: Make, server: str) -> None:
+    study = run(settings(storage=f"{server}{'&' if '?' in server else '?'}sslpassword=s3cret", trials=1))
+    assert study.user_attrs["settings"]["storage"]
+    assert "s3cret" not in str([study.user_attrs, study.trials])
+
+
+def test_an_address_without_a_password_is_whole() -> None:
+    for url in ("sqlite:///runs/a/study.db", "sqlite:////tmp/a b.db", "postgresql+psycopg://me@host:5432/base?x=1"):
+        assert database.without_password(url) == url
+
+
 def test_a_password_is_not_printed(settings: Make) -> None:
     pytest.importorskip("psycopg")
     assert "s3cret" not in refused(settings(storage="postgresql+psycopg://me:s3cret@127.0.0.1:1/none"))
