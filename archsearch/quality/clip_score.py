@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from snapgen import files
 from snapgen.conditioning import text_encoder
 from snapgen.errors import InputError, first_line
 from snapgen.io import hub
@@ -116,7 +117,7 @@ def load_clip_score(name: str, device: torch.device | None = None) -> ClipScore:
 
 def _read(file: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        value = json.loads(files.read_bytes(file))
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -22,7 +22,7 @@ from archsearch.training.log import read_evaluations
 from archsearch.training.recipe import Recipe, trains_student
 from archsearch.training.run import train
 from archsearch.training.run_folder import RunFolder, read_unet
-from snapgen import devices
+from snapgen import devices, files
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config
 from snapgen.errors import InputError
@@ -151,12 +151,13 @@ def _load_or_evaluate(
     recipe = comparison.recipe_of(variant, seed)
     inputs = {"recipe": recipe.model_dump(mode="json"), "variant": comparison.variants[variant].model_dump(mode="json")}
     if path.exists():
+        text = files.read_text(path)
         try:
-            stored = json.loads(path.read_text())
-        except ValueError:
-            raise InputError(path, "is not JSON", "remove it to evaluate the variant again") from None
-        if {name: stored.get(name) for name in inputs} == inputs:
-            return {name: Estimate.model_validate(number) for name, number in stored["numbers"].items()}
+            stored = json.loads(text)
+            if {name: stored.get(name) for name in inputs} == inputs:
+                return {name: Estimate.model_validate(number) for name, number in stored["numbers"].items()}
+        except (ValueError, RecursionError, AttributeError, KeyError):
+            raise InputError(path, "is damaged", "remove it to evaluate the variant again") from None
     log(f"{variant}, seed {seed}")
     numbers = _evaluate(comparison.variants[variant], recipe, seed, log)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from archsearch.quality.evaluator import SamplingConfig
 from archsearch.stats.estimate import Estimate
 from archsearch.training.run_folder import RunFolder
+from snapgen import files
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.progress import format_duration
@@ -156,9 +157,9 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
     """
     path = run / EVALUATIONS
     evaluations = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+    for number, line in enumerate(files.read_text(path).splitlines() if path.exists() else [], start=1):
         try:
             evaluations.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(path, "is not JSON", "remove or repair the line", place=f"line {number}") from None
     return evaluations

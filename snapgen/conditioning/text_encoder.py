@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, TypeAlias
 import torch
 from torch import Tensor
 
+from snapgen import files
 from snapgen.errors import InputError, first_line
 from snapgen.io import hub
 from snapgen.io.digests import digest_files
@@ -101,8 +102,8 @@ def _raise_missing(name: str, key: str) -> NoReturn:
 
 def _config(name: str) -> dict[str, Any]:
     try:
-        config: object = json.loads((_folder(name) / "config.json").read_bytes())
-    except (OSError, ValueError):
+        config: object = json.loads(files.read_bytes(_folder(name) / "config.json"))
+    except (OSError, ValueError, RecursionError):
         config = None
     return config if isinstance(config, dict) else {}
 
@@ -115,9 +116,9 @@ def digest(name: str = MINILM) -> str:
         InputError: if there is no such encoder, or its configuration does not give the width.
     """
     folders = {_folder(name).absolute(), _tokenizer_folder(name)}
-    files = [path for folder in folders for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file()]
-    files.sort(key=lambda path: path.name)
-    return digest_files(files, [path.name for path in files])
+    paths = [path for folder in folders for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file()]
+    paths.sort(key=lambda path: path.name)
+    return digest_files(paths, [path.name for path in paths])
 
 
 def _folder(name: str) -> Path:

@@ -10,6 +10,7 @@ from archsearch.score import LatencyRecord
 from archsearch.studies.config.evolution import EvolutionConfig
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.database import load_study
+from snapgen import files
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
@@ -100,8 +101,8 @@ def stored_block_table(settings: StudyConfig) -> BlockTable | None:
 
 def _saved_measurements(path: Path) -> dict[str, Any]:
     try:
-        saved: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+        saved: dict[str, Any] = json.loads(files.read_bytes(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return saved if isinstance(saved, dict) else {}
 
