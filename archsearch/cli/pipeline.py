@@ -23,12 +23,18 @@ if TYPE_CHECKING:
     from snapgen.architecture.schema import Architecture
     from snapgen.coreml.compatibility import PackageSummary
     from snapgen.coreml.package import PackageOptions
+    from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 
 app = typer.Typer()
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-Run = Annotated[str, typer.Argument(help="A run's folder, its name under runs/, or a pipeline's folder.")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        help="A run's folder or name under runs/, a pipeline's folder, or a candidate (STUDY:best, STUDY:TRIAL)."
+    ),
+]
 
 
 class Target(StrEnum):
@@ -49,13 +55,12 @@ def generate(
     size: Annotated[str | None, typer.Option(help="Pixels, WIDTHxHEIGHT or one side, if not the run's own.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw prompts with a trained run."""
+    """Draw prompts with a trained run, or with a candidate of a study."""
     width, height = _sides(size)
     check_out(out, *SUFFIXES)
     from snapgen import devices
-    from snapgen.pipeline.loading import load_pipeline
 
-    pipeline = load_pipeline(run).to(devices.default_device())
+    pipeline = _pipeline(run).to(devices.default_device())
     pipeline.set_progress_bar_config(disable=quiet or not sys.stderr.isatty(), desc="drawing", leave=False)
     drawn: Tensor = pipeline(
         prompts,
@@ -71,6 +76,21 @@ def generate(
     _write(drawn, images if rowed else math.ceil(math.sqrt(len(drawn))), out)
     if not quiet:
         typer.echo(f"{out}: {len(drawn)} of {drawn.shape[3]}×{drawn.shape[2]} pixels")
+
+
+def _pipeline(name: str) -> SnapGenPipeline:
+    """The pipeline of a run, or one around the trained network of a study's candidate."""
+    from archsearch import library
+    from snapgen.pipeline import loading
+
+    if (library.RUNS / name / "study.db").is_file():
+        raise InputError(name, "is a study, which has many nets", f"name a candidate: {name}:best or {name}:TRIAL")
+    if ":" not in name or loading.is_run(name):
+        return loading.load_pipeline(name)
+    from archsearch.studies.lookup import find_candidate
+    from archsearch.studies.search import weights
+
+    return weights.load_pipeline(*find_candidate(name))
 
 
 @app.command(epilog="Example: archsearch export snapgen-t2i --to coreml --out unet.mlpackage --latent-size 128")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from archsearch.latency.base import Backend
     from archsearch.studies.config.study import StudyConfig
+    from archsearch.studies.storage.record import Candidate
 
 ARCHITECTURES = ("SPACE/REFERENCE", "SPACE:base", "STUDY:best", "STUDY:TRIAL")
 """Names of architectures beside those of presets and files."""
@@ -37,19 +38,21 @@ def find_architecture(name: str, *, other_names: Sequence[str] = ()) -> Architec
     owner, colon, which = name.rpartition(":")
     if not colon or Path(name).exists():
         return reference_nets.architecture(name, other_names=(*ARCHITECTURES, *other_names))
-    if which == BASE:
-        return load_space(owner).base
-    from archsearch.studies.search.candidates import best, load_candidates
+    return load_space(owner).base if which == BASE else find_candidate(name)[1].architecture
+
+
+def find_candidate(name: str) -> tuple[Study, Candidate]:
+    """The study and the candidate that ``STUDY:best``, ``STUDY:TRIAL`` or ``STUDY:NAME`` names.
+
+    Raises:
+        InputError: if there is no such study, or it has no such candidate.
+    """
+    from archsearch.studies.search.candidates import candidate_of
     from archsearch.studies.storage.database import load_study
 
+    owner, _, which = name.rpartition(":")
     study = load_study(find_config(owner))
-    if which == "best":
-        return best(study).candidate.architecture
-    candidates = {str(c.number): c for c in load_candidates(study)}
-    if which not in candidates:
-        examples = ", ".join(list(candidates)[:5]) or "(none yet)"
-        raise InputError(name, f"has no trial {which}", f"use best, or one of its trials: {examples}")
-    return candidates[which].architecture
+    return study, candidate_of(study, int(which) if which.isdecimal() else which)
 
 
 @dataclass(frozen=True)

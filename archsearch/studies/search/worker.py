@@ -16,7 +16,7 @@ from archsearch.studies.search.known_costs import COSTS, upper_bounds
 from archsearch.studies.search.known_scores import KnownScore, known_scores
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import CHECKPOINT, CHECKPOINTS, ROUND, Scorer
-from archsearch.studies.storage.database import artifact_store
+from archsearch.studies.storage.artifacts import store_artifact
 from archsearch.studies.storage.further_runs import chances
 from archsearch.studies.storage.leases import heartbeat
 from archsearch.studies.storage.paused_runs import PausedRuns
@@ -321,14 +321,10 @@ class Worker:
         self._upload(claim, folder)
 
     def _upload(self, claim: TrialRecord, folder: Path) -> None:
-        from optuna.artifacts import upload_artifact
-        from optuna.trial import Trial
-
         for weights in folder.glob("unet/*.safetensors"):
             weights.rename(folder / "unet.safetensors")
-        trial, store = Trial(self._study, claim.trial_id), artifact_store(self._study)
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
-            upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
+            store_artifact(self._study, claim.trial_id, path)
 
     def _finish(self, claim: TrialRecord, score: Score) -> None:
         self._record_constraints(claim, score, tuple(OBJECTIVES))

@@ -177,17 +177,17 @@ def test_csv_holds_every_candidate(written: Path) -> None:
     assert (scored["validation_loss_low"] < scored["validation_loss"]).all()
     assert frame.loc[frame["state"] == "infeasible", "validation_loss"].isna().all()
     assert frame["recommended"].sum() == 1
-    assert {"knob convs", "median_ms", "latency_source", "params", "validation_loss_seed_1"} <= set(frame.columns)
+    assert {"knob convs", "latency_ms", "latency_source", "params", "validation_loss_seed_1"} <= set(frame.columns)
 
 
 def test_front_in_the_page_is_the_studys(written: Path) -> None:
     frame = pandas.read_csv(written.with_suffix(".csv"))
     scored = frame[frame["state"] == "scored"]
     for row in scored.itertuples():
-        beaten = scored[(scored["validation_loss"] < row.validation_loss) & (scored["median_ms"] < row.median_ms)]
+        beaten = scored[(scored["validation_loss"] < row.validation_loss) & (scored["latency_ms"] < row.latency_ms)]
         assert row.front == beaten.empty
     line = data_of(written.read_text())["fronts"]["validation_loss/latency_ms"]["data"][0]
-    assert line["x"] == sorted(scored.loc[scored["front"], "median_ms"])
+    assert line["x"] == sorted(scored.loc[scored["front"], "latency_ms"])
 
 
 @pytest.mark.parametrize("state", ["FAIL", "PRUNED", None])
