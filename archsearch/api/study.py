@@ -133,7 +133,7 @@ class Study:
         Args:
             path: the file; None: in the study's folder under ``runs/``. An ablation's may be .html, .md, .tex or .csv,
                 and the other forms are put beside it. A .jsonl has the scores alone, for another study to start from.
-            compare_with: another study, beside which the report of an evolution is set.
+            compare_with: another study to show beside this one.
 
         Returns:
             The file's path.
