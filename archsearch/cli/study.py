@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import TABLE, BegunStudy, Json, Quiet, Storage, Study
+from archsearch.cli.options import TABLE, BegunStudy, DryRun, Json, Quiet, Storage, Study
 from archsearch.cli.output import check_out, print_json, print_score, progress_bar, show_log
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def ablate(
     out: Annotated[
         Path | None, typer.Option(help="Write the table here too: .md, .tex, .csv or .html; the others beside it.")
     ] = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -36,9 +37,15 @@ def ablate(
     from archsearch.studies.config.study import load_config
     from archsearch.studies.experiments import ablation, ablation_results
 
+    show_log(quiet=quiet or as_json)
     check_out(out, *report.SUFFIXES)
     settings = ablation.train_rows_too(load_config(study, "ablation"), quality)
     settings = settings.with_overrides(workers=workers, storage=storage)
+    if dry_run:
+        from archsearch.studies.experiments.search_time import search_time
+
+        typer.echo(search_time(ablation.with_rows_as_points(settings)).text)
+        return
     done = ablation_results.load_results(ablation.ablate(settings, quiet=quiet or as_json))
     page = report.write_ablation(done, settings.folder / "ablation.html")
     if out:
@@ -60,8 +67,7 @@ def evolve(
     from archsearch.studies.config.study import load_config
     from archsearch.studies.evolution import run
 
-    if not quiet:
-        show_log()
+    show_log(quiet=quiet)
     settings = load_config(study, "evolution").with_overrides(storage=storage)
     _write_report(run.evolve(settings, quiet=quiet), settings.folder / "report.html", source=study)
 
@@ -76,13 +82,20 @@ def search(
         typer.Option("--from", help="Begin with the scored candidates of another study of this protocol, or a .jsonl."),
     ] = None,
     storage: Storage = None,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a study, or go on with it, and write its report."""
     from archsearch.studies.config.study import load_config
     from archsearch.studies.search import run
 
+    show_log(quiet=quiet)
     settings = load_config(study).with_overrides(trials=trials, workers=workers, storage=storage, start_from=start_from)
+    if dry_run:
+        from archsearch.studies.experiments.search_time import search_time
+
+        typer.echo(search_time(settings).text)
+        return
     _write_report(run.search(settings, quiet=quiet), settings.folder / "report.html", source=study)
 
 
@@ -94,13 +107,14 @@ def report(
         Path | None,
         typer.Option(help="The HTML file; a CSV is put beside it. Or a .jsonl: the scores, for search --from."),
     ] = None,
-    compare_with: Annotated[str | None, typer.Option(help="Another study, to compare one that evolves with.")] = None,
+    compare_with: Annotated[str | None, typer.Option(help="Another study, to show beside this one.")] = None,
 ) -> None:
     """Write a study's report: one HTML file that needs no network, and a CSV beside it; or a table of its scores."""
     from archsearch.studies.lookup import find_config
     from archsearch.studies.search.known_scores import TABLE
     from archsearch.studies.storage.database import load_study
 
+    show_log()
     check_out(out, ".html", TABLE)
     settings = find_config(study, storage=storage)
     other = load_study(find_config(compare_with, storage=storage)) if compare_with else None
@@ -164,6 +178,7 @@ def audit(
     candidates: Annotated[int | None, typer.Option(min=4, help="At most so many, spread over the ranking.")] = None,
     storage: Storage = None,
     out: Annotated[Path | None, typer.Option(help="A .md or .csv file; the other is put beside it.")] = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -174,8 +189,14 @@ def audit(
     from archsearch.studies.lookup import find_config
     from archsearch.studies.storage.database import load_study
 
+    show_log(quiet=quiet or as_json)
     check_out(out, ".md", ".csv")
     settings = find_config(study, storage=storage)
+    if dry_run:
+        from archsearch.studies.experiments.proxy_audit import audit_time
+
+        typer.echo(audit_time(settings, factor=factor, candidates=candidates))
+        return
     rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
     page = write_report(load_study(settings), settings.folder / "report.html", source=study)
     if out:
