@@ -14,6 +14,8 @@ from archsearch.cli.output import check_out, print_json, print_score, progress_b
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
 
+    from archsearch.studies.config.study import StudyConfig
+
 app = typer.Typer()
 
 
@@ -119,7 +121,17 @@ def report(
     settings = find_config(study, storage=storage)
     other = load_study(find_config(compare_with, storage=storage)) if compare_with else None
     path = out or settings.folder / "report.html"
-    _write_report(load_study(settings), path, source=study, compare_with=other)
+    found = load_study(settings)
+    _tell_changes(settings, found)
+    _write_report(found, path, source=study, compare_with=other)
+
+
+def _tell_changes(settings: StudyConfig, study: OptunaStudy) -> None:
+    """Say where the settings differ from those with which the study was searched."""
+    from archsearch.studies.lookup import changed_settings
+
+    for line in changed_settings(settings, study):
+        typer.echo(line, err=True)
 
 
 def _write_report(study: OptunaStudy, path: Path, *, source: str, compare_with: OptunaStudy | None = None) -> None:
@@ -147,6 +159,7 @@ def best(
 
     settings = find_config(study, storage=storage)
     found_study = load_study(settings)
+    _tell_changes(settings, found_study)
     choice, timed_pass = best_of(found_study, objective=objective), TimedPass.of_study(found_study.user_attrs)
     candidate = choice.candidate
     if out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from archsearch.predictor import reference_nets
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import BASE
 from snapgen.architecture.schema import Architecture
+from snapgen.config import as_yaml
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -135,3 +137,26 @@ def stored_config(study: Study) -> StudyConfig:
     if "settings" not in study.user_attrs:
         raise InputError(source, "was killed before it began", "run it again")
     return StudyConfig.parse(study.user_attrs["settings"], source)
+
+
+def changed_settings(settings: StudyConfig, study: Study) -> list[str]:
+    """A sentence for each setting of a file whose value is not that with which the study was searched.
+
+    Settings that change no score and no choice of candidates, such as the budget, do not count.
+    """
+    from archsearch.studies.storage.database import FIXED_SETTINGS
+
+    stored = stored_config(study)
+    now, before = (each.model_dump(mode="json") for each in (settings, stored))
+    by_rows = ("initial_points", "sampler") if settings.ablation is not None else ()  # set by the rows
+    names = [name for name in FIXED_SETTINGS if name not in (*by_rows, "evolve") and now[name] != before[name]]
+    pairs = [(name, now[name], before[name]) for name in names]
+    protocols = now["protocol"], before["protocol"]
+    pairs += [(f"protocol.{k}", v, protocols[1][k]) for k, v in protocols[0].items() if v != protocols[1][k]]
+    lines = [
+        f"{name} is {as_yaml(a, max_length=60)}, but {as_yaml(b, max_length=60)} in the study" for name, a, b in pairs
+    ]
+    with contextlib.suppress(InputError):  # a space that is gone says nothing
+        if settings.load_space().digest != study.user_attrs["space"]["digest"]:
+            lines.append("space has changed since the study began")
+    return [f"{settings.source}: {line}; search again to apply it" for line in lines]
