@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.conditioning.text_encoder import ZerosOrEncoded
-from snapgen.config import Config, as_yaml
+from snapgen.config import Config, as_yaml, rule
 from snapgen.diffusion.process import PredictionType
 from snapgen.diffusion.variance_preserving import DIFFUSION_PREDICTION_TYPES
 from snapgen.training.settings import DistillationConfig, TrainingConfig
@@ -112,26 +112,23 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     distillation: TeacherDistillationConfig | None = None
     """Knowledge distillation from a teacher; None: none."""
 
-    @model_validator(mode="after")
-    def _distinct_seeds(self) -> Self:
+    @rule
+    def _distinct_seeds(self) -> None:
         if len(set(self.train_seeds)) < len(self.train_seeds):
             raise ValueError("a seed is listed twice; list each once")
-        return self
 
-    @model_validator(mode="after")
-    def _retrieval_has_samples(self) -> Self:
+    @rule
+    def _retrieval_has_samples(self) -> None:
         if self.retrieval and not self.num_samples:
             raise ValueError("retrieval needs samples, but num_samples is 0; raise it or remove retrieval")
-        return self
 
-    @model_validator(mode="after")
-    def _settings_fit_the_prediction_type(self) -> Self:
+    @rule
+    def _settings_fit_the_prediction_type(self) -> None:
         if self.prediction_type in DIFFUSION_PREDICTION_TYPES:
             if self.timestep_shift != 1:
                 raise ValueError("timestep_shift applies to rectified flow only; leave it out")
             if self.distillation is not None:
                 raise ValueError("distillation needs rectified flow; remove it, or choose another prediction_type")
-        return self
 
     @property
     def text_encoders(self) -> tuple[TextEncoderConfig, ...]:

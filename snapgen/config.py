@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from snapgen import files
 from snapgen.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 # Configuration files are far smaller; a larger file is data that was named by mistake.
 MAX_FILE_BYTES = 1 << 20
@@ -22,10 +25,47 @@ MAX_DIGITS = 100
 """Longest whole number."""
 
 
+class BrokenRules(ValueError):
+    """The errors of all rules that a configuration breaks."""
+
+    def __init__(self, errors: Sequence[ValueError]) -> None:
+        super().__init__(str(errors[0]))
+        self.errors = errors
+
+
+def rule(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Mark a method of a `Config` that raises ValueError if fields do not fit each other.
+
+    Other than pydantic's own validators, which end at the first error, all rules are checked.
+    """
+    check._is_rule = True  # type: ignore[attr-defined]
+    return check
+
+
 class Config(BaseModel):
     """Base class of every configuration that people write in a file: frozen, strict about keys, without NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    _rules: ClassVar[tuple[Callable[[Any], None], ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **settings: Any) -> None:
+        super().__pydantic_init_subclass__(**settings)
+        methods = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+        cls._rules = tuple(method for method in methods.values() if getattr(method, "_is_rule", False))
+
+    @model_validator(mode="after")
+    def _keeps_its_rules(self) -> Self:
+        errors = []
+        for check in self._rules:
+            try:
+                check(self)
+            except ValueError as error:
+                errors.append(error)
+        if errors:
+            raise BrokenRules(errors)
+        return self
 
     def digest(self) -> str:
         """Hex digest (16 digits) of the canonical JSON of all fields; equal configurations have equal digests."""
@@ -97,20 +137,33 @@ def parse_config(values: object, model: type[S], *, source: str | Path, place: s
         place: path of the values within the source, for error messages.
 
     Raises:
-        InputError: naming the first invalid field.
+        InputError: naming the first invalid field, and in its ``others`` the further ones.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        path = place
-        for step in _steps(values, first["loc"], missing=first["type"] == "missing"):
-            path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
-        if first["type"] == "extra_forbidden":
-            names = ", ".join(sorted(model.model_fields)) if len(first["loc"]) == 1 else ""
-            remedy = f"remove it or use one of: {names}" if names else "remove it or check its spelling"
-            raise InputError(source, "unknown key", remedy, place=path) from None
-        raise InputError(source, *problem_and_remedy(error), place=path) from None
+        mistakes: dict[str, tuple[str, str]] = {}
+        for details in error.errors(include_url=False):
+            path = place
+            for step in _steps(values, details["loc"], missing=details["type"] == "missing"):
+                path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
+            for number, told in enumerate(_told(details, model)):
+                # Of the members of a union, which all find something wrong, the first one is told.
+                mistakes.setdefault(path if number == 0 else f"{path}\0{number}", told)
+        found = [InputError(source, *told, place=path.partition("\0")[0]) for path, told in mistakes.items()]
+        first = found[0]
+        raise InputError(source, first.problem, first.remedy, place=first.place, others=found[1:]) from None
+
+
+def _told(details: ErrorDetails, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Problem and remedy of a pydantic error; of one that a `Config`'s rules raised, those of every broken rule."""
+    if details["type"] == "extra_forbidden":
+        names = ", ".join(sorted(model.model_fields)) if len(details["loc"]) == 1 else ""
+        yield "unknown key", f"remove it or use one of: {names}" if names else "remove it or check its spelling"
+    elif isinstance(cause := details.get("ctx", {}).get("error"), BrokenRules):
+        yield from map(problem_and_remedy, cause.errors)
+    else:
+        yield _plainly(details)
 
 
 def _steps(values: Any, location: Sequence[int | str], *, missing: bool) -> Iterator[int | str]:
@@ -144,14 +197,20 @@ def problem_and_remedy(error: ValueError, remedy: str = "correct it") -> tuple[s
         error: of pydantic, whose first error counts, or with a message "problem; remedy".
         remedy: for a message without one.
     """
-    message = str(error)
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        given, context = _shown(first["input"]), first.get("ctx", {})
-        for kinds, problem, what_to_write in _PLAIN:
-            if ("finite_number" if first["input"] != first["input"] else first["type"]) in kinds.split():  # NaN
-                return problem.format(given=given, **context), what_to_write.format(**context)
-        message = first["msg"].removeprefix("Value error, ")
+        return _plainly(error.errors(include_url=False)[0], remedy)
+    return _parted(str(error), remedy)
+
+
+def _plainly(details: ErrorDetails, remedy: str = "correct it") -> tuple[str, str]:
+    given, context = _shown(details["input"]), details.get("ctx", {})
+    for kinds, problem, what_to_write in _PLAIN:
+        if ("finite_number" if details["input"] != details["input"] else details["type"]) in kinds.split():  # NaN
+            return problem.format(given=given, **context), what_to_write.format(**context)
+    return _parted(details["msg"].removeprefix("Value error, "), remedy)
+
+
+def _parted(message: str, remedy: str) -> tuple[str, str]:
     problem, _, own = message.partition("; ")
     return problem[:1].lower() + problem[1:], own or remedy
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -16,10 +19,14 @@ class InputError(ValueError):
         problem: the mistake, as a predicate of the source.
         remedy: how to correct it, as an imperative.
         place: location within the source, e.g. ``knobs.levels[0].channels[1]`` or ``line 3``.
+        others: further mistakes found at the same time, which the command line prints, too.
     """
 
-    def __init__(self, source: str | Path, problem: str, remedy: str, *, place: str = "") -> None:
+    def __init__(
+        self, source: str | Path, problem: str, remedy: str, *, place: str = "", others: Sequence[InputError] = ()
+    ) -> None:
         self.source, self.place, self.problem, self.remedy = str(source), place, problem, remedy
+        self.others = tuple(others)
         location = f"{self.source}: {place}" if place else self.source
         # A file's name may hold bytes that are not UTF-8, which cannot be printed.
         message = f"{location}: {problem}; {remedy}".encode(errors="surrogateescape").decode(errors="replace")
@@ -27,7 +34,7 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling between worker processes.
-        return (_rebuild, (self.source, self.problem, self.remedy, self.place))
+        return (_rebuild, (self.source, self.problem, self.remedy, self.place, self.others))
 
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
@@ -43,8 +50,26 @@ def printable(text: str, *, newlines: bool = False) -> str:
     return _CONTROLS.sub(lambda found: found[0] if newlines and found[0] in _WHITESPACE else "\ufffd", text)
 
 
-def _rebuild(source: str, problem: str, remedy: str, place: str) -> InputError:
-    return InputError(source, problem, remedy, place=place)
+def _rebuild(source: str, problem: str, remedy: str, place: str, others: Sequence[InputError]) -> InputError:
+    return InputError(source, problem, remedy, place=place, others=others)
+
+
+def all_of(parts: Iterable[Callable[[], T]]) -> list[T]:
+    """Results of several functions.
+
+    Raises:
+        InputError: the first that any of them raises, with the further ones as its ``others``.
+    """
+    results, mistakes = [], []
+    for part in parts:
+        try:
+            results.append(part())
+        except InputError as error:
+            mistakes += [error, *error.others]
+    if mistakes:
+        first = mistakes[0]
+        raise InputError(first.source, first.problem, first.remedy, place=first.place, others=mistakes[1:]) from None
+    return results
 
 
 @contextmanager

@@ -25,11 +25,12 @@ from archsearch.studies.search.known_scores import is_table
 from archsearch.studies.storage import database
 from archsearch.studies.storage.record import Candidate
 from snapgen.config import Config
-from snapgen.errors import InputError
 from snapgen.models.unet import UNet
 
 if TYPE_CHECKING:
     import optuna
+
+    from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 
 
 class Study:
@@ -94,15 +95,7 @@ class Study:
         Raises:
             InputError: if there is none.
         """
-        if which == "best":
-            return self.best()
-        every = load_candidates(self.optuna_study)
-        found = next((c for c in every if which in (c.number, c.name)), None)
-        if found is None:
-            names = ", ".join(c.name for c in every if c.name) or "(no names)"
-            remedy = f"use best, a trial's number or one of: {names}"
-            raise InputError(f"study {self.name}", f"has no candidate {which!r:.60}", remedy)
-        return found
+        return candidates.candidate_of(self.optuna_study, which)
 
     def load_unet(self, which: int | str = "best") -> UNet:
         """Load the trained U-Net of a candidate, on the CPU and in evaluation mode: averaged weights of its first seed.
@@ -113,10 +106,18 @@ class Study:
         Raises:
             InputError: if there is no such candidate, it was not trained, or its weights are missing or damaged.
         """
-        found = self.candidate(which)
-        if found.reused_from is not None:
-            found = self.candidate(found.reused_from)
-        return weights.load_unet(self.optuna_study, found)
+        return weights.load_unet(self.optuna_study, self.candidate(which))
+
+    def load_pipeline(self, which: int | str = "best") -> SnapGenPipeline:
+        """Load a pipeline that draws prompts with a candidate's trained U-Net, as the study sampled it.
+
+        Args:
+            which: as `candidate` takes it.
+
+        Raises:
+            InputError: as `load_unet`, or if the study trains in pixel space.
+        """
+        return weights.load_pipeline(self.optuna_study, self.candidate(which))
 
     def ablation(self) -> pandas.DataFrame:
         """The table of an ablation, a row for each of its rows: the columns of its CSV.
@@ -132,7 +133,7 @@ class Study:
         Args:
             path: the file; None: in the study's folder under ``runs/``. An ablation's may be .html, .md, .tex or .csv,
                 and the other forms are put beside it. A .jsonl has the scores alone, for another study to start from.
-            compare_with: another study, beside which the report of an evolution is set.
+            compare_with: another study to show beside this one.
 
         Returns:
             The file's path.

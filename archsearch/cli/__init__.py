@@ -83,14 +83,14 @@ def _options(
 
 
 def main() -> NoReturn:
-    """Entry point: every mistake of the user's is one line on standard error and exit status 2."""
+    """Entry point: every mistake of the user's is a line on standard error, and exit status 2."""
     if os.environ.get("RANK", "0") != "0":  # of processes that were launched together, one prints
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process lives
     try:
         with terminable():  # whatever is half-written is deleted
             status = app(prog_name="archsearch", standalone_mode=False)
     except InputError as error:
-        _fail(str(error), BAD_INPUT)
+        _fail(str(error), BAD_INPUT, *map(str, error.others))
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except typer.TyperException as error:
@@ -116,8 +116,8 @@ def main() -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(line: str, status: int) -> NoReturn:
+def _fail(line: str, status: int, *further: str) -> NoReturn:
     # Processes that were launched together on a machine find the same; one of them says it.
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        sys.stderr.write(f"archsearch: {' '.join(line.split())}\n")
+        sys.stderr.write("".join(f"archsearch: {' '.join(text.split())}\n" for text in (line, *further)))
     sys.exit(status)

@@ -28,6 +28,9 @@ BegunStudy = Annotated[str, typer.Argument(help="A shipped study, a YAML file, o
 Storage = Annotated[str | None, typer.Option(help="Where the study is, if not where its YAML says: an Optuna URL.")]
 TABLE = "A shipped table, or a file that archsearch tabulate wrote."
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only results and warnings.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Only results and warnings, and of long work a line a minute.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how long it takes, from a few steps or what is done.")]
 On = Annotated[str | None, typer.Option(help="With --dry-run: plan for machines one does not have, e.g. 8xH100.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Try again what was given up: candidates, and measurements.")]

@@ -19,11 +19,15 @@ from rich.text import Text
 
 from snapgen.errors import InputError, printable
 from snapgen.io.atomic import check_writable
-from snapgen.progress import SECONDS_BETWEEN_LINES, ProgressCallback, ignore_progress, time_left
+from snapgen.progress import SECONDS_BETWEEN_LINES, ProgressCallback, time_left
 
 if TYPE_CHECKING:
     from archsearch.score import Score
     from archsearch.spaces.space import HasCosts
+
+
+SECONDS_OF_SILENCE = 60.0
+"""Longest time without a line of long work whose output is quiet."""
 
 
 def check_out(out: Path | None, *suffixes: str) -> None:
@@ -61,10 +65,28 @@ def cost_cells(cost: HasCosts) -> tuple[str, str, str]:
     return f"{cost.params / 1e6:.3f}", f"{cost.macs / 1e9:.3f}", f"{cost.activation_bytes / 1e6:.1f}"
 
 
-def show_log() -> None:
-    """Print what long preparations log of their progress (`snapgen.progress`), a line each."""
-    logging.basicConfig(format="%(message)s")
+def show_log(*, quiet: bool = False) -> None:
+    """Print what long preparations log of their progress (`snapgen.progress`); if quiet a line a minute."""
+    handler = logging.StreamHandler()
+    if quiet:
+        handler.addFilter(_ALineAMinute())
+    logging.basicConfig(format="%(message)s", handlers=[handler])
     logging.getLogger("snapgen").setLevel(logging.INFO)
+
+
+class _ALineAMinute(logging.Filter):
+    """Lets through warnings, and a line of progress if there was none for a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written = time.monotonic()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_progress, now = record.levelno < logging.WARNING, time.monotonic()
+        if is_progress and now - self._written < SECONDS_OF_SILENCE:
+            return False
+        self._written = now if is_progress else self._written
+        return True
 
 
 @contextmanager
@@ -73,12 +95,10 @@ def progress_bar(description: str, *, quiet: bool) -> Iterator[ProgressCallback]
 
     Args:
         description: shown until the first message comes.
-        quiet: show nothing.
+        quiet: write a line a minute only.
     """
-    if quiet:
-        yield ignore_progress
-    elif not sys.stderr.isatty():
-        yield _PlainLines(description)
+    if quiet or not sys.stderr.isatty():
+        yield _PlainLines(description, seconds=SECONDS_OF_SILENCE if quiet else SECONDS_BETWEEN_LINES)
     else:
         console = Console(stderr=True)
         with Progress(*Progress.get_default_columns(), console=console, transient=True) as bar:
@@ -89,8 +109,8 @@ def progress_bar(description: str, *, quiet: bool) -> Iterator[ProgressCallback]
 class _PlainLines:
     """A progress callback that writes a line now and then, for a log file."""
 
-    def __init__(self, description: str) -> None:
-        self._message = description
+    def __init__(self, description: str, *, seconds: float) -> None:
+        self._message, self._seconds = description, seconds
         self._begun = self._written = time.monotonic()
         self._first: float | None = None
 
@@ -98,7 +118,7 @@ class _PlainLines:
         now, self._message = time.monotonic(), message or self._message
         if self._first is None:  # what an earlier run of the same command did takes no time now
             self._first = fraction
-        if now - self._written < SECONDS_BETWEEN_LINES:
+        if now - self._written < self._seconds:
             return
         self._written = now
         left = time_left(now - self._begun, (fraction - self._first) / max(1e-9, 1 - self._first))

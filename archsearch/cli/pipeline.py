@@ -23,12 +23,18 @@ if TYPE_CHECKING:
     from snapgen.architecture.latent_size import LatentSize
     from snapgen.architecture.schema import Architecture
     from snapgen.coreml.package import PackageOptions, PackageSummary, Target
+    from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 
 app = typer.Typer()
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-Run = Annotated[str, typer.Argument(help="A run's folder, its name under runs/, or a pipeline's folder.")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        help="A run's folder or name under runs/, a pipeline's folder, or a candidate (STUDY:best, STUDY:TRIAL)."
+    ),
+]
 
 
 class To(StrEnum):
@@ -58,13 +64,12 @@ def generate(
     size: Annotated[str | None, typer.Option(help="Pixels, WIDTHxHEIGHT or one side, if not the run's own.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw prompts with a trained run."""
+    """Draw prompts with a trained run, or with a candidate of a study."""
     width, height = _sides(size)
     check_out(out, *SUFFIXES)
     from snapgen import devices
-    from snapgen.pipeline.loading import load_pipeline
 
-    pipeline = load_pipeline(run).to(devices.default_device())
+    pipeline = _pipeline(run).to(devices.default_device())
     pipeline.set_progress_bar_config(disable=quiet or not sys.stderr.isatty(), desc="drawing", leave=False)
     drawn: Tensor = pipeline(
         prompts,
@@ -109,6 +114,21 @@ OnOverflow = Annotated[
     Overflow, typer.Option(help="What to do with a component of a run whose activations overflow float16.")
 ]
 Prompts = Annotated[Path | None, typer.Option(help="Captions to draw in float16 before a run is exported, one a line.")]
+
+
+def _pipeline(name: str) -> SnapGenPipeline:
+    """The pipeline of a run, or one around the trained network of a study's candidate."""
+    from archsearch import library
+    from snapgen.pipeline import loading
+
+    if (library.RUNS / name / "study.db").is_file():
+        raise InputError(name, "is a study, which has many nets", f"name a candidate: {name}:best or {name}:TRIAL")
+    if ":" not in name or loading.is_run(name):
+        return loading.load_pipeline(name)
+    from archsearch.studies.lookup import find_candidate
+    from archsearch.studies.search import weights
+
+    return weights.load_pipeline(*find_candidate(name))
 
 
 @app.command(epilog="Example: archsearch export snapgen-t2i --to coreai --out unet.aimodel --latent 96x64")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import TABLE, BegunStudy, Json, Quiet, Retry, Storage, Study
+from archsearch.cli.options import TABLE, BegunStudy, DryRun, Json, Quiet, Retry, Storage, Study
 from archsearch.cli.output import check_out, print_json, print_score, progress_bar, show_log
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
+
+    from archsearch.studies.config.study import StudyConfig
 
 app = typer.Typer()
 
@@ -29,6 +31,7 @@ def ablate(
         Path | None, typer.Option(help="Write the table here too: .md, .tex, .csv or .html; the others beside it.")
     ] = None,
     retry: Retry = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -38,9 +41,15 @@ def ablate(
     from archsearch.studies.experiments import ablation, ablation_results
     from archsearch.studies.search.run import retry_given_up
 
+    show_log(quiet=quiet or as_json)
     check_out(out, *report.SUFFIXES)
     settings = ablation.train_rows_too(load_config(study, "ablation"), quality)
     settings = settings.with_overrides(workers=workers, storage=storage)
+    if dry_run:
+        from archsearch.studies.experiments.search_time import search_time
+
+        typer.echo(search_time(ablation.with_rows_as_points(settings)).text)
+        return
     if retry:
         retry_given_up(settings)
     done = ablation_results.load_results(ablation.ablate(settings, quiet=quiet or as_json))
@@ -66,8 +75,7 @@ def evolve(
     from archsearch.studies.evolution import run
     from archsearch.studies.search.run import retry_given_up
 
-    if not quiet:
-        show_log()
+    show_log(quiet=quiet)
     settings = load_config(study, "evolution").with_overrides(storage=storage)
     if retry:
         retry_given_up(settings)
@@ -85,13 +93,20 @@ def search(
     ] = None,
     storage: Storage = None,
     retry: Retry = False,
+    dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a study, or go on with it, and write its report."""
     from archsearch.studies.config.study import load_config
     from archsearch.studies.search import run
 
+    show_log(quiet=quiet)
     settings = load_config(study).with_overrides(trials=trials, workers=workers, storage=storage, start_from=start_from)
+    if dry_run:
+        from archsearch.studies.experiments.search_time import search_time
+
+        typer.echo(search_time(settings).text)
+        return
     if retry:
         run.retry_given_up(settings)
     _write_report(run.search(settings, quiet=quiet), settings.folder / "report.html", source=study)
@@ -105,18 +120,29 @@ def report(
         Path | None,
         typer.Option(help="The HTML file; a CSV is put beside it. Or a .jsonl: the scores, for search --from."),
     ] = None,
-    compare_with: Annotated[str | None, typer.Option(help="Another study, to compare one that evolves with.")] = None,
+    compare_with: Annotated[str | None, typer.Option(help="Another study, to show beside this one.")] = None,
 ) -> None:
     """Write a study's report: one HTML file that needs no network, and a CSV beside it; or a table of its scores."""
     from archsearch.studies.lookup import find_config
     from archsearch.studies.search.known_scores import TABLE
     from archsearch.studies.storage.database import load_study
 
+    show_log()
     check_out(out, ".html", TABLE)
     settings = find_config(study, storage=storage)
     other = load_study(find_config(compare_with, storage=storage)) if compare_with else None
     path = out or settings.folder / "report.html"
-    _write_report(load_study(settings), path, source=study, compare_with=other)
+    found = load_study(settings)
+    _tell_changes(settings, found)
+    _write_report(found, path, source=study, compare_with=other)
+
+
+def _tell_changes(settings: StudyConfig, study: OptunaStudy) -> None:
+    """Say where the settings differ from those with which the study was searched."""
+    from archsearch.studies.lookup import changed_settings
+
+    for line in changed_settings(settings, study):
+        typer.echo(line, err=True)
 
 
 def _write_report(study: OptunaStudy, path: Path, *, source: str, compare_with: OptunaStudy | None = None) -> None:
@@ -144,6 +170,7 @@ def best(
 
     settings = find_config(study, storage=storage)
     found_study = load_study(settings)
+    _tell_changes(settings, found_study)
     choice, timed_pass = best_of(found_study, objective=objective), TimedPass.of_study(found_study.user_attrs)
     candidate = choice.candidate
     if out:
@@ -175,6 +202,7 @@ def audit(
     candidates: Annotated[int | None, typer.Option(min=4, help="At most so many, spread over the ranking.")] = None,
     storage: Storage = None,
     out: Annotated[Path | None, typer.Option(help="A .md or .csv file; the other is put beside it.")] = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -185,8 +213,14 @@ def audit(
     from archsearch.studies.lookup import find_config
     from archsearch.studies.storage.database import load_study
 
+    show_log(quiet=quiet or as_json)
     check_out(out, ".md", ".csv")
     settings = find_config(study, storage=storage)
+    if dry_run:
+        from archsearch.studies.experiments.proxy_audit import audit_time
+
+        typer.echo(audit_time(settings, factor=factor, candidates=candidates))
+        return
     rows = run(settings, factor=factor, candidates=candidates, quiet=quiet or as_json)
     page = write_report(load_study(settings), settings.folder / "report.html", source=study)
     if out:

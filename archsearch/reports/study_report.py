@@ -25,15 +25,15 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
         study: the study.
         out: the HTML file; or a table (``.jsonl``), which has the scores alone, for another study to start from.
         source: name of the study on the command line, for the commands that the page shows; default: its own name.
-        compare_with: another study that an evolving study is compared with.
+        compare_with: another study to show beside this one.
 
     Returns:
         ``out``.
 
     Raises:
         InputError: if ``out`` ends in neither .html nor .jsonl, nothing has been scored yet, candidates of several
-            protocols are mixed, ``compare_with`` is given for a study that does not evolve a network, or a file cannot
-            be written.
+            protocols are mixed, ``compare_with`` has no objective of the study or another protocol, or a file cannot be
+            written.
     """
     from archsearch.reports.evolution.data import load_evolution
     from archsearch.reports.evolution.section import EvolutionSection
@@ -41,6 +41,7 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
     from archsearch.reports.study import candidates, page
     from archsearch.reports.study.data import load_study_data
     from archsearch.reports.study.references import ReferenceSection
+    from archsearch.reports.study.side_by_side import SideBySide
     from archsearch.studies.search.known_scores import is_table, write_table
 
     if is_table(out):
@@ -52,17 +53,14 @@ def write_report(study: Study, out: Path, *, source: str = "", compare_with: Stu
         raise InputError(out, "is not the name of an HTML file", "end it in .html; the CSV is written beside it")
     data = load_study_data(study)
     evolution = load_evolution(data)
-    if compare_with is not None and evolution is None:
-        problem = "does not evolve a network, so it cannot be compared with another study"
-        raise InputError(data.name, problem, "name a study of archsearch evolve, or omit --compare-with")
-    section = None
-    if evolution:
-        section = EvolutionSection.create(
-            evolution, load_study_data(compare_with) if compare_with is not None else None
-        )
-    html = page.render(data, source=source or data.name, assets_dir=out.parent / "artifacts", evolution=section)
+    other = load_study_data(compare_with) if compare_with is not None else None
+    section = EvolutionSection.create(evolution, other) if evolution else None
+    beside = SideBySide.create(data, other) if other and not evolution else None
+    html = page.render(
+        data, source=source or data.name, assets_dir=out.parent / "artifacts", evolution=section, beside=beside
+    )
     pages = {out: html, out.with_suffix(".csv"): tables.csv(candidates.candidates(data))}
-    sections = (section, ReferenceSection(data))
+    sections = (section, beside, ReferenceSection(data))
     if markdown := "\n".join(text for part in sections if part and (text := part.markdown())):
         pages[out.with_suffix(".md")] = markdown
     atomic_write_texts(pages)

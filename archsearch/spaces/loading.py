@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import random
@@ -19,7 +20,7 @@ from snapgen import config, seeding
 from snapgen.architecture import overrides, presets
 from snapgen.architecture.schema import MAX_BLOCKS, Architecture
 from snapgen.config import Config
-from snapgen.errors import InputError
+from snapgen.errors import InputError, all_of
 
 
 def _not_bool(value: object) -> object:
@@ -79,7 +80,9 @@ def load_space(name_or_path: str | Path) -> Space:
         for name in choices_by_knob.keys() & block_counts.keys():
             raise InputError(source, "is already added by blocks", "remove it", place=f"knobs.{name}")
         choices_by_knob = block_counts | choices_by_knob
-    knobs = tuple(read_knob(name, choices, len(base.down), source=source) for name, choices in choices_by_knob.items())
+    levels = len(base.down)
+    read = [functools.partial(read_knob, name, c, levels, source=source) for name, c in choices_by_knob.items()]
+    knobs = tuple(all_of(read))
     constraints = {str(name): upper_bound for name, upper_bound in file.constraints.items()}
     space = Space(path.stem, source, base, knobs, file.latent_size, file.context_tokens, constraints, {})
     _check_layers(space)

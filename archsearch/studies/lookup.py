@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from archsearch.predictor import reference_nets
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import BASE
 from snapgen.architecture.schema import Architecture
+from snapgen.config import as_yaml
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from archsearch.latency.base import Backend
     from archsearch.studies.config.study import StudyConfig
+    from archsearch.studies.storage.record import Candidate
 
 ARCHITECTURES = ("SPACE/REFERENCE", "SPACE:base", "STUDY:best", "STUDY:TRIAL")
 """Names of architectures beside those of presets and files."""
@@ -37,19 +40,21 @@ def find_architecture(name: str, *, other_names: Sequence[str] = ()) -> Architec
     owner, colon, which = name.rpartition(":")
     if not colon or Path(name).exists():
         return reference_nets.architecture(name, other_names=(*ARCHITECTURES, *other_names))
-    if which == BASE:
-        return load_space(owner).base
-    from archsearch.studies.search.candidates import best, load_candidates
+    return load_space(owner).base if which == BASE else find_candidate(name)[1].architecture
+
+
+def find_candidate(name: str) -> tuple[Study, Candidate]:
+    """The study and the candidate that ``STUDY:best``, ``STUDY:TRIAL`` or ``STUDY:NAME`` names.
+
+    Raises:
+        InputError: if there is no such study, or it has no such candidate.
+    """
+    from archsearch.studies.search.candidates import candidate_of
     from archsearch.studies.storage.database import load_study
 
+    owner, _, which = name.rpartition(":")
     study = load_study(find_config(owner))
-    if which == "best":
-        return best(study).candidate.architecture
-    candidates = {str(c.number): c for c in load_candidates(study)}
-    if which not in candidates:
-        examples = ", ".join(list(candidates)[:5]) or "(none yet)"
-        raise InputError(name, f"has no trial {which}", f"use best, or one of its trials: {examples}")
-    return candidates[which].architecture
+    return study, candidate_of(study, int(which) if which.isdecimal() else which)
 
 
 @dataclass(frozen=True)
@@ -130,3 +135,26 @@ def stored_config(study: Study) -> StudyConfig:
     from archsearch.studies.storage.attributes import check_attributes
 
     return StudyConfig.parse(check_attributes(study)["settings"], f"study {study.study_name}")
+
+
+def changed_settings(settings: StudyConfig, study: Study) -> list[str]:
+    """A sentence for each setting of a file whose value is not that with which the study was searched.
+
+    Settings that change no score and no choice of candidates, such as the budget, do not count.
+    """
+    from archsearch.studies.storage.database import FIXED_SETTINGS
+
+    stored = stored_config(study)
+    now, before = (each.model_dump(mode="json") for each in (settings, stored))
+    by_rows = ("initial_points", "sampler") if settings.ablation is not None else ()  # set by the rows
+    names = [name for name in FIXED_SETTINGS if name not in (*by_rows, "evolve") and now[name] != before[name]]
+    pairs = [(name, now[name], before[name]) for name in names]
+    protocols = now["protocol"], before["protocol"]
+    pairs += [(f"protocol.{k}", v, protocols[1][k]) for k, v in protocols[0].items() if v != protocols[1][k]]
+    lines = [
+        f"{name} is {as_yaml(a, max_length=60)}, but {as_yaml(b, max_length=60)} in the study" for name, a, b in pairs
+    ]
+    with contextlib.suppress(InputError):  # a space that is gone says nothing
+        if settings.load_space().digest != study.user_attrs["space"]["digest"]:
+            lines.append("space has changed since the study began")
+    return [f"{settings.source}: {line}; search again to apply it" for line in lines]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr
 
 from archsearch.library import RUNS, FolderName, NamedConfig, read_named
 from archsearch.protocol import EvaluationConfig
 from snapgen.conditioning.captions import TextEncoderConfig
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.diffusion import process, variance_preserving
 from snapgen.objectives.teacher import TeacherConfig
 from snapgen.training.stages import (
@@ -39,11 +38,10 @@ class TeacherSourceConfig(Config):
     bfloat16: bool = False
     """Whether the teacher's weights are held in bfloat16 while it teaches."""
 
-    @model_validator(mode="after")
-    def _is_one_of_two(self) -> Self:
+    @rule
+    def _is_one_of_two(self) -> None:
         if (self.path is None) == (self.shape is None):
             raise ValueError("a teacher has either a path or a shape; give one of the two")
-        return self
 
 
 class RecipeEvaluationConfig(EvaluationConfig):
@@ -117,8 +115,8 @@ class Recipe(NamedConfig):
 
     _source: str = PrivateAttr(default="recipe")
 
-    @model_validator(mode="after")
-    def _teachers_are_available(self) -> Self:
+    @rule
+    def _teachers_are_available(self) -> None:
         names = [stage.name for stage in self.stages]
         for index, name in enumerate(names):
             if name in names[:index]:
@@ -133,10 +131,9 @@ class Recipe(NamedConfig):
                 raise ValueError(
                     f"stage {stage.name} needs a teacher; give teacher.path, or train one (net: teacher) before it"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _stages_fit_the_prediction_type(self) -> Self:
+    @rule
+    def _stages_fit_the_prediction_type(self) -> None:
         is_diffusion = self.prediction_type in variance_preserving.DIFFUSION_PREDICTION_TYPES
         for number, stage in enumerate(self.stages):
             if isinstance(stage, ProgressiveDistillationStage) and not is_diffusion:
@@ -149,10 +146,9 @@ class Recipe(NamedConfig):
                 raise ValueError(f"{problem}; use kind: progressive, or another prediction_type")
             if is_diffusion and trains_student(stage) and isinstance(stage, Stage) and stage.timestep_shift != 1:
                 raise ValueError(f"stage {stage.name}: timestep_shift applies to rectified flow only; leave it out")
-        return self
 
-    @model_validator(mode="after")
-    def _metrics_to_keep_by_are_measured(self) -> Self:
+    @rule
+    def _metrics_to_keep_by_are_measured(self) -> None:
         for stage in self.stages:
             if isinstance(stage, DecoderStage) or stage.keep_best_by is None:
                 continue
@@ -166,7 +162,6 @@ class Recipe(NamedConfig):
                 raise ValueError(f"{problem}, which needs samples; raise evaluation.num_samples")
             if metric.startswith("retrieval") and not self.evaluation.retrieval:
                 raise ValueError(f"{problem}, which is not measured; set evaluation.retrieval to true")
-        return self
 
     @property
     def folder(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from archsearch.reports.ablation import reproduction
@@ -30,9 +31,12 @@ _SINGLE_EFFECTS: Mapping[Group, str] = {"leave_one_out": "leave one out", "one_a
 MISSING = "–"
 
 
+_FIRST_COLUMNS = ("row", "change", "vs")
+
+
 def header(ablation: Ablation, group: Group) -> list[str]:
     """Column names of a group's table; columns of published numbers appear only if the group has any."""
-    columns = ["row", "change", "vs"]
+    columns = [*_FIRST_COLUMNS]
     for name in COSTS:
         label, unit = _label(ablation, name), _UNITS[name][1]
         interval = interval_name(name, ablation.latencies)
@@ -42,6 +46,20 @@ def header(ablation: Ablation, group: Group) -> list[str]:
         titles = (_label(ablation, metric), "difference")
         columns += [*(formatting.with_interval(title, interval_name(metric)) for title in titles), "verdict"]
     return columns + (["published FID"] if _published(ablation, group, "frechet_distance") else [])
+
+
+def column_groups(ablation: Ablation, group: Group) -> list[tuple[str, list[str]]]:
+    """The columns of `header` by the number that they are of, each with its name beneath that of the number."""
+    groups = [("", [*_FIRST_COLUMNS])]
+    for name in COSTS:
+        columns = [formatting.with_interval(_UNITS[name][1], interval_name(name, ablation.latencies)), "Δ"]
+        columns += ["published", "points apart"] if _published(ablation, group, name) else []
+        groups.append((_label(ablation, name), columns))
+    for metric in ablation.metrics:
+        interval = interval_name(metric)
+        columns = [formatting.with_interval(title, interval) for title in ("value", "difference")]
+        groups.append((_label(ablation, metric), [*columns, "verdict"]))
+    return groups + ([("FID", ["published"])] if _published(ablation, group, "frechet_distance") else [])
 
 
 def _label(ablation: Ablation, name: str) -> str:
@@ -136,6 +154,12 @@ def markdown(ablation: Ablation) -> str:
     return "\n".join(blocks) + "\n"
 
 
+_CAPTION = (
+    "Δ: change relative to the row in the column “vs”. Published: the paper's change; points apart: ours minus the "
+    "published one, in percentage points."
+)
+"""End of every caption in LaTeX."""
+
 _LATEX_SYMBOLS = str.maketrans(
     {"Δ": r"$\Delta$", "×": r"$\times$", "−": "$-$", "≤": r"$\leq$", "–": "--", "“": "``", "”": "''", "é": r"\'e"}
     | {"\u00a0": "~"}
@@ -143,16 +167,32 @@ _LATEX_SYMBOLS = str.maketrans(
 
 
 def latex(ablation: Ablation) -> str:
-    """Format the ablation as LaTeX: one booktabs ``tabular`` per group; plain ASCII."""
+    """Format the ablation as LaTeX: a captioned ``table`` per group, with the columns of each number under its name."""
+    notes = [*reproduction.sentences(ablation), *(f"{name}: {text}" for name, text in reproduction.sources(ablation))]
+    text = "".join(f"% {line}\n" for line in [*notes, r"Needs \usepackage{booktabs} and \usepackage{graphicx}."])
+    text += "".join(_latex_table(ablation, group) for group in GROUPS if lines(ablation, group))
+    return text.translate(_LATEX_SYMBOLS).encode("ascii", "replace").decode()
+
+
+def _latex_table(ablation: Ablation, group: Group) -> str:
+    """One group's table, scaled to the width of the text."""
     import pandas
 
-    notes = [*reproduction.sentences(ablation), *(f"{name}: {text}" for name, text in reproduction.sources(ablation))]
-    text = "".join(f"% {printable(line)}\n" for line in notes)
-    for group, title in GROUPS.items():
-        if rows := lines(ablation, group):
-            columns = header(ablation, group)
-            cells = [[printable(cell) for cell in row] for row in rows]
-            frame = pandas.DataFrame(cells, columns=columns)
-            alignment = f"lll{'r' * (len(columns) - 3)}"
-            text += f"\n% {title}\n{frame.to_latex(index=False, escape=True, column_format=alignment)}"
-    return text.translate(_LATEX_SYMBOLS).encode("ascii", "replace").decode()
+    groups = column_groups(ablation, group)
+    columns = [(name, column) for name, names in groups for column in names]
+    cells = [[printable(cell) for cell in row] for row in lines(ablation, group)]
+    frame = pandas.DataFrame(cells, columns=pandas.MultiIndex.from_tuples(columns))
+    tabular = frame.to_latex(
+        index=False,
+        escape=True,
+        multicolumn_format="c",
+        column_format=f"lll{'r' * (len(columns) - 3)}",
+    )
+    ends = list(itertools.accumulate(len(names) for _, names in groups))
+    rules = " ".join(rf"\cmidrule(lr){{{a + 1}-{b}}}" for a, b in itertools.pairwise(ends))
+    first, rest = tabular.split("\\\\\n", 1)
+    caption = f"{ablation.name.replace('_', chr(92) + '_')}. {GROUPS[group]}. {_CAPTION}"
+    return (
+        f"\n\\begin{{table}}[t]\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{ablation.name}-{group}}}\n"
+        f"\\resizebox{{\\linewidth}}{{!}}{{%\n{first}\\\\\n{rules}\n{rest.rstrip()}%\n}}\n\\end{{table}}\n"
+    )

@@ -45,6 +45,8 @@ def _error_bars(intervals: Sequence[Estimate], color: str) -> Figure:
 def base_layout(x: str, y: str) -> Figure:
     """Layout shared by all charts: no box, few grid lines, the page's font and colors."""
     axis = {"gridcolor": "var(--grid)", "zeroline": False, "linecolor": "var(--line)", "ticks": "", "nticks": 6}
+    # The unit is in the title: plotly's own "1.2M" for 1,200,000 would stand under "MACs (M)".
+    axis |= {"exponentformat": "none", "separatethousands": True, "automargin": True}
     return {
         "xaxis": {**axis, "title": {"text": x, "standoff": 10}, "showgrid": False, "showline": True},
         "yaxis": {**axis, "title": {"text": y, "standoff": 10}},

@@ -38,9 +38,9 @@ def _inert(cell: Any) -> Any:
 
 
 def latency_columns(record: LatencyRecord) -> dict[str, Any]:
-    """Flatten a latency record into columns."""
+    """Flatten a latency record into columns; the median is called as in a study's settings."""
     fields = record.model_dump(exclude={"placement"})
-    return {key if key.endswith("_ms") else f"latency_{key}": value for key, value in fields.items()}
+    return {"latency_ms": fields.pop("median_ms")} | {f"latency_{key}": value for key, value in fields.items()}
 
 
 def quality_columns(name: str, estimate: Estimate) -> dict[str, Any]:

@@ -121,17 +121,18 @@ def _constraint(study: StudyData, x: str, *, log: bool) -> tuple[list[Figure], l
 
 def _names(study: StudyData, y: str, x: str, *, log: bool) -> list[Figure]:
     """Labels of the base and the reference designs, next to their points."""
+    named = [(c, study.value_of(c, x), study.value_of(c, y)) for c in study.scored if c.name and not diverged(c)]
+    points = sorted(((a.value, b.value, title(c)) for c, a, b in named if a and b), key=lambda point: point[0])
     notes = []
-    for i, c in enumerate(c for c in study.scored if c.name and not diverged(c)):
-        x_value, y_value = study.value_of(c, x), study.value_of(c, y)
-        if x_value and y_value:
-            position = math.log10(x_value.value) if log else x_value.value
-            side = 1 if i % 2 else -1
-            notes.append(
-                _note(html.escape(title(c)), x=position, y=y_value.value)
-                | {"xref": "x", "yref": "y", "xanchor": "center", "showarrow": True, "ax": 34 * side, "ay": -26}
-                | {"arrowwidth": 1, "arrowhead": 0, "arrowcolor": "var(--muted)", "standoff": 8}
-            )
+    for i, (x_value, y_value, name) in enumerate(points):
+        # From the left end leftwards, from the right end rightwards, and each further one higher: none hides another.
+        is_left, rank = i < len(points) / 2, min(i, len(points) - 1 - i)
+        anchor = {"xanchor": "right" if is_left else "left", "ax": -20 if is_left else 20, "ay": -26 - 18 * rank}
+        notes.append(
+            _note(html.escape(name), x=math.log10(x_value) if log else x_value, y=y_value)
+            | {"xref": "x", "yref": "y", "showarrow": True, **anchor}
+            | {"arrowwidth": 1, "arrowhead": 0, "arrowcolor": "var(--muted)", "standoff": 8}
+        )
     return notes
 
 

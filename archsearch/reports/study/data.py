@@ -113,6 +113,11 @@ class StudyData:
         order = dict.fromkeys((*self.objectives, *QUALITY_METRICS, *formatting.COSTS))
         return tuple(name for name in order if all(self.value_of(c, name) for c in self.scored))
 
+    @property
+    def quality_measures(self) -> tuple[str, ...]:
+        """Those of `measures` that are quality numbers."""
+        return tuple(name for name in self.measures if name in QUALITY_METRICS)
+
     @cached_property
     def base(self) -> Architecture:
         """Base architecture of the search space."""

@@ -29,7 +29,14 @@ class PageSection(Protocol):
         ...
 
 
-def render(study: StudyData, *, source: str, assets_dir: Path, evolution: PageSection | None = None) -> str:
+def render(
+    study: StudyData,
+    *,
+    source: str,
+    assets_dir: Path,
+    evolution: PageSection | None = None,
+    beside: PageSection | None = None,
+) -> str:
     """Render the page as HTML that embeds its style, script, plotly and data.
 
     Args:
@@ -37,6 +44,7 @@ def render(study: StudyData, *, source: str, assets_dir: Path, evolution: PageSe
         source: name of the study on the command line.
         assets_dir: folder of the sample grids if the study's own artifact folder no longer exists.
         evolution: section on the rounds, for a study that evolves a network.
+        beside: section on another study that is shown beside this one.
     """
     from markupsafe import Markup
 
@@ -67,11 +75,12 @@ def render(study: StudyData, *, source: str, assets_dir: Path, evolution: PageSe
         "settings": flat({k: v for k, v in study.attrs["settings"].items() if k != "protocol"}),
         "audit": Markup(audit.section(audit_rows, steps=study.short_steps)) if audit_rows else "",
         "evolution": Markup(evolution.html()) if evolution else "",
+        "beside": Markup(beside.html()) if beside else "",
     }
     repeated = [name for name, agreement in agreements.items() if agreement.n > 1]
     data = _data(study, repeated, assets_dir)
-    if evolution:
-        data["charts"] |= evolution.charts()
+    for section in (evolution, beside):
+        data["charts"] |= section.charts() if section else {}
     return render_page("report.html", name=study.name, script="report.js", data=data, **context)
 
 

@@ -173,12 +173,13 @@ def _compared_with_base(study: StudyData, name: str, base: Candidate | None) -> 
     if base_value is None:
         return row
     row |= {"base": formatting.format_value(base_value, name), "base_ends": formatting.format_ends(base_value)}
-    if name in QUALITY_METRICS and not are_apart(best_value, base_value):
+    is_apart = are_apart(best_value, base_value)
+    if name in QUALITY_METRICS and not is_apart:
         return row | {"change": "within noise"}
     ratio = best_value.value / base_value.value - 1 if base_value.value > 0 else math.nan
     if math.isfinite(ratio) and best_value.value != base_value.value:
         row["change"] = f"{'+' if ratio > 0 else '−'}{abs(ratio):.1%}".replace("%", f"{formatting.NBSP}%")
-        row["verdict"] = "worse" if ratio > 0 else "better"
+        row["verdict"] = "" if not is_apart else "worse" if ratio > 0 else "better"
     return row
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -14,7 +14,7 @@ from archsearch.spaces.loading import load_space, with_proxy
 from archsearch.studies.config.ablation import AblationConfig, space_of_rows
 from archsearch.studies.config.evolution import EvolutionConfig
 from archsearch.studies.config.runs import RungsConfig, SeedsConfig
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.errors import InputError
 from snapgen.training.trackers import TrackerName
 
@@ -58,15 +58,14 @@ class LatencyConfig(Config):
     """Whether a trained candidate waits for its measurement. If false, the prediction stands until the measurement
     arrives."""
 
-    @model_validator(mode="after")
-    def _provisional_needs_remote(self) -> Self:
+    @rule
+    def _provisional_needs_remote(self) -> None:
         if self.provisional is not None and not self.remote:
             raise ValueError("provisional is for a remote device; set remote: true or remove it")
         if self.provisional is not None and not self.provisional.startswith("predicted:"):
             raise ValueError(f"provisional {self.provisional!r:.60} is not a prediction; write predicted:DEVICE")
         if not self.wait_for_measurement and self.provisional is None:
             raise ValueError("wait_for_measurement: false needs a prediction; give provisional: predicted:DEVICE")
-        return self
 
     @property
     def backend_options(self) -> dict[str, Any]:
@@ -198,70 +197,63 @@ class StudyConfig(NamedConfig):
         seeds_of_all = [*range(min(front, MAX_SEEDS))]  # of more seeds.front is the mistake, not the protocol
         return {**values, "protocol": {**protocol, "train_seeds": seeds_of_all}}
 
-    @model_validator(mode="after")
-    def _seeds_fit(self) -> Self:
+    @rule
+    def _seeds_fit(self) -> None:
         if self.seeds is None:
-            return self
+            return
         if not self.searches_by_quality:
             raise ValueError("seeds is for studies that search by a quality number; remove it")
         listed = len(self.protocol.train_seeds)
         if self.seeds.front != listed:
             front = self.seeds.front
             raise ValueError(f"seeds.front is {front}, but protocol.train_seeds lists {listed}; list as many")
-        return self
 
-    @model_validator(mode="after")
-    def _rungs_fit(self) -> Self:
+    @rule
+    def _rungs_fit(self) -> None:
         if self.rungs is None:
-            return self
+            return
         if not self.searches_by_quality or len(self.quality_objectives) != 1:
             raise ValueError("rungs is for studies that search by one quality objective; remove it")
         if len(self.first_seeds) > 1:
             raise ValueError("rungs needs candidates that begin with one seed; give seeds: {first: 1}")
         if (last := self.rungs.steps[-1]) >= self.protocol.steps:
             raise ValueError(f"rungs.steps has {last}, but protocol.steps is {self.protocol.steps}; remove or lower it")
-        return self
 
-    @model_validator(mode="after")
-    def _has_a_budget(self) -> Self:
+    @rule
+    def _has_a_budget(self) -> None:
         if self.trials is None and self.time_budget_minutes is None and self.ablation is None and self.evolve is None:
             raise ValueError("has no budget; give trials, time_budget_minutes or both")
-        return self
 
-    @model_validator(mode="after")
-    def _ehvi_has_its_objectives(self) -> Self:
+    @rule
+    def _ehvi_has_its_objectives(self) -> None:
         if self.sampler.name == "ehvi" and not _suits_ehvi(self.objectives):
             names = ", ".join(self.objectives)
             raise ValueError(
                 f"sampler ehvi needs one quality objective and others of cost or latency, not {names}; change them or "
                 "use gp"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _supernet_audit_needs_inheritance(self) -> Self:
+    @rule
+    def _supernet_audit_needs_inheritance(self) -> None:
         if self.supernet_audit is not None and self.protocol.init_from is None:
             raise ValueError(
                 "supernet_audit is for candidates that inherit weights; give protocol.init_from or remove it"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _proxy_has_something_to_train(self) -> Self:
+    @rule
+    def _proxy_has_something_to_train(self) -> None:
         if self.proxy is None:
-            return self
+            return
         if not self.trains:
             raise ValueError("proxy is for a study that trains; add a quality objective or remove it")
         for name in ("ablation", "evolve", "supernet_audit"):
             if getattr(self, name) is not None:
                 raise ValueError(f"proxy cannot be combined with {name}; remove one")
-        return self
 
-    @model_validator(mode="after")
-    def _start_is_of_a_search(self) -> Self:
+    @rule
+    def _start_is_of_a_search(self) -> None:
         if self.start_from is not None and not self.searches_by_quality:
             raise ValueError("start_from is for studies that search by a quality number; remove it")
-        return self
 
     @property
     def trains(self) -> bool:

@@ -12,6 +12,7 @@ from archsearch.studies.search.run import search
 from archsearch.studies.search.scorer import ArchsearchScorer, Scorer, ScorerFactory
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
+from snapgen.progress import ProgressLog
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -39,7 +40,7 @@ def ablate(
     if settings.trains and len(seeds) < MIN_SEEDS:
         problem = f"{len(seeds)} seeds cannot separate the effects of rows"
         raise InputError(settings.source, problem, f"give {MIN_SEEDS} or more", place="protocol.train_seeds")
-    study = search(_with_rows_as_points(settings), quiet=quiet, scorer=scorer)
+    study = search(with_rows_as_points(settings), quiet=quiet, scorer=scorer)
     if settings.ablation.latency_repeats:
         study.set_user_attr("latencies", _measure_repeatedly(settings, scorer))
     return study
@@ -52,8 +53,14 @@ def _measure_repeatedly(settings: StudyConfig, scorer: ScorerFactory) -> dict[st
     latency_only = settings.with_changes({"objectives": ["latency_ms"], "constraints": {}})
     archs = [space.architecture(point) for point in space.references.values()]
     path = settings.folder / "timings.jsonl"
+    log = ProgressLog(settings.name, "measured the latency of", "rows", len(archs))
     repeats.collect(
-        _ScorerBackend(scorer(latency_only, space)), space, archs, path, max_repeats=settings.ablation.latency_repeats
+        _ScorerBackend(scorer(latency_only, space)),
+        space,
+        archs,
+        path,
+        max_repeats=settings.ablation.latency_repeats,
+        progress=log.items(len(archs)),
     )
     return {
         sample.architecture.id: sample.record.model_dump(mode="json")
@@ -88,7 +95,7 @@ def train_rows_too(settings: StudyConfig, metric: str | None) -> StudyConfig:
     return settings.with_changes({"name": f"{settings.name}-{metric}", "objectives": [metric, *rest]})
 
 
-def _with_rows_as_points(settings: StudyConfig) -> StudyConfig:
+def with_rows_as_points(settings: StudyConfig) -> StudyConfig:
     """The study with the architectures of the rows as its only candidates."""
     points = list(settings.load_space().references.values())
     plan = {"initial_points": [dict(point) for point in points], "trials": len(points)}

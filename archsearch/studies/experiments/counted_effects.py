@@ -21,6 +21,7 @@ from archsearch.stats.main_effects import Effect, Effects, Knob, changes
 from archsearch.studies.search.known_costs import COSTS
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
+from snapgen.progress import ProgressLog
 
 if TYPE_CHECKING:
     from archsearch.predictor.model import LatencyModel
@@ -96,7 +97,12 @@ def count_neighbors(
 
     def tables() -> dict[str, torch.Tensor]:
         count = _counter(space["latent_size"], space["context_tokens"], model)
-        return {f.name: torch.from_numpy(_table(space, f, chosen, names, count)) for f in factors}
+        log = ProgressLog(str(space["name"]), "counted the neighbors of", "knobs", len(factors))
+        found = {}
+        for factor in factors:
+            found[factor.name] = torch.from_numpy(_table(space, factor, chosen, names, count))
+            log.add()
+        return found
 
     key: dict[str, JSON] = {
         "revision": CACHE_REVISION,

@@ -27,9 +27,10 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import eligible, load_candidates
 from archsearch.studies.search.run import search
 from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
-from archsearch.studies.storage.database import load_study
+from archsearch.studies.storage.database import load_study, stored_attrs
 from archsearch.studies.storage.record import Candidate
 from snapgen.errors import InputError
+from snapgen.progress import format_duration
 
 FACTOR = 5
 """Default ratio of the long run's steps to the short run's."""
@@ -88,6 +89,46 @@ def audit(
         InputError: if the study has too few scored candidates, if it inherits weights without ``supernet_audit``, or
             for the reasons of `search`.
     """
+    short, studies = _plan(settings, factor, candidates)
+    groups = [short]  # short, long and scratch runs of the same architectures, in the same order
+    for study in studies:
+        done = {c.architecture.id: c for c in eligible(load_candidates(search(study, quiet=quiet, scorer=scorer)))}
+        groups = [[c for c in group if c.architecture.id in done] for group in groups]
+        groups.append([done[c.architecture.id] for c in groups[0]])
+    rows = audit_table(
+        *groups, costs=_trained_costs(settings, groups[0]), long_run=_describe_long_run(settings, factor)
+    )
+    load_study(settings).set_user_attr("audit", [asdict(row) for row in rows])
+    return rows
+
+
+def audit_time(settings: StudyConfig, *, factor: int = FACTOR, candidates: int | None = None) -> str:
+    """How long `audit` takes, in a sentence, from the durations of the short runs.
+
+    Raises:
+        InputError: as `audit`.
+    """
+    short, studies = _plan(settings, factor, candidates)
+    seconds, left = 0.0, 0
+    for study in studies:
+        begun = "settings" in stored_attrs(study)
+        done = (
+            {c.architecture.id for c in load_candidates(load_study(study)) if c.state == "scored"} if begun else set()
+        )
+        runs, steps = len(study.protocol.train_seeds), study.protocol.steps / settings.protocol.steps
+        for c in (c for c in short if c.architecture.id not in done):
+            assert c.score.quality is not None
+            training = c.score.quality.training_seconds
+            rest = 0.0 if c.is_reused else max(0.0, c.seconds - training)
+            seconds += runs * (training * steps + rest) / max(1, c.runs)
+            left += 1
+    duration = format_duration(seconds / settings.workers)
+    steps_in_words = ", ".join(f"{study.protocol.steps:,} steps" for study in studies)
+    return f"{settings.name}: {left} runs of {steps_in_words} are left, about {duration} at the speed of the short runs"
+
+
+def _plan(settings: StudyConfig, factor: int, candidates: int | None) -> tuple[list[Candidate], list[StudyConfig]]:
+    """The candidates to audit, and the studies that train them again."""
     if factor < 2:
         raise InputError("--factor", f"is {factor}; the long run must be longer", "give 2 or more")
     if settings.protocol.init_from is not None and settings.supernet_audit is None:
@@ -106,16 +147,7 @@ def audit(
     if scratch_steps is not None:  # the short runs from new weights, with the same seeds
         name = f"{settings.name}-audit-scratch-{scratch_steps}"
         studies.append(_derived_study(settings, short, name, {"steps": scratch_steps}))
-    groups = [short]  # short, long and scratch runs of the same architectures, in the same order
-    for study in studies:
-        done = {c.architecture.id: c for c in eligible(load_candidates(search(study, quiet=quiet, scorer=scorer)))}
-        groups = [[c for c in group if c.architecture.id in done] for group in groups]
-        groups.append([done[c.architecture.id] for c in groups[0]])
-    rows = audit_table(
-        *groups, costs=_trained_costs(settings, groups[0]), long_run=_describe_long_run(settings, factor)
-    )
-    load_study(settings).set_user_attr("audit", [asdict(row) for row in rows])
-    return rows
+    return short, studies
 
 
 def _spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

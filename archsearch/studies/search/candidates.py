@@ -144,6 +144,27 @@ def best(study: Study, *, objective: str | None = None) -> Recommendation:
     return recommended(ranked, pareto_front(ranked, names), names)
 
 
+def candidate_of(study: Study, which: int | str) -> Candidate:
+    """One candidate of a study.
+
+    Args:
+        which: a trial's number, ``"best"``, or a name: ``"base"``, ``"final"`` or that of a reference of the space.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if which == "best":
+        return best(study).candidate
+    every = load_candidates(study)
+    found = next((c for c in every if which in (c.number, c.name)), None)
+    if found is None:
+        names = ", ".join(c.name for c in every if c.name) or "(no names)"
+        numbers = ", ".join(str(c.number) for c in every[:5]) or "none yet"
+        remedy = f"use best, a trial's number ({numbers}, …) or one of: {names}"
+        raise InputError(f"study {study.study_name}", f"has no candidate {which!r:.60}", remedy)
+    return found
+
+
 def check_any_feasible(
     study: Study, candidates: Sequence[Candidate], *, files: tuple[str, str] | None = None, reason: str = ""
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -21,12 +22,19 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 1.0
 
+SECONDS_OF_SILENCE = 60.0
+"""Where there are no bars, a line tells the state of the study if there was none for this long, even if quiet."""
+
+
+MIN_FRACTION = 0.05
+"""Share of a running trial from which its own duration is estimated, where none has ended."""
+
 
 class Display:
     """Shows a study's progress, which it reads from the storage at each `tick`, at most once per `REFRESH_SECONDS`.
 
     Args:
-        quiet: whether to show warnings only.
+        quiet: whether to show only warnings, and the state of the study once a minute.
     """
 
     def __init__(self, study: Study, settings: StudyConfig, *, quiet: bool) -> None:
@@ -34,7 +42,7 @@ class Display:
         self._bars: Progress | None = None
         self._tasks: dict[int, TaskID] = {}
         self._total: TaskID | None = None
-        self._read_at = 0.0
+        self._read_at, self._line_at = 0.0, time.monotonic()
         self._trials = StudyTrials(study)
         self._best: Candidate | None = None
         self._further_runs = FurtherRuns(settings)
@@ -62,16 +70,24 @@ class Display:
             self._bars.console.print(text, highlight=False, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
+            self._line_at = time.monotonic()
 
     def tick(self, *, now: bool = False) -> None:
         """Read what has changed and show it."""
-        if self._quiet or (not now and time.monotonic() - self._read_at < REFRESH_SECONDS):
+        is_silent = self._bars is None and time.monotonic() - self._line_at >= SECONDS_OF_SILENCE
+        if not is_silent and (self._quiet or (not now and time.monotonic() - self._read_at < REFRESH_SECONDS)):
             return
         for c in self._new_candidates():
             self.line(self._outcome(c), warning=False)
         if self._bars is not None:
             self._draw()
+        elif is_silent:
+            self.line(f"{self._settings.name}: {self._state()}{self._under_way()}")
         self._read_at = time.monotonic()
+
+    def _under_way(self) -> str:
+        """Steps that the running trials are at, e.g. ``; trial 4: training seed 0, 43 %``."""
+        return "".join(f"; trial {c.number}: {c.phase}, {c.fraction:.0%}" for c in self._running())
 
     def _new_candidates(self) -> Iterator[Candidate]:
         """Candidates whose trials have ended with a result since the last time, with the totals as of each."""
@@ -117,7 +133,8 @@ class Display:
         settings, estimates = self._settings, []
         if settings.time_budget_minutes is not None:
             estimates.append(60 * settings.time_budget_minutes - self._trials.busy_seconds())
-        median = self._trials.median_seconds()
+        begun = [c.seconds / c.fraction for c in self._running() if c.fraction > MIN_FRACTION]
+        median = self._trials.median_seconds() or (statistics.median(begun) if begun else None)
         if settings.trials is not None and median is not None:
             running = sum(min(c.seconds / median, 1) for c in self._running())
             further = self._further_runs.count(self._trials) / len(settings.first_seeds)

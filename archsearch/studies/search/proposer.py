@@ -83,9 +83,11 @@ class Proposer:
         self.initial = [(_name(named, point), point) for point in settings.initial_points] or list(named.items())
         """Names (or None) and points of the first slots: the initial points, or the base and the references; then those
         of the study that this one starts from, and with the sampler grid every other architecture."""
-        if study is not None and settings.start_from is not None:
-            points = [point for _, point in self.initial]
-            self.initial += [(None, point) for point in study.user_attrs["start"] if point not in points]
+        attrs = study.user_attrs if study is not None else {}
+        given = attrs["start"] if study is not None and settings.start_from is not None else []
+        for point in (*attrs.get("earlier", {}).get("points", ()), *given):
+            if all(point != known for _, known in self.initial):
+                self.initial.append((_name(named, point), point))
         self._is_grid = settings.sampler.name == "grid"
         if self._is_grid:
             points = [point for _, point in self.initial]

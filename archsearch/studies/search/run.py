@@ -140,6 +140,11 @@ def _check_study(study: Study) -> None:
 def _announce(display: Display, settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -> None:
     where = without_password(settings.url)
     display.line(f"{settings.name}: {space.size():,} points, in {where}", warning=False)
+    if (earlier := attrs.get("earlier")) is not None:
+        changed, kept = " and ".join(earlier["changed"]), earlier["study"]
+        count = len(earlier["points"])
+        display.line(f"{settings.name}: {changed} changed; its {count} scored candidates are kept as study {kept}")
+        display.line(f"{settings.name}: they come first, and are not trained again")
     if (left_out := attrs.get("start_from", {}).get("left_out")) is not None:
         display.line(f"{settings.name}: {left_out}")
     if mismatch := TimedPass.of_study(attrs).mismatch:

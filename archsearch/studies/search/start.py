@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from archsearch.score import ProtocolMismatch
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.known_scores import KnownScore, first_difference, is_table, load_scores, read_bytes
 from archsearch.studies.storage.database import (
+    FIXED_SETTINGS,
     changed_setting,
+    load_study,
+    rename,
     same_storage,
     stored_attrs,
     study_config,
@@ -27,6 +32,10 @@ Origin = Mapping[str, str]
 """Meaning of ``start_from``: a ``study`` and its ``storage``, or the digest of a ``table``."""
 
 
+CHANGEABLE = ("objectives", "constraints")
+"""Settings that may change: the study then begins anew with its own scores. The sampler may change along with them."""
+
+
 def start_attrs(settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -> dict[str, Any]:
     """User attributes of what a study starts from: those with which it began, or those with which it begins now.
 
@@ -35,7 +44,8 @@ def start_attrs(settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -
 
     Returns:
         ``start``, the points, and ``start_from``, the origin, with a sentence on what was ``left_out`` if anything was;
-        nothing in a study that starts from no other.
+        nothing in a study that starts from no other. Of one that begins anew because its objectives or limits have
+        changed also ``earlier`` (`_set_aside_if_changed`).
 
     Raises:
         InputError: if the study began with another start, or what it names is the study itself, cannot be read, or has
@@ -49,16 +59,50 @@ def start_attrs(settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -
     if origin is not None and _same(origin, _study_origin(settings)):
         problem = f"{settings.start_from} is this study, which cannot start from itself"
         raise InputError(settings.source, problem, "name another one", place="start_from")
-    existing = stored_attrs(settings)
+    earlier = _set_aside_if_changed(settings, attrs)
+    existing = {} if earlier else stored_attrs(settings)
     if "settings" in existing:
         _check_unchanged(settings, origin, existing)
         return {key: existing[key] for key in ("start", "start_from") if key in existing}
     if settings.start_from is None:
-        return {}
+        return earlier
     with settings.error_context("start_from"):
         points, left_out = starting_points(settings, space, attrs)
         origin = _origin(settings.start_from)
-    return {"start": points, "start_from": {**origin, **({"left_out": left_out} if left_out else {})}}
+    return {**earlier, "start": points, "start_from": {**origin, **({"left_out": left_out} if left_out else {})}}
+
+
+def _set_aside_if_changed(settings: StudyConfig, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Set a study aside whose objectives or limits have changed, so that it begins anew without training again.
+
+    An Optuna study cannot change its objectives. The one that there is gets another name in the same storage, from
+    which its qualities are reused, and its candidates come first in the new one.
+
+    Args:
+        attrs: the study's user attributes of now, with its space and its protocol.
+
+    Returns:
+        ``earlier``, to be stored with the new study: the ``study`` that was set aside, its ``points`` and what has
+        ``changed``; nothing if the study has not begun, goes on, or differs in more.
+    """
+    existing = stored_attrs(settings)
+    if "settings" not in existing or settings.evolve is not None:
+        return {}
+    stored = StudyConfig.model_validate(existing["settings"])
+    now, before = (each.model_dump(mode="json") for each in (settings, stored))
+    spaces = [{k: v for k, v in each["space"].items() if k not in ("name", "digest")} for each in (attrs, existing)]
+    limits = [space.pop("constraints", {}) for space in spaces]
+    changed = [name for name in CHANGEABLE if now[name] != before[name]]
+    changed += ["space.constraints"] if limits[0] != limits[1] else []
+    others = [name for name in FIXED_SETTINGS if name not in (*CHANGEABLE, "sampler") and now[name] != before[name]]
+    same_training = settings.trains == stored.trains and attrs["protocol_hash"] == existing["protocol_hash"]
+    if not changed or others or spaces[0] != spaces[1] or not same_training:
+        return {}
+    study = load_study(settings)
+    points = [c.point for c in load_candidates(study) if c.state == "scored" and c.reused_from is None]
+    name = rename(study)
+    shutil.rmtree(settings.folder / "working", ignore_errors=True)  # checkpoints of the slots of before
+    return {"earlier": {"study": name, "points": points, "changed": changed}}
 
 
 def starting_points(

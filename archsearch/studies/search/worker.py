@@ -19,7 +19,8 @@ from archsearch.studies.search.known_scores import KnownScore, known_scores
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import CHECKPOINT, CHECKPOINTS, ROUND, Scorer
 from archsearch.studies.signals import raise_if_terminated
-from archsearch.studies.storage.database import artifact_store, database_errors, storage_digest
+from archsearch.studies.storage.artifacts import store_artifact
+from archsearch.studies.storage.database import database_errors, storage_digest
 from archsearch.studies.storage.leases import heartbeat
 from archsearch.studies.storage.paused_runs import PausedRuns
 from archsearch.studies.storage.record import Candidate, Rung, TrialRecord
@@ -347,14 +348,10 @@ class Worker:
         self._upload(claim, folder)
 
     def _upload(self, claim: TrialRecord, folder: Path) -> None:
-        from optuna.artifacts import upload_artifact
-        from optuna.trial import Trial
-
         for weights in folder.glob("unet/*.safetensors"):
             weights.rename(folder / "unet.safetensors")
-        trial, store = Trial(self._study, claim.trial_id), artifact_store(self._study)
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
-            upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=trial)
+            store_artifact(self._study, claim.trial_id, path)
 
     def _finish(self, claim: TrialRecord, score: Score) -> None:
         self._record_constraints(claim, score, tuple(OBJECTIVES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import sqlite3
@@ -332,6 +333,21 @@ def create_or_resume(settings: StudyConfig, attrs: Mapping[str, Any]) -> Study:
                 study.set_user_attr(key, value)
         study.set_metric_names(list(settings.objectives))
     return study
+
+
+def rename(study: Study) -> str:
+    """Give a study the first free name of ``NAME-1``, ``NAME-2``, … in its storage, and return it."""
+    import optuna
+    import sqlalchemy
+
+    storage, old = study._storage, study.study_name
+    taken = set(optuna.get_all_study_names(storage))
+    new = next(name for i in itertools.count(1) if (name := f"{old}-{i}") not in taken)
+    statement = "UPDATE studies SET study_name = :new WHERE study_id = :id AND study_name = :old"
+    backend: Any = getattr(storage, "_backend", storage)
+    with backend.engine.begin() as connection:  # Optuna itself cannot rename a study
+        connection.execute(sqlalchemy.text(statement), {"new": new, "id": study._study_id, "old": old})
+    return new
 
 
 def ensure_unchanged(settings: StudyConfig, attrs: Mapping[str, Any], existing: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from archsearch.studies.storage.artifacts import store_artifact
 from archsearch.studies.storage.database import artifact_store
 from archsearch.studies.storage.record import Candidate
 from archsearch.studies.storage.study_trials import StudyTrials
@@ -33,13 +34,7 @@ class PausedRuns:
 
     def save(self, trial_id: int, checkpoint: Path) -> None:
         """Store the checkpoint of a training that pauses."""
-        from optuna.artifacts import upload_artifact
-        from optuna.trial import Trial
-
-        named = checkpoint.rename(checkpoint.with_name(CHECKPOINT))
-        trial = Trial(self._study, trial_id)
-        upload_artifact(artifact_store=self._store, file_path=str(named), study_or_trial=trial)
-        named.rename(checkpoint)  # a worker that dies now finds it again
+        store_artifact(self._study, trial_id, checkpoint, name=CHECKPOINT)
 
     def restore(self, candidate: Candidate, checkpoint: Path) -> None:
         """Bring back the checkpoint of a paused candidate, unless there is one or its own was deleted.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
@@ -21,6 +22,7 @@ from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.artifacts import ArtifactMeta
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
@@ -104,6 +106,11 @@ class StoredTrial(Config):
         """Store what the sampler needs when it is asked again."""
         for key, value in attrs.items():
             storage.set_trial_system_attr(trial_id, key, value)
+
+    @staticmethod
+    def write_artifact(storage: BaseStorage, trial_id: int, artifact: ArtifactMeta) -> None:
+        """Store what Optuna knows of a file of a trial."""
+        storage.set_trial_system_attr(trial_id, _ARTIFACT + artifact.artifact_id, json.dumps(asdict(artifact)))
 
     @classmethod
     def end(cls, storage: BaseStorage, trial_id: int, values: Sequence[float] | None = None, **fields: Any) -> bool:
@@ -343,7 +350,7 @@ def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
         study,
         t,
         slot=slot,
-        point=t.params,
+        point={knob: int(t.distributions[knob].to_internal_repr(choice)) for knob, choice in t.params.items()},
         sampler_attrs={key: v for key, v in stored.items() if not key.startswith((_ARTIFACT, _CONSTRAINT))},
         started=t.datetime_start,
         ended=t.datetime_complete,

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archsearch.score import OBJECTIVES, Score
@@ -26,6 +27,7 @@ from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.distributions import BaseDistribution
     from optuna.storages import BaseStorage
 
 MAX_INFEASIBLE_IN_A_ROW = 50
@@ -206,10 +208,23 @@ class TrialQueue:
             trial.set_constraint(name, excess)
 
     def set_point(self, trial_id: int, point: Mapping[str, int], choices: Mapping[str, Any]) -> None:
-        """Set the parameters of a trial to a point."""
-        for name, value in point.items():
-            internal = choices[name].to_internal_repr(value)
-            self._storage.set_trial_param(trial_id, name, internal, choices[name])
+        """Set the parameters of a trial to the names of a point's choices, as Optuna's own tools show them.
+
+        Args:
+            choices: distribution of each knob's index, for a study without names, or that began with indices.
+        """
+        for name, index in point.items():
+            try:
+                self._storage.set_trial_param(trial_id, name, index, self._named_choices.get(name, choices[name]))
+            except ValueError:
+                self._storage.set_trial_param(trial_id, name, index, choices[name])
+
+    @cached_property
+    def _named_choices(self) -> Mapping[str, BaseDistribution]:
+        from optuna.distributions import CategoricalDistribution
+
+        knobs = self.study.user_attrs.get("space", {}).get("knobs", ())
+        return {knob["name"]: CategoricalDistribution(knob["choices"]) for knob in knobs}
 
     def finish(self, trial_id: int, score: Score) -> None:
         """Complete a trial with the objectives' values of its score."""

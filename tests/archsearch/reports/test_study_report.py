@@ -19,6 +19,7 @@ from archsearch.reports.study import charts, data as study_data, summary
 from archsearch.reports.study.knob_effects import knob_table
 from archsearch.score import ProtocolMismatch, Quality, Score
 from archsearch.spaces.loading import load_space
+from archsearch.stats.pareto import front
 from archsearch.studies.search import candidates
 from snapgen.errors import InputError
 from snapgen.io import atomic
@@ -177,17 +178,17 @@ def test_csv_holds_every_candidate(written: Path) -> None:
     assert (scored["validation_loss_low"] < scored["validation_loss"]).all()
     assert frame.loc[frame["state"] == "infeasible", "validation_loss"].isna().all()
     assert frame["recommended"].sum() == 1
-    assert {"knob convs", "median_ms", "latency_source", "params", "validation_loss_seed_1"} <= set(frame.columns)
+    assert {"knob convs", "latency_ms", "latency_source", "params", "validation_loss_seed_1"} <= set(frame.columns)
 
 
 def test_front_in_the_page_is_the_studys(written: Path) -> None:
     frame = pandas.read_csv(written.with_suffix(".csv"))
     scored = frame[frame["state"] == "scored"]
     for row in scored.itertuples():
-        beaten = scored[(scored["validation_loss"] < row.validation_loss) & (scored["median_ms"] < row.median_ms)]
+        beaten = scored[(scored["validation_loss"] < row.validation_loss) & (scored["latency_ms"] < row.latency_ms)]
         assert row.front == beaten.empty
     line = data_of(written.read_text())["fronts"]["validation_loss/latency_ms"]["data"][0]
-    assert line["x"] == sorted(scored.loc[scored["front"], "median_ms"])
+    assert line["x"] == sorted(scored.loc[scored["front"], "latency_ms"])
 
 
 @pytest.mark.parametrize("state", ["FAIL", "PRUNED", None])
@@ -354,3 +355,83 @@ def test_intervals_are_those_by_which_candidates_are_compared(tmp_path: Path) ->
     twin = next(c for c in data.candidates if c.number == 10)
     assert twin.score.quality is not None
     assert twin.score.quality.validation_loss == expected[0]
+
+
+def test_two_studies_stand_side_by_side(tmp_path: Path) -> None:
+    own, other = factory.create(tmp_path, candidates=14), factory.sampled(candidates=9)
+    page = study_report.write_report(own, tmp_path / "both.html", compare_with=other)
+    text = (tmp_path / "both.md").read_text()
+    assert f"## {own.study_name} beside {other.study_name}" in text
+    rows = {
+        cells[1].strip(): [c.strip() for c in cells[2:4]]
+        for line in text.splitlines()
+        if (cells := line.split("|"))[2:]
+    }
+    both = [study_data.load_study_data(study) for study in (own, other)]
+    assert rows["scored"] == [str(len(data.scored)) for data in both]
+    points = [
+        [
+            (a.value, b.value)
+            for c in d.scored
+            if (a := d.value_of(c, "validation_loss")) and (b := d.value_of(c, "latency_ms"))
+        ]
+        for d in both
+    ]
+    joint = set(front([*points[0], *points[1]]))
+    assert rows["on the front of both"] == [str(len(joint & set(each))) for each in points]
+    lowest = rows["lowest Validation loss [95 % interval]"]
+    assert [float(cell.split()[0]) for cell in lowest] == [
+        pytest.approx(min(a for a, _ in each), abs=0.01) for each in points
+    ]
+    chart = data_of(page.read_text())["charts"]["both-fronts"]
+    assert [len(trace["x"]) for trace in chart["data"] if trace.get("mode") == "markers"] == [
+        len(each) for each in points
+    ]
+    assert 'id="both-fronts"' in page.read_text()
+
+
+def test_two_studies_of_different_protocols_are_not_compared(tmp_path: Path) -> None:
+    own, other = factory.create(tmp_path, candidates=5), factory.sampled(candidates=4)
+    for trial in other.trials:
+        score = Score.model_validate(trial.user_attrs["score"])
+        if score.quality is not None:
+            quality = score.quality.model_copy(update={"protocol_hash": "0" * 16})
+            changed = score.model_copy(update={"quality": quality}).model_dump(mode="json")
+            other._storage._get_trial(trial._trial_id).user_attrs["score"] = changed  # type: ignore[attr-defined]
+    with pytest.raises(ProtocolMismatch, match="name a study of the same protocol"):
+        study_report.write_report(own, tmp_path / "both.html", compare_with=other)
+
+
+def test_a_latency_whose_interval_overlaps_the_bases_has_no_color(tmp_path: Path) -> None:
+    data = study_data.load_study_data(factory.create(tmp_path, candidates=14))
+    base = next(c for c in data.distinct if c.name == "base")
+    latency = base.score.latency
+    assert latency is not None
+    wide = latency.model_copy(update={"upper_quartile_ms": 100 * latency.median_ms, "lower_quartile_ms": 1e-6})
+    (row,) = [summary._compared_with_base(data, "latency_ms", base)]
+    assert row["verdict"] in ("better", "worse")
+    row = summary._compared_with_base(data, "latency_ms", base.with_score(latency=wide))
+    assert row["change"]
+    assert row["verdict"] == ""
+
+
+def test_ticks_stand_under_their_own_unit(written: Path) -> None:
+    """Not "1.2M" for 1,200,000 under "MACs (M)"."""
+    data = data_of(written.read_text())
+    for figure in (*data["fronts"].values(), *data["charts"].values()):
+        for axis in ("xaxis", "yaxis"):
+            assert figure["layout"][axis]["exponentformat"] == "none"
+            assert figure["layout"][axis]["separatethousands"]
+
+
+def test_names_of_designs_do_not_collide(tmp_path: Path) -> None:
+    data = study_data.load_study_data(factory.create(tmp_path, candidates=14))
+    notes = [
+        note
+        for note in charts.front_chart(data, "validation_loss", "latency_ms")["layout"]["annotations"]
+        if note.get("showarrow")
+    ]
+    assert len(notes) > 1
+    assert notes == sorted(notes, key=lambda note: note["x"])
+    places = [(note["xanchor"], note["ay"]) for note in notes]
+    assert len(set(places)) == len(places)

@@ -255,3 +255,12 @@ def test_constraints_in_yaml_notation(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text(GOOD)
     assert load_space(path).constraints == {"params": 2.5e6}
+
+
+def test_mistakes_in_several_knobs_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"{BASE}\nknobs:\n  qk_norm: [maybe, true]\n  down[2].channels: [8, 16]\n  all.ffn_ratio: [2]\n")
+    with pytest.raises(InputError) as caught:
+        load_space(path)
+    mistakes = [caught.value, *caught.value.others]
+    assert [error.place for error in mistakes] == ["knobs.qk_norm[0]", "knobs.down[2].channels", "knobs.all.ffn_ratio"]

@@ -49,7 +49,7 @@ def test_a_studys_candidates_are_named_wherever_an_architecture_is(
     chosen, last = best(study).candidate, load_candidates(study)[-1]
     assert find_architecture("quick:best").id == chosen.architecture.id
     assert find_architecture(f"quick:{last.number}").id == last.architecture.id
-    with pytest.raises(InputError, match=r"quick:99: has no trial 99; use best, or one of its trials: 0, 1, 2"):
+    with pytest.raises(InputError, match=r"quick: has no candidate 99; use best, a trial's number \(0, 1, 2"):
         find_architecture("quick:99")
     sizes = ["--latent-size", "8", "--context-tokens", "16", "--json"]
     counted = json.loads(run(["cost", "quick:best", *sizes], monkeypatch, capsys))

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -107,14 +110,32 @@ def test_csv_is_read_back_with_the_exact_numbers(made: Made) -> None:
 def test_latex_is_plain_and_balanced(made: Made) -> None:
     text = table.latex(made())
     assert text.isascii()
-    assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 3
+    for part in ("table", "tabular"):
+        assert text.count(f"\\begin{{{part}}}") == text.count(f"\\end{{{part}}}") == 3
+    assert text.count("\\caption{") == text.count("\\label{tab:") == 3
+    assert "\\usepackage{booktabs}" in text, "what it needs is named"
     body = [line for line in text.splitlines() if not line.startswith("%")]
-    widths = {line.count(" & ") for line in body if line.endswith("\\\\") and " & " in line}
+    rows = [line for line in body if line.endswith("\\\\") and " & " in line]
+    spans = [sum(map(int, re.findall(r"multicolumn\{(\d+)\}", line))) for line in rows if "multicolumn" in line]
+    assert all(spans), "the columns of a number stand under its name"
+    widths = {line.count(" & ") for line in rows if "multicolumn" not in line}
     assert widths == {len(table.header(made(), g)) - 1 for g in table.GROUPS}
     assert "a paper & more" in text, "comments need no escapes"
     assert "2.4$\\times$ faster ($-$58 \\%)" in text
-    assert "$\\Delta$ latency" in text
+    assert re.search(r"multicolumn\{4\}\{c\}\{latency\}", text)
+    assert "& $\\Delta$ & published & points apart &" in text
     assert "?" not in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="TeX is not installed")
+def test_latex_compiles_in_a_paper(made: Made, tmp_path: Path) -> None:
+    packages = "\\usepackage{booktabs}\n\\usepackage{graphicx}"
+    paper = f"\\documentclass{{article}}\n{packages}\n\\begin{{document}}\n{table.latex(made())}\\end{{document}}\n"
+    (tmp_path / "paper.tex").write_text(paper)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
 
 
 def test_json_is_plain(made: Made) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,6 +241,28 @@ def test_a_page_of_one_candidate_has_no_errors(browser: Browser, tmp_path: Path)
     )
     assert visit.page.locator("#table tbody tr").count() == 1
     assert visit.problems == []
+    visit.page.close()
+
+
+def test_tables_show_their_numbers_on_a_phone(browser: Browser, url: str) -> None:
+    visit = Visit(browser, url, width=390)
+    page = visit.page
+    clipped = page.eval_on_selector_all(
+        ".scroller", "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel)"
+    )
+    assert clipped == [], "nothing is cut off at the right"
+    labels = page.eval_on_selector_all(
+        "#table tbody tr:first-child td",
+        """cells => cells.filter(cell => cell.getBoundingClientRect().width > 0).map(
+            cell => getComputedStyle(cell, "::before").content.replaceAll('"', "") + ": " + cell.textContent.trim())""",
+    )
+    assert any(re.fullmatch(r"Validation loss .*: [\d.]+ \[[\d.]+, [\d.]+\]", label) for label in labels), labels
+    overlapping = page.eval_on_selector_all(
+        ".effects td",
+        """cells => cells.filter(cell => { const figure = cell.querySelector(".figure"); const { top } = cell
+            .getBoundingClientRect(); return figure && figure.getBoundingClientRect().top < top + 14; }).length""",
+    )
+    assert overlapping == 0, "a label has a line of its own"
     visit.page.close()
 
 

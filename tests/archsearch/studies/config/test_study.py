@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from archsearch import cli
 from archsearch.library import STUDIES, Kind, shipped
 from archsearch.studies.config.study import StudyConfig, load_config
 from snapgen.errors import InputError
@@ -131,3 +132,37 @@ def test_settings_are_read_without_what_builds_nets() -> None:
     code = f"import sys, archsearch.studies.config.study; print(*({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_three_mistakes_are_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of fields, and of fields that do not fit each other; a line each."""
+    path = tmp_path / "mine.yaml"
+
+    def told(text: str) -> list[str]:
+        path.write_text(text)
+        monkeypatch.setattr(sys, "argv", ["archsearch", "search", str(path)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        return [line.removeprefix(f"archsearch: {path}: ") for line in capsys.readouterr().err.splitlines()]
+
+    assert [
+        line.partition(";")[0]
+        for line in told(
+            "space: emoji\ntrails: 5\nworkers: none\nprotocol: {steps: 0, batch_sise: 3}\nobjectives: [beauty]\n"
+        )
+    ] == [
+        "objectives: unknown objective 'beauty'",
+        "workers: 'none' is not a whole number",
+        "protocol.steps: 0 is too small",
+        "protocol.batch_sise: unknown key",
+        "trails: unknown key",
+    ]
+    lines = told("space: emoji\nobjectives: [params]\nseeds: {first: 1}\nproxy: emoji\n")
+    assert [line.partition(";")[0] for line in lines] == [
+        "seeds is for studies that search by a quality number",
+        "has no budget",
+        "proxy is for a study that trains",
+    ]

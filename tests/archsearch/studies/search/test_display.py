@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search import run
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.display import Display
 from archsearch.studies.search.run import search
@@ -28,3 +31,46 @@ def test_every_line_has_the_totals_as_of_its_own_trial(settings: Make, capsys: p
     scored = [c for c in load_candidates(study) if c.state == "scored" and c.reused_from is None]
     losses = [c.value("validation_loss") for c in scored]
     assert lines == [(str(k), f"{min(losses[:k]):.4g}") for k in range(3, 8)]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_silent_minute_ends_with_the_state_and_the_time_left(
+    settings: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quiet: bool
+) -> None:
+    study = search(settings(trials=2), quiet=True, scorer=QuickScorer)
+    display = Display(study, settings(trials=9), quiet=quiet)
+    display.tick()
+    assert capsys.readouterr().err == "", "nothing new, and no minute of silence"
+    later = time.monotonic() + 61
+    monkeypatch.setattr("archsearch.studies.search.display.time.monotonic", lambda: later)
+    display.tick()
+    assert re.fullmatch(r"quick: 2 of 9 scored, best validation loss \S+, \d+ s left\n", capsys.readouterr().err)
+    display.tick()
+    assert capsys.readouterr().err == "", "the next one comes in a minute"
+
+
+def test_a_running_trial_tells_how_far_it_is(
+    settings: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any has ended, the time left is taken from those that run."""
+    config = settings(trials=1)
+    display: list[Display] = []
+
+    class Ticking(QuickScorer):
+        def quality(self, *args: Any, **kwargs: Any) -> Any:
+            kwargs["progress"](0.5, "training seed 0")
+            display[0].tick()
+            return super().quality(*args, **kwargs)
+
+    created = run.create_or_resume
+
+    def create(*args: Any) -> Any:
+        study = created(*args)
+        display.append(Display(study, config, quiet=True))
+        monkeypatch.setattr(display[0], "_line_at", -1e9)
+        return study
+
+    monkeypatch.setattr(run, "create_or_resume", create)
+    search(config, quiet=True, scorer=Ticking)
+    line = r"quick: 0 of 1 scored, \d+ s left; trial 0: training seed 0, 50%\n"
+    assert re.fullmatch(line, capsys.readouterr().err)

@@ -18,9 +18,11 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import proposer as proposal
 from archsearch.studies.search.candidates import best, load_candidates
 from archsearch.studies.search.run import search
+from archsearch.studies.search.samplers import distributions
 from archsearch.studies.storage import trial_queue
 from archsearch.studies.storage.database import artifact_store, load_study
 from archsearch.studies.storage.record import Candidate, TrialRecord
+from archsearch.studies.storage.trial_queue import TrialQueue
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from tests.archsearch.studies.quick import SPACE, QuickScorer
@@ -79,14 +81,27 @@ def test_a_study_is_told_whole(settings: Make, log: Path) -> None:
     assert not list((settings().folder / "working").iterdir())
 
 
-def test_ordered_knobs_are_integers_and_others_categories(settings: Make) -> None:
+def test_ordered_knobs_are_integers_and_others_categories_to_samplers(settings: Make) -> None:
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
-    study = search(settings(trials=1), quiet=True, scorer=QuickScorer)
-    distributions = study.get_trials()[0].distributions
-    assert distributions["levels[0].channels"] == IntDistribution(0, 3)
-    assert distributions["all.num_kv_heads"] == IntDistribution(0, 2)
-    assert isinstance(distributions["convs"], CategoricalDistribution)
+    choices = distributions(settings().load_space().knobs)
+    assert choices["levels[0].channels"] == IntDistribution(0, 3)
+    assert choices["all.num_kv_heads"] == IntDistribution(0, 2)
+    assert isinstance(choices["convs"], CategoricalDistribution)
+
+
+def test_a_study_whose_parameters_are_indices_goes_on(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As studies of before stored them; others store the names of the choices."""
+    indices = distributions(settings().load_space().knobs)
+    named = search(settings(trials=4), quiet=True, scorer=QuickScorer)
+    with monkeypatch.context() as before:
+        before.setattr(TrialQueue, "_named_choices", indices)
+        search(settings(name="old", trials=2), quiet=True, scorer=QuickScorer)
+    old = search(settings(name="old", trials=4), quiet=True, scorer=QuickScorer)
+    assert [c.point for c in load_candidates(old)] == [c.point for c in load_candidates(named)]
+    assert old.get_trials()[3].params == load_candidates(old)[3].point
+    assert named.get_trials()[0].params["levels[0].channels"] == "16"
+    assert old.get_trials()[3].distributions == indices
 
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe", "nsga2", "nsga3", "random", "qmc"])

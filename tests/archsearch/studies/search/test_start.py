@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+import yaml
 
 from archsearch import cli
 from archsearch.reports.study_report import write_report
@@ -19,6 +21,7 @@ from archsearch.studies.search.known_scores import load_scores
 from archsearch.studies.search.run import search
 from archsearch.studies.storage.record import Candidate
 from snapgen.errors import InputError
+from tests.archsearch import tiny_studies
 from tests.archsearch.studies.quick import SPACE, QuickScorer
 
 Make = Callable[..., StudyConfig]
@@ -254,3 +257,56 @@ def test_what_has_no_scores_is_not_exported(settings: Make, tmp_path: Path) -> N
     with pytest.raises(InputError, match="--compare-with: is for a report"):
         write_report(sizes, tmp_path / "sizes.jsonl", compare_with=sizes)
     assert not (tmp_path / "sizes.jsonl").exists()
+
+
+def test_objectives_and_limits_change_without_training_again(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "trained.log"
+    monkeypatch.setenv("QUICK_LOG", str(log))
+    old = load_candidates(search(settings(trials=6), quiet=True, scorer=QuickScorer))
+    trained = log.read_text().split()
+    capsys.readouterr()
+    ms = sorted(c.value("latency_ms") for c in old)
+    changed = {"objectives": ["frechet_distance", "params", "latency_ms"], "constraints": {"latency_ms": ms[3]}}
+    again = settings(trials=6, **changed)
+    new = search(again, quiet=True, scorer=QuickScorer)
+    told = capsys.readouterr().err
+    assert "quick: objectives and constraints changed; its 6 scored candidates are kept as study quick-1" in told
+    scored = [c for c in load_candidates(new) if c.state == "scored"]
+    reused = [c for c in scored if c.reused_study]
+    qualities = {c.architecture.id: c.score.quality for c in old}
+    assert len(reused) == 4, "those that keep the new limit"
+    assert all(c.score.quality == qualities[c.architecture.id] for c in reused)
+    assert len(log.read_text().split()) == len(trained) + 2, "6 candidates, of which 4 were scored before"
+    assert len(new.directions) == 3
+    search(settings(trials=7, **changed), quiet=True, scorer=QuickScorer)  # goes on as any study
+    assert sorted(optuna.get_all_study_names(new._storage)) == ["quick", "quick-1"]
+    search(settings(trials=7, **{**changed, "sampler": "random", "constraints": {}}), quiet=True, scorer=QuickScorer)
+    assert sorted(optuna.get_all_study_names(new._storage)) == ["quick", "quick-1", "quick-2"]
+
+
+def test_best_and_report_say_where_the_file_differs_from_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_studies.ship(tmp_path, monkeypatch)
+    search(load_config("emoji"), quiet=True)
+
+    def told(*command: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["archsearch", *command])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        return capsys.readouterr().err
+
+    assert told("best", "emoji") == told("report", "emoji") == ""
+    path = tmp_path / "shipped" / "studies" / "search" / "emoji.yaml"
+    values = yaml.safe_load(path.read_text()) | {"constraints": {"latency_ms": 2}, "trials": 99}
+    values["protocol"]["steps"] = 4
+    path.write_text(yaml.safe_dump(values))
+    for command in ("best", "report"):
+        lines = told(command, "emoji").splitlines()
+        assert [line.partition("; ")[0].removeprefix(f"{path}: ") for line in lines] == [
+            "constraints is {latency_ms: 2.0}, but {} in the study",
+            "protocol.steps is 4, but 3 in the study",
+        ]

@@ -140,7 +140,7 @@ def test_a_run_is_found_by_its_name(settings: Make) -> None:
     [
         ({"seed": 4}, "seed"),
         ({"objectives": ("params", "latency_ms")}, "objectives"),
-        ({"constraints": {"params": 1e9}}, "constraints"),
+        ({"constraints": {"params": 1e9}, "seed": 4}, "constraints"),
         ({"sampler": "random"}, "sampler"),
         ({"latency": {"threads": 2}}, "latency"),
         ({"protocol": {"steps": 7}}, "protocol.steps"),
@@ -162,7 +162,11 @@ def test_going_on_with_other_settings_is_refused(settings: Make, changes: dict[s
             "objectives: was [validation_loss, latency_ms] when quick began",
         ),
         ({}, {"seeds": {"first": 1, "front": 2}}, "seeds: was null when quick began"),
-        ({"constraints": {"params": 1e9}}, {}, "constraints: was {params: 1000000000.0} when quick began"),
+        (
+            {"constraints": {"params": 1e9}},
+            {"seed": 4},
+            "constraints: was {params: 1000000000.0} when quick began",
+        ),
         ({}, {"protocol": {"train_seeds": [2]}}, "protocol.train_seeds: [2] against [0, 1] when quick began"),
     ],
 )
