@@ -89,7 +89,8 @@ class Dying(QuickScorer):
     def quality(self, arch: Architecture, **more: Any) -> Quality:
         study = load_study(self.settings)
         if not [t for t in study.get_trials() if t.user_attrs["worker"]["host"] == "container"]:
-            TrialRecord.create(study, "RUNNING", worker=worker_identity().model_copy(update={"host": "container"}))
+            other = worker_identity().model_copy(update={"host": "container"})
+            leases.send_heartbeat(study._storage, TrialRecord.create(study, "RUNNING", worker=other))
             os._exit(9)
         return super().quality(arch, **more)
 
