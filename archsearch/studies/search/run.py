@@ -20,8 +20,8 @@ from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
 from archsearch.studies.search.start import start_attrs
 from archsearch.studies.search.worker import Worker
 from archsearch.studies.signals import terminable
+from archsearch.studies.storage.artifacts import artifact_store
 from archsearch.studies.storage.database import (
-    artifact_store,
     create_or_resume,
     load_study,
     open_storage,

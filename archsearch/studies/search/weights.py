@@ -14,7 +14,7 @@ from safetensors.torch import load
 
 from archsearch.protocol import ResolvedProtocol
 from archsearch.studies.search.candidates import candidate_of
-from archsearch.studies.storage.database import artifact_store
+from archsearch.studies.storage.artifacts import artifact_store
 from archsearch.studies.storage.record import Candidate
 from snapgen.config import parse_config
 from snapgen.errors import InputError, first_line

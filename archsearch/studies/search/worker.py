@@ -19,10 +19,9 @@ from archsearch.studies.search.known_scores import KnownScore, known_scores
 from archsearch.studies.search.proposer import CandidateProposer, Proposal, SearchSpaceExhausted
 from archsearch.studies.search.scorer import CHECKPOINT, CHECKPOINTS, ROUND, Scorer
 from archsearch.studies.signals import raise_if_terminated
-from archsearch.studies.storage.artifacts import store_artifact
+from archsearch.studies.storage.artifacts import PausedRuns, store_artifact
 from archsearch.studies.storage.database import database_errors, storage_digest
 from archsearch.studies.storage.leases import heartbeat
-from archsearch.studies.storage.paused_runs import PausedRuns
 from archsearch.studies.storage.record import Candidate, Rung, TrialRecord
 from archsearch.studies.storage.rounds import EvolutionRound
 from archsearch.studies.storage.trial_queue import DONE, TrialQueue

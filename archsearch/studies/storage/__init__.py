@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from snapgen.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from archsearch.studies.storage.artifacts import artifact_store as artifact_store
     from archsearch.studies.storage.database import (
-        artifact_store as artifact_store,
         open_storage as open_storage,
         open_study as open_study,
     )

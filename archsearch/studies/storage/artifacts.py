@@ -1,17 +1,44 @@
-"""Files of a study's trials: samples, weights and checkpoints in Optuna's artifact store, under names that say what."""
+"""Files of a study's trials: samples, weights and checkpoints in Optuna's artifact store, under names that say what.
+
+Of the checkpoints of trainings that paused at a rung only the hopeful are kept.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import mimetypes
 import secrets
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archsearch.studies.storage.database import artifact_store
-from archsearch.studies.storage.record import StoredTrial
+from archsearch.studies.storage.record import Candidate, StoredTrial
+from archsearch.studies.storage.study_trials import StudyTrials
+from snapgen.errors import os_errors
+from snapgen.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from optuna import Study
+    from optuna.artifacts import FileSystemArtifactStore
+
+
+CHECKPOINT = "checkpoint.safetensors"
+"""The artifact of a paused training."""
+
+
+def artifact_store(study: Study) -> FileSystemArtifactStore:
+    """Artifact store of a study, for samples and weights.
+
+    Raises:
+        InputError: if its folder cannot be created.
+    """
+    from optuna.artifacts import FileSystemArtifactStore
+
+    folder = Path(study.user_attrs["artifacts"])
+    with os_errors(folder, "set artifacts to a writable folder", "cannot be created"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(folder)
 
 
 def store_artifact(study: Study, trial_id: int, path: Path, *, name: str = "") -> None:
@@ -34,3 +61,56 @@ def store_artifact(study: Study, trial_id: int, path: Path, *, name: str = "") -
     StoredTrial.write_artifact(storage, trial_id, meta)
     with path.open("rb") as file:
         artifact_store(study).write(artifact_id, file)
+
+
+class PausedRuns:
+    """Checkpoints of one study's paused trainings.
+
+    Args:
+        keep: number of candidates whose checkpoints are kept.
+    """
+
+    def __init__(self, study: Study, *, keep: int) -> None:
+        self._study, self._store, self._keep = study, artifact_store(study), keep
+        self._removed: set[str] = set()
+
+    def save(self, trial_id: int, checkpoint: Path) -> None:
+        """Store the checkpoint of a training that pauses."""
+        store_artifact(self._study, trial_id, checkpoint, name=CHECKPOINT)
+
+    def restore(self, candidate: Candidate, checkpoint: Path) -> None:
+        """Bring back the checkpoint of a paused candidate, unless there is one or its own was deleted.
+
+        Without it the training begins anew, which gives the same result.
+        """
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        if checkpoint.exists() or CHECKPOINT not in candidate.artifacts:
+            return
+        try:
+            source = self._store.open_reader(candidate.artifacts[CHECKPOINT])
+        except ArtifactNotFound:
+            return
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        with source, atomic_write(checkpoint) as temporary, temporary.open("wb") as file:
+            shutil.copyfileobj(source, file)
+
+    def let_go(self, trials: StudyTrials, hopes: Mapping[int, float]) -> None:
+        """Delete the checkpoints of all candidates but the most hopeful paused ones.
+
+        Args:
+            trials: the study's trials.
+            hopes: probability that each paused candidate is on the front, by trial number, where it is known.
+        """
+        from optuna.artifacts.exceptions import ArtifactNotFound
+
+        paused = {c.number: c for c in trials.candidates() if c.state == "paused"}
+        order = sorted(paused.values(), key=lambda c: (-hopes.get(c.number, 1.0), c.slot))
+        kept = {c.artifacts.get(CHECKPOINT) for c in order[: self._keep]}
+        for t in trials.ended:
+            artifact = t.artifacts.get(CHECKPOINT)
+            if artifact is None or artifact in kept or artifact in self._removed:
+                continue
+            with contextlib.suppress(ArtifactNotFound):  # another worker was faster
+                self._store.remove(artifact)
+            self._removed.add(artifact)

@@ -24,7 +24,6 @@ from snapgen.errors import InputError, os_errors
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.artifacts import FileSystemArtifactStore
     from optuna.storages import RDBStorage
 
 HEARTBEAT_SECONDS = 20
@@ -382,20 +381,6 @@ def changed_setting(settings: StudyConfig, place: str, problem: str) -> InputErr
     where = without_password(settings.url)
     remedy = f"give the study a new name, or restore the setting (the existing study is in {where})"
     return InputError(settings.source, problem, remedy, place=place)
-
-
-def artifact_store(study: Study) -> FileSystemArtifactStore:
-    """Artifact store of a study, for samples and weights.
-
-    Raises:
-        InputError: if its folder cannot be created.
-    """
-    from optuna.artifacts import FileSystemArtifactStore
-
-    folder = Path(study.user_attrs["artifacts"])
-    with os_errors(folder, "set artifacts to a writable folder", "cannot be created"):
-        folder.mkdir(parents=True, exist_ok=True)
-    return FileSystemArtifactStore(folder)
 
 
 @contextlib.contextmanager

@@ -333,9 +333,8 @@ def read_trial(study: Study, t: FrozenTrial, slots: Mapping[int, int], *, new_sl
         earlier = t.user_attrs.get(key)
         if earlier is not None and not (isinstance(earlier, int) and earlier in slots and earlier < t.number):
             raise damaged(f"trial {t.number} of study {study.study_name}", f"{earlier!r:.20} is not a trial", key)
-    retried = t.user_attrs.get("retry_of")
     # Slots follow from what is fixed when a trial is created, so that all workers agree.
-    first = new_slot if retried is None else slots[retried]
+    first = slots.get(t.user_attrs.get("retry_of", -1), new_slot)
     return _read_trial(study, t, slots.get(t.number, first))
 
 

@@ -20,8 +20,8 @@ from archsearch.studies.search.known_costs import COSTS, KnownCosts, upper_bound
 from archsearch.studies.search.pool import hidden_main, ignore_experimental_warnings
 from archsearch.studies.search.proposer import Proposer
 from archsearch.studies.search.worker import Worker
+from archsearch.studies.storage.artifacts import PausedRuns
 from archsearch.studies.storage.database import silence_optuna
-from archsearch.studies.storage.paused_runs import PausedRuns
 from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.study_trials import StudyTrials
 from archsearch.studies.tabular.clock import SimulatedClock

@@ -20,7 +20,8 @@ from archsearch.studies.search.candidates import best, load_candidates
 from archsearch.studies.search.run import search
 from archsearch.studies.search.samplers import distributions
 from archsearch.studies.storage import trial_queue
-from archsearch.studies.storage.database import artifact_store, load_study
+from archsearch.studies.storage.artifacts import artifact_store
+from archsearch.studies.storage.database import load_study
 from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.trial_queue import TrialQueue
 from snapgen.architecture.schema import Architecture

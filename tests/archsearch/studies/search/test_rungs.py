@@ -18,9 +18,9 @@ from archsearch.stats.pareto import non_dominated
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import eligible, load_attempts, load_candidates
 from archsearch.studies.search.run import search
+from archsearch.studies.storage.artifacts import CHECKPOINT
 from archsearch.studies.storage.database import load_study
 from archsearch.studies.storage.further_runs import LIKELY
-from archsearch.studies.storage.paused_runs import CHECKPOINT
 from archsearch.studies.storage.ranking import Ranking
 from archsearch.studies.storage.record import Candidate
 from archsearch.studies.storage.rungs import FEWEST, TRUSTED, RungModel
