@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from snapgen.architecture.latent_size import LatentSize
     from snapgen.architecture.schema import Architecture
     from snapgen.coreml.package import PackageOptions, PackageSummary, Target
+    from snapgen.models.unet import UNet
     from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 
 app = typer.Typer()
@@ -149,7 +150,8 @@ def export(
 ) -> None:
     """Turn a trained run into packages with a JSON file that says how to run them, or one net into one package.
 
-    An architecture gets random weights. Works on Linux. What a phone does with the packages has not been run.
+    A study's candidate (STUDY:best) has its trained weights, another architecture random ones. Works on Linux.
+    What a phone does with the packages has not been run.
     """
     from snapgen import config
     from snapgen.coreml.package import PackageOptions
@@ -267,14 +269,23 @@ def _export_net(
     )
 
 
-def _net(name: str) -> str | Architecture:
-    """A net's own name, where `export_net` finds it by that, or an architecture."""
-    from archsearch.studies.lookup import find_architecture
+def _net(name: str) -> str | Architecture | UNet:
+    """A net's own name, where `export_net` finds it by that, the trained net of a candidate, or an architecture."""
+    from archsearch.studies.lookup import find_architecture, find_candidate, is_candidate
     from snapgen.architecture.presets import TINY_DECODER
     from snapgen.conditioning.text_encoder import MINILM
 
     nets = (TINY_DECODER, MINILM)
-    return name if name in nets or Path(name).is_dir() else find_architecture(name, other_names=(*nets, "a run's name"))
+    if name in nets or Path(name).is_dir():
+        return name
+    if is_candidate(name):
+        from archsearch.studies.search import weights
+
+        study, candidate = find_candidate(name)
+        if weights.has_weights(study, candidate):
+            return weights.load_unet(study, candidate)
+        typer.echo(f"{name} itself was not trained, so its weights are random", err=True)
+    return find_architecture(name, other_names=(*nets, "a run's name"))
 
 
 def _print_packages(packages: Sequence[PackageSummary], target: Target, *, quiet: bool) -> None:

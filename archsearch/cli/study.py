@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archsearch.cli.options import TABLE, BegunStudy, DryRun, Json, Quiet, Retry, Storage, Study
+from archsearch.cli.options import TABLE, BegunStudy, DryRun, Json, On, Quiet, Retry, Storage, Study
 from archsearch.cli.output import check_out, print_json, print_score, progress_bar, show_log
+from snapgen.errors import InputError
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
@@ -94,14 +95,23 @@ def search(
     storage: Storage = None,
     retry: Retry = False,
     dry_run: DryRun = False,
+    on: On = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a study, or go on with it, and write its report."""
+    from archsearch.library.machines import parse_cluster
     from archsearch.studies.config.study import load_config
+    from archsearch.studies.experiments.machine_plan import plan_study_on
     from archsearch.studies.search import run
 
     show_log(quiet=quiet)
     settings = load_config(study).with_overrides(trials=trials, workers=workers, storage=storage, start_from=start_from)
+    cluster = parse_cluster(on) if on else None
+    if cluster and not dry_run:
+        raise InputError("--on", "plans for another machine, and searches nothing", "add --dry-run")
+    if cluster:
+        typer.echo(plan_study_on(settings, cluster).text)
+        return
     if dry_run:
         from archsearch.studies.experiments.search_time import search_time
 

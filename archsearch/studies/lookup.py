@@ -92,18 +92,23 @@ class Conditions:
         return backend(self.device, **{**self.options, **options})
 
 
+def is_candidate(name: str) -> bool:
+    """Whether a name is that of a study's candidate, ``STUDY:best`` or ``STUDY:TRIAL``."""
+    owner, colon, which = name.rpartition(":")
+    return bool(owner and colon) and which != BASE and not Path(name).exists()
+
+
 def find_conditions(name: str) -> Conditions:
     """The conditions under which a study measures the candidate ``STUDY:best`` or ``STUDY:TRIAL``; else the defaults.
 
     Raises:
         InputError: if there is no such study.
     """
-    owner, colon, which = name.rpartition(":")
-    if not colon or which == BASE or Path(name).exists():
+    if not is_candidate(name):
         return Conditions()
     from archsearch.studies.storage.database import load_study
 
-    study = load_study(find_config(owner))
+    study = load_study(find_config(name.rpartition(":")[0]))
     latency, space = stored_config(study).latency, study.user_attrs["space"]
     return Conditions(space["latent_size"], space["context_tokens"], latency.device, latency.backend_options)
 

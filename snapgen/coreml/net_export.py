@@ -20,6 +20,7 @@ from snapgen.io.atomic import atomic_folder, check_writable
 
 if TYPE_CHECKING:
     from snapgen.autoencoders.tiny_decoder import TinyDecoder
+    from snapgen.models.unet import UNet
 
 LATENT_SIZE = 128
 UNET_TOKENS = 77
@@ -27,7 +28,7 @@ TEXT_TOKENS = 16
 
 
 def export_net(
-    net: str | Architecture,
+    net: str | Architecture | UNet,
     out: Path,
     *,
     latent_size: LatentSize = LATENT_SIZE,
@@ -38,8 +39,8 @@ def export_net(
     """Write the package of a net, whole or not at all.
 
     Args:
-        net: an architecture, its preset, its JSON or YAML file, or ``tiny-decoder``, all of which get random weights;
-            ``minilm``; or the folder of a trained U-Net, a tiny decoder or a text encoder.
+        net: a U-Net; an architecture, its preset, its JSON or YAML file, or ``tiny-decoder``, all of which get random
+            weights; ``minilm``; or the folder of a trained U-Net, a tiny decoder or a text encoder.
         out: the package, named with the target's suffix; one that is there already is replaced.
         latent_size: height and width of the latent.
         context_tokens: length of the context; None: 77, of a text encoder 16.
@@ -66,9 +67,9 @@ class _Form(TypedDict):
     target: Target
 
 
-def _converted(net: str | Architecture, latent_size: LatentSize, tokens: int | None, form: _Form) -> Path:
+def _converted(net: str | Architecture | UNet, latent_size: LatentSize, tokens: int | None, form: _Form) -> Path:
     """The package of a net, in the cache."""
-    if isinstance(net, Architecture):
+    if not isinstance(net, str):
         return convert.convert_unet(net, latent_size, context_tokens=tokens or UNET_TOKENS, **form)
     name, folder = net, Path(net)
     kind = _class_name(folder)

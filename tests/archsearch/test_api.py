@@ -36,6 +36,7 @@ from archsearch import (
 )
 from archsearch.studies.config.study import load_config
 from snapgen import InputError, UNet, preset
+from snapgen.coreml import convert
 from tests.archsearch import tiny_studies
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +151,23 @@ def test_a_candidates_net_draws_what_the_command_draws_by_its_name(
     assert np.array_equal(np.asarray(Image.open(folder / "apple.png")), np.asarray(pipeline("a red apple").images[0]))
     assert run("emoji") == 2
     assert "emoji: is a study, which has many nets; name a candidate: emoji:best" in capsys.readouterr().err
+
+
+def test_a_candidate_is_exported_as_it_was_trained(study: Study, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[UNet] = []
+
+    def stand_in(net: UNet, *_: object, **__: object) -> Path:
+        asked.append(net)
+        raise InputError("here", "ends", "no package is needed")
+
+    monkeypatch.setattr(convert, "convert_unet", stand_in)
+    monkeypatch.setattr(
+        sys, "argv", ["archsearch", "export", "emoji:best", "--to", "coreml", "--out", str(folder / "a.mlpackage")]
+    )
+    with pytest.raises(SystemExit):
+        cli.main()
+    for ours, theirs in zip(asked[0].parameters(), study.load_unet("best").parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_artifacts_have_names_that_say_what_they_are(study: Study) -> None:

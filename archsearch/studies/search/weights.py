@@ -35,6 +35,12 @@ _TRIAL = re.compile(r"trial (\d+) of (.+)")
 """How a trial names the one of another study whose quality it has (`known_scores.KnownScore.where`)."""
 
 
+def has_weights(study: Study, candidate: Candidate) -> bool:
+    """Whether a candidate's own network was trained, not a twin's, and is stored."""
+    trained = _trained(study, candidate)[1]
+    return trained.trained is None and WEIGHTS in trained.artifacts
+
+
 def load_unet(study: Study, candidate: Candidate) -> UNet:
     """Load the trained network of a candidate, or its twin in a study with a proxy, on the CPU and in evaluation mode.
 

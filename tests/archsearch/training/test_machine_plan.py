@@ -87,9 +87,22 @@ def test_a_study_is_planned_candidate_by_candidate() -> None:
     one, many = (plan_study_on(config, parse_cluster(name)) for name in ("H100", "4xH100"))
     assert one.seconds_per_candidate == many.seconds_per_candidate
     protocol, base = config.protocol, config.load_space().base
-    passes = 3 * protocol.steps * protocol.batch_size * len(protocol.train_seeds)
+    passes = 3 * protocol.steps * protocol.batch_size * len(config.first_seeds)
     assert one.macs_per_candidate == passes * cost(base, 8, context_tokens=protocol.context_tokens).macs
     assert config.trials is None or many.seconds == -(-config.trials // 4) * one.seconds_per_candidate
+
+
+def test_a_search_is_planned_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(app, ["search", "emoji", "--dry-run", "--on", "4xH100"])
+    assert answer.exit_code == 0, answer.exception
+    config = load_config("emoji")
+    assert answer.stdout.startswith(f"emoji on 4 × H100: {config.trials} candidates, one a processor at a time, ")
+    assert "(an assumption, not a measurement)" in answer.stdout
+    assert not (tmp_path / "runs").exists()
+    refused = CliRunner().invoke(app, ["search", "emoji", "--on", "4xH100"])
+    assert isinstance(refused.exception, InputError)
+    assert str(refused.exception).startswith("--on: plans for another machine, and searches nothing")
 
 
 def test_the_command_plans_and_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
