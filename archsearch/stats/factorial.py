@@ -56,19 +56,27 @@ class FactorialFit:
     residual: float
 
 
-def fit(points: Sequence[Mapping[str, int]], values: Sequence[float], knobs: Sequence[KnobSummary]) -> FactorialFit:
+def fit(
+    points: Sequence[Mapping[str, int]],
+    values: Sequence[float],
+    knobs: Sequence[KnobSummary],
+    *,
+    interactions: bool = True,
+) -> FactorialFit:
     """Estimate all effects of a number.
 
     Args:
         points: index of the choice of every knob, for each architecture.
         values: the number, for each architecture.
         knobs: the knobs; changes start from their base choices.
+        interactions: whether interactions of two knobs are estimated; else they count as noise, for few architectures.
 
     Raises:
         ValueError: if there are too few architectures to tell all effects apart.
     """
     y = np.asarray(values, dtype=np.float64)
-    design = np.array([_inputs(point, knobs) for point in points])
+    columns = 1 + sum(len(knob.choices) - 1 for knob in knobs)  # of the mean and the main effects
+    design = np.array([_inputs(point, knobs) for point in points])[:, : None if interactions else columns]
     rank = int(np.linalg.matrix_rank(design))
     freedom = len(y) - design.shape[1]
     if rank < design.shape[1] or freedom < 1:
@@ -79,6 +87,7 @@ def fit(points: Sequence[Mapping[str, int]], values: Sequence[float], knobs: Seq
     variance = float(rest @ rest) / freedom
 
     def estimate(contrast: Array) -> Estimate:
+        contrast = contrast[: design.shape[1]]
         value = float(contrast @ coefficients)
         half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(
             variance * float(contrast @ inverse @ contrast)
@@ -89,7 +98,7 @@ def fit(points: Sequence[Mapping[str, int]], values: Sequence[float], knobs: Seq
     pairs = {
         (a, b): estimate(_pair_contrast(a, b, knobs))
         for first, second in itertools.combinations(knobs, 2)
-        for a, b in itertools.product(changes(first), changes(second))
+        for a, b in itertools.product(changes(first), changes(second) if interactions else ())
     }
     strongest = sorted(
         pairs, key=lambda pair: -abs(pairs[pair].value) / max(1e-300, pairs[pair].high - pairs[pair].low)

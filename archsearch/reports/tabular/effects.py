@@ -9,7 +9,13 @@ import pandas
 from archsearch.reports.rendering import formatting, tables
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.factorial import FactorialFit
-from archsearch.studies.tabular.effects import effects_on, noise_by_source, published_changes, reproduction
+from archsearch.studies.tabular.effects import (
+    effects_on,
+    fresh_verdicts,
+    noise_by_source,
+    published_changes,
+    reproduction,
+)
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable
 
 INTERACTIONS = 8
@@ -77,6 +83,7 @@ def markdown(table: BenchmarkTable) -> str:
     for name in scores:
         parts += [f"## Interactions: {_label(name)}", _interactions(found[name])]
     parts += ["## From few seeds", *_from_few_seeds(table, scores)]
+    parts += _fresh(table, scores)
     parts += ["## Where chance comes from", _noise(table, scores)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -129,6 +136,24 @@ def _from_few_seeds(table: BenchmarkTable, scores: list[str]) -> list[str]:
     )
     header = ["row", "published", "score", "contexts", "counted", "one seed", "three seeds"]
     return [text, tables.markdown(header, rows, text_columns=3)]
+
+
+def _fresh(table: BenchmarkTable, scores: list[str]) -> list[str]:
+    """How far verdicts from fresh seeds on a few architectures agree; nothing without such seeds."""
+    found = {name: each for name in scores if (each := fresh_verdicts(table, name)) is not None}
+    if not found:
+        return []
+    some = next(iter(found.values()))
+    text = (
+        f"The same changes, judged by the main effects on {some.architectures} architectures with {some.pairs} fresh "
+        f"pair{'s' if some.pairs > 1 else ''} of seeds each, which the verdicts of the whole table do not rest on:"
+    )
+    rows = [
+        [_label(name), str(each.found), str(each.called), f"{each.agreeing} of {each.called}"]
+        for name, each in found.items()
+    ]
+    header = ["score", "better or worse by the table", "by a fresh pair", "of these with the table's verdict"]
+    return ["## From fresh seeds", text, tables.markdown(header, rows)]
 
 
 def _noise(table: BenchmarkTable, scores: list[str]) -> str:

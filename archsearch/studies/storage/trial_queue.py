@@ -60,11 +60,14 @@ class TrialQueue:
     """Queue of one study's trials, as used by one of its workers."""
 
     def __init__(self, study: Study, settings: StudyConfig) -> None:
+        from optuna.storages import InMemoryStorage
+
         self.study, self._settings = study, settings
         self._storage: BaseStorage = study._storage
         self._further_runs = FurtherRuns(settings)
         self._watch = SilenceWatch(self._storage, study._study_id)
         self._created: set[int] = set()
+        self._in_database = not isinstance(self._storage, InMemoryStorage)
         self.known = StudyTrials(study)
         """All trials made by a worker, as of the last read."""
 
@@ -180,8 +183,11 @@ class TrialQueue:
         return self.trials() if dead else trials
 
     def _is_orphan(self, t: TrialRecord) -> bool:
-        """Whether a trial is this worker's own, and unknown to it: the answer to its creation was lost on the way."""
-        return t.worker == worker_identity() and t.trial_id not in self._created
+        """Whether a trial is this worker's own, and unknown to it: the answer to its creation was lost on the way.
+
+        No answer of a storage in memory, which several workers of one process may share, is lost.
+        """
+        return self._in_database and t.worker == worker_identity() and t.trial_id not in self._created
 
     def _settle(self, t: TrialRecord) -> None:
         if t.phase == DONE:

@@ -11,7 +11,7 @@ import numpy as np
 from archsearch.score import OBJECTIVES, Score
 from archsearch.spaces.summary import KnobSummary
 from archsearch.stats.factorial import Change, FactorialFit, chance_of_sign, fit
-from archsearch.stats.intervals import additive_fit
+from archsearch.stats.intervals import Verdict, additive_fit, verdict
 from archsearch.studies.config.ablation import expand_rows
 from archsearch.studies.config.study import load_config
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Run
@@ -55,6 +55,25 @@ class Reproduction:
     observed: float
     one_seed: float
     three_seeds: float
+
+
+@dataclass(frozen=True)
+class FreshVerdicts:
+    """Verdicts of the whole table on its changes, against those from fresh pairs of seeds on a few architectures.
+
+    Attributes:
+        architectures: number of architectures with fresh seeds.
+        pairs: number of fresh pairs of seeds.
+        called: number of changes, over all pairs, that the fresh pair calls better or worse.
+        agreeing: number of these on which the table gives the same verdict.
+        found: number of changes, over all pairs, that the table calls better or worse.
+    """
+
+    architectures: int
+    pairs: int
+    called: int
+    agreeing: int
+    found: int
 
 
 def knob_summaries(table: BenchmarkTable) -> tuple[KnobSummary, ...]:
@@ -150,6 +169,35 @@ def _pairs(table: BenchmarkTable, change: Change, metric: str) -> list[list[floa
             continue
         found.append([b.scores[metric] - a.scores[metric] for a, b in zip(ours, theirs, strict=True)])
     return found
+
+
+def fresh_verdicts(table: BenchmarkTable, metric: str) -> FreshVerdicts | None:
+    """Hold the table's verdicts against those from pairs of seeds that it does not rest on; None without such pairs.
+
+    Main effects alone are fitted to the fresh pairs, for there are fewer architectures than interactions.
+    """
+    runs = {i: by_seed for i, by_seed in table.short_runs.items() if _all_have([*by_seed.values()], metric)}
+    fresh = sorted({seed for by_seed in runs.values() for seed in by_seed} - {*table.seeds})
+    pairs = [*zip(fresh[::2], fresh[1::2], strict=False)]
+    knobs = knob_summaries(table)
+
+    def verdicts(seeds: Sequence[int], ids: Sequence[str], *, interactions: bool) -> dict[Change, Verdict]:
+        values = [sum(runs[i][seed].scores[metric] for seed in seeds) / len(seeds) for i in ids]
+        points = [table.entries[i].point for i in ids]
+        main = fit(points, values, knobs, interactions=interactions).main
+        better: Literal["lower", "higher"] = "lower" if LOWER_IS_BETTER[metric] else "higher"
+        return {change: verdict(effect, better) for change, effect in main.items()}
+
+    whole = verdicts(table.seeds, list(runs), interactions=True)
+    called = agreeing = 0
+    ids = [i for i in runs if all(seed in runs[i] for pair in pairs for seed in pair)]
+    for pair in pairs:
+        few = verdicts(pair, ids, interactions=False)
+        said = [change for change, found in few.items() if found != "cannot tell"]
+        called += len(said)
+        agreeing += sum(few[change] == whole[change] for change in said)
+    found = len(pairs) * sum(each != "cannot tell" for each in whole.values())
+    return FreshVerdicts(len(ids), len(pairs), called, agreeing, found) if pairs else None
 
 
 def run_noise(table: BenchmarkTable, metric: str) -> float:

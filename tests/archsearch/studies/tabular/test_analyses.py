@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from archsearch.stats.factorial import Change
 from archsearch.studies.tabular.agreement import AS_IS, agreements, best_budget
 from archsearch.studies.tabular.effects import (
     effects_on,
+    fresh_verdicts,
     noise_by_source,
     published_changes,
     reproduction,
@@ -52,6 +54,18 @@ def test_the_only_interaction_is_the_strongest(table: BenchmarkTable) -> None:
 def test_costs_and_latencies_are_ratios(table: BenchmarkTable) -> None:
     for name in ("params", "latency_ms", "full_size_macs", "iphone-15-pro"):
         assert effects_on(table, name).main[Change("width", "base", "wider")].value > 0
+
+
+def test_verdicts_from_fresh_seeds_agree_with_the_tables() -> None:
+    """The effects are known: a small one may be missed by 24 architectures, and none has the other sign."""
+    table = synthetic_table.make()
+    found = fresh_verdicts(table, "validation_loss")
+    assert found is not None
+    assert (found.architectures, found.pairs) == (synthetic_table.MORE, 1)
+    assert 4 <= found.called <= found.found
+    assert found.agreeing >= 0.95 * found.called
+    bare = dataclasses.replace(table, runs=tuple(run for run in table.runs if run.seed in table.seeds))
+    assert fresh_verdicts(bare, "validation_loss") is None
 
 
 def test_noise_is_that_of_the_runs(table: BenchmarkTable) -> None:
