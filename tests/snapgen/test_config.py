@@ -153,10 +153,10 @@ def multiplied(levels: int) -> str:
 
 @pytest.mark.parametrize("text", [multiplied(9), "- 1\n" * 100_000])
 def test_aliases_do_not_multiply_what_is_read(text: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(InputError, match="not valid YAML"):
         config.parse_yaml(text, "a.yaml")
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
 
 
 def test_few_aliases_stand_for_what_they_name() -> None:

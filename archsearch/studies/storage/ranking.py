@@ -221,11 +221,11 @@ class Ranking:
         runs = np.array([max(1.0, row.run.runs) for row in rows])
         deviations = np.zeros_like(values)
         for i, name in self._columns.items():
-            if offsets := self.offsets[name]:
-                ranked = slice(len(self._ranked))
-                values[ranked, i] -= np.array(offsets)[runs[ranked].astype(int) - 1]
+            seeds = np.maximum(1, runs).astype(int)  # a prediction is of the first seed's run
             for at, row in enumerate(predicted, len(self._ranked)):
                 values[at, i], runs[at] = self.predictions[row.candidate.number]
+            if offsets := self.offsets[name]:
+                values[:, i] -= np.array(offsets)[seeds - 1]
             deviations[:, i] = np.abs(values[:, i]) * self.noise[name] / np.sqrt(runs)
         return rows, front_probabilities(values, deviations, seed=derive_seed(self._settings.seed, "front"))
 
