@@ -143,7 +143,7 @@ def parse_config(values: object, model: type[S], *, source: str | Path, place: s
         return model.model_validate(values)
     except ValidationError as error:
         mistakes: dict[str, tuple[str, str]] = {}
-        for details in error.errors(include_url=False):
+        for details in _own(error.errors(include_url=False)):
             path = place
             for step in _steps(values, details["loc"], missing=details["type"] == "missing"):
                 path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
@@ -153,6 +153,12 @@ def parse_config(values: object, model: type[S], *, source: str | Path, place: s
         found = [InputError(source, *told, place=path.partition("\0")[0]) for path, told in mistakes.items()]
         first = found[0]
         raise InputError(source, first.problem, first.remedy, place=first.place, others=found[1:]) from None
+
+
+def _own(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """The errors without those that follow from others: a list whose entries are invalid counts as too short, too."""
+    within = {each["loc"][:length] for each in errors for length in range(len(each["loc"]))}
+    return [each for each in errors if each["type"] != "too_short" or each["loc"] not in within]
 
 
 def _told(details: ErrorDetails, model: type[BaseModel]) -> Iterator[tuple[str, str]]:

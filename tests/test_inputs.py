@@ -192,6 +192,8 @@ def halving(folder: Path, names: str = "recipe.yaml", **changes: object) -> Case
     return train(folder, names, architecture="sd15-emoji", prediction_type="v", stages=[stage])
 
 
+NO_UP = b'{"down": [{"channels": 64}], "up": []}'
+
 CASES: dict[str, Callable[[Path], Case]] = {
     # A study's file
     "study missing": lambda f: (["search", str(f / "none.yaml")], "none.yaml"),
@@ -296,7 +298,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "protocol does not fit the space": lambda f: protocol(f, resolution=20),
     # Rungs
     "rungs none": lambda f: rungs(f, "study.yaml: rungs.steps"),
-    "rungs no steps": lambda f: rungs(f, "study.yaml: rungs.steps", "early", "late"),
+    "rungs no steps": lambda f: rungs(f, "study.yaml: rungs.steps", "early", 120),
     "rungs before the first step": lambda f: rungs(f, "study.yaml: rungs.steps: a rung at step 0", 0, 4),
     "rungs in no order": lambda f: rungs(f, "study.yaml: rungs.steps: 2 follows 4", 4, 2),
     "rungs after the end": lambda f: rungs(f, "rungs.steps has 8, but protocol.steps is 8", 4, 8),
@@ -334,9 +336,17 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "best not begun": lambda f: (["best", study(f)[0][1]], "study.db"),
     "cost unknown architecture": lambda _: (["cost", "tiny-decodr"], "tiny-decoder"),
     "cost a file that is missing": lambda f: (["cost", str(f / "none.json")], "none.json"),
-    "cost a bad architecture": lambda f: (["cost", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
+    "cost a bad architecture": lambda f: (
+        ["cost", str(written(f / "a.json", b'{"down": [{"channels": 64}], "up": []}'))],
+        "a.json",
+    ),
     "cost a huge architecture": lambda f: (
-        ["cost", str(written(f / "a.json", b'{"latent_channels": 1e15, "down": [{"channels": 64}], "up": []}'))],
+        [
+            "cost",
+            str(
+                written(f / "a.json", b'{"latent_channels": 1e15, "down": [{"channels": 8}], "up": [{"channels": 8}]}')
+            ),
+        ],
         "latent_channels",
     ),
     "cost latent not halved": lambda _: (["cost", "snapgen-t2i", "--latent-size", "30"], "multiple of 4"),
@@ -345,7 +355,10 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "cost of a study not begun": lambda _: (["cost", "emoji:best"], "run archsearch search first"),
     "cost no tokens": lambda _: (["cost", "snapgen-t2i", "--context-tokens", "0"], "--context-tokens"),
     "score unknown architecture": lambda _: (["score", "snapgenius"], "snapgenius"),
-    "score a bad architecture": lambda f: (["score", str(written(f / "a.json", b'{"down": [], "up": []}'))], "a.json"),
+    "score a bad architecture": lambda f: (
+        ["score", str(written(f / "a.json", b'{"down": [{"channels": 64}], "up": []}'))],
+        "a.json",
+    ),
     "score an architecture that does not fit": lambda _: (["score", "snapgen-baseline"], "latent_channels"),
     "score a net without a twin": lambda f: (
         ["score", "snapgen-emoji", "--study", study(f, proxy="emoji")[0][1]],

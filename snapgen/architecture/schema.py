@@ -1,8 +1,7 @@
 """Description of a U-Net in the family of architectures that SnapGen and SnapFusion belong to.
 
 A U-Net has several *levels*; the resolution halves from each to the next. Level ``i`` has a way down, ``down[i]``, and
-a way up, ``up[i]``, at the same resolution; ``mid`` runs at the lowest. Both ``down`` and ``up`` are ordered from the
-highest to the lowest resolution, so that ``levels[i]`` in a path names both ways.
+a way up, ``up[i]``; ``mid`` runs at the lowest. Both begin with the highest resolution: ``levels[i]`` names both ways.
 """
 
 from __future__ import annotations
