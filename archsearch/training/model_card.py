@@ -47,7 +47,9 @@ def _training(recipe: Recipe) -> str:
 
 
 def _scores(run: Path, recipe: Recipe) -> str:
-    evaluations = [each for each in read_evaluations(run) if each["sampling"] is not None]  # those of the student
+    nets = {stage.name for stage in recipe.stages if not isinstance(stage, DecoderStage)}
+    sampled = (each for each in read_evaluations(run) if each["sampling"] is not None)  # not those of the teacher
+    evaluations = [each for each in sampled if each["stage"] in nets]
     if not evaluations:
         return "None were measured."
     last = evaluations[-1]

@@ -192,7 +192,8 @@ FIRST: dict[str, Callable[[str], bool]] = {
     **dict.fromkeys(("space show", "latency sample"), one_of("space")),
     **dict.fromkeys(("cost", "latency measure", "latency blocks"), a_net),
     "score": a_reference,
-    **dict.fromkeys(("generate", "prune-decoder"), a_run),
+    "prune-decoder": a_run,
+    "generate": lambda value: a_run(value) or (":" in value and an_architecture(value)),
     "export": lambda value: a_run(value) or a_net(value),
 }
 OPTIONS: dict[str, Callable[[str], bool]] = {
