@@ -42,6 +42,9 @@ CLIMBERS, CLIMBS = 6, 8
 CHECKED = 20
 """Candidates whose known numbers are computed exactly before one of them is chosen."""
 
+MOST_COUNTED = 200
+"""Candidates whose known numbers are computed exactly at most, where few are within the limits."""
+
 FEWEST_MODELED = 3
 """Trials with a value before the model is used."""
 
@@ -179,7 +182,7 @@ class EHVISampler(BaseSampler):
         taken = {o.identity for o in every}
         tried = self._modeled(grid, every)
         rng = np.random.default_rng(self._seed)
-        pool, numbers = grid.random(RANDOM_POINTS, rng), self._numbers(grid, tried)
+        pool, numbers = grid.random(RANDOM_POINTS, rng), self._numbers(grid, [*tried, *_measured_only(every)])
         acquisition = self._acquisition(grid, tried, numbers, rng)
         if acquisition is not None:
             around = [grid.neighbors(row) for row in acquisition.front]
@@ -225,7 +228,8 @@ class EHVISampler(BaseSampler):
     def _numbers(self, grid: Grid, tried: Sequence[TriedPoint]) -> Numbers:
         measured = {}
         for i, name in enumerate(self._objectives):
-            scored = [t for t in tried if t.state == TrialState.COMPLETE and t.values[i] > 0]
+            ended = [t for t in tried if t.state != TrialState.RUNNING]
+            scored = [t for t in ended if t.values[i] is not None and t.values[i] > 0]
             if name is None or not scored or name in self._screening.regression(grid).largest:
                 continue
             rows = grid.rows([t.params for t in scored])
@@ -272,11 +276,14 @@ class EHVISampler(BaseSampler):
         If there is none, the row nearest to the limits.
         """
         checked: list[tuple[Rows, Mapping[str, float]]] = []
-        nearest = math.inf
+        nearest, counted = math.inf, 0
         for row in rows:
+            if counted == MOST_COUNTED:
+                break  # the limits leave few points, or none
             exact = numbers.at(row)
             if exact is None:
                 continue
+            counted += 1
             excess = max((exact[name] / limit for name, limit in self._limits.items() if name in exact), default=0.0)
             if excess <= 1:
                 checked.append((row, exact))
@@ -290,6 +297,13 @@ class EHVISampler(BaseSampler):
             return checked[0][0]
         known = {name: np.array([exact[name] for _, exact in checked]) for name in checked[0][1]}
         return checked[int(np.argmax(acquisition(np.array([row for row, _ in checked]), known)))][0]
+
+
+def _measured_only(every: Sequence[Observed]) -> list[TriedPoint]:
+    """Pruned trials with a measured value, whose limits are learned from them; at most `MOST_MODELED`, the lowest."""
+    pruned = [o for o in every if o.state == TrialState.PRUNED and any(v is not None for v in o.values or ())]
+    lowest = sorted(pruned, key=lambda o: tuple(math.inf if v is None else v for v in o.values))
+    return [o.trial for o in lowest[:MOST_MODELED]]
 
 
 def _others(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:

@@ -15,7 +15,7 @@ from archsearch.stats.intervals import CONFIDENCE
 Array = NDArray[np.float64]
 
 FIT = 0.5
-"""A score is fit to rank if the interval of its agreement with the long run ends above this."""
+"""A score is fit to rank if the whole interval of its agreement with the long run lies above this."""
 
 MIN_CANDIDATES = 4
 """Fewest candidates for which a rank correlation is computed."""

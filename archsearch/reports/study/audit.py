@@ -26,8 +26,8 @@ from archsearch.studies.experiments.proxy_audit import (
 HEADER = tuple(field.name for field in dataclasses.fields(AgreementRow))
 
 RULE = (
-    f"A score is fit to rank if the 95 % interval of its agreement with the long run, as it is and at equal latency, "
-    f"ends above {FIT}."
+    f"A score is fit to rank if the whole 95 % interval of its agreement with the long run, as it is and at equal "
+    f"latency, lies above {FIT}."
 )
 
 FEW = 10

@@ -21,6 +21,7 @@ from archsearch.samplers.screening import Screening
 from archsearch.samplers.subset import front_and_spread
 from archsearch.samplers.surrogate import Columns, fit
 from archsearch.stats.pareto import hypervolume, non_dominated
+from archsearch.studies.search.samplers import ObservedTrial
 
 CHOICES: Mapping[str, BaseDistribution] = {
     "width": IntDistribution(1, 8),
@@ -165,6 +166,28 @@ def test_nothing_is_suggested_twice_until_all_is_tried() -> None:
 def test_limits_are_kept() -> None:
     asked = [sampler(limits={"ms": 6.0}, seed=s).suggest(Grid(CHOICES), tried(8, seed=s)) for s in range(5)]
     assert all(milliseconds(params) <= 6 for params in asked)
+
+
+def test_a_measured_limit_is_learned_from_the_trials_that_broke_it() -> None:
+    """A trial over the limit was measured and not trained; most points are over it, and soon none is suggested."""
+
+    def observed(slot: int, params: Mapping[str, Any]) -> ObservedTrial:
+        ms = milliseconds(params)
+        value = loss(params) if ms <= 8 else None
+        return ObservedTrial(slot, {name: _index(name, choice) for name, choice in params.items()}, (value, ms))
+
+    def _index(name: str, choice: Any) -> int:
+        return ("plain", "separable").index(choice) if name == "conv" else choice
+
+    choices = {**CHOICES, "conv": CategoricalDistribution((0, 1))}
+    over = [t.params for t in tried(40, seed=1) if milliseconds(t.params) > 8][:6]
+    trials = [observed(slot, params) for slot, params in enumerate(over)]
+    for slot in range(len(trials), 18):
+        asked = EHVISampler(lambda _: {}, objectives=(None, "ms"), limits={"ms": 8.0}, seed=slot)
+        params = asked.suggest(Grid(choices), trials)
+        trials.append(observed(slot, {**params, "conv": ("plain", "separable")[params["conv"]]}))
+    over_later = [t for t in trials[6:] if t.values[0] is None]
+    assert len(over_later) <= 4, "of twelve; by chance nine"
 
 
 def test_an_unreachable_limit_gives_what_is_nearest() -> None:
