@@ -276,7 +276,7 @@ class EHVISampler(BaseSampler):
         If there is none, the row nearest to the limits.
         """
         checked: list[tuple[Rows, Mapping[str, float]]] = []
-        nearest, counted = math.inf, 0
+        nearest, counted = (True, math.inf), 0
         for row in rows:
             if counted == MOST_COUNTED:
                 break  # the limits leave few points, or none
@@ -284,11 +284,14 @@ class EHVISampler(BaseSampler):
             if exact is None:
                 continue
             counted += 1
-            excess = max((exact[name] / limit for name, limit in self._limits.items() if name in exact), default=0.0)
+            ratios = {name: exact[name] / limit for name, limit in self._limits.items() if name in exact}
+            excess = max(ratios.values(), default=0.0)
+            # A limit on what is known for certain is kept before one on what is learned.
+            breaks_known = any(ratio > 1 for name, ratio in ratios.items() if name not in numbers.measured)
             if excess <= 1:
                 checked.append((row, exact))
-            elif excess < nearest:
-                fallback, nearest = row, excess
+            elif (breaks_known, excess) < nearest:
+                fallback, nearest = row, (breaks_known, excess)
             if len(checked) == (1 if acquisition is None else CHECKED):
                 break
         if not checked:
