@@ -233,9 +233,9 @@ def push(
         rows = [(str(file.relative_to(folder)), f"{file.stat().st_size / 1e6:.3f}") for file in files]
         print_table(f"{name}, {'public' if public else 'private'}", ("", "MB"), rows)
         return
+    typer.echo(push_folder(folder, name, public=public, update=update, message=message))
     if "FILL IN" in (folder / CARD).read_text(encoding="utf-8") and not quiet:
         typer.echo(f"{folder / CARD}: what is marked FILL IN is still to be written", err=True)
-    typer.echo(push_folder(folder, name, public=public, update=update, message=message))
 
 
 def _target(to: To) -> Target:

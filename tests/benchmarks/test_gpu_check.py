@@ -196,6 +196,7 @@ def test_an_interrupted_check_leaves_its_results(tmp_path: Path) -> None:
     assert "**Not begun**" in text
 
 
+@pytest.mark.slow
 def test_the_small_check_runs_to_its_end(tmp_path: Path) -> None:
     """Run the complete small check, which covers everything except CUDA itself."""
     line = [sys.executable, "-m", "benchmarks.gpu_check", "--device", "cpu", "--small", "--out", str(tmp_path)]

@@ -107,7 +107,7 @@ def test_a_pushed_pipeline_comes_back_whole_and_draws_the_same(
     ):
         refused = push(hub, *arguments, **environment)
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert refused.stderr.startswith(message)
+        assert refused.stderr.startswith(f"archsearch: {message}")
         assert refused.stderr.count("\n") == 1
     assert push(hub, folder, "me/emoji", "--update", "--quiet").returncode == 0
 

@@ -47,6 +47,7 @@ def test_the_layer_that_overflows_is_named(overflowing: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_overflowing_component_is_kept_in_float32(
     overflowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

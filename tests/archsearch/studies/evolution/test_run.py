@@ -132,7 +132,7 @@ def test_the_same_again_does_nothing(done: tuple[StudyConfig, Path], monkeypatch
     assert rounds(settings) == before
 
 
-@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_interrupted_it_takes_the_same_rounds(
     done: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:

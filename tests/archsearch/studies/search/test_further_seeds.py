@@ -77,6 +77,7 @@ def test_few_further_seeds_while_candidates_are_proposed(settings: Make) -> None
     assert len({t.continues for t in early}) == len(early), "the noise is known best from as many candidates"
 
 
+@pytest.mark.slow
 def test_two_workers_train_no_seed_twice(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUICK_SECONDS", "0.02")
     scored = eligible(run(settings(trials=10, workers=2, **SEEDS)))
@@ -87,6 +88,7 @@ def test_two_workers_train_no_seed_twice(settings: Make, monkeypatch: pytest.Mon
     assert max(c.runs for c in scored) == 3
 
 
+@pytest.mark.slow
 def test_of_two_processes_that_continue_a_trial_at_once_one_gives_way(settings: Make) -> None:
     run(settings(trials=10, **SEEDS))
     study = load_study(settings())

@@ -21,7 +21,7 @@ Make = Callable[..., StudyConfig]
 FACTORIALS = [name for name in shipped("search") if name.startswith("factorial")]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_architecture_is_trained_once(
     settings: Make, space: str, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,7 +95,14 @@ SEEDS = {"seeds": {"first": 1, "front": 3}, "protocol": {"train_seeds": [0, 1, 2
 RUNGS = {**SEEDS, "rungs": {"steps": [30, 80]}, "trials": 20}
 
 
-@pytest.mark.parametrize("more", [{}, SEEDS, RUNGS], ids=["seeds-for-all", "seeds-for-the-front", "rungs"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({}, id="seeds-for-all", marks=pytest.mark.slow),
+        pytest.param(SEEDS, id="seeds-for-the-front", marks=pytest.mark.slow),
+        pytest.param(RUNGS, id="rungs"),
+    ],
+)
 def test_killed_at_twenty_random_moments(settings: Make, start: Start, tmp_path: Path, more: dict[str, Any]) -> None:
     changes = {"trials": 14, "sampler": "tpe", "constraints": {"latency_ms": 20.0}, **more}
     whole, killed = settings(name="whole", **changes), [settings(name="killed-0", **changes)]
@@ -119,6 +126,7 @@ def test_killed_at_twenty_random_moments(settings: Make, start: Start, tmp_path:
     assert [of(study) for study in killed] == [of(whole)] * len(killed)
 
 
+@pytest.mark.slow
 def test_killed_at_every_write_of_the_first_trials(settings: Make, start: Start, tmp_path: Path) -> None:
     changes = {"trials": 4, "sampler": "random", "constraints": {"latency_ms": 20.0}}
     whole, killed = settings(name="whole", **changes), settings(name="killed", **changes)

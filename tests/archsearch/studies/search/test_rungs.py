@@ -118,6 +118,7 @@ def test_few_checkpoints_stay_on_disk_and_a_deleted_training_begins_anew(setting
     assert left <= pruned
 
 
+@pytest.mark.slow
 def test_four_workers_train_no_step_twice(settings: Make, steps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUICK_SECONDS", "0.02")
     candidates = run(settings(trials=14, workers=4, sampler="random", protocol=PROTOCOL, **RUNGS))
@@ -126,6 +127,7 @@ def test_four_workers_train_no_step_twice(settings: Make, steps: Path, monkeypat
     assert len(lines) == len(set(lines))
 
 
+@pytest.mark.slow
 def test_a_raised_budget_goes_on_from_where_it_was(settings: Make) -> None:
     def with_trials(name: str, trials: int) -> list[Candidate]:
         return run(settings(name=name, trials=trials, sampler="ehvi", protocol=PROTOCOL, **RUNGS))

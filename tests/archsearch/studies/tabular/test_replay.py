@@ -154,6 +154,7 @@ def test_settings_are_samplers_or_changes() -> None:
         settings_of(study(trials=None, time_budget_minutes=7), [])
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_gives(table: BenchmarkTable, tmp_path: Path) -> None:
     write_table(table, tmp_path / "table.csv.gz")
     settings = settings_of(study(trials=4), ["qmc"])
