@@ -93,7 +93,9 @@ class Display:
         """Candidates whose trials have ended with a result since the last time, with the totals as of each."""
         for t in self._trials.changes():
             if isinstance(t, Candidate) and t.state in ("scored", "infeasible", "paused"):
-                ranked = [c for c in (self._best, t) if c is not None and c.state == "scored" and not c.infeasible]
+                # Another seed may make the best one worse than an earlier one.
+                found = [self._best, t] if t.continues is None else self._trials.candidates()
+                ranked = [c for c in found if c is not None and c.state == "scored" and not c.infeasible]
                 self._best = min(ranked, key=lambda c: c.value(self._settings.objectives[0]), default=None)
                 yield t
 

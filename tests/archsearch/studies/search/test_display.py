@@ -33,6 +33,15 @@ def test_every_line_has_the_totals_as_of_its_own_trial(settings: Make, capsys: p
     assert lines == [(str(k), f"{min(losses[:k]):.4g}") for k in range(3, 8)]
 
 
+def test_the_best_is_that_of_all_seeds_so_far(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds: dict[str, Any] = {"seeds": {"first": 1, "front": 3}, "protocol": {"train_seeds": [0, 1, 2]}}
+    study = search(settings(trials=8, sampler="random", **seeds), quiet=False, scorer=QuickScorer)
+    told = re.findall(r"best validation loss (\S+?)(?:,|$)", capsys.readouterr().err, re.MULTILINE)
+    scored = [c for c in load_candidates(study) if c.state == "scored" and not c.infeasible]
+    assert told[-1] == f"{min(c.value('validation_loss') for c in scored):.4g}"
+    assert any(c.runs > 1 for c in scored)
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_silent_minute_ends_with_the_state_and_the_time_left(
     settings: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, quiet: bool
