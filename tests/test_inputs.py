@@ -220,7 +220,10 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "study limit negative": lambda f: study(f, constraints={"latency_ms": -3}),
     "study name a path": lambda f: study(f, name="../up"),
     "study seed too large": lambda f: study(f, seed=1 << 70),
-    "study unknown device": lambda f: study(f, latency={"device": "abacus"}),
+    "study unknown device": lambda f: (
+        study(f, latency={"device": "abacus"})[0],
+        "study.yaml: latency.device: unknown device",
+    ),
     "study no threads": lambda f: study(f, latency={"threads": 0}),
     "study unknown space": lambda f: study(f, space="emojis"),
     "protocol unknown key": lambda f: protocol(f, step=3),

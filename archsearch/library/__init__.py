@@ -72,8 +72,11 @@ class NamedConfig(Config):
         except InputError as error:
             if error.source == self.source:
                 raise
-            problem = ": ".join(text for text in (error.source, error.place, error.problem) if text)
-            place = ".".join(part for part in (self._place, place) if part)
+            if error.source == place:  # it names the setting already, and a place within
+                texts, places = [error.problem], [self._place, place, error.place]
+            else:
+                texts, places = [error.source, error.place, error.problem], [self._place, place]
+            problem, place = ": ".join(filter(None, texts)), ".".join(filter(None, places))
             raise InputError(self.source, problem, error.remedy, place=place) from None
 
     def with_changes(self, changes: Mapping[str, Any]) -> Self:
