@@ -154,11 +154,9 @@ def markdown(ablation: Ablation) -> str:
     return "\n".join(blocks) + "\n"
 
 
-_CAPTION = (
-    "Δ: change relative to the row in the column “vs”. Published: the paper's change; points apart: ours minus the "
-    "published one, in percentage points."
-)
-"""End of every caption in LaTeX."""
+_CAPTION = "Δ: change relative to the row in the column “vs”."
+_CAPTION_PUBLISHED = " Published: the paper's change; points apart: ours minus the published one, in percentage points."
+"""End of a caption in LaTeX, where the table has published numbers."""
 
 _LATEX_SYMBOLS = str.maketrans(
     {"Δ": r"$\Delta$", "×": r"$\times$", "−": "$-$", "≤": r"$\leq$", "–": "--", "“": "``", "”": "''", "é": r"\'e"}
@@ -191,7 +189,9 @@ def _latex_table(ablation: Ablation, group: Group) -> str:
     ends = list(itertools.accumulate(len(names) for _, names in groups))
     rules = " ".join(rf"\cmidrule(lr){{{a + 1}-{b}}}" for a, b in itertools.pairwise(ends))
     first, rest = tabular.split("\\\\\n", 1)
+    has_published = any("published" in names for _, names in groups)
     caption = f"{ablation.name.replace('_', chr(92) + '_')}. {GROUPS[group]}. {_CAPTION}"
+    caption += _CAPTION_PUBLISHED if has_published else ""
     return (
         f"\n\\begin{{table}}[t]\n\\centering\n\\caption{{{caption}}}\n\\label{{tab:{ablation.name}-{group}}}\n"
         f"\\resizebox{{\\linewidth}}{{!}}{{%\n{first}\\\\\n{rules}\n{rest.rstrip()}%\n}}\n\\end{{table}}\n"

@@ -113,6 +113,8 @@ def test_latex_is_plain_and_balanced(made: Made) -> None:
     for part in ("table", "tabular"):
         assert text.count(f"\\begin{{{part}}}") == text.count(f"\\end{{{part}}}") == 3
     assert text.count("\\caption{") == text.count("\\label{tab:") == 3
+    published = [g for g in table.GROUPS if any("published" in column for column in table.header(made(), g))]
+    assert 0 < text.count("points apart: ours minus") == len(published) < 3, "only of columns that are there"
     assert "\\usepackage{booktabs}" in text, "what it needs is named"
     body = [line for line in text.splitlines() if not line.startswith("%")]
     rows = [line for line in body if line.endswith("\\\\") and " & " in line]
