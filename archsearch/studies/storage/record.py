@@ -334,8 +334,7 @@ def read_trial(study: Study, t: FrozenTrial, slots: Mapping[int, int], *, new_sl
         if earlier is not None and not (isinstance(earlier, int) and earlier in slots and earlier < t.number):
             raise damaged(f"trial {t.number} of study {study.study_name}", f"{earlier!r:.20} is not a trial", key)
     # Slots follow from what is fixed when a trial is created, so that all workers agree.
-    first = slots.get(t.user_attrs.get("retry_of", -1), new_slot)
-    return _read_trial(study, t, slots.get(t.number, first))
+    return _read_trial(study, t, slots.get(t.number, slots.get(t.user_attrs.get("retry_of", -1), new_slot)))
 
 
 def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
