@@ -9,6 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol, SupportsFloat
 
 SECONDS_BETWEEN_LINES = 10.0
+
+SECONDS_OF_SILENCE = 60.0
+"""Longest time without a line of long work where there are no bars, even if its output is quiet."""
+
 _log = logging.getLogger(__name__)
 
 

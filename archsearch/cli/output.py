@@ -19,15 +19,11 @@ from rich.text import Text
 
 from snapgen.errors import InputError, printable
 from snapgen.io.atomic import check_writable
-from snapgen.progress import SECONDS_BETWEEN_LINES, ProgressCallback, time_left
+from snapgen.progress import SECONDS_BETWEEN_LINES, SECONDS_OF_SILENCE, ProgressCallback, time_left
 
 if TYPE_CHECKING:
     from archsearch.score import Score
     from archsearch.spaces.space import HasCosts
-
-
-SECONDS_OF_SILENCE = 60.0
-"""Longest time without a line of long work whose output is quiet."""
 
 
 def check_out(out: Path | None, *suffixes: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, check_one_runtime, comparable
 from archsearch.stats.pareto import non_dominated
@@ -32,22 +32,28 @@ def load_attempts(study: Study) -> list[Candidate]:
     A slot scores a candidate, or a further seed of one. Trials without an architecture and trials that no worker made
     are left out.
     """
-    candidates = [_of_slot(attempts) for attempts in StudyTrials(study).read().by_slot.values()]
-    attrs = study.user_attrs
-    for candidate in candidates:
-        if candidate is not None and "settings" in attrs:
-            _check(candidate, attrs, f"trial {candidate.number} of study {study.study_name}")
+    slots = (_of_slot(attempts) for attempts in StudyTrials(study).read().by_slot.values())
+    candidates, attrs = [candidate for candidate in slots if candidate is not None], study.user_attrs
+    if candidates and "settings" in attrs:
+        choices = {knob["name"]: len(knob["choices"]) for knob in attrs["space"]["knobs"]}
+        for candidate in candidates:
+            source = f"trial {candidate.number} of study {study.study_name}"
+            _check(candidate, choices, attrs["settings"]["objectives"], source)
     measured = measured_latencies(study)
-    return [_with_measured(candidate, measured) for candidate in candidates if candidate is not None]
+    return [_with_measured(candidate, measured) for candidate in candidates]
 
 
-def _check(candidate: Candidate, attrs: Mapping[str, Any], source: str) -> None:
-    """Raise unless a candidate is at a point of its study's space, or at none, and has the numbers to be ranked by."""
-    choices = {knob["name"]: len(knob["choices"]) for knob in attrs["space"]["knobs"]}
+def _check(candidate: Candidate, choices: Mapping[str, int], names: Sequence[str], source: str) -> None:
+    """Raise unless a candidate is at a point of its study's space, or at none, and has the numbers to be ranked by.
+
+    Args:
+        choices: number of choices of each knob.
+        names: the objectives.
+    """
     point = candidate.point
     if point and (point.keys() != choices.keys() or not all(0 <= point[name] < choices[name] for name in choices)):
         raise damaged(source, "is not at a point of the study's space", "point")
-    for name in attrs["settings"]["objectives"] if candidate.state == "scored" else ():
+    for name in names if candidate.state == "scored" else ():
         try:
             candidate.value(name)
         except MissingScore as error:

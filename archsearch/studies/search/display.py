@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Self
 from archsearch.score import OBJECTIVES
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.further_runs import FurtherRuns
+from archsearch.studies.storage.ranking import competes
 from archsearch.studies.storage.record import Candidate
 from archsearch.studies.storage.study_trials import StudyTrials
-from snapgen.progress import format_duration
+from snapgen.progress import SECONDS_OF_SILENCE, format_duration
 
 if TYPE_CHECKING:
     from optuna import Study
     from rich.progress import Progress, TaskID
 
 REFRESH_SECONDS = 1.0
-
-SECONDS_OF_SILENCE = 60.0
-"""Where there are no bars, a line tells the state of the study if there was none for this long, even if quiet."""
-
 
 MIN_FRACTION = 0.05
 """Share of a running trial from which its own duration is estimated, where none has ended."""
@@ -93,9 +90,12 @@ class Display:
         """Candidates whose trials have ended with a result since the last time, with the totals as of each."""
         for t in self._trials.changes():
             if isinstance(t, Candidate) and t.state in ("scored", "infeasible", "paused"):
-                # Another seed may make the best one worse than an earlier one.
-                found = [self._best, t] if t.continues is None else self._trials.candidates()
-                ranked = [c for c in found if c is not None and c.state == "scored" and not c.infeasible]
+                best = self._best
+                if best is not None and t.continues == (best.number if best.continues is None else best.continues):
+                    found = self._trials.candidates()  # another seed may make the best one worse than an earlier one
+                else:
+                    found = [t] if best is None else [best, t]
+                ranked = [c for c in found if competes(c)]
                 self._best = min(ranked, key=lambda c: c.value(self._settings.objectives[0]), default=None)
                 yield t
 
@@ -135,10 +135,11 @@ class Display:
         settings, estimates = self._settings, []
         if settings.time_budget_minutes is not None:
             estimates.append(60 * settings.time_budget_minutes - self._trials.busy_seconds())
-        begun = [c.seconds / c.fraction for c in self._running() if c.fraction > MIN_FRACTION]
+        under_way = self._running()
+        begun = [c.seconds / c.fraction for c in under_way if c.fraction > MIN_FRACTION]
         median = self._trials.median_seconds() or (statistics.median(begun) if begun else None)
         if settings.trials is not None and median is not None:
-            running = sum(min(c.seconds / median, 1) for c in self._running())
+            running = sum(min(c.seconds / median, 1) for c in under_way)
             further = self._further_runs.count(self._trials) / len(settings.first_seeds)
             left = max(0, settings.trials - len(self._trials.scored)) + further - running
             estimates.append(left * median / settings.workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, MutableMapping, Sequence
 from functools import cached_property
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -39,6 +39,11 @@ SURE = 3
 """Number of standard deviations of their difference by which a candidate is surely worse than another one."""
 
 
+Precedence = tuple[bool, bool, int]
+
+T = TypeVar("T")
+
+
 class Row(NamedTuple):
     """A candidate with what is needed of it at every ranking."""
 
@@ -46,7 +51,7 @@ class Row(NamedTuple):
     architecture_id: str
     slot: int
     is_paused: bool
-    precedence: tuple[bool, bool, int]
+    precedence: Precedence
     """Of one architecture's candidates the lowest counts: the final round if there is one, else the first trial."""
     competes: bool
     """Whether it is scored and feasible."""
@@ -61,9 +66,13 @@ class Row(NamedTuple):
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Scored and feasible candidates, each architecture once: the final round if it has one, else the first trial."""
-    competing = [c for c in candidates if c.state == "scored" and not c.infeasible]
-    first = {c.id: c for c in sorted(competing, key=_precedence, reverse=True)}
-    return sorted(first.values(), key=lambda c: c.slot)
+    competing = ((c.id, _precedence(c), c) for c in candidates if competes(c))
+    return sorted(_first_of_each(competing), key=attrgetter("slot"))
+
+
+def competes(c: Candidate) -> bool:
+    """Whether a candidate is scored and feasible."""
+    return c.state == "scored" and not c.infeasible
 
 
 def run_noise(by_seed: Iterable[tuple[float, ...]], *, prior: float = RUN_NOISE) -> float:
@@ -157,13 +166,9 @@ class Ranking:
             if row is None or row.candidate is not c:
                 row = known[c.number] = self._row(c)
             self._rows.append(row)
-        first: dict[str, Row] = {}
-        for row in self._rows:
-            if row.competes:
-                other = first.setdefault(row.architecture_id, row)
-                if row.precedence < other.precedence:
-                    first[row.architecture_id] = row
-        self._ranked = sorted((row for row in first.values() if not row.diverged), key=attrgetter("slot"))
+        competing = ((row.architecture_id, row.precedence, row) for row in self._rows if row.competes)
+        first = _first_of_each(competing)
+        self._ranked = sorted((row for row in first if not row.diverged), key=attrgetter("slot"))
         self._paused = [row for row in self._rows if row.is_paused]
         self.scored = [row.candidate for row in self._ranked]
         self.paused = [row.candidate for row in self._paused]
@@ -237,7 +242,7 @@ class Ranking:
             slot=c.slot,
             is_paused=c.state == "paused",
             precedence=_precedence(c),
-            competes=c.state == "scored" and not c.infeasible,
+            competes=competes(c),
             diverged=quality is not None and quality.diverged,
             values=tuple(_value(c, name) for name in self._settings.objectives),
             by_seed=tuple(getattr(quality, name).by_seed if quality else () for name in names),
@@ -245,8 +250,18 @@ class Ranking:
         )
 
 
-def _precedence(c: Candidate) -> tuple[bool, bool, int]:
+def _precedence(c: Candidate) -> Precedence:
     return c.reused_from is not None, c.name != FINAL, c.slot
+
+
+def _first_of_each(entries: Iterable[tuple[str, Precedence, T]]) -> list[T]:
+    """The entry of the lowest precedence of each architecture, by its id."""
+    first: dict[str, tuple[Precedence, T]] = {}
+    for architecture_id, precedence, entry in entries:
+        known = first.get(architecture_id)
+        if known is None or precedence < known[0]:
+            first[architecture_id] = precedence, entry
+    return [entry for _, entry in first.values()]
 
 
 def _value(c: Candidate, objective: str) -> float:

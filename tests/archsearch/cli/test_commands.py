@@ -41,9 +41,19 @@ def test_every_command_has_an_example_that_parses(name: str) -> None:
         assert set(re.findall(r"(?<=\s)--[a-z0-9-]+", example)) <= options
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: …\nmore")])
-def test_too_little_memory_is_one_line(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "out of memory ("),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: …\nmore"), "out of memory ("),
+        (
+            OSError(errno.EMFILE, "Too many open files", "sdxl.yaml"),
+            "sdxl.yaml: too many open files; close other programs",
+        ),
+    ],
+)
+def test_a_fault_of_the_machine_is_one_line(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise error
@@ -53,21 +63,7 @@ def test_too_little_memory_is_one_line(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("archsearch: out of memory (")
-
-
-def test_a_fault_of_the_machine_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.EMFILE, "Too many open files", "sdxl.yaml")
-
-    monkeypatch.setattr("snapgen.architecture.presets.resolve", full)
-    monkeypatch.setattr(sys, "argv", ["archsearch", "cost", "sdxl"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 1
-    assert capsys.readouterr().err.startswith("archsearch: sdxl.yaml: too many open files; close other programs")
+    assert capsys.readouterr().err.startswith(f"archsearch: {told}")
 
 
 def test_an_interrupt_is_one_line_and_status_130(
