@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
@@ -164,8 +165,10 @@ def _own(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 def _told(details: ErrorDetails, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
     """Problem and remedy of a pydantic error; of one that a `Config`'s rules raised, those of every broken rule."""
     if details["type"] == "extra_forbidden":
-        names = ", ".join(sorted(model.model_fields)) if len(details["loc"]) == 1 else ""
-        yield "unknown key", f"remove it or use one of: {names}" if names else "remove it or check its spelling"
+        names = sorted(model.model_fields) if len(details["loc"]) == 1 else []
+        like = get_close_matches(str(details["loc"][-1]), names, 1)
+        remedy = f"write {like[0]}" if like else f"use one of: {', '.join(names)}" if names else "check its spelling"
+        yield "unknown key", f"remove it or {remedy}"
     elif isinstance(cause := details.get("ctx", {}).get("error"), BrokenRules):
         yield from map(problem_and_remedy, cause.errors)
     else:
@@ -234,6 +237,7 @@ _PLAIN = (
     ("float_type float_parsing", "{given} is not a number", "write one, e.g. 0.5"),
     ("finite_number", "{given} is not a finite number", "write one that is, e.g. 0.5"),
     ("bool_type bool_parsing", "{given} is neither true nor false", "write true or false"),
+    ("string_pattern_mismatch", "{given} cannot be a name here", "write a short one of letters, digits and hyphens"),
     ("string_type", "{given} is not a text", "write a text, in quotes if it looks like a number"),
     ("list_type tuple_type", "{given} is not a list", "write a list, e.g. [a, b]"),
     ("dict_type mapping_type model_type model_attributes_type", "{given} is not a mapping", "write 'key: value' lines"),

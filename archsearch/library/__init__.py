@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -115,13 +116,14 @@ def locate(name_or_path: str | Path, kinds: tuple[Kind, ...]) -> Path:
         kinds: where a name is looked for, in this order; a name may say its kind, which is any of these.
 
     Raises:
-        InputError: if it is neither; the message lists the names.
+        InputError: if it is neither; the message lists those like it, or all.
     """
     names = {name: path for kind in reversed(kinds) for name, path in shipped(kind).items()}
     names |= {f"{kind}/{name}": path for kind in kinds for name, path in shipped(kind).items()}
     path = names.get(str(name_or_path), Path(name_or_path))
     if not path.suffix and not path.exists():
-        known = ", ".join(name for name in names if "/" not in name or len(kinds) > 1)
+        like = get_close_matches(str(name_or_path), names, 3)
+        known = ", ".join(like or (name for name in names if "/" not in name))
         noun = NOUNS[kinds[0]]
         raise InputError(name_or_path, f"is neither a shipped {noun} nor a file", f"use {known} or a YAML file")
     return path

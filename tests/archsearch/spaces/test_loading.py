@@ -235,9 +235,11 @@ def test_files_that_are_not_spaces(tmp_path: Path) -> None:
         error_message(path)
     error_message(tmp_path / "missing.yaml")
     error_message(tmp_path)
-    names = "emoji, emoji-blocks, emoji-factorial, emoji-large, sd15-blocks, snapgen, snapgen-factorial, snapgen-small"
-    with pytest.raises(InputError, match=f"emojy: is neither a shipped space nor a file; use {names}"):
+    with pytest.raises(InputError, match="emojy: is neither a shipped space nor a file; use emoji or a YAML file"):
         load_space("emojy")
+    names = "emoji, emoji-blocks, emoji-factorial, emoji-large, sd15-blocks, snapgen, snapgen-factorial, snapgen-small"
+    with pytest.raises(InputError, match=f"mine: is neither a shipped space nor a file; use {names} or a YAML file"):
+        load_space("mine")
 
 
 def test_a_base_from_a_file_beside_the_space(tmp_path: Path) -> None:

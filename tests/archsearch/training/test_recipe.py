@@ -122,7 +122,7 @@ def test_changes_are_checked(tmp_path: Path) -> None:
 
 
 def test_no_such_recipe(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"emojy: is neither a shipped recipe nor a file; use emoji, "):
+    with pytest.raises(InputError, match=r"emojy: is neither a shipped recipe nor a file; use emoji"):
         load_recipe("emojy")
     with pytest.raises(InputError, match="does not exist"):
         load_recipe(tmp_path / "none.yaml")
