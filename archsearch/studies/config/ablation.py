@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from snapgen.architecture import overrides
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Config, problem_and_remedy
+from snapgen.config import Config, problem_and_remedy, rule
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,11 +31,10 @@ class PublishedNumber(Config):
     quote: str = ""
     """The paper's own wording, where it gives no number or gives one in another form."""
 
-    @model_validator(mode="after")
-    def _is_not_empty(self) -> Self:
+    @rule
+    def _is_not_empty(self) -> None:
         if self.value is None and not self.quote:
             raise ValueError("has neither value nor quote; give one or remove it")
-        return self
 
 
 class AblationRowConfig(Config):
@@ -82,8 +81,8 @@ class AblationConfig(Config):
     def _final_row_is_a_string(cls, name: object) -> object:
         return str(name) if isinstance(name, int) else name
 
-    @model_validator(mode="after")
-    def _rows_build_on_earlier_ones(self) -> Self:
+    @rule
+    def _rows_build_on_earlier_ones(self) -> None:
         seen: list[str] = []
         for name, row in self.rows.items():
             if (row.baseline is None) != (not seen):
@@ -97,9 +96,12 @@ class AblationConfig(Config):
                     f"rows.{name}: the base has no overrides and every other row has some; correct overrides"
                 )
             seen.append(name)
-        if self.final_row not in seen[1:]:
-            raise ValueError(f"final_row {self.final_row!r} is not a row after the base; use {', '.join(seen[1:])}")
-        return self
+
+    @rule
+    def _has_its_final_row(self) -> None:
+        after = list(self.rows)[1:]
+        if self.final_row not in after:
+            raise ValueError(f"final_row {self.final_row!r} is not a row after the base; use {', '.join(after)}")
 
     @property
     def base(self) -> str:

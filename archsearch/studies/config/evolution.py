@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Self
-
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from archsearch.block_latency.config import BlockTableConfig
-from snapgen.config import Config
+from snapgen.config import Config, rule
 
 
 class EvolutionConfig(Config):
@@ -45,11 +43,10 @@ class EvolutionConfig(Config):
     rounds: int = Field(default=30, ge=1, le=10_000)
     """Largest number of rounds, not counting the final one."""
 
-    @model_validator(mode="after")
-    def _has_one_target(self) -> Self:
+    @rule
+    def _has_one_target(self) -> None:
         if bool(self.target_ms) == (self.target_ratio is not None):
             raise ValueError("give a target: either target_ms or target_ratio")
-        return self
 
     def resolve_target(self, base_ms: float) -> EvolutionConfig:
         """These settings with the target in milliseconds.

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from archsearch.protocol import MAX_SEEDS
-from snapgen.config import Config
+from snapgen.config import Config, rule
 
 
 class SeedsConfig(Config):
@@ -19,11 +18,10 @@ class SeedsConfig(Config):
     front: int = Field(default=3, ge=1, le=MAX_SEEDS)
     """Seeds of the candidates that are likely to be on the front, by the end of the study."""
 
-    @model_validator(mode="after")
-    def _front_has_more(self) -> Self:
+    @rule
+    def _front_has_more(self) -> None:
         if self.front < self.first:
             raise ValueError(f"front is {self.front}, but first is {self.first}; raise front")
-        return self
 
 
 class RungsConfig(Config):
