@@ -17,7 +17,7 @@ from pathlib import Path
 from snapgen.errors import InputError, first_line
 
 STALE_SECONDS = 24 * 3600
-"""Age from which a temporary file is one that a killed process left."""
+"""Age from which a temporary file or folder is one that a killed process left."""
 
 
 @contextmanager
@@ -74,11 +74,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_stale(folder: Path, pattern: str) -> None:
-    """Remove the temporary files that processes left which were killed long ago."""
+    """Remove the temporary files and folders that processes left which were killed long ago."""
     for temporary in folder.glob(pattern):
         with contextlib.suppress(OSError):  # another process was faster
             if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
-                temporary.unlink()
+                shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 
 def check_writable(path: Path) -> None:
@@ -111,7 +111,7 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; rename it to ``path`` on success, delete it on failure.
 
-    Folders that were made to hold it are deleted on failure, too.
+    Folders that were made to hold it are deleted on failure, too. What killed processes left is removed.
 
     Args:
         path: the folder.
@@ -128,7 +128,8 @@ def atomic_folder(
         temporary = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+            remove_stale(path.parent, f".{glob.escape(path.name)}-????????.part")
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".part", dir=path.parent))
             yield temporary
             temporary.chmod(0o755)
             old = temporary.with_name(f"{temporary.name}.old")

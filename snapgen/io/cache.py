@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 import uuid
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,12 +19,11 @@ from safetensors.torch import save_file
 
 from snapgen import files
 from snapgen.errors import InputError
+from snapgen.io.atomic import remove_stale
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | tuple[JSON, ...] | Mapping[str, JSON] | None"
 
 _log = logging.getLogger(__name__)
-# Age at which a temporary file counts as left over from a killed process; no write takes this long.
-_STALE_SECONDS = 24 * 3600.0
 
 
 def cache_dir() -> Path:
@@ -99,7 +97,7 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(path.parent)
+    remove_stale(path.parent, "*.part")
     # Several workers may compute the same tensors at once: each writes its own file, and the last rename wins.
     temporary = path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
@@ -110,15 +108,6 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _remove_stale(parent: Path) -> None:
-    for temporary in parent.glob("*.part"):
-        try:
-            if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
-                temporary.unlink()
-        except OSError:  # another worker removed it first
-            continue
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,16 @@ def test_a_folder_that_fails_leaves_nothing(error: BaseException, reason: str, t
     with pytest.raises(expected, match=reason):
         failing(tmp_path / "mine" / "new" / "out", error)
     assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+def test_what_a_killed_process_left_long_ago_goes(tmp_path: Path) -> None:
+    for name, hours in {".out-abcdefgh.part": 48, ".out-abcdefg2.part": 1, ".out-original": 48}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("")
+        os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
+    with atomic_folder(tmp_path / "out"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out-abcdefg2.part", ".out-original"}
 
 
 def test_a_folder_that_is_not_replaced_stays(tmp_path: Path) -> None:
