@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.kills --kills 200
 
-The kills are shared out over a search, an evolution, a training, a device and a report, of the tests' small studies.
-Each is killed and started again until it ends; then it begins anew in another folder, until it has had its kills. What
-it ends with must be what a run has that was left alone: the same trials and scores, the same weights to the bit, every
-measurement once, the same file.
+The kills are shared out over a search, an evolution, a training, a device and a report, of the tests' small studies,
+and over commands that write one folder: convert, export and prune-decoder. Each is killed and started again until it
+ends; then it begins anew in another folder, until it has had its kills. What it ends with must be what a run has that
+was left alone: the same trials and scores, the same weights to the bit, every measurement once, the same file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+
+from archsearch.cli.convert import convert
 from archsearch.reports.study_report import write_report
 from archsearch.studies.config.study import StudyConfig, load_config
 from archsearch.studies.evolution.run import evolve
@@ -31,10 +34,15 @@ from archsearch.studies.remote import server
 from archsearch.studies.remote.queue import MeasurementQueue, MeasurementSpec
 from archsearch.studies.search.run import search
 from archsearch.studies.storage.database import load_study, open_storage
+from snapgen.architecture import presets
+from snapgen.coreml.convert import COREML
+from snapgen.coreml.net_export import export_net
+from snapgen.pipeline.decoder_distillation import DecoderDistillationConfig, distill
 from tests.archsearch.studies import quick, tiny_recipe
 from tests.archsearch.studies.evolution import test_run as evolution
 from tests.archsearch.studies.remote.test_client import Quick
 from tests.archsearch.studies.search.test_restart import RUNGS, of
+from tests.snapgen.pipeline import test_decoder_distillation as pruning
 
 MEASUREMENTS = 12
 LONGEST_SECONDS = 8
@@ -44,11 +52,12 @@ ORDER = MeasurementSpec("quick", 8, 77, {})
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of command: how it runs in a folder, what it leaves there, and what one run leaves at any moment."""
+    """One kind of command: what it needs, does and leaves in a folder, and what must hold there at any moment."""
 
     run: Callable[[Path], Any]
     outcome: Callable[[Path], Any]
     check: Callable[[Path], None] = lambda _: None
+    prepare: Callable[[Path], Any] = lambda _: None
 
 
 def _study(folder: Path) -> StudyConfig:
@@ -97,12 +106,43 @@ def _whole(folder: Path) -> None:
     assert not table.exists() or table.read_text().endswith("\n")
 
 
+def _convert(folder: Path) -> None:
+    if not (out := folder / "out").exists():
+        convert(str(folder / "sd" / "unet"), out, quiet=True)
+
+
+def _export(folder: Path) -> None:
+    os.environ["ARCHSEARCH_CACHE"] = str(folder / "cache")
+    if not (out := folder / "out.mlpackage").exists():
+        export_net(presets.preset("snapgen-emoji"), out, latent_size=4)
+
+
+def _prune(folder: Path) -> None:
+    os.environ["ARCHSEARCH_CACHE"] = str(folder / "cache")
+    (folder / "prompts.txt").write_text("a red fox\na moon\n")
+    if not (out := folder / "out").exists():
+        training = DecoderDistillationConfig(steps=40, batch_size=3, warmup_steps=1)
+        distill(str(folder / "sd"), folder / "prompts.txt", out, sampling=pruning.FEW, training=training)
+
+
+def _nets(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted((folder / "out").rglob("*.safetensors"))}
+
+
+def _whole_nets(folder: Path) -> None:
+    for file in (folder / "out").rglob("*.safetensors"):
+        safetensors.torch.load_file(file)
+
+
 KINDS = {
     "search": Kind(_search, lambda folder: of(_study(folder))),
     "evolve": Kind(_evolve, lambda folder: evolution.rounds(load_config(folder / "study.yaml"))),
     "train": Kind(tiny_recipe.train, lambda folder: tiny_recipe.weights(folder / "runs" / "tiny")),
     "device": Kind(_device, _measured),
     "report": Kind(_report, _files, _whole),
+    "convert": Kind(_convert, _nets, _whole_nets, pruning.theirs),
+    "export": Kind(_export, lambda folder: COREML.summarize(folder / "out.mlpackage")),
+    "prune-decoder": Kind(_prune, _nets, _whole_nets, pruning.theirs),
 }
 
 
@@ -162,6 +202,7 @@ class Killer:
     def _new(self, name: str) -> Path:
         folder = self._folder / self._kind / name
         folder.mkdir(parents=True)
+        KINDS[self._kind].prepare(folder)
         return folder
 
 
@@ -170,12 +211,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     given = parser.parse_args()
-    each = -(-given.kills // len(KINDS))
+    each = -(-given.kills // len(given.only))
     with tempfile.TemporaryDirectory(prefix="archsearch-kills-") as folder:
-        for number, kind in enumerate(KINDS):
+        for number, kind in enumerate(given.only):
             print(Killer(kind, Path(folder), given.seed + number).kill(each), flush=True)
-    print(f"{each * len(KINDS)} kills: nothing lost, nothing twice, training bit-exact")
+    print(f"{each * len(given.only)} kills: nothing lost, nothing twice, training bit-exact")
 
 
 if __name__ == "__main__":
