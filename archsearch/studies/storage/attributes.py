@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from archsearch.block_latency.table import BlockTable
 from archsearch.protocol import ResolvedProtocol
 from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from snapgen.config import Config, parse_config
-from snapgen.errors import InputError, first_line
+from snapgen.errors import InputError, first_line, printable
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -24,6 +25,9 @@ FORMAT = 1
 
 Studies of before it was stored have format 1.
 """
+
+Printable = Annotated[str, AfterValidator(partial(printable, newlines=True))]
+"""A text without characters that control a terminal, which an error or a name may hold."""
 
 _REMEDY = "name another study, or restore the storage"
 

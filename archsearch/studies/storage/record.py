@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality, Score, metric_label
-from archsearch.studies.storage.attributes import parse_errors
+from archsearch.studies.storage.attributes import Printable, parse_errors
 from archsearch.studies.storage.rounds import EvolutionRound
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config, parse_config
@@ -179,9 +179,9 @@ class TrialRecord(StoredTrial):
 
     constraints: dict[str, float]
     """Relative excess over each limit, by the name of the limited number; feasible at 0 and below."""
-    exceeded: str | None = Field(default=None, alias="infeasible")
+    exceeded: Printable | None = Field(default=None, alias="infeasible")
     """Limits for which the trial was ended, and by how much they are broken."""
-    error: str | None = None
+    error: Printable | None = None
     """The error that scoring raised."""
     rejected: bool = Field(default=False, alias="refused")
     """Whether the candidate cannot be scored at all, so that its slot is not retried."""

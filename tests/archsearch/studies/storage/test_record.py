@@ -85,6 +85,13 @@ def test_a_field_that_no_trial_has_is_not_written() -> None:
     assert study.get_trials() == []
 
 
+def test_an_error_cannot_control_a_terminal() -> None:
+    study = in_memory()
+    trial_id = TrialRecord.create(study, "RUNNING", worker=worker_identity(), slot=0)
+    TrialRecord.end(study._storage, trial_id, error="no \x1b[2Jfile\nhere")
+    assert StudyTrials(study).read()[0].error == "no \ufffd[2Jfile\nhere"
+
+
 def test_trials_of_others_are_left_out() -> None:
     study = in_memory()
     study.add_trial(optuna.trial.create_trial(value=1.0))
