@@ -88,8 +88,11 @@ def check_attributes(study: Study, *, begun: bool = True) -> dict[str, Any]:
         if begun:
             raise InputError(source, "was killed before it began", "run it again")
         return {}
-    parsed = parse_config(attrs, StudyAttributes, source=source)
-    Space.from_dict(parsed.space, source=source)
+    try:
+        parsed = parse_config(attrs, StudyAttributes, source=source)
+        Space.from_dict(parsed.space, source=source)
+    except InputError as error:  # nobody wrote it by hand: the first mistake tells that it is damaged
+        raise InputError(error.source, error.problem, _REMEDY, place=error.place) from None
     if directions != ["MINIMIZE"] * len(parsed.settings.objectives):
         problem = f"is to {', '.join(directions).lower()}, not to minimize {', '.join(parsed.settings.objectives)}"
         raise InputError(source, problem, _REMEDY)

@@ -158,8 +158,9 @@ MAY_SUCCEED = {
     "architecture of another id",
     "version gone",
     "version of the future",
+    "point negative",
 }
-"""Such a trial is not a candidate's, or what has changed is not read."""
+"""Such a trial is not a candidate's, or what has changed is not read; Optuna reads -1 as the last of the choices."""
 
 
 @pytest.fixture
