@@ -37,7 +37,14 @@ from archsearch.studies.config.evolution import EvolutionConfig
 from archsearch.studies.config.runs import RungsConfig, SeedsConfig
 from archsearch.studies.config.study import LatencyConfig, SamplerConfig, StudyConfig, SupernetAuditConfig
 from archsearch.training.comparison import ComparisonConfig, SamplingOverride, VariantConfig
-from archsearch.training.recipe import ExpectedShapes, Recipe, RecipeEvaluationConfig, TeacherSourceConfig
+from archsearch.training.recipe import (
+    ExpectedShapes,
+    FigureConfig,
+    FigureRow,
+    Recipe,
+    RecipeEvaluationConfig,
+    TeacherSourceConfig,
+)
 from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
 from snapgen.autoencoders.training import DecoderTrainingConfig
 from snapgen.conditioning.captions import TextEncoderConfig
@@ -158,6 +165,8 @@ PAGES = (
                 "`SD3Transformer2DModel`.",
             ),
             Section(RecipeEvaluationConfig, "Evaluation", "Under `evaluation`."),
+            Section(FigureConfig, "Figure", "Under `figure`."),
+            Section(FigureRow, "Row of a figure", "Under `figure.rows`."),
             Section(ExpectedShapes, "Expected shapes", "Under `expected_shapes`."),
             Section(
                 Stage,

@@ -1,4 +1,4 @@
-"""Check that a recipe's models fit together, by shapes read from their files or expected by the recipe."""
+"""Check that models that a recipe names fit together, by their shapes, and digest the contents that a run keeps to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import NoReturn, TypeVar
 
 import torch
 
+from archsearch.quality.resolve import SPLITS
 from archsearch.studies.lookup import find_architecture
 from archsearch.training.recipe import (
     ExpectedShapes,
     Recipe,
     learns_from_teacher,
+    resolutions_of,
     stage_teacher,
     unet_teacher,
 )
@@ -24,7 +26,10 @@ from snapgen.autoencoders import autoencoder
 from snapgen.autoencoders.training import build_tiny_decoder
 from snapgen.conditioning import captions, text_encoder
 from snapgen.conditioning.captions import ConditioningDims
+from snapgen.data.dataset import source_digest
 from snapgen.errors import InputError
+from snapgen.io import pretrained
+from snapgen.io.digests import digest_contents
 from snapgen.io.prediction_type import check_prediction_type
 from snapgen.models.unet import UNet
 from snapgen.objectives import teacher
@@ -320,3 +325,38 @@ def trained_params(recipe: Recipe, arch: Architecture, stage: NetStage, teacher_
         objectives, _ = build_objectives(stage, net, frozen, prediction=recipe.prediction_type, seed=0)
     parameters = (parameter for objective in objectives.values() for parameter in objective.parameters())
     return sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+
+
+def contents_of(recipe: Recipe, shapes: ResolvedShapes) -> dict[str, str]:
+    """Digests of data, autoencoder, text encoders, teachers and initial weights, by the setting that names them.
+
+    Args:
+        recipe: the recipe.
+        shapes: its resolved shapes, with the folders of its teachers.
+
+    Raises:
+        InputError: if something is missing or unreadable.
+    """
+    contents = {"autoencoder": autoencoder.digest(recipe.autoencoder)}
+    for side in sorted({side for stage in recipe.stages for side in resolutions_of(stage)}):
+        for split in SPLITS:
+            contents[f"data ({split}, {side} px)"] = source_digest(recipe.data, split=split, resolution=side)
+    for place, encoders in (
+        ("text_encoders", recipe.text_encoders),
+        ("teacher.text_encoders", recipe.teacher_text_encoders),
+    ):
+        for number, encoder in enumerate(encoders):
+            contents[f"{place}[{number}].encoder"] = text_encoder.digest(encoder.encoder)
+    for own, net in shapes.teachers.items():
+        if own is not None or (recipe.teacher is not None and recipe.teacher.path is not None):
+            contents[f"teacher {own}" if own else "teacher.path"] = _digest(Path(net.source))
+    for folder in filter(None, map(unet_teacher, recipe.stages)):
+        contents[f"teacher {folder}"] = _digest(Path(folder))
+    if recipe.init_weights is not None:
+        contents["init_weights"] = _digest(Path(recipe.init_weights))
+    return contents
+
+
+def _digest(folder: Path) -> str:
+    """Digest of a net's weights and configuration."""
+    return digest_contents([folder / pretrained.CONFIG_NAME, *pretrained.weight_files(folder)])

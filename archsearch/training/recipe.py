@@ -60,6 +60,26 @@ class RecipeEvaluationConfig(EvaluationConfig):
     """Prompts of the sample grids; empty: held-out captions."""
 
 
+class FigureRow(Config):
+    """A row of a figure: one net, sampled in one way."""
+
+    stage: str
+    """Stage whose net draws the row."""
+    num_inference_steps: int = Field(ge=1, le=1000)
+    """Sampling steps."""
+    guidance_scale: float = Field(default=1, ge=0, le=100)
+    """Guidance scale; 1: no guidance, one evaluation of the net a step instead of two."""
+
+
+class FigureConfig(Config):
+    """A figure of the finished run: in each column a caption and its noise, in each row a net and its sampling."""
+
+    captions: tuple[str, ...] = Field(min_length=1, max_length=64)
+    """Captions of the columns; those of training images stand before the others."""
+    rows: tuple[FigureRow, ...] = Field(min_length=1, max_length=64)
+    """Rows, from top to bottom."""
+
+
 class ExpectedShapes(Config):
     """Shapes that the recipe's files must have, so that a plan can be made on machines without those files."""
 
@@ -104,6 +124,8 @@ class Recipe(NamedConfig):
     """Shapes of models that are not on this machine, so that --dry-run can plan without them."""
     evaluation: RecipeEvaluationConfig = RecipeEvaluationConfig()
     """Evaluation of the net at the end of a stage and during it."""
+    figure: FigureConfig | None = None
+    """Figure to draw when all stages are done, as figure.png and figure.csv; None: none."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of everything random in the run."""
     checkpoint_minutes: float = Field(default=5, ge=0)
@@ -162,6 +184,14 @@ class Recipe(NamedConfig):
                 raise ValueError(f"{problem}, which needs samples; raise evaluation.num_samples")
             if metric.startswith("retrieval") and not self.evaluation.retrieval:
                 raise ValueError(f"{problem}, which is not measured; set evaluation.retrieval to true")
+
+    @rule
+    def _figure_shows_students(self) -> None:
+        students = [stage.name for stage in self.stages if trains_student(stage)]
+        for row in self.figure.rows if self.figure else ():
+            if row.stage not in students:
+                problem = f"a row of the figure is of {row.stage!r:.60}, which is no stage that trains the student"
+                raise ValueError(f"{problem}; use one of: {', '.join(students)}")
 
     @property
     def folder(self) -> Path:

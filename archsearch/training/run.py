@@ -18,12 +18,13 @@ from torch import Tensor
 
 from archsearch.studies.signals import StopRequest, stoppable
 from archsearch.training import run_folder
-from archsearch.training.compatibility import check_recipe, new_teacher, resolve_shapes
-from archsearch.training.contents import contents_of
+from archsearch.training.compatibility import check_recipe, contents_of, new_teacher, resolve_shapes
 from archsearch.training.evaluation import BestWeights, StageEvaluator, ema_weights, sampling_config, training_data
+from archsearch.training.figure import draw_figure, is_drawn, row_label
 from archsearch.training.log import TrainLog
 from archsearch.training.model_card import sections
 from archsearch.training.recipe import (
+    FigureConfig,
     Recipe,
     learns_from_teacher,
     resolutions_of,
@@ -161,6 +162,15 @@ class RecipeRunner:
                 self._assemble(number)
             if last:
                 break
+        figure, is_done = self.recipe.figure, self.folder.result(len(self.recipe.stages) - 1).is_dir()
+        if self._main and figure and is_done and not is_drawn(figure, self.folder):
+            self._draw_figure(figure)
+
+    def _draw_figure(self, figure: FigureConfig) -> None:
+        scores = draw_figure(self.recipe, self.arch, self.folder, self.evaluator, self.device)
+        for row, score in zip(figure.rows, scores, strict=True):
+            share = f"{score.value:.0%} of the pictures retrieve their own captions" if score else "drawn"
+            self.log(f"figure: {row_label(row)}: {share}")
 
     def _run_stage(self, number: int, stage: AnyStage) -> None:
         with contextlib.ExitStack() as stack:

@@ -26,7 +26,7 @@ from snapgen.training.stages import AnyStage
 
 STAGES_FILE = "stages.txt"
 """File in the pipeline's folder that lists the stages whose results it contains."""
-MAY_CHANGE = ("checkpoint_minutes", "evaluation", "log_with")
+MAY_CHANGE = ("checkpoint_minutes", "evaluation", "figure", "log_with")
 """Fields of a recipe that may change between runs, because they do not affect the weights."""
 MAY_CHANGE_IN_STAGE = (
     "on_nonfinite_grad",
@@ -52,6 +52,7 @@ class RunFolder:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.best_weights = self.path / "best.safetensors"
         self.pipeline = self.path / "pipeline"
+        self.figure = self.path / "figure.png"
 
     def result(self, number: int) -> Path:
         """Folder of a finished stage's result."""
@@ -81,7 +82,7 @@ class RunFolder:
         """Write what is trained into the folder, after checking it against what an earlier run wrote.
 
         Args:
-            contents: digests of what the recipe names by a path (`archsearch.training.contents`).
+            contents: digests of what the recipe names by a path (`archsearch.training.compatibility.contents_of`).
 
         Raises:
             InputError: if a field of a started stage, or one shared by all stages, or the contents of a file or folder
@@ -185,6 +186,7 @@ class RunFolder:
             InputError: if it cannot be written; the checkpoint is kept.
         """
         (self.pipeline / STAGES_FILE).unlink(missing_ok=True)  # a pipeline of an earlier result must be rebuilt
+        self.figure.unlink(missing_ok=True)
         with _whole_folder(self.result(number)) as folder:
             write(folder)
         self.checkpoint.unlink(missing_ok=True)

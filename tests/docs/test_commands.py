@@ -183,6 +183,10 @@ def a_device(value: str) -> bool:
     return value in BACKENDS or (kind == "predicted" and (profile in profiles.NAMES or bool(OWN.fullmatch(profile))))
 
 
+def a_candidate(value: str) -> bool:
+    return ":" in value and an_architecture(value)
+
+
 FIRST: dict[str, Callable[[str], bool]] = {
     **dict.fromkeys(("search", "report", "best", "audit"), a_study("search")),
     "ablate": a_study("ablation"),
@@ -193,8 +197,8 @@ FIRST: dict[str, Callable[[str], bool]] = {
     **dict.fromkeys(("cost", "latency measure", "latency blocks"), a_net),
     "score": a_reference,
     "prune-decoder": a_run,
-    "generate": lambda value: a_run(value) or (":" in value and an_architecture(value)),
-    "export": lambda value: a_run(value) or a_net(value),
+    "generate": lambda value: a_run(value) or a_candidate(value),
+    "export": lambda value: a_run(value) or a_net(value) or a_candidate(value),
 }
 OPTIONS: dict[str, Callable[[str], bool]] = {
     "--study": a_study("search"),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 STUDY_PREFIX = "latency of "
+"""Beginning of the names of the studies that are queues of measurements."""
 LARGEST_LATENT, LONGEST_CONTEXT = 4096, 65536
 MAX_DEVICE_DEATHS = 5
 """An architecture is rejected once this many device processes have died while measuring it."""

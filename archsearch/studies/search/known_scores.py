@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr
 from archsearch.protocol import ResolvedProtocol
 from archsearch.score import Quality
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.remote.queue import STUDY_PREFIX
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.storage.attributes import check_attributes
 from archsearch.studies.storage.database import open_study
@@ -92,6 +93,8 @@ def _reachable(study: Study, settings: StudyConfig) -> Iterator[KnownScore]:
 
     own = study.user_attrs
     for name in sorted({*optuna.get_all_study_names(study._storage)} - {study.study_name}):
+        if name.startswith(STUDY_PREFIX):  # a queue of measurements
+            continue
         other_study = optuna.load_study(study_name=name, storage=study._storage)
         try:
             attrs = check_attributes(other_study, begun=False)

@@ -147,7 +147,7 @@ def mutated(arch: Architecture, changes: dict[str, Any]) -> Architecture:
         return arch
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [8, pytest.param(150, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", shipped("space"))
 def test_random_architectures_run_save_and_have_ids_of_their_own(name: str, examples: int) -> None:
     nets: dict[str, Fingerprint] = {}

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from archsearch.studies.lookup import find_architecture
-from archsearch.training.compatibility import resolve_shapes
-from archsearch.training.contents import contents_of
+from archsearch.training.compatibility import contents_of, resolve_shapes
 from archsearch.training.recipe import load_recipe
 from archsearch.training.run_folder import RunFolder
 from snapgen.autoencoders.training import new_autoencoder

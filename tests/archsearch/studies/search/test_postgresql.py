@@ -55,7 +55,9 @@ def test_thirty_two_workers_of_which_some_are_killed(
 ) -> None:
     """None is lost and none is scored twice, whichever worker dies when."""
     many, log, rng = (
-        settings(name="many", trials=240, storage=server, sampler="random"),
+        settings(
+            name="many", trials=240, storage=server, sampler="random", seed=5
+        ),  # no score of another test is reused
         tmp_path / "log",
         random.Random(2),
     )

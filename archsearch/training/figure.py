@@ -1,0 +1,155 @@
+"""The figure of a finished run: the same captions and noise, drawn by several of its nets in several ways."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from archsearch.quality.evaluator import SamplingConfig
+from archsearch.stats.estimate import Estimate
+from archsearch.training.evaluation import StageEvaluator, process_of
+from archsearch.training.recipe import FigureConfig, FigureRow, Recipe
+from archsearch.training.run_folder import RunFolder, read_unet
+from snapgen.architecture.schema import Architecture
+from snapgen.errors import InputError
+from snapgen.io.atomic import atomic_write
+from snapgen.training.stages import NetStage
+
+PICTURE, GAP, LABELS = 128, 6, 190
+"""Pixels of a picture's side, between two pictures, and of the column of labels."""
+HEADER = 54
+"""Pixels above the pictures: kind and text of the captions."""
+FONT = 13
+"""Size of the letters, in pixels."""
+SETTINGS = "figure"
+"""Key under which the picture tells the digest of its settings."""
+COLUMNS = ("stage", "steps", "guidance", "evaluations", "retrieval_r1", "low", "high", "captions")
+
+
+def draw_figure(
+    recipe: Recipe, arch: Architecture, folder: RunFolder, evaluator: StageEvaluator, device: torch.device
+) -> list[Estimate | None]:
+    """Draw the figure of a recipe's finished stages and write ``figure.png`` and ``figure.csv`` into the run's folder.
+
+    Args:
+        recipe: a recipe with a figure.
+        arch: architecture of the student.
+        folder: the run's folder, with the results of the stages.
+        evaluator: evaluator of the recipe's nets.
+        device: device on which the nets run.
+
+    Returns:
+        For each row, how often its pictures retrieve their own captions among those of the figure; None where the
+        evaluations do not measure retrieval.
+
+    Raises:
+        InputError: if samples are not finite, or a file cannot be written.
+    """
+    assert recipe.figure is not None
+    kinds = _kinds(recipe.figure, evaluator)
+    captions = [caption for group in kinds.values() for caption in group]
+    names = [stage.name for stage in recipe.stages]
+    pictures: list[Tensor] = []
+    scores: list[Estimate | None] = []
+    retrieves = recipe.evaluation.retrieval and recipe.evaluation.num_samples > 0
+    for row in recipe.figure.rows:
+        number = names.index(row.stage)
+        net = read_unet(folder.result(number), arch)
+        assert net is not None
+        stage = recipe.stages[number]
+        assert isinstance(stage, NetStage)
+        at = evaluator.at(stage.resolution)
+        sampling = SamplingConfig(row.num_inference_steps, row.guidance_scale, stage.timestep_shift_value)
+        try:
+            images = at.sample_images(net.to(device), process_of(recipe, net, sampling), sampling, captions)
+        except FloatingPointError as error:
+            problem = f"gives samples whose {error} are not finite"
+            raise InputError(f"stage {row.stage}", problem, "lower learning_rate and train the stage again") from None
+        pictures.append(images)
+        scores.append(at.retriever.score(images, captions).r1 if retrieves else None)
+    _write_table(folder.figure.with_suffix(".csv"), recipe.figure.rows, scores, len(captions))
+    facts = PngInfo()
+    facts.add_text(SETTINGS, recipe.figure.digest())
+    with atomic_write(folder.figure) as file:
+        _sheet(kinds, recipe.figure.rows, pictures).save(file, format="png", pnginfo=facts)
+    return scores
+
+
+def is_drawn(figure: FigureConfig, folder: RunFolder) -> bool:
+    """Whether the run's folder has the figure as it is set, of its present nets."""
+    try:
+        with Image.open(folder.figure) as image:
+            return bool(image.info.get(SETTINGS) == figure.digest())
+    except OSError:  # there is none, or it is damaged
+        return False
+
+
+def _kinds(figure: FigureConfig, evaluator: StageEvaluator) -> dict[str, list[str]]:
+    """The captions by what the nets know of them, the trained ones first."""
+    resolution = min(stage.resolution for stage in evaluator.recipe.stages if isinstance(stage, NetStage))
+    trained, held_out = (set(evaluator.data.images(s, resolution).captions) for s in ("train", "val"))
+    kinds: dict[str, list[str]] = {"captions of training images": [], "held-out captions": [], "other captions": []}
+    for caption in dict.fromkeys(figure.captions):
+        known = "captions of training images" if caption in trained else "held-out captions"
+        kinds[known if caption in trained | held_out else "other captions"].append(caption)
+    return {kind: captions for kind, captions in kinds.items() if captions}
+
+
+def row_label(row: FigureRow) -> str:
+    """The stage of a row and how it is sampled: ``base, 1 step, unguided``."""
+    guided = "unguided" if row.guidance_scale == 1 else f"guidance {row.guidance_scale:g}"
+    return f"{row.stage}, {row.num_inference_steps} step{'s' * (row.num_inference_steps > 1)}, {guided}"
+
+
+def _evaluations(row: FigureRow) -> int:
+    return row.num_inference_steps * (1 if row.guidance_scale == 1 else 2)
+
+
+def _write_table(path: Path, rows: Sequence[FigureRow], scores: Sequence[Estimate | None], captions: int) -> None:
+    with atomic_write(path) as part, part.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for row, score in zip(rows, scores, strict=True):
+            numbers = [f"{number:.4f}" for number in (score.value, score.low, score.high)] if score else [""] * 3
+            table.writerow(
+                [row.stage, row.num_inference_steps, row.guidance_scale, _evaluations(row), *numbers, captions]
+            )
+
+
+def _sheet(kinds: dict[str, list[str]], rows: Sequence[FigureRow], pictures: Sequence[Tensor]) -> Image.Image:
+    """The pictures of each row, (N, 3, H, W), in groups of columns, with labels."""
+    pitch, font = PICTURE + GAP, ImageFont.load_default(FONT)
+    count = sum(map(len, kinds.values()))
+    sheet = Image.new("RGB", (LABELS + count * pitch + (len(kinds) - 1) * 2 * GAP, HEADER + len(rows) * pitch), "white")
+    draw = ImageDraw.Draw(sheet)
+    column = 0
+    for number, (kind, captions) in enumerate(kinds.items()):
+        left = LABELS + column * pitch + 2 * number * GAP
+        draw.text((left, 2), kind, "black", font)
+        draw.line((left, 20, left + len(captions) * pitch - GAP, 20), "black")
+        for caption in captions:
+            draw.text((left, 26), _fitting(caption, font), "black", font)
+            for line, images in enumerate(pictures):
+                pixels = images[column].permute(1, 2, 0).numpy()  # CHW -> HWC
+                picture = Image.fromarray(pixels).resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
+                sheet.paste(picture, (left, HEADER + line * pitch))
+            column, left = column + 1, left + pitch
+    for line, row in enumerate(rows):
+        label = row_label(row).replace(", ", "\n", 1)
+        draw.multiline_text((4, HEADER + line * pitch + PICTURE // 2 - FONT), label, "black", font)
+    return sheet
+
+
+def _fitting(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """A caption, cut to the width of a picture."""
+    if font.getlength(caption) <= PICTURE:
+        return caption
+    while caption and font.getlength(f"{caption}…") > PICTURE:
+        caption = caption[:-1]
+    return f"{caption}…"

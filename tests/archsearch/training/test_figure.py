@@ -1,0 +1,69 @@
+"""The figure of a run: captions in columns, nets and their sampling in rows."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from archsearch.training import figure, run as training
+from snapgen.errors import InputError
+from tests.archsearch.studies.tiny_recipe import STAGES, recipe
+
+ROWS = [{"stage": "base", "num_inference_steps": 2, "guidance_scale": 3}, {"stage": "base", "num_inference_steps": 1}]
+CAPTIONS = ["an elephant that nobody has seen in any of the pictures", "red dot", "cat", "red dot"]
+FIGURE = {"captions": CAPTIONS, "rows": ROWS}
+
+
+def train(folder: Path, **changes: Any) -> list[str]:
+    told: list[str] = []
+    training.train(*recipe(folder, stages=[STAGES[1]], teacher=None, **changes), log=told.append)
+    return [line for line in told if line.startswith("figure")]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder, before = tmp_path_factory.mktemp("drawn"), Path.cwd()
+    os.chdir(folder)
+    try:
+        return folder, train(folder, figure=FIGURE)
+    finally:
+        os.chdir(before)
+
+
+def test_each_row_shows_the_captions_trained_ones_first(drawn: tuple[Path, list[str]]) -> None:
+    run = drawn[0] / "runs" / "tiny"
+    with Image.open(run / "figure.png") as image:
+        pitch, groups = figure.PICTURE + figure.GAP, 2
+        width = figure.LABELS + 3 * pitch + (groups - 1) * 2 * figure.GAP
+        assert image.size == (width, figure.HEADER + 2 * pitch)
+        pixels = np.asarray(image)
+    pictures = pixels[figure.HEADER :, figure.LABELS :]
+    first, second = pictures[: figure.PICTURE], pictures[pitch : pitch + figure.PICTURE]
+    assert (first[:, : figure.PICTURE] != second[:, : figure.PICTURE]).any(), "the rows are sampled in two ways"
+    with (run / "figure.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["steps"], row["evaluations"], row["captions"]) for row in rows] == [("2", "4", "3"), ("1", "1", "3")]
+    assert drawn[1] == ["figure: base, 2 steps, guidance 3: drawn", "figure: base, 1 step, unguided: drawn"]
+
+
+def test_it_is_drawn_again_only_if_it_changes_or_is_gone(
+    drawn: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = drawn[0]
+    monkeypatch.chdir(folder)
+    assert train(folder, figure=FIGURE) == []
+    assert len(train(folder, figure={"captions": ["cat"], "rows": ROWS[:1]})) == 1
+    (folder / "runs" / "tiny" / "figure.png").write_bytes(b"half")
+    assert len(train(folder, figure=FIGURE)) == 2
+    assert train(folder) == [], "without a figure"
+
+
+def test_a_row_of_no_student(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="of 'bass', which is no stage that trains the student; use one of: base"):
+        recipe(tmp_path, stages=[STAGES[1]], figure={**FIGURE, "rows": [{**ROWS[0], "stage": "bass"}]})
