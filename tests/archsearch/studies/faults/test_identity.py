@@ -103,7 +103,7 @@ def test_a_death_costs_the_worker_of_another_container_nothing(settings: Make) -
     assert len(scored(candidates)) == 3
     trials = load_study(settings()).get_trials()
     [theirs] = [t for t in trials if t.user_attrs["worker"]["host"] == "container"]
-    assert (theirs.state.name, "error" in theirs.user_attrs) == ("FAIL", False)
     assert theirs.duration is not None
     assert theirs.duration >= timedelta(seconds=GRACE_SECONDS)
-    assert [t.user_attrs["error"] for t in trials if t.state.name == "FAIL"] == ["its worker died (status 9)"]
+    failed = {t.number: t.user_attrs.get("error") for t in trials if t.state.name == "FAIL"}
+    assert failed == {0: "its worker died (status 9)", theirs.number: None}
