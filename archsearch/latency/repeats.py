@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from archsearch.latency.base import Backend
+from archsearch.cost.counter import cost
+from archsearch.latency.base import Backend, MeasurementError
 from archsearch.latency.records import LatencySample, append, group_by_architecture
 from archsearch.score import LatencyRecord
 from archsearch.spaces.space import Space
@@ -35,8 +36,6 @@ def sample_architectures(space: Space, count: int, *, seed: int) -> list[Archite
     Raises:
         InputError: if random points do not yield that number of architectures.
     """
-    from archsearch.cost.counter import cost
-
     rng = random.Random(seeding.derive_seed(seed, space.digest, "timings"))
     sampled: dict[str, Architecture] = {}
     tried: set[str] = set()
@@ -145,7 +144,6 @@ def measure_round_robin(
         ready, failed: see `collect`; without ``failed`` the error is raised.
         progress: see `collect`.
     """
-    from archsearch.latency.base import MeasurementError
 
     def done(measured: Sequence[LatencyRecord]) -> bool:
         return (

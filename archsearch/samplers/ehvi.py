@@ -16,11 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
+from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
 from archsearch.samplers.acquisition import Acquisition, Model, choose_model
@@ -29,9 +31,6 @@ from archsearch.samplers.screening import KnownNumbers, Screening
 from archsearch.samplers.subset import front_and_spread
 from archsearch.samplers.surrogate import RUN_NOISE
 from archsearch.stats.regression import Array
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 RANDOM_POINTS = 1000
 """Random points per pool."""
@@ -154,8 +153,6 @@ class EHVISampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The parameters that all other trials have."""
-        from optuna.search_space import intersection_search_space
-
         return intersection_search_space([t for t in _others(study, trial) if t.params])
 
     def sample_relative(

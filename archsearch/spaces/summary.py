@@ -8,17 +8,14 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import torch
 
 from archsearch.spaces.knob import Knob
-from archsearch.spaces.space import CostFunction, HasCosts
+from archsearch.spaces.space import CostFunction, HasCosts, Point, Space
 from snapgen import seeding
 from snapgen.architecture.schema import Architecture
 from snapgen.progress import ProgressCallback, ignore_progress
-
-if TYPE_CHECKING:
-    from archsearch.spaces.space import Point, Space
-
 
 MAX_SAMPLES = 200
 MIN_SAMPLES = 20
@@ -179,8 +176,6 @@ class _Counter:
 
 
 def _params(arch: Architecture) -> int:
-    import torch
-
     from snapgen.models.unet import UNet
 
     with torch.device("meta"):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from archsearch.spaces.knob import read_changes, read_knob
+from archsearch.spaces.space import Space
 from snapgen.architecture import overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config, problem_and_remedy
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from archsearch.spaces.space import Space
 
 Group = Literal["ladder", "leave_one_out", "one_at_a_time"]
 
@@ -142,8 +141,6 @@ def expand_rows(settings: AblationConfig, base: Architecture, *, source: str) ->
     Raises:
         InputError: if a row's override is unknown, invalid, contradictory or without effect; it names the row.
     """
-    from archsearch.spaces.knob import read_changes
-
     checked = {
         name: read_changes(row.overrides, len(base.down), source=source, place=f"ablation.rows.{name}.overrides")
         for name, row in settings.rows.items()
@@ -180,8 +177,6 @@ def expand_rows(settings: AblationConfig, base: Architecture, *, source: str) ->
 
 def space_of_rows(settings: AblationConfig, around: Space, *, source: str) -> Space:
     """A space whose points are the distinct architectures of the rows, with the base and latent size of ``around``."""
-    from archsearch.spaces.knob import read_knob
-
     choices: dict[str, Mapping[str, Any]] = {}
     seen: set[str] = set()
     for row in expand_rows(settings, around.base, source=source):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from archsearch.block_latency.fitting import fit_block_table
+from archsearch.block_latency.table import BlockTable
+from archsearch.latency.base import Backend
 from archsearch.score import LatencyRecord
+from archsearch.spaces.space import Space
 from archsearch.studies.config.evolution import EvolutionConfig
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.database import load_study
@@ -17,10 +21,6 @@ from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.progress import ProgressLog
 
-if TYPE_CHECKING:
-    from archsearch.block_latency.table import BlockTable
-    from archsearch.latency.base import Backend
-    from archsearch.spaces.space import Space
 MEASUREMENTS_FILE = "block_table.json"
 """File in the run's folder with every measurement behind the block table, so that an interrupted fit resumes."""
 
@@ -53,8 +53,6 @@ def load_or_fit_block_table(settings: StudyConfig, space: Space, backend: Backen
     Raises:
         InputError: if the space has no knobs for blocks, or the device is not available.
     """
-    from archsearch.block_latency.fitting import fit_block_table
-
     table = stored_block_table(settings)
     if table is not None:
         return table
@@ -90,8 +88,6 @@ def load_or_fit_block_table(settings: StudyConfig, space: Space, backend: Backen
 
 def stored_block_table(settings: StudyConfig) -> BlockTable | None:
     """Block table stored with a study; None if the study has not begun or has none."""
-    from archsearch.block_latency.table import BlockTable
-
     try:
         attrs = load_study(settings).user_attrs
     except InputError:

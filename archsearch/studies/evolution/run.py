@@ -11,10 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optuna import Study
+
+from archsearch.block_latency.table import BlockTable
+from archsearch.devices import backend
 from archsearch.latency.repeats import measure_round_robin
 from archsearch.quality import processes
 from archsearch.quality.metrics import build_metric, difference, estimate
 from archsearch.score import LatencyRecord, Quality
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.evolution.block_table import (
     evolution_config,
@@ -43,12 +48,8 @@ from snapgen.progress import ProgressCallback, subtask
 from snapgen.seeding import derive_seed
 
 if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.block_latency.table import BlockTable
     from archsearch.quality.candidate_evaluator import SeedRun
     from archsearch.quality.short_run import Checkpoints
-    from archsearch.spaces.space import Space
 
 
 def evolve(settings: StudyConfig, *, quiet: bool = False) -> Study:
@@ -247,8 +248,6 @@ class EvolutionScorer(ArchsearchScorer):
 
 def _base_ms(settings: StudyConfig) -> float:
     """Latency of the space's base in milliseconds, from the study's block table."""
-    from archsearch.devices import backend
-
     with settings.error_context("latency"):
         device = backend(settings.latency.device, **settings.latency.backend_options)
     return load_or_fit_block_table(settings, settings.load_space(), device).whole_ms

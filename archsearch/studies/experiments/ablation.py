@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from optuna import Study
 
 from archsearch.latency import records, repeats
 from archsearch.score import QUALITY_METRICS, LatencyRecord
@@ -13,10 +15,6 @@ from archsearch.studies.search.scorer import ArchsearchScorer, Scorer, ScorerFac
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressLog
-
-if TYPE_CHECKING:
-    from optuna import Study
-
 
 MIN_SEEDS = 3
 """Fewest training seeds of an ablation whose rows are trained."""

@@ -9,7 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from optuna import Study
 
 from archsearch.predictor.backend import model_behind
 from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, Score
@@ -22,10 +24,6 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import load_candidates
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-
 
 COSTS: tuple[Quantity, ...] = ("params", "macs", "latency_ms")
 

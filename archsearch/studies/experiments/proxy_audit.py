@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from archsearch.cost.counter import cost
 from archsearch.score import QUALITY_METRICS, Cost
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.rank_correlation import MIN_CANDIDATES, spearman
@@ -194,8 +195,6 @@ def _equal_compute_steps(settings: StudyConfig, scored: Sequence[Candidate]) -> 
     That is the protocol's steps plus a share of the inherited net's training. Passes of the inherited net are counted
     in full, although robust training leaves blocks out, which favors the runs from new weights.
     """
-    from archsearch.cost.counter import cost
-
     assert settings.supernet_audit is not None
     space, protocol = settings.load_space(), settings.protocol
     supernet_macs = cost(space.base, space.latent_size, context_tokens=space.context_tokens).macs
@@ -207,8 +206,6 @@ def _equal_compute_steps(settings: StudyConfig, scored: Sequence[Candidate]) -> 
 
 def _trained_costs(settings: StudyConfig, candidates: Sequence[Candidate]) -> list[Cost]:
     """Costs of the networks that were trained: those of the candidates, or of their twins in a study with a proxy."""
-    from archsearch.cost.counter import cost
-
     proxy = settings.load_space().proxy
     if proxy is None:
         return [c.score.cost for c in candidates]

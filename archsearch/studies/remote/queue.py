@@ -12,8 +12,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -26,10 +30,6 @@ from archsearch.studies.storage.record import MeasurementRecord, TrialReader
 from snapgen.architecture.schema import Architecture
 from snapgen.config import problem_and_remedy
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
-    from optuna.trial import FrozenTrial
 
 STUDY_PREFIX = "latency of "
 LARGEST_LATENT, LONGEST_CONTEXT = 4096, 65536
@@ -71,8 +71,6 @@ class MeasurementQueue:
     """Queue of one latency study, used by searches and by devices."""
 
     def __init__(self, storage: RDBStorage, spec: MeasurementSpec) -> None:
-        import optuna
-
         self.spec, self._storage = spec, storage
         with silence_optuna():
             self._study = optuna.create_study(
@@ -162,9 +160,6 @@ class MeasurementQueue:
 
     def claim(self) -> MeasurementRecord | None:
         """Claim the first waiting measurement; None if none waits."""
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
         self._read()
         for t in [t for t in self._unfinished.values() if t.state == "waiting"]:
             # Identity and heartbeat are set before the claim, so that a death right after it is noticed at once. Other
@@ -246,8 +241,6 @@ def requested_specs(
     Args:
         damaged: called with a line for each that cannot be read, which is left out.
     """
-    import optuna
-
     for name in sorted(optuna.get_all_study_names(storage)):
         if not name.startswith(STUDY_PREFIX):
             continue

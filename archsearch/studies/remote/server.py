@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from optuna.storages import RDBStorage
 
 from archsearch.devices import backend
 from archsearch.latency.base import Backend, DeviceLostError, MeasurementError
@@ -15,9 +17,6 @@ from archsearch.studies.storage.database import database_errors, open_storage, s
 from archsearch.studies.storage.leases import heartbeat
 from archsearch.studies.storage.record import MeasurementRecord
 from snapgen.errors import InputError, first_line
-
-if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
 
 POLL_SECONDS = 1.0
 

@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from optuna import Study
 
 from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, check_one_runtime, comparable
+from archsearch.stats.intervals import pool_intervals
 from archsearch.stats.pareto import non_dominated
 from archsearch.studies.remote.client import measured_latencies
 from archsearch.studies.storage.ranking import eligible as eligible
@@ -16,9 +18,6 @@ from archsearch.studies.storage.record import Candidate, TrialRecord, damaged, f
 from archsearch.studies.storage.rounds import FINAL
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 
 def load_candidates(study: Study) -> list[Candidate]:
@@ -105,8 +104,6 @@ def with_pooled_intervals(candidates: Sequence[Candidate]) -> list[Candidate]:
 
     Reports and recommendations show these, so that a number has one interval wherever it is shown.
     """
-    from archsearch.stats.intervals import pool_intervals
-
     scored = {c.architecture.id: c.score.quality for c in candidates if c.score.quality}
     qualities = {i: quality for i, quality in scored.items() if not quality.diverged}
     for name in QUALITY_METRICS:

@@ -7,7 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+from optuna import Study
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from archsearch.score import OBJECTIVES
 from archsearch.studies.config.study import StudyConfig
@@ -16,10 +20,6 @@ from archsearch.studies.storage.ranking import competes
 from archsearch.studies.storage.record import Candidate
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.progress import SECONDS_OF_SILENCE, format_duration
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from rich.progress import Progress, TaskID
 
 REFRESH_SECONDS = 1.0
 
@@ -166,9 +166,6 @@ class Display:
 
 
 def _bars() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
     return Progress(*columns, console=Console(stderr=True), transient=True)
 

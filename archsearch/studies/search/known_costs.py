@@ -5,22 +5,23 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
+from archsearch.cost.counter import cost
+from archsearch.devices import backend
+from archsearch.predictor.backend import PredictedBackend
 from archsearch.samplers.grid import Grid, Params
 from archsearch.samplers.screening import Screening
 from archsearch.score import QUALITY_METRICS, Cost, LatencyRecord
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.samplers import distributions
 from archsearch.studies.storage.record import Candidate
 from snapgen.architecture.schema import Architecture
-
-if TYPE_CHECKING:
-    from archsearch.predictor.backend import PredictedBackend
-    from archsearch.spaces.space import Space
-    from snapgen.io.cache import JSON
+from snapgen.io.cache import JSON, cached_tensors
 
 COSTS = ("params", "macs", "activation_bytes")
 """Numbers of a score that are counted."""
@@ -93,8 +94,6 @@ class KnownCosts:
             return None
 
     def _count(self, arch: Architecture) -> dict[str, float]:
-        from archsearch.cost.counter import cost
-
         size, tokens = self._space.latent_size, self._space.context_tokens
         counted = cost(arch, size, context_tokens=tokens)
         return known_numbers(counted, self._predictor.measure(arch, size, tokens) if self._predictor else None)
@@ -106,9 +105,6 @@ class KnownCosts:
 
     @cached_property
     def _predictor(self) -> PredictedBackend | None:
-        from archsearch.devices import backend
-        from archsearch.predictor.backend import PredictedBackend
-
         latency = self._settings.latency
         if latency.remote or not latency.device.startswith("predicted:"):
             return None
@@ -117,10 +113,6 @@ class KnownCosts:
 
     def _sample(self) -> dict[str, dict[str, float]]:
         """Numbers of the architectures of the screening's sample, by id, from the cache if it has them."""
-        import torch
-
-        from snapgen.io.cache import cached_tensors
-
         grid = Grid(distributions(self._space.knobs))
         rows = self._screening.sample(grid, lambda row: self._space.valid(grid.params(row)))
         points = [grid.params(row) for row in rows]

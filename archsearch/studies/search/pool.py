@@ -15,7 +15,11 @@ import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from optuna import Study
+from optuna.exceptions import ExperimentalWarning
 
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.display import Display
@@ -28,10 +32,6 @@ from archsearch.studies.storage.leases import worker_identity
 from archsearch.studies.storage.record import WorkerIdentity
 from archsearch.studies.storage.trial_queue import TrialQueue
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-
 
 MAX_DEAD_WORKERS = 5
 """The search stops after this many worker processes have died in one run."""
@@ -53,8 +53,6 @@ def work(settings: StudyConfig, scorer: ScorerFactory, messages: Any) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch
-
     torch.set_num_threads(settings.threads_per_worker)
     try:
         with terminable(once=True), storage_errors(settings.url, settings.source), ignore_experimental_warnings():
@@ -88,8 +86,6 @@ def _end_with_parent() -> None:
 @contextlib.contextmanager
 def ignore_experimental_warnings() -> Iterator[None]:
     """Suppress Optuna's warnings that heartbeats and metric names are experimental, which users cannot act on."""
-    from optuna.exceptions import ExperimentalWarning
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield

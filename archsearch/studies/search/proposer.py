@@ -6,9 +6,12 @@ import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+from optuna import Study
 
 from archsearch.score import OBJECTIVES, MissingScore, Score
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import KnownCosts
 from archsearch.studies.search.samplers import ObservedTrial, distributions, every_point, suggest
@@ -17,11 +20,6 @@ from archsearch.studies.storage.rungs import Prediction
 from archsearch.studies.storage.study_trials import StudyTrials, is_abandoned
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.spaces.space import Space
 
 MAX_SUGGESTIONS = 2
 """Suggestions that the sampler makes for one slot before a point near its last suggestion is used instead."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from optuna import Study
 
 from archsearch.latency.timed_pass import TimedPass
 from archsearch.quality import processes
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.remote.client import measurement_spec
 from archsearch.studies.remote.queue import MeasurementQueue
@@ -31,12 +34,8 @@ from archsearch.studies.storage.database import (
 )
 from archsearch.studies.storage.record import Candidate
 from archsearch.studies.storage.trial_queue import TrialQueue
+from snapgen.devices import torch_threads
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.spaces.space import Space
 
 MOST_LISTED = 10
 """Candidates that were given up of which each gets a line."""
@@ -90,8 +89,6 @@ def search(
         with Display(study, settings, quiet=quiet) as display:
             _announce(display, settings, space, {**attrs, **start})
             if settings.workers == 1:
-                from snapgen.devices import torch_threads
-
                 worker = functools.partial(Worker, log=display.line, tick=display.tick)
                 with torch_threads(settings.threads_per_worker):
                     reason = worker(study, settings, space, built_scorer, proposer(settings, space, study)).run()

@@ -14,19 +14,22 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
+import optuna
+from optuna import samplers
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
+from optuna.trial import TrialState, create_trial
+
+from archsearch.samplers import EHVISampler
+from archsearch.samplers.balanced import balanced_order
+from archsearch.samplers.grid import Grid
+from archsearch.spaces.space import LARGEST_COUNT, Space
 from archsearch.studies.config.study import SamplerConfig
 from archsearch.studies.storage.database import silence_optuna
 from snapgen.errors import InputError
 from snapgen.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.samplers import BaseSampler
-    from optuna.trial import TrialState
-
-    from archsearch.spaces.space import Space
 
 _GP_ATTRS = "gp:"
 """Prefix of system attributes that the GP sampler stores for other processes; they are not copied."""
@@ -73,8 +76,6 @@ class ObservedTrial:
     @cached_property
     def state(self) -> TrialState:
         """Running; complete if all values were measured, else pruned."""
-        from optuna.trial import TrialState
-
         if self.running:
             return TrialState.RUNNING
         return TrialState.PRUNED if None in self.values else TrialState.COMPLETE
@@ -93,8 +94,6 @@ class HasChoices(Protocol):
 
 def distributions(knobs: Iterable[HasChoices]) -> dict[str, BaseDistribution]:
     """Optuna distribution of each knob: integers for ordered knobs, else categories; both index the choices from 0."""
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-
     return {
         knob.name: IntDistribution(0, len(knob.choices) - 1)
         if knob.ordered
@@ -122,8 +121,6 @@ def build_sampler(
     Raises:
         InputError: if the sampler does not accept an option.
     """
-    from optuna import samplers
-
     seed, sequence = seed % (1 << 32), sequence % (1 << 32)  # NumPy takes 32-bit seeds
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
         "ehvi": (_ehvi, {"knowledge": known or _NOTHING_KNOWN}),
@@ -152,14 +149,10 @@ _NOTHING_KNOWN: Mapping[str, Any] = {"known": lambda _: {}, "objectives": (None,
 
 def _ehvi(*, knowledge: Mapping[str, Any], seed: int, **options: Any) -> BaseSampler:
     """Our own sampler; users set its options, the study its knowledge."""
-    from archsearch.samplers import EHVISampler
-
     return EHVISampler(**{**options, **knowledge, "seed": seed})
 
 
 def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:
-    from optuna.samplers import QMCSampler, RandomSampler
-
     class AtSlot(QMCSampler):
         """Low-discrepancy sequence indexed by the slot instead of a counter that all workers share."""
 
@@ -172,8 +165,6 @@ def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:
 
 def _grid(*, seed: int) -> BaseSampler:
     """Asked only where a point of `every_point` cannot be scored: it takes no options."""
-    from optuna.samplers import RandomSampler
-
     return RandomSampler(seed=seed)
 
 
@@ -188,10 +179,6 @@ def every_point(space: Space, first: Sequence[Mapping[str, int]], *, seed: int, 
     Raises:
         InputError: if the space has too many points.
     """
-    from archsearch.samplers.balanced import balanced_order
-    from archsearch.samplers.grid import Grid
-    from archsearch.spaces.space import LARGEST_COUNT
-
     if space.size() > LARGEST_COUNT:
         problem = f"is grid, but {space.name} has {space.size():,} points; at most {LARGEST_COUNT:,} are enumerated"
         raise InputError(source, problem, "name another sampler, or a smaller space", place="sampler")
@@ -232,8 +219,6 @@ def suggest(
     Returns:
         The point, and the system attributes that the sampler needs when it is asked again.
     """
-    import optuna
-
     own_seed, sequence = derive_seed(seed, "sampler", slot, attempt), derive_seed(seed, "sequence", attempt)
     with warnings.catch_warnings(), silence_optuna():
         warnings.simplefilter("ignore")
@@ -254,8 +239,6 @@ def _suggest_directly(
     sampler: Any, past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution]
 ) -> dict[str, int]:
     """A suggestion of our own sampler, which needs no copy of the study."""
-    from archsearch.samplers.grid import Grid
-
     return {name: int(value) for name, value in sampler.suggest(Grid(choices), past).items()}
 
 
@@ -263,8 +246,6 @@ def _as_trials(
     past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution], objectives: Sequence[str]
 ) -> list[Any]:
     """Frozen Optuna trials of the candidates, sorted by slot."""
-    from optuna.trial import TrialState, create_trial
-
     limited = any(p.excess is not None for p in past)
     medians = [_median_value(past, i) for i in range(len(objectives))]
     trials = []

@@ -6,15 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from archsearch.cost.counter import cost
+from archsearch.devices import backend
+from archsearch.machine import system_info
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.remote.client import RemoteLatency
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
+from snapgen.training.trackers import Trackers, check_trackers
 
 if TYPE_CHECKING:
     from archsearch.quality.short_run import Checkpoints
-    from archsearch.spaces.space import Space
 
 ROUND = "round.json"
 """File with an `EvolutionRound` for the trial's record, which `Scorer.quality` may write among its artifacts."""
@@ -82,10 +87,7 @@ class ArchsearchScorer:
     """
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
-        from archsearch.devices import backend
         from archsearch.quality.candidate_evaluator import CandidateEvaluator
-        from archsearch.studies.remote.client import RemoteLatency
-        from snapgen.training.trackers import check_trackers
 
         self._settings, self._space = settings, space
         latency = settings.latency
@@ -105,8 +107,6 @@ class ArchsearchScorer:
 
     def describe(self) -> Mapping[str, Any]:
         """Attributes for the study; see `Scorer.describe`."""
-        from archsearch.machine import system_info
-
         resolved = self._evaluator.resolved if self._evaluator else None
         return {
             "protocol": resolved.model_dump(mode="json") if resolved else {},
@@ -122,8 +122,6 @@ class ArchsearchScorer:
 
     def cost(self, arch: Architecture) -> Cost:
         """Cost on the meta device; see `Scorer.cost`."""
-        from archsearch.cost.counter import cost
-
         return cost(arch, self._space.latent_size, context_tokens=self._space.context_tokens)
 
     def latency(self, arch: Architecture) -> LatencyRecord:
@@ -165,8 +163,6 @@ class ArchsearchScorer:
 
     def _track(self, arch: Architecture, seeds: Sequence[int], quality: Quality, folder: Path) -> None:
         """Tell the study's trackers the loss of each short run as it fell."""
-        from snapgen.training.trackers import Trackers
-
         for seed, curve in zip(seeds, quality.curves, strict=False):
             run = f"{arch.id}-seed-{seed}"
             trackers = Trackers(self._settings.log_with, project=self._settings.name, run=run, folder=folder)

@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from archsearch.score import ProtocolMismatch
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.known_scores import KnownScore, first_difference, is_table, load_scores, read_bytes
@@ -24,9 +25,6 @@ from archsearch.studies.storage.database import (
 )
 from snapgen.config import as_yaml, problem_and_remedy
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from archsearch.spaces.space import Space
 
 Origin = Mapping[str, str]
 """Meaning of ``start_from``: a ``study`` and its ``storage``, or the digest of a ``table``."""

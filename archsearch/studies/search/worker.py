@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from optuna import Study
 
 from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.machine_faults import machine_fault
 from archsearch.score import OBJECTIVES, Quality, Score
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import COSTS, upper_bounds
 from archsearch.studies.search.known_scores import KnownScore, known_scores
@@ -22,17 +24,13 @@ from archsearch.studies.signals import raise_if_terminated
 from archsearch.studies.storage.artifacts import PausedRuns, store_artifact
 from archsearch.studies.storage.database import database_errors, storage_digest
 from archsearch.studies.storage.leases import heartbeat
+from archsearch.studies.storage.outages import patience
 from archsearch.studies.storage.record import Candidate, Rung, TrialRecord
 from archsearch.studies.storage.rounds import EvolutionRound
 from archsearch.studies.storage.trial_queue import DONE, TrialQueue
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.spaces.space import Space
 
 WAIT_SECONDS = 0.5
 REPORT_SECONDS = 1.0
@@ -360,8 +358,6 @@ class Worker:
 
     def _set_phase(self, claim: TrialRecord, phase: str, fraction: float = 0.0) -> None:
         """Note the progress of a trial, unless the database is away: a note costs no training."""
-        from archsearch.studies.storage.outages import patience
-
         raise_if_terminated()
         with contextlib.suppress(*database_errors()), patience(0):
             self._queue.write(claim.trial_id, phase=phase, fraction=fraction)

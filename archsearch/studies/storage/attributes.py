@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from optuna import Study
 from pydantic import ConfigDict, Field
 
 from archsearch.block_latency.table import BlockTable
@@ -15,9 +16,6 @@ from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from snapgen.config import Config, parse_config
 from snapgen.errors import InputError, first_line
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 FORMAT = 1
 """Version of what a study stores, which every change that another version would misread raises.

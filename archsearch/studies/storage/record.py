@@ -9,8 +9,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
+from optuna import Study
+from optuna.artifacts import ArtifactMeta
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality, Score, metric_label
@@ -19,12 +24,6 @@ from archsearch.studies.storage.rounds import EvolutionRound
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config, parse_config
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.artifacts import ArtifactMeta
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 State = Literal["waiting", "running", "scored", "infeasible", "failed", "paused"]
 
@@ -90,8 +89,6 @@ class StoredTrial(Config):
     @classmethod
     def create(cls, study: Study, state: Literal["WAITING", "RUNNING", "FAIL"], **fields: Any) -> int:
         """Create a trial with some fields; returns its id in the storage."""
-        from optuna.trial import TrialState, create_trial
-
         template = create_trial(state=TrialState[state], user_attrs=cls._attributes(fields))
         return int(study._storage.create_new_trial(study._study_id, template_trial=template))
 
@@ -115,9 +112,6 @@ class StoredTrial(Config):
     @classmethod
     def end(cls, storage: BaseStorage, trial_id: int, values: Sequence[float] | None = None, **fields: Any) -> bool:
         """Store fields of a trial and end it, as complete with ``values``, else as failed; False if it had ended."""
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
         try:
             cls.write(storage, trial_id, **fields)
             storage.set_trial_state_values(trial_id, TrialState.COMPLETE if values else TrialState.FAIL, values)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import bisect
 import datetime
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
+from optuna import Study
+from optuna.trial import FrozenTrial
+
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.ranking import Ranking, Row
 from archsearch.studies.storage.record import Candidate, TrialReader, TrialRecord, fold, read_trial
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.trial import FrozenTrial
-
-    from archsearch.studies.config.study import StudyConfig
 
 MAX_FAILURES = 2
 """A candidate is abandoned once its scoring has raised, or ended its worker process, this many times.

@@ -14,21 +14,24 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import optuna
+from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
 
 from archsearch.score import OBJECTIVES, Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.database import database_errors
 from archsearch.studies.storage.further_runs import FurtherRuns
 from archsearch.studies.storage.leases import SilenceWatch, is_dead, send_heartbeat, worker_identity
+from archsearch.studies.storage.outages import patience
 from archsearch.studies.storage.record import TrialRecord
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
 
 MAX_INFEASIBLE_IN_A_ROW = 50
 """The study ends after this many consecutive candidates outside the limits."""
@@ -60,8 +63,6 @@ class TrialQueue:
     """Queue of one study's trials, as used by one of its workers."""
 
     def __init__(self, study: Study, settings: StudyConfig) -> None:
-        from optuna.storages import InMemoryStorage
-
         self.study, self._settings = study, settings
         self._storage: BaseStorage = study._storage
         self._further_runs = FurtherRuns(settings)
@@ -86,8 +87,6 @@ class TrialQueue:
             The trial; the reason if the study is over; None if there is no slot to claim at the moment, while another
             worker's trial may still fail and so open one.
         """
-        from optuna.exceptions import UpdateFinishedTrialError
-
         trials = self.reap_dead()
         budget = self._budget(trials)
         opened = [slot for slot, attempts in trials.open_slots.items() if budget.allows(attempts)]
@@ -173,8 +172,6 @@ class TrialQueue:
         Returns:
             All trials after that.
         """
-        import optuna
-
         silent, trials = self._watch.silent(), self.trials()
         dead = [t for t in trials.running.values() if t.trial_id in silent or is_dead(t.worker) or self._is_orphan(t)]
         for t in dead:
@@ -207,8 +204,6 @@ class TrialQueue:
 
     def set_constraint(self, trial_id: int, name: str, excess: float) -> None:
         """Record the value of a constraint, unless it has one: feasible at 0 and below."""
-        import optuna
-
         trial = optuna.trial.Trial(self.study, trial_id)
         if name not in trial.constraints:
             trial.set_constraint(name, excess)
@@ -227,28 +222,20 @@ class TrialQueue:
 
     @cached_property
     def _named_choices(self) -> Mapping[str, BaseDistribution]:
-        from optuna.distributions import CategoricalDistribution
-
         knobs = self.study.user_attrs.get("space", {}).get("knobs", ())
         return {knob["name"]: CategoricalDistribution(knob["choices"]) for knob in knobs}
 
     def finish(self, trial_id: int, score: Score) -> None:
         """Complete a trial with the objectives' values of its score."""
-        from optuna.trial import TrialState
-
         values = [OBJECTIVES[name].getter(score) for name in self._settings.objectives]
         self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
 
     def mark_infeasible(self, trial_id: int) -> None:
         """End a trial whose candidate is outside the limits: PRUNED, without values; its constraints say why."""
-        from optuna.trial import TrialState
-
         self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
 
     def pause(self, trial_id: int, **fields: Any) -> None:
         """Store fields of a trial, its rung among them, and end it: PRUNED, without values."""
-        from optuna.trial import TrialState
-
         self.write(trial_id, **fields)
         self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
 
@@ -261,8 +248,6 @@ class TrialQueue:
 
         If the database cannot be written, now that this process ends, others release them when it has ended.
         """
-        from archsearch.studies.storage.outages import patience
-
         with contextlib.suppress(InputError, *database_errors()), patience(0):
             for t in list(self.trials().running.values()):
                 if t.worker == worker_identity():

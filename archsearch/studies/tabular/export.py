@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from optuna import Study
+
+from archsearch.cost.counter import cost
+from archsearch.predictor import profiles
+from archsearch.predictor.backend import PredictedBackend
 from archsearch.protocol import ResolvedProtocol
 from archsearch.score import Cost, Curve, Quality
 from archsearch.spaces.loading import load_space, with_proxy
@@ -12,13 +17,9 @@ from archsearch.spaces.space import Space
 from archsearch.studies.search.candidates import eligible, load_candidates
 from archsearch.studies.storage.record import Candidate
 from archsearch.studies.tabular.table import BenchmarkTable, Entry, Run, TableHeader
+from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback, ignore_progress
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from snapgen.architecture.schema import Architecture
 
 METRICS = {
     "validation_loss": ("validation_loss", None),
@@ -112,9 +113,6 @@ def _full_size(name: str, space: Space) -> Space:
 
 def _predictors() -> Mapping[str, Callable[[Architecture, int, int], Any]]:
     """Functions that predict the latency of an architecture, by profile."""
-    from archsearch.predictor import profiles
-    from archsearch.predictor.backend import PredictedBackend
-
     return {name: PredictedBackend(profiles.model(name)).measure for name in profiles.NAMES}
 
 
@@ -126,8 +124,6 @@ def _entry(
     full_size: Cost | None = None
     predicted: dict[str, float] = {}
     if large is not None:
-        from archsearch.cost.counter import cost
-
         arch, size, tokens = large.architecture(candidate.point), large.latent_size, large.context_tokens
         full_size = cost(arch, size, context_tokens=tokens)
         predicted = {name: measure(arch, size, tokens).median_ms for name, measure in profiles.items()}

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+
+from optuna import Trial, TrialPruned
 
 from archsearch.score import OBJECTIVES, Score
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Entry, mean_scores
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Trial
 
 SECONDS = "seconds"
 """User attribute of a trial with the seconds that its runs took."""
@@ -36,8 +34,6 @@ def objective(
     Raises:
         InputError: if a name or a seed is not in the table.
     """
-    from optuna import TrialPruned
-
     seeds = table.seeds[:1] if seeds is None else tuple(seeds)
     if unknown := [seed for seed in seeds if seed not in table.seeds]:
         raise InputError(table.source, f"has no seed {unknown[0]}", f"use {', '.join(map(str, table.seeds))}")

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import optuna
+from optuna import Study
 
 from archsearch.score import OBJECTIVES, Quality, Score
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import SAMPLERS, StudyConfig
 from archsearch.studies.search.known_costs import COSTS, KnownCosts, upper_bounds
 from archsearch.studies.search.pool import hidden_main, ignore_experimental_warnings
@@ -33,11 +35,6 @@ from snapgen.config import parse_yaml
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback, ignore_progress
 from snapgen.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.spaces.space import Space
 
 
 @dataclass(frozen=True)
@@ -166,8 +163,6 @@ def simulate(table: BenchmarkTable, config: StudyConfig, seed: int, space: Space
     Returns:
         What it scored, in the order of time.
     """
-    import optuna
-
     config = config.with_changes({"seed": seed})
     space = space or space_on(table, config)
     order = np.random.default_rng(derive_seed(seed, "runs")).permutation(table.seeds)
