@@ -9,8 +9,6 @@ import platform
 import subprocess
 from pathlib import Path
 
-import psutil
-
 LIBRARIES = ("torch", "onnxruntime", "optuna", "diffusers", "transformers", "numpy")
 """Packages whose versions are recorded."""
 
@@ -19,6 +17,8 @@ JSON = str | int | float | dict[str, str] | None
 
 def system_info() -> dict[str, JSON]:
     """Chip, cores, memory in GiB, operating system, training device and library versions, as JSON values."""
+    import psutil
+
     return {
         "chip": chip(),
         "cores": cores(),

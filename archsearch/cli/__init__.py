@@ -65,7 +65,7 @@ app.add_typer(schema.app)
 
 
 def _print_version(wanted: bool) -> None:
-    from archsearch.installation import version
+    from archsearch.machine import installed as version
 
     if wanted:
         libraries = ", ".join(f"{name} {version(name) or 'missing'}" for name in ("torch", "optuna"))

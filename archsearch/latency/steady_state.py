@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -46,6 +47,12 @@ class RunTimes:
         """Lower quartile, median, upper quartile."""
         lower, median, upper = np.percentile(self.runs, [25, 50, 75])
         return float(lower), float(median), float(upper)
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a measured `archsearch.score.LatencyRecord` that the times determine."""
+        lower, median, upper = (seconds * 1e3 for seconds in self.quartiles())
+        times = {"lower_quartile_ms": lower, "median_ms": median, "upper_quartile_ms": upper}
+        return {**times, "runs": len(self.runs), "steady": self.steady, "source": "measured"}
 
 
 def time_until_steady(
