@@ -115,7 +115,7 @@ def summarize(
         digest=space.digest,
         latent_size=space.latent_size,
         context_tokens=space.context_tokens,
-        knobs=tuple(KnobSummary(k.name, k.choices, k.ordered, space.base_point[k.name]) for k in space.knobs),
+        knobs=knob_summaries(space),
         size=space.size(),
         log_size=space.log_size(),
         distinct=distinct,
@@ -129,6 +129,11 @@ def summarize(
         within_limits=statistics.fmean(candidate.within_limits for candidate in sampled),
         can_be_met=any(candidate.within_limits for candidate in candidates),
     )
+
+
+def knob_summaries(space: Space) -> tuple[KnobSummary, ...]:
+    """The knobs of a space."""
+    return tuple(KnobSummary(k.name, k.choices, k.ordered, space.base_point[k.name]) for k in space.knobs)
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from archsearch.block_latency.fitting import fit_block_table
@@ -61,8 +60,11 @@ def load_or_fit_block_table(settings: StudyConfig, space: Space, backend: Backen
         raise InputError(settings.source, problem, "add blocks to it, e.g. {extra_copies: 1}", place="space")
     path = settings.folder / MEASUREMENTS_FILE
     latency = settings.latency.model_dump(mode="json")
-    saved = _saved_measurements(path)
-    records: dict[str, Any] = saved["records"] if saved.get("latency") == latency else {}
+    try:
+        saved = json.loads(files.read_bytes(path))
+    except (OSError, ValueError, RecursionError):
+        saved = None
+    records: dict[str, Any] = saved["records"] if isinstance(saved, dict) and saved.get("latency") == latency else {}
 
     def save(arch: Architecture, record: LatencyRecord) -> None:
         records.setdefault(arch.id, []).append(record.model_dump(mode="json"))
@@ -93,14 +95,6 @@ def stored_block_table(settings: StudyConfig) -> BlockTable | None:
     except InputError:
         return None
     return BlockTable.model_validate(attrs["block_table"]) if "block_table" in attrs else None
-
-
-def _saved_measurements(path: Path) -> dict[str, Any]:
-    try:
-        saved: dict[str, Any] = json.loads(files.read_bytes(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return saved if isinstance(saved, dict) else {}
 
 
 def max_block_counts(space: Space) -> dict[block_index.BlockSite, int]:

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from archsearch.cost.counter import cost
 from archsearch.predictor.backend import PredictedBackend, model_behind
 from archsearch.predictor.model import LatencyModel
 from archsearch.score import LatencyRecord
 from archsearch.spaces.summary import KnobSummary
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.main_effects import Effect, Effects, Knob, changes
-from archsearch.studies.search.known_costs import COSTS
+from archsearch.studies.search.known_costs import COSTS, count_numbers
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.io.cache import JSON, cached_tensors
@@ -141,10 +140,7 @@ def _counter(latent_size: int, context_tokens: int, model: LatencyModel | None) 
 
     def count(arch: Architecture) -> Mapping[str, float]:
         if arch.id not in known:
-            counted = cost(arch, latent_size, context_tokens=context_tokens)
-            known[arch.id] = {name: max(1.0, float(getattr(counted, name))) for name in COSTS}
-            if predictor:
-                known[arch.id]["latency_ms"] = predictor.measure(arch, latent_size, context_tokens).median_ms
+            known[arch.id] = count_numbers(arch, latent_size, context_tokens, predictor)
         return known[arch.id]
 
     return count

@@ -142,9 +142,16 @@ def best(study: Study, *, objective: str | None = None) -> Recommendation:
         check_any_feasible(study, candidates)
         problem = f"no candidate is scored yet ({len(candidates)} started)"
         raise InputError(study.study_name, problem, "run archsearch search, or wait for its first trial")
-    if objective is not None:
-        return _best_in(ranked, objective, study.study_name)
-    return recommended(ranked, pareto_front(ranked, names), names)
+    if objective is None:
+        return recommended(ranked, pareto_front(ranked, names), names)
+    if objective not in OBJECTIVES:
+        raise InputError("--objective", f"unknown objective {objective!r:.60}", f"use {', '.join(OBJECTIVES)}")
+    try:
+        chosen = min(ranked, key=lambda c: (c.value(objective), c.slot))
+    except MissingScore as error:
+        remedy = "name a number that the study measures"
+        raise InputError(study.study_name, str(error), remedy, place=objective) from None
+    return Recommendation(chosen, f"lowest {chosen.label(objective)} of {len(ranked)} scored candidates")
 
 
 def candidate_of(study: Study, which: int | str) -> Candidate:
@@ -207,17 +214,6 @@ def recommended(ranked: Sequence[Candidate], front: Sequence[Candidate], names: 
     return knee(front, names)
 
 
-def _best_in(ranked: Sequence[Candidate], objective: str, study_name: str) -> Recommendation:
-    if objective not in OBJECTIVES:
-        raise InputError("--objective", f"unknown objective {objective!r:.60}", f"use {', '.join(OBJECTIVES)}")
-    try:
-        chosen = min(ranked, key=lambda c: (c.value(objective), c.slot))
-    except MissingScore as error:
-        raise InputError(study_name, str(error), "name a number that the study measures", place=objective) from None
-    reason = f"lowest {chosen.label(objective)} of {len(ranked)} scored candidates"
-    return Recommendation(chosen, reason)
-
-
 def knee(front: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
     """The knee of a front, where giving up a little of either objective gains little of the other.
 
@@ -235,7 +231,7 @@ def knee(front: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
     if len(names) == 2:
         # Signed distance of (a, b) below the line a + b = 1 through the two ends (0, 1) and (1, 0).
         below = [(1 - a - b) / math.sqrt(2) for a, b in coordinates]
-        i = max(range(len(front)), key=lambda k: below[k])
+        i = max(range(len(front)), key=below.__getitem__)
         criterion = "furthest below the line between the front's two ends"
     else:
         i = min(range(len(front)), key=lambda k: math.dist(coordinates[k], [0.0] * len(names)))
@@ -246,7 +242,7 @@ def knee(front: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
 
 
 def _scaled(values: Sequence[float], name: str) -> list[float]:
-    if name in ("latency_ms", "params", "macs", "activation_bytes") and min(values) > 0:
+    if name not in QUALITY_METRICS and min(values) > 0:
         values = [math.log(v) for v in values]
     low, high = min(values), max(values)
     return [(v - low) / (high - low) if high > low else 0.0 for v in values]

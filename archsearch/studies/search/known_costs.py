@@ -94,9 +94,7 @@ class KnownCosts:
             return None
 
     def _count(self, arch: Architecture) -> dict[str, float]:
-        size, tokens = self._space.latent_size, self._space.context_tokens
-        counted = cost(arch, size, context_tokens=tokens)
-        return known_numbers(counted, self._predictor.measure(arch, size, tokens) if self._predictor else None)
+        return count_numbers(arch, self._space.latent_size, self._space.context_tokens, self._predictor)
 
     @property
     def _names(self) -> list[str]:
@@ -131,6 +129,14 @@ class KnownCosts:
         }
         table = np.asarray(cached_tensors("costs", key, count)["numbers"])
         return {i: dict(zip(names, map(float, row), strict=True)) for i, row in zip(archs, table, strict=True)}
+
+
+def count_numbers(
+    arch: Architecture, latent_size: int, context_tokens: int, predictor: PredictedBackend | None
+) -> dict[str, float]:
+    """Count an architecture's `known_numbers`; its latency is one of them if there is a predictor."""
+    latency = predictor.measure(arch, latent_size, context_tokens) if predictor else None
+    return known_numbers(cost(arch, latent_size, context_tokens=context_tokens), latency)
 
 
 def known_numbers(cost: Cost, latency: LatencyRecord | None) -> dict[str, float]:

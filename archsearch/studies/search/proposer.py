@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from optuna import Study
 
-from archsearch.score import OBJECTIVES, MissingScore, Score
 from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import KnownCosts
@@ -231,7 +230,7 @@ class Proposer:
     def _observed(self, t: Candidate, predicted: Prediction | None = None) -> ObservedTrial:
         running = t.state == "running" or (t.state == "paused" and predicted is None)
         known = {self._settings.quality_objectives[0]: predicted.value} if predicted else {}
-        values = (known.get(name, _value(t.score, name)) for name in self._settings.objectives)
+        values = (known.get(name, t.score.find(name)) for name in self._settings.objectives)
         return ObservedTrial(
             slot=t.slot,
             point=t.point,
@@ -245,13 +244,6 @@ class Proposer:
 
 def _name(named: Mapping[str, Mapping[str, int]], point: Mapping[str, int]) -> str | None:
     return next((name for name, named_point in named.items() if named_point == point), None)
-
-
-def _value(score: Score, objective: str) -> float | None:
-    try:
-        return OBJECTIVES[objective].getter(score)
-    except MissingScore:
-        return None
 
 
 def _same_architecture(claim: TrialRecord, trials: StudyTrials, architecture_id: str) -> TrialRecord | None:

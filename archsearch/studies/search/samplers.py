@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from optuna import samplers
@@ -25,7 +25,10 @@ from optuna.trial import TrialState, create_trial
 from archsearch.samplers import EHVISampler
 from archsearch.samplers.balanced import balanced_order
 from archsearch.samplers.grid import Grid
+from archsearch.score import QUALITY_METRICS
+from archsearch.spaces.knob import Knob
 from archsearch.spaces.space import LARGEST_COUNT, Space
+from archsearch.spaces.summary import KnobSummary
 from archsearch.studies.config.study import SamplerConfig
 from archsearch.studies.storage.database import silence_optuna
 from snapgen.errors import InputError
@@ -81,18 +84,7 @@ class ObservedTrial:
         return TrialState.PRUNED if None in self.values else TrialState.COMPLETE
 
 
-class HasChoices(Protocol):
-    """A knob, or a summary of one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def choices(self) -> Sized: ...
-    @property
-    def ordered(self) -> bool: ...
-
-
-def distributions(knobs: Iterable[HasChoices]) -> dict[str, BaseDistribution]:
+def distributions(knobs: Iterable[Knob | KnobSummary]) -> dict[str, BaseDistribution]:
     """Optuna distribution of each knob: integers for ordered knobs, else categories; both index the choices from 0."""
     return {
         knob.name: IntDistribution(0, len(knob.choices) - 1)
@@ -123,7 +115,7 @@ def build_sampler(
     """
     seed, sequence = seed % (1 << 32), sequence % (1 << 32)  # NumPy takes 32-bit seeds
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
-        "ehvi": (_ehvi, {"knowledge": known or _NOTHING_KNOWN}),
+        "ehvi": (EHVISampler, {}),
         # With tens of trials few should be spent on random startup; benchmarks/samplers.py has the numbers.
         "gp": (samplers.GPSampler, {"n_startup_trials": 6, "warn_independent_sampling": False}),
         "tpe": (samplers.TPESampler, {"n_startup_trials": 6, "multivariate": True, "constant_liar": True}),
@@ -137,7 +129,8 @@ def build_sampler(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ExperimentalWarning, which users cannot act on
-            sampler: BaseSampler = kind(**{**defaults, **settings.options, "seed": seed})
+            knowledge = (known or _NOTHING_KNOWN) if settings.name == "ehvi" else {}
+            sampler: BaseSampler = kind(**{**defaults, **settings.options, **knowledge, "seed": seed})
             return sampler
     except (TypeError, ValueError) as error:
         problem = f"sampler {settings.name} does not accept its options: {error}"
@@ -145,11 +138,6 @@ def build_sampler(
 
 
 _NOTHING_KNOWN: Mapping[str, Any] = {"known": lambda _: {}, "objectives": (None, "latency_ms")}
-
-
-def _ehvi(*, knowledge: Mapping[str, Any], seed: int, **options: Any) -> BaseSampler:
-    """Our own sampler; users set its options, the study its knowledge."""
-    return EHVISampler(**{**options, **knowledge, "seed": seed})
 
 
 def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:
@@ -223,8 +211,10 @@ def suggest(
     with warnings.catch_warnings(), silence_optuna():
         warnings.simplefilter("ignore")
         sampler = build_sampler(settings, own_seed, slot=slot, sequence=sequence, known=known, source=source)
-        if settings.name == "ehvi" and (fixed is not None or past):
-            return dict(fixed) if fixed is not None else _suggest_directly(sampler, past, choices), {}
+        if isinstance(sampler, EHVISampler) and (fixed is not None or past):
+            # Our own sampler needs no copy of the study.
+            point = fixed if fixed is not None else sampler.suggest(Grid(choices), past)
+            return {name: int(value) for name, value in point.items()}, {}
         copy = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
         copy.add_trials(_as_trials(past, choices, objectives))
         if fixed is not None:
@@ -235,19 +225,13 @@ def suggest(
     return {name: int(value) for name, value in trial.params.items()}, attrs
 
 
-def _suggest_directly(
-    sampler: Any, past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution]
-) -> dict[str, int]:
-    """A suggestion of our own sampler, which needs no copy of the study."""
-    return {name: int(value) for name, value in sampler.suggest(Grid(choices), past).items()}
-
-
 def _as_trials(
     past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution], objectives: Sequence[str]
 ) -> list[Any]:
     """Frozen Optuna trials of the candidates, sorted by slot."""
     limited = any(p.excess is not None for p in past)
-    medians = [_median_value(past, i) for i in range(len(objectives))]
+    known = [[v for p in past if not p.running and (v := p.values[i]) is not None] for i in range(len(objectives))]
+    medians = [statistics.median(values) if values else 1.0 for values in known]
     trials = []
     for p in sorted(past, key=lambda p: p.slot):
         # An infeasible candidate was never trained. The median as its value carries no information about quality; the
@@ -268,11 +252,6 @@ def _as_trials(
     return trials
 
 
-def _median_value(past: Sequence[ObservedTrial], i: int) -> float:
-    values = [value for p in past if not p.running and (value := p.values[i]) is not None]
-    return statistics.median(values) if values else 1.0
-
-
 def _scaled(value: float, objective: str) -> float:
     """Logarithm of costs and times, which span decades and which knobs multiply; other values are unchanged."""
-    return math.log(value) if objective in ("latency_ms", "params", "macs", "activation_bytes") and value > 0 else value
+    return math.log(value) if objective not in QUALITY_METRICS and value > 0 else value

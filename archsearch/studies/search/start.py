@@ -119,7 +119,10 @@ def starting_points(
     left_out: list[str] = []
     scores = load_scores(settings.start_from)
     for score in scores:
-        _check_same_training(settings, attrs, score)
+        if (difference := first_difference(settings, attrs, score)) is not None:
+            place, _, values = difference.partition(": ")
+            remedy = "start from a study of the same protocol, or make the two alike"
+            raise ProtocolMismatch(settings.source, f"differs from {score.source}, {values}", remedy, place=place)
         try:
             point = _point(space, score)
         except ValueError as error:
@@ -131,14 +134,6 @@ def starting_points(
         raise InputError(settings.start_from, reason, f"start from candidates of {space.name}")
     which = f"{len(left_out)} of {len(scores)} candidates are not points of {space.name}, e.g."
     return points, f"{which} {left_out[0]}" if left_out else None
-
-
-def _check_same_training(settings: StudyConfig, attrs: Mapping[str, Any], score: KnownScore) -> None:
-    difference = first_difference(settings, attrs, score)
-    if difference is not None:
-        place, _, values = difference.partition(": ")
-        remedy = "start from a study of the same protocol, or make the two alike"
-        raise ProtocolMismatch(settings.source, f"differs from {score.source}, {values}", remedy, place=place)
 
 
 def _point(space: Space, score: KnownScore) -> dict[str, int]:

@@ -252,9 +252,9 @@ def stored_attrs(settings: StudyConfig) -> dict[str, Any]:
         storage.engine.dispose()
 
 
-def open_study(where: StudyConfig | str) -> Study:
-    """Load a study by its settings, or by what `study_config` takes."""
-    return load_study(study_config(where) if isinstance(where, str) else where)
+def open_study(where: str) -> Study:
+    """Load the study whose settings `study_config` finds."""
+    return load_study(study_config(where))
 
 
 def study_config(where: str) -> StudyConfig:

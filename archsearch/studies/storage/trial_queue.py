@@ -23,7 +23,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from archsearch.score import OBJECTIVES, Score
+from archsearch.score import Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.database import database_errors
 from archsearch.studies.storage.further_runs import FurtherRuns
@@ -189,10 +189,8 @@ class TrialQueue:
     def _settle(self, t: TrialRecord) -> None:
         if t.phase == DONE:
             self.finish(t.trial_id, t.score)
-        elif t.exceeded:
-            self.mark_infeasible(t.trial_id)
-        elif t.rungs:
-            self.pause(t.trial_id)
+        elif t.exceeded or t.rungs:
+            self.prune(t.trial_id)
         else:
             TrialRecord.end(self._storage, t.trial_id)
 
@@ -227,15 +225,11 @@ class TrialQueue:
 
     def finish(self, trial_id: int, score: Score) -> None:
         """Complete a trial with the objectives' values of its score."""
-        values = [OBJECTIVES[name].getter(score) for name in self._settings.objectives]
+        values = [score.value(name) for name in self._settings.objectives]
         self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
 
-    def mark_infeasible(self, trial_id: int) -> None:
-        """End a trial whose candidate is outside the limits: PRUNED, without values; its constraints say why."""
-        self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
-
-    def pause(self, trial_id: int, **fields: Any) -> None:
-        """Store fields of a trial, its rung among them, and end it: PRUNED, without values."""
+    def prune(self, trial_id: int, **fields: Any) -> None:
+        """Store fields of a trial, the limits that it exceeds or its rung, and end it: PRUNED, without values."""
         self.write(trial_id, **fields)
         self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
 

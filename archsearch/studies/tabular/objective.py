@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 from optuna import Trial, TrialPruned
 
-from archsearch.score import OBJECTIVES, Score
-from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Entry, mean_scores
+from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, mean_scores
 from snapgen.errors import InputError
 
 SECONDS = "seconds"
@@ -37,13 +36,8 @@ def objective(
     seeds = table.seeds[:1] if seeds is None else tuple(seeds)
     if unknown := [seed for seed in seeds if seed not in table.seeds]:
         raise InputError(table.source, f"has no seed {unknown[0]}", f"use {', '.join(map(str, table.seeds))}")
-    known = [
-        *(n for n in LOWER_IS_BETTER if LOWER_IS_BETTER[n]),
-        "latency_ms",
-        "params",
-        "macs",
-        *table.header.profiles,
-    ]
+    lower_is_better = (name for name, is_lower in LOWER_IS_BETTER.items() if is_lower)
+    known = [*lower_is_better, "latency_ms", "params", "macs", *table.header.profiles]
     for name in names:
         if name not in known:
             raise InputError(table.source, f"has no objective {name!r:.60}", f"use {', '.join(known)}")
@@ -63,12 +57,6 @@ def objective(
         scores = mean_scores(runs)
         if any(name in LOWER_IS_BETTER and name not in scores for name in names):
             raise TrialPruned
-        return tuple(scores[name] if name in LOWER_IS_BETTER else _number(table, entry, name) for name in names)
+        return tuple(scores[name] if name in LOWER_IS_BETTER else entry.number(name) for name in names)
 
     return evaluate
-
-
-def _number(table: BenchmarkTable, entry: Entry, name: str) -> float:
-    if name in table.header.profiles:
-        return entry.predicted_ms[name]
-    return entry.quartiles_ms[1] if name == "latency_ms" else OBJECTIVES[name].getter(Score(cost=entry.cost))

@@ -15,10 +15,10 @@ import numpy as np
 import optuna
 from optuna import Study
 
-from archsearch.score import OBJECTIVES, Quality, Score
+from archsearch.score import Quality, Score
 from archsearch.spaces.space import Space
 from archsearch.studies.config.study import SAMPLERS, StudyConfig
-from archsearch.studies.search.known_costs import COSTS, KnownCosts, upper_bounds
+from archsearch.studies.search.known_costs import COSTS, KnownCosts, known_numbers, upper_bounds
 from archsearch.studies.search.pool import hidden_main, ignore_experimental_warnings
 from archsearch.studies.search.proposer import Proposer
 from archsearch.studies.search.worker import Worker
@@ -28,7 +28,7 @@ from archsearch.studies.storage.record import Candidate, TrialRecord
 from archsearch.studies.storage.study_trials import StudyTrials
 from archsearch.studies.tabular.clock import SimulatedClock
 from archsearch.studies.tabular.file import load_table
-from archsearch.studies.tabular.scorer import PREDICTED, TableScorer, entries_by_id, space_on
+from archsearch.studies.tabular.scorer import PREDICTED, TableScorer, cost_of, entries_by_id, latency_of, space_on
 from archsearch.studies.tabular.table import BenchmarkTable
 from snapgen.architecture.schema import Architecture
 from snapgen.config import parse_yaml
@@ -241,7 +241,7 @@ class _ReplayWorker(Worker):
                 architecture_id=(trial.trained or trial.architecture).id,
                 runs=len(quality.validation_loss.by_seed) or 1,
                 spent=self._table_scorer.spent,
-                observed=tuple(OBJECTIVES[name].getter(score) for name in self._settings.objectives),
+                observed=tuple(map(score.value, self._settings.objectives)),
                 is_feasible=not trial.infeasible,
             )
         )
@@ -264,16 +264,12 @@ def _refuse(line: str) -> None:
 
 def _known_numbers(table: BenchmarkTable, config: StudyConfig, space: Space) -> dict[str, dict[str, float]]:
     """Costs of the space's architectures by id, and their latencies if they are predicted."""
+    device = config.latency.device
     numbers = {}
     for arch_id, entry in entries_by_id(table, space).items():
-        cost = entry.full_size if space.proxy is not None and entry.full_size is not None else entry.cost
-        numbers[arch_id] = {name: float(max(1, getattr(cost, name))) for name in COSTS}
-        device = config.latency.device
+        numbers[arch_id] = known_numbers(cost_of(entry, space), None)
         if device.startswith(PREDICTED):
-            profile = device.removeprefix(PREDICTED)
-            numbers[arch_id]["latency_ms"] = (
-                entry.quartiles_ms[1] if space.proxy is None else entry.predicted_ms[profile]
-            )
+            numbers[arch_id]["latency_ms"] = latency_of(entry, space, device)
     return numbers
 
 
@@ -303,15 +299,8 @@ def true_points(table: BenchmarkTable, config: StudyConfig) -> dict[str, tuple[f
 
 
 def _values(table: BenchmarkTable, config: StudyConfig, space: Space, name: str) -> dict[str, float]:
-    if name in COSTS or name == "latency_ms":
-        scorer = TableScorer(
-            table, config, space, seeds=table.seeds[: len(config.protocol.train_seeds)], sleep=lambda _: None
-        )
-        found = {}
-        for entry in table.entries.values():
-            arch = space.architecture(entry.point)
-            found[entry.id] = (
-                scorer.latency(arch).median_ms if name == "latency_ms" else getattr(scorer.cost(arch), name)
-            )
-        return {arch_id: float(value) for arch_id, value in found.items()}
+    if name == "latency_ms":
+        return {arch_id: latency_of(e, space, config.latency.device) for arch_id, e in table.entries.items()}
+    if name in COSTS:
+        return {arch_id: float(getattr(cost_of(e, space), name)) for arch_id, e in table.entries.items()}
     return table.true_values(name)

@@ -31,6 +31,10 @@ LOWER_IS_BETTER = {"validation_loss": True, "frechet_distance": True, "kernel_di
 """The metrics among them."""
 
 
+ERROR_OF = {"frechet_distance": "frechet_error", "kernel_distance": "kernel_error", "retrieval_mrr": "retrieval_error"}
+"""Their standard errors, of those that are of samples."""
+
+
 class TableHeader(Config):
     """Everything that all rows of a table share."""
 
@@ -91,6 +95,16 @@ class Entry:
     quartiles_ms: tuple[float, float, float]
     full_size: Cost | None
     predicted_ms: Mapping[str, float]
+
+    def number(self, name: str) -> float:
+        """A cost, the median latency (``latency_ms``), a cost of the full-size twin (``full_size_…``), or its latency
+        by a device profile."""
+        if name in self.predicted_ms:
+            return self.predicted_ms[name]
+        if name == "latency_ms":
+            return self.quartiles_ms[1]
+        owner = self.full_size if name.startswith("full_size_") else self.cost
+        return float(getattr(owner, name.removeprefix("full_size_")))
 
 
 @dataclass(frozen=True)
