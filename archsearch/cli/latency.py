@@ -138,9 +138,10 @@ def sample(
     wanted = load_space(space)
     timings.ensure_writable(out)
     archs = repeats.sample_architectures(wanted, num, seed=seed)
+    timer, latent, tokens = backend(device), wanted.latent_size, wanted.context_tokens
     with progress_bar("measuring", quiet=quiet) as progress, told_in_a_line(device):
         repeats.collect(
-            backend(device),
+            lambda arch: timer.measure(arch, latent, tokens),
             wanted,
             archs,
             out,
@@ -150,7 +151,7 @@ def sample(
             failed=lambda _, why: typer.echo(why, err=True),
             progress=progress,
         )
-    known = timings.group_by_architecture(out, wanted.latent_size, wanted.context_tokens)
+    known = timings.group_by_architecture(out, latent, tokens)
     measured = [len(known[arch_id]) for arch_id in {arch.id for arch in archs} if known[arch_id]]
     typer.echo(f"{out}: {sum(measured)} records of {len(measured)} of the {num} architectures")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from archsearch.cost.counter import cost
-from archsearch.latency.base import Backend, MeasurementError
+from archsearch.latency.base import MeasurementError
 from archsearch.latency.records import LatencySample, append, group_by_architecture
 from archsearch.score import LatencyRecord
 from archsearch.spaces.space import Space
@@ -71,8 +71,12 @@ def wait_until_idle() -> None:
         pass
 
 
+Measure = Callable[[Architecture], LatencyRecord]
+"""Measures the latency of a network, and raises as `archsearch.latency.base.Backend.measure`."""
+
+
 def collect(
-    backend: Backend,
+    measure: Measure,
     space: Space,
     archs: Sequence[Architecture],
     path: Path,
@@ -89,8 +93,8 @@ def collect(
     does not affect a single one.
 
     Args:
-        backend: measures the architectures.
-        space: determines latent size and context length.
+        measure: measures the architectures at the space's latent size and context length.
+        space: determines these.
         archs: architectures to measure.
         path: JSON lines file of samples.
         min_repeats: fewest measurements per architecture.
@@ -100,33 +104,29 @@ def collect(
         progress: called after each measurement, with the fraction of the architectures that are done.
     """
     existing = group_by_architecture(path, space.latent_size, space.context_tokens)
-    records = {arch.id: existing[arch.id] for arch in archs}
     input_size = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
 
     def save(arch: Architecture, record: LatencyRecord) -> None:
         append(path, LatencySample(**input_size, architecture=arch, record=record))
 
     measure_round_robin(
-        backend,
+        measure,
         archs,
-        records,
+        {arch.id: existing[arch.id] for arch in archs},
         save=save,
         min_repeats=min_repeats,
         max_repeats=max_repeats,
         ready=ready,
         failed=failed,
         progress=progress,
-        **input_size,
     )
 
 
 def measure_round_robin(
-    backend: Backend,
+    measure: Measure,
     archs: Sequence[Architecture],
     records: Mapping[str, list[LatencyRecord]],
     *,
-    latent_size: int,
-    context_tokens: int,
     save: Callable[[Architecture, LatencyRecord], None],
     min_repeats: int,
     max_repeats: int,
@@ -159,7 +159,7 @@ def measure_round_robin(
             try:
                 if len(measured) < repeat and not done(measured):
                     ready()
-                    record = backend.measure(arch, latent_size, context_tokens)
+                    record = measure(arch)
                     save(arch, record)
                     measured.append(record)
             except MeasurementError as failure:

@@ -113,12 +113,12 @@ class EvolutionScorer(ArchsearchScorer):
         super().__init__(settings, space)
         assert self._evaluator is not None
         assert self._backend is not None
-        self._trainer, self._timer = self._evaluator, self._backend
+        self._trainer = self._evaluator
         with settings.error_context("evolve.metric"):
             own = self._evolution.num_samples
             samples = settings.protocol.num_samples if own is None else own
             self._gauge = build_metric(self._evolution.metric, self._trainer, samples=samples)
-        self._table = load_or_fit_block_table(settings, space, self._timer)
+        self._table = load_or_fit_block_table(settings, space, self._backend)
         _check_target(settings, space, self._table)
 
     def describe(self) -> Mapping[str, Any]:
@@ -189,11 +189,9 @@ class EvolutionScorer(ArchsearchScorer):
         earlier = [c for c in load_candidates(load_study(self._settings)) if c.architecture.id == arch.id]
         records = {arch.id: [c.score.latency for c in earlier if c.score.latency is not None]}
         measure_round_robin(
-            self._timer,
+            super().latency,
             [arch],
             records,
-            latent_size=self._space.latent_size,
-            context_tokens=self._space.context_tokens,
             save=lambda *_: None,
             min_repeats=2,
             max_repeats=self._evolution.table.max_repeats,

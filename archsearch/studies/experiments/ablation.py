@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from optuna import Study
 
 from archsearch.latency import records, repeats
-from archsearch.score import QUALITY_METRICS, LatencyRecord
+from archsearch.score import QUALITY_METRICS
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.run import search
-from archsearch.studies.search.scorer import ArchsearchScorer, Scorer, ScorerFactory
-from snapgen.architecture.schema import Architecture
+from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
 from snapgen.errors import InputError
 from snapgen.progress import ProgressLog
 
@@ -53,7 +51,7 @@ def _measure_repeatedly(settings: StudyConfig, scorer: ScorerFactory) -> dict[st
     path = settings.folder / "timings.jsonl"
     log = ProgressLog(settings.name, "measured the latency of", "rows", len(archs))
     repeats.collect(
-        _ScorerBackend(scorer(latency_only, space)),
+        scorer(latency_only, space).latency,
         space,
         archs,
         path,
@@ -64,16 +62,6 @@ def _measure_repeatedly(settings: StudyConfig, scorer: ScorerFactory) -> dict[st
         sample.architecture.id: sample.record.model_dump(mode="json")
         for sample in records.fastest_per_net(records.load_samples(path))
     }
-
-
-@dataclass(frozen=True)
-class _ScorerBackend:
-    """Adapts the latency of a scorer to the interface of a latency backend."""
-
-    scorer: Scorer
-
-    def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:  # noqa: ARG002
-        return self.scorer.latency(arch)
 
 
 def train_rows_too(settings: StudyConfig, metric: str | None) -> StudyConfig:

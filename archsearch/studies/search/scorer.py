@@ -80,7 +80,7 @@ ScorerFactory = Callable[[StudyConfig, "Space"], Scorer]
 """Builds a scorer. It must be a module-level function or class, so that worker processes can unpickle it."""
 
 
-class ArchsearchScorer:
+class ArchsearchScorer(Scorer):
     """Scorer with cost from the meta device, latency from the study's backend and quality from a short training run.
 
     If the study ranks by cost and latency alone, data and feature extractors are not loaded.
@@ -106,7 +106,6 @@ class ArchsearchScorer:
                 raise InputError(settings.source, problem, "raise num_samples", place="protocol.num_samples")
 
     def describe(self) -> Mapping[str, Any]:
-        """Attributes for the study; see `Scorer.describe`."""
         resolved = self._evaluator.resolved if self._evaluator else None
         return {
             "protocol": resolved.model_dump(mode="json") if resolved else {},
@@ -116,23 +115,19 @@ class ArchsearchScorer:
         }
 
     def check(self, arch: Architecture) -> None:
-        """Raise `InputError` if the protocol cannot train the architecture; see `Scorer.check`."""
         if self._evaluator:
             self._evaluator.check(arch)
 
     def cost(self, arch: Architecture) -> Cost:
-        """Cost on the meta device; see `Scorer.cost`."""
         return cost(arch, self._space.latent_size, context_tokens=self._space.context_tokens)
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        """Latency from the study's backend; see `Scorer.latency`."""
         if self._remote is not None:
             return self._remote.request(arch)
         assert self._backend is not None
         return self._backend.measure(arch, self._space.latent_size, self._space.context_tokens)
 
     def final_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
-        """Latency of a trained candidate; see `Scorer.final_latency`."""
         return first if self._remote is None else self._remote.final(arch, first)
 
     def quality(
@@ -144,7 +139,6 @@ class ArchsearchScorer:
         artifacts: Path,
         until: int | None = None,
     ) -> Quality:
-        """Quality from a short run, in a study that trains; see `Scorer.quality`."""
         assert self._evaluator is not None
         quality = self._evaluator.score(
             arch,

@@ -12,6 +12,7 @@ from archsearch.spaces.space import Space
 from archsearch.stats import intervals
 from archsearch.stats.estimate import DistanceEstimate, Estimate
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.search.scorer import Scorer
 from archsearch.studies.tabular.table import ERROR_OF, BenchmarkTable, Entry, Run
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
@@ -22,7 +23,7 @@ FILES = ("data", "autoencoder", "text_encoder", "feature_extractor", "init_from"
 """Fields of a protocol that name files."""
 
 
-class TableScorer:
+class TableScorer(Scorer):
     """Scorer of a study that reads everything from a table; each training takes its time on a clock.
 
     Args:
@@ -49,19 +50,16 @@ class TableScorer:
         self._entries = entries_by_id(table, space)
 
     def describe(self) -> Mapping[str, Any]:
-        """Attributes for the study; see `Scorer.describe`."""
         resolved = self._table.protocol
         return {"protocol": resolved.model_dump(mode="json"), "protocol_hash": resolved.hash, "machine": {}}
 
     def check(self, arch: Architecture) -> None:
-        """Do nothing; see `Scorer.check`."""
+        """Accept every architecture: those of the table were trained."""
 
     def cost(self, arch: Architecture) -> Cost:
-        """Cost; see `Scorer.cost`."""
         return cost_of(self._entries[arch.id], self._space)
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        """Latency, measured or predicted; see `Scorer.latency`."""
         entry, device = self._entries[arch.id], self._settings.latency.device
         conditions: dict[str, Any] = {"interval_ms": None}
         low, ms, high = entry.quartiles_ms
@@ -72,7 +70,6 @@ class TableScorer:
         return self._table.header.latency.model_copy(update={**conditions, **values})
 
     def final_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:  # noqa: ARG002
-        """The same; see `Scorer.final_latency`."""
         return first
 
     def quality(

@@ -28,12 +28,12 @@ def timed(ms: float = 1.0, arch: Architecture | None = None) -> LatencySample:
 
 
 class Clock:
-    """A backend that takes the given times, and fails for an architecture."""
+    """Measures the given times, and fails for an architecture."""
 
     def __init__(self, times: Sequence[float], *, fails: str = "") -> None:
         self.times, self.fails, self.asked = iter(times), fails, list[str]()
 
-    def measure(self, arch: Architecture, *_: int) -> LatencyRecord:
+    def __call__(self, arch: Architecture) -> LatencyRecord:
         self.asked.append(arch.id)
         if arch.id == self.fails:
             raise MeasurementError("it does not run")

@@ -16,7 +16,7 @@ from archsearch.block_latency.config import BlockTableConfig
 from archsearch.block_latency.fitting import fit_block_table
 from archsearch.block_latency.table import BlockTable
 from archsearch.protocol import EvaluationProtocol
-from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality, Score
+from archsearch.score import Cost, LatencyRecord, Quality, Score
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from archsearch.stats.estimate import Estimate
