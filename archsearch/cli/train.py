@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -102,7 +102,8 @@ def _plan(recipe: Recipe, net: Architecture, cluster: Cluster | None, *, as_json
     on = plan_on(found, cluster) if cluster else []
     if as_json:
         total = {"images": found.images, "steps": found.steps, "macs": found.macs}
-        print_json({"architecture_id": net.id, **asdict(found), **total, "missing": missing} | _machines_json(on))
+        machines = {"on": [asdict(stage) for stage in on]} if on else {}
+        print_json({"architecture_id": net.id, **asdict(found), **total, "missing": missing, **machines})
         return
     title = f"{recipe.name}: architecture {net.id}"
     if cluster:
@@ -111,10 +112,6 @@ def _plan(recipe: Recipe, net: Architecture, cluster: Cluster | None, *, as_json
         _print_plan(title, found)
     if missing:
         typer.echo(f"Not on this machine, planned as the recipe expects it: {', '.join(dict.fromkeys(missing))}")
-
-
-def _machines_json(on: list[StageOnMachines]) -> dict[str, list[dict[str, Any]]]:
-    return {"on": [asdict(stage) for stage in on]} if on else {}
 
 
 def _print_machines(title: str, found: Plan, on: list[StageOnMachines], cluster: Cluster) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna import Study
 
-from archsearch.devices import backend
+from archsearch import devices
 from archsearch.latency.base import Backend
 from archsearch.library import is_run
 from archsearch.predictor import reference_nets
@@ -86,7 +86,7 @@ class Conditions:
         Raises:
             InputError: for an unknown device or setting.
         """
-        return backend(self.device, **{**self.options, **options})
+        return devices.backend(self.device, **{**self.options, **options})
 
 
 def is_candidate(name: str) -> bool:

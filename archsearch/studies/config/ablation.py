@@ -149,9 +149,15 @@ def expand_rows(settings: AblationConfig, base: Architecture, *, source: str) ->
     def build(
         name: str, title: str, group: Group, baseline: str | None, choice: str | None, applied: list[str]
     ) -> AblationRow:
-        changes = _merge(checked[row] for row in applied)
+        changes: dict[str, Any] = {}
+        for path, value in (change for row in applied for change in checked[row].items()):
+            changes.pop(path, None)  # a repeated path moves to its last position, since order matters
+            changes[path] = value
         place = f"ablation.rows.{name}" if group == "ladder" else f"ablation.{group}: {name}"
-        arch = _built(base, changes, source=source, place=place)
+        try:
+            arch = overrides.apply_overrides(base, changes)
+        except ValueError as error:
+            raise InputError(source, *problem_and_remedy(error, "correct the row's overrides"), place=place) from None
         published = settings.rows[name].published if group == "ladder" else {}
         return AblationRow(name, title, group, baseline, choice, changes, arch, published)
 
@@ -192,23 +198,6 @@ def _with_baselines(settings: AblationConfig, name: str) -> list[str]:
     """A row and the baselines under it, from the base up."""
     baseline = settings.rows[name].baseline
     return [*(_with_baselines(settings, baseline) if baseline else []), name]
-
-
-def _merge(changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The overrides of several rows in one mapping; a repeated path moves to its last position, since order matters."""
-    merged: dict[str, Any] = {}
-    for change in changes:
-        for path, value in change.items():
-            merged.pop(path, None)
-            merged[path] = value
-    return merged
-
-
-def _built(base: Architecture, changes: Mapping[str, Any], *, source: str, place: str) -> Architecture:
-    try:
-        return overrides.apply_overrides(base, changes)
-    except ValueError as error:
-        raise InputError(source, *problem_and_remedy(error, "correct the row's overrides"), place=place) from None
 
 
 def _check_effect(row: AblationRow, own: Mapping[str, Any], baseline: Architecture, source: str) -> None:

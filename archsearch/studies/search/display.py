@@ -79,12 +79,9 @@ class Display:
         if self._bars is not None:
             self._draw()
         elif is_silent:
-            self.line(f"{self._settings.name}: {self._state()}{self._under_way()}")
+            steps = "".join(f"; trial {c.number}: {c.phase}, {c.fraction:.0%}" for c in self._running())
+            self.line(f"{self._settings.name}: {self._state()}{steps}")
         self._read_at = time.monotonic()
-
-    def _under_way(self) -> str:
-        """Steps that the running trials are at, e.g. ``; trial 4: training seed 0, 43 %``."""
-        return "".join(f"; trial {c.number}: {c.phase}, {c.fraction:.0%}" for c in self._running())
 
     def _new_candidates(self) -> Iterator[Candidate]:
         """Candidates whose trials have ended with a result since the last time, with the totals as of each."""
@@ -109,7 +106,8 @@ class Display:
             return f"{trial}: outside the limits: {c.infeasible}"
         if c.state == "paused":
             trial += f", trial {c.continues}" if c.continues is not None else ""
-            return f"{trial}: {c.phase} of {self._settings.protocol.steps}, {_at_rung(c)}, {c.seconds:.0f} s"
+            loss = f"validation loss {c.rungs[-1].quality.validation_loss.value:.4g} there"
+            return f"{trial}: {c.phase} of {self._settings.protocol.steps}, {loss}, {c.seconds:.0f} s"
         shown = ", ".join(format_value(c, name) for name in self._settings.objectives)
         if c.reused_from is not None:
             return f"{trial}: {shown}; the architecture of trial {c.reused_from}"
@@ -179,8 +177,3 @@ def format_value(c: Candidate, name: str) -> str:
     if name in ("params", "macs", "activation_bytes"):
         return f"{label} {value / 1e6:.3g} M{unit}"
     return f"{label} {value:.4g} {unit}".rstrip()
-
-
-def _at_rung(c: Candidate) -> str:
-    loss = c.rungs[-1].quality.validation_loss
-    return f"validation loss {loss.value:.4g} there"

@@ -160,16 +160,12 @@ class WorkerPool:
             if self._crashes >= MAX_DEAD_WORKERS:
                 problem = f"{MAX_DEAD_WORKERS} workers died, the last with {how}"
                 raise InputError(self._settings.source, problem, "use fewer workers or smaller candidates")
-            self._display.line(f"worker {index} died ({how}){self._fail_trial_of(index, how)}; another takes over")
+            trials = [t for t in self._queue.trials().running.values() if t.worker == self._identities[index]]
+            for t in trials:
+                self._queue.fail(t.trial_id, f"its worker died ({how})", killed=how in OF_THE_MACHINE)
+            where = f" in trial {trials[-1].number}" if trials else ""
+            self._display.line(f"worker {index} died ({how}){where}; another takes over")
             self._start(index)
-
-    def _fail_trial_of(self, index: int, how: str) -> str:
-        """Fail the trial that a worker died in; returns the words for the log that name it."""
-        trials = self._queue.trials()
-        its_trials = [t for t in trials.running.values() if t.worker == self._identities[index]]
-        for t in its_trials:
-            self._queue.fail(t.trial_id, f"its worker died ({how})", killed=how in OF_THE_MACHINE)
-        return f" in trial {its_trials[-1].number}" if its_trials else ""
 
     def _stop(self) -> None:
         """Let every worker release its trial, then kill those that take too long; their trials are run again later."""

@@ -85,7 +85,9 @@ def search(
         attrs = {"space": space.to_dict(), **built_scorer.describe()}
         start = start_attrs(settings, space, attrs)
         study = create_or_resume(settings, {**attrs, **start})
-        _check_study(study)
+        # Fail before the first training, not after it, if a trial is damaged or the artifacts' folder not writable.
+        load_candidates(study)
+        artifact_store(study)
         with Display(study, settings, quiet=quiet) as display:
             _announce(display, settings, space, {**attrs, **start})
             if settings.workers == 1:
@@ -126,12 +128,6 @@ def _conclude(display: Display, settings: StudyConfig, reason: str, candidates: 
     if given_up:
         more = f"and {len(given_up) - MOST_LISTED} more; " if len(given_up) > MOST_LISTED else ""
         display.line(f"{settings.name}: {more}the same command with --retry tries what was given up again")
-
-
-def _check_study(study: Study) -> None:
-    """Fail before the first training, not after it, if a trial is damaged or the artifacts' folder not writable."""
-    load_candidates(study)
-    artifact_store(study)
 
 
 def _announce(display: Display, settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -> None:

@@ -142,9 +142,6 @@ class StudyTrials(Sequence[TrialRecord]):
     def _ended(self, slot: int) -> bool:
         return slot in self.active and self.active[slot].state in ("scored", "paused")
 
-    def _ends_a_paused_run(self, t: TrialRecord) -> bool:
-        return t.continues is not None and t.runs == 1 and self._records[self._positions[t.continues]].state == "paused"
-
     def _parse(self, t: FrozenTrial) -> TrialRecord | None:
         return read_trial(self._study, t, self._slots, new_slot=len(self.by_slot))
 
@@ -186,8 +183,12 @@ class StudyTrials(Sequence[TrialRecord]):
                 self._further.setdefault(active.continues, {})[active.number] = active
             if active.uses_budget and slot not in self.scored:
                 self.scored[slot] = active
-            whole = active.uses_budget or self._ends_a_paused_run(active)
-            if whole and active.state == "scored" and slot not in self._timed:
+            ends_a_paused_run = (
+                active.continues is not None
+                and active.runs == 1
+                and self._records[self._positions[active.continues]].state == "paused"
+            )
+            if (active.uses_budget or ends_a_paused_run) and active.state == "scored" and slot not in self._timed:
                 self._timed.add(slot)
                 first = active.number if active.continues is None else active.continues
                 bisect.insort(self._seconds, self.candidate(first).seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from archsearch.stats.estimate import Estimate
@@ -40,7 +40,10 @@ class Agreement:
 
 def agreements(table: BenchmarkTable) -> list[Agreement]:
     """Agreement of every score at every point of the curve with every score of the long runs."""
-    short, pairs = table.short_runs, _long_runs(table)
+    short, own = table.short_runs, table.protocol.protocol
+    # The protocol that is the table's but for more steps.
+    long = table.protocol_where(steps=lambda steps: steps > own.steps, resolution=lambda side: side == own.resolution)
+    pairs = {} if long is None else table.runs_like(long)
     ids = [i for i in pairs if i in short and not any(run.diverged for run in (*short[i].values(), *pairs[i].values()))]
     entries = [table.entries[i] for i in ids]
     controls = {
@@ -62,15 +65,6 @@ def agreements(table: BenchmarkTable) -> list[Agreement]:
                 rho = spearman(values, reference, control)
                 rows.append(Agreement(score, budget, target, kind, len(ids), rho, ceiling))
     return rows
-
-
-def _long_runs(table: BenchmarkTable) -> Mapping[str, Mapping[int, Run]]:
-    """Runs of the protocol that is the table's but for more steps; empty without one."""
-    own = table.protocol.protocol
-    long = table.protocol_where(
-        steps=lambda steps: steps > own.steps, resolution=lambda resolution: resolution == own.resolution
-    )
-    return {} if long is None else table.runs_like(long)
 
 
 Scores = dict[tuple[str, float], tuple[list[float], list[list[float]]]]

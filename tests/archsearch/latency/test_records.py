@@ -28,12 +28,12 @@ def timed(ms: float = 1.0, arch: Architecture | None = None) -> LatencySample:
 
 
 class Clock:
-    """Measures the given times, and fails for an architecture."""
+    """A backend that takes the given times, and fails for an architecture."""
 
     def __init__(self, times: Sequence[float], *, fails: str = "") -> None:
         self.times, self.fails, self.asked = iter(times), fails, list[str]()
 
-    def __call__(self, arch: Architecture) -> LatencyRecord:
+    def measure(self, arch: Architecture, *_: int) -> LatencyRecord:
         self.asked.append(arch.id)
         if arch.id == self.fails:
             raise MeasurementError("it does not run")
@@ -135,7 +135,7 @@ def test_each_is_measured_until_two_agree(space: Space, archs: list[Architecture
     path = tmp_path / "records.jsonl"
     clock = Clock([1, 2, 1.01, 3.5, 1.02, 2.9, 2.01])
     shares: list[float] = []
-    repeats.collect(clock, space, archs[:2], path, progress=shares.append)
+    repeats.collect(clock.measure, space, archs[:2], path, progress=shares.append)
     a, b = (arch.id for arch in archs[:2])
     assert clock.asked == [a, b, a, b, a, b, b], "all once before any twice"
     assert shares[-1] == 1
@@ -145,17 +145,18 @@ def test_each_is_measured_until_two_agree(space: Space, archs: list[Architecture
 def test_what_is_there_is_not_measured_again(space: Space, archs: list[Architecture], tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with pytest.raises(StopIteration):  # killed before the fourth
-        repeats.collect(Clock([1, 2, 3]), space, archs, path)
+        repeats.collect(Clock([1, 2, 3]).measure, space, archs, path)
     again = Clock([4, *[1, 2, 3, 4] * 2])
-    repeats.collect(again, space, archs, path)
+    repeats.collect(again.measure, space, archs, path)
     assert again.asked == [archs[3].id, *[arch.id for arch in archs] * 2]
-    repeats.collect(done := Clock([]), space, archs, path)
+    done = Clock([])
+    repeats.collect(done.measure, space, archs, path)
     assert done.asked == []
 
 
 def test_one_that_never_settles_is_given_up(space: Space, archs: list[Architecture], tmp_path: Path) -> None:
     clock = Clock([1, 2, 4, 8, 16])
-    repeats.collect(clock, space, archs[:1], tmp_path / "records.jsonl", max_repeats=3)
+    repeats.collect(clock.measure, space, archs[:1], tmp_path / "records.jsonl", max_repeats=3)
     assert len(clock.asked) == 3
 
 
@@ -165,7 +166,7 @@ def test_a_net_that_cannot_be_measured_is_reported_and_skipped(
     failures, shares = [], []
     clock = Clock([2, 2, 2], fails=archs[0].id)
     repeats.collect(
-        clock,
+        clock.measure,
         space,
         archs[:2],
         tmp_path / "r.jsonl",
