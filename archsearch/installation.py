@@ -116,14 +116,10 @@ def inspect_installation() -> Installation:
 def _requirements(extra: str = "") -> list[Requirement]:
     """Requirements of the project's own metadata: those of an extra, or those of no extra."""
     found = [Requirement(line) for line in importlib.metadata.requires(PROJECT) or ()]
-    return [each for each in found if _belongs_to(each, extra)]
-
-
-def _belongs_to(requirement: Requirement, extra: str) -> bool:
-    marker = requirement.marker
-    if marker is None or marker.evaluate({"extra": ""}):
-        return not extra
-    return marker.evaluate({"extra": extra})
+    of_none = [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
+    if not extra:
+        return of_none
+    return [each for each in found if each not in of_none and each.marker and each.marker.evaluate({"extra": extra})]
 
 
 def _packages() -> Iterator[Check]:

@@ -82,7 +82,8 @@ def time_until_steady(
     while True:
         blocks.append([run() for _ in range(size)])
         medians.append(float(np.median(blocks[-1])))
-        if warm is None and _agree(medians[-AGREEING_BLOCKS:], rule.agreement):
+        last = medians[-AGREEING_BLOCKS:]
+        if warm is None and len(last) == AGREEING_BLOCKS and max(last) <= min(last) * (1 + rule.agreement):
             warm = len(blocks) - AGREEING_BLOCKS
         precise = warm is not None and _precise(medians[warm:], rule.precision)
         enough = warm is not None and len(blocks) - warm >= MIN_BLOCKS
@@ -90,10 +91,6 @@ def time_until_steady(
         if late or (precise and enough):
             steady_blocks = blocks[len(blocks) // 2 if warm is None else warm :]
             return RunTimes(tuple(seconds for block in steady_blocks for seconds in block), steady=precise)
-
-
-def _agree(medians: Sequence[float], tolerance: float) -> bool:
-    return len(medians) == AGREEING_BLOCKS and max(medians) <= min(medians) * (1 + tolerance)
 
 
 def _precise(medians: Sequence[float], tolerance: float) -> bool:

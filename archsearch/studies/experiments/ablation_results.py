@@ -208,11 +208,11 @@ def _with_comparisons(results: Sequence[RowResult], seed_tables: Tables) -> list
             names = [name for name in COSTS if _have((r.score, baseline), name)]
             changes = {name: 100 * (r.score.value(name) / baseline.value(name) - 1) for name in names}
             ids = _pair(r, by_name)
-            effects = {
-                name: _effect(table, *ids, confidence)
-                for name, table in seed_tables.items()
-                if table.rows.keys() >= {*ids}
-            }
+            for name, table in seed_tables.items():
+                if table.rows.keys() >= {*ids}:
+                    difference = table.difference(*ids)
+                    at_once = verdict(table.difference(*ids, confidence=confidence))
+                    effects[name] = Effect(difference, verdict(difference), holds_at_once=at_once != "cannot tell")
         arch_id = r.planned.architecture.id
         own = {name: table.mean(arch_id) for name, table in seed_tables.items() if arch_id in table.rows}
         with_effects.append(replace(r, changes=changes, effects=effects, quality=own))
@@ -234,13 +234,6 @@ def _pool(results: Sequence[RowResult], name: str) -> dict[str, Estimate]:
 def _pair(row: RowResult, by_name: Mapping[str, RowResult]) -> tuple[str, str]:
     """Architecture ids of a row and its baseline."""
     return row.planned.architecture.id, by_name[str(row.planned.baseline)].planned.architecture.id
-
-
-def _effect(table: SeedTable, row: str, baseline: str, confidence: float) -> Effect:
-    """The contrast row − baseline, both given as architecture ids; ``confidence`` is that of all effects at once."""
-    difference = table.difference(row, baseline)
-    at_once = verdict(table.difference(row, baseline, confidence=confidence))
-    return Effect(difference, verdict(difference), holds_at_once=at_once != "cannot tell")
 
 
 def _additivity_checks(

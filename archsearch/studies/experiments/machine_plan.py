@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from archsearch.cost.counter import cost
@@ -57,8 +58,13 @@ def plan_study_on(config: StudyConfig, cluster: Cluster) -> StudyOnMachines:
     Raises:
         InputError: if the space cannot be read.
     """
+    from snapgen.autoencoders.autoencoder import load_autoencoder  # slow to import
+
     protocol, space = config.protocol, config.load_space()
-    base, latent = (space.proxy or space).base, protocol.resolution // _factor(protocol.autoencoder)
+    base, factor = (space.proxy or space).base, USUAL_FACTOR
+    with contextlib.suppress(InputError):
+        factor = load_autoencoder(protocol.autoencoder).factor
+    latent = protocol.resolution // factor
     images = protocol.steps * protocol.batch_size * len(config.first_seeds)
     macs = float(PASSES * images * cost(base, latent, context_tokens=protocol.context_tokens).macs)
     seconds = cluster.seconds(macs, "float32", processors=1)
@@ -75,12 +81,3 @@ def plan_study_on(config: StudyConfig, cluster: Cluster) -> StudyOnMachines:
         dollars_per_candidate=None if hourly is None else hourly * seconds / 3600,
         dollars=None if total is None else cluster.dollars(total),
     )
-
-
-def _factor(autoencoder: str) -> int:
-    from snapgen.autoencoders.autoencoder import load_autoencoder
-
-    try:
-        return load_autoencoder(autoencoder).factor
-    except InputError:
-        return USUAL_FACTOR

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from optuna import Study
 
-from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, check_one_runtime, comparable
+from archsearch.score import OBJECTIVES, QUALITY_METRICS, MissingScore, check_one_runtime, comparable
 from archsearch.stats.intervals import pool_intervals
 from archsearch.stats.pareto import non_dominated
 from archsearch.studies.remote.client import measured_latencies
@@ -39,7 +39,11 @@ def load_attempts(study: Study) -> list[Candidate]:
             source = f"trial {candidate.number} of study {study.study_name}"
             _check(candidate, choices, attrs["settings"]["objectives"], source)
     measured = measured_latencies(study)
-    return [_with_measured(candidate, measured) for candidate in candidates]
+    for i, candidate in enumerate(candidates):  # a provisional prediction gives way to the measurement
+        record, latency = measured.get(candidate.architecture.id), candidate.score.latency
+        if record is not None and latency is not None and latency.source != "measured":
+            candidates[i] = candidate.with_score(latency=record)
+    return candidates
 
 
 def _check(candidate: Candidate, choices: Mapping[str, int], names: Sequence[str], source: str) -> None:
@@ -66,14 +70,6 @@ def _of_slot(attempts: Sequence[TrialRecord]) -> Candidate | None:
     if not isinstance(chosen, Candidate):
         return None
     return chosen.model_copy(update={"attempts": sum(not (t.lost or t.reopens) for t in attempts)})
-
-
-def _with_measured(candidate: Candidate, measured: Mapping[str, LatencyRecord]) -> Candidate:
-    """The candidate with its provisional prediction replaced by the measurement, if that has arrived."""
-    record, latency = measured.get(candidate.architecture.id), candidate.score.latency
-    if record is None or latency is None or latency.source == "measured":
-        return candidate
-    return candidate.with_score(latency=record)
 
 
 def objectives(study: Study) -> tuple[str, ...]:

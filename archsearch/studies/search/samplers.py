@@ -236,22 +236,18 @@ def _as_trials(
     for p in sorted(past, key=lambda p: p.slot):
         # An infeasible candidate was never trained. The median as its value carries no information about quality; the
         # sampler learns from the constraint that it broke.
-        values = (
-            None if p.running else [median if v is None else v for median, v in zip(medians, p.values, strict=True)]
-        )
+        measured = () if p.running else zip(p.values, medians, objectives, strict=True)
+        numbers = [(median if v is None else v, name) for v, median, name in measured]
+        # Costs and times span decades, and knobs multiply them.
+        values = [math.log(v) if name not in QUALITY_METRICS and v > 0 else v for v, name in numbers] or None
         trials.append(
             create_trial(
                 state=TrialState.RUNNING if p.running else TrialState.COMPLETE,
                 params=dict(p.point),
                 distributions=dict(choices),
-                values=[_scaled(v, name) for v, name in zip(values, objectives, strict=True)] if values else None,
+                values=values,
                 constraints={"excess": p.excess or 0.0} if limited and not p.running else None,
                 system_attrs=dict(p.sampler_attrs),
             )
         )
     return trials
-
-
-def _scaled(value: float, objective: str) -> float:
-    """Logarithm of costs and times, which span decades and which knobs multiply; other values are unchanged."""
-    return math.log(value) if objective not in QUALITY_METRICS and value > 0 else value

@@ -60,7 +60,11 @@ def start_attrs(settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -
     earlier = _set_aside_if_changed(settings, attrs)
     existing = {} if earlier else stored_attrs(settings)
     if "settings" in existing:
-        _check_unchanged(settings, origin, existing)
+        stored, begun_with = existing.get("start_from"), existing["settings"].get("start_from")
+        is_by_name = origin is None or stored is None  # what is gone is compared by its spelling
+        if begun_with != settings.start_from if is_by_name else not _same(origin, stored):
+            problem = f"was {as_yaml(begun_with)} when {settings.name} began"
+            raise changed_setting(settings, "start_from", problem)
         return {key: existing[key] for key in ("start", "start_from") if key in existing}
     if settings.start_from is None:
         return earlier
@@ -175,12 +179,3 @@ def _same(a: Origin, b: Origin) -> bool:
     if "table" in a or "table" in b:
         return a.get("table") == b.get("table")
     return a["study"] == b["study"] and same_storage(a["storage"], b["storage"])
-
-
-def _check_unchanged(settings: StudyConfig, origin: Origin | None, existing: Mapping[str, Any]) -> None:
-    """Raise if a study began with another start; what is gone is compared by its spelling."""
-    stored, begun_with = existing.get("start_from"), existing["settings"].get("start_from")
-    if begun_with == settings.start_from if origin is None or stored is None else _same(origin, stored):
-        return
-    problem = f"was {as_yaml(begun_with)} when {settings.name} began"
-    raise changed_setting(settings, "start_from", problem)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 from optuna import Study
-from optuna.trial import FrozenTrial
 
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.ranking import Ranking, Row
@@ -40,7 +39,7 @@ class StudyTrials(Sequence[TrialRecord]):
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._reader = TrialReader(study, self._parse)
+        self._reader = TrialReader(study, lambda t: read_trial(study, t, self._slots, new_slot=len(self.by_slot)))
         self._records: list[TrialRecord] = []
         self._positions: dict[int, int] = {}
         self._slots: dict[int, int] = {}
@@ -141,9 +140,6 @@ class StudyTrials(Sequence[TrialRecord]):
 
     def _ended(self, slot: int) -> bool:
         return slot in self.active and self.active[slot].state in ("scored", "paused")
-
-    def _parse(self, t: FrozenTrial) -> TrialRecord | None:
-        return read_trial(self._study, t, self._slots, new_slot=len(self.by_slot))
 
     def _file(self, t: TrialRecord) -> None:
         self._ranking = None

@@ -91,7 +91,8 @@ class TrialQueue:
         budget = self._budget(trials)
         opened = [slot for slot, attempts in trials.open_slots.items() if budget.allows(attempts)]
         retried = trials.open_slots[min(opened)][0] if opened else None
-        continued = retried.continues if retried else self._continued(trials, budget)
+        further = self._further_runs.next(trials, proposing=budget.proposes) if budget.lasts and not retried else None
+        continued = retried.continues if retried else further
         if not (budget.proposes or retried) and continued is None:
             return budget.reason
         trial_id = self._create(retry_of=retried.number if retried else None, continues=continued)
@@ -120,9 +121,6 @@ class TrialQueue:
         self._created.add(trial_id)
         send_heartbeat(self._storage, trial_id)
         return trial_id
-
-    def _continued(self, trials: StudyTrials, budget: Budget) -> int | None:
-        return self._further_runs.next(trials, proposing=budget.proposes) if budget.lasts else None
 
     def _budget(self, trials: StudyTrials, before: TrialRecord | None = None) -> Budget:
         """Determine what is left of the budget.
