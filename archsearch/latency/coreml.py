@@ -25,7 +25,7 @@ from archsearch.latency.compute_plan import (
     neural_engine_share,
     placed_operations,
 )
-from archsearch.latency.iphone import AsyncRunner, Phone, SigningCredentials
+from archsearch.latency.iphone import AsyncRunner, Phone
 from archsearch.latency.steady_state import RunTimes, SteadyStateConfig, time_until_steady
 from archsearch.score import LatencyRecord
 from snapgen import config
@@ -138,7 +138,7 @@ class AppleBackend:
         return call
 
     def _record(self, run: Run) -> LatencyRecord:
-        share = neural_engine_share(run.operations) if run.operations else None
+        cost_share, operation_share = neural_engine_share(run.operations)
         weights = self.options.weights
         compression = f", {weights.palette_bits}-bit weights" if weights.palette_bits else ", int8 weights"
         return LatencyRecord(
@@ -149,8 +149,8 @@ class AppleBackend:
             runtime=f"{self.target.title}, {self.tool} {machine.installed(self.tool)}"
             + (compression if weights != convert.PackageOptions() else ""),
             placement=by_operator(run.operations) if run.operations else None,
-            neural_engine_share=share.cost if share else None,
-            neural_engine_operations=share.operations if share else None,
+            neural_engine_share=cost_share,
+            neural_engine_operations=operation_share,
             **self._conditions(),
         )
 
@@ -245,9 +245,7 @@ def on_phone(options: Mapping[str, Any]) -> IPhoneBackend:
         InputError: for a wrong option, or if this is no Mac, has no Xcode, no signing team or no phone.
     """
     wanted = phone_config(options)
-    return IPhoneBackend(
-        wanted, iphone.phone(wanted.phone, SigningCredentials(wanted.team, wanted.profile, wanted.bundle_id))
-    )
+    return IPhoneBackend(wanted, iphone.phone(wanted.phone, wanted.team, wanted.profile, wanted.bundle_id))
 
 
 def phone_config(options: Mapping[str, Any]) -> IPhoneConfig:

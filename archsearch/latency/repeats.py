@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import psutil
 
 from archsearch.cost.counter import cost
 from archsearch.latency.base import MeasurementError
-from archsearch.latency.records import LatencySample, append, group_by_architecture
 from archsearch.score import LatencyRecord
 from archsearch.spaces.space import Space
 from snapgen import seeding
@@ -75,74 +73,33 @@ Measure = Callable[[Architecture], LatencyRecord]
 """Measures the latency of a network, and raises as `archsearch.latency.base.Backend.measure`."""
 
 
-def collect(
-    measure: Measure,
-    space: Space,
-    archs: Sequence[Architecture],
-    path: Path,
-    *,
-    min_repeats: int = 3,
-    max_repeats: int = 8,
-    ready: Callable[[], None] = lambda: None,
-    failed: Callable[[Architecture, str], None] = lambda *_: None,
-    progress: ProgressCallback = ignore_progress,
-) -> None:
-    """Measure architectures and append the samples to a file, until the measurements of each agree (`is_repeatable`).
-
-    Samples in the file count. Architectures are measured in rounds (`measure_round_robin`), so that a period of load
-    does not affect a single one.
-
-    Args:
-        measure: measures the architectures at the space's latent size and context length.
-        space: determines these.
-        archs: architectures to measure.
-        path: JSON lines file of samples.
-        min_repeats: fewest measurements per architecture.
-        max_repeats: most measurements per architecture, whether or not they agree.
-        ready: called before each measurement; may block, e.g. `wait_until_idle`.
-        failed: called with an architecture that could not be measured and the reason; it is not tried again.
-        progress: called after each measurement, with the fraction of the architectures that are done.
-    """
-    existing = group_by_architecture(path, space.latent_size, space.context_tokens)
-    input_size = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
-
-    def save(arch: Architecture, record: LatencyRecord) -> None:
-        append(path, LatencySample(**input_size, architecture=arch, record=record))
-
-    measure_round_robin(
-        measure,
-        archs,
-        {arch.id: existing[arch.id] for arch in archs},
-        save=save,
-        min_repeats=min_repeats,
-        max_repeats=max_repeats,
-        ready=ready,
-        failed=failed,
-        progress=progress,
-    )
-
-
 def measure_round_robin(
     measure: Measure,
     archs: Sequence[Architecture],
     records: Mapping[str, list[LatencyRecord]],
     *,
     save: Callable[[Architecture, LatencyRecord], None],
-    min_repeats: int,
-    max_repeats: int,
+    min_repeats: int = 3,
+    max_repeats: int = 8,
     ready: Callable[[], None] = lambda: None,
     failed: Callable[[Architecture, str], None] | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> None:
     """Measure architectures in rounds, each once per round, until the measurements of each agree (`is_repeatable`).
 
-    Predicted latencies are deterministic, so they are not repeated.
+    A period of load thus does not affect a single one. Predicted latencies are deterministic, so they are not repeated.
 
     Args:
-        records: existing records by architecture id; new records are appended.
-        save: called with each new record.
-        ready, failed: see `collect`; without ``failed`` the error is raised.
-        progress: see `collect`.
+        measure: measures the architectures.
+        archs: architectures to measure.
+        records: existing records by architecture id, which count; new records are appended.
+        save: called with each new record, e.g. `archsearch.latency.records.SampleFile.append`.
+        min_repeats: fewest measurements per architecture.
+        max_repeats: most measurements per architecture, whether or not they agree.
+        ready: called before each measurement; may block, e.g. `wait_until_idle`.
+        failed: called with an architecture that could not be measured and the reason; it is not tried again. None: the
+            error is raised.
+        progress: called after each measurement, with the fraction of the architectures that are done.
     """
 
     def done(measured: Sequence[LatencyRecord]) -> bool:

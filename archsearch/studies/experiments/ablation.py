@@ -6,7 +6,8 @@ from typing import Any
 
 from optuna import Study
 
-from archsearch.latency import records, repeats
+from archsearch.latency.records import SampleFile, fastest_per_net, load_samples
+from archsearch.latency.repeats import measure_round_robin
 from archsearch.score import QUALITY_METRICS
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.run import search
@@ -50,17 +51,18 @@ def _measure_repeatedly(settings: StudyConfig, scorer: ScorerFactory) -> dict[st
     archs = [space.architecture(point) for point in space.references.values()]
     path = settings.folder / "timings.jsonl"
     log = ProgressLog(settings.name, "measured the latency of", "rows", len(archs))
-    repeats.collect(
+    file = SampleFile(path, space.latent_size, space.context_tokens)
+    measure_round_robin(
         scorer(latency_only, space).latency,
-        space,
         archs,
-        path,
+        file.records(),
+        save=file.append,
         max_repeats=settings.ablation.latency_repeats,
+        failed=lambda *_: None,
         progress=log.items(len(archs)),
     )
     return {
-        sample.architecture.id: sample.record.model_dump(mode="json")
-        for sample in records.fastest_per_net(records.load_samples(path))
+        sample.architecture.id: sample.record.model_dump(mode="json") for sample in fastest_per_net(load_samples(path))
     }
 
 

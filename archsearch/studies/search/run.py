@@ -78,7 +78,6 @@ def search(
     ):
         space = settings.load_space()
         _check_plan(settings, space, proposer)
-        samplers.build_sampler(settings.sampler, seed=0, source=settings.source)
         built_scorer = scorer(settings, space)
         with settings.error_context("space" if space.proxy is None else "proxy"):
             built_scorer.check((space.proxy or space).base)
@@ -164,3 +163,4 @@ def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) 
         if not has_every_knob or not space.valid(point):
             remedy = "give every knob the index of one of its choices"
             raise InputError(settings.source, "is not a point of the space", remedy, place=f"initial_points[{i}]")
+    samplers.build_sampler(settings.sampler, seed=0, source=settings.source)
