@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import optuna
@@ -57,15 +58,6 @@ class MeasurementSpec:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{STUDY_PREFIX}{self.device}, latent {self.latent_size}, {self.context_tokens} tokens, {digest}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "device": self.device,
-            "latent_size": self.latent_size,
-            "context_tokens": self.context_tokens,
-            "options": dict(self.options),
-        }
-
 
 class MeasurementQueue:
     """Queue of one latency study, used by searches and by devices."""
@@ -79,7 +71,7 @@ class MeasurementQueue:
         check_format(self._study)
         if "order" not in self._study.user_attrs:
             self._study.set_user_attr("format", FORMAT)
-            self._study.set_user_attr("order", spec.to_dict())
+            self._study.set_user_attr("order", asdict(spec))
 
         self._watch = SilenceWatch(storage, self._study._study_id)
         self._reader = TrialReader(self._study, self._parse)

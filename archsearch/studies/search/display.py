@@ -6,7 +6,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self
 
 from optuna import Study
@@ -53,9 +52,7 @@ class Display:
             self._total = self._bars.add_task("search", total=1.0, note="")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bars is not None:
             self._bars.stop()
 
