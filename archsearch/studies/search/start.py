@@ -61,8 +61,8 @@ def start_attrs(settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -
     existing = {} if earlier else stored_attrs(settings)
     if "settings" in existing:
         stored, begun_with = existing.get("start_from"), existing["settings"].get("start_from")
-        is_by_name = origin is None or stored is None  # what is gone is compared by its spelling
-        if begun_with != settings.start_from if is_by_name else not _same(origin, stored):
+        by_name = begun_with == settings.start_from  # how what is gone is compared
+        if not (by_name if origin is None or stored is None else _same(origin, stored)):
             problem = f"was {as_yaml(begun_with)} when {settings.name} began"
             raise changed_setting(settings, "start_from", problem)
         return {key: existing[key] for key in ("start", "start_from") if key in existing}
