@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import optuna
 import pandas
 
 from archsearch.api.study import Study
@@ -15,9 +15,6 @@ from archsearch.studies.tabular import export, file
 from archsearch.studies.tabular.predictors import splits
 from archsearch.studies.tabular.replay import settings_of
 from archsearch.studies.tabular.table import BenchmarkTable
-
-if TYPE_CHECKING:
-    import optuna
 
 
 class Table:

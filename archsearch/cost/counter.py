@@ -187,16 +187,13 @@ def _mac_formulas() -> dict[object, tuple[str, MacFormula]]:
     def conv(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:
         return int(jit_handles.conv_flop_count(args[0].shape, args[1].shape, outputs[0].shape))
 
-    def linear(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:
-        return int(jit_handles.linear_flop_jit(sizes(args), sizes(outputs)))
-
-    def matmul(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:
-        return int(jit_handles.matmul_flop_jit(sizes(args), sizes(outputs)))
+    def product(formula: Callable[[list[Any], list[Any]], float]) -> MacFormula:
+        return lambda args, outputs: int(formula(sizes(args), sizes(outputs)))
 
     return {
         aten.conv2d.default: ("convolution", conv),
-        aten.linear.default: ("linear", linear),
-        aten.matmul.default: ("matmul", matmul),
+        aten.linear.default: ("linear", product(jit_handles.linear_flop_jit)),
+        aten.matmul.default: ("matmul", product(jit_handles.matmul_flop_jit)),
         aten.scaled_dot_product_attention.default: ("attention", _attention),
     }
 
