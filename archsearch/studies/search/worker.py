@@ -246,8 +246,12 @@ class Worker:
             rung = Rung(step=until, quality=quality)
             self._queue.prune(claim.trial_id, score=score, rungs=(rung,), fraction=1.0, phase=f"paused at step {until}")
         if rungs:
-            trials = self._queue.trials()
-            self._paused_runs.let_go(trials, trials.ranking(self._settings).chances)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Delete the checkpoints of the paused candidates that are not hopeful."""
+        trials = self._queue.trials()
+        self._paused_runs.let_go(trials, trials.ranking(self._settings).chances)
 
     def _complete(self, claim: TrialRecord, arch: Architecture, score: Score) -> None:
         """Finish a trial with its final latency."""

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,10 +21,8 @@ from archsearch.studies.search.known_costs import COSTS, KnownCosts, known_numbe
 from archsearch.studies.search.pool import hidden_main, ignore_experimental_warnings
 from archsearch.studies.search.proposer import Proposer
 from archsearch.studies.search.worker import Worker
-from archsearch.studies.storage.artifacts import PausedRuns
 from archsearch.studies.storage.database import silence_optuna
 from archsearch.studies.storage.record import Candidate, TrialRecord
-from archsearch.studies.storage.study_trials import StudyTrials
 from archsearch.studies.tabular.clock import SimulatedClock
 from archsearch.studies.tabular.file import load_table
 from archsearch.studies.tabular.scorer import PREDICTED, TableScorer, cost_of, entries_by_id, latency_of, space_on
@@ -211,9 +208,8 @@ class _ReplayWorker(Worker):
     def _wait(self) -> None:
         self._clock.wait()
 
-    @cached_property
-    def _paused_runs(self) -> PausedRuns:
-        return _AllPausedRuns()
+    def _let_go(self) -> None:
+        """Give up none of the paused trainings, which have no files: going on costs only what is left of them."""
 
     def _train(
         self,
@@ -245,16 +241,6 @@ class _ReplayWorker(Worker):
                 is_feasible=not trial.infeasible,
             )
         )
-
-
-class _AllPausedRuns(PausedRuns):
-    """Paused trainings without files, of which none is given up: going on costs only what is left of them."""
-
-    def __init__(self) -> None:
-        pass
-
-    def let_go(self, trials: StudyTrials, hopes: Mapping[int, float]) -> None:
-        pass
 
 
 def _refuse(line: str) -> None:
