@@ -146,9 +146,8 @@ class Proposer:
         running = (t for t in trials.running.values() if isinstance(t, Candidate) and t.number != claim.number)
         running = (t for t in running if t.point.keys() == self.choices.keys())  # a point is written knob by knob
         ended = dict(self._ended)
-        if (
-            self._settings.rungs is not None
-        ):  # paused candidates whose rung tells their quality; others count as running
+        if self._settings.rungs is not None:
+            # Paused candidates whose rung tells their quality; the others count as running.
             ranking = trials.ranking(self._settings)
             paused = ((c, ranking.predictions.get(c.number)) for c in ranking.paused)
             ended |= {c.number: self._observed(c, prediction) for c, prediction in paused if prediction}
