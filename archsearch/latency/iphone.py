@@ -78,9 +78,7 @@ def thermal_state() -> str | None:
     throttled = [
         f"{name} {values[name]}" for name in unthrottled if values.get(name, unthrottled[name]) != unthrottled[name]
     ]
-    if throttled:
-        return ", ".join(throttled)
-    return "nominal" if output.strip() else None
+    return ", ".join(throttled) or ("nominal" if output.strip() else None)
 
 
 class AsyncRunner:

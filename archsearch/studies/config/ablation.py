@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -105,13 +105,15 @@ class AblationConfig(Config):
         """Name of the first row."""
         return next(iter(self.rows))
 
+    def path(self, name: str) -> tuple[str, ...]:
+        """Names of the rows from the base to a row, each the baseline of the next."""
+        baseline = self.rows[name].baseline
+        return (*(() if baseline is None else self.path(baseline)), name)
+
     @property
     def choices(self) -> tuple[str, ...]:
-        """Names of the rows from the base (excluded) to the final row, each the baseline of the next."""
-        path = [self.final_row]
-        while (baseline := self.rows[path[-1]].baseline) is not None:
-            path.append(baseline)
-        return tuple(reversed(path[:-1]))
+        """Names of the rows from the base (excluded) to the final row."""
+        return self.path(self.final_row)[1:]
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def expand_rows(settings: AblationConfig, base: Architecture, *, source: str) ->
     }
 
     def build(
-        name: str, title: str, group: Group, baseline: str | None, choice: str | None, applied: list[str]
+        name: str, title: str, group: Group, baseline: str | None, choice: str | None, applied: Sequence[str]
     ) -> AblationRow:
         changes: dict[str, Any] = {}
         for path, value in (change for row in applied for change in checked[row].items()):
@@ -162,7 +164,7 @@ def expand_rows(settings: AblationConfig, base: Architecture, *, source: str) ->
         return AblationRow(name, title, group, baseline, choice, changes, arch, published)
 
     rows = [
-        build(name, row.title, "ladder", row.baseline, name if row.baseline else None, _with_baselines(settings, name))
+        build(name, row.title, "ladder", row.baseline, name if row.baseline else None, settings.path(name))
         for name, row in settings.rows.items()
     ]
     ladder = {row.name: row.architecture for row in rows}
@@ -192,12 +194,6 @@ def space_of_rows(settings: AblationConfig, around: Space, *, source: str) -> Sp
     knob = read_knob("row", choices, len(around.base.down), source=source)
     references = {name: {"row": i} for i, name in enumerate(choices)}
     return dataclasses.replace(around, name=f"{around.name} rows", knobs=(knob,), constraints={}, references=references)
-
-
-def _with_baselines(settings: AblationConfig, name: str) -> list[str]:
-    """A row and the baselines under it, from the base up."""
-    baseline = settings.rows[name].baseline
-    return [*(_with_baselines(settings, baseline) if baseline else []), name]
 
 
 def _check_effect(row: AblationRow, own: Mapping[str, Any], baseline: Architecture, source: str) -> None:
