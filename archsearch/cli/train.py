@@ -44,8 +44,7 @@ def train(
     from archsearch.studies.lookup import find_architecture
     from archsearch.training.recipe import load_recipe
 
-    given = {"architecture": architecture, "name": name, "seed": seed}
-    found = load_recipe(recipe).with_changes({key: value for key, value in given.items() if value is not None})
+    found = load_recipe(recipe).with_overrides(architecture=architecture, name=name, seed=seed)
     with nullcontext() if architecture else found.error_context("architecture"):
         net = find_architecture(found.architecture)
     if stop_after is not None and stop_after not in [stage.name for stage in found.stages]:

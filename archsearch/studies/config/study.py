@@ -288,11 +288,6 @@ class StudyConfig(NamedConfig):
         """Folder of samples and weights."""
         return Path(self.artifacts) if self.artifacts else self.folder / "artifacts"
 
-    def with_overrides(self, **changes: Any) -> StudyConfig:
-        """A validated copy with the settings that are not None replaced."""
-        overrides = {key: value for key, value in changes.items() if value is not None}
-        return self.with_changes(overrides) if overrides else self
-
     def load_space(self) -> Space:
         """The space of the candidates: the space named in the settings, or the rows of the ablation on its base.
 
