@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna import Study
 
@@ -17,7 +17,9 @@ from archsearch.block_latency.table import BlockTable
 from archsearch.devices import backend
 from archsearch.latency.repeats import measure_round_robin
 from archsearch.quality import processes
+from archsearch.quality.candidate_evaluator import SeedRun
 from archsearch.quality.metrics import build_metric, difference, estimate
+from archsearch.quality.short_run import Checkpoints
 from archsearch.score import LatencyRecord, Quality
 from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
@@ -46,10 +48,6 @@ from snapgen.models import subnetworks
 from snapgen.models.unet import UNet
 from snapgen.progress import ProgressCallback, subtask
 from snapgen.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from archsearch.quality.candidate_evaluator import SeedRun
-    from archsearch.quality.short_run import Checkpoints
 
 
 def evolve(settings: StudyConfig, *, quiet: bool = False) -> Study:
