@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from archsearch.latency import coreai, coreml, host
 from archsearch.latency.base import Backend
-from archsearch.latency.host import HostBackend, HostConfig
-from snapgen import config
 from snapgen.errors import InputError
 
 
@@ -32,32 +31,10 @@ def backend(device: str = "host", **options: Any) -> Backend:
     return BACKENDS[device](options)
 
 
-def _host(options: Mapping[str, Any]) -> HostBackend:
-    return HostBackend(config.parse_config(dict(options), HostConfig, source="latency"))
-
-
-def _coreml(options: Mapping[str, Any]) -> Backend:
-    from archsearch.latency import coreml  # optional dependency: coremltools
-
-    return coreml.on_mac(options)
-
-
-def _coreai(options: Mapping[str, Any]) -> Backend:
-    from archsearch.latency import coreai  # optional dependency: the extra coreai
-
-    return coreai.on_mac(options)
-
-
-def _iphone(options: Mapping[str, Any]) -> Backend:
-    from archsearch.latency import coreml
-
-    return coreml.on_phone(options)
-
-
 BACKENDS: Mapping[str, Callable[[Mapping[str, Any]], Backend]] = {
-    "host": _host,
-    "coreml": _coreml,
-    "coreai": _coreai,
-    "iphone": _iphone,
+    "host": host.on_host,
+    "coreml": coreml.on_mac,
+    "coreai": coreai.on_mac,
+    "iphone": coreml.on_phone,
 }
 """Factory of each device's backend; it receives the study's options."""

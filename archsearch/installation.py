@@ -13,6 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from archsearch.machine import chip, installed as version
 from snapgen.errors import InputError, first_line
 
 PROJECT = "archsearch"
@@ -112,25 +113,13 @@ def inspect_installation() -> Installation:
     )
 
 
-def version(package: str) -> str | None:
-    """The version of an installed package, None without it; nothing is imported."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _requirements(extra: str = "") -> list[Requirement]:
     """Requirements of the project's own metadata: those of an extra, or those of no extra."""
     found = [Requirement(line) for line in importlib.metadata.requires(PROJECT) or ()]
-    return [each for each in found if _belongs_to(each, extra)]
-
-
-def _belongs_to(requirement: Requirement, extra: str) -> bool:
-    marker = requirement.marker
-    if marker is None or marker.evaluate({"extra": ""}):
-        return not extra
-    return marker.evaluate({"extra": extra})
+    of_none = [each for each in found if each.marker is None or each.marker.evaluate({"extra": ""})]
+    if not extra:
+        return of_none
+    return [each for each in found if each not in of_none and each.marker and each.marker.evaluate({"extra": extra})]
 
 
 def _packages() -> Iterator[Check]:
@@ -205,43 +194,26 @@ def _backends(*, complete: bool) -> Iterator[Check]:
         remedy = "install the missing packages first"
         yield from (Check(name, False, "was not looked at", remedy) for name in ("host", *_DEVICES, "predicted"))
         return
-    from archsearch.latency import coreml
-    from archsearch.machine import chip
+    from archsearch.latency import coreai, coreml, iphone
     from archsearch.predictor import profiles
 
+    def find_phone() -> str:
+        wanted = coreml.phone_config({}).phone
+        iphone.find_tools()
+        return str(iphone.find_phone(wanted).name)
+
     yield Check("host", True, f"ONNX Runtime on {chip()}")
-    yield _tried("coreml", _mac)
-    yield _tried("coreai", _mac_with_coreai)
-    yield _tried("iphone", lambda: _phone_name(coreml.phone_config({}).phone))
+    yield _tried("coreml", lambda: iphone.check_mac("coreml"))
+    yield _tried("coreai", lambda: coreai.on_mac({}))
+    yield _tried("iphone", find_phone)
     yield Check("predicted", True, ", ".join(f"predicted:{name}" for name in profiles.NAMES))
 
 
-def _mac() -> str:
-    from archsearch.latency import iphone
-    from archsearch.machine import chip
-
-    iphone.check_mac("coreml")
-    return chip()
-
-
-def _mac_with_coreai() -> str:
-    from archsearch.latency import coreai
-    from archsearch.machine import chip
-
-    coreai.on_mac({})
-    return chip()
-
-
-def _phone_name(wanted: str | None) -> str:
-    from archsearch.latency import iphone
-
-    iphone.find_tools()
-    return str(iphone.find_phone(wanted).name)
-
-
-def _tried(name: str, attempt: Callable[[], str]) -> Check:
+def _tried(name: str, attempt: Callable[[], object]) -> Check:
+    """Whether a device works here, with the name that the attempt returns, if any, else with this machine's chip."""
     try:
-        return Check(name, True, attempt())
+        found = attempt()
+        return Check(name, True, found if isinstance(found, str) else chip())
     except InputError as error:
         return Check(name, False, error.problem, error.remedy)
 

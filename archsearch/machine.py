@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import os
 import platform
 import subprocess
 from pathlib import Path
-
-import psutil
 
 LIBRARIES = ("torch", "onnxruntime", "optuna", "diffusers", "transformers", "numpy")
 """Packages whose versions are recorded."""
@@ -19,6 +18,8 @@ JSON = str | int | float | dict[str, str] | None
 
 def system_info() -> dict[str, JSON]:
     """Chip, cores, memory in GiB, operating system, training device and library versions, as JSON values."""
+    import psutil
+
     return {
         "chip": chip(),
         "cores": cores(),
@@ -33,19 +34,14 @@ def system_info() -> dict[str, JSON]:
 @functools.cache
 def chip() -> str:
     """The processor's marketing name, or the CPU architecture where the system does not report a name."""
-    return _chip_of(platform.system()) or platform.processor() or platform.machine()
-
-
-def _chip_of(system: str) -> str:
-    try:
-        if system == "Linux":
-            return model_name(Path("/proc/cpuinfo").read_text(errors="replace"))
-        if system == "Darwin":
+    name = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if platform.system() == "Linux":
+            name = model_name(Path("/proc/cpuinfo").read_text(errors="replace"))
+        elif platform.system() == "Darwin":
             command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return ""
+            name = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return name or platform.processor() or platform.machine()
 
 
 def model_name(cpuinfo: str) -> str:

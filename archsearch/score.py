@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
@@ -179,52 +179,50 @@ class Score(Config):
     latency: LatencyRecord | None = None
     quality: Quality | None = None
 
+    def value(self, name: str) -> float:
+        """One number, by its name in `OBJECTIVES`.
+
+        Raises:
+            MissingScore: if it was not measured.
+        """
+        if name not in QUALITY_METRICS and name != "latency_ms":
+            return float(getattr(self.cost, name))
+        if name == "latency_ms":
+            if self.latency is None:
+                raise MissingScore("no latency_ms: the latency was not measured")
+            return self.latency.median_ms
+        if self.quality is None:
+            raise MissingScore(f"no {name}: the candidate was not trained")
+        estimate: Estimate | None = getattr(self.quality, name)
+        if estimate is None:
+            raise MissingScore(f"no {name}: the protocol generates no samples")
+        return estimate.value
+
+    def find(self, name: str) -> float | None:
+        """One number, as `value`; None if it was not measured."""
+        try:
+            return self.value(name)
+        except MissingScore:
+            return None
+
 
 class Metric(NamedTuple):
     """A number of the score that a study may minimize; smaller is always better."""
 
     label: str
-    unit: str
-    """Unit of the number that `getter` returns; empty if it has none."""
-    getter: Callable[[Score], float]
-    """Reads the number from a score.
-
-    Raises:
-        MissingScore: if the score does not hold it.
-    """
-
-
-def _cost_getter(field: str) -> Callable[[Score], float]:
-    return lambda score: float(getattr(score.cost, field))
-
-
-def _quality_getter(field: str) -> Callable[[Score], float]:
-    def get(score: Score) -> float:
-        if score.quality is None:
-            raise MissingScore(f"no {field}: the candidate was not trained")
-        estimate: Estimate | None = getattr(score.quality, field)
-        if estimate is None:
-            raise MissingScore(f"no {field}: the protocol generates no samples")
-        return estimate.value
-
-    return get
-
-
-def _latency(score: Score) -> float:
-    if score.latency is None:
-        raise MissingScore("no latency_ms: the latency was not measured")
-    return score.latency.median_ms
+    unit: str = ""
+    """Unit of the number as `Score.value` returns it; empty if it has none."""
 
 
 OBJECTIVES: Mapping[str, Metric] = types.MappingProxyType(
     {
-        "validation_loss": Metric("validation loss", "", _quality_getter("validation_loss")),
-        "frechet_distance": Metric("Fréchet distance", "", _quality_getter("frechet_distance")),
-        "kernel_distance": Metric("kernel distance", "", _quality_getter("kernel_distance")),
-        "latency_ms": Metric("latency", "ms", _latency),
-        "params": Metric("parameters", "", _cost_getter("params")),
-        "macs": Metric("MACs", "", _cost_getter("macs")),
-        "activation_bytes": Metric("activation memory", "B", _cost_getter("activation_bytes")),
+        "validation_loss": Metric("validation loss"),
+        "frechet_distance": Metric("Fréchet distance"),
+        "kernel_distance": Metric("kernel distance"),
+        "latency_ms": Metric("latency", "ms"),
+        "params": Metric("parameters"),
+        "macs": Metric("MACs"),
+        "activation_bytes": Metric("activation memory", "B"),
     }
 )
 

@@ -6,8 +6,9 @@ import html
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
 import pandas
 
 from archsearch.library import Kind
@@ -26,11 +27,7 @@ from archsearch.studies.storage import database
 from archsearch.studies.storage.record import Candidate
 from snapgen.config import Config
 from snapgen.models.unet import UNet
-
-if TYPE_CHECKING:
-    import optuna
-
-    from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
+from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 
 
 class Study:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import optuna
 import pandas
 
 from archsearch.api.study import Study
 from archsearch.reports.tabular.replay import Comparison, compare
 from archsearch.studies.config.study import StudyConfig, load_config
-from archsearch.studies.tabular import export, file, objective as objectives
+from archsearch.studies.tabular import export, file
 from archsearch.studies.tabular.predictors import splits
 from archsearch.studies.tabular.replay import settings_of
 from archsearch.studies.tabular.table import BenchmarkTable
-
-if TYPE_CHECKING:
-    import optuna
 
 
 class Table:
@@ -40,7 +37,7 @@ class Table:
         return pandas.DataFrame.from_dict(splits(self.table), orient="index").rename_axis("architecture_id")
 
     def objective(self, *names: str, seeds: Sequence[int] | None = None) -> Callable[[optuna.Trial], tuple[float, ...]]:
-        """An Optuna objective that looks its values up; see `archsearch.studies.tabular.objective.objective`.
+        """An Optuna objective that looks its values up; see `BenchmarkTable.objective`.
 
         Args:
             *names: numbers to minimize; default: ``validation_loss`` and ``latency_ms``.
@@ -49,7 +46,7 @@ class Table:
         Raises:
             InputError: if a name or a seed is not in the table.
         """
-        return objectives.objective(self.table, names or ("validation_loss", "latency_ms"), seeds=seeds)
+        return self.table.objective(names or ("validation_loss", "latency_ms"), seeds=seeds)
 
 
 def load_table(path: str | Path) -> Table:

@@ -89,11 +89,9 @@ def fit_block_table(
 
     _check_conditions(list(itertools.chain(*records.values())))
     measure_round_robin(
-        backend,
+        lambda net: backend.measure(net, latent_size, context_tokens),
         [net for _, _, net in plan],
         records,
-        latent_size=latent_size,
-        context_tokens=context_tokens,
         save=check_and_save,
         min_repeats=options.min_repeats,
         max_repeats=options.max_repeats,

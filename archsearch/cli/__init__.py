@@ -14,18 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from archsearch.cli import (
-    autoencoder,
-    convert,
-    doctor,
-    inspect,
-    latency,
-    latency_blocks,
-    pipeline,
-    schema,
-    study,
-    train,
-)
+from archsearch.cli import convert, doctor, inspect, latency, latency_blocks, pipeline, schema, study, train
 from archsearch.studies.signals import terminable
 from snapgen.errors import InputError, first_line
 
@@ -52,20 +41,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(study.app)
-app.add_typer(inspect.app)
 latency.latency_app.add_typer(latency_blocks.app)
-app.add_typer(latency.app)
-app.add_typer(convert.app)
-app.add_typer(autoencoder.app)
-app.add_typer(train.app)
-app.add_typer(pipeline.app)
-app.add_typer(doctor.app)
-app.add_typer(schema.app)
+for module in (study, inspect, latency, convert, train, pipeline, doctor, schema):
+    app.add_typer(module.app)
 
 
 def _print_version(wanted: bool) -> None:
-    from archsearch.installation import version
+    from archsearch.machine import installed as version
 
     if wanted:
         libraries = ", ".join(f"{name} {version(name) or 'missing'}" for name in ("torch", "optuna"))

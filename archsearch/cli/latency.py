@@ -74,7 +74,7 @@ def measure(
 ) -> None:
     """Time one forward pass of a net, or predict it; a study's candidate as the study did, but for the options."""
     from archsearch.cost.operations import operations as operations_of
-    from archsearch.latency.compute_plan import ReportsOperations
+    from archsearch.latency.coreml import AppleBackend
     from archsearch.predictor.backend import PredictedBackend
     from archsearch.predictor.reference_nets import ReferenceNet
     from archsearch.studies.lookup import find_architecture, find_conditions
@@ -98,7 +98,7 @@ def measure(
             raise InputError(net, problem, "predict it: --device predicted:iphone-16-pro-max")
         prediction, model = None, None
         with told_in_a_line(conditions.device):
-            if isinstance(timer, ReportsOperations):
+            if isinstance(timer, AppleBackend):
                 record, operations = timer.detailed(arch, latent, tokens)
             else:
                 record = timer.measure(arch, latent, tokens)
@@ -132,25 +132,27 @@ def sample(
 ) -> None:
     """Measure random architectures of a space into a file, to fit or to validate a prediction."""
     from archsearch.devices import backend
-    from archsearch.latency import records as timings, repeats
+    from archsearch.latency import repeats
+    from archsearch.latency.records import SampleFile, ensure_writable
     from archsearch.spaces.loading import load_space
 
     wanted = load_space(space)
-    timings.ensure_writable(out)
+    ensure_writable(out)
     archs = repeats.sample_architectures(wanted, num, seed=seed)
+    timer, file = backend(device), SampleFile(out, wanted.latent_size, wanted.context_tokens)
+    known = file.records()
     with progress_bar("measuring", quiet=quiet) as progress, told_in_a_line(device):
-        repeats.collect(
-            backend(device),
-            wanted,
+        repeats.measure_round_robin(
+            lambda arch: timer.measure(arch, file.latent_size, file.context_tokens),
             archs,
-            out,
+            known,
+            save=file.append,
             min_repeats=min_repeats,
             max_repeats=max_repeats,
             ready=repeats.wait_until_idle if wait_until_idle else lambda: None,
             failed=lambda _, why: typer.echo(why, err=True),
             progress=progress,
         )
-    known = timings.group_by_architecture(out, wanted.latent_size, wanted.context_tokens)
     measured = [len(known[arch_id]) for arch_id in {arch.id for arch in archs} if known[arch_id]]
     typer.echo(f"{out}: {sum(measured)} records of {len(measured)} of the {num} architectures")
 

@@ -14,8 +14,6 @@ from archsearch.cli.output import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from archsearch.block_latency.table import BlockTable, PredictionErrors
-    from archsearch.score import LatencyRecord
-    from snapgen.architecture.schema import Architecture
 
 app = typer.Typer()
 
@@ -45,7 +43,7 @@ def blocks(
     """Measure what each block of a net costs in milliseconds, and how well sums of blocks predict sub-networks."""
     from archsearch.block_latency import fitting
     from archsearch.block_latency.config import BlockTableConfig
-    from archsearch.latency import records
+    from archsearch.latency.records import SampleFile, ensure_writable
     from archsearch.studies.lookup import find_architecture, find_conditions
     from snapgen.errors import InputError
     from snapgen.io.atomic import atomic_write_text
@@ -65,16 +63,11 @@ def blocks(
         min_repeats=min_repeats,
         max_repeats=max_repeats,
     )
-    records.ensure_writable(raw)
-    known = records.group_by_architecture(raw, latent, tokens)
-
-    def keep(measured: Architecture, record: LatencyRecord) -> None:
-        sample = records.LatencySample(architecture=measured, latent_size=latent, context_tokens=tokens, record=record)
-        records.append(raw, sample)
-
+    ensure_writable(raw)
+    file = SampleFile(raw, latent, tokens)
     with progress_bar("measuring", quiet=quiet) as progress, told_in_a_line(conditions.device):
         table = fitting.fit_block_table(
-            timer, arch, latent, tokens, options, existing=known, save=keep, progress=progress
+            timer, arch, latent, tokens, options, existing=file.records(), save=file.append, progress=progress
         )
     atomic_write_text(out, table.to_json())
     if as_json:

@@ -101,7 +101,7 @@ def search(
     """Run a study, or go on with it, and write its report."""
     from archsearch.library.machines import parse_cluster
     from archsearch.studies.config.study import load_config
-    from archsearch.studies.experiments.machine_plan import plan_study_on
+    from archsearch.studies.experiments.search_time import plan_study_on, search_time
     from archsearch.studies.search import run
 
     show_log(quiet=quiet)
@@ -113,8 +113,6 @@ def search(
         typer.echo(plan_study_on(settings, cluster).text)
         return
     if dry_run:
-        from archsearch.studies.experiments.search_time import search_time
-
         typer.echo(search_time(settings).text)
         return
     if retry:

@@ -1,4 +1,4 @@
-"""The commands that train by a recipe: train, compare-recipes."""
+"""The commands that train: train and compare-recipes by a recipe, and train-autoencoder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from archsearch.cli.options import ARCHITECTURE, Json, On, Quiet
-from archsearch.cli.output import check_out, print_json, print_table, show_log
+from archsearch.cli.output import check_out, print_json, print_table, progress_bar, show_log
 from snapgen.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def train(
     from archsearch.studies.lookup import find_architecture
     from archsearch.training.recipe import load_recipe
 
-    given = {"architecture": architecture, "name": name, "seed": seed}
-    found = load_recipe(recipe).with_changes({key: value for key, value in given.items() if value is not None})
+    found = load_recipe(recipe).with_overrides(architecture=architecture, name=name, seed=seed)
     with nullcontext() if architecture else found.error_context("architecture"):
         net = find_architecture(found.architecture)
     if stop_after is not None and stop_after not in [stage.name for stage in found.stages]:
@@ -102,7 +101,8 @@ def _plan(recipe: Recipe, net: Architecture, cluster: Cluster | None, *, as_json
     on = plan_on(found, cluster) if cluster else []
     if as_json:
         total = {"images": found.images, "steps": found.steps, "macs": found.macs}
-        print_json({"architecture_id": net.id, **asdict(found), **total, "missing": missing} | _machines_json(on))
+        machines = {"on": [asdict(stage) for stage in on]} if on else {}
+        print_json({"architecture_id": net.id, **asdict(found), **total, "missing": missing, **machines})
         return
     title = f"{recipe.name}: architecture {net.id}"
     if cluster:
@@ -111,10 +111,6 @@ def _plan(recipe: Recipe, net: Architecture, cluster: Cluster | None, *, as_json
         _print_plan(title, found)
     if missing:
         typer.echo(f"Not on this machine, planned as the recipe expects it: {', '.join(dict.fromkeys(missing))}")
-
-
-def _machines_json(on: list[StageOnMachines]) -> dict[str, list[dict[str, Any]]]:
-    return {"on": [asdict(stage) for stage in on]} if on else {}
 
 
 def _print_machines(title: str, found: Plan, on: list[StageOnMachines], cluster: Cluster) -> None:
@@ -224,3 +220,41 @@ def _time(seconds: float) -> str:
         if seconds < size * most:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds / (365 * 86400):,.0f} years"
+
+
+@app.command("train-autoencoder", epilog="Example: archsearch train-autoencoder --out runs/autoencoder    Resumes.")
+def train_autoencoder(
+    out: Annotated[Path, typer.Option(help="Folder that gets the weights, their configuration and a README.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time to train; sets the steps by a few timed ones.")] = 8,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps to train, whatever time they take.")] = None,
+    data: Annotated[str, typer.Option(help="emoji, a folder of images or webdataset shards.")] = "emoji",
+    resolutions: Annotated[str, typer.Option(help="Sides of the images in pixels, taken in turn.")] = "32,32,64",
+    encoder: Annotated[str | None, typer.Option(help="Train a tiny decoder for this autoencoder's encoder.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train the small autoencoder, or a tiny decoder for an encoder that is given, on one thread."""
+    sides = _sides(resolutions)
+    from snapgen.autoencoders.train_to_folder import train_to_folder
+
+    log: Callable[[str], None] = (lambda _: None) if quiet else typer.echo
+    with progress_bar("training", quiet=quiet) as progress:
+        quality = train_to_folder(
+            out,
+            minutes=minutes,
+            steps=steps,
+            data=data,
+            resolutions=sides,
+            encoder=encoder,
+            seed=seed,
+            progress=progress,
+            log=log,
+        )
+    typer.echo(f"{out}: " + "; ".join(f"{side} px {value}" for side, value in quality.items()))
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) >= 16 for part in parts):
+        raise InputError("--resolutions", f"{text!r} are not sides of images", "write e.g. 32,64 (16 or more each)")
+    return tuple(int(part) for part in parts)

@@ -10,7 +10,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -89,11 +88,14 @@ def count_network(net: nn.Module, *inputs: Tensor, groups: Mapping[nn.Module, Ha
     """
     counter = _Counter([*net.parameters(), *net.buffers(), *inputs])
     for parameter, group in _grouped_parameters(net, groups):
-        counter.tallies[group].params += parameter.numel()
+        counter.tallies[group]["params"] += parameter.numel()
     # In inference mode composite operations are not decomposed: attention is one operation without a score matrix.
     with torch.inference_mode(), _track_groups(groups, counter), counter:
         net(*inputs)
-    return CostCount({group: CostItem(**asdict(tally)) for group, tally in counter.tallies.items()}, dict(counter.macs))
+    items = {
+        group: CostItem(**{n: tally[n] for n in CostItem.model_fields}) for group, tally in counter.tallies.items()
+    }
+    return CostCount(items, dict(counter.macs))
 
 
 def _grouped_parameters(
@@ -131,29 +133,19 @@ def _track_groups(groups: Mapping[nn.Module, Hashable], counter: _Counter) -> It
         yield
 
 
-@dataclass
-class _Tally:
-    """Mutable counterpart of `CostItem`."""
-
-    params: int = 0
-    macs: int = 0
-    activation_bytes: int = 0
-    written_bytes: int = 0
-
-
 class _Counter(MetaTrace):
     """Sums MACs and tracks the memory of operations' outputs. Views and ``existing`` tensors cost no memory.
 
     Attributes:
         stack: groups of the modules that are running, innermost last.
-        tallies: cost of each group so far.
+        tallies: cost of each group so far, by the fields of `CostItem`.
         macs: MACs of each operator so far.
     """
 
     def __init__(self, existing: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.stack: list[Hashable] = [None]
-        self.tallies: defaultdict[Hashable, _Tally] = defaultdict(_Tally)
+        self.tallies: defaultdict[Hashable, Counter[str]] = defaultdict(Counter)
         self.macs: Counter[str] = Counter()
         self._formulas = _mac_formulas()
         self._existing = {storage_of(tensor) for tensor in existing}
@@ -165,11 +157,11 @@ class _Counter(MetaTrace):
         if func in self._formulas:
             operator, formula = self._formulas[func]
             macs = formula(args, outputs)
-            tally.macs += macs
+            tally["macs"] += macs
             self.macs[operator] += macs
         self._track_memory(outputs, tally)
 
-    def _track_memory(self, outputs: Sequence[Tensor], tally: _Tally) -> None:
+    def _track_memory(self, outputs: Sequence[Tensor], tally: Counter[str]) -> None:
         # a weak reference expires once the last tensor on its storage is gone: the activation is no longer live
         self._live = {storage: size for storage, size in self._live.items() if not storage.expired()}  # type: ignore[no-untyped-call]
         for tensor in outputs:
@@ -177,8 +169,8 @@ class _Counter(MetaTrace):
             if reference not in self._existing and reference not in self._live:
                 size = tensor.untyped_storage().nbytes() // tensor.element_size() * ELEMENT_BYTES
                 self._live[reference] = size
-                tally.written_bytes += size
-        tally.activation_bytes = max(tally.activation_bytes, sum(self._live.values()))
+                tally["written_bytes"] += size
+        tally["activation_bytes"] = max(tally["activation_bytes"], sum(self._live.values()))
 
 
 MacFormula = Callable[[Sequence[Any], Sequence[Tensor]], int]
@@ -195,16 +187,13 @@ def _mac_formulas() -> dict[object, tuple[str, MacFormula]]:
     def conv(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:
         return int(jit_handles.conv_flop_count(args[0].shape, args[1].shape, outputs[0].shape))
 
-    def linear(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:
-        return int(jit_handles.linear_flop_jit(sizes(args), sizes(outputs)))
-
-    def matmul(args: Sequence[Any], outputs: Sequence[Tensor]) -> int:
-        return int(jit_handles.matmul_flop_jit(sizes(args), sizes(outputs)))
+    def product(formula: Callable[[list[Any], list[Any]], float]) -> MacFormula:
+        return lambda args, outputs: int(formula(sizes(args), sizes(outputs)))
 
     return {
         aten.conv2d.default: ("convolution", conv),
-        aten.linear.default: ("linear", linear),
-        aten.matmul.default: ("matmul", matmul),
+        aten.linear.default: ("linear", product(jit_handles.linear_flop_jit)),
+        aten.matmul.default: ("matmul", product(jit_handles.matmul_flop_jit)),
         aten.scaled_dot_product_attention.default: ("attention", _attention),
     }
 

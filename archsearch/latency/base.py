@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
+import torch
+from torch import Tensor
+
+from archsearch.machine_faults import machine_fault
 from archsearch.score import LatencyRecord
 from snapgen.architecture.schema import Architecture
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from snapgen.errors import InputError
 
 
 class MeasurementError(RuntimeError):
@@ -42,10 +46,25 @@ class Backend(Protocol):
         ...
 
 
+@contextmanager
+def measurement_errors(arch: Architecture, device: str) -> Iterator[None]:
+    """Turn errors into MeasurementError, but for InputError, DeviceLostError and the machine's faults.
+
+    The errors of ONNX Runtime and of Apple's packages share no class but Exception.
+    """
+    try:
+        yield
+    except (InputError, DeviceLostError):
+        raise
+    except Exception as error:
+        if (fault := machine_fault(error)) is not None:
+            raise fault from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise MeasurementError(f"{arch.id} could not be measured on {device}: {reason}") from error
+
+
 def sample_inputs(arch: Architecture, latent_size: int, context_tokens: int) -> dict[str, Tensor]:
     """Float32 inputs of a forward pass at batch size 1: noise, timestep 0.5 and a random context."""
-    import torch
-
     noise = torch.Generator().manual_seed(0)
     return {
         "sample": torch.randn(1, arch.latent_channels, latent_size, latent_size, generator=noise),

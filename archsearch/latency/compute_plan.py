@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple
 
 from archsearch.score import LatencyRecord
-from snapgen.architecture.schema import Architecture
 
 if TYPE_CHECKING:
     from coremltools.models.compute_device import MLComputeDevice
@@ -42,22 +41,6 @@ class DetailedRecord(NamedTuple):
     operations: tuple[PlacedOp, ...]
 
 
-@runtime_checkable
-class ReportsOperations(Protocol):
-    """Interface of a backend that can report single operations."""
-
-    def detailed(self, arch: Architecture, latent_size: int, context_tokens: int) -> DetailedRecord:
-        """Measure latency and report operations; raises like `archsearch.latency.base.Backend.measure`."""
-        ...
-
-
-class NeuralEngineShare(NamedTuple):
-    """Fractions of the estimated cost (None if the plan has none) and of the operations on the Neural Engine."""
-
-    cost: float | None
-    operations: float
-
-
 def placed_operations(plan: MLComputePlan) -> tuple[PlacedOp, ...]:
     """Operations that a plan assigns to compute units, in program order; constants are not assigned."""
     program = plan.model_structure.program
@@ -75,13 +58,15 @@ def placed_operations(plan: MLComputePlan) -> tuple[PlacedOp, ...]:
     return tuple(placed)
 
 
-def neural_engine_share(operations: Sequence[PlacedOp]) -> NeuralEngineShare:
-    """Fractions of a non-empty program that run on the Neural Engine."""
+def neural_engine_share(operations: Sequence[PlacedOp]) -> tuple[float | None, float | None]:
+    """Fractions of the estimated cost (None if the plan has none) and of the operations that run on the Neural Engine.
+
+    Both are None without operations.
+    """
     on_engine = [op for op in operations if op.unit == NEURAL_ENGINE]
     total = sum(op.weight for op in operations)
-    return NeuralEngineShare(
-        sum(op.weight for op in on_engine) / total if total else None, len(on_engine) / len(operations)
-    )
+    share = len(on_engine) / len(operations) if operations else None
+    return sum(op.weight for op in on_engine) / total if total else None, share
 
 
 def by_operator(operations: Sequence[PlacedOp]) -> dict[str, str]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,8 +22,6 @@ from archsearch.latency.steady_state import time_until_steady
 from snapgen import config
 from snapgen.coreai import COREAI
 from snapgen.errors import InputError
-
-T = TypeVar("T")
 
 MIN_MACOS = 27
 """The first macOS with Core AI."""
@@ -46,14 +44,8 @@ class CoreAIBackend(AppleBackend):
 
     def _run(self, package: Path, inputs: ModelInputs) -> Run:
         runtime = importlib.import_module("coreai.runtime")
-        loop, deadline = AsyncRunner(), time.monotonic() + self.options.timeout
-
-        def call(work: Coroutine[Any, Any, T]) -> T:
-            try:
-                return loop.call(work, deadline - time.monotonic())
-            except TimeoutError:
-                raise MeasurementError(f"timed out after {self.options.timeout:g} s") from None
-
+        loop = AsyncRunner()
+        call = self._calls(loop)
         kind = getattr(runtime.ComputeUnitKind, self.options.compute_units)()
         preferred = runtime.SpecializationOptions.from_preferred_compute_unit_kind(kind)
         try:
@@ -71,7 +63,7 @@ class CoreAIBackend(AppleBackend):
                 seconds, outputs = call(timed())
                 if not all(np.isfinite(output.numpy()).all() for output in outputs.values()):
                     raise MeasurementError("its output with random weights is not finite")
-                return seconds
+                return float(seconds)
 
             return Run(load_ms, time_until_steady(run, self.options.rule), ())
         finally:

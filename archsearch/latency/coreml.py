@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from archsearch import machine
 from archsearch.latency import iphone
-from archsearch.latency.base import DeviceLostError, MeasurementError, sample_inputs
+from archsearch.latency.base import DeviceLostError, MeasurementError, measurement_errors, sample_inputs
 from archsearch.latency.compute_plan import (
     DetailedRecord,
     PlacedOp,
@@ -25,9 +25,8 @@ from archsearch.latency.compute_plan import (
     neural_engine_share,
     placed_operations,
 )
-from archsearch.latency.iphone import AsyncRunner, Phone, SigningCredentials
+from archsearch.latency.iphone import AsyncRunner, Phone
 from archsearch.latency.steady_state import RunTimes, SteadyStateConfig, time_until_steady
-from archsearch.machine_faults import machine_fault
 from archsearch.score import LatencyRecord
 from snapgen import config
 from snapgen.architecture.schema import Architecture
@@ -39,7 +38,6 @@ from snapgen.errors import InputError
 if TYPE_CHECKING:
     from coremltools.models.ml_program.experimental.remote_device import Device
 
-T = TypeVar("T")
 ModelInputs = dict[str, np.ndarray[Any, np.dtype[np.float16]]]
 
 NAME = r"^[A-Za-z0-9.\-]+$"
@@ -115,43 +113,44 @@ class AppleBackend:
             InputError, MeasurementError, DeviceLostError: like `measure`.
         """
         arch.validate_latent_size(latent_size)
-        try:
+        with measurement_errors(arch, self.device):
             package = convert.convert_unet(
                 arch, latent_size, context_tokens=context_tokens, options=self.options.weights, target=self.target
             )
             run = self._run(package, model_inputs(arch, latent_size, context_tokens))
-        except (InputError, DeviceLostError):
-            raise
-        except Exception as error:  # Apple's packages' errors share no class but Exception
-            if (fault := machine_fault(error)) is not None:
-                raise fault from error
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise MeasurementError(f"{arch.id} could not be measured on {self.device}: {reason}") from error
         return DetailedRecord(self._record(run), run.operations)
 
     def _run(self, package: Path, inputs: ModelInputs) -> Run:
         raise NotImplementedError
 
+    def _calls(
+        self, loop: AsyncRunner, alive: Callable[[], bool] = lambda: True
+    ) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+        """Runs coroutines in a loop until the measurement of a candidate times out, from now on."""
+        deadline = time.monotonic() + self.options.timeout
+
+        def call(work: Coroutine[Any, Any, Any]) -> Any:
+            try:
+                return loop.call(work, deadline - time.monotonic(), alive=alive)
+            except TimeoutError:
+                raise MeasurementError(f"timed out after {self.options.timeout:g} s") from None
+
+        return call
+
     def _record(self, run: Run) -> LatencyRecord:
-        lower, median, upper = (seconds * 1e3 for seconds in run.timing.quartiles())
-        share = neural_engine_share(run.operations) if run.operations else None
+        cost_share, operation_share = neural_engine_share(run.operations)
         weights = self.options.weights
         compression = f", {weights.palette_bits}-bit weights" if weights.palette_bits else ", int8 weights"
         return LatencyRecord(
-            median_ms=median,
-            lower_quartile_ms=lower,
-            upper_quartile_ms=upper,
-            runs=len(run.timing.runs),
-            source="measured",
+            **run.timing.fields(),
             device=self.device,
             compute_units=self.options.compute_units,
             load_ms=run.load_ms,
             runtime=f"{self.target.title}, {self.tool} {machine.installed(self.tool)}"
             + (compression if weights != convert.PackageOptions() else ""),
-            steady=run.timing.steady,
             placement=by_operator(run.operations) if run.operations else None,
-            neural_engine_share=share.cost if share else None,
-            neural_engine_operations=share.operations if share else None,
+            neural_engine_share=cost_share,
+            neural_engine_operations=operation_share,
             **self._conditions(),
         )
 
@@ -176,15 +175,8 @@ class CoreMLBackend(AppleBackend):
             loop.stop()
 
     def _measure(self, package: Path, inputs: ModelInputs, loop: AsyncRunner, device: Device | None) -> Run:
-        deadline = time.monotonic() + self.options.timeout
         alive = device.session.is_alive if device else lambda: True
-
-        def call(work: Coroutine[Any, Any, T]) -> T:
-            try:
-                return loop.call(work, deadline - time.monotonic(), alive=alive)
-            except TimeoutError:
-                raise MeasurementError(f"timed out after {self.options.timeout:g} s") from None
-
+        call = self._calls(loop, alive)
         model = _model(package, self.options.compute_units, device)
         try:
             call(model.load())
@@ -253,9 +245,7 @@ def on_phone(options: Mapping[str, Any]) -> IPhoneBackend:
         InputError: for a wrong option, or if this is no Mac, has no Xcode, no signing team or no phone.
     """
     wanted = phone_config(options)
-    return IPhoneBackend(
-        wanted, iphone.phone(wanted.phone, SigningCredentials(wanted.team, wanted.profile, wanted.bundle_id))
-    )
+    return IPhoneBackend(wanted, iphone.phone(wanted.phone, wanted.team, wanted.profile, wanted.bundle_id))
 
 
 def phone_config(options: Mapping[str, Any]) -> IPhoneConfig:

@@ -5,26 +5,24 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from archsearch import machine
-from archsearch.latency.base import MeasurementError, sample_inputs
+from archsearch.latency import onnx_export
+from archsearch.latency.base import MeasurementError, measurement_errors, sample_inputs
 from archsearch.latency.steady_state import RunTimes, SteadyStateConfig, time_until_steady
-from archsearch.machine_faults import machine_fault
 from archsearch.score import LatencyRecord
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Config
-from snapgen.errors import InputError
+from snapgen.config import Config, parse_config
 
 if TYPE_CHECKING:
     import onnxruntime
-
 
 ModelInputs = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -55,20 +53,15 @@ class HostBackend:
     def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:
         """See `Backend.measure`."""
         arch.validate_latent_size(latent_size)
-        with _measurement_errors(arch), tempfile.TemporaryDirectory(prefix="archsearch-") as folder:
+        with measurement_errors(arch, "the host"), tempfile.TemporaryDirectory(prefix="archsearch-") as folder:
             path = Path(folder) / "unet.onnx"
             model_inputs = _write_net(arch, latent_size, context_tokens, path)
             start = time.perf_counter()
             session = open_session(path, threads=self.options.threads)
             load_ms = (time.perf_counter() - start) * 1e3
             timing = self._time(session, model_inputs)
-        lower, median, upper = (seconds * 1e3 for seconds in timing.quartiles())
         return LatencyRecord(
-            median_ms=median,
-            lower_quartile_ms=lower,
-            upper_quartile_ms=upper,
-            runs=len(timing.runs),
-            source="measured",
+            **timing.fields(),
             device="host",
             compute_units="CPU",
             chip=machine.chip(),
@@ -76,7 +69,6 @@ class HostBackend:
             threads=self.options.threads,
             load_ms=load_ms,
             runtime=f"onnxruntime {machine.installed('onnxruntime')}",
-            steady=timing.steady,
         )
 
     def _time(self, session: onnxruntime.InferenceSession, inputs: ModelInputs) -> RunTimes:
@@ -100,13 +92,17 @@ class HostBackend:
                 raise TimeoutError
             return seconds
 
-        with _alarm(self.options.timeout, lambda: setattr(run_options, "terminate", True)):
-            try:
-                timing = time_until_steady(run, self.options.rule)
-            except Exception:
-                if run_options.terminate:
-                    raise MeasurementError(f"timed out after {self.options.timeout:g} s") from None
-                raise
+        alarm = threading.Timer(self.options.timeout, setattr, (run_options, "terminate", True))
+        alarm.daemon = True
+        alarm.start()
+        try:
+            timing = time_until_steady(run, self.options.rule)
+        except Exception:
+            if run_options.terminate:
+                raise MeasurementError(f"timed out after {self.options.timeout:g} s") from None
+            raise
+        finally:
+            alarm.cancel()
         (output,) = binding.copy_outputs_to_cpu()
         if not np.isfinite(output).all():
             raise MeasurementError("its output with random weights is not finite")
@@ -115,10 +111,7 @@ class HostBackend:
 
 def _write_net(arch: Architecture, latent_size: int, context_tokens: int, path: Path) -> ModelInputs:
     """Write the net with random weights as an ONNX file, one weight in memory at a time; returns inputs for it."""
-    import torch
-
-    from archsearch.latency import onnx_export
-    from snapgen.models.unet import UNet, check_memory
+    from snapgen.models.unet import UNet, check_memory  # slow to import
 
     check_memory(arch, copies=1)
     with torch.device("meta"):
@@ -142,30 +135,10 @@ def open_session(path: Path, *, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-@contextmanager
-def _alarm(seconds: float, callback: Callable[[], None]) -> Iterator[None]:
-    """Call back after that number of seconds, unless the block has ended."""
-    timer = threading.Timer(seconds, callback)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def on_host(options: Mapping[str, Any]) -> HostBackend:
+    """The backend ``host``.
 
-
-@contextmanager
-def _measurement_errors(arch: Architecture) -> Iterator[None]:
-    """Turn errors into MeasurementError, but for InputError and the machine's faults.
-
-    ONNX Runtime's errors have no common class except Exception.
+    Raises:
+        InputError: for an invalid option.
     """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if (fault := machine_fault(error)) is not None:
-            raise fault from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise MeasurementError(f"{arch.id} could not be measured on the host: {reason}") from error
+    return HostBackend(parse_config(dict(options), HostConfig, source="latency"))

@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from archsearch.latency.base import DeviceLostError
 from snapgen.coreml.package import quiet
@@ -78,9 +78,7 @@ def thermal_state() -> str | None:
     throttled = [
         f"{name} {values[name]}" for name in unthrottled if values.get(name, unthrottled[name]) != unthrottled[name]
     ]
-    if throttled:
-        return ", ".join(throttled)
-    return "nominal" if output.strip() else None
+    return ", ".join(throttled) or ("nominal" if output.strip() else None)
 
 
 class AsyncRunner:
@@ -120,24 +118,16 @@ class AsyncRunner:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
 
-class SigningCredentials(NamedTuple):
-    """Credentials that sign the app: a team, or a provisioning profile with its bundle id."""
-
-    team: str | None
-    profile: str | None
-    bundle_id: str | None
-
-
 class Phone:
     """An iPhone and the connection to the app on it.
 
     Args:
         name: name or identifier of the phone; None: the only connected one.
-        signing: credentials that sign the app.
+        team, profile, bundle_id: what signs the app: a team, or a provisioning profile with its bundle id.
     """
 
-    def __init__(self, name: str | None, signing: SigningCredentials) -> None:
-        self._name, self._signing = name, signing
+    def __init__(self, name: str | None, team: str | None, profile: str | None, bundle_id: str | None) -> None:
+        self._name, self._signing = name, (team, profile, bundle_id)
         self.device = find_phone(name)
         self.model = marketing_name(self.device.identifier) or self.device.name
         # Always the same folder, so that a second connection does not rebuild the app.
@@ -174,10 +164,9 @@ class Phone:
     async def _install(self, device: Device) -> Device:
         from coremltools.models.ml_program.experimental.remote_device import AppSigningCredentials
 
+        team, profile, bundle_id = self._signing
         credentials = AppSigningCredentials(
-            development_team=self._signing.team,
-            provisioning_profile_uuid=self._signing.profile,
-            bundle_identifier=self._signing.bundle_id,
+            development_team=team, provisioning_profile_uuid=profile, bundle_identifier=bundle_id
         )
         prepared: Device = await device.prepare_for_model_debugging(
             credentials=credentials, working_directory=Path(self._folder.name)
@@ -203,14 +192,14 @@ class Phone:
 
 
 @functools.cache
-def phone(name: str | None, signing: SigningCredentials) -> Phone:
+def phone(name: str | None, team: str | None, profile: str | None, bundle_id: str | None) -> Phone:
     """The only `Phone` object of a phone in this process: a second app would terminate the first.
 
     Raises:
         InputError: if the phone is not connected, or Xcode is not installed.
     """
     find_tools()
-    return Phone(name, signing)
+    return Phone(name, team, profile, bundle_id)
 
 
 def find_phone(name: str | None) -> Device:

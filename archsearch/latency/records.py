@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from archsearch.cost.operations import Operation, operations
@@ -74,17 +75,30 @@ def append(path: Path, sample: LatencySample) -> None:
         file.write(json.dumps(sample.model_dump(mode="json", exclude_defaults=True), allow_nan=False).encode() + b"\n")
 
 
-def group_by_architecture(path: Path, latent_size: int, context_tokens: int) -> dict[str, list[LatencyRecord]]:
-    """A file's records for that input size, by architecture id; empty if the file does not exist.
+@dataclass(frozen=True)
+class SampleFile:
+    """A file of samples that measurements at one input size go on with."""
 
-    Raises:
-        InputError: like `load_samples`.
-    """
-    records: dict[str, list[LatencyRecord]] = defaultdict(list)
-    for sample in load_samples(path) if path.exists() else []:
-        if sample.key[1:] == (latent_size, context_tokens):
-            records[sample.key[0]].append(sample.record)
-    return records
+    path: Path
+    latent_size: int
+    context_tokens: int
+
+    def records(self) -> dict[str, list[LatencyRecord]]:
+        """Its records for that input size, by architecture id; empty lists for others, and if there is no file.
+
+        Raises:
+            InputError: like `load_samples`.
+        """
+        records: dict[str, list[LatencyRecord]] = defaultdict(list)
+        for sample in load_samples(self.path) if self.path.exists() else []:
+            if sample.key[1:] == (self.latent_size, self.context_tokens):
+                records[sample.key[0]].append(sample.record)
+        return records
+
+    def append(self, arch: Architecture, record: LatencyRecord) -> None:
+        """Append a record; see `append`."""
+        size = {"latent_size": self.latent_size, "context_tokens": self.context_tokens}
+        append(self.path, LatencySample(**size, architecture=arch, record=record))
 
 
 def fastest_per_net(samples: Iterable[LatencySample]) -> list[LatencySample]:

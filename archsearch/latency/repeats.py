@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import psutil
 
-from archsearch.latency.base import Backend
-from archsearch.latency.records import LatencySample, append, group_by_architecture
+from archsearch.cost.counter import cost
+from archsearch.latency.base import MeasurementError
 from archsearch.score import LatencyRecord
 from archsearch.spaces.space import Space
 from snapgen import seeding
@@ -35,8 +34,6 @@ def sample_architectures(space: Space, count: int, *, seed: int) -> list[Archite
     Raises:
         InputError: if random points do not yield that number of architectures.
     """
-    from archsearch.cost.counter import cost
-
     rng = random.Random(seeding.derive_seed(seed, space.digest, "timings"))
     sampled: dict[str, Architecture] = {}
     tried: set[str] = set()
@@ -72,80 +69,38 @@ def wait_until_idle() -> None:
         pass
 
 
-def collect(
-    backend: Backend,
-    space: Space,
-    archs: Sequence[Architecture],
-    path: Path,
-    *,
-    min_repeats: int = 3,
-    max_repeats: int = 8,
-    ready: Callable[[], None] = lambda: None,
-    failed: Callable[[Architecture, str], None] = lambda *_: None,
-    progress: ProgressCallback = ignore_progress,
-) -> None:
-    """Measure architectures and append the samples to a file, until the measurements of each agree (`is_repeatable`).
-
-    Samples in the file count. Architectures are measured in rounds (`measure_round_robin`), so that a period of load
-    does not affect a single one.
-
-    Args:
-        backend: measures the architectures.
-        space: determines latent size and context length.
-        archs: architectures to measure.
-        path: JSON lines file of samples.
-        min_repeats: fewest measurements per architecture.
-        max_repeats: most measurements per architecture, whether or not they agree.
-        ready: called before each measurement; may block, e.g. `wait_until_idle`.
-        failed: called with an architecture that could not be measured and the reason; it is not tried again.
-        progress: called after each measurement, with the fraction of the architectures that are done.
-    """
-    existing = group_by_architecture(path, space.latent_size, space.context_tokens)
-    records = {arch.id: existing[arch.id] for arch in archs}
-    input_size = {"latent_size": space.latent_size, "context_tokens": space.context_tokens}
-
-    def save(arch: Architecture, record: LatencyRecord) -> None:
-        append(path, LatencySample(**input_size, architecture=arch, record=record))
-
-    measure_round_robin(
-        backend,
-        archs,
-        records,
-        save=save,
-        min_repeats=min_repeats,
-        max_repeats=max_repeats,
-        ready=ready,
-        failed=failed,
-        progress=progress,
-        **input_size,
-    )
+Measure = Callable[[Architecture], LatencyRecord]
+"""Measures the latency of a network, and raises as `archsearch.latency.base.Backend.measure`."""
 
 
 def measure_round_robin(
-    backend: Backend,
+    measure: Measure,
     archs: Sequence[Architecture],
     records: Mapping[str, list[LatencyRecord]],
     *,
-    latent_size: int,
-    context_tokens: int,
     save: Callable[[Architecture, LatencyRecord], None],
-    min_repeats: int,
-    max_repeats: int,
+    min_repeats: int = 3,
+    max_repeats: int = 8,
     ready: Callable[[], None] = lambda: None,
     failed: Callable[[Architecture, str], None] | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> None:
     """Measure architectures in rounds, each once per round, until the measurements of each agree (`is_repeatable`).
 
-    Predicted latencies are deterministic, so they are not repeated.
+    A period of load thus does not affect a single one. Predicted latencies are deterministic, so they are not repeated.
 
     Args:
-        records: existing records by architecture id; new records are appended.
-        save: called with each new record.
-        ready, failed: see `collect`; without ``failed`` the error is raised.
-        progress: see `collect`.
+        measure: measures the architectures.
+        archs: architectures to measure.
+        records: existing records by architecture id, which count; new records are appended.
+        save: called with each new record, e.g. `archsearch.latency.records.SampleFile.append`.
+        min_repeats: fewest measurements per architecture.
+        max_repeats: most measurements per architecture, whether or not they agree.
+        ready: called before each measurement; may block, e.g. `wait_until_idle`.
+        failed: called with an architecture that could not be measured and the reason; it is not tried again. None: the
+            error is raised.
+        progress: called after each measurement, with the fraction of the architectures that are done.
     """
-    from archsearch.latency.base import MeasurementError
 
     def done(measured: Sequence[LatencyRecord]) -> bool:
         return (
@@ -161,7 +116,7 @@ def measure_round_robin(
             try:
                 if len(measured) < repeat and not done(measured):
                     ready()
-                    record = backend.measure(arch, latent_size, context_tokens)
+                    record = measure(arch)
                     save(arch, record)
                     measured.append(record)
             except MeasurementError as failure:

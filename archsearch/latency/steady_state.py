@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -47,6 +48,12 @@ class RunTimes:
         lower, median, upper = np.percentile(self.runs, [25, 50, 75])
         return float(lower), float(median), float(upper)
 
+    def fields(self) -> dict[str, Any]:
+        """The fields of a measured `archsearch.score.LatencyRecord` that the times determine."""
+        lower, median, upper = (seconds * 1e3 for seconds in self.quartiles())
+        times = {"lower_quartile_ms": lower, "median_ms": median, "upper_quartile_ms": upper}
+        return {**times, "runs": len(self.runs), "steady": self.steady, "source": "measured"}
+
 
 def time_until_steady(
     run: Callable[[], float], rule: SteadyStateConfig, *, clock: Callable[[], float] = time.perf_counter
@@ -75,7 +82,8 @@ def time_until_steady(
     while True:
         blocks.append([run() for _ in range(size)])
         medians.append(float(np.median(blocks[-1])))
-        if warm is None and _agree(medians[-AGREEING_BLOCKS:], rule.agreement):
+        last = medians[-AGREEING_BLOCKS:]
+        if warm is None and len(last) == AGREEING_BLOCKS and max(last) <= min(last) * (1 + rule.agreement):
             warm = len(blocks) - AGREEING_BLOCKS
         precise = warm is not None and _precise(medians[warm:], rule.precision)
         enough = warm is not None and len(blocks) - warm >= MIN_BLOCKS
@@ -83,10 +91,6 @@ def time_until_steady(
         if late or (precise and enough):
             steady_blocks = blocks[len(blocks) // 2 if warm is None else warm :]
             return RunTimes(tuple(seconds for block in steady_blocks for seconds in block), steady=precise)
-
-
-def _agree(medians: Sequence[float], tolerance: float) -> bool:
-    return len(medians) == AGREEING_BLOCKS and max(medians) <= min(medians) * (1 + tolerance)
 
 
 def _precise(medians: Sequence[float], tolerance: float) -> bool:

@@ -84,6 +84,11 @@ class NamedConfig(Config):
         """A validated copy with some fields replaced."""
         return self.parse({**self.model_dump(mode="json"), **changes}, self.source, place=self._place)
 
+    def with_overrides(self, **changes: Any) -> Self:
+        """A validated copy with the fields that are not None replaced."""
+        overrides = {key: value for key, value in changes.items() if value is not None}
+        return self.with_changes(overrides) if overrides else self
+
 
 def shipped(kind: Kind) -> dict[str, Path]:
     """Files of a kind that come with archsearch, by name."""

@@ -16,22 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
+from optuna.search_space import intersection_search_space
 from optuna.trial import FrozenTrial, TrialState
 
 from archsearch.samplers.acquisition import Acquisition, Model, choose_model
 from archsearch.samplers.grid import Grid, Params, Rows
 from archsearch.samplers.screening import KnownNumbers, Screening
-from archsearch.samplers.subset import front_and_spread
 from archsearch.samplers.surrogate import RUN_NOISE
 from archsearch.stats.regression import Array
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 RANDOM_POINTS = 1000
 """Random points per pool."""
@@ -154,8 +152,6 @@ class EHVISampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The parameters that all other trials have."""
-        from optuna.search_space import intersection_search_space
-
         return intersection_search_space([t for t in _others(study, trial) if t.params])
 
     def sample_relative(
@@ -307,6 +303,41 @@ def _measured_only(every: Sequence[Observed]) -> list[TriedPoint]:
     pruned = [o for o in every if o.state == TrialState.PRUNED and any(v is not None for v in o.values or ())]
     lowest = sorted(pruned, key=lambda o: tuple(math.inf if v is None else v for v in o.values))
     return [o.trial for o in lowest[:MOST_MODELED]]
+
+
+def front_and_spread(values: Array, count: int) -> Rows:
+    """Rows of the trials nearest to the front, for one half of a count, and of a spread of the rest, for the other.
+
+    Args:
+        values: objectives of the trials, of shape (trials, objectives); all are minimized. The rest is taken at equal
+            steps, so the choice depends on the set of trials alone if these are sorted.
+    """
+    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in values.T], axis=1)
+    front = _front(ranks)
+    if len(front) > count // 2:
+        front = front[np.argsort(ranks[front, 0], kind="stable")]
+        front = _evenly(front, count // 2)
+    # By how many ranks a trial would have to gain in every objective to be dominated by none of the front.
+    behind = (ranks[:, None] - ranks[None, front]).min(axis=2).max(axis=1).clip(0)
+    behind[front] = -1
+    order = np.argsort(behind, kind="stable")
+    near = order[: count // 2]
+    return np.concatenate([near, _evenly(np.sort(order[count // 2 :]), count - len(near))])
+
+
+def _front(ranks: Rows) -> Rows:
+    """Rows of the trials that no other one dominates; the first of equal ones."""
+    left = np.argsort(ranks.sum(axis=1), kind="stable")  # whatever dominates a trial comes before it
+    front = []
+    while len(left):
+        front.append(left[0])
+        left = left[(ranks[left] < ranks[left[0]]).any(axis=1)]
+    return np.array(front)
+
+
+def _evenly(indices: Rows, count: int) -> Rows:
+    chosen: Rows = indices[np.linspace(0, len(indices) - 1, count).astype(int)]
+    return chosen
 
 
 def _others(study: Study, trial: FrozenTrial) -> list[FrozenTrial]:

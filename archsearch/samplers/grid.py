@@ -85,12 +85,12 @@ class Grid:
 
     def neighbors(self, row: Rows) -> Rows:
         """Rows that differ in one parameter, and by one step if it is ordered."""
-        found = []
-        for i, count in enumerate(self.counts):
-            others = range(count) if self.unordered[i] else (row[i] - 1, row[i] + 1)
-            for choice in others:
-                if choice != row[i] and 0 <= choice < count:
-                    found.append([*row[:i], choice, *row[i + 1 :]])
+        found = [
+            [*row[:i], choice, *row[i + 1 :]]
+            for i, count in enumerate(self.counts)
+            for choice in (range(count) if self.unordered[i] else (row[i] - 1, row[i] + 1))
+            if choice != row[i] and 0 <= choice < count
+        ]
         return np.array(found, dtype=int).reshape(-1, len(row))
 
     def mutations(self, rows: Rows, rng: np.random.Generator) -> Rows:

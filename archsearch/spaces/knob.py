@@ -220,12 +220,9 @@ def _in_order(settings: Sequence[Overrides], levels: int) -> bool:
     effects = [_effect(changes, levels) for changes in settings]
     if any(effect.keys() != effects[0].keys() for effect in effects):
         return False
-    if not all(_is_ordinal(value) for effect in effects for value in effect.values()):
+    values = (value for effect in effects for value in effect.values())
+    if not all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values):
         return False
     # null (one key/value head per query head) sorts after every number
     columns = [[math.inf if effect[field] is None else effect[field] for effect in effects] for field in effects[0]]
     return any(all(sorted(column, reverse=falling) == column for column in columns) for falling in (False, True))
-
-
-def _is_ordinal(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -106,12 +107,8 @@ def with_proxy(space: Space, proxy: Space) -> Space:
             remedy = "give both spaces the same knobs, in one order, each with as many choices"
             raise InputError(proxy.source, problem, remedy, place=f"knobs.{(knob or other).name}")
     for name, point in space.reference_points().items():
-        try:
+        with _choice_errors(proxy, "knobs", f"the twin of {name} of {space.source} is invalid: "):
             proxy.architecture(point)
-        except ValueError as error:
-            problem, remedy = config.problem_and_remedy(error, "change the choice")
-            problem = f"the twin of {name} of {space.source} is invalid: {problem}"
-            raise InputError(proxy.source, problem, remedy, place="knobs") from None
     return dataclasses.replace(space, proxy=proxy)
 
 
@@ -155,12 +152,9 @@ def _check_layers(space: Space) -> None:
     """Check that every layer that a knob names exists in the base."""
     for knob in space.knobs:
         for choice, changes in enumerate(knob.settings):
-            for path in changes:
-                try:
+            with _choice_errors(space, knob.location(choice)):
+                for path in changes:
                     overrides.validate_path(space.base, path)
-                except ValueError as error:
-                    problem, remedy = config.problem_and_remedy(error, "change the choice")
-                    raise InputError(space.source, problem, remedy, place=knob.location(choice)) from None
 
 
 def _check_disjoint(space: Space) -> None:
@@ -208,14 +202,11 @@ def _check_choices(space: Space) -> None:
     """Check that every choice is valid on its own or in some combination with other knobs' choices."""
     for knob in space.knobs:
         for choice in range(len(knob.choices)):
-            try:
-                space.architecture({**space.base_point, knob.name: choice})
-            except ValueError as error:
-                if any(map(space.valid, _points_with(space, knob, choice))):
-                    continue
-                problem, remedy = config.problem_and_remedy(error, "change the choice")
-                problem = f"is invalid with every combination of the other knobs' choices: {problem}"
-                raise InputError(space.source, problem, remedy, place=knob.location(choice)) from None
+            point = {**space.base_point, knob.name: choice}
+            if not space.valid(point) and not any(map(space.valid, _points_with(space, knob, choice))):
+                problem = "is invalid with every combination of the other knobs' choices: "
+                with _choice_errors(space, knob.location(choice), problem):
+                    space.architecture(point)
 
 
 def _points_with(space: Space, knob: Knob, choice: int) -> Iterator[Point]:
@@ -250,9 +241,16 @@ def _reference(space: Space, name: str, choices: Mapping[str, object]) -> Point:
             problem = f"{label(choice)} is not one of the knob's choices"
             raise InputError(space.source, problem, f"use one of: {', '.join(knob.choices)}", place=here)
         point[knob_name] = knob.choices.index(label(choice))
-    try:
+    with _choice_errors(space, place):
         space.architecture(point)
+    return point
+
+
+@contextmanager
+def _choice_errors(space: Space, place: str, before: str = "") -> Iterator[None]:
+    """Re-raise what is wrong with an architecture as a mistake at a place of the space's file."""
+    try:
+        yield
     except ValueError as error:
         problem, remedy = config.problem_and_remedy(error, "change the choice")
-        raise InputError(space.source, problem, remedy, place=place) from None
-    return point
+        raise InputError(space.source, f"{before}{problem}", remedy, place=place) from None

@@ -181,15 +181,12 @@ class Space:
         total = 0.0
         for _ in range(samples):
             point = {knob.name: rng.randrange(len(knob.choices)) for knob in self.knobs}
-            total += 1 / self._multiplicity(point) if self.valid(point) else 0
+            arch_id = self._id(point)
+            others = ([{**point, knob.name: i} for i in range(len(knob.choices))] for knob in self.knobs)
+            same = (sum(other == point or self._id(other) == arch_id for other in row) for row in others)
+            total += 1 / math.prod(same) if arch_id is not None else 0
         # integer arithmetic: the size may exceed the range of a float
         return self.size() * round(1e6 * total / samples) // 10**6, False
-
-    def _multiplicity(self, point: Point) -> int:
-        """Estimated number of points with the same architecture as this one."""
-        arch_id = self._id(point)
-        others = ([{**point, knob.name: i} for i in range(len(knob.choices))] for knob in self.knobs)
-        return math.prod(sum(other == point or self._id(other) == arch_id for other in row) for row in others)
 
     def _id(self, point: Point) -> str | None:
         try:

@@ -8,17 +8,13 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+import torch
 
 from archsearch.spaces.knob import Knob
-from archsearch.spaces.space import CostFunction, HasCosts
+from archsearch.spaces.space import CostFunction, HasCosts, Point, Space
 from snapgen import seeding
-from snapgen.architecture.schema import Architecture
 from snapgen.progress import ProgressCallback, ignore_progress
-
-if TYPE_CHECKING:
-    from archsearch.spaces.space import Point, Space
-
 
 MAX_SAMPLES = 200
 MIN_SAMPLES = 20
@@ -105,7 +101,8 @@ def summarize(
     references = [counter.candidate(name, point) for name, point in space.reference_points().items()]
     if samples is None:
         samples = min(MAX_SAMPLES, max(MIN_SAMPLES, round(SECONDS / max(counter.fastest_seconds, 1e-6))))
-    counter.report_to(progress, expected=samples + 3 * sum(len(_ends(knob)) - 1 for knob in space.knobs))
+    counter.progress, counter.counted = progress, 0
+    counter.expected = samples + 3 * sum(len(_ends(knob)) - 1 for knob in space.knobs)
     rng = random.Random(seeding.derive_seed(0, "space summary"))
     points = sorted((space.sample(rng) for _ in range(samples)), key=lambda point: counter.candidate("", point).params)
     sampled = [counter.candidate("middle", point) for point in points]
@@ -118,7 +115,7 @@ def summarize(
         digest=space.digest,
         latent_size=space.latent_size,
         context_tokens=space.context_tokens,
-        knobs=tuple(KnobSummary(k.name, k.choices, k.ordered, space.base_point[k.name]) for k in space.knobs),
+        knobs=knob_summaries(space),
         size=space.size(),
         log_size=space.log_size(),
         distinct=distinct,
@@ -134,6 +131,11 @@ def summarize(
     )
 
 
+def knob_summaries(space: Space) -> tuple[KnobSummary, ...]:
+    """The knobs of a space."""
+    return tuple(KnobSummary(k.name, k.choices, k.ordered, space.base_point[k.name]) for k in space.knobs)
+
+
 @dataclass
 class _Counter:
     """Counts each architecture of a space once, and reports progress."""
@@ -144,11 +146,8 @@ class _Counter:
     fastest_seconds: float = math.inf
     params_by_id: dict[str, int] = field(default_factory=dict)
     progress: ProgressCallback = ignore_progress
-    left: int = 0
-    expected: int = 0
-
-    def report_to(self, progress: ProgressCallback, *, expected: int) -> None:
-        self.progress, self.left, self.expected = progress, expected, expected
+    counted: int = 0
+    expected: int = 1
 
     def candidate(self, name: str, point: Point) -> CandidateSummary:
         arch = self.space.architecture(point)
@@ -164,27 +163,20 @@ class _Counter:
 
     def params(self, point: Point) -> int:
         """Number of parameters only, from the shapes of the weights, without a forward pass."""
+        from snapgen.models.unet import UNet  # slow to import
+
         arch = self.space.architecture(point)
         if arch.id in self.costs:
             return self.costs[arch.id].params
         if arch.id not in self.params_by_id:
-            self.params_by_id[arch.id] = _params(arch)
+            with torch.device("meta"):
+                self.params_by_id[arch.id] = int(UNet(arch).num_parameters())
             self._counted()
         return self.params_by_id[arch.id]
 
     def _counted(self) -> None:
-        self.left = max(0, self.left - 1)
-        if self.expected:
-            self.progress(1 - self.left / self.expected)
-
-
-def _params(arch: Architecture) -> int:
-    import torch
-
-    from snapgen.models.unet import UNet
-
-    with torch.device("meta"):
-        return int(UNet(arch).num_parameters())
+        self.counted += 1
+        self.progress(min(1.0, self.counted / self.expected))
 
 
 def _extreme(space: Space, counter: _Counter, sign: int, sampled: Point) -> Point:

@@ -6,22 +6,24 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from optuna import Study
+
+from archsearch import devices
+from archsearch.latency.base import Backend
 from archsearch.library import is_run
 from archsearch.predictor import reference_nets
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import BASE
+from archsearch.studies.config.study import StudyConfig, load_config
+from archsearch.studies.search.candidates import candidate_of
+from archsearch.studies.storage.attributes import check_attributes
+from archsearch.studies.storage.database import FIXED_SETTINGS, load_study, open_study
+from archsearch.studies.storage.record import Candidate
 from snapgen.architecture.schema import Architecture
 from snapgen.config import as_yaml
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.latency.base import Backend
-    from archsearch.studies.config.study import StudyConfig
-    from archsearch.studies.storage.record import Candidate
 
 ARCHITECTURES = ("SPACE/REFERENCE", "SPACE:base", "STUDY:best", "STUDY:TRIAL")
 """Names of architectures beside those of presets and files."""
@@ -49,9 +51,6 @@ def find_candidate(name: str) -> tuple[Study, Candidate]:
     Raises:
         InputError: if there is no such study, or it has no such candidate.
     """
-    from archsearch.studies.search.candidates import candidate_of
-    from archsearch.studies.storage.database import load_study
-
     owner, _, which = name.rpartition(":")
     study = load_study(find_config(owner))
     return study, candidate_of(study, int(which) if which.isdecimal() else which)
@@ -87,9 +86,7 @@ class Conditions:
         Raises:
             InputError: for an unknown device or setting.
         """
-        from archsearch.devices import backend
-
-        return backend(self.device, **{**self.options, **options})
+        return devices.backend(self.device, **{**self.options, **options})
 
 
 def is_candidate(name: str) -> bool:
@@ -106,8 +103,6 @@ def find_conditions(name: str) -> Conditions:
     """
     if not is_candidate(name):
         return Conditions()
-    from archsearch.studies.storage.database import load_study
-
     study = load_study(find_config(name.rpartition(":")[0]))
     latency, space = stored_config(study).latency, study.user_attrs["space"]
     return Conditions(space["latent_size"], space["context_tokens"], latency.device, latency.backend_options)
@@ -123,9 +118,6 @@ def find_config(name: str, *, storage: str | None = None) -> StudyConfig:
     Raises:
         InputError: if there is none.
     """
-    from archsearch.studies.config.study import load_config
-    from archsearch.studies.storage.database import open_study
-
     config = stored_config(open_study(name)) if is_run(name) else load_config(name)
     return config.with_overrides(storage=storage)
 
@@ -136,9 +128,6 @@ def stored_config(study: Study) -> StudyConfig:
     Raises:
         InputError: if it has none yet.
     """
-    from archsearch.studies.config.study import StudyConfig
-    from archsearch.studies.storage.attributes import check_attributes
-
     return StudyConfig.parse(check_attributes(study)["settings"], f"study {study.study_name}")
 
 
@@ -147,8 +136,6 @@ def changed_settings(settings: StudyConfig, study: Study) -> list[str]:
 
     Settings that change no score and no choice of candidates, such as the budget, do not count.
     """
-    from archsearch.studies.storage.database import FIXED_SETTINGS
-
     stored = stored_config(study)
     now, before = (each.model_dump(mode="json") for each in (settings, stored))
     by_rows = ("initial_points", "sampler") if settings.ablation is not None else ()  # set by the rows

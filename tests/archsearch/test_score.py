@@ -94,7 +94,7 @@ def test_impossible_records_are_rejected() -> None:
 
 
 def test_objectives_read_the_score() -> None:
-    assert {name: objective.getter(full_score()) for name, objective in OBJECTIVES.items()} == {
+    assert {name: full_score().value(name) for name in OBJECTIVES} == {
         "validation_loss": 0.4,
         "frechet_distance": 800,
         "kernel_distance": -0.01,
@@ -108,14 +108,14 @@ def test_objectives_read_the_score() -> None:
 def test_missing_numbers_are_named() -> None:
     untrained = Score(cost=full_score().cost)
     with pytest.raises(MissingScore, match=r"latency_ms.*not measured"):
-        OBJECTIVES["latency_ms"].getter(untrained)
+        untrained.value("latency_ms")
     for name in ("validation_loss", "frechet_distance", "kernel_distance"):
         with pytest.raises(MissingScore, match=f"{name}.*not trained"):
-            OBJECTIVES[name].getter(untrained)
+            untrained.value(name)
     unsampled = Score(cost=full_score().cost, quality=quality(frechet_distance=None))
-    assert OBJECTIVES["validation_loss"].getter(unsampled) == 0.4
+    assert unsampled.value("validation_loss") == 0.4
     with pytest.raises(MissingScore, match=r"frechet_distance.*no samples"):
-        OBJECTIVES["frechet_distance"].getter(unsampled)
+        unsampled.value("frechet_distance")
 
 
 def test_only_inception_makes_a_fid() -> None:

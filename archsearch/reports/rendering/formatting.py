@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, Score, metric_label
+from archsearch.score import QUALITY_METRICS, LatencyRecord, Score, metric_label
 from archsearch.stats.estimate import Estimate
 
 COSTS = ("latency_ms", "params", "macs", "activation_bytes")
@@ -23,9 +23,7 @@ def value_of(score: Score, name: str) -> Estimate | None:
     Quality numbers come with their 95 % interval, latency with its quartiles or, if it is predicted, its 90 % interval;
     costs are exact.
     """
-    try:
-        value = OBJECTIVES[name].getter(score)
-    except MissingScore:
+    if (value := score.find(name)) is None:
         return None
     if name in QUALITY_METRICS:
         estimate: Estimate = getattr(score.quality, name)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from archsearch.spaces.knob import read_changes, read_knob
+from archsearch.spaces.space import Space
 from snapgen.architecture import overrides
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config, problem_and_remedy, rule
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from archsearch.spaces.space import Space
 
 Group = Literal["ladder", "leave_one_out", "one_at_a_time"]
 
@@ -108,13 +107,15 @@ class AblationConfig(Config):
         """Name of the first row."""
         return next(iter(self.rows))
 
+    def path(self, name: str) -> tuple[str, ...]:
+        """Names of the rows from the base to a row, each the baseline of the next."""
+        baseline = self.rows[name].baseline
+        return (*(() if baseline is None else self.path(baseline)), name)
+
     @property
     def choices(self) -> tuple[str, ...]:
-        """Names of the rows from the base (excluded) to the final row, each the baseline of the next."""
-        path = [self.final_row]
-        while (baseline := self.rows[path[-1]].baseline) is not None:
-            path.append(baseline)
-        return tuple(reversed(path[:-1]))
+        """Names of the rows from the base (excluded) to the final row."""
+        return self.path(self.final_row)[1:]
 
 
 @dataclass(frozen=True)
@@ -144,24 +145,28 @@ def expand_rows(settings: AblationConfig, base: Architecture, *, source: str) ->
     Raises:
         InputError: if a row's override is unknown, invalid, contradictory or without effect; it names the row.
     """
-    from archsearch.spaces.knob import read_changes
-
     checked = {
         name: read_changes(row.overrides, len(base.down), source=source, place=f"ablation.rows.{name}.overrides")
         for name, row in settings.rows.items()
     }
 
     def build(
-        name: str, title: str, group: Group, baseline: str | None, choice: str | None, applied: list[str]
+        name: str, title: str, group: Group, baseline: str | None, choice: str | None, applied: Sequence[str]
     ) -> AblationRow:
-        changes = _merge(checked[row] for row in applied)
+        changes: dict[str, Any] = {}
+        for path, value in (change for row in applied for change in checked[row].items()):
+            changes.pop(path, None)  # a repeated path moves to its last position, since order matters
+            changes[path] = value
         place = f"ablation.rows.{name}" if group == "ladder" else f"ablation.{group}: {name}"
-        arch = _built(base, changes, source=source, place=place)
+        try:
+            arch = overrides.apply_overrides(base, changes)
+        except ValueError as error:
+            raise InputError(source, *problem_and_remedy(error, "correct the row's overrides"), place=place) from None
         published = settings.rows[name].published if group == "ladder" else {}
         return AblationRow(name, title, group, baseline, choice, changes, arch, published)
 
     rows = [
-        build(name, row.title, "ladder", row.baseline, name if row.baseline else None, _with_baselines(settings, name))
+        build(name, row.title, "ladder", row.baseline, name if row.baseline else None, settings.path(name))
         for name, row in settings.rows.items()
     ]
     ladder = {row.name: row.architecture for row in rows}
@@ -182,8 +187,6 @@ def expand_rows(settings: AblationConfig, base: Architecture, *, source: str) ->
 
 def space_of_rows(settings: AblationConfig, around: Space, *, source: str) -> Space:
     """A space whose points are the distinct architectures of the rows, with the base and latent size of ``around``."""
-    from archsearch.spaces.knob import read_knob
-
     choices: dict[str, Mapping[str, Any]] = {}
     seen: set[str] = set()
     for row in expand_rows(settings, around.base, source=source):
@@ -193,29 +196,6 @@ def space_of_rows(settings: AblationConfig, around: Space, *, source: str) -> Sp
     knob = read_knob("row", choices, len(around.base.down), source=source)
     references = {name: {"row": i} for i, name in enumerate(choices)}
     return dataclasses.replace(around, name=f"{around.name} rows", knobs=(knob,), constraints={}, references=references)
-
-
-def _with_baselines(settings: AblationConfig, name: str) -> list[str]:
-    """A row and the baselines under it, from the base up."""
-    baseline = settings.rows[name].baseline
-    return [*(_with_baselines(settings, baseline) if baseline else []), name]
-
-
-def _merge(changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The overrides of several rows in one mapping; a repeated path moves to its last position, since order matters."""
-    merged: dict[str, Any] = {}
-    for change in changes:
-        for path, value in change.items():
-            merged.pop(path, None)
-            merged[path] = value
-    return merged
-
-
-def _built(base: Architecture, changes: Mapping[str, Any], *, source: str, place: str) -> Architecture:
-    try:
-        return overrides.apply_overrides(base, changes)
-    except ValueError as error:
-        raise InputError(source, *problem_and_remedy(error, "correct the row's overrides"), place=place) from None
 
 
 def _check_effect(row: AblationRow, own: Mapping[str, Any], baseline: Architecture, source: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -11,16 +11,13 @@ from archsearch.library import RUNS, STUDIES, FolderName, Kind, NamedConfig, rea
 from archsearch.protocol import MAX_SEEDS, EvaluationProtocol
 from archsearch.score import OBJECTIVES, QUALITY_METRICS
 from archsearch.spaces.loading import load_space, with_proxy
+from archsearch.spaces.space import Space
 from archsearch.studies.config.ablation import AblationConfig, space_of_rows
 from archsearch.studies.config.evolution import EvolutionConfig
 from archsearch.studies.config.runs import RungsConfig, SeedsConfig
 from snapgen.config import Config, rule
 from snapgen.errors import InputError
 from snapgen.training.trackers import TrackerName
-
-if TYPE_CHECKING:
-    from archsearch.spaces.space import Space
-
 
 MetricName = Annotated[str, Field(json_schema_extra={"enum": [*OBJECTIVES]})]
 """The name of one of a score's numbers."""
@@ -290,11 +287,6 @@ class StudyConfig(NamedConfig):
     def artifact_folder(self) -> Path:
         """Folder of samples and weights."""
         return Path(self.artifacts) if self.artifacts else self.folder / "artifacts"
-
-    def with_overrides(self, **changes: Any) -> StudyConfig:
-        """A validated copy with the settings that are not None replaced."""
-        overrides = {key: value for key, value in changes.items() if value is not None}
-        return self.with_changes(overrides) if overrides else self
 
     def load_space(self) -> Space:
         """The space of the candidates: the space named in the settings, or the rows of the ablation on its base.

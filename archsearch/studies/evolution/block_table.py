@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from archsearch.block_latency.fitting import fit_block_table
+from archsearch.block_latency.table import BlockTable
+from archsearch.latency.base import Backend
 from archsearch.score import LatencyRecord
+from archsearch.spaces.space import Space
 from archsearch.studies.config.evolution import EvolutionConfig
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.database import load_study
@@ -17,10 +20,6 @@ from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.progress import ProgressLog
 
-if TYPE_CHECKING:
-    from archsearch.block_latency.table import BlockTable
-    from archsearch.latency.base import Backend
-    from archsearch.spaces.space import Space
 MEASUREMENTS_FILE = "block_table.json"
 """File in the run's folder with every measurement behind the block table, so that an interrupted fit resumes."""
 
@@ -53,8 +52,6 @@ def load_or_fit_block_table(settings: StudyConfig, space: Space, backend: Backen
     Raises:
         InputError: if the space has no knobs for blocks, or the device is not available.
     """
-    from archsearch.block_latency.fitting import fit_block_table
-
     table = stored_block_table(settings)
     if table is not None:
         return table
@@ -63,8 +60,11 @@ def load_or_fit_block_table(settings: StudyConfig, space: Space, backend: Backen
         raise InputError(settings.source, problem, "add blocks to it, e.g. {extra_copies: 1}", place="space")
     path = settings.folder / MEASUREMENTS_FILE
     latency = settings.latency.model_dump(mode="json")
-    saved = _saved_measurements(path)
-    records: dict[str, Any] = saved["records"] if saved.get("latency") == latency else {}
+    try:
+        saved = json.loads(files.read_bytes(path))
+    except (OSError, ValueError, RecursionError):
+        saved = None
+    records: dict[str, Any] = saved["records"] if isinstance(saved, dict) and saved.get("latency") == latency else {}
 
     def save(arch: Architecture, record: LatencyRecord) -> None:
         records.setdefault(arch.id, []).append(record.model_dump(mode="json"))
@@ -90,21 +90,11 @@ def load_or_fit_block_table(settings: StudyConfig, space: Space, backend: Backen
 
 def stored_block_table(settings: StudyConfig) -> BlockTable | None:
     """Block table stored with a study; None if the study has not begun or has none."""
-    from archsearch.block_latency.table import BlockTable
-
     try:
         attrs = load_study(settings).user_attrs
     except InputError:
         return None
     return BlockTable.model_validate(attrs["block_table"]) if "block_table" in attrs else None
-
-
-def _saved_measurements(path: Path) -> dict[str, Any]:
-    try:
-        saved: dict[str, Any] = json.loads(files.read_bytes(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return saved if isinstance(saved, dict) else {}
 
 
 def max_block_counts(space: Space) -> dict[block_index.BlockSite, int]:

@@ -9,12 +9,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from optuna import Study
+
+from archsearch.block_latency.table import BlockTable
+from archsearch.devices import backend
 from archsearch.latency.repeats import measure_round_robin
 from archsearch.quality import processes
+from archsearch.quality.candidate_evaluator import SeedRun
 from archsearch.quality.metrics import build_metric, difference, estimate
+from archsearch.quality.short_run import Checkpoints
 from archsearch.score import LatencyRecord, Quality
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.evolution.block_table import (
     evolution_config,
@@ -42,14 +49,6 @@ from snapgen.models.unet import UNet
 from snapgen.progress import ProgressCallback, subtask
 from snapgen.seeding import derive_seed
 
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.block_latency.table import BlockTable
-    from archsearch.quality.candidate_evaluator import SeedRun
-    from archsearch.quality.short_run import Checkpoints
-    from archsearch.spaces.space import Space
-
 
 def evolve(settings: StudyConfig, *, quiet: bool = False) -> Study:
     """Evolve a network to its target latency, or resume the evolution.
@@ -63,7 +62,10 @@ def evolve(settings: StudyConfig, *, quiet: bool = False) -> Study:
     evolution = evolution_config(settings)
     changes: dict[str, Any] = {} if settings.trials else {"trials": evolution.rounds + 2}
     if evolution.target_ratio is not None:
-        changes["evolve"] = evolution.resolve_target(_base_ms(settings)).model_dump(mode="json")
+        with settings.error_context("latency"):
+            device = backend(settings.latency.device, **settings.latency.backend_options)
+        base_ms = load_or_fit_block_table(settings, settings.load_space(), device).whole_ms
+        changes["evolve"] = evolution.resolve_target(base_ms).model_dump(mode="json")
     settings = settings.with_changes(changes)
     return search(settings, quiet=quiet, scorer=EvolutionScorer, proposer=EvolutionProposer)
 
@@ -93,10 +95,9 @@ class EvolutionProposer:
         else:
             arch = block_index.edit_blocks(past[action.parent].architecture, action.removed, action.copied)
         name = {"robust": "base", "final": FINAL}.get(action.phase)
-        point = {knob.name: knob.current_choice(arch) for knob in self._space.knobs}
-        complete = {knob: choice for knob, choice in point.items() if choice is not None}
-        assert len(complete) == len(point), "actions stay within the space"
-        return Proposal(complete, self._space.architecture(complete), name, {})
+        point = self._space.point_of(arch)
+        assert point is not None, "actions stay within the space"
+        return Proposal(point, self._space.architecture(point), name, {})
 
 
 class EvolutionScorer(ArchsearchScorer):
@@ -109,11 +110,12 @@ class EvolutionScorer(ArchsearchScorer):
             raise InputError(settings.source, "no objective is a quality number", remedy, place="objectives")
         super().__init__(settings, space)
         assert self._evaluator is not None
+        assert self._backend is not None
+        self._trainer = self._evaluator
         with settings.error_context("evolve.metric"):
             own = self._evolution.num_samples
             samples = settings.protocol.num_samples if own is None else own
-            self._gauge = build_metric(self._evolution.metric, self._evaluator, samples=samples)
-        assert self._backend is not None
+            self._gauge = build_metric(self._evolution.metric, self._trainer, samples=samples)
         self._table = load_or_fit_block_table(settings, space, self._backend)
         _check_target(settings, space, self._table)
 
@@ -139,12 +141,11 @@ class EvolutionScorer(ArchsearchScorer):
         unet = self._initial_unet(study, action)
         assert unet.arch.id == arch.id, "the proposal is the action's network"
         run = self._train(unet, action, number, subtask(progress, 0, 0.7), self.checkpoints(artifacts))
-        assert self._evaluator is not None
-        quality = self._evaluator.quality([run])
+        quality = self._trainer.quality([run])
         if quality.diverged:
             remedy = "lower protocol.learning_rate or evolve.round_lr_scale; the same command resumes the study"
             raise InputError(self._settings.source, f"round {number} diverged", remedy, place="protocol")
-        self._evaluator.write(run, artifacts)
+        self._trainer.write(run, artifacts)
         record = self._record_round(run.unet, action, number, past, subtask(progress, 0.7, 1))
         with atomic_write(artifacts / ROUND) as file:
             file.write_text(record.model_dump_json())
@@ -152,24 +153,23 @@ class EvolutionScorer(ArchsearchScorer):
 
     def _initial_unet(self, study: Study, action: Action) -> UNet:
         """The round's network before its training: the parent's trained network after the action, or a new base."""
-        assert self._evaluator is not None
         if action.parent is None:
-            return self._evaluator.initial_network(self._space.base, derive_seed(self._settings.seed, "weights"))
-        unet = subnetworks.edit_network(_weights(study, action.parent), action.removed, action.copied)
-        unet.to(self._evaluator.device)
+            return self._trainer.initial_network(self._space.base, derive_seed(self._settings.seed, "weights"))
+        parent = next(c for c in load_candidates(study) if c.slot == action.parent)
+        unet = subnetworks.edit_network(load_unet(study, parent), action.removed, action.copied)
+        unet.to(self._trainer.device)
         return unet
 
     def _train(
         self, unet: UNet, action: Action, number: int, progress: ProgressCallback, checkpoints: Checkpoints
     ) -> SeedRun:
         """Train the round's network; in a round without training steps only evaluate it."""
-        assert self._evaluator is not None
         first, last = action.phase == "robust", action.phase == "final"
         steps = self._steps(action)
         if not steps:
-            return self._evaluator.evaluate(unet, number=number)
+            return self._trainer.evaluate(unet, number=number)
         learning_rate = self._settings.protocol.learning_rate * (1 if first else self._evolution.round_lr_scale)
-        return self._evaluator.run(
+        return self._trainer.run(
             unet,
             self._settings.protocol.model_copy(update={"steps": steps, "learning_rate": learning_rate}),
             number=number,
@@ -184,15 +184,12 @@ class EvolutionScorer(ArchsearchScorer):
 
         Measurements of the same network in earlier rounds are included.
         """
-        assert self._backend is not None
         earlier = [c for c in load_candidates(load_study(self._settings)) if c.architecture.id == arch.id]
         records = {arch.id: [c.score.latency for c in earlier if c.score.latency is not None]}
         measure_round_robin(
-            self._backend,
+            super().latency,
             [arch],
             records,
-            latent_size=self._space.latent_size,
-            context_tokens=self._space.context_tokens,
             save=lambda *_: None,
             min_repeats=2,
             max_repeats=self._evolution.table.max_repeats,
@@ -214,7 +211,14 @@ class EvolutionScorer(ArchsearchScorer):
                 loss = difference(reference, self._gauge.measure(unet))
             importances.append(
                 BlockImportance(
-                    block=block.name, label=block.label, **_position(block), loss=loss, ms=self._table.block_ms(block)
+                    block=block.name,
+                    label=block.label,
+                    site=block.site,
+                    layer=block.layer,
+                    kind=block.kind,
+                    index=block.index,
+                    loss=loss,
+                    ms=self._table.block_ms(block),
                 )
             )
             progress((i + 1) / len(candidates), "valuing blocks")
@@ -245,15 +249,6 @@ class EvolutionScorer(ArchsearchScorer):
         return self._evolution.final_steps if action.phase == "final" else self._evolution.round_steps
 
 
-def _base_ms(settings: StudyConfig) -> float:
-    """Latency of the space's base in milliseconds, from the study's block table."""
-    from archsearch.devices import backend
-
-    with settings.error_context("latency"):
-        device = backend(settings.latency.device, **settings.latency.backend_options)
-    return load_or_fit_block_table(settings, settings.load_space(), device).whole_ms
-
-
 def _check_target(settings: StudyConfig, space: Space, table: BlockTable) -> None:
     """Raise, before anything is trained, if by the block table no network of the space can meet the target."""
     evolution, costs = evolution_config(settings), _costs(space, table)
@@ -276,22 +271,12 @@ def _costs(space: Space, table: BlockTable) -> BlockCosts:
 
 def _rounds(trials: Sequence[TrialRecord]) -> list[FinishedRound]:
     """The finished rounds, in order."""
-    done = []
-    for t in trials:
-        if t.state == "scored" and t.round is not None:
-            assert t.architecture is not None
-            arch = block_index.with_explicit_layers(t.architecture)
-            done.append(FinishedRound(t.round, t.value("latency_ms"), arch))
+    done = [
+        FinishedRound(t.round, t.value("latency_ms"), block_index.with_explicit_layers(t.architecture))
+        for t in trials
+        if t.state == "scored" and t.round is not None and t.architecture is not None
+    ]
     return sorted(done, key=lambda finished: finished.round.number)
-
-
-def _weights(study: Study, number: int) -> UNet:
-    """Load the trained network of a round.
-
-    Raises:
-        InputError: if its artifact is missing or damaged.
-    """
-    return load_unet(study, next(c for c in load_candidates(study) if c.slot == number))
 
 
 def _describe(action: Action | str) -> str:
@@ -304,7 +289,3 @@ def _describe(action: Action | str) -> str:
         f"{verb} {', '.join(names)}" for verb, names in (("remove", action.removed), ("copy", action.copied)) if names
     ]
     return f"{' and '.join(edits)}: {action.why}"
-
-
-def _position(block: block_index.BlockRef) -> dict[str, Any]:
-    return {"site": block.site, "layer": block.layer, "kind": block.kind, "index": block.index}

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from archsearch.latency import records, repeats
-from archsearch.score import QUALITY_METRICS, LatencyRecord
+from optuna import Study
+
+from archsearch.latency.records import SampleFile, fastest_per_net, load_samples
+from archsearch.latency.repeats import measure_round_robin
+from archsearch.score import QUALITY_METRICS
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.run import search
-from archsearch.studies.search.scorer import ArchsearchScorer, Scorer, ScorerFactory
-from snapgen.architecture.schema import Architecture
+from archsearch.studies.search.scorer import ArchsearchScorer, ScorerFactory
 from snapgen.errors import InputError
 from snapgen.progress import ProgressLog
-
-if TYPE_CHECKING:
-    from optuna import Study
-
 
 MIN_SEEDS = 3
 """Fewest training seeds of an ablation whose rows are trained."""
@@ -54,28 +51,19 @@ def _measure_repeatedly(settings: StudyConfig, scorer: ScorerFactory) -> dict[st
     archs = [space.architecture(point) for point in space.references.values()]
     path = settings.folder / "timings.jsonl"
     log = ProgressLog(settings.name, "measured the latency of", "rows", len(archs))
-    repeats.collect(
-        _ScorerBackend(scorer(latency_only, space)),
-        space,
+    file = SampleFile(path, space.latent_size, space.context_tokens)
+    measure_round_robin(
+        scorer(latency_only, space).latency,
         archs,
-        path,
+        file.records(),
+        save=file.append,
         max_repeats=settings.ablation.latency_repeats,
+        failed=lambda *_: None,
         progress=log.items(len(archs)),
     )
     return {
-        sample.architecture.id: sample.record.model_dump(mode="json")
-        for sample in records.fastest_per_net(records.load_samples(path))
+        sample.architecture.id: sample.record.model_dump(mode="json") for sample in fastest_per_net(load_samples(path))
     }
-
-
-@dataclass(frozen=True)
-class _ScorerBackend:
-    """Adapts the latency of a scorer to the interface of a latency backend."""
-
-    scorer: Scorer
-
-    def measure(self, arch: Architecture, latent_size: int, context_tokens: int) -> LatencyRecord:  # noqa: ARG002
-        return self.scorer.latency(arch)
 
 
 def train_rows_too(settings: StudyConfig, metric: str | None) -> StudyConfig:

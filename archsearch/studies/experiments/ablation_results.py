@@ -9,10 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from optuna import Study
 
 from archsearch.predictor.backend import model_behind
-from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, Score
+from archsearch.score import QUALITY_METRICS, LatencyRecord, Score
 from archsearch.stats import contrasts
 from archsearch.stats.contrasts import SeedTable
 from archsearch.stats.estimate import Estimate
@@ -22,10 +24,6 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import load_candidates
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-
 
 COSTS: tuple[Quantity, ...] = ("params", "macs", "latency_ms")
 
@@ -197,22 +195,24 @@ def _with_fitted_marks(results: Sequence[RowResult], settings: StudyConfig) -> l
 
 def _with_comparisons(results: Sequence[RowResult], seed_tables: Tables) -> list[RowResult]:
     by_name = {r.planned.name: r for r in results}
-    confidence = contrasts.at_once(_count_effects(results, seed_tables))
+    pairs = {_pair(r, by_name) for r in results if r.planned.baseline}
+    # The number of different comparisons of a row and its baseline, over all quality numbers.
+    count = sum(table.rows.keys() >= {*pair} for table in seed_tables.values() for pair in pairs)
+    confidence = contrasts.at_once(count)
     with_effects = []
     for r in results:
         changes: dict[str, float] = {}
         effects: dict[str, Effect] = {}
         baseline = by_name[r.planned.baseline].score if r.planned.baseline else None
         if r.score and baseline:
-            changes = {
-                n: 100 * (_value(r.score, n) / _value(baseline, n) - 1) for n in COSTS if _has(r.score, baseline, n)
-            }
+            names = [name for name in COSTS if _have((r.score, baseline), name)]
+            changes = {name: 100 * (r.score.value(name) / baseline.value(name) - 1) for name in names}
             ids = _pair(r, by_name)
-            effects = {
-                name: _effect(table, *ids, confidence)
-                for name, table in seed_tables.items()
-                if table.rows.keys() >= {*ids}
-            }
+            for name, table in seed_tables.items():
+                if table.rows.keys() >= {*ids}:
+                    difference = table.difference(*ids)
+                    at_once = verdict(table.difference(*ids, confidence=confidence))
+                    effects[name] = Effect(difference, verdict(difference), holds_at_once=at_once != "cannot tell")
         arch_id = r.planned.architecture.id
         own = {name: table.mean(arch_id) for name, table in seed_tables.items() if arch_id in table.rows}
         with_effects.append(replace(r, changes=changes, effects=effects, quality=own))
@@ -236,20 +236,6 @@ def _pair(row: RowResult, by_name: Mapping[str, RowResult]) -> tuple[str, str]:
     return row.planned.architecture.id, by_name[str(row.planned.baseline)].planned.architecture.id
 
 
-def _count_effects(results: Sequence[RowResult], seed_tables: Tables) -> int:
-    """Number of different comparisons of a row and its baseline, over all quality numbers."""
-    by_name = {r.planned.name: r for r in results}
-    pairs = {_pair(r, by_name) for r in results if r.planned.baseline}
-    return sum(table.rows.keys() >= {*pair} for table in seed_tables.values() for pair in pairs)
-
-
-def _effect(table: SeedTable, row: str, baseline: str, confidence: float) -> Effect:
-    """The contrast row − baseline, both given as architecture ids; ``confidence`` is that of all effects at once."""
-    difference = table.difference(row, baseline)
-    at_once = verdict(table.difference(row, baseline, confidence=confidence))
-    return Effect(difference, verdict(difference), holds_at_once=at_once != "cannot tell")
-
-
 def _additivity_checks(
     settings: AblationConfig, results: Sequence[RowResult], seed_tables: Tables
 ) -> list[AdditivityCheck]:
@@ -261,7 +247,7 @@ def _additivity_checks(
         if not singles or any(r.score is None for r in (base, final, *singles)):
             continue
         scores = [_scored(r) for r in (base, final, *singles)]
-        names = [name for name in COSTS if all(_has(score, score, name) for score in scores)]
+        names = [name for name in COSTS if all(score.find(name) is not None for score in scores)]
         checks += [_check_cost(name, group, base, final, singles) for name in names]
         for name, table in seed_tables.items():
             if table.rows.keys() >= {r.planned.architecture.id for r in (base, final, *singles)}:
@@ -276,8 +262,8 @@ def _check_cost(
 
     One at a time: Π (row / base) against final / base. Leave one out: Π (final / row) against final / base.
     """
-    low, high = (_value(_scored(r), name) for r in (base, final))
-    logs = [math.log(_value(_scored(r), name) / (low if group == "one_at_a_time" else high)) for r in singles]
+    low, high = (_scored(r).value(name) for r in (base, final))
+    logs = [math.log(_scored(r).value(name) / (low if group == "one_at_a_time" else high)) for r in singles]
     single = 100 * (math.exp(sum(logs) if group == "one_at_a_time" else -sum(logs)) - 1)
     joint = 100 * (high / low - 1)
     direction: SumVerdict = "more than the sum" if joint < single else "less than the sum"
@@ -319,18 +305,7 @@ def _scored(result: RowResult) -> Score:
     return result.score
 
 
-def _has(a: Score, b: Score, name: str) -> bool:
-    """Whether both scores have the number, and latencies were measured under the same conditions."""
-    try:
-        _value(a, name), _value(b, name)
-    except MissingScore:
-        return False
-    return name != "latency_ms" or _conditions(a.latency) == _conditions(b.latency)
-
-
-def _conditions(record: LatencyRecord | None) -> object:
-    return record and record.conditions
-
-
-def _value(score: Score, name: str) -> float:
-    return OBJECTIVES[name].getter(score)
+def _have(scores: Sequence[Score], name: str) -> bool:
+    """Whether all scores have the number, and latencies were measured under the same conditions."""
+    conditions = {score.latency and score.latency.conditions for score in scores}
+    return all(score.find(name) is not None for score in scores) and (name != "latency_ms" or len(conditions) == 1)

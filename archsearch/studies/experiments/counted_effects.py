@@ -9,23 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from archsearch.predictor.backend import PredictedBackend, model_behind
+from archsearch.predictor.model import LatencyModel
 from archsearch.score import LatencyRecord
 from archsearch.spaces.summary import KnobSummary
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.main_effects import Effect, Effects, Knob, changes
-from archsearch.studies.search.known_costs import COSTS
+from archsearch.studies.search.known_costs import COSTS, count_numbers
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.schema import Architecture
+from snapgen.io.cache import JSON, cached_tensors
 from snapgen.progress import ProgressLog
-
-if TYPE_CHECKING:
-    from archsearch.predictor.model import LatencyModel
-    from snapgen.io.cache import JSON
 
 Array = NDArray[np.float64]
 Point = Mapping[str, int]
@@ -83,11 +83,6 @@ def count_neighbors(
         predicted: latency of one of the candidates if all are predicted, under equal conditions; its model is used, if
             it still exists.
     """
-    import torch
-
-    from archsearch.predictor.backend import model_behind
-    from snapgen.io.cache import cached_tensors
-
     space = attrs["space"]
     latency = attrs["settings"].get("latency", {})
     device = latency.get("provisional") or latency.get("device", "")
@@ -140,18 +135,12 @@ def _table(
 
 def _counter(latent_size: int, context_tokens: int, model: LatencyModel | None) -> Count:
     """Counts each architecture once."""
-    from archsearch.cost.counter import cost
-    from archsearch.predictor.backend import PredictedBackend
-
     predictor = PredictedBackend(model) if model else None
     known: dict[str, dict[str, float]] = {}
 
     def count(arch: Architecture) -> Mapping[str, float]:
         if arch.id not in known:
-            counted = cost(arch, latent_size, context_tokens=context_tokens)
-            known[arch.id] = {name: max(1.0, float(getattr(counted, name))) for name in COSTS}
-            if predictor:
-                known[arch.id]["latency_ms"] = predictor.measure(arch, latent_size, context_tokens).median_ms
+            known[arch.id] = count_numbers(arch, latent_size, context_tokens, predictor)
         return known[arch.id]
 
     return count

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import kendalltau
 
 from archsearch.latency import records as latency_records
 from archsearch.latency.records import LatencySample
@@ -15,6 +16,8 @@ from archsearch.predictor.model import LatencyModel, baseline_amounts
 from archsearch.score import check_one_runtime
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.rank_correlation import MIN_CANDIDATES, spearman
+from archsearch.studies.search.candidates import load_candidates
+from archsearch.studies.storage.database import open_study
 from snapgen.errors import InputError
 
 
@@ -37,9 +40,6 @@ def load_all_records(source: str) -> list[LatencySample]:
         if samples := latency_records.load_samples(path):
             return samples
         raise InputError(source, "has no records", "measure some: archsearch latency sample")
-    from archsearch.studies.search.candidates import load_candidates
-    from archsearch.studies.storage.database import open_study
-
     study = open_study(source)
     space = study.user_attrs["space"]
     samples = [
@@ -133,8 +133,6 @@ def _row(
     *,
     coverage: float | None = None,
 ) -> ValidationRow:
-    from scipy.stats import kendalltau
-
     errors = np.abs(np.array(predicted) / times - 1)
     tau = float(kendalltau(predicted, times).statistic)
     return ValidationRow(

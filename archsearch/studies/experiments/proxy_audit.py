@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from archsearch.cost.counter import cost
 from archsearch.score import QUALITY_METRICS, Cost
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.rank_correlation import MIN_CANDIDATES, spearman
@@ -95,9 +96,10 @@ def audit(
         done = {c.architecture.id: c for c in eligible(load_candidates(search(study, quiet=quiet, scorer=scorer)))}
         groups = [[c for c in group if c.architecture.id in done] for group in groups]
         groups.append([done[c.architecture.id] for c in groups[0]])
-    rows = audit_table(
-        *groups, costs=_trained_costs(settings, groups[0]), long_run=_describe_long_run(settings, factor)
-    )
+    long_run = f"a run {factor}× as long"
+    if settings.supernet_audit is not None:
+        long_run = f"a run from scratch of {factor * settings.supernet_audit.scratch_steps:,} steps"
+    rows = audit_table(*groups, costs=_trained_costs(settings, groups[0]), long_run=long_run)
     load_study(settings).set_user_attr("audit", [asdict(row) for row in rows])
     return rows
 
@@ -143,7 +145,10 @@ def _plan(settings: StudyConfig, factor: int, candidates: int | None) -> tuple[l
         raise InputError(settings.name, problem, "run archsearch search first")
     scratch_steps = None if settings.supernet_audit is None else _equal_compute_steps(settings, short)
     short = _spread(short, candidates or len(short))
-    studies = [_long_study(settings, short, factor)]
+    # The long runs: the same points with more steps, and a seed that the short runs did not use.
+    steps = settings.supernet_audit.scratch_steps if settings.supernet_audit else settings.protocol.steps
+    longer = {"steps": steps * factor, "train_seeds": [max(settings.protocol.train_seeds) + 1]}
+    studies = [_derived_study(settings, short, f"{settings.name}-audit-{factor}x", longer)]
     if scratch_steps is not None:  # the short runs from new weights, with the same seeds
         name = f"{settings.name}-audit-scratch-{scratch_steps}"
         studies.append(_derived_study(settings, short, name, {"steps": scratch_steps}))
@@ -156,15 +161,6 @@ def _spread(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     count = min(count, len(ranked))
     chosen = {round(i * (len(ranked) - 1) / max(1, count - 1)) for i in range(count)}
     return sorted((ranked[i] for i in chosen), key=lambda c: c.slot)
-
-
-def _long_study(settings: StudyConfig, short: Sequence[Candidate], factor: int) -> StudyConfig:
-    """Study of the long runs: the same points with more steps, and a seed that the short runs did not use."""
-    steps = settings.supernet_audit.scratch_steps if settings.supernet_audit else settings.protocol.steps
-    seeds = [max(settings.protocol.train_seeds) + 1]
-    return _derived_study(
-        settings, short, f"{settings.name}-audit-{factor}x", {"steps": steps * factor, "train_seeds": seeds}
-    )
 
 
 def _derived_study(
@@ -194,8 +190,6 @@ def _equal_compute_steps(settings: StudyConfig, scored: Sequence[Candidate]) -> 
     That is the protocol's steps plus a share of the inherited net's training. Passes of the inherited net are counted
     in full, although robust training leaves blocks out, which favors the runs from new weights.
     """
-    from archsearch.cost.counter import cost
-
     assert settings.supernet_audit is not None
     space, protocol = settings.load_space(), settings.protocol
     supernet_macs = cost(space.base, space.latent_size, context_tokens=space.context_tokens).macs
@@ -207,19 +201,11 @@ def _equal_compute_steps(settings: StudyConfig, scored: Sequence[Candidate]) -> 
 
 def _trained_costs(settings: StudyConfig, candidates: Sequence[Candidate]) -> list[Cost]:
     """Costs of the networks that were trained: those of the candidates, or of their twins in a study with a proxy."""
-    from archsearch.cost.counter import cost
-
     proxy = settings.load_space().proxy
     if proxy is None:
         return [c.score.cost for c in candidates]
     twins = [proxy.architecture(c.point) for c in candidates]
     return [cost(twin, proxy.latent_size, context_tokens=proxy.context_tokens) for twin in twins]
-
-
-def _describe_long_run(settings: StudyConfig, factor: int) -> str:
-    if settings.supernet_audit is None:
-        return f"a run {factor}× as long"
-    return f"a run from scratch of {factor * settings.supernet_audit.scratch_steps:,} steps"
 
 
 def audit_table(

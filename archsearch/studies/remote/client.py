@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+
+from optuna import Study
 
 from archsearch.devices import backend
 from archsearch.latency.base import Backend
 from archsearch.score import LatencyRecord
+from archsearch.spaces.space import Space
+from archsearch.studies.config.study import LatencyConfig, StudyConfig
 from archsearch.studies.remote.queue import MeasurementQueue, MeasurementSpec
 from archsearch.studies.signals import raise_if_terminated
+from archsearch.studies.storage.database import open_storage
 from snapgen.architecture.schema import Architecture
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.spaces.space import Space
-    from archsearch.studies.config.study import LatencyConfig, StudyConfig
 
 POLL_SECONDS = 0.5
 
@@ -29,8 +27,6 @@ class RemoteLatency:
     """
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
-        from archsearch.studies.storage.database import open_storage
-
         self._settings = settings.latency
         self._space = space
         spec = measurement_spec(settings.latency, space.latent_size, space.context_tokens)
@@ -86,7 +82,5 @@ def measured_latencies(study: Study) -> dict[str, LatencyRecord]:
     settings, space = study.user_attrs.get("settings", {}).get("latency", {}), study.user_attrs.get("space", {})
     if not settings.get("remote"):
         return {}
-    from archsearch.studies.config.study import LatencyConfig
-
     spec = measurement_spec(LatencyConfig.model_validate(settings), space["latent_size"], space["context_tokens"])
     return MeasurementQueue(study._storage, spec).records()  # type: ignore[arg-type]

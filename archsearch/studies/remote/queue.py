@@ -12,8 +12,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -26,10 +31,6 @@ from archsearch.studies.storage.record import MeasurementRecord, TrialReader
 from snapgen.architecture.schema import Architecture
 from snapgen.config import problem_and_remedy
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
-    from optuna.trial import FrozenTrial
 
 STUDY_PREFIX = "latency of "
 """Beginning of the names of the studies that are queues of measurements."""
@@ -58,22 +59,11 @@ class MeasurementSpec:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         return f"{STUDY_PREFIX}{self.device}, latent {self.latent_size}, {self.context_tokens} tokens, {digest}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "device": self.device,
-            "latent_size": self.latent_size,
-            "context_tokens": self.context_tokens,
-            "options": dict(self.options),
-        }
-
 
 class MeasurementQueue:
     """Queue of one latency study, used by searches and by devices."""
 
     def __init__(self, storage: RDBStorage, spec: MeasurementSpec) -> None:
-        import optuna
-
         self.spec, self._storage = spec, storage
         with silence_optuna():
             self._study = optuna.create_study(
@@ -82,7 +72,7 @@ class MeasurementQueue:
         check_format(self._study)
         if "order" not in self._study.user_attrs:
             self._study.set_user_attr("format", FORMAT)
-            self._study.set_user_attr("order", spec.to_dict())
+            self._study.set_user_attr("order", asdict(spec))
 
         self._watch = SilenceWatch(storage, self._study._study_id)
         self._reader = TrialReader(self._study, self._parse)
@@ -163,9 +153,6 @@ class MeasurementQueue:
 
     def claim(self) -> MeasurementRecord | None:
         """Claim the first waiting measurement; None if none waits."""
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
         self._read()
         for t in [t for t in self._unfinished.values() if t.state == "waiting"]:
             # Identity and heartbeat are set before the claim, so that a death right after it is noticed at once. Other
@@ -247,8 +234,6 @@ def requested_specs(
     Args:
         damaged: called with a line for each that cannot be read, which is left out.
     """
-    import optuna
-
     for name in sorted(optuna.get_all_study_names(storage)):
         if not name.startswith(STUDY_PREFIX):
             continue

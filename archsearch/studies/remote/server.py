@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
+
+from optuna.storages import RDBStorage
 
 from archsearch.devices import backend
 from archsearch.latency.base import Backend, DeviceLostError, MeasurementError
@@ -15,9 +18,6 @@ from archsearch.studies.storage.database import database_errors, open_storage, s
 from archsearch.studies.storage.leases import heartbeat
 from archsearch.studies.storage.record import MeasurementRecord
 from snapgen.errors import InputError, first_line
-
-if TYPE_CHECKING:
-    from optuna.storages import RDBStorage
 
 POLL_SECONDS = 1.0
 
@@ -69,54 +69,50 @@ def serve(
         return server.num_measured
 
 
+@dataclass
 class _Server:
-    def __init__(
-        self,
-        storage: RDBStorage,
-        device: str,
-        options: Mapping[str, Any],
-        log: Callable[[str], None],
-        make: BackendFactory,
-    ) -> None:
-        self._storage, self._device, self._options = storage, device, dict(options)
-        self._log, self._make = log, make
-        self._backends: dict[str, Backend] = {}
-        self._queues: dict[str, MeasurementQueue] = {}
-        self._said: set[str] = set()
-        self.num_measured = 0
+    storage: RDBStorage
+    device: str
+    options: Mapping[str, Any]
+    log: Callable[[str], None]
+    make: BackendFactory
+    backends: dict[str, Backend] = field(default_factory=dict)
+    queues: dict[str, MeasurementQueue] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
+    num_measured: int = 0
 
     def backend(self, spec: MeasurementSpec) -> Backend:
-        if spec.name not in self._backends:
-            self._backends[spec.name] = self._make(self._device, {**spec.options, **self._options})
-        return self._backends[spec.name]
+        if spec.name not in self.backends:
+            self.backends[spec.name] = self.make(self.device, {**spec.options, **self.options})
+        return self.backends[spec.name]
 
     def serve_one(self) -> bool:
         """Make one measurement; False if none waits."""
-        for spec in requested_specs(self._storage, self._device, damaged=self._log_once):
-            queue = self._queues.get(spec.name) or MeasurementQueue(self._storage, spec)
-            self._queues[spec.name] = queue
+        for spec in requested_specs(self.storage, self.device, damaged=self._log_once):
+            queue = self.queues.get(spec.name) or MeasurementQueue(self.storage, spec)
+            self.queues[spec.name] = queue
             for line in queue.refuse_damaged():
-                self._log(line)
+                self.log(line)
             for number in queue.reap_dead():
-                self._log(f"measurement {number}: its device died; it is queued again")
+                self.log(f"measurement {number}: its device died; it is queued again")
             if claimed := queue.claim():
                 self._measure(queue, spec, claimed)
                 return True
         return False
 
     def _log_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            self._log(line)
+        if line not in self.said:
+            self.said.add(line)
+            self.log(line)
 
     def _measure(self, queue: MeasurementQueue, spec: MeasurementSpec, claimed: MeasurementRecord) -> None:
         name = f"measurement {claimed.number} ({claimed.architecture.id})"
         try:
-            with heartbeat(self._storage, claimed.trial_id):
+            with heartbeat(self.storage, claimed.trial_id):
                 record = self.backend(spec).measure(claimed.architecture, spec.latent_size, spec.context_tokens)
         except DeviceLostError as error:
             queue.release(claimed)
-            raise InputError(self._device, f"{error}; {name} is queued again", error.remedy) from None
+            raise InputError(self.device, f"{error}; {name} is queued again", error.remedy) from None
         except database_errors():
             raise
         except Exception as error:
@@ -127,7 +123,7 @@ class _Server:
             told = isinstance(error, MeasurementError | InputError)
             reason = str(error) if told else f"{type(error).__name__}: {first_line(error)}"
             queue.reject(claimed, reason)
-            self._log(f"{name}: {reason}")
+            self.log(f"{name}: {reason}")
         except BaseException:
             queue.release(claimed)
             raise
@@ -135,4 +131,4 @@ class _Server:
             stored = queue.complete(claimed, record)
             self.num_measured += stored
             ms = f"{record.median_ms:.4g} ms"
-            self._log(f"{name}: {ms}" + ("" if stored else ", dropped: another device has claimed it"))
+            self.log(f"{name}: {ms}" + ("" if stored else ", dropped: another device has claimed it"))

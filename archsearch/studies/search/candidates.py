@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from archsearch.score import OBJECTIVES, QUALITY_METRICS, LatencyRecord, MissingScore, check_one_runtime, comparable
+from optuna import Study
+
+from archsearch.score import OBJECTIVES, QUALITY_METRICS, MissingScore, check_one_runtime, comparable
+from archsearch.stats.intervals import pool_intervals
 from archsearch.stats.pareto import non_dominated
 from archsearch.studies.remote.client import measured_latencies
 from archsearch.studies.storage.ranking import eligible as eligible
@@ -16,9 +18,6 @@ from archsearch.studies.storage.record import Candidate, TrialRecord, damaged, f
 from archsearch.studies.storage.rounds import FINAL
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 
 def load_candidates(study: Study) -> list[Candidate]:
@@ -40,7 +39,11 @@ def load_attempts(study: Study) -> list[Candidate]:
             source = f"trial {candidate.number} of study {study.study_name}"
             _check(candidate, choices, attrs["settings"]["objectives"], source)
     measured = measured_latencies(study)
-    return [_with_measured(candidate, measured) for candidate in candidates]
+    for i, candidate in enumerate(candidates):  # a provisional prediction gives way to the measurement
+        record, latency = measured.get(candidate.architecture.id), candidate.score.latency
+        if record is not None and latency is not None and latency.source != "measured":
+            candidates[i] = candidate.with_score(latency=record)
+    return candidates
 
 
 def _check(candidate: Candidate, choices: Mapping[str, int], names: Sequence[str], source: str) -> None:
@@ -67,14 +70,6 @@ def _of_slot(attempts: Sequence[TrialRecord]) -> Candidate | None:
     if not isinstance(chosen, Candidate):
         return None
     return chosen.model_copy(update={"attempts": sum(not (t.lost or t.reopens) for t in attempts)})
-
-
-def _with_measured(candidate: Candidate, measured: Mapping[str, LatencyRecord]) -> Candidate:
-    """The candidate with its provisional prediction replaced by the measurement, if that has arrived."""
-    record, latency = measured.get(candidate.architecture.id), candidate.score.latency
-    if record is None or latency is None or latency.source == "measured":
-        return candidate
-    return candidate.with_score(latency=record)
 
 
 def objectives(study: Study) -> tuple[str, ...]:
@@ -105,8 +100,6 @@ def with_pooled_intervals(candidates: Sequence[Candidate]) -> list[Candidate]:
 
     Reports and recommendations show these, so that a number has one interval wherever it is shown.
     """
-    from archsearch.stats.intervals import pool_intervals
-
     scored = {c.architecture.id: c.score.quality for c in candidates if c.score.quality}
     qualities = {i: quality for i, quality in scored.items() if not quality.diverged}
     for name in QUALITY_METRICS:
@@ -145,9 +138,16 @@ def best(study: Study, *, objective: str | None = None) -> Recommendation:
         check_any_feasible(study, candidates)
         problem = f"no candidate is scored yet ({len(candidates)} started)"
         raise InputError(study.study_name, problem, "run archsearch search, or wait for its first trial")
-    if objective is not None:
-        return _best_in(ranked, objective, study.study_name)
-    return recommended(ranked, pareto_front(ranked, names), names)
+    if objective is None:
+        return recommended(ranked, pareto_front(ranked, names), names)
+    if objective not in OBJECTIVES:
+        raise InputError("--objective", f"unknown objective {objective!r:.60}", f"use {', '.join(OBJECTIVES)}")
+    try:
+        chosen = min(ranked, key=lambda c: (c.value(objective), c.slot))
+    except MissingScore as error:
+        remedy = "name a number that the study measures"
+        raise InputError(study.study_name, str(error), remedy, place=objective) from None
+    return Recommendation(chosen, f"lowest {chosen.label(objective)} of {len(ranked)} scored candidates")
 
 
 def candidate_of(study: Study, which: int | str) -> Candidate:
@@ -210,17 +210,6 @@ def recommended(ranked: Sequence[Candidate], front: Sequence[Candidate], names: 
     return knee(front, names)
 
 
-def _best_in(ranked: Sequence[Candidate], objective: str, study_name: str) -> Recommendation:
-    if objective not in OBJECTIVES:
-        raise InputError("--objective", f"unknown objective {objective!r:.60}", f"use {', '.join(OBJECTIVES)}")
-    try:
-        chosen = min(ranked, key=lambda c: (c.value(objective), c.slot))
-    except MissingScore as error:
-        raise InputError(study_name, str(error), "name a number that the study measures", place=objective) from None
-    reason = f"lowest {chosen.label(objective)} of {len(ranked)} scored candidates"
-    return Recommendation(chosen, reason)
-
-
 def knee(front: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
     """The knee of a front, where giving up a little of either objective gains little of the other.
 
@@ -238,7 +227,7 @@ def knee(front: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
     if len(names) == 2:
         # Signed distance of (a, b) below the line a + b = 1 through the two ends (0, 1) and (1, 0).
         below = [(1 - a - b) / math.sqrt(2) for a, b in coordinates]
-        i = max(range(len(front)), key=lambda k: below[k])
+        i = max(range(len(front)), key=below.__getitem__)
         criterion = "furthest below the line between the front's two ends"
     else:
         i = min(range(len(front)), key=lambda k: math.dist(coordinates[k], [0.0] * len(names)))
@@ -249,7 +238,7 @@ def knee(front: Sequence[Candidate], names: Sequence[str]) -> Recommendation:
 
 
 def _scaled(values: Sequence[float], name: str) -> list[float]:
-    if name in ("latency_ms", "params", "macs", "activation_bytes") and min(values) > 0:
+    if name not in QUALITY_METRICS and min(values) > 0:
         values = [math.log(v) for v in values]
     low, high = min(values), max(values)
     return [(v - low) / (high - low) if high > low else 0.0 for v in values]

@@ -6,8 +6,11 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+from optuna import Study
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from archsearch.score import OBJECTIVES
 from archsearch.studies.config.study import StudyConfig
@@ -16,10 +19,6 @@ from archsearch.studies.storage.ranking import competes
 from archsearch.studies.storage.record import Candidate
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.progress import SECONDS_OF_SILENCE, format_duration
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from rich.progress import Progress, TaskID
 
 REFRESH_SECONDS = 1.0
 
@@ -53,9 +52,7 @@ class Display:
             self._total = self._bars.add_task("search", total=1.0, note="")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bars is not None:
             self._bars.stop()
 
@@ -79,12 +76,9 @@ class Display:
         if self._bars is not None:
             self._draw()
         elif is_silent:
-            self.line(f"{self._settings.name}: {self._state()}{self._under_way()}")
+            steps = "".join(f"; trial {c.number}: {c.phase}, {c.fraction:.0%}" for c in self._running())
+            self.line(f"{self._settings.name}: {self._state()}{steps}")
         self._read_at = time.monotonic()
-
-    def _under_way(self) -> str:
-        """Steps that the running trials are at, e.g. ``; trial 4: training seed 0, 43 %``."""
-        return "".join(f"; trial {c.number}: {c.phase}, {c.fraction:.0%}" for c in self._running())
 
     def _new_candidates(self) -> Iterator[Candidate]:
         """Candidates whose trials have ended with a result since the last time, with the totals as of each."""
@@ -109,7 +103,8 @@ class Display:
             return f"{trial}: outside the limits: {c.infeasible}"
         if c.state == "paused":
             trial += f", trial {c.continues}" if c.continues is not None else ""
-            return f"{trial}: {c.phase} of {self._settings.protocol.steps}, {_at_rung(c)}, {c.seconds:.0f} s"
+            loss = f"validation loss {c.rungs[-1].quality.validation_loss.value:.4g} there"
+            return f"{trial}: {c.phase} of {self._settings.protocol.steps}, {loss}, {c.seconds:.0f} s"
         shown = ", ".join(format_value(c, name) for name in self._settings.objectives)
         if c.reused_from is not None:
             return f"{trial}: {shown}; the architecture of trial {c.reused_from}"
@@ -166,9 +161,6 @@ class Display:
 
 
 def _bars() -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
@@ -182,8 +174,3 @@ def format_value(c: Candidate, name: str) -> str:
     if name in ("params", "macs", "activation_bytes"):
         return f"{label} {value / 1e6:.3g} M{unit}"
     return f"{label} {value:.4g} {unit}".rstrip()
-
-
-def _at_rung(c: Candidate) -> str:
-    loss = c.rungs[-1].quality.validation_loss
-    return f"validation loss {loss.value:.4g} there"

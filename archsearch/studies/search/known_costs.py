@@ -5,22 +5,23 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
+from archsearch.cost.counter import cost
+from archsearch.devices import backend
+from archsearch.predictor.backend import PredictedBackend
 from archsearch.samplers.grid import Grid, Params
 from archsearch.samplers.screening import Screening
 from archsearch.score import QUALITY_METRICS, Cost, LatencyRecord
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.samplers import distributions
 from archsearch.studies.storage.record import Candidate
 from snapgen.architecture.schema import Architecture
-
-if TYPE_CHECKING:
-    from archsearch.predictor.backend import PredictedBackend
-    from archsearch.spaces.space import Space
-    from snapgen.io.cache import JSON
+from snapgen.io.cache import JSON, cached_tensors
 
 COSTS = ("params", "macs", "activation_bytes")
 """Numbers of a score that are counted."""
@@ -93,11 +94,7 @@ class KnownCosts:
             return None
 
     def _count(self, arch: Architecture) -> dict[str, float]:
-        from archsearch.cost.counter import cost
-
-        size, tokens = self._space.latent_size, self._space.context_tokens
-        counted = cost(arch, size, context_tokens=tokens)
-        return known_numbers(counted, self._predictor.measure(arch, size, tokens) if self._predictor else None)
+        return count_numbers(arch, self._space.latent_size, self._space.context_tokens, self._predictor)
 
     @property
     def _names(self) -> list[str]:
@@ -106,9 +103,6 @@ class KnownCosts:
 
     @cached_property
     def _predictor(self) -> PredictedBackend | None:
-        from archsearch.devices import backend
-        from archsearch.predictor.backend import PredictedBackend
-
         latency = self._settings.latency
         if latency.remote or not latency.device.startswith("predicted:"):
             return None
@@ -117,10 +111,6 @@ class KnownCosts:
 
     def _sample(self) -> dict[str, dict[str, float]]:
         """Numbers of the architectures of the screening's sample, by id, from the cache if it has them."""
-        import torch
-
-        from snapgen.io.cache import cached_tensors
-
         grid = Grid(distributions(self._space.knobs))
         rows = self._screening.sample(grid, lambda row: self._space.valid(grid.params(row)))
         points = [grid.params(row) for row in rows]
@@ -139,6 +129,14 @@ class KnownCosts:
         }
         table = np.asarray(cached_tensors("costs", key, count)["numbers"])
         return {i: dict(zip(names, map(float, row), strict=True)) for i, row in zip(archs, table, strict=True)}
+
+
+def count_numbers(
+    arch: Architecture, latent_size: int, context_tokens: int, predictor: PredictedBackend | None
+) -> dict[str, float]:
+    """Count an architecture's `known_numbers`; its latency is one of them if there is a predictor."""
+    latency = predictor.measure(arch, latent_size, context_tokens) if predictor else None
+    return known_numbers(cost(arch, latent_size, context_tokens=context_tokens), latency)
 
 
 def known_numbers(cost: Cost, latency: LatencyRecord | None) -> dict[str, float]:

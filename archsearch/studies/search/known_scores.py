@@ -10,8 +10,10 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
+from optuna import Study
 from pydantic import Field, PrivateAttr
 
 from archsearch.protocol import ResolvedProtocol
@@ -27,9 +29,6 @@ from snapgen.config import Config, parse_config
 from snapgen.errors import InputError, os_errors
 from snapgen.findings import note
 from snapgen.io.atomic import atomic_write_text
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 TABLE = ".jsonl"
 """Ending of a table of scores: JSON lines, a `KnownScore` each."""
@@ -89,8 +88,6 @@ def known_scores(study: Study, settings: StudyConfig) -> dict[str, KnownScore]:
 
 
 def _reachable(study: Study, settings: StudyConfig) -> Iterator[KnownScore]:
-    import optuna
-
     own = study.user_attrs
     for name in sorted({*optuna.get_all_study_names(study._storage)} - {study.study_name}):
         if name.startswith(STUDY_PREFIX):  # a queue of measurements

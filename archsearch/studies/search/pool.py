@@ -15,7 +15,11 @@ import warnings
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from optuna import Study
+from optuna.exceptions import ExperimentalWarning
 
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.display import Display
@@ -28,10 +32,6 @@ from archsearch.studies.storage.leases import worker_identity
 from archsearch.studies.storage.record import WorkerIdentity
 from archsearch.studies.storage.trial_queue import TrialQueue
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-
 
 MAX_DEAD_WORKERS = 5
 """The search stops after this many worker processes have died in one run."""
@@ -53,8 +53,6 @@ def work(settings: StudyConfig, scorer: ScorerFactory, messages: Any) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which then sends SIGTERM
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch
-
     torch.set_num_threads(settings.threads_per_worker)
     try:
         with terminable(once=True), storage_errors(settings.url, settings.source), ignore_experimental_warnings():
@@ -88,8 +86,6 @@ def _end_with_parent() -> None:
 @contextlib.contextmanager
 def ignore_experimental_warnings() -> Iterator[None]:
     """Suppress Optuna's warnings that heartbeats and metric names are experimental, which users cannot act on."""
-    from optuna.exceptions import ExperimentalWarning
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
@@ -164,16 +160,12 @@ class WorkerPool:
             if self._crashes >= MAX_DEAD_WORKERS:
                 problem = f"{MAX_DEAD_WORKERS} workers died, the last with {how}"
                 raise InputError(self._settings.source, problem, "use fewer workers or smaller candidates")
-            self._display.line(f"worker {index} died ({how}){self._fail_trial_of(index, how)}; another takes over")
+            trials = [t for t in self._queue.trials().running.values() if t.worker == self._identities[index]]
+            for t in trials:
+                self._queue.fail(t.trial_id, f"its worker died ({how})", killed=how in OF_THE_MACHINE)
+            where = f" in trial {trials[-1].number}" if trials else ""
+            self._display.line(f"worker {index} died ({how}){where}; another takes over")
             self._start(index)
-
-    def _fail_trial_of(self, index: int, how: str) -> str:
-        """Fail the trial that a worker died in; returns the words for the log that name it."""
-        trials = self._queue.trials()
-        its_trials = [t for t in trials.running.values() if t.worker == self._identities[index]]
-        for t in its_trials:
-            self._queue.fail(t.trial_id, f"its worker died ({how})", killed=how in OF_THE_MACHINE)
-        return f" in trial {its_trials[-1].number}" if its_trials else ""
 
     def _stop(self) -> None:
         """Let every worker release its trial, then kill those that take too long; their trials are run again later."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from archsearch.score import OBJECTIVES, MissingScore, Score
+from optuna import Study
+
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import KnownCosts
 from archsearch.studies.search.samplers import ObservedTrial, distributions, every_point, suggest
@@ -17,11 +20,6 @@ from archsearch.studies.storage.rungs import Prediction
 from archsearch.studies.storage.study_trials import StudyTrials, is_abandoned
 from snapgen.architecture.schema import Architecture
 from snapgen.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.spaces.space import Space
 
 MAX_SUGGESTIONS = 2
 """Suggestions that the sampler makes for one slot before a point near its last suggestion is used instead."""
@@ -107,7 +105,7 @@ class Proposer:
         Raises:
             SearchSpaceExhausted: if no architecture was found that no other trial has.
         """
-        past, noise = self._past(claim, trials), self._noise(trials)
+        ask = functools.partial(self._ask, self._past(claim, trials), self._noise(trials), claim.slot)
         attempts = [t for t in trials.by_slot[claim.slot] if isinstance(t, Candidate) and t.state == "failed"]
         place = trials.place(claim.slot)
         if self._is_grid and place >= len(self.initial):
@@ -118,17 +116,18 @@ class Proposer:
             name, fixed = given if i == 0 else (None, None)
             if i >= attempt + MAX_SUGGESTIONS and fixed is None:
                 break
-            point, attrs = self._ask(past, noise, claim.slot, i, fixed)
+            point, attrs = ask(i, fixed)
             if not self._space.valid(point):
                 continue
             last, arch = point, self._space.architecture(point)
             same = _same_architecture(claim, trials, arch.id)
             if same is None:
                 return Proposal(point, arch, name, attrs)
-            is_new_point = fixed is not None or not _has_point(claim, trials, arch.id, point)
+            others = (t for t in trials.of_architecture(arch.id) if t.number != claim.number and t.state != "failed")
+            is_new_point = fixed is not None or all(t.point != point for t in others if isinstance(t, Candidate))
             if i == 0 and is_new_point and same.state == "scored" and not _keeps_repeating(trials):
                 return Proposal(point, arch, name, attrs, same)
-        return self._near(last, claim, trials, past, noise, attempt)
+        return self._near(last, claim, trials, ask, attempt)
 
     def _past(self, claim: TrialRecord, trials: StudyTrials) -> list[ObservedTrial]:
         """The other candidates, but for failed ones; those that have ended are kept from one proposal to the next."""
@@ -146,7 +145,12 @@ class Proposer:
                     self._known.observe(t)
         running = (t for t in trials.running.values() if isinstance(t, Candidate) and t.number != claim.number)
         running = (t for t in running if t.point.keys() == self.choices.keys())  # a point is written knob by knob
-        ended = {**self._ended, **self._predicted(trials)}
+        ended = dict(self._ended)
+        if self._settings.rungs is not None:
+            # Paused candidates whose rung tells their quality; the others count as running.
+            ranking = trials.ranking(self._settings)
+            paused = ((c, ranking.predictions.get(c.number)) for c in ranking.paused)
+            ended |= {c.number: self._observed(c, prediction) for c, prediction in paused if prediction}
         past = [*ended.values(), *(self._observed(t) for t in running if t.continues is None)]
         if self._settings.seeds is not None:
             for name, offsets in trials.ranking(self._settings).offsets.items():
@@ -155,13 +159,6 @@ class Proposer:
                 apart = [offsets[0] - offset for offset in offsets]
                 past = [p.shifted(which, apart[round(p.runs) - 1]) if apart and p.runs > 1 else p for p in past]
         return past
-
-    def _predicted(self, trials: StudyTrials) -> dict[int, ObservedTrial]:
-        """The paused candidates whose rung tells their quality, as of now; the others count as running."""
-        if self._settings.rungs is None:
-            return {}
-        ranking = trials.ranking(self._settings)
-        return {c.number: self._observed(c, p) for c in ranking.paused if (p := ranking.predictions.get(c.number))}
 
     def _given(self, place: int, retried: Sequence[Mapping[str, int]]) -> tuple[str | None, Mapping[str, int] | None]:
         """Name and point of a slot whose point is given: an initial point, or that of the last trial it ``retried``.
@@ -207,8 +204,7 @@ class Proposer:
         last: Mapping[str, int] | None,
         claim: TrialRecord,
         trials: StudyTrials,
-        past: Sequence[ObservedTrial],
-        noise: Mapping[str, float],
+        ask: Callable[[int, Mapping[str, int]], tuple[dict[str, int], dict[str, Any]]],
         attempt: int,
     ) -> Proposal:
         """A new architecture where the sampler suggests only known ones: near its last point, else random, else any."""
@@ -216,7 +212,7 @@ class Proposer:
         for point in self._alternatives(last, rng):
             arch = self._space.architecture(point)
             if _same_architecture(claim, trials, arch.id) is None:
-                attrs = self._ask(past, noise, claim.slot, 0, point)[1]  # some samplers count their suggestions
+                attrs = ask(0, point)[1]  # some samplers count their suggestions
                 return Proposal(point, arch, None, attrs)
         raise SearchSpaceExhausted("the space has no other architecture")
 
@@ -233,7 +229,7 @@ class Proposer:
     def _observed(self, t: Candidate, predicted: Prediction | None = None) -> ObservedTrial:
         running = t.state == "running" or (t.state == "paused" and predicted is None)
         known = {self._settings.quality_objectives[0]: predicted.value} if predicted else {}
-        values = (known.get(name, _value(t.score, name)) for name in self._settings.objectives)
+        values = (known.get(name, t.score.find(name)) for name in self._settings.objectives)
         return ObservedTrial(
             slot=t.slot,
             point=t.point,
@@ -249,25 +245,12 @@ def _name(named: Mapping[str, Mapping[str, int]], point: Mapping[str, int]) -> s
     return next((name for name, named_point in named.items() if named_point == point), None)
 
 
-def _value(score: Score, objective: str) -> float | None:
-    try:
-        return OBJECTIVES[objective].getter(score)
-    except MissingScore:
-        return None
-
-
 def _same_architecture(claim: TrialRecord, trials: StudyTrials, architecture_id: str) -> TrialRecord | None:
     """Another trial of the architecture that is scored, infeasible, paused, running or abandoned, in this order."""
     order = ("scored", "infeasible", "paused", "running", "waiting", "failed")
     others = (t for t in trials.of_architecture(architecture_id) if t.number != claim.number)
     found = (t for t in others if t.state != "failed" or is_abandoned(trials.by_slot[t.slot]))
     return min(found, key=lambda t: order.index(t.state), default=None)
-
-
-def _has_point(claim: TrialRecord, trials: StudyTrials, architecture_id: str, point: Mapping[str, int]) -> bool:
-    """Whether another candidate has the very same point."""
-    same = (t for t in trials.of_architecture(architecture_id) if isinstance(t, Candidate) and t.state != "failed")
-    return any(t.point == point for t in same if t.number != claim.number)
 
 
 def _keeps_repeating(trials: StudyTrials) -> bool:

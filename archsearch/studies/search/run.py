@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from optuna import Study
 
 from archsearch.latency.timed_pass import TimedPass
 from archsearch.quality import processes
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.remote.client import measurement_spec
 from archsearch.studies.remote.queue import MeasurementQueue
@@ -31,12 +34,8 @@ from archsearch.studies.storage.database import (
 )
 from archsearch.studies.storage.record import Candidate
 from archsearch.studies.storage.trial_queue import TrialQueue
+from snapgen.devices import torch_threads
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.spaces.space import Space
 
 MOST_LISTED = 10
 """Candidates that were given up of which each gets a line."""
@@ -79,19 +78,18 @@ def search(
     ):
         space = settings.load_space()
         _check_plan(settings, space, proposer)
-        samplers.build_sampler(settings.sampler, seed=0, source=settings.source)
         built_scorer = scorer(settings, space)
         with settings.error_context("space" if space.proxy is None else "proxy"):
             built_scorer.check((space.proxy or space).base)
         attrs = {"space": space.to_dict(), **built_scorer.describe()}
         start = start_attrs(settings, space, attrs)
         study = create_or_resume(settings, {**attrs, **start})
-        _check_study(study)
+        # Fail before the first training, not after it, if a trial is damaged or the artifacts' folder not writable.
+        load_candidates(study)
+        artifact_store(study)
         with Display(study, settings, quiet=quiet) as display:
             _announce(display, settings, space, {**attrs, **start})
             if settings.workers == 1:
-                from snapgen.devices import torch_threads
-
                 worker = functools.partial(Worker, log=display.line, tick=display.tick)
                 with torch_threads(settings.threads_per_worker):
                     reason = worker(study, settings, space, built_scorer, proposer(settings, space, study)).run()
@@ -131,12 +129,6 @@ def _conclude(display: Display, settings: StudyConfig, reason: str, candidates: 
         display.line(f"{settings.name}: {more}the same command with --retry tries what was given up again")
 
 
-def _check_study(study: Study) -> None:
-    """Fail before the first training, not after it, if a trial is damaged or the artifacts' folder not writable."""
-    load_candidates(study)
-    artifact_store(study)
-
-
 def _announce(display: Display, settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -> None:
     where = without_password(settings.url)
     display.line(f"{settings.name}: {space.size():,} points, in {where}", warning=False)
@@ -171,3 +163,4 @@ def _check_plan(settings: StudyConfig, space: Space, proposer: ProposerFactory) 
         if not has_every_knob or not space.valid(point):
             remedy = "give every knob the index of one of its choices"
             raise InputError(settings.source, "is not a point of the space", remedy, place=f"initial_points[{i}]")
+    samplers.build_sampler(settings.sampler, seed=0, source=settings.source)

@@ -11,22 +11,28 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
+import optuna
+from optuna import samplers
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler
+from optuna.trial import TrialState, create_trial
+
+from archsearch.samplers import EHVISampler
+from archsearch.samplers.balanced import balanced_order
+from archsearch.samplers.grid import Grid
+from archsearch.score import QUALITY_METRICS
+from archsearch.spaces.knob import Knob
+from archsearch.spaces.space import LARGEST_COUNT, Space
+from archsearch.spaces.summary import KnobSummary
 from archsearch.studies.config.study import SamplerConfig
 from archsearch.studies.storage.database import silence_optuna
 from snapgen.errors import InputError
 from snapgen.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.samplers import BaseSampler
-    from optuna.trial import TrialState
-
-    from archsearch.spaces.space import Space
 
 _GP_ATTRS = "gp:"
 """Prefix of system attributes that the GP sampler stores for other processes; they are not copied."""
@@ -73,28 +79,13 @@ class ObservedTrial:
     @cached_property
     def state(self) -> TrialState:
         """Running; complete if all values were measured, else pruned."""
-        from optuna.trial import TrialState
-
         if self.running:
             return TrialState.RUNNING
         return TrialState.PRUNED if None in self.values else TrialState.COMPLETE
 
 
-class HasChoices(Protocol):
-    """A knob, or a summary of one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def choices(self) -> Sized: ...
-    @property
-    def ordered(self) -> bool: ...
-
-
-def distributions(knobs: Iterable[HasChoices]) -> dict[str, BaseDistribution]:
+def distributions(knobs: Iterable[Knob | KnobSummary]) -> dict[str, BaseDistribution]:
     """Optuna distribution of each knob: integers for ordered knobs, else categories; both index the choices from 0."""
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-
     return {
         knob.name: IntDistribution(0, len(knob.choices) - 1)
         if knob.ordered
@@ -122,11 +113,9 @@ def build_sampler(
     Raises:
         InputError: if the sampler does not accept an option.
     """
-    from optuna import samplers
-
     seed, sequence = seed % (1 << 32), sequence % (1 << 32)  # NumPy takes 32-bit seeds
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
-        "ehvi": (_ehvi, {"knowledge": known or _NOTHING_KNOWN}),
+        "ehvi": (EHVISampler, {}),
         # With tens of trials few should be spent on random startup; benchmarks/samplers.py has the numbers.
         "gp": (samplers.GPSampler, {"n_startup_trials": 6, "warn_independent_sampling": False}),
         "tpe": (samplers.TPESampler, {"n_startup_trials": 6, "multivariate": True, "constant_liar": True}),
@@ -140,7 +129,8 @@ def build_sampler(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ExperimentalWarning, which users cannot act on
-            sampler: BaseSampler = kind(**{**defaults, **settings.options, "seed": seed})
+            knowledge = (known or _NOTHING_KNOWN) if settings.name == "ehvi" else {}
+            sampler: BaseSampler = kind(**{**defaults, **settings.options, **knowledge, "seed": seed})
             return sampler
     except (TypeError, ValueError) as error:
         problem = f"sampler {settings.name} does not accept its options: {error}"
@@ -150,16 +140,7 @@ def build_sampler(
 _NOTHING_KNOWN: Mapping[str, Any] = {"known": lambda _: {}, "objectives": (None, "latency_ms")}
 
 
-def _ehvi(*, knowledge: Mapping[str, Any], seed: int, **options: Any) -> BaseSampler:
-    """Our own sampler; users set its options, the study its knowledge."""
-    from archsearch.samplers import EHVISampler
-
-    return EHVISampler(**{**options, **knowledge, "seed": seed})
-
-
 def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:
-    from optuna.samplers import QMCSampler, RandomSampler
-
     class AtSlot(QMCSampler):
         """Low-discrepancy sequence indexed by the slot instead of a counter that all workers share."""
 
@@ -172,8 +153,6 @@ def _qmc(*, slot: int, sequence: int, seed: int, **options: Any) -> BaseSampler:
 
 def _grid(*, seed: int) -> BaseSampler:
     """Asked only where a point of `every_point` cannot be scored: it takes no options."""
-    from optuna.samplers import RandomSampler
-
     return RandomSampler(seed=seed)
 
 
@@ -188,10 +167,6 @@ def every_point(space: Space, first: Sequence[Mapping[str, int]], *, seed: int, 
     Raises:
         InputError: if the space has too many points.
     """
-    from archsearch.samplers.balanced import balanced_order
-    from archsearch.samplers.grid import Grid
-    from archsearch.spaces.space import LARGEST_COUNT
-
     if space.size() > LARGEST_COUNT:
         problem = f"is grid, but {space.name} has {space.size():,} points; at most {LARGEST_COUNT:,} are enumerated"
         raise InputError(source, problem, "name another sampler, or a smaller space", place="sampler")
@@ -232,14 +207,14 @@ def suggest(
     Returns:
         The point, and the system attributes that the sampler needs when it is asked again.
     """
-    import optuna
-
     own_seed, sequence = derive_seed(seed, "sampler", slot, attempt), derive_seed(seed, "sequence", attempt)
     with warnings.catch_warnings(), silence_optuna():
         warnings.simplefilter("ignore")
         sampler = build_sampler(settings, own_seed, slot=slot, sequence=sequence, known=known, source=source)
-        if settings.name == "ehvi" and (fixed is not None or past):
-            return dict(fixed) if fixed is not None else _suggest_directly(sampler, past, choices), {}
+        if isinstance(sampler, EHVISampler) and (fixed is not None or past):
+            # Our own sampler needs no copy of the study.
+            point = fixed if fixed is not None else sampler.suggest(Grid(choices), past)
+            return {name: int(value) for name, value in point.items()}, {}
         copy = optuna.create_study(directions=["minimize"] * len(objectives), sampler=sampler)
         copy.add_trials(_as_trials(past, choices, objectives))
         if fixed is not None:
@@ -250,48 +225,29 @@ def suggest(
     return {name: int(value) for name, value in trial.params.items()}, attrs
 
 
-def _suggest_directly(
-    sampler: Any, past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution]
-) -> dict[str, int]:
-    """A suggestion of our own sampler, which needs no copy of the study."""
-    from archsearch.samplers.grid import Grid
-
-    return {name: int(value) for name, value in sampler.suggest(Grid(choices), past).items()}
-
-
 def _as_trials(
     past: Sequence[ObservedTrial], choices: Mapping[str, BaseDistribution], objectives: Sequence[str]
 ) -> list[Any]:
     """Frozen Optuna trials of the candidates, sorted by slot."""
-    from optuna.trial import TrialState, create_trial
-
     limited = any(p.excess is not None for p in past)
-    medians = [_median_value(past, i) for i in range(len(objectives))]
+    known = [[v for p in past if not p.running and (v := p.values[i]) is not None] for i in range(len(objectives))]
+    medians = [statistics.median(values) if values else 1.0 for values in known]
     trials = []
     for p in sorted(past, key=lambda p: p.slot):
         # An infeasible candidate was never trained. The median as its value carries no information about quality; the
         # sampler learns from the constraint that it broke.
-        values = (
-            None if p.running else [median if v is None else v for median, v in zip(medians, p.values, strict=True)]
-        )
+        measured = () if p.running else zip(p.values, medians, objectives, strict=True)
+        numbers = [(median if v is None else v, name) for v, median, name in measured]
+        # Costs and times span decades, and knobs multiply them.
+        values = [math.log(v) if name not in QUALITY_METRICS and v > 0 else v for v, name in numbers] or None
         trials.append(
             create_trial(
                 state=TrialState.RUNNING if p.running else TrialState.COMPLETE,
                 params=dict(p.point),
                 distributions=dict(choices),
-                values=[_scaled(v, name) for v, name in zip(values, objectives, strict=True)] if values else None,
+                values=values,
                 constraints={"excess": p.excess or 0.0} if limited and not p.running else None,
                 system_attrs=dict(p.sampler_attrs),
             )
         )
     return trials
-
-
-def _median_value(past: Sequence[ObservedTrial], i: int) -> float:
-    values = [value for p in past if not p.running and (value := p.values[i]) is not None]
-    return statistics.median(values) if values else 1.0
-
-
-def _scaled(value: float, objective: str) -> float:
-    """Logarithm of costs and times, which span decades and which knobs multiply; other values are unchanged."""
-    return math.log(value) if objective in ("latency_ms", "params", "macs", "activation_bytes") and value > 0 else value

@@ -6,15 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from archsearch.cost.counter import cost
+from archsearch.devices import backend
+from archsearch.machine import system_info
 from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
+from archsearch.studies.remote.client import RemoteLatency
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
+from snapgen.training.trackers import Trackers, check_trackers
 
 if TYPE_CHECKING:
     from archsearch.quality.short_run import Checkpoints
-    from archsearch.spaces.space import Space
 
 ROUND = "round.json"
 """File with an `EvolutionRound` for the trial's record, which `Scorer.quality` may write among its artifacts."""
@@ -75,17 +80,14 @@ ScorerFactory = Callable[[StudyConfig, "Space"], Scorer]
 """Builds a scorer. It must be a module-level function or class, so that worker processes can unpickle it."""
 
 
-class ArchsearchScorer:
+class ArchsearchScorer(Scorer):
     """Scorer with cost from the meta device, latency from the study's backend and quality from a short training run.
 
     If the study ranks by cost and latency alone, data and feature extractors are not loaded.
     """
 
     def __init__(self, settings: StudyConfig, space: Space) -> None:
-        from archsearch.devices import backend
         from archsearch.quality.candidate_evaluator import CandidateEvaluator
-        from archsearch.studies.remote.client import RemoteLatency
-        from snapgen.training.trackers import check_trackers
 
         self._settings, self._space = settings, space
         latency = settings.latency
@@ -104,9 +106,6 @@ class ArchsearchScorer:
                 raise InputError(settings.source, problem, "raise num_samples", place="protocol.num_samples")
 
     def describe(self) -> Mapping[str, Any]:
-        """Attributes for the study; see `Scorer.describe`."""
-        from archsearch.machine import system_info
-
         resolved = self._evaluator.resolved if self._evaluator else None
         return {
             "protocol": resolved.model_dump(mode="json") if resolved else {},
@@ -116,25 +115,19 @@ class ArchsearchScorer:
         }
 
     def check(self, arch: Architecture) -> None:
-        """Raise `InputError` if the protocol cannot train the architecture; see `Scorer.check`."""
         if self._evaluator:
             self._evaluator.check(arch)
 
     def cost(self, arch: Architecture) -> Cost:
-        """Cost on the meta device; see `Scorer.cost`."""
-        from archsearch.cost.counter import cost
-
         return cost(arch, self._space.latent_size, context_tokens=self._space.context_tokens)
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        """Latency from the study's backend; see `Scorer.latency`."""
         if self._remote is not None:
             return self._remote.request(arch)
         assert self._backend is not None
         return self._backend.measure(arch, self._space.latent_size, self._space.context_tokens)
 
     def final_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:
-        """Latency of a trained candidate; see `Scorer.final_latency`."""
         return first if self._remote is None else self._remote.final(arch, first)
 
     def quality(
@@ -146,7 +139,6 @@ class ArchsearchScorer:
         artifacts: Path,
         until: int | None = None,
     ) -> Quality:
-        """Quality from a short run, in a study that trains; see `Scorer.quality`."""
         assert self._evaluator is not None
         quality = self._evaluator.score(
             arch,
@@ -165,8 +157,6 @@ class ArchsearchScorer:
 
     def _track(self, arch: Architecture, seeds: Sequence[int], quality: Quality, folder: Path) -> None:
         """Tell the study's trackers the loss of each short run as it fell."""
-        from snapgen.training.trackers import Trackers
-
         for seed, curve in zip(seeds, quality.curves, strict=False):
             run = f"{arch.id}-seed-{seed}"
             trackers = Trackers(self._settings.log_with, project=self._settings.name, run=run, folder=folder)

@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from archsearch.score import ProtocolMismatch
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.known_scores import KnownScore, first_difference, is_table, load_scores, read_bytes
@@ -24,9 +25,6 @@ from archsearch.studies.storage.database import (
 )
 from snapgen.config import as_yaml, problem_and_remedy
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from archsearch.spaces.space import Space
 
 Origin = Mapping[str, str]
 """Meaning of ``start_from``: a ``study`` and its ``storage``, or the digest of a ``table``."""
@@ -62,7 +60,11 @@ def start_attrs(settings: StudyConfig, space: Space, attrs: Mapping[str, Any]) -
     earlier = _set_aside_if_changed(settings, attrs)
     existing = {} if earlier else stored_attrs(settings)
     if "settings" in existing:
-        _check_unchanged(settings, origin, existing)
+        stored, begun_with = existing.get("start_from"), existing["settings"].get("start_from")
+        by_name = begun_with == settings.start_from  # how what is gone is compared
+        if not (by_name if origin is None or stored is None else _same(origin, stored)):
+            problem = f"was {as_yaml(begun_with)} when {settings.name} began"
+            raise changed_setting(settings, "start_from", problem)
         return {key: existing[key] for key in ("start", "start_from") if key in existing}
     if settings.start_from is None:
         return earlier
@@ -121,7 +123,10 @@ def starting_points(
     left_out: list[str] = []
     scores = load_scores(settings.start_from)
     for score in scores:
-        _check_same_training(settings, attrs, score)
+        if (difference := first_difference(settings, attrs, score)) is not None:
+            place, _, values = difference.partition(": ")
+            remedy = "start from a study of the same protocol, or make the two alike"
+            raise ProtocolMismatch(settings.source, f"differs from {score.source}, {values}", remedy, place=place)
         try:
             point = _point(space, score)
         except ValueError as error:
@@ -133,14 +138,6 @@ def starting_points(
         raise InputError(settings.start_from, reason, f"start from candidates of {space.name}")
     which = f"{len(left_out)} of {len(scores)} candidates are not points of {space.name}, e.g."
     return points, f"{which} {left_out[0]}" if left_out else None
-
-
-def _check_same_training(settings: StudyConfig, attrs: Mapping[str, Any], score: KnownScore) -> None:
-    difference = first_difference(settings, attrs, score)
-    if difference is not None:
-        place, _, values = difference.partition(": ")
-        remedy = "start from a study of the same protocol, or make the two alike"
-        raise ProtocolMismatch(settings.source, f"differs from {score.source}, {values}", remedy, place=place)
 
 
 def _point(space: Space, score: KnownScore) -> dict[str, int]:
@@ -182,12 +179,3 @@ def _same(a: Origin, b: Origin) -> bool:
     if "table" in a or "table" in b:
         return a.get("table") == b.get("table")
     return a["study"] == b["study"] and same_storage(a["storage"], b["storage"])
-
-
-def _check_unchanged(settings: StudyConfig, origin: Origin | None, existing: Mapping[str, Any]) -> None:
-    """Raise if a study began with another start; what is gone is compared by its spelling."""
-    stored, begun_with = existing.get("start_from"), existing["settings"].get("start_from")
-    if begun_with == settings.start_from if origin is None or stored is None else _same(origin, stored):
-        return
-    problem = f"was {as_yaml(begun_with)} when {settings.name} began"
-    raise changed_setting(settings, "start_from", problem)

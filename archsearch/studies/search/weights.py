@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 import torch
+from optuna import Study
 from optuna.artifacts.exceptions import ArtifactNotFound
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -24,8 +25,6 @@ from snapgen.models.unet import UNet
 from snapgen.progress import silence_libraries
 
 if TYPE_CHECKING:
-    from optuna import Study
-
     from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 
 WEIGHTS = "unet.safetensors"

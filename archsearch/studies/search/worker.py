@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from optuna import Study
 
 from archsearch.latency.base import DeviceLostError, MeasurementError
 from archsearch.machine_faults import machine_fault
 from archsearch.score import OBJECTIVES, Quality, Score
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search.known_costs import COSTS, upper_bounds
 from archsearch.studies.search.known_scores import KnownScore, known_scores
@@ -22,17 +24,13 @@ from archsearch.studies.signals import raise_if_terminated
 from archsearch.studies.storage.artifacts import PausedRuns, store_artifact
 from archsearch.studies.storage.database import database_errors, storage_digest
 from archsearch.studies.storage.leases import heartbeat
+from archsearch.studies.storage.outages import patience
 from archsearch.studies.storage.record import Candidate, Rung, TrialRecord
 from archsearch.studies.storage.rounds import EvolutionRound
 from archsearch.studies.storage.trial_queue import DONE, TrialQueue
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.spaces.space import Space
 
 WAIT_SECONDS = 0.5
 REPORT_SECONDS = 1.0
@@ -129,23 +127,14 @@ class Worker:
             raise error
         if isinstance(error, MeasurementError):  # the device cannot run the candidate; the study continues
             self._queue.reject(claim.trial_id, _summary(error))
-            self._log(f"trial {claim.number} abandoned: {error}")
-            self._count_abandoned(error, at_most=MAX_REJECTED_IN_A_ROW)
+            outcome, retried, at_most = f"abandoned: {error}", False, MAX_REJECTED_IN_A_ROW
         else:
-            self._fail(claim, error)
-
-    def _fail(self, claim: TrialRecord, error: Exception) -> None:
-        self._queue.fail(claim.trial_id, _summary(error))
-        retried = claim.slot in self._queue.trials().open_slots
-        self._log(
-            f"trial {claim.number} failed: {_summary(error)}; " + ("it is tried again" if retried else "abandoned")
-        )
-        if not retried:
-            self._count_abandoned(error, at_most=MAX_FAILED_IN_A_ROW)
-
-    def _count_abandoned(self, error: Exception, *, at_most: int) -> None:
-        self._abandoned += 1
-        if self._abandoned >= at_most:
+            self._queue.fail(claim.trial_id, _summary(error))
+            retried, at_most = claim.slot in self._queue.trials().open_slots, MAX_FAILED_IN_A_ROW
+            outcome = f"failed: {_summary(error)}; {'it is tried again' if retried else 'abandoned'}"
+        self._log(f"trial {claim.number} {outcome}")
+        self._abandoned += not retried
+        if not retried and self._abandoned >= at_most:
             problem = f"{self._abandoned} candidates in a row failed, the last with {_summary(error)}"
             raise InputError(self._settings.source, problem, "fix the cause; the same command resumes the study")
 
@@ -205,27 +194,21 @@ class Worker:
             final: whether the numbers will not change; values of constraints are recorded only then, or if one is
                 broken.
         """
-        broken = self._broken(score, names)
+        limits = {name: self._limits[name] for name in names if name in self._limits}
+        exceeded = ((name, value, limit) for name, limit in limits.items() if (value := score.value(name)) > limit)
+        broken = "; ".join(f"{name} {value:.4g}, limit {limit:.4g}" for name, value, limit in exceeded)
         if final or broken:
             self._record_constraints(claim, score, names)
         if not broken:
             return False
-        self._queue.write(claim.trial_id, score=score, exceeded=broken)
-        self._queue.mark_infeasible(claim.trial_id)
+        self._queue.prune(claim.trial_id, score=score, exceeded=broken)
         return True
 
     def _record_constraints(self, claim: TrialRecord, score: Score, names: tuple[str, ...]) -> None:
         """Record each constraint as value / limit − 1, so that those on params and on milliseconds are comparable."""
         for name in names:
             if name in self._limits:
-                self._queue.set_constraint(
-                    claim.trial_id, name, OBJECTIVES[name].getter(score) / self._limits[name] - 1
-                )
-
-    def _broken(self, score: Score, names: tuple[str, ...]) -> str:
-        values = {name: OBJECTIVES[name].getter(score) for name in names if name in self._limits}
-        exceeded = {name: value for name, value in values.items() if value > self._limits[name]}
-        return "; ".join(f"{name} {value:.4g}, limit {self._limits[name]:.4g}" for name, value in exceeded.items())
+                self._queue.set_constraint(claim.trial_id, name, score.value(name) / self._limits[name] - 1)
 
     def _continue(self, claim: TrialRecord) -> None:
         """Train the candidate of another trial further: from its last rung, or with its next seed."""
@@ -261,10 +244,14 @@ class Worker:
             self._complete(claim, arch, score.model_copy(update={"quality": quality}))
         else:
             rung = Rung(step=until, quality=quality)
-            self._queue.pause(claim.trial_id, score=score, rungs=(rung,), fraction=1.0, phase=f"paused at step {until}")
+            self._queue.prune(claim.trial_id, score=score, rungs=(rung,), fraction=1.0, phase=f"paused at step {until}")
         if rungs:
-            trials = self._queue.trials()
-            self._paused_runs.let_go(trials, trials.ranking(self._settings).chances)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Delete the checkpoints of the paused candidates that are not hopeful."""
+        trials = self._queue.trials()
+        self._paused_runs.let_go(trials, trials.ranking(self._settings).chances)
 
     def _complete(self, claim: TrialRecord, arch: Architecture, score: Score) -> None:
         """Finish a trial with its final latency."""
@@ -344,9 +331,6 @@ class Worker:
             self._queue.write(claim.trial_id, round=EvolutionRound.model_validate_json(path.read_text()))
             path.unlink()
         (folder / "architecture.json").write_text(arch.to_json())
-        self._upload(claim, folder)
-
-    def _upload(self, claim: TrialRecord, folder: Path) -> None:
         for weights in folder.glob("unet/*.safetensors"):
             weights.rename(folder / "unet.safetensors")
         for path in sorted(p for p in folder.iterdir() if p.is_file()):
@@ -360,8 +344,6 @@ class Worker:
 
     def _set_phase(self, claim: TrialRecord, phase: str, fraction: float = 0.0) -> None:
         """Note the progress of a trial, unless the database is away: a note costs no training."""
-        from archsearch.studies.storage.outages import patience
-
         raise_if_terminated()
         with contextlib.suppress(*database_errors()), patience(0):
             self._queue.write(claim.trial_id, phase=phase, fraction=fraction)

@@ -11,17 +11,15 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from optuna import Study
+from optuna.artifacts import ArtifactMeta, FileSystemArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
 
 from archsearch.studies.storage.record import Candidate, StoredTrial
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.errors import os_errors
 from snapgen.io.atomic import atomic_write
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.artifacts import FileSystemArtifactStore
-
 
 CHECKPOINT = "checkpoint.safetensors"
 """The artifact of a paused training."""
@@ -33,8 +31,6 @@ def artifact_store(study: Study) -> FileSystemArtifactStore:
     Raises:
         InputError: if its folder cannot be created.
     """
-    from optuna.artifacts import FileSystemArtifactStore
-
     folder = Path(study.user_attrs["artifacts"])
     with os_errors(folder, "set artifacts to a writable folder", "cannot be created"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,8 +46,6 @@ def store_artifact(study: Study, trial_id: int, path: Path, *, name: str = "") -
     Args:
         name: what the file is called; empty: as it is.
     """
-    from optuna.artifacts import ArtifactMeta
-
     storage, name = study._storage, name or path.name
     stem, suffix = Path(name).stem, Path(name).suffix
     number = storage.get_trial(trial_id).number
@@ -83,8 +77,6 @@ class PausedRuns:
 
         Without it the training begins anew, which gives the same result.
         """
-        from optuna.artifacts.exceptions import ArtifactNotFound
-
         if checkpoint.exists() or CHECKPOINT not in candidate.artifacts:
             return
         try:
@@ -102,8 +94,6 @@ class PausedRuns:
             trials: the study's trials.
             hopes: probability that each paused candidate is on the front, by trial number, where it is known.
         """
-        from optuna.artifacts.exceptions import ArtifactNotFound
-
         paused = {c.number: c for c in trials.candidates() if c.state == "paused"}
         order = sorted(paused.values(), key=lambda c: (-hopes.get(c.number, 1.0), c.slot))
         kept = {c.artifacts.get(CHECKPOINT) for c in order[: self._keep]}

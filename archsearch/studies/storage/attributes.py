@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+from optuna import Study
 from pydantic import AfterValidator, ConfigDict, Field
 
 from archsearch.block_latency.table import BlockTable
@@ -16,9 +17,6 @@ from archsearch.spaces.space import Space
 from archsearch.studies.config.study import StudyConfig
 from snapgen.config import Config, parse_config
 from snapgen.errors import InputError, first_line, printable
-
-if TYPE_CHECKING:
-    from optuna import Study
 
 FORMAT = 1
 """Version of what a study stores, which every change that another version would misread raises.

@@ -12,19 +12,21 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna import Study
+from optuna.storages import RDBStorage
 
 from archsearch.library import is_run
 from archsearch.protocol import ResolvedProtocol
 from archsearch.studies.config.study import StudyConfig, load_config
 from archsearch.studies.storage.attributes import FORMAT, check_attributes, parse_errors
+from archsearch.studies.storage.outages import PATIENCE_SECONDS, PatientStorage, patience, wait_out
 from snapgen import files
 from snapgen.config import as_yaml
 from snapgen.errors import InputError, os_errors
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.storages import RDBStorage
 
 HEARTBEAT_SECONDS = 20
 """Interval between two heartbeats of a running trial."""
@@ -78,8 +80,6 @@ def open_storage(url: str, *, source: str = "storage", create: bool = True) -> R
     Raises:
         InputError: if the URL is invalid or the database cannot be opened.
     """
-    from archsearch.studies.storage.outages import PATIENCE_SECONDS, patience, wait_out
-
     _check(url, source, create=create)
     for tries_left in reversed(range(5)):
         try:
@@ -101,11 +101,6 @@ def expect(url: str) -> None:
 
 
 def _open(url: str) -> RDBStorage:
-    import optuna
-    import sqlalchemy
-
-    from archsearch.studies.storage.outages import PatientStorage
-
     on_sqlite = url.startswith("sqlite")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -129,8 +124,6 @@ def _open(url: str) -> RDBStorage:
 
 
 def _check(url: str, source: str, *, create: bool) -> None:
-    import sqlalchemy
-
     remedy = "write e.g. sqlite:///runs/name/study.db or postgresql+psycopg://user@host/database"
     try:
         parsed = sqlalchemy.make_url(url)
@@ -177,9 +170,6 @@ def _check_is_optunas(path: Path) -> None:
 
 def database_errors() -> tuple[type[Exception], ...]:
     """Classes of the errors that a database raises through a study."""
-    import optuna
-    import sqlalchemy
-
     return sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, sqlite3.Error
 
 
@@ -218,8 +208,6 @@ def _not_installed(error: ImportError, source: str) -> InputError:
 
 def without_password(url: str) -> str:
     """An Optuna URL as it may be shown and stored, without what is secret in it."""
-    import sqlalchemy
-
     try:
         parsed = sqlalchemy.make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError, TypeError):
@@ -236,8 +224,6 @@ def load_study(settings: StudyConfig) -> Study:
     Raises:
         InputError: if the storage or the study does not exist, or the study is damaged or another program's.
     """
-    import optuna
-
     storage = open_storage(settings.url, source=settings.source, create=False)
     with storage_errors(settings.url), parse_errors(without_password(settings.url)), silence_optuna():
         names = optuna.get_all_study_names(storage)
@@ -251,8 +237,6 @@ def load_study(settings: StudyConfig) -> Study:
 
 def stored_attrs(settings: StudyConfig) -> dict[str, Any]:
     """User attributes of a study; empty if it has not begun. Keeps no connection, of which a server has few."""
-    import optuna
-
     try:
         storage = open_storage(settings.url, source=settings.source, create=False)
     except InputError:
@@ -268,9 +252,9 @@ def stored_attrs(settings: StudyConfig) -> dict[str, Any]:
         storage.engine.dispose()
 
 
-def open_study(where: StudyConfig | str) -> Study:
-    """Load a study by its settings, or by what `study_config` takes."""
-    return load_study(study_config(where) if isinstance(where, str) else where)
+def open_study(where: str) -> Study:
+    """Load the study whose settings `study_config` finds."""
+    return load_study(study_config(where))
 
 
 def study_config(where: str) -> StudyConfig:
@@ -307,8 +291,6 @@ def create_or_resume(settings: StudyConfig, attrs: Mapping[str, Any]) -> Study:
     Raises:
         InputError: if the study began with other settings; it names the first one that differs.
     """
-    import optuna
-
     storage = open_storage(settings.url, source=settings.source)
     with storage_errors(settings.url), silence_optuna():
         with parse_errors(without_password(settings.url)):
@@ -336,9 +318,6 @@ def create_or_resume(settings: StudyConfig, attrs: Mapping[str, Any]) -> Study:
 
 def rename(study: Study) -> str:
     """Give a study the first free name of ``NAME-1``, ``NAME-2``, … in its storage, and return it."""
-    import optuna
-    import sqlalchemy
-
     storage, old = study._storage, study.study_name
     taken = set(optuna.get_all_study_names(storage))
     new = next(name for i in itertools.count(1) if (name := f"{old}-{i}") not in taken)
@@ -386,8 +365,6 @@ def changed_setting(settings: StudyConfig, place: str, problem: str) -> InputErr
 @contextlib.contextmanager
 def silence_optuna() -> Iterator[None]:
     """Suppress Optuna's log lines below a warning."""
-    import optuna
-
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:

@@ -82,16 +82,15 @@ class FurtherRuns:
 
     def _open(self, trials: StudyTrials) -> OpenRuns:
         ranking = trials.ranking(self._settings)
-        if self._known is None or self._known[0] is not ranking:
-            self._known = ranking, self._find_open(trials, ranking)
-        return self._known[1]
-
-    def _find_open(self, trials: StudyTrials, ranking: Ranking) -> OpenRuns:
+        if self._known is not None and self._known[0] is ranking:
+            return self._known[1]
         busy = trials.continued()
         front = self._seeds.front if self._seeds else 0
         likely = [(c, p) for c, p in ranking.likely(LIKELY) if c.number not in busy]
         unknown = [(c, 1.0) for c in ranking.paused if c.number not in ranking.predictions and c.number not in busy]
-        return OpenRuns(
+        found = OpenRuns(
             [(c, p) for c, p in likely if c.state == "scored" and c.runs < front],
             [*((c, p) for c, p in likely if c.state == "paused"), *unknown],
         )
+        self._known = ranking, found
+        return found

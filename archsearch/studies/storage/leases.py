@@ -10,15 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
+from optuna.storages import BaseStorage
+from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
 
+from archsearch.studies.storage.outages import patience
 from archsearch.studies.storage.record import WorkerIdentity
-
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
-
 
 BOOT_ID, PID_NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 START_FIELD = 19
@@ -43,8 +41,6 @@ class SilenceWatch:
 
     def silent(self) -> set[int]:
         """Ids of the trials that have been silent for as long as a living worker would not be."""
-        from optuna.storages._heartbeat import BaseHeartbeat
-
         storage = self._storage
         if not isinstance(storage, BaseHeartbeat) or (seconds := storage.get_heartbeat_interval()) is None:
             return set()
@@ -56,8 +52,6 @@ class SilenceWatch:
 
 def send_heartbeat(storage: BaseStorage, trial_id: int) -> None:
     """Record one heartbeat, if the storage supports heartbeats."""
-    from optuna.storages._heartbeat import BaseHeartbeat, is_heartbeat_enabled
-
     if is_heartbeat_enabled(storage):
         assert isinstance(storage, BaseHeartbeat)
         storage.record_heartbeat(trial_id)
@@ -69,10 +63,6 @@ def heartbeat(storage: BaseStorage, trial_id: int) -> Iterator[None]:
 
     Optuna's own heartbeat thread is not used: an interrupt while it starts leaves it, and the process, running.
     """
-    from optuna.storages._heartbeat import BaseHeartbeat
-
-    from archsearch.studies.storage.outages import patience
-
     seconds = storage.get_heartbeat_interval() if isinstance(storage, BaseHeartbeat) else None
     stop = threading.Event()
 

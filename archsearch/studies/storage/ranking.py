@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, MutableMapping, Sequence
 from functools import cached_property
 from operator import attrgetter
@@ -10,7 +11,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from archsearch.samplers.surrogate import RUN_NOISE
-from archsearch.score import OBJECTIVES, MissingScore
 from archsearch.stats.intervals import additive_fit
 from archsearch.stats.pareto import non_dominated
 from archsearch.stats.regression import Array
@@ -244,7 +244,9 @@ class Ranking:
             precedence=_precedence(c),
             competes=competes(c),
             diverged=quality is not None and quality.diverged,
-            values=tuple(_value(c, name) for name in self._settings.objectives),
+            values=tuple(
+                math.nan if value is None else value for value in map(c.score.find, self._settings.objectives)
+            ),
             by_seed=tuple(getattr(quality, name).by_seed if quality else () for name in names),
             run=Run.of(c, names[0]) if names else Run(0, (), None),
         )
@@ -262,10 +264,3 @@ def _first_of_each(entries: Iterable[tuple[str, Precedence, T]]) -> list[T]:
         if known is None or precedence < known[0]:
             first[architecture_id] = precedence, entry
     return [entry for _, entry in first.values()]
-
-
-def _value(c: Candidate, objective: str) -> float:
-    try:
-        return OBJECTIVES[objective].getter(c.score)
-    except MissingScore:
-        return float("nan")

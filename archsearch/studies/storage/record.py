@@ -9,22 +9,21 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
+from optuna import Study
+from optuna.artifacts import ArtifactMeta
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality, Score, metric_label
+from archsearch.score import Cost, LatencyRecord, Quality, Score, metric_label
 from archsearch.studies.storage.attributes import Printable, parse_errors
 from archsearch.studies.storage.rounds import EvolutionRound
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config, parse_config
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.artifacts import ArtifactMeta
-    from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
 
 State = Literal["waiting", "running", "scored", "infeasible", "failed", "paused"]
 
@@ -90,8 +89,6 @@ class StoredTrial(Config):
     @classmethod
     def create(cls, study: Study, state: Literal["WAITING", "RUNNING", "FAIL"], **fields: Any) -> int:
         """Create a trial with some fields; returns its id in the storage."""
-        from optuna.trial import TrialState, create_trial
-
         template = create_trial(state=TrialState[state], user_attrs=cls._attributes(fields))
         return int(study._storage.create_new_trial(study._study_id, template_trial=template))
 
@@ -115,9 +112,6 @@ class StoredTrial(Config):
     @classmethod
     def end(cls, storage: BaseStorage, trial_id: int, values: Sequence[float] | None = None, **fields: Any) -> bool:
         """Store fields of a trial and end it, as complete with ``values``, else as failed; False if it had ended."""
-        from optuna.exceptions import UpdateFinishedTrialError
-        from optuna.trial import TrialState
-
         try:
             cls.write(storage, trial_id, **fields)
             storage.set_trial_state_values(trial_id, TrialState.COMPLETE if values else TrialState.FAIL, values)
@@ -239,7 +233,7 @@ class TrialRecord(StoredTrial):
         Raises:
             archsearch.score.MissingScore: if the score lacks it.
         """
-        return OBJECTIVES[objective].getter(self.score)
+        return self.score.value(objective)
 
     def label(self, objective: str) -> str:
         """Display name of one number of the score."""
@@ -301,7 +295,8 @@ class TrialReader(Generic[Stored]):
         Raises:
             InputError: if a trial's attributes are damaged. That trial is read again by the next call.
         """
-        every = _frozen_trials(self._study)
+        with parse_errors(f"study {self._study.study_name}", "an attribute of a trial"):
+            every = self._study.get_trials(deepcopy=False)
         for number in [*self._unfinished, *range(self._seen, len(every))]:
             t = every[number]
             if t.number != number:
@@ -334,10 +329,7 @@ def read_trial(study: Study, t: FrozenTrial, slots: Mapping[int, int], *, new_sl
         if earlier is not None and not (isinstance(earlier, int) and earlier in slots and earlier < t.number):
             raise damaged(f"trial {t.number} of study {study.study_name}", f"{earlier!r:.20} is not a trial", key)
     # Slots follow from what is fixed when a trial is created, so that all workers agree.
-    return _read_trial(study, t, slots.get(t.number, slots.get(t.user_attrs.get("retry_of", -1), new_slot)))
-
-
-def _read_trial(study: Study, t: FrozenTrial, slot: int) -> TrialRecord:
+    slot = slots.get(t.number, slots.get(t.user_attrs.get("retry_of", -1), new_slot))
     stored = t.system_attrs
     states: dict[str, State] = {"state": "paused"} if t.state.name == "PRUNED" and "rungs" in t.user_attrs else {}
     with parse_errors(f"trial {t.number} of study {study.study_name}"):
@@ -362,11 +354,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-
-
-def _frozen_trials(study: Study) -> list[FrozenTrial]:
-    with parse_errors(f"study {study.study_name}", "an attribute of a trial"):
-        return study.get_trials(deepcopy=False)
 
 
 def damaged(source: str, problem: str, place: str = "") -> InputError:

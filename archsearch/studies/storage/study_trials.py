@@ -5,16 +5,13 @@ from __future__ import annotations
 import bisect
 import datetime
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
+from optuna import Study
+
+from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.ranking import Ranking, Row
 from archsearch.studies.storage.record import Candidate, TrialReader, TrialRecord, fold, read_trial
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.trial import FrozenTrial
-
-    from archsearch.studies.config.study import StudyConfig
 
 MAX_FAILURES = 2
 """A candidate is abandoned once its scoring has raised, or ended its worker process, this many times.
@@ -42,7 +39,7 @@ class StudyTrials(Sequence[TrialRecord]):
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._reader = TrialReader(study, self._parse)
+        self._reader = TrialReader(study, lambda t: read_trial(study, t, self._slots, new_slot=len(self.by_slot)))
         self._records: list[TrialRecord] = []
         self._positions: dict[int, int] = {}
         self._slots: dict[int, int] = {}
@@ -144,12 +141,6 @@ class StudyTrials(Sequence[TrialRecord]):
     def _ended(self, slot: int) -> bool:
         return slot in self.active and self.active[slot].state in ("scored", "paused")
 
-    def _ends_a_paused_run(self, t: TrialRecord) -> bool:
-        return t.continues is not None and t.runs == 1 and self._records[self._positions[t.continues]].state == "paused"
-
-    def _parse(self, t: FrozenTrial) -> TrialRecord | None:
-        return read_trial(self._study, t, self._slots, new_slot=len(self.by_slot))
-
     def _file(self, t: TrialRecord) -> None:
         self._ranking = None
         attempts = self.by_slot.setdefault(t.slot, [])
@@ -188,8 +179,12 @@ class StudyTrials(Sequence[TrialRecord]):
                 self._further.setdefault(active.continues, {})[active.number] = active
             if active.uses_budget and slot not in self.scored:
                 self.scored[slot] = active
-            whole = active.uses_budget or self._ends_a_paused_run(active)
-            if whole and active.state == "scored" and slot not in self._timed:
+            ends_a_paused_run = (
+                active.continues is not None
+                and active.runs == 1
+                and self._records[self._positions[active.continues]].state == "paused"
+            )
+            if (active.uses_budget or ends_a_paused_run) and active.state == "scored" and slot not in self._timed:
                 self._timed.add(slot)
                 first = active.number if active.continues is None else active.continues
                 bisect.insort(self._seconds, self.candidate(first).seconds)

@@ -14,21 +14,24 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from archsearch.score import OBJECTIVES, Score
+import optuna
+from optuna import Study
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import TrialState
+
+from archsearch.score import Score
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.storage.database import database_errors
 from archsearch.studies.storage.further_runs import FurtherRuns
 from archsearch.studies.storage.leases import SilenceWatch, is_dead, send_heartbeat, worker_identity
+from archsearch.studies.storage.outages import patience
 from archsearch.studies.storage.record import TrialRecord
 from archsearch.studies.storage.study_trials import StudyTrials
 from snapgen.errors import InputError
-
-if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
 
 MAX_INFEASIBLE_IN_A_ROW = 50
 """The study ends after this many consecutive candidates outside the limits."""
@@ -60,8 +63,6 @@ class TrialQueue:
     """Queue of one study's trials, as used by one of its workers."""
 
     def __init__(self, study: Study, settings: StudyConfig) -> None:
-        from optuna.storages import InMemoryStorage
-
         self.study, self._settings = study, settings
         self._storage: BaseStorage = study._storage
         self._further_runs = FurtherRuns(settings)
@@ -86,13 +87,12 @@ class TrialQueue:
             The trial; the reason if the study is over; None if there is no slot to claim at the moment, while another
             worker's trial may still fail and so open one.
         """
-        from optuna.exceptions import UpdateFinishedTrialError
-
         trials = self.reap_dead()
         budget = self._budget(trials)
         opened = [slot for slot, attempts in trials.open_slots.items() if budget.allows(attempts)]
         retried = trials.open_slots[min(opened)][0] if opened else None
-        continued = retried.continues if retried else self._continued(trials, budget)
+        further = self._further_runs.next(trials, proposing=budget.proposes) if budget.lasts and not retried else None
+        continued = retried.continues if retried else further
         if not (budget.proposes or retried) and continued is None:
             return budget.reason
         trial_id = self._create(retry_of=retried.number if retried else None, continues=continued)
@@ -121,9 +121,6 @@ class TrialQueue:
         self._created.add(trial_id)
         send_heartbeat(self._storage, trial_id)
         return trial_id
-
-    def _continued(self, trials: StudyTrials, budget: Budget) -> int | None:
-        return self._further_runs.next(trials, proposing=budget.proposes) if budget.lasts else None
 
     def _budget(self, trials: StudyTrials, before: TrialRecord | None = None) -> Budget:
         """Determine what is left of the budget.
@@ -173,8 +170,6 @@ class TrialQueue:
         Returns:
             All trials after that.
         """
-        import optuna
-
         silent, trials = self._watch.silent(), self.trials()
         dead = [t for t in trials.running.values() if t.trial_id in silent or is_dead(t.worker) or self._is_orphan(t)]
         for t in dead:
@@ -192,10 +187,8 @@ class TrialQueue:
     def _settle(self, t: TrialRecord) -> None:
         if t.phase == DONE:
             self.finish(t.trial_id, t.score)
-        elif t.exceeded:
-            self.mark_infeasible(t.trial_id)
-        elif t.rungs:
-            self.pause(t.trial_id)
+        elif t.exceeded or t.rungs:
+            self.prune(t.trial_id)
         else:
             TrialRecord.end(self._storage, t.trial_id)
 
@@ -207,8 +200,6 @@ class TrialQueue:
 
     def set_constraint(self, trial_id: int, name: str, excess: float) -> None:
         """Record the value of a constraint, unless it has one: feasible at 0 and below."""
-        import optuna
-
         trial = optuna.trial.Trial(self.study, trial_id)
         if name not in trial.constraints:
             trial.set_constraint(name, excess)
@@ -227,28 +218,16 @@ class TrialQueue:
 
     @cached_property
     def _named_choices(self) -> Mapping[str, BaseDistribution]:
-        from optuna.distributions import CategoricalDistribution
-
         knobs = self.study.user_attrs.get("space", {}).get("knobs", ())
         return {knob["name"]: CategoricalDistribution(knob["choices"]) for knob in knobs}
 
     def finish(self, trial_id: int, score: Score) -> None:
         """Complete a trial with the objectives' values of its score."""
-        from optuna.trial import TrialState
-
-        values = [OBJECTIVES[name].getter(score) for name in self._settings.objectives]
+        values = [score.value(name) for name in self._settings.objectives]
         self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
 
-    def mark_infeasible(self, trial_id: int) -> None:
-        """End a trial whose candidate is outside the limits: PRUNED, without values; its constraints say why."""
-        from optuna.trial import TrialState
-
-        self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
-
-    def pause(self, trial_id: int, **fields: Any) -> None:
-        """Store fields of a trial, its rung among them, and end it: PRUNED, without values."""
-        from optuna.trial import TrialState
-
+    def prune(self, trial_id: int, **fields: Any) -> None:
+        """Store fields of a trial, the limits that it exceeds or its rung, and end it: PRUNED, without values."""
         self.write(trial_id, **fields)
         self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
 
@@ -261,8 +240,6 @@ class TrialQueue:
 
         If the database cannot be written, now that this process ends, others release them when it has ended.
         """
-        from archsearch.studies.storage.outages import patience
-
         with contextlib.suppress(InputError, *database_errors()), patience(0):
             for t in list(self.trials().running.values()):
                 if t.worker == worker_identity():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from archsearch.stats.estimate import Estimate
@@ -40,21 +40,22 @@ class Agreement:
 
 def agreements(table: BenchmarkTable) -> list[Agreement]:
     """Agreement of every score at every point of the curve with every score of the long runs."""
-    short, pairs = table.short_runs, _long_runs(table)
+    short, own = table.short_runs, table.protocol.protocol
+    # The protocol that is the table's but for more steps.
+    long = table.protocol_where(steps=lambda steps: steps > own.steps, resolution=lambda side: side == own.resolution)
+    pairs = {} if long is None else table.runs_like(long)
     ids = [i for i in pairs if i in short and not any(run.diverged for run in (*short[i].values(), *pairs[i].values()))]
     entries = [table.entries[i] for i in ids]
     controls = {
         AS_IS: None,
-        "at equal latency": [e.quartiles_ms[1] for e in entries],
-        "at equal MACs": [float(e.cost.macs) for e in entries],
+        "at equal latency": [e.number("latency_ms") for e in entries],
+        "at equal MACs": [e.number("macs") for e in entries],
     }
     long_scores = [mean_scores([*pairs[i].values()]) for i in ids]
     targets = [name for name in LOWER_IS_BETTER if ids and all(name in scores for scores in long_scores)]
     first_runs = [[short[i][seed] for seed in table.seeds] for i in ids]
     scores = [(*key, values, _ceiling(per_seed)) for key, (values, per_seed) in _scores(first_runs).items()]
-    for name in BASELINES:
-        numbers = [-(e.quartiles_ms[1] if name == "latency_ms" else float(getattr(e.cost, name))) for e in entries]
-        scores.append((name, 0.0, numbers, None))
+    scores += [(name, 0.0, [-e.number(name) for e in entries], None) for name in BASELINES]
     rows = []
     for target in targets:
         sign = 1 if LOWER_IS_BETTER[target] else -1
@@ -64,15 +65,6 @@ def agreements(table: BenchmarkTable) -> list[Agreement]:
                 rho = spearman(values, reference, control)
                 rows.append(Agreement(score, budget, target, kind, len(ids), rho, ceiling))
     return rows
-
-
-def _long_runs(table: BenchmarkTable) -> Mapping[str, Mapping[int, Run]]:
-    """Runs of the protocol that is the table's but for more steps; empty without one."""
-    own = table.protocol.protocol
-    long = table.protocol_where(
-        steps=lambda steps: steps > own.steps, resolution=lambda resolution: resolution == own.resolution
-    )
-    return {} if long is None else table.runs_like(long)
 
 
 Scores = dict[tuple[str, float], tuple[list[float], list[list[float]]]]
@@ -89,30 +81,20 @@ def _scores(runs: Sequence[Sequence[Run]]) -> Scores:
     points = min((len(run.curve.validation_loss) for run in every), default=0)
     found: Scores = {}
 
-    def add(score: str, budget: float, read: Callable[[Run], float]) -> None:
-        by_seed = [[read(run) for run in group] for group in runs]
+    def add(score: str, budget: float, by_seed: list[list[float]]) -> None:
         found[score, budget] = [sum(values) / len(values) for values in by_seed], by_seed
 
     for i in range(points):
-        add("validation_loss", (i + 1) / points, _loss(i))
+        budget = (i + 1) / points
+        add("validation_loss", budget, [[run.curve.validation_loss[i] for run in group] for group in runs])
         for part in range(min(len(run.curve.by_timestep[i]) for run in every)):
-            add(f"validation_loss t{part + 1}", (i + 1) / points, _loss_part(i, part))
+            parts = [[run.curve.by_timestep[i][part] for run in group] for group in runs]
+            add(f"validation_loss t{part + 1}", budget, parts)
     for name in LOWER_IS_BETTER:
         if every and all(name in run.scores for run in every) and (name != "validation_loss" or not points):
-            add(name, 1.0, _score(name))
+            sign = 1 if LOWER_IS_BETTER[name] else -1
+            add(name, 1.0, [[sign * run.scores[name] for run in group] for group in runs])
     return found
-
-
-def _loss(point: int) -> Callable[[Run], float]:
-    return lambda run: run.curve.validation_loss[point]
-
-
-def _loss_part(point: int, part: int) -> Callable[[Run], float]:
-    return lambda run: run.curve.by_timestep[point][part]
-
-
-def _score(name: str) -> Callable[[Run], float]:
-    return lambda run: run.scores[name] if LOWER_IS_BETTER[name] else -run.scores[name]
 
 
 def _ceiling(by_seed: Sequence[Sequence[float]]) -> float | None:

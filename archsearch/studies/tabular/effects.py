@@ -8,8 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from archsearch.score import OBJECTIVES, Score
-from archsearch.spaces.summary import KnobSummary
+from archsearch.spaces.summary import knob_summaries
 from archsearch.stats.factorial import Change, FactorialFit, chance_of_sign, fit
 from archsearch.stats.intervals import Verdict, additive_fit, verdict
 from archsearch.studies.config.ablation import expand_rows
@@ -76,12 +75,6 @@ class FreshVerdicts:
     found: int
 
 
-def knob_summaries(table: BenchmarkTable) -> tuple[KnobSummary, ...]:
-    """The knobs of a table's space."""
-    base = table.space.base_point
-    return tuple(KnobSummary(k.name, k.choices, k.ordered, base[k.name]) for k in table.space.knobs)
-
-
 def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
     """Effects on a score of the short runs, a cost, a latency (``latency_ms``) or a predicted one (by its profile).
 
@@ -90,25 +83,12 @@ def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
     Raises:
         ValueError: if the table has too few architectures with that number.
     """
-    values = table.true_values(name) if name in LOWER_IS_BETTER else _numbers(table, name)
+    if name in LOWER_IS_BETTER:
+        values = table.true_values(name)
+    else:
+        values = {arch_id: float(np.log(entry.number(name))) for arch_id, entry in table.entries.items()}
     ids = [arch_id for arch_id in table.entries if arch_id in values]
-    return fit([table.entries[i].point for i in ids], [values[i] for i in ids], knob_summaries(table))
-
-
-def _numbers(table: BenchmarkTable, name: str) -> dict[str, float]:
-    found = {}
-    for entry in table.entries.values():
-        if name in table.header.profiles:
-            value = entry.predicted_ms[name]
-        elif name == "latency_ms":
-            value = entry.quartiles_ms[1]
-        elif name.startswith("full_size_"):
-            assert entry.full_size is not None
-            value = getattr(entry.full_size, name.removeprefix("full_size_"))
-        else:
-            value = OBJECTIVES[name].getter(Score(cost=entry.cost))
-        found[entry.id] = float(np.log(value))
-    return found
+    return fit([table.entries[i].point for i in ids], [values[i] for i in ids], knob_summaries(table.space))
 
 
 def published_changes(table: BenchmarkTable, ablation: str = PUBLISHED) -> list[PublishedChange]:
@@ -179,7 +159,7 @@ def fresh_verdicts(table: BenchmarkTable, metric: str) -> FreshVerdicts | None:
     runs = {i: by_seed for i, by_seed in table.short_runs.items() if _all_have([*by_seed.values()], metric)}
     fresh = sorted({seed for by_seed in runs.values() for seed in by_seed} - {*table.seeds})
     pairs = [*zip(fresh[::2], fresh[1::2], strict=False)]
-    knobs = knob_summaries(table)
+    knobs = knob_summaries(table.space)
 
     def verdicts(seeds: Sequence[int], ids: Sequence[str], *, interactions: bool) -> dict[Change, Verdict]:
         values = [sum(runs[i][seed].scores[metric] for seed in seeds) / len(seeds) for i in ids]

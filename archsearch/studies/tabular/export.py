@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
+from optuna import Study
+
+from archsearch.cost.counter import cost
+from archsearch.predictor import profiles
+from archsearch.predictor.backend import PredictedBackend
 from archsearch.protocol import ResolvedProtocol
-from archsearch.score import Cost, Curve, Quality
+from archsearch.score import Cost, Curve, LatencyRecord, Quality
 from archsearch.spaces.loading import load_space, with_proxy
 from archsearch.spaces.space import Space
 from archsearch.studies.search.candidates import eligible, load_candidates
 from archsearch.studies.storage.record import Candidate
-from archsearch.studies.tabular.table import BenchmarkTable, Entry, Run, TableHeader
+from archsearch.studies.tabular.table import ERROR_OF, LOWER_IS_BETTER, BenchmarkTable, Entry, Run, TableHeader
+from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback, ignore_progress
 
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from snapgen.architecture.schema import Architecture
-
-METRICS = {
-    "validation_loss": ("validation_loss", None),
-    "frechet_distance": ("frechet_distance", "frechet_error"),
-    "kernel_distance": ("kernel_distance", "kernel_error"),
-    "retrieval_mrr": ("retrieval_mrr", "retrieval_error"),
-}
-"""Columns of each number of a quality: its value, and its standard error from the finite number of samples."""
+Predictors = Mapping[str, Callable[[Architecture, int, int], LatencyRecord]]
+"""Functions that predict the latency of an architecture, by device profile."""
 
 
 def tabulate(
@@ -50,7 +45,7 @@ def tabulate(
     """
     first_study, *others = studies
     space = Space.from_dict(first_study.user_attrs["space"], source=f"study {first_study.study_name}")
-    large = None if full_size is None else _full_size(full_size, space)
+    large = None if full_size is None else with_proxy(load_space(full_size), space)
     scored = _scored(first_study)
     protocols: dict[str, ResolvedProtocol] = {}
     runs: list[Run] = []
@@ -67,10 +62,10 @@ def tabulate(
                 problem = f"has scored architecture {candidate.architecture.id}, study {first_study.study_name} has not"
                 raise InputError(name, problem, f"run study {first_study.study_name} to its end")
             runs += _runs(candidate, protocol)
-    profiles = _predictors() if large is not None else {}
+    predictors = {name: PredictedBackend(profiles.model(name)).measure for name in profiles.NAMES if large is not None}
     entries = {}
     for done, candidate in enumerate(scored.values()):
-        entries[candidate.architecture.id] = _entry(candidate, large, profiles)
+        entries[candidate.architecture.id] = _entry(candidate, large, predictors)
         progress((done + 1) / len(scored), "counting the full-size twins")
     some = next(iter(scored.values()))
     assert some.score.latency is not None
@@ -78,7 +73,7 @@ def tabulate(
     header = TableHeader(
         space=space.to_dict(),
         full_size=None if large is None else large.to_dict(),
-        profiles=tuple(profiles),
+        profiles=tuple(predictors),
         protocols=protocols,
         curve_points=next(iter(protocols.values())).protocol.curve_points,
         extractor=some.score.quality.extractor,
@@ -106,31 +101,15 @@ def _scored(study: Study) -> dict[str, Candidate]:
     return found
 
 
-def _full_size(name: str, space: Space) -> Space:
-    return with_proxy(load_space(name), space)
-
-
-def _predictors() -> Mapping[str, Callable[[Architecture, int, int], Any]]:
-    """Functions that predict the latency of an architecture, by profile."""
-    from archsearch.predictor import profiles
-    from archsearch.predictor.backend import PredictedBackend
-
-    return {name: PredictedBackend(profiles.model(name)).measure for name in profiles.NAMES}
-
-
-def _entry(
-    candidate: Candidate, large: Space | None, profiles: Mapping[str, Callable[[Architecture, int, int], Any]]
-) -> Entry:
+def _entry(candidate: Candidate, large: Space | None, predictors: Predictors) -> Entry:
     latency = candidate.score.latency
     assert latency is not None
     full_size: Cost | None = None
     predicted: dict[str, float] = {}
     if large is not None:
-        from archsearch.cost.counter import cost
-
         arch, size, tokens = large.architecture(candidate.point), large.latent_size, large.context_tokens
         full_size = cost(arch, size, context_tokens=tokens)
-        predicted = {name: measure(arch, size, tokens).median_ms for name, measure in profiles.items()}
+        predicted = {name: measure(arch, size, tokens).median_ms for name, measure in predictors.items()}
     return Entry(
         id=candidate.architecture.id,
         point=candidate.point,
@@ -163,10 +142,8 @@ def _runs(candidate: Candidate, protocol: ResolvedProtocol) -> Iterator[Run]:
 
 def _scores(quality: Quality, i: int) -> Iterator[tuple[str, float]]:
     """Scores of the run of the i-th seed."""
-    for name, (column, error_column) in METRICS.items():
-        estimate = getattr(quality, name)
-        if estimate is None:
-            continue
-        yield column, estimate.by_seed[i]
-        if error_column is not None and i < len(estimate.errors):
-            yield error_column, estimate.errors[i]
+    for name in LOWER_IS_BETTER:
+        if (estimate := getattr(quality, name)) is not None:
+            yield name, estimate.by_seed[i]
+            if name in ERROR_OF and i < len(estimate.errors):
+                yield ERROR_OF[name], estimate.errors[i]

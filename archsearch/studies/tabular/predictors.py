@@ -42,10 +42,8 @@ def splits(table: BenchmarkTable) -> dict[str, dict[str, str]]:
     found = {}
     for arch_id, entry in table.entries.items():
         tenth = derive_seed(0, "split", arch_id) % 10
-        found[arch_id] = {"split": "train" if tenth < 7 else "validation" if tenth < 8 else "test"}
-        found[arch_id] |= {
-            knob: "train" if entry.point[knob] == base[knob] else "test" for knob in SPLITS if knob in base
-        }
+        knobs = {k: "train" if entry.point[k] == base[k] else "test" for k in SPLITS if k in base}
+        found[arch_id] = {"split": "train" if tenth < 7 else "validation" if tenth < 8 else "test", **knobs}
     return found
 
 
@@ -87,7 +85,8 @@ def predictions(table: BenchmarkTable, metric: str = "validation_loss") -> list[
                 rest = np.setdiff1d(tested, chosen)
                 inputs = (grid, rows[chosen], labels[chosen], noise[chosen], rows[rest])
                 for name, model in (("main effects", _main_effects), ("Gaussian process", _gaussian_process)):
-                    rhos[name].append(_rho(model(*inputs), true[rest]))
+                    rho = float(spearmanr(model(*inputs), true[rest]).statistic)
+                    rhos[name].append(rho if np.isfinite(rho) else 0.0)
             found += [Prediction(name, split, count, median(values)) for name, values in rhos.items()]
     return found
 
@@ -118,8 +117,3 @@ def _main_effects(grid: Grid, rows: Rows, values: Array, noise: Array, tested: R
 def _gaussian_process(grid: Grid, rows: Rows, values: Array, noise: Array, tested: Rows) -> Array:
     columns = Columns(unordered=grid.unordered, linear=np.zeros(len(grid.names), dtype=bool))
     return fit(columns, grid.encode(rows), values, noise).predict(grid.encode(tested))
-
-
-def _rho(predicted: Array, true: Array) -> float:
-    rho = float(spearmanr(predicted, true).statistic)
-    return rho if np.isfinite(rho) else 0.0

@@ -7,37 +7,31 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import optuna
+from optuna import Study
 
-from archsearch.score import OBJECTIVES, Quality, Score
+from archsearch.score import Quality, Score
+from archsearch.spaces.space import Space
 from archsearch.studies.config.study import SAMPLERS, StudyConfig
-from archsearch.studies.search.known_costs import COSTS, KnownCosts, upper_bounds
+from archsearch.studies.search.known_costs import COSTS, KnownCosts, known_numbers, upper_bounds
 from archsearch.studies.search.pool import hidden_main, ignore_experimental_warnings
 from archsearch.studies.search.proposer import Proposer
 from archsearch.studies.search.worker import Worker
-from archsearch.studies.storage.artifacts import PausedRuns
 from archsearch.studies.storage.database import silence_optuna
 from archsearch.studies.storage.record import Candidate, TrialRecord
-from archsearch.studies.storage.study_trials import StudyTrials
 from archsearch.studies.tabular.clock import SimulatedClock
 from archsearch.studies.tabular.file import load_table
-from archsearch.studies.tabular.scorer import PREDICTED, TableScorer, entries_by_id, space_on
+from archsearch.studies.tabular.scorer import PREDICTED, TableScorer, cost_of, entries_by_id, latency_of, space_on
 from archsearch.studies.tabular.table import BenchmarkTable
 from snapgen.architecture.schema import Architecture
 from snapgen.config import parse_yaml
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback, ignore_progress
 from snapgen.seeding import derive_seed
-
-if TYPE_CHECKING:
-    from optuna import Study
-
-    from archsearch.spaces.space import Space
 
 
 @dataclass(frozen=True)
@@ -166,8 +160,6 @@ def simulate(table: BenchmarkTable, config: StudyConfig, seed: int, space: Space
     Returns:
         What it scored, in the order of time.
     """
-    import optuna
-
     config = config.with_changes({"seed": seed})
     space = space or space_on(table, config)
     order = np.random.default_rng(derive_seed(seed, "runs")).permutation(table.seeds)
@@ -216,9 +208,8 @@ class _ReplayWorker(Worker):
     def _wait(self) -> None:
         self._clock.wait()
 
-    @cached_property
-    def _paused_runs(self) -> PausedRuns:
-        return _AllPausedRuns()
+    def _let_go(self) -> None:
+        """Give up none of the paused trainings, which have no files: going on costs only what is left of them."""
 
     def _train(
         self,
@@ -246,20 +237,10 @@ class _ReplayWorker(Worker):
                 architecture_id=(trial.trained or trial.architecture).id,
                 runs=len(quality.validation_loss.by_seed) or 1,
                 spent=self._table_scorer.spent,
-                observed=tuple(OBJECTIVES[name].getter(score) for name in self._settings.objectives),
+                observed=tuple(map(score.value, self._settings.objectives)),
                 is_feasible=not trial.infeasible,
             )
         )
-
-
-class _AllPausedRuns(PausedRuns):
-    """Paused trainings without files, of which none is given up: going on costs only what is left of them."""
-
-    def __init__(self) -> None:
-        pass
-
-    def let_go(self, trials: StudyTrials, hopes: Mapping[int, float]) -> None:
-        pass
 
 
 def _refuse(line: str) -> None:
@@ -269,16 +250,12 @@ def _refuse(line: str) -> None:
 
 def _known_numbers(table: BenchmarkTable, config: StudyConfig, space: Space) -> dict[str, dict[str, float]]:
     """Costs of the space's architectures by id, and their latencies if they are predicted."""
+    device = config.latency.device
     numbers = {}
     for arch_id, entry in entries_by_id(table, space).items():
-        cost = entry.full_size if space.proxy is not None and entry.full_size is not None else entry.cost
-        numbers[arch_id] = {name: float(max(1, getattr(cost, name))) for name in COSTS}
-        device = config.latency.device
+        numbers[arch_id] = known_numbers(cost_of(entry, space), None)
         if device.startswith(PREDICTED):
-            profile = device.removeprefix(PREDICTED)
-            numbers[arch_id]["latency_ms"] = (
-                entry.quartiles_ms[1] if space.proxy is None else entry.predicted_ms[profile]
-            )
+            numbers[arch_id]["latency_ms"] = latency_of(entry, space, device)
     return numbers
 
 
@@ -308,15 +285,8 @@ def true_points(table: BenchmarkTable, config: StudyConfig) -> dict[str, tuple[f
 
 
 def _values(table: BenchmarkTable, config: StudyConfig, space: Space, name: str) -> dict[str, float]:
-    if name in COSTS or name == "latency_ms":
-        scorer = TableScorer(
-            table, config, space, seeds=table.seeds[: len(config.protocol.train_seeds)], sleep=lambda _: None
-        )
-        found = {}
-        for entry in table.entries.values():
-            arch = space.architecture(entry.point)
-            found[entry.id] = (
-                scorer.latency(arch).median_ms if name == "latency_ms" else getattr(scorer.cost(arch), name)
-            )
-        return {arch_id: float(value) for arch_id, value in found.items()}
+    if name == "latency_ms":
+        return {arch_id: latency_of(e, space, config.latency.device) for arch_id, e in table.entries.items()}
+    if name in COSTS:
+        return {arch_id: float(getattr(cost_of(e, space), name)) for arch_id, e in table.entries.items()}
     return table.true_values(name)

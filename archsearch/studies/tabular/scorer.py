@@ -12,7 +12,8 @@ from archsearch.spaces.space import Space
 from archsearch.stats import intervals
 from archsearch.stats.estimate import DistanceEstimate, Estimate
 from archsearch.studies.config.study import StudyConfig
-from archsearch.studies.tabular.table import BenchmarkTable, Entry, Run
+from archsearch.studies.search.scorer import Scorer
+from archsearch.studies.tabular.table import ERROR_OF, BenchmarkTable, Entry, Run
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
 from snapgen.progress import ProgressCallback
@@ -22,7 +23,7 @@ FILES = ("data", "autoencoder", "text_encoder", "feature_extractor", "init_from"
 """Fields of a protocol that name files."""
 
 
-class TableScorer:
+class TableScorer(Scorer):
     """Scorer of a study that reads everything from a table; each training takes its time on a clock.
 
     Args:
@@ -49,31 +50,26 @@ class TableScorer:
         self._entries = entries_by_id(table, space)
 
     def describe(self) -> Mapping[str, Any]:
-        """Attributes for the study; see `Scorer.describe`."""
         resolved = self._table.protocol
         return {"protocol": resolved.model_dump(mode="json"), "protocol_hash": resolved.hash, "machine": {}}
 
     def check(self, arch: Architecture) -> None:
-        """Do nothing; see `Scorer.check`."""
+        """Accept every architecture: those of the table were trained."""
 
     def cost(self, arch: Architecture) -> Cost:
-        """Cost; see `Scorer.cost`."""
-        entry = self._entries[arch.id]
-        return entry.full_size if self._space.proxy is not None and entry.full_size is not None else entry.cost
+        return cost_of(self._entries[arch.id], self._space)
 
     def latency(self, arch: Architecture) -> LatencyRecord:
-        """Latency, measured or predicted; see `Scorer.latency`."""
         entry, device = self._entries[arch.id], self._settings.latency.device
         conditions: dict[str, Any] = {"interval_ms": None}
         low, ms, high = entry.quartiles_ms
         if self._space.proxy is not None:
-            low = ms = high = entry.predicted_ms[device.removeprefix(PREDICTED)]
+            low = ms = high = latency_of(entry, self._space, device)
             conditions |= {"source": "predicted", "device": device, "runs": 0}
         values = {"lower_quartile_ms": low, "median_ms": ms, "upper_quartile_ms": high}
         return self._table.header.latency.model_copy(update={**conditions, **values})
 
     def final_latency(self, arch: Architecture, first: LatencyRecord) -> LatencyRecord:  # noqa: ARG002
-        """The same; see `Scorer.final_latency`."""
         return first
 
     def quality(
@@ -115,24 +111,24 @@ def rung_steps(table: BenchmarkTable) -> list[int]:
 def _quality(runs: Sequence[Run], table: BenchmarkTable, *, proxy: Space | None) -> Quality:
     diverged = any(run.diverged for run in runs)
 
-    def estimate(metric: str, error: str | None) -> Estimate | None:
+    def estimate(metric: str) -> Estimate | None:
         if diverged:
             from archsearch.quality.candidate_evaluator import WORST  # slow to import
 
             return Estimate.exact(WORST)
         if any(metric not in run.scores for run in runs):
             return None
-        values = [run.scores[metric] for run in runs]
-        if error is None:
-            return intervals.mean_over_seeds(values, 0.0)
-        return intervals.distance_estimate([DistanceEstimate(run.scores[metric], run.scores[error]) for run in runs])
+        if metric not in ERROR_OF:
+            return intervals.mean_over_seeds([run.scores[metric] for run in runs], 0.0)
+        pairs = [DistanceEstimate(run.scores[metric], run.scores[ERROR_OF[metric]]) for run in runs]
+        return intervals.distance_estimate(pairs)
 
-    loss = estimate("validation_loss", None)
+    loss = estimate("validation_loss")
     assert loss is not None
     return Quality(
         validation_loss=loss,
-        frechet_distance=estimate("frechet_distance", "frechet_error"),
-        kernel_distance=estimate("kernel_distance", "kernel_error"),
+        frechet_distance=estimate("frechet_distance"),
+        kernel_distance=estimate("kernel_distance"),
         extractor=table.header.extractor,
         protocol_hash=table.protocol.hash,
         proxy=proxy.name if proxy is not None else None,
@@ -140,6 +136,16 @@ def _quality(runs: Sequence[Run], table: BenchmarkTable, *, proxy: Space | None)
         diverged=diverged,
         curves=tuple(run.curve for run in runs),
     )
+
+
+def cost_of(entry: Entry, space: Space) -> Cost:
+    """Cost of an entry's architecture in the study's space: its own, or that of the full-size twin."""
+    return entry.full_size if space.proxy is not None and entry.full_size is not None else entry.cost
+
+
+def latency_of(entry: Entry, space: Space, device: str) -> float:
+    """Latency of it on the study's device, in milliseconds: its own, or that which is predicted of the twin."""
+    return entry.number("latency_ms" if space.proxy is None else device.removeprefix(PREDICTED))
 
 
 def entries_by_id(table: BenchmarkTable, space: Space) -> dict[str, Entry]:

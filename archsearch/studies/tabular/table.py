@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+from optuna import Trial, TrialPruned
 from pydantic import Field
 
 from archsearch.protocol import ResolvedProtocol
@@ -15,6 +16,9 @@ from archsearch.spaces.space import Space
 from archsearch.stats.intervals import additive_fit
 from snapgen.config import Config
 from snapgen.errors import InputError
+
+SECONDS = "seconds"
+"""User attribute of an Optuna trial with the seconds that its runs took."""
 
 SCORES = (
     "validation_loss",
@@ -29,6 +33,10 @@ SCORES = (
 
 LOWER_IS_BETTER = {"validation_loss": True, "frechet_distance": True, "kernel_distance": True, "retrieval_mrr": False}
 """The metrics among them."""
+
+
+ERROR_OF = {"frechet_distance": "frechet_error", "kernel_distance": "kernel_error", "retrieval_mrr": "retrieval_error"}
+"""Their standard errors, of those that are of samples."""
 
 
 class TableHeader(Config):
@@ -91,6 +99,16 @@ class Entry:
     quartiles_ms: tuple[float, float, float]
     full_size: Cost | None
     predicted_ms: Mapping[str, float]
+
+    def number(self, name: str) -> float:
+        """A cost, the median latency (``latency_ms``), a cost of the full-size twin (``full_size_…``), or its latency
+        by a device profile."""
+        if name in self.predicted_ms:
+            return self.predicted_ms[name]
+        if name == "latency_ms":
+            return self.quartiles_ms[1]
+        owner = self.full_size if name.startswith("full_size_") else self.cost
+        return float(getattr(owner, name.removeprefix("full_size_")))
 
 
 @dataclass(frozen=True)
@@ -163,6 +181,51 @@ class BenchmarkTable:
         fitted = additive_fit(by_seed)
         values = [sum(v) / len(v) for v in by_seed] if fitted is None else fitted.values.tolist()
         return dict(zip(known, values, strict=True))
+
+    def objective(
+        self, names: Sequence[str] = ("validation_loss", "latency_ms"), *, seeds: Sequence[int] | None = None
+    ) -> Callable[[Trial], tuple[float, ...]]:
+        """An objective that looks its values up, for ``optuna.create_study(directions=["minimize", …])``.
+
+        It asks for every knob, ordered ones as integers and others as categories, by the index of the choice. A trial
+        whose choices are not valid in combination, or whose training diverged, is pruned. The user attribute
+        ``seconds`` of a trial is the time that its training took.
+
+        Args:
+            names: numbers to minimize: scores of the short runs, ``latency_ms``, costs, or a profile of the predicted
+                latencies.
+            seeds: seeds of the runs whose mean a score is; None: the first of the table's.
+
+        Raises:
+            InputError: if a name or a seed is not in the self.
+        """
+        seeds = self.seeds[:1] if seeds is None else tuple(seeds)
+        if unknown := [seed for seed in seeds if seed not in self.seeds]:
+            raise InputError(self.source, f"has no seed {unknown[0]}", f"use {', '.join(map(str, self.seeds))}")
+        lower_is_better = (name for name, is_lower in LOWER_IS_BETTER.items() if is_lower)
+        known = [*lower_is_better, "latency_ms", "params", "macs", *self.header.profiles]
+        for name in names:
+            if name not in known:
+                raise InputError(self.source, f"has no objective {name!r:.60}", f"use {', '.join(known)}")
+
+        def evaluate(trial: Trial) -> tuple[float, ...]:
+            point = {
+                knob.name: trial.suggest_int(knob.name, 0, len(knob.choices) - 1)
+                if knob.ordered
+                else trial.suggest_categorical(knob.name, range(len(knob.choices)))
+                for knob in self.space.knobs
+            }
+            if not self.space.valid(point):
+                raise TrialPruned
+            entry = self.entries[self.space.architecture(point).id]
+            runs = [self.short_runs[entry.id][seed] for seed in seeds]
+            trial.set_user_attr(SECONDS, sum(run.seconds for run in runs))
+            scores = mean_scores(runs)
+            if any(name in LOWER_IS_BETTER and name not in scores for name in names):
+                raise TrialPruned
+            return tuple(scores[name] if name in LOWER_IS_BETTER else entry.number(name) for name in names)
+
+        return evaluate
 
     def check_complete(self) -> None:
         """Check that no run is missing.

@@ -13,6 +13,7 @@ import pytest
 from archsearch import devices
 from archsearch.latency import compute_plan, iphone
 from archsearch.latency.base import DeviceLostError, MeasurementError
+from archsearch.latency.coreml import AppleBackend
 from archsearch.score import LatencyRecord
 from snapgen.coreml import convert as coreml
 from snapgen.coreml.package import quiet
@@ -128,7 +129,7 @@ def test_the_compute_units_and_the_weights_are_conditions(monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("mac")
 def test_operations_are_estimated() -> None:
     backend = devices.backend("coreml")
-    assert isinstance(backend, compute_plan.ReportsOperations)
+    assert isinstance(backend, AppleBackend)
     detailed = backend.detailed(ARCH, LATENT, TOKENS)
     assert [(op.name, op.unit, op.weight) for op in detailed.operations] == [
         ("a", "Neural Engine", 0.6),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -38,6 +39,11 @@ class Clock:
         if arch.id == self.fails:
             raise MeasurementError("it does not run")
         return latency_record(next(self.times))
+
+
+def collect(measure: repeats.Measure, space: Space, archs: list[Architecture], path: Path, **how: Any) -> None:
+    file = records.SampleFile(path, space.latent_size, space.context_tokens)
+    repeats.measure_round_robin(measure, archs, file.records(), save=file.append, **how)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +141,7 @@ def test_each_is_measured_until_two_agree(space: Space, archs: list[Architecture
     path = tmp_path / "records.jsonl"
     clock = Clock([1, 2, 1.01, 3.5, 1.02, 2.9, 2.01])
     shares: list[float] = []
-    repeats.collect(clock, space, archs[:2], path, progress=shares.append)
+    collect(clock.measure, space, archs[:2], path, progress=shares.append)
     a, b = (arch.id for arch in archs[:2])
     assert clock.asked == [a, b, a, b, a, b, b], "all once before any twice"
     assert shares[-1] == 1
@@ -145,17 +151,18 @@ def test_each_is_measured_until_two_agree(space: Space, archs: list[Architecture
 def test_what_is_there_is_not_measured_again(space: Space, archs: list[Architecture], tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     with pytest.raises(StopIteration):  # killed before the fourth
-        repeats.collect(Clock([1, 2, 3]), space, archs, path)
+        collect(Clock([1, 2, 3]).measure, space, archs, path)
     again = Clock([4, *[1, 2, 3, 4] * 2])
-    repeats.collect(again, space, archs, path)
+    collect(again.measure, space, archs, path)
     assert again.asked == [archs[3].id, *[arch.id for arch in archs] * 2]
-    repeats.collect(done := Clock([]), space, archs, path)
+    done = Clock([])
+    collect(done.measure, space, archs, path)
     assert done.asked == []
 
 
 def test_one_that_never_settles_is_given_up(space: Space, archs: list[Architecture], tmp_path: Path) -> None:
     clock = Clock([1, 2, 4, 8, 16])
-    repeats.collect(clock, space, archs[:1], tmp_path / "records.jsonl", max_repeats=3)
+    collect(clock.measure, space, archs[:1], tmp_path / "records.jsonl", max_repeats=3)
     assert len(clock.asked) == 3
 
 
@@ -164,8 +171,8 @@ def test_a_net_that_cannot_be_measured_is_reported_and_skipped(
 ) -> None:
     failures, shares = [], []
     clock = Clock([2, 2, 2], fails=archs[0].id)
-    repeats.collect(
-        clock,
+    collect(
+        clock.measure,
         space,
         archs[:2],
         tmp_path / "r.jsonl",

@@ -16,7 +16,7 @@ from archsearch.block_latency.config import BlockTableConfig
 from archsearch.block_latency.fitting import fit_block_table
 from archsearch.block_latency.table import BlockTable
 from archsearch.protocol import EvaluationProtocol
-from archsearch.score import OBJECTIVES, Cost, LatencyRecord, Quality, Score
+from archsearch.score import Cost, LatencyRecord, Quality, Score
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
 from archsearch.stats.estimate import Estimate
@@ -252,7 +252,7 @@ def add(
         if state == "PRUNED" and score.latency:
             attrs["infeasible"] = f"latency_ms {score.latency.median_ms:.3g} > {INFEASIBLE_MS:g}"
         if state == "COMPLETE":
-            values = [OBJECTIVES[o].getter(score) for o in study.user_attrs["settings"]["objectives"]]
+            values = [score.value(o) for o in study.user_attrs["settings"]["objectives"]]
             attrs["values"] = values
     distributions: dict[str, optuna.distributions.BaseDistribution] = {
         k.name: optuna.distributions.IntDistribution(0, len(k.choices) - 1)

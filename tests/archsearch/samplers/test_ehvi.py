@@ -14,11 +14,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from archsearch.samplers import ehvi
-from archsearch.samplers.ehvi import EHVISampler
+from archsearch.samplers.acquisition import DominatedRegion
+from archsearch.samplers.ehvi import EHVISampler, front_and_spread
 from archsearch.samplers.grid import Grid
-from archsearch.samplers.improvement import DominatedRegion
 from archsearch.samplers.screening import Screening
-from archsearch.samplers.subset import front_and_spread
 from archsearch.samplers.surrogate import Columns, fit
 from archsearch.stats.pareto import hypervolume, non_dominated
 from archsearch.studies.search.samplers import ObservedTrial

@@ -11,7 +11,7 @@ from archsearch.cli import app
 from archsearch.cost.counter import cost
 from archsearch.library.machines import UTILIZATION, machines, parse_cluster
 from archsearch.studies.config.study import load_config
-from archsearch.studies.experiments.machine_plan import plan_study_on
+from archsearch.studies.experiments.search_time import plan_study_on
 from archsearch.training.dry_run import Plan, StagePlan
 from archsearch.training.machine_plan import plan_on
 from snapgen.errors import InputError

@@ -16,11 +16,13 @@ import psutil
 import pytest
 import torch
 import yaml
+from optuna import Study
 
 from archsearch.spaces.loading import load_space
 from archsearch.studies.config.study import StudyConfig, load_config
 from archsearch.studies.evolution import block_table, run
 from archsearch.studies.search.candidates import best, load_candidates
+from archsearch.studies.search.weights import load_unet
 from archsearch.studies.storage.database import load_study
 from archsearch.studies.storage.rounds import EvolutionRound
 from snapgen.architecture import block_index
@@ -109,13 +111,18 @@ def test_every_round_values_its_blocks(done: tuple[StudyConfig, Path], monkeypat
         assert one.predicted_ms == pytest.approx(candidates[one.number].value("latency_ms"), rel=0.2)
 
 
+def weights(study: Study, number: int) -> UNet:
+    """The trained network of a round."""
+    return load_unet(study, next(c for c in load_candidates(study) if c.slot == number))
+
+
 def test_weights_are_carried_over_every_action(done: tuple[StudyConfig, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     settings, folder = done
     monkeypatch.chdir(folder)
     kept = load_study(settings)
     for one in rounds(settings)[1:]:
         assert one.parent is not None
-        parent, child = run._weights(kept, one.parent), run._weights(kept, one.number)
+        parent, child = weights(kept, one.parent), weights(kept, one.number)
         begun = subnetworks.edit_network(parent, one.removed, one.copied)
         assert begun.arch.id == child.arch.id
         moved = torch.cat([(a - b).flatten() for a, b in zip(begun.parameters(), child.parameters(), strict=True)])
@@ -241,7 +248,7 @@ def test_it_begins_with_given_weights(tmp_path: Path, monkeypatch: pytest.Monkey
     run.evolve(settings, quiet=True)
     first = rounds(settings)[0]
     assert (first.steps, first.training_macs) == (0, 0)
-    kept = run._weights(load_study(settings), 0)
+    kept = weights(load_study(settings), 0)
     assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), given.parameters(), strict=True))
 
 
@@ -292,7 +299,7 @@ def test_weights_that_are_gone_are_named(done: tuple[StudyConfig, Path], monkeyp
     path.write_bytes(whole[:100])
     try:
         with pytest.raises(InputError, match=r"trial 0 .* weights cannot be read"):
-            run._weights(kept, 0)
+            weights(kept, 0)
     finally:
         path.write_bytes(whole)
 

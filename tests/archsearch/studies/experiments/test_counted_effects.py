@@ -78,5 +78,5 @@ def test_few_neighbors_are_counted_and_only_once(monkeypatch: pytest.MonkeyPatch
     def never(*_: object, **__: object) -> None:
         raise AssertionError("was counted again")
 
-    monkeypatch.setattr("archsearch.cost.counter.cost", never)
+    monkeypatch.setattr("archsearch.studies.search.known_costs.cost", never)
     assert count_neighbors(attrs(), FEW, points, predicted=None).effects("params").n == 2

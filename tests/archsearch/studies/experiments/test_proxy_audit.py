@@ -105,7 +105,7 @@ def test_an_audit_of_twins_compares_them_with_their_own_size(
     (tmp_path / "twin.yaml").write_text(SPACE)
     short = settings(trials=9, space=str(tmp_path / "real.yaml"), proxy=str(tmp_path / "twin.yaml"))
     study = search(short, quiet=True, scorer=LongScorer)
-    monkeypatch.setattr("archsearch.cost.counter.cost", lambda arch, *_, **__: quick_cost(arch))
+    monkeypatch.setattr("archsearch.studies.experiments.proxy_audit.cost", lambda arch, *_, **__: quick_cost(arch))
     rows = audit(short, quiet=True, scorer=LongScorer)
     distance = "frechet_distance of the twin in twin of a run 5× as long"
     size = {"score": "params of the twin in twin", "target": distance}

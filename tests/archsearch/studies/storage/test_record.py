@@ -18,7 +18,7 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.remote.queue import MeasurementQueue, MeasurementSpec
 from archsearch.studies.search.candidates import load_candidates
 from archsearch.studies.search.run import search
-from archsearch.studies.storage import record
+from archsearch.studies.storage import record, study_trials
 from archsearch.studies.storage.database import load_study, open_storage
 from archsearch.studies.storage.leases import worker_identity
 from archsearch.studies.storage.record import Candidate, TrialRecord
@@ -104,8 +104,12 @@ def test_what_has_not_changed_is_parsed_once(settings: Make, monkeypatch: pytest
     claimed = queue.claim()
     assert isinstance(claimed, TrialRecord)
     before, parsed = list(queue.trials()), []
-    parse = record._read_trial
-    monkeypatch.setattr(record, "_read_trial", lambda study, t, slot: parsed.append(t.number) or parse(study, t, slot))
+    parse = record.read_trial
+    monkeypatch.setattr(
+        study_trials,
+        "read_trial",
+        lambda study, t, *how, **slot: parsed.append(t.number) or parse(study, t, *how, **slot),
+    )
     assert list(queue.trials()) == before
     assert parsed == []
     queue.write(claimed.trial_id, fraction=0.5)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import optuna
 import pytest
 
-from archsearch.studies.tabular.objective import objective
 from archsearch.studies.tabular.table import BenchmarkTable
 from snapgen.errors import InputError
 from tests.archsearch import synthetic_table
@@ -17,7 +16,7 @@ def table() -> BenchmarkTable:
 def test_a_trial_has_the_values_of_its_architecture(table: BenchmarkTable) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["minimize"] * 3, sampler=optuna.samplers.RandomSampler(seed=0))
-    study.optimize(objective(table, ("validation_loss", "latency_ms", "iphone-15-pro"), seeds=[0, 1]), n_trials=5)
+    study.optimize(table.objective(("validation_loss", "latency_ms", "iphone-15-pro"), seeds=[0, 1]), n_trials=5)
     for trial in study.trials:
         point = {knob.name: trial.params[knob.name] for knob in table.space.knobs}
         entry = table.entries[table.space.architecture(point).id]
@@ -29,6 +28,6 @@ def test_a_trial_has_the_values_of_its_architecture(table: BenchmarkTable) -> No
 
 def test_what_the_table_lacks_is_refused(table: BenchmarkTable) -> None:
     with pytest.raises(InputError, match="synthetic: has no objective 'fid'; use validation_loss"):
-        objective(table, ["fid"])
+        table.objective(["fid"])
     with pytest.raises(InputError, match="synthetic: has no seed 5; use 0, 1"):
-        objective(table, seeds=[5])
+        table.objective(seeds=[5])
