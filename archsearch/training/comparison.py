@@ -9,9 +9,9 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr
 
 from archsearch.library import RUNS, NamedConfig, read_named
 from archsearch.stats.estimate import Estimate
@@ -24,7 +24,7 @@ from archsearch.training.run import train
 from archsearch.training.run_folder import RunFolder, read_unet
 from snapgen import devices, files
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.io.prediction_type import check_prediction_type
@@ -74,13 +74,12 @@ class ComparisonConfig(NamedConfig):
 
     _source: str = PrivateAttr(default="comparison")
 
-    @model_validator(mode="after")
-    def _baseline_and_seeds_are_valid(self) -> Self:
+    @rule
+    def _baseline_and_seeds_are_valid(self) -> None:
         if self.baseline not in self.variants:
             raise ValueError(f"baseline {self.baseline!r:.60} is not a variant; use one of: {', '.join(self.variants)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed is listed twice; list each once")
-        return self
 
     def recipe_of(self, variant: str, seed: int) -> Recipe:
         """Recipe of one run: the shared recipe with the overrides of a variant, and a seed.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.optim.config import OptimizerConfig
 
 
@@ -20,14 +20,13 @@ class TrainingConfig(OptimizerConfig):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
 
-    @model_validator(mode="after")
-    def _check_accumulation(self) -> Self:
+    @rule
+    def _check_accumulation(self) -> None:
         accumulated = self.gradient_accumulation_steps
         if self.batch_size % accumulated:
             raise ValueError(
                 f"gradient_accumulation_steps {accumulated} does not divide batch_size {self.batch_size}; use a divisor"
             )
-        return self
 
 
 class DistillationConfig(Config):
@@ -46,8 +45,7 @@ class DistillationConfig(Config):
     guidance_scale: float = Field(default=1, ge=0, le=100)
     """Guidance scale of the teacher's velocity; 1: no guidance."""
 
-    @model_validator(mode="after")
-    def _check_losses(self) -> Self:
+    @rule
+    def _check_losses(self) -> None:
         if not (self.output or self.features):
             raise ValueError("output and features are both off; enable one, or remove distillation")
-        return self

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from snapgen.autoencoders.training import DecoderTrainingConfig
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.training.settings import DistillationConfig, TrainingConfig
 
 SHIFT_AT_1024 = 3.0
@@ -71,11 +71,10 @@ class Stage(_NamedStage, TrainingConfig):
     on_nonfinite_grad: Literal["skip", "halt"] = "halt"
     """Action when a gradient is not finite; its step is never taken. skip: continue; halt: stop."""
 
-    @model_validator(mode="after")
-    def _check_shift(self) -> Self:
+    @rule
+    def _check_shift(self) -> None:
         if self.timestep_shift != "resolution" and not self.timestep_shift > 0:
             raise ValueError(f"timestep_shift cannot be {self.timestep_shift}; use a number above 0, or 'resolution'")
-        return self
 
     @property
     def steps(self) -> int:
@@ -105,15 +104,14 @@ class FlowMatchingStage(Stage):
     """Robust training: probability with which each block is left out of a step, so that sub-networks can be compared
     (arXiv 2306.00980, section 3.1, which gives no number)."""
 
-    @model_validator(mode="after")
-    def _check_student_only(self) -> Self:
+    @rule
+    def _check_student_only(self) -> None:
         if self.net == "teacher" and self.distillation is not None:
             raise ValueError("a teacher cannot be distilled into; remove distillation, or train the student")
         if self.net == "teacher" and self.block_dropout:
             raise ValueError("block_dropout applies to the student only; remove it, or train the student")
         if self.block_dropout and self.compile:
             raise ValueError("block_dropout changes the graph at every step; set compile to false")
-        return self
 
 
 class AdversarialDistillationStage(Stage):
@@ -147,15 +145,14 @@ class ProgressiveDistillationStage(Stage):
     original_loss_weight: float = Field(default=0.2, ge=0)
     """Weight γ of the loss without a teacher, once it is scaled to the distillation loss."""
 
-    @model_validator(mode="after")
-    def _check_steps_and_guidance(self) -> Self:
+    @rule
+    def _check_steps_and_guidance(self) -> None:
         if self.teacher_steps % 2:
             problem = f"teacher_steps {self.teacher_steps} is odd; two steps become one, so use an even number"
             raise ValueError(problem)
         low, high = self.cfg_range
         if not 0 <= low <= high:
             raise ValueError(f"cfg_range [{low:g}, {high:g}] is not 0 ≤ low ≤ high; the paper's is [2, 14]")
-        return self
 
     @property
     def student_steps(self) -> int:
