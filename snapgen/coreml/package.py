@@ -13,22 +13,21 @@ import json
 import logging
 import os
 import shutil
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.errors import InputError, first_line
 from snapgen.io import cache
+from snapgen.io.atomic import remove_stale
 
 if TYPE_CHECKING:
     from snapgen.models.unet import UNet
@@ -38,7 +37,6 @@ VERSION = 2
 # The first two passes add integer operations around a text encoder's token lookup: for negative indices, and to pass
 # them on as 16 bits. The third pass turns one transposition whose result is split into two.
 _REMOVED_PASSES = {"common::guard_negative_gather_indices", "common::add_int16_cast", "common::reduce_transposes"}
-_STALE_SECONDS = 24 * 3600.0
 
 
 class PackageOptions(Config):
@@ -55,11 +53,10 @@ class PackageOptions(Config):
     precision: Literal["float16", "float32"] = "float16"
     """Type of inputs, activations and uncompressed weights. The Neural Engine computes in float16 alone."""
 
-    @model_validator(mode="after")
-    def _check_exclusive(self) -> Self:
+    @rule
+    def _check_exclusive(self) -> None:
         if self.int8 and self.palette_bits is not None:
             raise ValueError("weights are either int8 or in a palette; choose one of the two")
-        return self
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,7 @@ def package(
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder, target.suffix)
+        remove_stale(folder, f"*.part{target.suffix}")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(folder, f"cannot hold packages ({reason})", "set ARCHSEARCH_CACHE to a folder") from None
@@ -244,11 +241,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-def _remove_stale(folder: Path, suffix: str) -> None:
-    """Remove the temporary packages of killed processes."""
-    for temporary in folder.glob(f"*.part{suffix}"):
-        with contextlib.suppress(OSError):  # another worker may have removed it
-            if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(temporary)

@@ -74,11 +74,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def remove_stale(folder: Path, pattern: str) -> None:
-    """Remove the temporary files that processes left which were killed long ago."""
+    """Remove the temporary files and folders that processes left which were killed long ago."""
     for temporary in folder.glob(pattern):
         with contextlib.suppress(OSError):  # another process was faster
             if time.time() - temporary.stat().st_mtime > STALE_SECONDS:
-                temporary.unlink()
+                shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
 
 
 def check_writable(path: Path) -> None:
