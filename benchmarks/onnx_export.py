@@ -56,11 +56,6 @@ def session_run(path: Path, inputs: Inputs) -> Run:
     return lambda: session.run(["output"], feed)
 
 
-def ours(net: UNet, inputs: Inputs, path: Path) -> None:
-    """The exporter behind latency records."""
-    onnx_export.export(net, inputs, path)
-
-
 def by_torch(**options: object) -> Exporter:
     """An exporter of ``torch.onnx``, without what it prints."""
 
@@ -73,7 +68,7 @@ def by_torch(**options: object) -> Exporter:
 
 
 EXPORTERS: dict[str, Exporter] = {
-    "ours": ours,
+    "ours": onnx_export.export,  # the one behind latency records
     "torch.onnx": by_torch(dynamo=True, external_data=True),
     "torch.onnx, opset 23": by_torch(dynamo=True, external_data=True, opset_version=23),
     "torch.onnx, not optimized": by_torch(dynamo=True, external_data=True, optimize=False),
