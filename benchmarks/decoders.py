@@ -52,24 +52,12 @@ SD3 = {
 FACTOR = 8
 
 
-def sd3() -> nn.Module:
-    """Latents (B, 16, h, w) → images (B, 3, 8h, 8w)."""
-    decoder: nn.Module = AutoencoderKL(**SD3).decoder
-    return decoder
-
-
-def half() -> nn.Module:
-    """The same."""
-    decoder: nn.Module = prune_decoder(AutoencoderKL(**SD3), SNAPFUSION_RATIO).decoder
-    return decoder
-
-
-def tiny() -> nn.Module:
-    """The same."""
-    return TinyDecoder(**PAPER)
-
-
-DECODERS: dict[str, Callable[[], nn.Module]] = {"SD3": sd3, "half": half, "tiny": tiny}
+DECODERS: dict[str, Callable[[], nn.Module]] = {
+    "SD3": lambda: AutoencoderKL(**SD3).decoder,
+    "half": lambda: prune_decoder(AutoencoderKL(**SD3), SNAPFUSION_RATIO).decoder,
+    "tiny": lambda: TinyDecoder(**PAPER),
+}
+"""Each (B, 16, h, w) → (B, 3, 8h, 8w)."""
 
 
 class Memory(NamedTuple):
@@ -94,19 +82,13 @@ def ready(name: str, pixels: int) -> tuple[nn.Module, Tensor]:
 
 
 def memory(name: str, pixels: int) -> Memory:
-    """Resident bytes of this process before a pass, and their peak during it."""
+    """Resident bytes of this process, which is to be a fresh one, before a pass, and their peak during it."""
     net, latent = ready(name, pixels)
     before = psutil.Process().memory_info().rss
     with torch.inference_mode():
         net(latent)
     unit = 1 if sys.platform == "darwin" else 1024
     return Memory(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-def in_a_process_of_its_own(name: str, pixels: int) -> Memory:
-    """Result of `memory` in a fresh process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(memory, name, pixels).result()
 
 
 @torch.inference_mode()
@@ -176,7 +158,10 @@ def main() -> None:
     if options.pixels < FACTOR or options.pixels % FACTOR or options.passes < 1:
         parser.error(f"--pixels must be a multiple of {FACTOR}, and --passes at least 1")
     counts = {name: counted(name, options.pixels) for name in DECODERS}
-    held = {name: in_a_process_of_its_own(name, options.pixels) for name in DECODERS}
+    held = {}
+    for name in DECODERS:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            held[name] = process.submit(memory, name, options.pixels).result()
     taken = timed(options.pixels, options.passes)
     threads = torch.get_num_threads()
     print(f"{chip()}, {operating_system()}, torch {torch.__version__}, {threads} thread(s), {options.pixels} px\n")

@@ -26,19 +26,34 @@ import numpy as np
 import onnx
 import torch
 
-from archsearch.latency import base, onnx_export, repeats
+from archsearch.latency import base, host, onnx_export, repeats
 from archsearch.machine import chip, installed, operating_system
 from archsearch.spaces.loading import load_space
-from benchmarks.host_latency import Inputs, net_of, session_run, turn
 from snapgen.architecture.presets import NAMES, preset
+from snapgen.architecture.schema import Architecture
 from snapgen.models.unet import UNet
 
+SLICE_SECONDS = 0.05
+
+Inputs = dict[str, torch.Tensor]
+Run = Callable[[], object]
 Exporter = Callable[[UNet, Inputs, Path], None]
 
 
-def ours(net: UNet, inputs: Inputs, path: Path) -> None:
-    """The exporter behind latency records."""
-    onnx_export.export(net, inputs, path)
+def net_of(arch: Architecture) -> UNet:
+    """A net without zero weights."""
+    net = UNet(arch).eval()
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(torch.randn_like(weight) * weight[0].numel() ** -0.5 if weight.dim() > 1 else 0)
+    return net
+
+
+def session_run(path: Path, inputs: Inputs) -> Run:
+    """A run of a graph in ONNX Runtime on one thread; it gives a list of one output."""
+    session = host.open_session(path, threads=1)
+    feed = {node.name: inputs[node.name].numpy() for node in session.get_inputs()}
+    return lambda: session.run(["output"], feed)
 
 
 def by_torch(**options: object) -> Exporter:
@@ -53,7 +68,7 @@ def by_torch(**options: object) -> Exporter:
 
 
 EXPORTERS: dict[str, Exporter] = {
-    "ours": ours,
+    "ours": onnx_export.export,  # the one behind latency records
     "torch.onnx": by_torch(dynamo=True, external_data=True),
     "torch.onnx, opset 23": by_torch(dynamo=True, external_data=True, opset_version=23),
     "torch.onnx, not optimized": by_torch(dynamo=True, external_data=True, optimize=False),
@@ -75,6 +90,16 @@ def latencies(paths: dict[str, Path], net: UNet, inputs: Inputs, seconds: float)
         for name, run in runs.items():
             times[name] += turn(run)
     return times
+
+
+def turn(run: Run) -> list[float]:
+    """CPU times of repeated runs during `SLICE_SECONDS`."""
+    taken: list[float] = []
+    while sum(taken) < SLICE_SECONDS:
+        began = time.thread_time()
+        run()
+        taken.append(time.thread_time() - began)
+    return taken
 
 
 def spread(values: list[float], digits: int) -> str:

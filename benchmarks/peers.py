@@ -4,10 +4,9 @@ All nets of a run are timed round-robin in one process, so that changes of the m
 are taken within a round. The nets share one storage for their random weights and one for the optimizer's averages. A
 train step is forward, backward and a step of fused AdamW, on the mean square of the output.
 
-On the CPU, nets run in float32: diffusers' in both memory layouts, ours in channels-last, with and without
+Nets run in float32 on the CPU: diffusers' in both memory layouts, ours in channels-last, with and without
 `snapgen.models.onednn`. With one thread, times are the CPU time of that thread, which excludes other processes;
-otherwise they are wall-clock times. If CUDA is available, the same nets also run there in bfloat16 (including weights
-and averages) and channels-last, eager and with ``torch.compile``. The CUDA part has not been run yet.
+otherwise they are wall-clock times. `benchmarks.gpu_check` runs such nets on CUDA.
 
     python benchmarks/peers.py --peers dreamlite unet2d [--latent 32] [--batch 1] [--passes 7] [--what forward train]
     python benchmarks/peers.py --rows 0 1 2a 2b 3 4 5 --latent 128 --passes 3 --what forward [--backend onnxruntime]
@@ -114,7 +113,6 @@ class Entry:
     name: str
     make: Make
     layout: torch.memory_format = torch.channels_last
-    compiled: bool = False
     onednn: bool = True
     """Whether our linear layers may go through oneDNN (`snapgen.models.onednn`)."""
 
@@ -196,7 +194,6 @@ class Contestant:
             for parameter, mean, square in zip(net.parameters(), means, squares, strict=True):
                 steps = torch.zeros((), device=setting.device)
                 self.optimizer.state[parameter] = {"step": steps, "exp_avg": mean, "exp_avg_sq": square.abs_()}
-        self.run = torch.compile(net) if entry.compiled else net
 
     @staticmethod
     def _lend(net: nn.Module, views: Sequence[Tensor]) -> None:
@@ -208,8 +205,8 @@ class Contestant:
     def forward(self) -> Tensor:
         """The net's output."""
         if self.theirs:
-            return self.run(self.sample, 1000 * self.timestep, self.context, return_dict=False)[0]  # type: ignore[no-any-return]
-        return self.run(self.sample, self.timestep, self.context)  # type: ignore[no-any-return]
+            return self.net(self.sample, 1000 * self.timestep, self.context, return_dict=False)[0]  # type: ignore[no-any-return]
+        return self.net(self.sample, self.timestep, self.context)  # type: ignore[no-any-return]
 
     def forward_seconds(self) -> dict[str, float]:
         """Seconds of one forward pass without gradients."""
@@ -260,14 +257,8 @@ def through_onnxruntime(archs: Mapping[str, Architecture], setting: Setting, pas
     return {"forward": times}
 
 
-def entries_of(makes: Mapping[str, Make], device: torch.device) -> list[Entry]:
-    """Variants of each net on a device; the others are compared with the first."""
-    if device.type == "cuda":
-        return [
-            Entry(f"{name}, {way}", make, compiled=way == "compiled")
-            for way in ("eager", "compiled")
-            for name, make in makes.items()
-        ]
+def entries_of(makes: Mapping[str, Make]) -> list[Entry]:
+    """Variants of each net; the others are compared with the first."""
     entries = [Entry(name, make) for name, make in makes.items()]
     if len(peers := [entry for entry in entries if entry.name.endswith("Model")]):
         entries += [Entry(f"{e.name}, contiguous", e.make, torch.contiguous_format) for e in peers]
@@ -329,18 +320,16 @@ def main() -> None:
     groups = [PEERS[name] for name in options.peers or ()]
     chosen = {f"row {name}": archs[name] for name in options.rows or ()}
     groups += [{name: ours(arch) for name, arch in chosen.items()}] if chosen else []
-    cuda = [torch.device("cuda")] if torch.cuda.is_available() and not onnxruntime else []
-    for device in [torch.device("cpu"), *cuda]:
-        setting = Setting(device, options.threads, options.latent, options.batch)
-        where = torch.cuda.get_device_name() if device.type == "cuda" else f"{chip()}, {options.threads} thread(s)"
-        about = f"latent {options.latent}, batch {options.batch}, {options.passes} passes, {options.backend}"
-        for makes in groups:
-            print(f"\n{where}, {operating_system()}, torch {torch.__version__}; {about}\n", flush=True)
-            if onnxruntime:
-                times = through_onnxruntime(chosen, setting, options.passes)
-            else:
-                times = timed(entries_of(makes, device), setting, options.what, options.passes)
-            show(times, makes, setting)
+    setting = Setting(torch.device("cpu"), options.threads, options.latent, options.batch)
+    where = f"{chip()}, {options.threads} thread(s), {operating_system()}, torch {torch.__version__}"
+    about = f"latent {options.latent}, batch {options.batch}, {options.passes} passes, {options.backend}"
+    for makes in groups:
+        print(f"\n{where}; {about}\n", flush=True)
+        if onnxruntime:
+            times = through_onnxruntime(chosen, setting, options.passes)
+        else:
+            times = timed(entries_of(makes), setting, options.what, options.passes)
+        show(times, makes, setting)
 
 
 if __name__ == "__main__":

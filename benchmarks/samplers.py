@@ -32,6 +32,7 @@ import numpy as np
 from archsearch.samplers.screening import Screening
 from archsearch.spaces.loading import load_space
 from archsearch.spaces.space import Space
+from archsearch.stats import pareto
 from archsearch.stats.regression import Array
 from archsearch.studies.config.study import SamplerConfig
 from archsearch.studies.search.samplers import ObservedTrial, distributions, suggest
@@ -192,11 +193,8 @@ def main() -> None:
 
 def area(points: Sequence[tuple[float, float]], worst: tuple[float, float]) -> float:
     """Hypervolume of the logarithms of two objectives."""
-    total, y = 0.0, math.log(worst[1])
-    for a, b in sorted((math.log(a), math.log(b)) for a, b in points):
-        total += max(0.0, math.log(worst[0]) - a) * max(0.0, y - b)
-        y = min(y, b)
-    return total
+    logarithms = [(math.log(a), math.log(b)) for a, b in points]
+    return pareto.hypervolume(pareto.front(logarithms), (math.log(worst[0]), math.log(worst[1])))
 
 
 def show(

@@ -11,7 +11,6 @@ unreliable on a shared machine). Uses one thread.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import statistics
 import sys
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas
 import torch
 
 from archsearch.protocol import EvaluationProtocol
@@ -127,17 +127,7 @@ def main() -> None:
         rows = run(change, chosen, base, given.study_seed, given.out)
         print(summary(change, rows), flush=True)
         if given.csv:
-            append(given.csv, rows)
-
-
-def append(path: Path, rows: list[RunResult]) -> None:
-    """Append the runs to a CSV file, with a header if it is new."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(RunResult._fields)
-        writer.writerows(rows)
+            pandas.DataFrame(rows).to_csv(given.csv, mode="a", header=not given.csv.exists(), index=False)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,17 @@ A step consists of what `snapgen.training.loop` does with a batch: forward and b
 (`snapgen.objectives.flow_matching`), gradient clipping, the optimizer (`snapgen.optim.optimizers`) and the EMA, with
 the same settings for every net. Nets are timed round-robin in one process, with the median of several steps per round;
 ratios are taken within a round. ``--alone`` keeps one net at a time in memory and rebuilds it every round. With one
-thread on the CPU, times are the CPU time of that thread.
+thread, times are the CPU time of that thread.
 
-Peak memory is measured in a fresh process that builds a net and takes three steps. On the CPU it is the growth of the
-peak resident size since all imports (weights, gradients, averages, activations and allocator overhead; memory freed
-after importing may hide some of it), on CUDA ``torch.cuda.max_memory_allocated``.
+Peak memory is measured in a fresh process that builds a net and takes three steps: the growth of the peak resident size
+since all imports (weights, gradients, averages, activations and allocator overhead; memory freed after importing may
+hide some of it).
 
     python -m benchmarks.train_step --size embedded --latent 8 16 --batch 32 --optimizer adamw muon
     python -m benchmarks.train_step --size full --latent 16 --batch 1 --optimizer adamw --alone
     python -m benchmarks.train_step --size embedded --latent 8 --batch 32 --what loop
-    python -m benchmarks.train_step --utilisation --size full --latent 32 128 --batch 64 8 [--peak FLOPS]
 
-``--utilisation`` is for CUDA: the fraction of the device's dense bfloat16 peak that a step of the 379 M net reaches (6
-FLOPs per MAC of `archsearch.cost.counter`: 2 forward, 4 backward), with latents of 32 and 128 for 256 and 1024 px,
-channels-last, eager and compiled. The CUDA part has not been run yet. Results: ``reports/results/train_step.md``.
+All of it runs on the CPU; `benchmarks.gpu_check` times such steps on CUDA. Results: ``reports/results/train_step.md``.
 """
 
 from __future__ import annotations
@@ -33,7 +30,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,9 +43,6 @@ from snapgen.training.batches import MicroBatch
 from snapgen.training.loop import Trainer
 from snapgen.training.stages import FlowMatchingStage
 
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16 FLOP/s of NVIDIA's SXM modules, from their data sheets."""
-FLOPS_A_MAC = 6
 LOOP_STEPS = 10
 
 
@@ -86,17 +79,15 @@ def peak_memory(entry: Entry, setting: Setting) -> int:
 
 def _peak_here(entry: Entry, setting: Setting) -> int:
     torch.set_num_threads(setting.threads)
-    before = _largest(setting.device)
+    before = _largest()
     contestant = Contestant(entry, setting)
     for _ in range(3):
         contestant.step()
-    return _largest(setting.device) - before
+    return _largest() - before
 
 
-def _largest(device: torch.device) -> int:
+def _largest() -> int:
     """Peak memory of this process so far, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":  # here ru_maxrss begins with the parent's
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
         assert found is not None
@@ -108,8 +99,7 @@ def looped(setting: Setting, turns: int) -> Times:
     """A step of the training loop, with data loading and a report every ten steps, compared with the bare step."""
     contestant = Contestant(setting.size.entries[0], setting)
     stage = setting.stage.model_copy(update={"num_images": setting.stage.batch_size * LOOP_STEPS * (turns + 1)})
-    cpu = setting.device.type == "cpu"
-    accelerator = Accelerator(cpu=cpu)
+    accelerator = Accelerator(cpu=True)
     loop = Trainer(stage, contestant.net, {"flow": contestant.objective}, contestant.feed, accelerator=accelerator)
     loop.report_every = LOOP_STEPS
     began, found = [setting.now()], Times(step={"the loop": [], "bare": [], "its feed alone": []})
@@ -139,50 +129,6 @@ def macs(entry: Entry, setting: Setting) -> tuple[int, int]:
     return cost.macs, cost.params
 
 
-def utilisation(macs: int, images: int, seconds: float, peak: float) -> float:
-    """Fraction of a device's peak FLOP/s that a step reaches; ``macs`` are those of one image's forward pass."""
-    return FLOPS_A_MAC * macs * images / (seconds * peak)
-
-
-def show_utilisation(setting: Setting, latents: Sequence[int], batches: Sequence[int], peak: float, steps: int) -> None:
-    """Utilization of the first net, eager and compiled; a batch that does not fit into memory is halved."""
-    ours = setting.size.entries[0]
-    print("| latent | batch | | params, M | GMACs an image | ms a step | images/s | of the peak | peak memory, GiB |")
-    print("|" + "---|" * 9)
-    for latent, batch in zip(latents, batches, strict=True):
-        for compiled in (False, True) if setting.device.type == "cuda" else (False,):
-            entry = replace(ours, compiled=compiled)
-            seconds, tried, held = _fitting(entry, replace(setting, latent=latent), batch, steps)
-            count, params = macs(entry, replace(setting, latent=latent))
-            share = utilisation(count, tried, seconds, peak)
-            print(
-                f"| {latent} | {tried} | {'compiled' if compiled else 'eager'} "
-                f"| {params / 1e6:.1f} | {count / 1e9:.1f} "
-                f"| {1e3 * seconds:.1f} | {tried / seconds:.1f} | {share:.1%} | {held / 2**30:.2f} |",
-                flush=True,
-            )
-
-
-def _fitting(entry: Entry, setting: Setting, batch: int, steps: int) -> tuple[float, int, int]:
-    """Seconds of a step, images in it, bytes."""
-    while True:
-        stage = setting.stage.model_copy(update={"batch_size": batch})
-        try:
-            if setting.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            contestant = Contestant(entry, replace(setting, stage=stage))
-            for _ in range(3):
-                contestant.step()
-            return _medians(contestant, steps)["train step"], batch, _largest(setting.device)
-        except torch.OutOfMemoryError:
-            if batch == 1:
-                raise
-        contestant = None  # its memory, before the next is made
-        gc.collect()
-        torch.cuda.empty_cache()
-        batch //= 2
-
-
 def show(entries: Sequence[Entry], setting: Setting) -> None:
     """Markdown table of the nets and the memory of their training."""
     print("| | params, M | GMACs an image | peak memory, MiB | first over it |\n|---|---|---|---|---|")
@@ -202,12 +148,11 @@ def settings_of(options: argparse.Namespace) -> Iterator[tuple[str, Setting]]:
             stage = FlowMatchingStage(
                 name="timed",
                 resolution=8 * latent,
-                num_images=options.batch[0],
-                batch_size=options.batch[0],
+                num_images=options.batch,
+                batch_size=options.batch,
                 optimizer=optimizer,
-                precision="bfloat16" if options.device.type == "cuda" else "float32",
             )
-            yield optimizer, Setting(SIZES[options.size], options.device, options.threads, latent, stage)
+            yield optimizer, Setting(SIZES[options.size], torch.device("cpu"), options.threads, latent, stage)
 
 
 def main() -> None:
@@ -215,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="embedded")
     parser.add_argument("--latent", type=int, nargs="+", default=[8], help="height and width, a multiple of 4")
-    parser.add_argument("--batch", type=int, nargs="+", default=[32], help="--utilisation: one a latent")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--optimizer", nargs="+", choices=["adamw", "muon"], default=["adamw"])
     parser.add_argument("--only", nargs="+", type=int, help="nets by number, from 0; others compare to the first")
     parser.add_argument("--turns", type=int, default=7)
@@ -223,21 +168,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--alone", action="store_true", help="one net at a time in memory")
     parser.add_argument("--what", nargs="+", choices=["memory", "time", "loop"], default=["memory", "time"])
-    parser.add_argument("--utilisation", action="store_true", help="of the device's peak")
-    parser.add_argument("--peak", type=float, help="the device's dense bfloat16 FLOP/s, where it is not known here")
     options = parser.parse_args()
     if any(latent < 4 or latent % 4 for latent in options.latent):
         parser.error("--latent must be a multiple of 4")
-    if min(*options.batch, options.turns, options.steps, options.threads) < 1:
+    if min(options.batch, options.turns, options.steps, options.threads) < 1:
         parser.error("--batch, --turns, --steps and --threads must be at least 1")
-    if len(options.batch) != (len(options.latent) if options.utilisation else 1):
-        parser.error("--batch takes one number, with --utilisation one a latent")
-    options.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cuda = options.device.type == "cuda"
-    where = torch.cuda.get_device_name() if cuda else f"{chip()}, {options.threads} thread(s)"
-    peak = options.peak or next((peak for name, peak in PEAKS.items() if cuda and name in where), None)
-    if options.utilisation and peak is None:
-        parser.error(f"the peak of {where} is not known here; give --peak")
     entries = SIZES[options.size].entries
     if not all(0 <= number < len(entries) for number in options.only or ()):
         parser.error(f"--only takes numbers from 0 to {len(entries) - 1}")
@@ -246,11 +181,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     chosen = [entries[number] for number in options.only] if options.only else list(entries)
     for optimizer, setting in settings_of(options):
-        about = f"{options.size}, batch {' '.join(map(str, options.batch))}, {optimizer}, {setting.stage.precision}"
-        print(f"\n{where}, {operating_system()}, torch {torch.__version__}; {about}", flush=True)
-        if options.utilisation:
-            show_utilisation(setting, options.latent, options.batch, peak, options.steps)
-            break
+        about = f"{options.size}, batch {options.batch}, {optimizer}, {setting.stage.precision}"
+        where = f"{chip()}, {options.threads} thread(s), {operating_system()}, torch {torch.__version__}"
+        print(f"\n{where}; {about}", flush=True)
         print(f"latent {setting.latent}, {options.turns} turns of {options.steps} steps\n", flush=True)
         if "loop" in options.what:
             compare(looped(setting, options.turns))

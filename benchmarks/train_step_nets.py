@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,9 +27,6 @@ from snapgen.optim.ema import EMA
 from snapgen.training.batches import Batch, BatchStream, MicroBatch, training_timesteps
 from snapgen.training.settings import DistillationConfig
 from snapgen.training.stages import FlowMatchingStage
-
-IMAGES = 256
-"""Number of images in the data, which are random latents and captions."""
 
 EMOJI = {
     "in_channels": 4,
@@ -95,7 +93,6 @@ class Entry:
     layout: torch.memory_format = torch.channels_last
     checkpointed: bool = False
     distilled: bool = False
-    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Device and settings with which all nets of a table are trained."""
+    """Device, data and settings with which all nets of a table are trained."""
 
     size: Size
     device: torch.device
@@ -164,35 +161,51 @@ class Setting:
     stage: FlowMatchingStage = field(
         default_factory=lambda: FlowMatchingStage(name="timed", resolution=32, num_images=1)
     )
+    images: int = 256
+    """Number of images in the data, which are random latents and captions."""
+    waits: bool = True
+    """Whether `now` synchronizes with CUDA; if not, the caller does."""
 
     def now(self) -> float:
-        """Current time in seconds, after synchronizing the device."""
-        if self.device.type == "cuda":
+        """Current time in seconds."""
+        if self.waits and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.thread_time() if self.device.type == "cpu" and self.threads == 1 else time.perf_counter()
 
     def feed(self, *, taught: bool) -> BatchStream:
-        """Random latents and captions."""
-        noise = torch.Generator().manual_seed(0)
-        shape = (IMAGES, self.size.channels, self.latent, self.latent)
-        return BatchStream(
-            ChunkedTensor([torch.randn(shape, generator=noise).half()]),
-            captions_of(self.size.captions, noise),
-            teacher=captions_of(self.size.teaching, noise) if taught else None,
-            dropout=[0.1],
-            batch_size=self.stage.batch_size,
-            timesteps=training_timesteps(RectifiedFlow()),
-            seed=0,
-            device=self.device,
-        )
+        """Random latents and captions, the same for all nets."""
+        shape = (self.images, self.size.channels, self.latent, self.latent)
+        teaching = self.size.teaching if taught else None
+        return _random_stream(self.size.captions, teaching, shape, self.stage.batch_size, self.device)
 
 
-def captions_of(shape: ConditioningDims, noise: torch.Generator) -> EncodedCaptions:
-    """Random embeddings of that shape, one per latent."""
-    tokens, pooled = (IMAGES, shape.tokens, shape.context), (IMAGES, max(1, shape.pooled))
+@functools.lru_cache(maxsize=2)
+def _random_stream(
+    captions: ConditioningDims,
+    teaching: ConditioningDims | None,
+    shape: tuple[int, int, int, int],
+    batch_size: int,
+    device: torch.device,
+) -> BatchStream:
+    noise = torch.Generator().manual_seed(0)
+    return BatchStream(
+        ChunkedTensor([torch.randn(shape, generator=noise).half()]),
+        _random_captions(captions, shape[0], noise),
+        teacher=_random_captions(teaching, shape[0], noise) if teaching else None,
+        dropout=[0.1],
+        batch_size=batch_size,
+        timesteps=training_timesteps(RectifiedFlow()),
+        seed=0,
+        device=device,
+    )
+
+
+def _random_captions(shape: ConditioningDims, count: int, noise: torch.Generator) -> EncodedCaptions:
+    """Random embeddings of that shape, one per latent: tokens (N, T, C) and pooled (N, P)."""
+    tokens, pooled = (count, shape.tokens, shape.context), (count, max(1, shape.pooled))
     table = Embeddings(*(ChunkedTensor([torch.randn(size, generator=noise).half()]) for size in (tokens, pooled)))
     encoder = TextEncoderConfig(tokens=shape.tokens, pooled=shape.pooled > 0)
-    return EncodedCaptions([table], torch.arange(IMAGES), layout([encoder], [(shape.context, pooled[1])]))
+    return EncodedCaptions([table], torch.arange(count), layout([encoder], [(shape.context, pooled[1])]))
 
 
 class Contestant:
@@ -217,8 +230,6 @@ class Contestant:
         self.optimizers = build_optimizers(self.objective, setting.stage)
         self.ema = EMA(self.net, setting.stage.ema_sigma_rel)
         self.steps = 0
-        if entry.compiled:
-            self.objective.compile()
 
     def _teacher(self) -> teacher.Teacher:
         size = self.setting.size

@@ -1,9 +1,10 @@
-"""Write docs/reference/*.md from the settings' own types: every field with its values, default and description.
+"""Write the tables of docs/reference/*.md from the settings' own types: every field with its values and description.
 
-    python docs/reference.py            # writes the pages
-    python docs/reference.py --check    # exit status 1 if a page is not what it would write
+    python docs/reference.py            # writes the tables
+    python docs/reference.py --check    # exit status 1 if a table is not what it would write
 
-A field's description is the string literal under it; a field without one is an error.
+A table stands under a comment with its type, and with a base whose fields have a table of their own. All other text of
+the pages is theirs. A field's description is the string literal under it; a field without one is an error.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import BaseMetadata, Ge, Gt, Le, Lt, MaxLen, MinLen, MultipleOf
@@ -23,238 +24,74 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from archsearch.block_latency.config import BlockTableConfig
-from archsearch.latency.coreai import CoreAIConfig
-from archsearch.latency.coreml import CoreMLConfig, IPhoneConfig
-from archsearch.latency.host import HostConfig
-from archsearch.latency.steady_state import SteadyStateConfig
-from archsearch.predictor.backend import PredictedConfig
-from archsearch.protocol import EvaluationProtocol, TeacherDistillationConfig
 from archsearch.schemas import DERIVED_DEFAULTS, field_docstrings
-from archsearch.spaces.loading import BlockKnobsConfig, SpaceConfig
-from archsearch.studies.config.ablation import AblationConfig, AblationRowConfig, PublishedNumber
-from archsearch.studies.config.evolution import EvolutionConfig
-from archsearch.studies.config.runs import RungsConfig, SeedsConfig
-from archsearch.studies.config.study import LatencyConfig, SamplerConfig, StudyConfig, SupernetAuditConfig
-from archsearch.training.comparison import ComparisonConfig, SamplingOverride, VariantConfig
-from archsearch.training.recipe import (
-    ExpectedShapes,
-    FigureConfig,
-    FigureRow,
-    Recipe,
-    RecipeEvaluationConfig,
-    TeacherSourceConfig,
-)
-from snapgen.architecture.schema import Architecture, BlocksConfig, LevelConfig, TimeEmbeddingConfig
-from snapgen.autoencoders.training import DecoderTrainingConfig
-from snapgen.conditioning.captions import TextEncoderConfig
 from snapgen.config import Config, as_yaml
-from snapgen.coreml.package import PackageOptions
-from snapgen.objectives.teacher import TeacherConfig
-from snapgen.training.settings import DistillationConfig
-from snapgen.training.stages import (
-    AdversarialConfig,
-    AdversarialDistillationStage,
-    DecoderStage,
-    FlowMatchingStage,
-    ProgressiveDistillationStage,
-    Stage,
-)
 
 FOLDER = Path(__file__).parent / "reference"
 COMMAND = "python docs/reference.py"
 LARGE: dict[Any, str] = {1 << 32: "2^32", 1 << 63: "2^63"}
-NOTICE = f"<!-- Written by `{COMMAND}` from the settings' types; change those, then run it. -->"
+HEADER = "| setting | meaning | values | default |\n|---|---|---|---|\n"
+TABLE = re.compile(r"(<!-- ([\w.]+:\w+)(?: without ([\w.]+:\w+))? -->\n\n)((?:\|.*\n)*)")
+"""A comment with the name of a type and of a base to leave out, and the table under it."""
+SECTION = re.compile(r"^## (.+)\n(?:(?!## ).*\n)*?" + TABLE.pattern, re.MULTILINE)
+"""A section with a table."""
 
 Model = type[Config]
 
 
-@dataclass(frozen=True)
-class Section:
-    """A table of one model's fields.
-
-    Attributes:
-        about: a sentence or two above the table.
-        base: a model whose fields have a table of their own on the page, and are left out here.
-    """
-
-    model: Model
-    title: str
-    about: str
-    base: Model | None = None
-
-
-@dataclass(frozen=True)
-class Page:
-    """One page of the reference; models that its sections name have sections on it, or on another page."""
-
-    name: str
-    title: str
-    about: str
-    sections: tuple[Section, ...]
-
-
-PAGES = (
-    Page(
-        "study",
-        "Settings of a study",
-        "A study is a YAML file. `archsearch search`, `ablate` and `evolve` run one. How to write one: "
-        "[Studies and spaces of your own](../studies.md).",
-        (
-            Section(StudyConfig, "A study", "The top level of the file."),
-            Section(SamplerConfig, "Sampler", "Under `sampler`. A name alone stands for the name with no options."),
-            Section(LatencyConfig, "Latency", "Under `latency`. See [Latency](../latency.md)."),
-            Section(HostConfig, "Options of the device host", "Under `latency.options` with `device: host`."),
-            Section(CoreMLConfig, "Options of the device coreml", "Under `latency.options` with `device: coreml`."),
-            Section(CoreAIConfig, "Options of the device coreai", "Under `latency.options` with `device: coreai`."),
-            Section(IPhoneConfig, "Options of the device iphone", "Under `latency.options` with `device: iphone`."),
-            Section(
-                PredictedConfig,
-                "Options of a predicted device",
-                "Under `latency.options` with `device: predicted:…`.",
-            ),
-            Section(SteadyStateConfig, "Steady state", "Under `rule` of a device's options."),
-            Section(PackageOptions, "Weights of a Core ML package", "Under `weights` of a Core ML device's options."),
-            Section(AblationConfig, "Ablation", "Under `ablation`. See [The ablation table](../ablation.md)."),
-            Section(AblationRowConfig, "A row of an ablation", "Under `ablation.rows`, by the row's name."),
-            Section(PublishedNumber, "A published number", "Under a row's `published`, by its quantity."),
-            Section(
-                EvolutionConfig,
-                "Evolution",
-                "Under `evolve`. See [Evolve a network](../evolve.md). The paper gives none of these numbers; the "
-                "defaults are our choice.",
-            ),
-            Section(BlockTableConfig, "Block table", "Under `evolve.table`, and the options of `latency blocks`."),
-            Section(SeedsConfig, "Seeds", "Under `seeds`. See [Seeds](../studies.md#seeds)."),
-            Section(RungsConfig, "Rungs", "Under `rungs`. See [Rungs](../studies.md#rungs)."),
-            Section(SupernetAuditConfig, "Supernet audit", "Under `supernet_audit`. See [Ranking](../ranking.md)."),
-        ),
-    ),
-    Page(
-        "protocol",
-        "Settings of an evaluation protocol",
-        "A protocol is everything that a quality number depends on. It stands under `protocol` in a "
-        "[study](study.md). Numbers of different protocols are never compared. The defaults are the quick start's.",
-        (
-            Section(EvaluationProtocol, "A protocol", "The optimizer's settings are part of it."),
-            Section(TeacherDistillationConfig, "Distillation", "Under `distillation`."),
-        ),
-    ),
-    Page(
-        "space",
-        "Settings of a space",
-        "A space is a YAML file. `archsearch space show` prints one. How to write one, with paths and rules: "
-        "[spaces/README.md](../../spaces/README.md).",
-        (
-            Section(SpaceConfig, "A space", "The top level of the file. Give `knobs`, `blocks` or both."),
-            Section(BlockKnobsConfig, "Blocks as knobs", "Under `blocks`."),
-        ),
-    ),
-    Page(
-        "recipe",
-        "Settings of a recipe",
-        "A recipe is a YAML file. `archsearch train` trains one. See [Train a recipe](../train.md).",
-        (
-            Section(Recipe, "A recipe", "The top level of the file."),
-            Section(TextEncoderConfig, "Text encoder", "An entry of `text_encoders`."),
-            Section(TeacherSourceConfig, "Teacher", "Under `teacher`. Give `path` or `shape`."),
-            Section(
-                TeacherConfig,
-                "Shape of a teacher",
-                "Under `teacher.shape` and `expected_shapes.teacher`. The names are those of diffusers' "
-                "`SD3Transformer2DModel`.",
-            ),
-            Section(RecipeEvaluationConfig, "Evaluation", "Under `evaluation`."),
-            Section(FigureConfig, "Figure", "Under `figure`."),
-            Section(FigureRow, "Row of a figure", "Under `figure.rows`."),
-            Section(ExpectedShapes, "Expected shapes", "Under `expected_shapes`."),
-            Section(
-                Stage,
-                "Every stage of a net",
-                "Settings of the kinds `flow_matching`, `adversarial` and `progressive`.",
-            ),
-            Section(FlowMatchingStage, "Stage: flow_matching", "The settings of every stage of a net, and:", Stage),
-            Section(
-                AdversarialDistillationStage, "Stage: adversarial", "The settings of every stage of a net, and:", Stage
-            ),
-            Section(
-                ProgressiveDistillationStage, "Stage: progressive", "The settings of every stage of a net, and:", Stage
-            ),
-            Section(DecoderStage, "Stage: decoder", "A stage that trains a decoder instead of a net on latents."),
-            Section(DistillationConfig, "Distillation", "Under a stage's `distillation`."),
-            Section(AdversarialConfig, "Adversarial", "Under an adversarial stage's `adversarial`."),
-            Section(
-                DecoderTrainingConfig,
-                "Decoder training",
-                "Under a decoder stage's `training`. The paper names the losses, not their weights; the defaults are "
-                "our choice.",
-            ),
-        ),
-    ),
-    Page(
-        "comparison",
-        "Settings of a comparison",
-        "A comparison is a YAML file. `archsearch compare-recipes` trains its variants. See "
-        "[Distillation](../distillation.md#compare-recipes).",
-        (
-            Section(ComparisonConfig, "A comparison", "The top level of the file."),
-            Section(VariantConfig, "A variant", "Under `variants`, by its name."),
-            Section(SamplingOverride, "Sampling of a variant", "Under a variant's `sampling`."),
-        ),
-    ),
-    Page(
-        "architecture",
-        "Settings of an architecture",
-        "An architecture is a YAML or JSON file, or the `base` of a [space](space.md). `archsearch cost` and "
-        "`latency measure` take one. A space's knobs and an ablation's rows name these fields by their paths.",
-        (
-            Section(Architecture, "An architecture", "The top level of the file."),
-            Section(TimeEmbeddingConfig, "Time embedding", "Under `time`."),
-            Section(LevelConfig, "A level on the way down or up", "An entry of `down` or `up`.", BlocksConfig),
-            Section(BlocksConfig, "Blocks", "Settings of every entry of `down` and `up`, and of `mid`."),
-        ),
-    ),
-)
-
-
 def main() -> None:
-    """Write the pages, or with --check compare them."""
-    pages = {FOLDER / f"{page.name}.md": render(page) for page in PAGES}
-    stale = [path.name for path, text in pages.items() if not path.exists() or path.read_text() != text]
+    """Write the tables, or with --check compare them."""
+    pages = {path: path.read_text() for path in sorted(FOLDER.glob("*.md"))}
+    sections = {
+        resolve_name(model): (path, title)
+        for path, text in pages.items()
+        for title, _, model, *_ in SECTION.findall(text)
+    }
+    stale = {}
+    for path, text in pages.items():
+        links = {model: link(title, "" if page == path else page.name) for model, (page, title) in sections.items()}
+        new = render(text, links)
+        if new != text:
+            stale[path] = new
     if "--check" in sys.argv[1:]:
         if stale:
-            sys.exit(f"docs/reference is stale ({', '.join(stale)}); run {COMMAND}")
+            sys.exit(f"docs/reference is stale ({', '.join(path.name for path in stale)}); run {COMMAND}")
         return
-    FOLDER.mkdir(exist_ok=True)
-    for path, text in pages.items():
+    for path, text in stale.items():
         path.write_text(text)
 
 
-def render(page: Page) -> str:
-    """The page as Markdown."""
-    parts = [f"# {page.title}", NOTICE, page.about]
-    for section in page.sections:
-        header = "| setting | meaning | values | default |\n|---|---|---|---|"
-        rows = [row(page, section.model, name, field) for name, field in fields(section)]
-        parts += [f"## {section.title}", section.about, "\n".join([header, *rows])]
-    return "\n\n".join(parts) + "\n"
+def render(page: str, links: Mapping[Model, str]) -> str:
+    """A page with its tables written anew.
+
+    Args:
+        page: its Markdown.
+        links: links to the sections of models.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        model, base = (resolve_name(name) if name else None for name in match.group(2, 3))
+        rows = (row(links, model, name, field) for name, field in fields(model, base))
+        return "".join([match[1], HEADER, *rows])
+
+    return TABLE.sub(table, page)
 
 
-def fields(section: Section) -> Iterator[tuple[str, FieldInfo]]:
-    """The fields of a section's table: name and kind, then own ones, then those of bases."""
-    left_out = section.base.model_fields if section.base else {}
-    own = section.model.__annotations__
-    listed = {n: f for n, f in section.model.model_fields.items() if n not in left_out or n in own}
+def fields(model: Model, base: Model | None) -> Iterator[tuple[str, FieldInfo]]:
+    """The fields of a table: name and kind, then own ones, then those of bases but the one that is left out."""
+    left_out = base.model_fields if base else {}
+    own = model.__annotations__
+    listed = {n: f for n, f in model.model_fields.items() if n not in left_out or n in own}
     yield from sorted(listed.items(), key=lambda item: (item[0] != "name", item[0] != "kind", item[0] not in own))
 
 
-def row(page: Page, model: Model, name: str, field: FieldInfo) -> str:
+def row(links: Mapping[Model, str], model: Model, name: str, field: FieldInfo) -> str:
     """A field's line of the table."""
     meaning = descriptions(model).get(name)
     if meaning is None:
         sys.exit(f"{model.__module__}.{model.__name__}.{name} has no description; write a string literal under it")
     value = DERIVED_DEFAULTS.get((model, name)) or default(field)
-    return f"| `{name}` | {meaning} | {kind(field.annotation, page, field.metadata)} | {value} |"
+    return f"| `{name}` | {meaning} | {kind(field.annotation, links, field.metadata)} | {value} |\n"
 
 
 @cache
@@ -272,30 +109,32 @@ def for_tables(text: str) -> str:
     return re.sub(rf"`[^`]*`|σ_rel|({name})", lambda match: f"`{match[0]}`" if match[1] else match[0], text)
 
 
-def kind(annotation: Any, page: Page, metadata: Iterable[Any] = ()) -> str:
+def kind(annotation: Any, links: Mapping[Model, str], metadata: Iterable[Any] = ()) -> str:
     """A type in words, with its bounds: what one may write in YAML."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return kind(args[0], page, annotation.__metadata__)
+        return kind(args[0], links, annotation.__metadata__)
     if origin in (Union, types.UnionType):
-        some = [kind(arg, page) for arg in args if arg is not type(None)]
+        some = [kind(arg, links) for arg in args if arg is not type(None)]
         null = ["`null`"] if type(None) in args else []
         return either([either(list(dict.fromkeys(some))) + bounds(metadata), *null])
     if origin is Literal:
         return either([f"`{value}`" for value in args])
-    return plain(annotation, page) + bounds(metadata)
+    return plain(annotation, links) + bounds(metadata)
 
 
-def plain(annotation: Any, page: Page) -> str:
+def plain(annotation: Any, links: Mapping[Model, str]) -> str:
     """A type that is neither a choice nor annotated."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is tuple:
-        inner = [kind(arg, page) for arg in args if arg is not ...]
+        inner = [kind(arg, links) for arg in args if arg is not ...]
         return f"list of {inner[0]}" if args[-1] is ... else f"list of two: {', '.join(dict.fromkeys(inner))}"
     if origin in (dict, Mapping):
-        return f"mapping of {kind(args[0], page)} to {kind(args[1], page)}"
+        return f"mapping of {kind(args[0], links)} to {kind(args[1], links)}"
     if inspect.isclass(annotation) and issubclass(annotation, Config):
-        return link(annotation, page)
+        if annotation not in links:
+            sys.exit(f"{annotation.__name__} has no section in docs/reference; add one")
+        return links[annotation]
     return {int: "integer", float: "number", str: "text", bool: "`true` or `false`", Any: "any value"}[annotation]
 
 
@@ -304,15 +143,10 @@ def either(choices: Sequence[str]) -> str:
     return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
 
 
-def link(model: Model, page: Page) -> str:
-    """A link to the section of a model."""
-    for other in (page, *PAGES):
-        for section in other.sections:
-            if section.model is model:
-                anchor = re.sub(r"[^\w]+", "-", section.title.lower()).strip("-")
-                file = "" if other is page else f"{other.name}.md"
-                return f"[{section.title[0].lower()}{section.title[1:]}]({file}#{anchor})"
-    raise SystemExit(f"{model.__name__} has no section in docs/reference.py; add one")
+def link(title: str, file: str) -> str:
+    """A link to the section of a title, on the same page or in another file."""
+    anchor = re.sub(r"[^\w]+", "-", title.lower()).strip("-")
+    return f"[{title[0].lower()}{title[1:]}]({file}#{anchor})"
 
 
 def bounds(metadata: Iterable[Any]) -> str:

@@ -92,10 +92,10 @@ class ProgressLog:
             amount, left = f"{amount} of {self.total:,}", f", {time_left(now - self._started, fraction)}"
         _log.info("%s: %s %s %s%s", self.source, self.verb, amount, self.unit, left)
 
-    def skip(self, count: int) -> None:
-        """Count items that were finished earlier; they are excluded from the time estimate."""
-        self._done += count
-        self._skipped += count
+    def skip_to(self, done: int) -> None:
+        """Count the items up to ``done`` as finished earlier; they are excluded from the time estimate."""
+        self._skipped += done - self._done
+        self._done = done
 
     def items(self, count: int) -> ProgressCallback:
         """Callback for work on the next ``count`` items, which are counted as its fraction grows."""

@@ -12,10 +12,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from archsearch.cost.operations import KINDS, Kind, Operation
 from archsearch.latency.records import LatencySample, condition_mismatch
@@ -31,7 +31,7 @@ from archsearch.stats.regression import (
     weak_prior,
 )
 from snapgen import config
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.errors import InputError
 
 COVERAGE = 0.9
@@ -158,8 +158,8 @@ class LatencyModel(Config):
     residuals: tuple[Residual, ...] = ()
     """All published figures with their predictions, including those that the model does not fit well."""
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    @rule
+    def _fits_together(self) -> None:
         unknown = [name for name in self.coefficients if name not in FEATURES]
         if unknown:
             raise ValueError(f"unknown feature {unknown[0]!r:.60}; use {', '.join(FEATURES)}")
@@ -170,7 +170,6 @@ class LatencyModel(Config):
             raise ValueError(f"the covariance is not {size} × {size}; fit the model again")
         if self.quantiles.keys() != {"half", "most"}:
             raise ValueError("the keys of quantiles are not half and most; fit the model again")
-        return self
 
     @classmethod
     def load(cls, path: Path) -> LatencyModel:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Annotated, Self
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from archsearch.cost.operations import Operation
 from archsearch.predictor import profiles
@@ -20,7 +20,7 @@ from archsearch.predictor.model import FEATURES, FigureUse, LatencyModel, Residu
 from archsearch.predictor.reference_nets import ReferenceNet
 from archsearch.stats.regression import Array, NormalPrior, Observation, fit, leave_one_out
 from snapgen import config
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.io.atomic import atomic_write
 
 Positive = Annotated[float, Field(gt=0)]
@@ -38,13 +38,12 @@ class PublishedFigure(Config):
     ratio: Positive | None = None
     source: str
 
-    @model_validator(mode="after")
-    def _is_one_figure(self) -> Self:
+    @rule
+    def _is_one_figure(self) -> None:
         if sum(value is not None for value in (self.ms, self.per_second, self.ratio)) != 1:
             raise ValueError("is not a single figure; give one of ms, per_second and ratio")
         if (self.ratio is None) != (self.against is None):
             raise ValueError("against is required for a ratio and not allowed otherwise; correct against")
-        return self
 
     @property
     def value(self) -> float:

@@ -90,14 +90,3 @@ def _renumbered(tokenizer: dict[str, Any], new_ids: dict[int, int]) -> dict[str,
 
 def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, sort_keys=False))
-
-
-def max_embedding_error(folder: Path) -> float:
-    """Largest error of the encoder's embeddings, over the standard deviation of MiniLM's own embeddings."""
-    captions = all_captions()
-    names = (text_encoder.MINILM, str(folder))
-    original, reduced = (
-        text_encoder.encode_batch(*text_encoder.load_text_encoder(name), captions, tokens=16)["tokens"].float()
-        for name in names
-    )
-    return float((original - reduced).abs().max() / original[original != 0].std())

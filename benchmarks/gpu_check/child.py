@@ -6,12 +6,13 @@ the section says so and the part counts as skipped, not as failed.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.gpu_check.parts import PARTS
@@ -22,36 +23,14 @@ Run = Callable[[Section, Setup], None]
 
 
 def run_of(name: str) -> Run:
-    """Import the function of a part; the import is here because any of its packages may be missing."""
-    if name == "tests":
-        from benchmarks.gpu_check import suite
-
-        return suite.run
-    if name == "steps":
-        from benchmarks.gpu_check import steps
-
-        return steps.run
-    if name == "ladder":
-        from benchmarks.gpu_check import ladder
-
-        return ladder.run
-    if name == "search":
-        from benchmarks.gpu_check import searching
-
-        return searching.run
-    if name == "emoji":
-        from benchmarks.gpu_check import distilling
-
-        return distilling.run
-    assert name == "teacher", name
-    from benchmarks.gpu_check import teaching
-
-    return teaching.run
+    """The function of a part; its module is imported only here, because any of its packages may be missing."""
+    run: Run = importlib.import_module(f"benchmarks.gpu_check.{name}").run
+    return run
 
 
-def missing(needs: dict[str, str]) -> list[str]:
-    """Packages to install for the modules that cannot be found."""
-    return [package for module, package in needs.items() if importlib.util.find_spec(module) is None]
+def missing(packages: Iterable[str]) -> list[str]:
+    """Those of the packages whose modules, which have the same names, cannot be found."""
+    return [package for package in packages if importlib.util.find_spec(package.replace("-", "_")) is None]
 
 
 def main(name: str, path: Path, setup: Setup) -> None:

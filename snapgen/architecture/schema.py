@@ -17,7 +17,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from snapgen import config
 from snapgen.architecture.latent_size import LatentSize, latent_sides
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.errors import InputError
 
 ID_DIGITS = 12
@@ -214,8 +214,8 @@ class Architecture(Config):
     up: tuple[LevelConfig, ...] = Field(min_length=1, max_length=12)
     """Levels on the way up, in order of resolution: highest first, as in `down`."""
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    @rule
+    def _fits_together(self) -> None:
         if len(self.up) != len(self.down):
             raise ValueError(f"down has {len(self.down)} levels, up {len(self.up)}; give both the same number")
         count = sum(b.num_res_blocks + b.num_transformers * b.transformer_depth for _, b, _ in self.named_levels())
@@ -229,7 +229,6 @@ class Architecture(Config):
             self._check_expansion(f"down[{level}]", down, down.channels, self.down_in_channels(level))
             self._check_expansion(f"up[{level}]", up, up.channels, self.up_in_channels(level))
         self._check_expansion("mid", self.mid, self.down[-1].channels, [self.down[-1].channels])
-        return self
 
     def _check(self, name: str, blocks: BlocksConfig, channels: int) -> None:
         if channels % self.norm_groups:

@@ -36,7 +36,21 @@ def encode_dataset(
         InputError: if the resolution is not divisible by the autoencoder's factor, or a file has changed since the data
             set was opened.
     """
-    encode = _ChunkEncoder(images, autoencoder, device)
+    progress = ProgressLog(images.name, "encoded", "images", len(images))
+    batches: Iterator[Tensor] = iter(())
+    position = -1
+
+    def encode(chunk: range) -> dict[str, Tensor]:
+        nonlocal batches, position
+        if position != chunk.start:  # the chunks before came from the cache
+            batches = images.batches(ENCODE_BATCH_SIZE, start=chunk.start)
+            progress.skip_to(chunk.start)
+        position = chunk.stop
+        encoded = []
+        for _ in range(0, len(chunk), ENCODE_BATCH_SIZE):
+            encoded.append(_encode(next(batches).to(device), autoencoder, images.name))
+            progress.add(len(encoded[-1]))
+        return {"latents": torch.cat(encoded)}
 
     def key(chunk: range) -> dict[str, JSON]:
         shared: dict[str, JSON] = {"images": images.digest, "autoencoder": digest, "resolution": images.resolution}
@@ -44,32 +58,13 @@ def encode_dataset(
 
     row_bytes = 2 * autoencoder.latent_channels * (images.resolution // autoencoder.factor) ** 2
     chunks = chunked.chunk_ranges(len(images), row_bytes, multiple=ENCODE_BATCH_SIZE)
-    return chunked.cached_chunks("latents", chunks, key, lambda chunk: {"latents": encode(chunk)})["latents"]
+    return chunked.cached_chunks("latents", chunks, key, encode)["latents"]
 
 
-class _ChunkEncoder:
-    """One pass over the images, restarted after chunks that are already cached."""
-
-    def __init__(self, images: ImageDataset, autoencoder: Autoencoder, device: torch.device) -> None:
-        self.images, self.autoencoder, self.device = images, autoencoder, device
-        self.progress = ProgressLog(images.name, "encoded", "images", len(images))
-        self.position = 0
-        self.batches: Iterator[Tensor] | None = None
-
-    def __call__(self, chunk: range) -> Tensor:
-        """Latents of a chunk of the images: (len(chunk), C, H, W)."""
-        if self.batches is None or self.position != chunk.start:
-            self.batches = self.images.batches(ENCODE_BATCH_SIZE, start=chunk.start)
-            self.progress.skip(chunk.start - self.position)
-        self.position = chunk.stop
-        return torch.cat([self._encode(next(self.batches)) for _ in range(0, len(chunk), ENCODE_BATCH_SIZE)])
-
-    @torch.no_grad()
-    def _encode(self, batch: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 → (N, C, h, w) float16 on the CPU."""
-        try:
-            latents = self.autoencoder.encode(batch.to(self.device) / 127.5 - 1).half().cpu()  # [0, 255] → [-1, 1]
-        except ValueError as error:
-            raise InputError(self.images.name, str(error), "or use another autoencoder", place="resolution") from None
-        self.progress.add(len(batch))
-        return latents
+@torch.no_grad()
+def _encode(batch: Tensor, autoencoder: Autoencoder, name: str) -> Tensor:
+    """(N, 3, H, W) uint8 → (N, C, h, w) float16 on the CPU."""
+    try:
+        return autoencoder.encode(batch / 127.5 - 1).half().cpu()  # [0, 255] → [-1, 1]
+    except ValueError as error:
+        raise InputError(name, str(error), "or use another autoencoder", place="resolution") from None

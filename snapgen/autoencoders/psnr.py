@@ -14,6 +14,7 @@ from snapgen.data.pixels import INFERENCE_BATCH_SIZE, to_float, to_uint8
 
 DecodeFn = Callable[[Tensor], Tensor]
 """A decoder: latents (B, C, h, w) → images (B, 3, H, W) in [-1, 1]."""
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -30,34 +31,29 @@ class Psnr:
 
 
 @torch.no_grad()
-def psnr(autoencoder: Autoencoder, pixels: Tensor, *, seed: int = 0, resamples: int = 1000) -> Psnr:
+def psnr(autoencoder: Autoencoder, pixels: Tensor) -> Psnr:
     """PSNR of an autoencoder's reconstructions of uint8 images (N, 3, H, W), rounded to uint8."""
 
     def reconstruct(pixels: Tensor) -> Tensor:
         return autoencoder.decode(autoencoder.encode(to_float(pixels)))
 
-    return _mean(
-        (_psnr_per_image(reconstruct(batch), batch) for batch in torch.split(pixels, INFERENCE_BATCH_SIZE)),
-        seed,
-        resamples,
-    )
+    batches = torch.split(pixels, INFERENCE_BATCH_SIZE)
+    return _mean(_psnr_per_image(reconstruct(batch), batch) for batch in batches)
 
 
 @torch.no_grad()
-def decoder_psnr(
-    decode: DecodeFn, reference: DecodeFn, latents: Tensor, *, seed: int = 0, resamples: int = 1000
-) -> Psnr:
+def decoder_psnr(decode: DecodeFn, reference: DecodeFn, latents: Tensor) -> Psnr:
     """PSNR of a decoder's images against a reference decoder's for latents (N, C, h, w), both rounded to uint8."""
     batches = torch.split(latents, INFERENCE_BATCH_SIZE)
-    return _mean((_psnr_per_image(decode(batch), to_uint8(reference(batch))) for batch in batches), seed, resamples)
+    return _mean(_psnr_per_image(decode(batch), to_uint8(reference(batch))) for batch in batches)
 
 
-def _mean(batches: Iterable[Tensor], seed: int, resamples: int) -> Psnr:
+def _mean(batches: Iterable[Tensor]) -> Psnr:
     """Mean over images with a percentile bootstrap interval."""
     by_image = torch.cat([batch.cpu() for batch in batches])
-    random = torch.Generator().manual_seed(seeding.derive_seed(seed, "psnr"))
-    resampled = torch.randint(len(by_image), (resamples, len(by_image)), generator=random)
-    # (resamples, images) → (resamples,) → both ends of the interval
+    random = torch.Generator().manual_seed(seeding.derive_seed(0, "psnr"))
+    resampled = torch.randint(len(by_image), (RESAMPLES, len(by_image)), generator=random)
+    # (RESAMPLES, images) → (RESAMPLES,) → both ends of the interval
     low, high = by_image[resampled].mean(1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return Psnr(by_image.mean().item(), low, high, len(by_image))
 

@@ -52,18 +52,8 @@ def encode(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16) -> 
     Raises:
         InputError: if the encoder cannot be loaded or does not take that many tokens.
     """
-    table, rows = encode_distinct(captions, name=name, tokens=tokens)
-    return table[rows]
-
-
-def encode_distinct(captions: Sequence[str], *, name: str = MINILM, tokens: int = 16) -> tuple[Tensor, Tensor]:
-    """Encode captions like `encode`, storing each distinct caption once: for few captions and many images.
-
-    Returns:
-        A table, float16 ``(distinct captions, tokens, width)``, and the row of each caption, int64 ``(N,)``.
-    """
     distinct, rows = deduplicate(captions)
-    return embed_captions(distinct, name=name, tokens=tokens).tokens.materialize(), rows
+    return embed_captions(distinct, name=name, tokens=tokens).tokens.materialize()[rows]
 
 
 def deduplicate(captions: Sequence[str]) -> tuple[list[str], Tensor]:
@@ -100,8 +90,7 @@ def embed_captions(
     """
     assert tokens > 0, tokens
     loaded: tuple[Any, Any] | None = None
-    log, position = ProgressLog(name, "encoded", "captions", len(captions)), 0
-
+    log = ProgressLog(name, "encoded", "captions", len(captions))
     encoded = {name: value for name, value in (("padding", padding), ("null", null)) if value == "encoded"}
 
     def key(rows: range) -> dict[str, JSON]:
@@ -117,12 +106,11 @@ def embed_captions(
         }
 
     def compute(rows: range) -> dict[str, Tensor]:
-        nonlocal loaded, position
+        nonlocal loaded
         if loaded is None:
             model, tokenizer = load_text_encoder(name)
             loaded = model.to(devices.default_device()), tokenizer
-        log.skip(rows.start - position)  # chunks that came from the cache
-        position = rows.stop
+        log.skip_to(rows.start)  # chunks that came from the cache
         batch, progress = captions[rows.start : rows.stop], log.items(len(rows))
         return encode_batch(*loaded, batch, tokens=tokens, layer=layer, padding=padding, null=null, progress=progress)
 

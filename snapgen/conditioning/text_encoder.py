@@ -101,11 +101,16 @@ def _raise_missing(name: str, key: str) -> NoReturn:
 
 
 def _config(name: str) -> dict[str, Any]:
+    return read_config(_folder(name) / "config.json") or {}
+
+
+def read_config(file: Path) -> dict[str, Any] | None:
+    """A model's JSON file; None where it is not one."""
     try:
-        config: object = json.loads(files.read_bytes(_folder(name) / "config.json"))
+        config = json.loads(files.read_bytes(file))
     except (OSError, ValueError, RecursionError):
-        config = None
-    return config if isinstance(config, dict) else {}
+        return None
+    return config if isinstance(config, dict) else None
 
 
 @functools.cache

@@ -163,16 +163,18 @@ class ResidualBlock(nn.Module):
         return self.block.forward_with_time(x, self.time(time))
 
 
-class ChannelNorm(nn.Module):
-    """Layer norm over the channels of tokens with channels first."""
+class LayerNorm(nn.Module):
+    """Layer norm over one axis by a custom operator; coremltools rejects a float16 one with scale and bias."""
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, norm: nn.LayerNorm, axis: int = 1) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm, self.axis = norm, axis
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, 1, N) → (B, C, 1, N)."""
-        return cast(Tensor, layer_norm(x, 1, self.norm.weight, self.norm.bias, self.norm.eps))
+        """The shape does not change."""
+        norm = self.norm
+        bias = torch.zeros_like(norm.weight) if norm.bias is None else norm.bias
+        return cast(Tensor, layer_norm(x, self.axis, norm.weight, bias, norm.eps))
 
 
 class Transformer(nn.Module):
@@ -203,10 +205,10 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.norm1 = self.attn1 = self.norm2 = self.attn2 = None
         if source.norm1 is not None and source.attn1 is not None:
-            self.norm1, self.attn1 = ChannelNorm(source.norm1), SelfAttention(source.attn1)
+            self.norm1, self.attn1 = LayerNorm(source.norm1), SelfAttention(source.attn1)
         if source.norm2 is not None and source.attn2 is not None:
-            self.norm2, self.attn2 = ChannelNorm(source.norm2), CrossAttention(source.attn2)
-        self.norm3 = ChannelNorm(source.norm3)
+            self.norm2, self.attn2 = LayerNorm(source.norm2), CrossAttention(source.attn2)
+        self.norm3 = LayerNorm(source.norm3)
         layer = source.ff
         self.proj_in = pointwise(layer.proj_in.weight, layer.proj_in.bias)
         self.proj_out = pointwise(layer.proj_out.weight, layer.proj_out.bias)

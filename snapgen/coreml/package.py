@@ -18,14 +18,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.errors import InputError, first_line
 from snapgen.io import cache
 from snapgen.io.atomic import remove_stale
@@ -54,11 +53,10 @@ class PackageOptions(Config):
     precision: Literal["float16", "float32"] = "float16"
     """Type of inputs, activations and uncompressed weights. The Neural Engine computes in float16 alone."""
 
-    @model_validator(mode="after")
-    def _check_exclusive(self) -> Self:
+    @rule
+    def _check_exclusive(self) -> None:
         if self.int8 and self.palette_bits is not None:
             raise ValueError("weights are either int8 or in a palette; choose one of the two")
-        return self
 
 
 @dataclass(frozen=True)

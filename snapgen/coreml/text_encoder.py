@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snapgen.conditioning import text_encoder
-from snapgen.coreml import custom_ops
+from snapgen.coreml.layers import LayerNorm
 from snapgen.errors import InputError
 
 ATTENTION = "snapgen_coreml"
@@ -79,7 +79,7 @@ class TextEncoder(nn.Module):
         for parent in list(self.model.modules()):
             for name, module in list(parent.named_children()):
                 if isinstance(module, nn.LayerNorm):
-                    setattr(parent, name, FinalNorm(module))
+                    setattr(parent, name, LayerNorm(module, axis=-1))
 
     @torch.inference_mode()
     def _agrees(self, ids: Tensor, expected: Tensor, tokens: int) -> bool:
@@ -91,19 +91,6 @@ class TextEncoder(nn.Module):
         except (RuntimeError, TypeError, ValueError, IndexError):
             return False
         return bool((actual - expected).abs().max() <= _TOLERANCE * expected.abs().max())
-
-
-class FinalNorm(nn.Module):
-    """Layer norm over the last axis by a custom operator; coremltools rejects a float16 one with scale and bias."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, C) → (…, C)."""
-        bias = self.norm.bias if self.norm.bias is not None else torch.zeros_like(self.norm.weight)
-        return cast(Tensor, custom_ops.layer_norm(x, -1, self.norm.weight, bias, self.norm.eps))
 
 
 def _attention(

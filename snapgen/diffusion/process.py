@@ -59,17 +59,12 @@ class NoiseProcess(ABC):
         """Training timesteps at the given quantiles of their distribution: (B,) → (B,)."""
 
     @abstractmethod
-    def sample(
-        self,
-        net: Denoiser,
-        noise: Tensor,
-        context: Tensor | None,
-        *,
-        steps: int,
-        guidance: float = 1,
-        null: Tensor | None = None,
-    ) -> Tensor:
-        """Sample data from noise; see `predict_guided` for the guidance."""
+    def sampling_timesteps(self, steps: int) -> Tensor:
+        """Timesteps of `sample`, from noise to data: (steps + 1,), on the CPU."""
+
+    @abstractmethod
+    def step(self, x: Tensor, prediction: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """Step a sample from timestep ``t`` to ``t_next``, both 0-dim and on the CPU."""
 
     @abstractmethod
     def scheduler(self) -> Scheduler:
@@ -82,6 +77,24 @@ class NoiseProcess(ABC):
     @abstractmethod
     def export_spec(self, scheduler: Any, steps: int) -> dict[str, Any]:
         """Formulas and numbers for sampling with an exported net in ``steps`` steps, as written to JSON."""
+
+    @torch.no_grad()
+    def sample(
+        self,
+        net: Denoiser,
+        noise: Tensor,
+        context: Tensor | None,
+        *,
+        steps: int,
+        guidance: float = 1,
+        null: Tensor | None = None,
+    ) -> Tensor:
+        """Sample data from noise; see `predict_guided` for the guidance."""
+        x = noise
+        for t, t_next in itertools.pairwise(self.sampling_timesteps(steps)):
+            times = t.float().to(x.device).expand(len(x))
+            x = self.step(x, self.predict_guided(net, x, times, context, guidance, null), t, t_next)
+        return x
 
     def predict_guided(
         self,
@@ -181,24 +194,13 @@ class RectifiedFlow(NoiseProcess):
         """Shifted logit-normal timesteps (SD3, sections 3.1 and 5.3.2)."""
         return rectified_flow.shift_timesteps(rectified_flow.logit_normal(quantile), self.shift)
 
-    @torch.no_grad()
-    def sample(
-        self,
-        net: Denoiser,
-        noise: Tensor,
-        context: Tensor | None,
-        *,
-        steps: int,
-        guidance: float = 1,
-        null: Tensor | None = None,
-    ) -> Tensor:
-        """Sample with Euler's method; before the shift, the timesteps are evenly spaced."""
-        times = rectified_flow.shift_timesteps(torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.shift)
-        x = noise
-        for t_now, t_next in itertools.pairwise(times.tolist()):  # x ← x + (t' − t)·v
-            t = torch.full((len(x),), t_now, device=x.device, dtype=x.dtype)
-            x = x + (t_next - t_now) * self.predict_guided(net, x, t, context, guidance, null)
-        return x
+    def sampling_timesteps(self, steps: int) -> Tensor:
+        """Evenly spaced timesteps before the shift."""
+        return rectified_flow.shift_timesteps(torch.linspace(1, 0, steps + 1, dtype=torch.float64), self.shift)
+
+    def step(self, x: Tensor, prediction: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """Euler's step: x ← x + (t' − t)·v."""
+        return x + float(t_next - t) * prediction
 
     def scheduler(self) -> Scheduler:
         from diffusers import FlowMatchEulerDiscreteScheduler  # slow to import
@@ -245,25 +247,13 @@ class VariancePreserving(NoiseProcess):
         """Timesteps uniform over SD's integers."""
         return (quantile * variance_preserving.TIMESTEPS).floor() / variance_preserving.TIMESTEPS
 
-    @torch.no_grad()
-    def sample(
-        self,
-        net: Denoiser,
-        noise: Tensor,
-        context: Tensor | None,
-        *,
-        steps: int,
-        guidance: float = 1,
-        null: Tensor | None = None,
-    ) -> Tensor:
-        """Sample with DDIM."""
-        z = noise
-        for t_now, t_next in itertools.pairwise(variance_preserving.ddim_timesteps(steps).to(noise.device)):
-            t = t_now.expand(len(z))
-            output = self.predict_guided(net, z, t, context, guidance, null)
-            x0 = variance_preserving.predict_x0(output, z, t, self.prediction_type)
-            z = variance_preserving.ddim_step(z, x0, t, t_next.expand(len(z))).to(noise.dtype)
-        return z
+    def sampling_timesteps(self, steps: int) -> Tensor:
+        return variance_preserving.ddim_timesteps(steps)
+
+    def step(self, x: Tensor, prediction: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """DDIM's step."""
+        x0 = variance_preserving.predict_x0(prediction, x, t, self.prediction_type)
+        return variance_preserving.ddim_step(x, x0, t, t_next).to(x.dtype)
 
     def scheduler(self) -> Scheduler:
         return variance_preserving.scheduler(self.prediction_type)

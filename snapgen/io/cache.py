@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 
 from snapgen import files
 from snapgen.errors import InputError
-from snapgen.io.atomic import remove_stale
+from snapgen.io.atomic import atomic_write, remove_stale
 
 JSON: TypeAlias = "str | int | float | bool | list[JSON] | tuple[JSON, ...] | Mapping[str, JSON] | None"
 
@@ -98,16 +97,11 @@ def checksum(tensors: Mapping[str, torch.Tensor]) -> str:
 def _write(path: Path, tensors: dict[str, torch.Tensor], text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent, "*.part")
-    # Several workers may compute the same tensors at once: each writes its own file, and the last rename wins.
-    temporary = path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
-    try:
-        # safetensors refuses tensors that share storage; copying them is cheap compared to computing them.
-        shared = len({tensor.untyped_storage().data_ptr() for tensor in tensors.values()}) < len(tensors)
-        metadata = {"key": text, "crc32": checksum(tensors)}
+    # safetensors refuses tensors that share storage; copying them is cheap compared to computing them.
+    shared = len({tensor.untyped_storage().data_ptr() for tensor in tensors.values()}) < len(tensors)
+    metadata = {"key": text, "crc32": checksum(tensors)}
+    with atomic_write(path) as temporary:  # several workers may compute the same tensors at once: the last one wins
         save_file({n: t.clone() for n, t in tensors.items()} if shared else tensors, temporary, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @functools.cache

@@ -215,33 +215,6 @@ class DiscriminatorObjective(nn.Module):
         return {"loss": hinge + self._r1 * r1, **{name: value.detach() for name, value in logged.items()}}
 
 
-def build_adversarial_objectives(
-    student: UNet,
-    *,
-    prediction: rectified_flow.FlowPredictionType,
-    adversarial: AdversarialConfig,
-    distillation: DistillationConfig | None,
-    teacher: Teacher,
-    seed: int,
-) -> dict[str, nn.Module]:
-    """The objectives of adversarial step distillation, in training order: ``student``, then ``critic``.
-
-    The discriminator's objective is called ``critic`` because its metrics and checkpoints are stored under that name.
-    """
-    discriminator = FeatureDiscriminator(teacher, adversarial, seed=seed)
-    student_objective = AdversarialObjective(
-        student,
-        discriminator=discriminator,
-        adversarial=adversarial,
-        prediction=prediction,
-        distillation=distillation,
-        teacher=None if distillation is None else teacher,
-        seed=seed,
-    )
-    discriminator_objective = DiscriminatorObjective(discriminator, student_objective, r1=adversarial.r1)
-    return {"student": student_objective, "critic": discriminator_objective}
-
-
 def evenly_spaced(num_layers: int) -> tuple[int, ...]:
     """Evenly spaced block indices below ``num_layers``, at most `NUM_HEADS`, including the last."""
     count = min(NUM_HEADS, num_layers)

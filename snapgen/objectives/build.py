@@ -9,7 +9,7 @@ from torch import nn
 
 from snapgen.diffusion import process, rectified_flow, variance_preserving
 from snapgen.models.unet import UNet
-from snapgen.objectives import adversarial
+from snapgen.objectives.adversarial import AdversarialObjective, DiscriminatorObjective, FeatureDiscriminator
 from snapgen.objectives.flow_matching import FlowMatchingObjective
 from snapgen.objectives.progressive import ProgressiveDistillationObjective
 from snapgen.objectives.teacher import Teacher
@@ -30,7 +30,7 @@ def build_objectives(
     prediction: process.PredictionType,
     seed: int,
 ) -> tuple[dict[str, nn.Module], Mapping[str, OptimizerConfig]]:
-    """The objectives of a stage by name, and the optimizer configurations of those that do not use the stage's.
+    """The objectives of a stage by name in training order, and optimizer configurations other than the stage's.
 
     Args:
         stage: the stage's configuration.
@@ -52,16 +52,20 @@ def build_objectives(
     if isinstance(stage, AdversarialDistillationStage) and stage.adversarial is not None:
         assert isinstance(net, UNet)
         assert teacher is not None
-        objectives = adversarial.build_adversarial_objectives(
+        discriminator = FeatureDiscriminator(teacher, stage.adversarial, seed=seed)
+        student = AdversarialObjective(
             net,
-            prediction=cast(rectified_flow.FlowPredictionType, prediction),
+            discriminator=discriminator,
             adversarial=stage.adversarial,
+            prediction=cast(rectified_flow.FlowPredictionType, prediction),
             distillation=stage.distillation,
-            teacher=teacher,
+            teacher=None if stage.distillation is None else teacher,
             seed=seed,
         )
+        # The discriminator's metrics and checkpoints are stored as those of the ``critic``.
+        critic = DiscriminatorObjective(discriminator, student, r1=stage.adversarial.r1)
         overrides = {"learning_rate": stage.adversarial.learning_rate, "optimizer": "adamw"}
-        return objectives, {"critic": stage.model_copy(update=overrides)}
+        return {"student": student, "critic": critic}, {"critic": stage.model_copy(update=overrides)}
     if isinstance(net, Teacher):
         prediction = net.prediction
     block_dropout = stage.block_dropout if isinstance(stage, FlowMatchingStage) else 0

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from diffusers import SD3Transformer2DModel
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from snapgen import config as settings, seeding
-from snapgen.config import Config
+from snapgen.config import Config, rule
 from snapgen.diffusion import rectified_flow
 from snapgen.diffusion.process import null_like
 from snapgen.errors import InputError
@@ -51,12 +51,11 @@ class TeacherConfig(Config):
     qk_norm: Literal["rms_norm"] | None = "rms_norm"
     """Normalization of queries and keys."""
 
-    @model_validator(mode="after")
-    def _check_width(self) -> TeacherConfig:
+    @rule
+    def _check_width(self) -> None:
         # The sine-cosine position embedding splits the channels into sine and cosine for rows and columns.
         if self.num_attention_heads * self.attention_head_dim % 4:
             raise ValueError("num_attention_heads × attention_head_dim is not a multiple of 4; change one of them")
-        return self
 
 
 class Teacher(nn.Module):

@@ -98,7 +98,7 @@ def latents(
         InputError: if a latent is not finite, or the pipeline does not support the resolution.
     """
     digest = digest_of(folder)
-    progress, position = ProgressLog(str(folder), "drawn", "latents", sampling.num_latents), 0
+    progress = ProgressLog(str(folder), "drawn", "latents", sampling.num_latents)
 
     def key(chunk: range) -> dict[str, JSON]:
         chunk_prompts = json.dumps([prompts[i % len(prompts)] for i in chunk])
@@ -111,10 +111,8 @@ def latents(
         }
 
     def sample(chunk: range) -> dict[str, Tensor]:
-        nonlocal position
         batches = []
-        progress.skip(chunk.start - position)
-        position = chunk.stop
+        progress.skip_to(chunk.start)
         for start in range(chunk.start, chunk.stop, SAMPLE_BATCH_SIZE):
             indices = range(start, min(start + SAMPLE_BATCH_SIZE, chunk.stop))
             batches.append(_sample(pipeline, [prompts[i % len(prompts)] for i in indices], indices, sampling))

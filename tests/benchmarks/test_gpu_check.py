@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from archsearch.studies.config.study import load_config
-from benchmarks.gpu_check import __main__, kinds, nets, reference, runner, steps, suite, system_info, wheels
+from benchmarks.gpu_check import __main__, kinds, nets, reference, runner, steps, system_info, tests, wheels
 from benchmarks.gpu_check.child import main as child, missing
 from benchmarks.gpu_check.page import MARKDOWN, RAW, Page
 from benchmarks.gpu_check.parts import PARTS, TOTAL, Part
 from benchmarks.gpu_check.runner import Ending
 from benchmarks.gpu_check.section import Section, read
 from benchmarks.gpu_check.setup import Setup
+from benchmarks.train_step_nets import Setting
 from snapgen.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +101,7 @@ def setup_in(folder: Path) -> Setup:
 
 
 def test_a_missing_package_skips_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = Part("steps", "Steps", 1, {"json": "json", "no_such_module": "such-a-package"})
+    part = Part("steps", "Steps", 1, ("json", "such-a-package"))
     monkeypatch.setattr("benchmarks.gpu_check.child.PARTS", (part,))
     child("steps", tmp_path / "steps.json", setup_in(tmp_path))
     assert read(tmp_path / "steps.json")["skipped"] == "not installed: such-a-package"
@@ -238,8 +239,8 @@ def check_steps(records: list[dict[str, object]]) -> None:
 
 
 def test_the_files_with_tests_for_cuda_are_found() -> None:
-    assert {"tests/snapgen/test_on_cuda.py", "tests/snapgen/training/test_loop.py"} <= set(suite.marked())
-    assert "tests/snapgen/coreml/test_convert.py" not in suite.marked()
+    assert {"tests/snapgen/test_on_cuda.py", "tests/snapgen/training/test_loop.py"} <= set(tests.marked())
+    assert "tests/snapgen/coreml/test_convert.py" not in tests.marked()
 
 
 @pytest.mark.parametrize(
@@ -271,6 +272,11 @@ def test_a_peak_is_known_by_the_devices_name() -> None:
     assert system_info.flops_of("NVIDIA GeForce RTX 5090") is None
 
 
+def test_a_share_of_the_peak_by_hand() -> None:
+    # 2 images of 5 GMACs: 60 GFLOPs forward and backward, in half a second.
+    assert steps.utilisation(5_000_000_000, 2, 0.5, 1e12) == pytest.approx(0.12)
+
+
 def test_the_tolerance_by_hand() -> None:
     # Variances 0.02 and 0.08, their mean 0.05; the difference of two means over two seeds has the same.
     spread, error = reference.tolerance({"a": [1.0, 1.2], "b": [2.0, 2.4], "c": [3.0]}, 2)
@@ -294,7 +300,7 @@ def test_a_damaged_reference_is_one_line(tmp_path: Path) -> None:
 def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
-    def timed(_: object, setting: nets.BenchSetting) -> None:
+    def timed(_: object, setting: Setting) -> None:
         tried.append(setting.stage.batch_size)
         if setting.stage.batch_size > 2:
             raise torch.OutOfMemoryError

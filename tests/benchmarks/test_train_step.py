@@ -35,31 +35,6 @@ STAGE = FlowMatchingStage(
 SETTING = Setting(TINY, torch.device("cpu"), 1, 8, STAGE)
 
 
-def test_a_share_of_the_peak_by_hand() -> None:
-    # 2 images of 5 GMACs: 60 GFLOPs forward and backward, in half a second.
-    assert train_step.utilisation(5_000_000_000, 2, 0.5, 1e12) == pytest.approx(0.12)
-
-
-def test_the_share_of_a_made_up_peak_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    train_step.show_utilisation(SETTING, [8], [2], 1e9, steps=1)
-    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
-    latent, batch, seconds = int(cells[0]), int(cells[1]), float(cells[5]) / 1e3
-    count, _ = train_step.macs(TINY.entries[0], SETTING)
-    assert (latent, batch, cells[2]) == (8, 2, "eager")
-    assert float(cells[7].rstrip("%")) / 100 == pytest.approx(6 * count * 2 / seconds / 1e9, rel=0.1, abs=1e-3)
-
-
-def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Small(Contestant):
-        def __init__(self, entry: Entry, setting: Setting) -> None:
-            if setting.stage.batch_size > 2:
-                raise torch.OutOfMemoryError
-            super().__init__(entry, setting)
-
-    monkeypatch.setattr(train_step, "Contestant", Small)
-    assert train_step._fitting(TINY.entries[0], SETTING, 8, steps=1)[1] == 2
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_the_twin_is_diffusers_net(size: str) -> None:
     twin, theirs = (

@@ -44,7 +44,7 @@ def test_fractions_are_counted_as_items(monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     with caplog.at_level(logging.INFO):
         log = ProgressLog("photos", "encoded", "captions", 12)
-        log.skip(4)
+        log.skip_to(4)
         report = log.items(8)
         report(0.5, "encoding")
         report(0.51)

@@ -11,6 +11,7 @@ from typing import Any
 from archsearch.reports.evolution.data import Evolution
 from archsearch.reports.evolution.tables import format_latency, format_tera, latency_column
 from archsearch.reports.rendering import formatting
+from archsearch.reports.rendering.tables import Table
 from archsearch.reports.study.data import StudyData
 from archsearch.score import LatencyRecord
 from archsearch.stats.estimate import Estimate
@@ -21,9 +22,6 @@ METRIC = "validation_loss"
 
 _FIELDS = ("resolution", "context_tokens", "validation_pairs", "prediction_type", "timestep_shift")
 _DIGESTS = ("data_digest", "autoencoder_digest", "text_encoder_digest", "revision")
-
-TEXT_COLUMNS = 4
-"""Number of leading columns that hold text."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,38 @@ class BaselineComparison:
         """Training MACs that both studies have spent."""
         return min(self.evolution_entries[-1].training_macs, self.baseline_entries[-1].training_macs)
 
+    @property
+    def introduction(self) -> str:
+        """Text that explains the table."""
+        name, limit = self.evolution.study.name, formatting.number(self.evolution.settings.max_ms)
+        return (
+            f"Networks with the lowest validation loss at a latency of at most {limit} ms (the target plus its "
+            f"tolerance). “Equal for both” counts only the first {format_tera(self.budget)} TMACs of training of each "
+            f"study, in the order of its trials. The verdict is that of {name} against {self.baseline.name}, for these "
+            "networks as they were trained: another training may give another one."
+        )
+
+    @property
+    def table(self) -> Table:
+        """The best network of each study at or below the target, for equal and for all compute."""
+        names = (self.evolution.study.name, self.baseline.name)
+        sides = (self.evolution_entries, self.baseline_entries)
+        cells = []
+        for title, budget in (("equal for both", self.budget), ("all of each", math.inf)):
+            best = [_best(entries, self.evolution.settings.max_ms, budget) for entries in sides]
+            spent = [[e.training_macs for e in entries if e.training_macs <= budget] for entries in sides]
+            # The verdict compares both rows, so only the first one shows it.
+            verdicts = (_verdict(*best), "")
+            for name, entry, macs, verdict_text in zip(names, best, spent, verdicts, strict=True):
+                numbers = ["–", "–"]
+                if entry:
+                    numbers = [formatting.format_interval(entry.quality), format_latency(entry.latency)]
+                used = format_tera(max(macs, default=0.0))
+                cells.append([title, name, entry.title if entry else "none", verdict_text, *numbers, used])
+        numbers = ["Validation loss [95 % interval]", latency_column(self.evolution), "TMACs used"]
+        header = ["Training compute", "Study", "Best at the target", "Verdict", *numbers]
+        return Table(header, cells, text_columns=4)
+
 
 def compare(evolution: Evolution, baseline: StudyData) -> BaselineComparison:
     """Compare an evolving study with another study."""
@@ -76,42 +106,6 @@ def compare(evolution: Evolution, baseline: StudyData) -> BaselineComparison:
     mismatch = _mismatch(evolution, baseline, evolution_entries, baseline_entries)
     remarks = tuple(_remarks(evolution, baseline))
     return BaselineComparison(evolution, baseline, evolution_entries, baseline_entries, mismatch, remarks)
-
-
-def header(comparison: BaselineComparison) -> list[str]:
-    """Header of `rows`."""
-    loss, latency = "Validation loss [95 % interval]", latency_column(comparison.evolution)
-    return ["Training compute", "Study", "Best at the target", "Verdict", loss, latency, "TMACs used"]
-
-
-def rows(comparison: BaselineComparison) -> list[list[str]]:
-    """Rows of the table: the best network of each study at or below the target, for equal and for all compute."""
-    max_ms = comparison.evolution.settings.max_ms
-    names = (comparison.evolution.study.name, comparison.baseline.name)
-    sides = (comparison.evolution_entries, comparison.baseline_entries)
-    cells = []
-    for title, budget in (("equal for both", comparison.budget), ("all of each", math.inf)):
-        best = [_best(entries, max_ms, budget) for entries in sides]
-        used = [max((e.training_macs for e in entries if e.training_macs <= budget), default=0.0) for entries in sides]
-        # The verdict compares both rows, so only the first one shows it.
-        verdicts = (_verdict(*best), "")
-        for name, entry, macs, verdict_text in zip(names, best, used, verdicts, strict=True):
-            numbers = (
-                [formatting.format_interval(entry.quality), format_latency(entry.latency)] if entry else ["–", "–"]
-            )
-            cells.append([title, name, entry.title if entry else "none", verdict_text, *numbers, format_tera(macs)])
-    return cells
-
-
-def introduction(comparison: BaselineComparison) -> str:
-    """Text that explains the table."""
-    limit = formatting.number(comparison.evolution.settings.max_ms)
-    return (
-        f"Networks with the lowest validation loss at a latency of at most {limit} ms (the target plus its tolerance). "
-        f"“Equal for both” counts only the first {format_tera(comparison.budget)} TMACs of training of each study, in "
-        f"the order of its trials. The verdict is that of {comparison.evolution.study.name} against "
-        f"{comparison.baseline.name}, for these networks as they were trained: another training may give another one."
-    )
 
 
 def _verdict(evolved: BaselineEntry | None, baseline: BaselineEntry | None) -> str:

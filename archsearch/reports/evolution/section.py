@@ -25,41 +25,28 @@ class EvolutionSection:
         """Create the section, with a comparison if another study is given."""
         return cls(evolution, baseline.compare(evolution, compare_with) if compare_with else None)
 
-    @property
-    def _comparable(self) -> BaselineComparison | None:
-        """The comparison, if there is one and its numbers are comparable."""
-        return self.comparison if self.comparison and not self.comparison.mismatch else None
-
     def html(self) -> str:
         """Render the section as an HTML fragment for the study's page."""
         from archsearch.reports.rendering import html
 
         table = tables_.load_block_table(self.evolution.study.attrs)
-        comparable = self._comparable
         return html.render_template(
             "evolution.html",
             headline=tables_.headline(self.evolution),
             next=self.evolution.last.round.next,
             has_importance=any(r.round.worths for r in self.evolution.rounds),
             paths=[(f"path-{m}", self.evolution.label(m)) for m in self.evolution.metrics],
-            header=tables_.round_header(self.evolution),
-            rounds=tables_.round_rows(self.evolution),
-            text_columns=tables_.TEXT_COLUMNS,
-            count_header=tables_.COUNT_COLUMNS,
-            counts=tables_.count_rows(tables_.block_counts(self.evolution)),
-            published=tables_.count_rows(tables_.PUBLISHED_COUNTS),
+            rounds=tables_.rounds(self.evolution),
+            counts=tables_.counts(tables_.block_counts(self.evolution)),
+            published=tables_.counts(tables_.PUBLISHED_COUNTS),
             check=tables_.check_lines(table) if table else [],
             round_check=tables_.round_check(self.evolution),
             comparison=self.comparison,
-            comparison_header=baseline.header(comparable) if comparable else [],
-            comparison_rows=baseline.rows(comparable) if comparable else [],
-            comparison_intro=baseline.introduction(comparable) if comparable else "",
-            comparison_text_columns=baseline.TEXT_COLUMNS,
         )
 
     def charts(self) -> dict[str, Figure]:
         """Charts of the section, by the id of the element that each is drawn in."""
-        other = self._comparable.baseline if self._comparable else None
+        other = self.comparison.baseline if self.comparison and not self.comparison.mismatch else None
         charts = {
             f"path-{m}": path_chart(self.evolution, m, other if m == baseline.METRIC else None)
             for m in self.evolution.metrics
@@ -71,17 +58,10 @@ class EvolutionSection:
     def markdown(self) -> str:
         """Format the rounds, block counts, check of the block table and comparison as a Markdown document."""
         lines = [f"# {self.evolution.study.name}", tables_.headline(self.evolution), self.evolution.last.round.next]
-        lines.append(
-            tables.markdown(
-                tables_.round_header(self.evolution),
-                tables_.round_rows(self.evolution),
-                text_columns=tables_.TEXT_COLUMNS,
-            )
-        )
-        lines += ["## Blocks kept", "This study:"]
-        lines.append(tables.markdown(tables_.COUNT_COLUMNS, tables_.count_rows(tables_.block_counts(self.evolution))))
+        lines += [tables.markdown(*tables_.rounds(self.evolution)), "## Blocks kept", "This study:"]
+        lines.append(tables.markdown(*tables_.counts(tables_.block_counts(self.evolution))))
         lines.append("Published, SD-1.5 → SnapFusion (arXiv 2306.00980):")
-        lines.append(tables.markdown(tables_.COUNT_COLUMNS, tables_.count_rows(tables_.PUBLISHED_COUNTS)))
+        lines.append(tables.markdown(*tables_.counts(tables_.PUBLISHED_COUNTS)))
         table = tables_.load_block_table(self.evolution.study.attrs)
         if table:
             lines += ["## The block table", *tables_.check_lines(table), tables_.round_check(self.evolution)]
@@ -90,10 +70,6 @@ class EvolutionSection:
             if self.comparison.mismatch:
                 lines.append(self.comparison.mismatch)
             else:
-                rows = baseline.rows(self.comparison)
-                lines += [
-                    baseline.introduction(self.comparison),
-                    tables.markdown(baseline.header(self.comparison), rows, text_columns=baseline.TEXT_COLUMNS),
-                ]
+                lines += [self.comparison.introduction, tables.markdown(*self.comparison.table)]
                 lines.append("\n".join(f"- {line}" for line in self.comparison.remarks))
         return "\n\n".join(line.strip() for line in lines if line) + "\n"

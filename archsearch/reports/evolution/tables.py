@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from archsearch.block_latency.table import TOLERATED, BlockTable, PredictionErrors
 from archsearch.reports.evolution.data import Evolution
 from archsearch.reports.rendering import formatting
+from archsearch.reports.rendering.tables import Table
 from archsearch.score import LatencyRecord, interval_name
 from snapgen.architecture import block_index
 from snapgen.architecture.schema import BlockKind
@@ -54,29 +55,6 @@ def headline(evolution: Evolution) -> str:
     return f"{text} {evolution.label(metric)}: {before} before, {after} after."
 
 
-ROUND_COLUMNS = (
-    "Round",
-    "Phase",
-    "Action",
-    "{latency}",
-    "ms by the block table",
-    "{quality}",
-    "steps",
-    "TMACs so far",
-)
-"""Header of `round_rows`, with latency and quality left to fill in."""
-
-
-TEXT_COLUMNS = 3
-"""Number of leading columns of `ROUND_COLUMNS` that hold text."""
-
-
-def round_header(evolution: Evolution) -> list[str]:
-    """Header of the table of rounds, with the names of latency and quality, and of their intervals."""
-    quality = formatting.with_interval(evolution.label(evolution.metrics[0]), interval_name(evolution.metrics[0]))
-    return [column.format(latency=latency_column(evolution), quality=quality) for column in ROUND_COLUMNS]
-
-
 def latency_column(evolution: Evolution) -> str:
     """Head of a column of latencies."""
     records = [r.latency for r in evolution.rounds if r.latency]
@@ -84,11 +62,11 @@ def latency_column(evolution: Evolution) -> str:
     return formatting.with_interval(f"{sources} ms", interval_name("latency_ms", records))
 
 
-def round_rows(evolution: Evolution) -> list[list[str]]:
-    """Cells of the table of rounds, one row per round."""
-    rows = []
+def rounds(evolution: Evolution) -> Table:
+    """One row per round."""
+    rows, metric = [], evolution.metrics[0]
     for result in evolution.rounds:
-        quality = result.quality(evolution.metrics[0])
+        quality = result.quality(metric)
         assert quality is not None
         rows.append(
             [
@@ -102,7 +80,10 @@ def round_rows(evolution: Evolution) -> list[list[str]]:
                 format_tera(evolution.cumulative_macs[result.round.number]),
             ]
         )
-    return rows
+    numbers = (latency_column(evolution), "ms by the block table")
+    quality_column = formatting.with_interval(evolution.label(metric), interval_name(metric))
+    header = ("Round", "Phase", "Action", *numbers, quality_column, "steps", "TMACs so far")
+    return Table(header, rows, text_columns=3)
 
 
 def format_latency(record: LatencyRecord | None) -> str:
@@ -118,10 +99,6 @@ def format_tera(macs: float) -> str:
     return formatting.number(macs / 1e12)
 
 
-COUNT_COLUMNS = ("Level", "CA", "kept", "ResNet", "kept")
-"""Header of `count_rows`; CA are transformers with cross-attention, in the words of the paper."""
-
-
 def block_counts(evolution: Evolution) -> list[BlockCounts]:
     """Count the blocks of each level in the networks of the first and the last round."""
     first_and_last = (evolution.rounds[0].candidate.architecture, evolution.last.candidate.architecture)
@@ -134,13 +111,15 @@ def block_counts(evolution: Evolution) -> list[BlockCounts]:
     return [BlockCounts(_level_name(site), pair(site, "transformer"), pair(site, "residual")) for site in sites]
 
 
-def count_rows(counts: Sequence[BlockCounts]) -> list[list[str]]:
-    """Cells of the table of block counts: before, after and the fraction kept, one row per level and one of totals."""
+def counts(levels: Sequence[BlockCounts]) -> Table:
+    """Block counts before and after, and the fraction kept: one row per level and one of totals."""
     totals = [
-        (sum(a for a, _ in column), sum(b for _, b in column)) for column in zip(*(c[1:] for c in counts), strict=True)
+        (sum(a for a, _ in column), sum(b for _, b in column)) for column in zip(*(c[1:] for c in levels), strict=True)
     ]
-    rows = (*counts, BlockCounts("All", *totals))
-    return [[c.level, *_before_and_after(*c.transformers), *_before_and_after(*c.residual)] for c in rows]
+    rows = (*levels, BlockCounts("All", *totals))
+    cells = [[c.level, *_before_and_after(*c.transformers), *_before_and_after(*c.residual)] for c in rows]
+    # CA are transformers with cross-attention, in the words of the paper.
+    return Table(("Level", "CA", "kept", "ResNet", "kept"), cells)
 
 
 def _before_and_after(before: int, after: int) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archsearch.score import LatencyRecord
 from archsearch.stats.estimate import Estimate
@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     import pandas
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
+class Table(NamedTuple):
+    """A table of texts, for a page and for Markdown."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+    """Number of leading columns that hold text."""
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
     """Format a Markdown table with the first ``text_columns`` columns left-aligned and the others right-aligned."""
     rule = ["---" if i < text_columns else "---:" for i in range(len(header))]
     lines = [[_cell(text) for text in row] for row in (header, *rows)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from archsearch.reports.rendering import formatting, html, tables
+from archsearch.reports.rendering.tables import Table
 from archsearch.reports.study.candidates import state_of
 from archsearch.reports.study.data import StudyData, estimates, title
 from archsearch.reports.study.summary import count_candidates
@@ -34,11 +35,8 @@ class ReferenceSection:
         return html.render_template(
             "references.html",
             introduction=self.introduction(),
-            header=self.header(),
-            rows=self.rows(),
-            choice_tables=[
-                (name, self.summary(name), self.choice_header(name), self.choice_rows(name)) for name in self._listed
-            ],
+            distances=self.distances(),
+            choice_tables=[(name, self.summary(name), self.choices(name)) for name in self._listed],
         )
 
     def markdown(self) -> str:
@@ -46,10 +44,9 @@ class ReferenceSection:
         if not self._choices:
             return ""
         lines = [f"# {self.study.name}", "## Against the references", self.introduction()]
-        lines.append(tables.markdown(self.header(), self.rows()))
+        lines.append(tables.markdown(*self.distances()))
         for name in self._listed:
-            lines += [f"### Choices of {name}", self.summary(name)]
-            lines.append(tables.markdown(self.choice_header(name), self.choice_rows(name), text_columns=2))
+            lines += [f"### Choices of {name}", self.summary(name), tables.markdown(*self.choices(name))]
         return "\n\n".join(line.strip() for line in lines) + "\n"
 
     @property
@@ -94,8 +91,8 @@ class ReferenceSection:
             lines.append("A gap or a ratio is to the lowest of several, which is a little too low by chance.")
         return " ".join(lines)
 
-    def header(self) -> Row:
-        """Column names of the table of references."""
+    def distances(self) -> Table:
+        """One row per reference: its distances from the other candidates, and its choices that they share."""
         distances: Row = ()
         if self._axes:
             quality, cost = self._axes
@@ -103,11 +100,8 @@ class ReferenceSection:
             heads = (formatting.with_interval(title, seeds) for title in (self.study.axis(quality), "gap"))
             own, gap = heads
             distances = (own, self.study.column(cost), gap, "ratio")
-        return ("reference", *distances, "choices shared by the front", "by the recommended")
-
-    def rows(self) -> list[Row]:
-        """One row per reference."""
-        return [(name, *self._distances(name), *self._shares(name)) for name in self._choices]
+        header = ("reference", *distances, "choices shared by the front", "by the recommended")
+        return Table(header, [(name, *self._distances(name), *self._shares(name)) for name in self._choices])
 
     def _shares(self, name: str) -> Row:
         of = len(self._choices[name])
@@ -178,13 +172,15 @@ class ReferenceSection:
             f"recommended candidate ({title(self.study.best)}) {recommended}; a random point shares {by_chance:.1f}."
         )
 
-    def choice_header(self, name: str) -> Row:
-        """Column names of the table of a reference's choices."""
-        shared = f"shared by the front ({count_candidates(len(self._proposed))})"
-        return ("knob", name, shared, "by chance", "recommended")
-
-    def choice_rows(self, name: str) -> list[Row]:
+    def choices(self, name: str) -> Table:
         """One row per knob: the reference's choice, and who shares it."""
+        header = (
+            "knob",
+            name,
+            f"shared by the front ({count_candidates(len(self._proposed))})",
+            "by chance",
+            "recommended",
+        )
         front = [self.study.choices(c) for c in self._proposed]
         best = self.study.choices(self.study.best)
         rows: list[Row] = []
@@ -194,4 +190,4 @@ class ReferenceSection:
             own = best.get(factor.name, NONE)
             chance = formatting.percent(1 / len(factor.choices))
             rows.append((factor.name, choice, f"{shared} of {len(front)}", chance, "same" if own == choice else own))
-        return rows
+        return Table(header, rows, text_columns=2)

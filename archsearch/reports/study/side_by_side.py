@@ -82,9 +82,10 @@ class SideBySide:
         for name in self.names:
             yield f"its {self.own.column(name)}", [_shown(study, study.best, name) for study in studies]
 
-    def _table(self) -> tuple[list[str], list[list[str]]]:
-        rows = [[name, *both] for name, both in self._numbers()]
-        return ["number", self.own.name, self.other.name], rows
+    def _table(self) -> tables.Table:
+        return tables.Table(
+            ("number", self.own.name, self.other.name), [(name, *both) for name, both in self._numbers()]
+        )
 
     def _introduction(self) -> str:
         names = " and ".join(self.own.label(name) for name in self.names)
@@ -97,15 +98,13 @@ class SideBySide:
         """Render the section as an HTML fragment for the study's page."""
         from archsearch.reports.rendering import html
 
-        header, rows = self._table()
         return html.render_template(
             "side_by_side.html",
             own=self.own.name,
             other=self.other.name,
             introduction=self._introduction(),
             remarks=self.remarks,
-            header=header,
-            rows=rows,
+            numbers=self._table(),
             chart=CHART if len(self.names) > 1 else "",
         )
 
@@ -126,9 +125,8 @@ class SideBySide:
 
     def markdown(self) -> str:
         """The section as a part of the report's Markdown file."""
-        header, rows = self._table()
         lines = [f"## {self.own.name} beside {self.other.name}", self._introduction(), *self.remarks]
-        return "\n\n".join([*lines, tables.markdown(header, rows)])
+        return "\n\n".join([*lines, tables.markdown(*self._table())])
 
 
 def _values(study: StudyData, candidate: Candidate, names: tuple[str, ...]) -> tuple[float, ...]:

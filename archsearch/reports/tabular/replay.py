@@ -63,14 +63,14 @@ class Comparison:
                 rows[-1] |= _columns("regret", median(regrets))
         return pandas.DataFrame(rows)
 
-    def to_front(self, share: float = TARGET) -> pandas.DataFrame:
+    def to_front(self) -> pandas.DataFrame:
         """Costs of finding the front: candidates, runs, their share of the table's, and simulated seconds.
 
         Infinite where more than half of the searches end before.
         """
         rows: list[dict[str, object]] = []
         for label, traces in self.traces.items():
-            candidates, runs, seconds = zip(*(trace.reaches(share) for trace in traces), strict=True)
+            candidates, runs, seconds = zip(*(trace.reaches(TARGET) for trace in traces), strict=True)
             found = sum(map(math.isfinite, candidates))
             rows.append({"setting": label, "searches": len(traces), "found": found})
             rows[-1] |= _columns("candidates", median(candidates)) | _columns("runs", median(runs))

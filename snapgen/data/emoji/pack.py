@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the shards")
     options = parser.parse_args(arguments)
     try:
-        for package in (FLUENT, NOTO, CAPTIONS, *(icon_set.package for icon_set in styles.ICON_SETS)):
+        for package in (FLUENT, NOTO, CAPTIONS, *styles.ICON_SETS):
             fetch(package, options.packages)
         counts = pack(options.packages, options.out)
     except InputError as error:

@@ -26,61 +26,50 @@ WIDTH = 128
 
 
 @dataclass(frozen=True)
-class IconSet:
+class IconSet(NpmPackage):
     """An npm package of SVG icons of emoji in one style."""
 
     vendor: str
     """Vendor of its images, as in the samples' names."""
     style: str
     """Style that its captions name: "red apple, flat style"."""
-    package: NpmPackage
 
 
 ICON_SETS = (
     IconSet(
-        "fluentflat",
-        "flat",
-        NpmPackage(
-            "@iconify-json/fluent-emoji-flat",
-            "1.2.6",
-            "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
-        ),
+        "@iconify-json/fluent-emoji-flat",
+        "1.2.6",
+        "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
+        vendor="fluentflat",
+        style="flat",
     ),
     IconSet(
-        "notov1",
-        "blob",
-        NpmPackage(
-            "@iconify-json/noto-v1",
-            "1.2.5",
-            "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
-        ),
+        "@iconify-json/noto-v1",
+        "1.2.5",
+        "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
+        vendor="notov1",
+        style="blob",
     ),
     IconSet(
-        "twemoji",
-        "Twitter",
-        NpmPackage(
-            "@iconify-json/twemoji",
-            "1.2.5",
-            "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
-        ),
+        "@iconify-json/twemoji",
+        "1.2.5",
+        "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
+        vendor="twemoji",
+        style="Twitter",
     ),
     IconSet(
-        "fxemoji",
-        "Firefox",
-        NpmPackage(
-            "@iconify-json/fxemoji",
-            "1.2.2",
-            "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
-        ),
+        "@iconify-json/fxemoji",
+        "1.2.2",
+        "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
+        vendor="fxemoji",
+        style="Firefox",
     ),
     IconSet(
-        "emojione",
-        "EmojiOne",
-        NpmPackage(
-            "@iconify-json/emojione",
-            "1.2.3",
-            "T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
-        ),
+        "@iconify-json/emojione",
+        "1.2.3",
+        "T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
+        vendor="emojione",
+        style="EmojiOne",
     ),
 )
 STYLES = {icon_set.vendor: icon_set.style for icon_set in ICON_SETS}
@@ -98,8 +87,8 @@ def drawings(
         labels: emojibase's label of each emoji, by its normalized hexcode.
         square: puts a drawing on a white square.
     """
-    icons = json.loads(icon_set.package.read(packages, "package/icons.json"))
-    chars = json.loads(icon_set.package.read(packages, "package/chars.json"))
+    icons = json.loads(icon_set.read(packages, "package/icons.json"))
+    chars = json.loads(icon_set.read(packages, "package/chars.json"))
     return [
         EmojiImage(icon_set.vendor, code, square(_draw(_svg(icons, name))))
         for code, name in sorted(match(icons, chars, labels).items())

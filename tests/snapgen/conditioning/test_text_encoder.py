@@ -160,12 +160,9 @@ def test_an_interrupted_encoding_goes_on_where_it_was(tmp_path: Path, monkeypatc
     assert torch.allclose(found.materialize().float(), full.float(), atol=2e-3)
 
 
-def test_distinct_captions_are_stored_once(tmp_path: Path) -> None:
-    name = str(bert(tmp_path / "bert"))
-    captions = ["fox", "moon", "fox", "", " fox "]
-    table, rows = embeddings_.encode_distinct(captions, name=name, tokens=6)
-    assert table.shape == (3, 6, 16)
-    assert torch.equal(table[rows], embeddings_.encode(captions, name=name, tokens=6))
+def test_equal_captions_are_one() -> None:
+    distinct, rows = embeddings_.deduplicate(["fox", "moon", "fox", "", " fox "])
+    assert distinct == ["", "fox", "moon"]
     assert rows.tolist() == [1, 2, 1, 0, 1]
 
 

@@ -61,8 +61,8 @@ def icon_package(folder: Path, vendor: str, icons: dict[str, object], chars: dic
         "package/icons.json": json.dumps({"width": 32, "height": 32, **icons}).encode(),
         "package/chars.json": json.dumps(chars).encode(),
     }
-    digest = tarball(folder / icon_set.package.file, contents)
-    return replace(icon_set, package=replace(icon_set.package, sha512=digest))
+    digest = tarball(folder / icon_set.file, contents)
+    return replace(icon_set, sha512=digest)
 
 
 CODES = [f"1F6{i:02X}" for i in range(60)]

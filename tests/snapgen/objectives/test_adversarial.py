@@ -11,10 +11,11 @@ from snapgen.diffusion import rectified_flow
 from snapgen.errors import InputError
 from snapgen.objectives import adversarial as adversary
 from snapgen.objectives.adversarial import AdversarialObjective, DiscriminatorObjective, FeatureDiscriminator
+from snapgen.objectives.build import build_objectives
 from snapgen.objectives.teacher import Teacher
 from snapgen.training.batches import Batch, StepRandom
 from snapgen.training.settings import DistillationConfig
-from snapgen.training.stages import AdversarialConfig
+from snapgen.training.stages import AdversarialConfig, AdversarialDistillationStage
 from tests.snapgen.lessons import NoReading, batch, frozen_teacher, student
 
 STEPS = [1.0, 0.5]  # timesteps of two of a sampler's
@@ -29,14 +30,15 @@ def objectives(
     **settings: Any,
 ) -> tuple[AdversarialObjective, DiscriminatorObjective]:
     """Both turns, the heads' last layers no longer zero unless ``stir`` is off."""
-    made = adversary.build_adversarial_objectives(
-        student(),
-        prediction="preconditioned",
+    stage = AdversarialDistillationStage(
+        name="steps",
+        resolution=8,
+        batch_size=8,
+        num_images=8,
         adversarial=AdversarialConfig(**settings),
         distillation=distillation,
-        teacher=teacher or frozen_teacher(),
-        seed=0,
     )
+    made, _ = build_objectives(stage, student(), teacher or frozen_teacher(), prediction="preconditioned", seed=0)
     assert list(made) == ["student", "critic"]
     first, second = made["student"], made["critic"]
     assert isinstance(first, AdversarialObjective)

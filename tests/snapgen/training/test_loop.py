@@ -14,17 +14,13 @@ from torch import Tensor, nn
 
 from snapgen.errors import InputError
 from snapgen.io import checkpoint
-from snapgen.objectives import adversarial
+from snapgen.objectives.build import build_objectives
 from snapgen.objectives.flow_matching import FlowMatchingObjective
 from snapgen.training import loop
 from snapgen.training.batches import Batch, few_step_timesteps
 from snapgen.training.loop import StepStats, Trainer
 from snapgen.training.settings import DistillationConfig
-from snapgen.training.stages import (
-    AdversarialConfig,
-    AdversarialDistillationStage,
-    FlowMatchingStage,
-)
+from snapgen.training.stages import AdversarialDistillationStage, FlowMatchingStage
 from tests.snapgen import lessons
 from tests.snapgen.lessons import NoReading
 
@@ -68,14 +64,7 @@ def new(
         times, other = None, {}
     else:
         stage = AdversarialDistillationStage(**values)
-        objectives = adversarial.build_adversarial_objectives(
-            student,
-            prediction="preconditioned",
-            adversarial=AdversarialConfig(),
-            distillation=stage.distillation,
-            teacher=teacher,
-            seed=0,
-        )
+        objectives, _ = build_objectives(stage, student, teacher, prediction="preconditioned", seed=0)
         times, other = few_step_timesteps(4, 1), {"critic": stage.model_copy(update={"optimizer": "adamw"})}
     for objective in objectives.values():
         objective.to(device)

@@ -99,9 +99,9 @@ def test_the_path_joins_each_round_with_its_parent(evolution: Evolution, other: 
 
 
 def test_rounds_in_words_and_numbers(evolution: Evolution) -> None:
-    header, rows = tables.round_header(evolution), tables.round_rows(evolution)
+    header, rows, _ = tables.rounds(evolution)
     assert {len(header)} == {len(row) for row in rows}
-    assert header[3:5] == ["measured ms [quartiles]", "ms by the block table"]
+    assert header[3:5] == ("measured ms [quartiles]", "ms by the block table")
     assert rows[0][1:3] == ["robust training", "trained with block dropout"]
     assert rows[1][2].startswith("removed ")
     assert rows[-1][1] == "final training"
@@ -126,8 +126,8 @@ def test_counts_of_both_networks_add_up(evolution: Evolution) -> None:
     assert sum(c.transformers[1] for c in counts) == blocks.count("transformer")
     assert sum(c.residual[1] for c in counts) == blocks.count("residual")
     assert sum(c.residual[0] for c in counts) == 13
-    published = tables.count_rows(tables.PUBLISHED_COUNTS)
-    assert published[-1] == ["All", "16 → 14", "88\u00a0%", "22 → 17", "77\u00a0%"]
+    published = tables.counts(tables.PUBLISHED_COUNTS)
+    assert published.rows[-1] == ["All", "16 → 14", "88\u00a0%", "22 → 17", "77\u00a0%"]
 
 
 def test_the_published_counts_are_the_presets() -> None:
@@ -149,7 +149,7 @@ def test_the_best_of_each_at_the_target_for_the_same_compute(evolution: Evolutio
     both = baseline.compare(evolution, load_study_data(other))
     assert both.mismatch == ""
     assert both.budget < both.baseline_entries[-1].training_macs
-    equal, baseline_row, full, _ = (dict(zip(baseline.header(both), row, strict=True)) for row in baseline.rows(both))
+    equal, baseline_row, full, _ = (dict(zip(both.table.header, row, strict=True)) for row in both.table.rows)
     limit = evolution.settings.max_ms
     eligible = [s for s in evolution.rounds if s.latency and s.latency.median_ms <= limit]
     best = min(eligible, key=lambda s: s.round.quality.value)

@@ -55,8 +55,8 @@ CANDIDATES: list[tuple[str | None, dict[str, int], float, float]] = [
 def test_the_distance_from_the_front_has_its_interval(tmp_path: Path) -> None:
     found = section(tmp_path, CANDIDATES)
     heads = ("Validation loss [95 % interval]", "Latency (ms) [quartiles]", "gap [95 % interval]")
-    assert found.header()[:5] == ("reference", *heads, "ratio")
-    (row,) = found.rows()
+    assert found.distances().header[:5] == ("reference", *heads, "ratio")
+    (row,) = found.distances().rows
     name, loss, ms, gap, ratio = row[:5]
     assert name == "snapgen"
     assert loss.startswith("0.5")
@@ -69,29 +69,33 @@ def test_the_distance_from_the_front_has_its_interval(tmp_path: Path) -> None:
 
 
 def test_a_reference_ahead_of_all_others_has_a_gap_below_zero_and_no_ratio(tmp_path: Path) -> None:
-    (row,) = section(tmp_path, [("base", EMOJI.base_point, 0.60, 2.0), CANDIDATES[1], (None, FAR, 0.58, 3.0)]).rows()
+    (row,) = (
+        section(tmp_path, [("base", EMOJI.base_point, 0.60, 2.0), CANDIDATES[1], (None, FAR, 0.58, 3.0)])
+        .distances()
+        .rows
+    )
     assert row[3].startswith("−0.08")
     assert row[4] == "–"
 
 
 def test_one_seed_gives_no_interval(tmp_path: Path) -> None:
     found = section(tmp_path, CANDIDATES, seeds=1)
-    assert found.rows()[0][4] == "1.33"
-    assert "[" not in "".join(found.rows()[0])
+    assert found.distances().rows[0][4] == "1.33"
+    assert "[" not in "".join(found.distances().rows[0])
     assert "With a single seed the gap has no interval." in found.introduction()
 
 
 def test_shared_choices_are_those_of_what_the_search_proposed(tmp_path: Path) -> None:
     found = section(tmp_path, CANDIDATES)
     assert {c.number for c in found._proposed} == {2, 3, 4}
-    rows = {row[0]: row[1:] for row in found.choice_rows("snapgen")}
+    rows = {row[0]: row[1:] for row in found.choices("snapgen").rows}
     assert list(rows) == [knob.name for knob in EMOJI.knobs]
     assert rows["convs"][:3] == ("separable ×2", "1 of 3", "33\u00a0%")
     assert rows["rope"][:2] == ("true", "0 of 3")
     shared = [sum(point[knob] == SNAPGEN[knob] for knob in SNAPGEN) for point in (NEAR, FAR, SLOW)]
-    assert found.rows()[0][5] == f"{sum(shared) / 3:.1f} of 14"
+    assert found.distances().rows[0][5] == f"{sum(shared) / 3:.1f} of 14"
     best = found.study.best
-    assert found.rows()[0][6] == f"{sum(best.point[knob] == SNAPGEN[knob] for knob in SNAPGEN)} of 14"
+    assert found.distances().rows[0][6] == f"{sum(best.point[knob] == SNAPGEN[knob] for knob in SNAPGEN)} of 14"
     for knob, row in rows.items():
         assert (row[3] == "same") == (best.point[knob] == SNAPGEN[knob])
     by_chance = sum(1 / len(knob.choices) for knob in EMOJI.knobs)
@@ -101,8 +105,8 @@ def test_shared_choices_are_those_of_what_the_search_proposed(tmp_path: Path) ->
 
 def test_a_reference_without_a_score_keeps_its_choices(tmp_path: Path) -> None:
     found = section(tmp_path, [CANDIDATES[0], *CANDIDATES[2:]])
-    assert found.rows()[0][1:5] == ("not scored", "–", "–", "–")
-    assert len(found.choice_rows("snapgen")) == 14
+    assert found.distances().rows[0][1:5] == ("not scored", "–", "–", "–")
+    assert len(found.choices("snapgen").rows) == 14
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,7 @@ def test_a_reference_that_was_tried_says_why_it_has_no_score(
     score = Score(cost=cost) if state == "PRUNED" else None
     factory.add(study, EMOJI, 1, SNAPGEN, score, name="snapgen", state=state, **record)
     found = ReferenceSection(load_study_data(study))
-    assert found.rows()[0][1:5] == (shown, "–", "–", "–")
+    assert found.distances().rows[0][1:5] == (shown, "–", "–", "–")
     assert f"| snapgen | {shown} |" in found.markdown()
 
 
@@ -133,7 +137,7 @@ def test_of_many_references_only_the_last_ones_choices_are_listed(tmp_path: Path
     space = found.study.attrs["space"]
     space["references"] |= dict.fromkeys(("row 1", "row 2", "last"), space["references"]["snapgen"])
     assert found._listed == ["last"]
-    assert len(found.rows()) == 4
+    assert len(found.distances().rows) == 4
 
 
 def test_the_section_is_on_the_page_and_in_markdown(tmp_path: Path) -> None:
@@ -153,13 +157,13 @@ def test_a_space_without_references_has_no_section(tmp_path: Path) -> None:
 @pytest.mark.parametrize("objectives", [("latency_ms", "params"), ("validation_loss",)])
 def test_without_quality_and_cost_only_choices_are_compared(tmp_path: Path, objectives: tuple[str, ...]) -> None:
     found = ReferenceSection(load_study_data(factory.create(tmp_path, objectives=objectives)))
-    assert found.header() == ("reference", "choices shared by the front", "by the recommended")
+    assert found.distances().header == ("reference", "choices shared by the front", "by the recommended")
     assert "Gap" not in found.introduction()
     assert "<table" in found.html()
 
 
 def test_every_number_of_a_twin_says_so(tmp_path: Path) -> None:
     found = section(tmp_path, CANDIDATES, proxy="small")
-    assert found.header()[1] == "Validation loss of the twin in small [95 % interval]"
+    assert found.distances().header[1] == "Validation loss of the twin in small [95 % interval]"
     assert "Gap: a design's validation loss of the twin in small, minus" in found.introduction()
-    assert found.header()[2] == "Latency (ms) [quartiles]"
+    assert found.distances().header[2] == "Latency (ms) [quartiles]"

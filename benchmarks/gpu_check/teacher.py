@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gc
 import statistics
-from dataclasses import replace
 from functools import partial
 
 import torch
 
-from benchmarks.gpu_check.nets import BenchSetting, peak_of, setting_of
+from benchmarks.gpu_check.nets import halving, peak_of, setting_of
 from benchmarks.gpu_check.section import Section, Table
 from benchmarks.gpu_check.setup import Setup
-from benchmarks.train_step_nets import SIZES, Contestant, Entry
+from benchmarks.train_step_nets import SIZES, Contestant, Entry, Setting
 from snapgen.architecture.presets import preset
 from snapgen.models.unet import UNet
 
@@ -53,26 +52,23 @@ def run(section: Section, setup: Setup) -> None:
             _measure(section, table, entry, setting, steps=1 if setup.small else 4)
 
 
-def _measure(section: Section, table: Table, entry: Entry, setting: BenchSetting, *, steps: int) -> None:
+def _measure(section: Section, table: Table, entry: Entry, setting: Setting, *, steps: int) -> None:
     """Measure one row; a batch that does not fit into memory is halved."""
-    while True:
+    for fitting in halving(setting):
         gc.collect()  # the hooks on a teacher form reference cycles that keep its memory
-        batch = setting.stage.batch_size
+        batch = fitting.stage.batch_size
         try:
             with peak_of(setting.device) as peak:
-                contestant = Contestant(entry, setting)
+                contestant = Contestant(entry, fitting)
                 for _ in range(2):
                     contestant.step()
                 timings = [contestant.step() for _ in range(steps)]
             break
         except torch.OutOfMemoryError:
-            if batch == 1:
-                section.say(f"Latent {setting.latent}, {entry.name}: not even a batch of one image fits into memory.")
-                return
-        contestant = None  # type: ignore[assignment]
-        gc.collect()
-        torch.cuda.empty_cache()
-        setting = replace(setting, stage=setting.stage.model_copy(update={"batch_size": batch // 2}))
+            contestant = None  # type: ignore[assignment]
+    else:
+        section.say(f"Latent {setting.latent}, {entry.name}: not even a batch of one image fits into memory.")
+        return
     seconds = statistics.median(step["train step"] for step in timings)
     share = statistics.median(step.get(TEACHER, 0.0) / step["train step"] for step in timings)
     peak_bytes = peak[0] if peak else None
