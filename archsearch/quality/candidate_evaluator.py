@@ -295,7 +295,7 @@ class CandidateEvaluator:
                 run.images = self.samples(
                     unet, progress=lambda fraction, message="": part(fraction, f"{message} seed {number}")
                 )
-                run.frechet, run.kernel = self.distances(run.images)
+                run.frechet, run.kernel = self.evaluator.distances(run.images)
                 run.retrieval = self.evaluator.retrieval(run.images) if self.protocol.retrieval else None
             except FloatingPointError:
                 run.training.diverged = True
@@ -329,14 +329,6 @@ class CandidateEvaluator:
             FloatingPointError: if the latents are not finite.
         """
         return self.evaluator.samples(unet, self._process, self._sampling, count, progress=progress)
-
-    def distances(self, images: Tensor) -> tuple[DistanceEstimate, DistanceEstimate]:
-        """Fréchet and kernel distance of samples to the training images.
-
-        Raises:
-            FloatingPointError: if their features are not finite.
-        """
-        return self.evaluator.distances(images)
 
     def quality(self, runs: Sequence[SeedRun]) -> Quality:
         """Combine the runs of one candidate, one per seed."""

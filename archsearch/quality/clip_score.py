@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snapgen import files
 from snapgen.conditioning import text_encoder
 from snapgen.errors import InputError, first_line
 from snapgen.io import hub
@@ -92,7 +89,7 @@ def load_clip_score(name: str, device: torch.device | None = None) -> ClipScore:
     from snapgen.progress import silence_libraries
 
     folder = hub.resolve_model_folder(name, _FILES, remedy=_REMEDY)
-    config = _read(folder / "config.json")
+    config = text_encoder.read_config(folder / "config.json")
     if config is None:
         raise InputError(name, "is not a folder with a model's config.json", _REMEDY)
     if config.get("model_type") != "clip" or "CLIPModel" not in (config.get("architectures") or ()):
@@ -110,14 +107,6 @@ def load_clip_score(name: str, device: torch.device | None = None) -> ClipScore:
     model = load_transformers_model(folder, transformers.CLIPModel, model_config)
     if tokenizer.pad_token is None:  # CLIP ignores everything after the first end token
         tokenizer.pad_token = tokenizer.eos_token
-    preprocessor = _read(folder / "preprocessor_config.json") or {}
+    preprocessor = text_encoder.read_config(folder / "preprocessor_config.json") or {}
     mean, std = tuple(preprocessor.get("image_mean") or MEAN), tuple(preprocessor.get("image_std") or STD)
     return ClipScore(model.to(device or torch.device("cpu")), tokenizer, mean, std)
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        value = json.loads(files.read_bytes(file))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None

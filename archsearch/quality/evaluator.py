@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,12 +19,11 @@ from archsearch.stats.estimate import DistanceEstimate, Estimate
 from snapgen.autoencoders.latents import ENCODE_BATCH_SIZE
 from snapgen.conditioning import captions as conditioning
 from snapgen.conditioning.captions import Conditioning, EncodedCaptions
-from snapgen.data.dataset import ImageDataset
 from snapgen.data.pixels import grid, to_uint8
 from snapgen.diffusion import rectified_flow
 from snapgen.diffusion.process import NoiseProcess
 from snapgen.errors import InputError
-from snapgen.io.cache import cached_tensors
+from snapgen.io.cache import JSON, cached_tensors
 from snapgen.models.unet import UNet
 from snapgen.objectives.teacher import Teacher
 from snapgen.progress import ProgressCallback, ignore_progress
@@ -192,12 +190,6 @@ class Evaluator:
         prompts = list(prompts) or fixed_prompts(self._heldout.images.captions, rows * columns)
         return self.sample_images(net, process, sampling, prompts)
 
-    def sample_grid(
-        self, net: UNet, process: NoiseProcess, sampling: SamplingConfig, prompts: Sequence[str] = ()
-    ) -> Tensor:
-        """A grid of `grid_samples`: (3, H, W) uint8."""
-        return sheet(self.grid_samples(net, process, sampling, prompts))
-
     def nearest_grid(self, images: Tensor) -> Tensor:
         """A grid of samples above their nearest training images, and of held-out images above theirs."""
         return self.memorization.comparison(images, self.features(images), SAMPLE_GRID[1])
@@ -278,12 +270,21 @@ class Evaluator:
 
     @functools.cached_property
     def _reference(self) -> ReferenceStats:
-        return reference_of(
-            self.data.images("train", self.resolution),
-            self.extractor,
-            digest=feature_extractors.digest(self.config.feature_extractor),
-            feature_resolution=self.config.feature_resolution,
-            device=self.data.device,
+        """Statistics of the training images, read from the cache if they exist there."""
+        images, side = self.data.images("train", self.resolution), self.config.feature_resolution
+        if len(images) < 2:
+            remedy = "add training images, or draw no samples (num_samples: 0)"
+            raise InputError(images.name, "has a single training image, where distances need two or more", remedy)
+        key: dict[str, JSON] = {
+            "images": images.digest,
+            "extractor": feature_extractors.digest(self.config.feature_extractor),
+            "resolution": images.resolution,
+            "feature_resolution": side,
+        }
+        batches = images.batches(ENCODE_BATCH_SIZE)
+        features = (self.extractor(batch.to(self.data.device), resolution=side) for batch in batches)
+        return ReferenceStats.from_tensors(
+            cached_tensors("reference", key, lambda: distances.reference(features, len(images)).tensors())
         )
 
     @functools.cached_property
@@ -319,37 +320,3 @@ def fixed_prompts(captions: list[str], count: int) -> list[str]:
         len(distinct), generator=torch.Generator().manual_seed(derive_seed(FIXED, "prompts"))
     ).tolist()
     return [distinct[order[i % len(order)]] for i in range(count)]
-
-
-def reference_of(
-    images: ImageDataset, extractor: FeatureExtractor, *, digest: str, feature_resolution: int, device: torch.device
-) -> ReferenceStats:
-    """Reference statistics of real images, read from the cache if they exist there.
-
-    Args:
-        images: the real images.
-        extractor: extracts their features.
-        digest: digest of the extractor.
-        feature_resolution: side in pixels that images are resized to before the extractor.
-        device: device that the images are moved to.
-
-    Raises:
-        InputError: if there are too few of them.
-    """
-    if len(images) < 2:
-        remedy = "add training images, or draw no samples (num_samples: 0)"
-        raise InputError(images.name, "has a single training image, where distances need two or more", remedy)
-    key: dict[str, Any] = {
-        "images": images.digest,
-        "extractor": digest,
-        "resolution": images.resolution,
-        "feature_resolution": feature_resolution,
-    }
-
-    def feature_batches() -> Iterator[Tensor]:
-        for batch in images.batches(ENCODE_BATCH_SIZE):
-            yield extractor(batch.to(device), resolution=feature_resolution)
-
-    return ReferenceStats.from_tensors(
-        cached_tensors("reference", key, lambda: distances.reference(feature_batches(), len(images)).tensors())
-    )

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from archsearch.quality import clip_score
 from archsearch.quality.candidate_evaluator import WORST, CandidateEvaluator
-from archsearch.quality.clip_score import ClipScore
-from archsearch.quality.retrieval import Retriever
 from archsearch.stats import intervals
 from archsearch.stats.estimate import DistanceEstimate, Estimate
 from snapgen.errors import InputError
@@ -27,6 +24,7 @@ CLIP = "clip_score:"
 METRICS = (PAIRS, *DISTANCES, RETRIEVAL, f"{CLIP}FOLDER")
 MIN_SAMPLES = 8
 """Fewest samples for the metrics that generate samples."""
+WORST_DISTANCE = DistanceEstimate(WORST, 0)
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class MetricReading:
         return self.result.value if isinstance(self.result, DistanceEstimate) else float(self.result.mean())
 
 
-class NetMetric(ABC):
+@dataclass(frozen=True)
+class NetMetric:
     """A metric of nets that is always computed on the same data.
 
     Samples are generated with the number of steps and the guidance scale of the evaluator's protocol. Nets with
@@ -51,64 +50,20 @@ class NetMetric(ABC):
     """
 
     metric: str
+    compute: Callable[[UNet], Tensor | DistanceEstimate]
+    """Computes `MetricReading.result`."""
+    worst: Tensor | DistanceEstimate = WORST_DISTANCE
+    """Result for a net with non-finite samples."""
 
     def measure(self, unet: UNet) -> MetricReading:
         """Measure a net in its current state, e.g. with disabled blocks (`subnetworks.blocks_disabled`)."""
         try:
-            result = self._measure(unet)
+            result = self.compute(unet)
         except FloatingPointError:
-            result = self._worst()
+            result = self.worst
         if isinstance(result, Tensor):
             result = result.double().cpu().nan_to_num(nan=WORST, posinf=WORST, neginf=WORST)
         return MetricReading(self.metric, result)
-
-    @abstractmethod
-    def _measure(self, unet: UNet) -> Tensor | DistanceEstimate:
-        """Compute `MetricReading.result`."""
-
-    def _worst(self) -> Tensor | DistanceEstimate:
-        """Result for a net with non-finite samples."""
-        return DistanceEstimate(WORST, 0)
-
-
-class _ValidationLoss(NetMetric):
-    metric = PAIRS
-
-    def __init__(self, evaluator: CandidateEvaluator) -> None:
-        self._evaluator = evaluator
-
-    def _measure(self, unet: UNet) -> Tensor:
-        return self._evaluator.pair_losses(unet)
-
-
-class _Distance(NetMetric):
-    def __init__(
-        self,
-        metric: Literal["frechet_distance", "kernel_distance"],
-        evaluator: CandidateEvaluator,
-        samples: int,
-    ) -> None:
-        self.metric = metric
-        self._evaluator, self._samples = evaluator, samples
-
-    def _measure(self, unet: UNet) -> DistanceEstimate:
-        return self._evaluator.distances(self._evaluator.samples(unet, self._samples))[DISTANCES.index(self.metric)]
-
-
-class _TextAlignment(NetMetric):
-    """Negated cosine similarity of each sample and its caption."""
-
-    def __init__(self, metric: str, scorer: Retriever | ClipScore, evaluator: CandidateEvaluator, samples: int) -> None:
-        self.metric = metric
-        self._scorer, self._evaluator, self._samples = scorer, evaluator, samples
-
-    def _measure(self, unet: UNet) -> Tensor:
-        captions = self._evaluator.evaluator.prompts(self._samples)
-        images = self._evaluator.samples(unet, self._samples)
-        return -(self._scorer.cosines if isinstance(self._scorer, Retriever) else self._scorer)(images, captions)
-
-    def _worst(self) -> Tensor:
-        return torch.full((self._samples,), WORST)
 
 
 def build_metric(metric: str, evaluator: CandidateEvaluator, *, samples: int) -> NetMetric:
@@ -125,19 +80,27 @@ def build_metric(metric: str, evaluator: CandidateEvaluator, *, samples: int) ->
         InputError: for an unknown metric, a missing CLIP model, or too few samples.
     """
     if metric == PAIRS:
-        return _ValidationLoss(evaluator)
+        return NetMetric(metric, evaluator.pair_losses)
     if metric not in (*DISTANCES, RETRIEVAL) and not metric.startswith(CLIP):
         raise InputError(metric or "metric", "is not a metric", f"use one of: {', '.join(METRICS)}", place="metric")
     if samples < MIN_SAMPLES:
         remedy = f"raise num_samples, or use {PAIRS}"
         raise InputError(metric, f"needs at least {MIN_SAMPLES} samples, not {samples}", remedy, place="num_samples")
-    scorer = (
-        clip_score.load_clip_score(metric.removeprefix(CLIP), evaluator.device) if metric.startswith(CLIP) else None
-    )
+    judge = evaluator.evaluator
     if metric in DISTANCES:
-        evaluator.evaluator.preload(samples=True)
-        return _Distance(metric, evaluator, samples)  # type: ignore[arg-type]
-    return _TextAlignment(metric, scorer or evaluator.evaluator.retriever, evaluator, samples)
+        judge.preload(samples=True)
+        distance = DISTANCES.index(metric)
+        return NetMetric(metric, lambda unet: judge.distances(evaluator.samples(unet, samples))[distance])
+    cosines = (
+        clip_score.load_clip_score(metric.removeprefix(CLIP), evaluator.device)
+        if metric.startswith(CLIP)
+        else judge.retriever.cosines
+    )
+    return NetMetric(
+        metric,
+        lambda unet: -cosines(evaluator.samples(unet, samples), judge.prompts(samples)),
+        worst=torch.full((samples,), WORST),
+    )
 
 
 def estimate(reading: MetricReading) -> Estimate:

@@ -40,6 +40,9 @@ FOLDS = 5
 BATCH_SIZE = 128
 """Number of images whose features are extracted at once."""
 
+TOKENS = 16
+"""Largest number of tokens of a caption."""
+
 ROUNDING = 1e-6
 """Cosines that differ by less than this are ties."""
 
@@ -146,9 +149,9 @@ def ranks(image_embeds: Tensor, caption_embeds: Tensor, own: Tensor) -> Tensor:
     return (cosine > cosine.gather(1, own[:, None]) - ROUNDING).sum(1)
 
 
-def sentences(captions: Sequence[str], *, encoder: str = text_encoder.MINILM, tokens: int = 16) -> Tensor:
+def sentences(captions: Sequence[str], encoder: str = text_encoder.MINILM) -> Tensor:
     """Sentence embeddings of captions as unit vectors (N, W) float64: normalized sums of their token embeddings."""
-    return functional.normalize(embeddings.encode(captions, name=encoder, tokens=tokens).double().sum(1), dim=1)
+    return functional.normalize(embeddings.encode(captions, name=encoder, tokens=TOKENS).double().sum(1), dim=1)
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,6 @@ class Retriever:
     resolution: int
     """Side in pixels that images are resized to for feature extraction."""
     encoder: str
-    tokens: int
     key: str
     """Everything that the retriever depends on, as JSON."""
 
@@ -170,9 +172,7 @@ class Retriever:
         train: ImageDataset,
         *,
         resolution: int = 128,
-        extractor: str = EFFICIENTNET,
         encoder: str = text_encoder.MINILM,
-        tokens: int = 16,
         device: torch.device | None = None,
     ) -> Self:
         """Fit a retriever to training images, or read it from the cache (80 s for 3,333 images on one thread).
@@ -180,37 +180,35 @@ class Retriever:
         Args:
             train: training images, of the same resolution as the images to score, because features depend on blur.
             resolution: side in pixels that images are resized to for feature extraction.
-            extractor: name of the feature extractor.
             encoder: name of the text encoder.
-            tokens: maximum number of tokens of a caption.
             device: device of the feature extractor; None: the CPU.
 
         Raises:
-            InputError: if there are too few captions, or the extractor or encoder cannot be loaded.
+            InputError: if there are too few captions, or the encoder cannot be loaded.
         """
-        captions, concept = _deduplicate(train.captions[:MAX_IMAGES])
+        captions, concept = embeddings.deduplicate(train.captions[:MAX_IMAGES])
         if len(captions) < FOLDS:
             problem = f"has {len(captions)} different captions; a retriever needs {FOLDS} or more"
             raise InputError(train.name, problem, "name a set of captioned images, or leave retrieval out")
         key: dict[str, cache.JSON] = {
             "images": train.digest,
             "side": train.resolution,
-            "extractor": feature_extractors.digest(extractor),
+            "extractor": feature_extractors.digest(EFFICIENTNET),
             "resolution": resolution,
             "encoder": text_encoder.digest(encoder),
-            "tokens": tokens,
+            "tokens": TOKENS,
             "version": 1,
         }
-        net = feature_extractors.load_extractor(extractor).to(device or torch.device("cpu"))
+        net = feature_extractors.load_extractor(EFFICIENTNET).to(device or torch.device("cpu"))
 
         def fit() -> dict[str, Tensor]:
             features = _features(train, net, resolution)
-            targets = sentences(captions, encoder=encoder, tokens=tokens)[concept]
+            targets = sentences(captions, encoder)[concept]
             [ridge] = RidgeMap.fitted(features, targets, [best_strength(features, targets, concept)])
             return vars(ridge)
 
         ridge = RidgeMap(**cache.cached_tensors("retrieval", key, fit))
-        return cls(ridge, net, resolution, encoder, tokens, json.dumps(key, sort_keys=True))
+        return cls(ridge, net, resolution, encoder, json.dumps(key, sort_keys=True))
 
     def score(self, images: Tensor | Sequence[Tensor], captions: Sequence[str]) -> RetrievalScore:
         """Retrieval rates of images among all of ``captions``.
@@ -220,8 +218,8 @@ class Retriever:
             captions: caption of each image, of concepts that are not in the training images; images with the same
                 caption count as one concept.
         """
-        distinct, own = _deduplicate(captions)
-        caption_embeds = sentences(distinct, encoder=self.encoder, tokens=self.tokens) - self.ridge.centre
+        distinct, own = embeddings.deduplicate(captions)
+        caption_embeds = sentences(distinct, self.encoder) - self.ridge.centre
         sets = [images] if isinstance(images, Tensor) else list(images)
         image_ranks = torch.stack([ranks(self._embed(images), caption_embeds, own) for images in sets])
         return tally(image_ranks, own, protocol_hash=self._hash(distinct))
@@ -233,8 +231,8 @@ class Retriever:
             images: (N, 3, H, W) uint8 on any device.
             captions: caption of each image.
         """
-        distinct, own = _deduplicate(captions)
-        caption_embeds = sentences(distinct, encoder=self.encoder, tokens=self.tokens) - self.ridge.centre
+        distinct, own = embeddings.deduplicate(captions)
+        caption_embeds = sentences(distinct, self.encoder) - self.ridge.centre
         return functional.cosine_similarity(self._embed(images), caption_embeds[own], dim=1)
 
     def _embed(self, images: Tensor) -> Tensor:
@@ -269,10 +267,3 @@ def _features(images: ImageDataset, extractor: FeatureExtractor, resolution: int
         if len(features) * BATCH_SIZE >= MAX_IMAGES:
             break
     return torch.cat(features)[:MAX_IMAGES].double()
-
-
-def _deduplicate(captions: Sequence[str]) -> tuple[list[str], Tensor]:
-    """Sorted distinct captions, and the index of each caption among them, (N,)."""
-    distinct = sorted(set(captions))
-    index = {caption: i for i, caption in enumerate(distinct)}
-    return distinct, torch.tensor([index[caption] for caption in captions])

@@ -1,29 +1,25 @@
-"""Stage that trains a tiny decoder for the latents of the recipe's frozen autoencoder."""
+"""Parts of the stage that trains a tiny decoder for the latents of the recipe's frozen autoencoder."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from archsearch.quality.evaluator import SamplingConfig
 from archsearch.stats.estimate import Estimate
-from archsearch.training.log import TrainLog
 from snapgen.autoencoders import psnr
 from snapgen.autoencoders.autoencoder import Autoencoder, AutoencoderWithDecoder
+from snapgen.autoencoders.tiny_decoder import TinyDecoder
 from snapgen.autoencoders.training import DecoderTrainer, build_tiny_decoder
 from snapgen.data.dataset import ImageDataset
-from snapgen.training.loop import MIN_REPORTS
 from snapgen.training.stages import DecoderStage
 
 if TYPE_CHECKING:
-    from archsearch.studies.signals import StopRequest
-    from archsearch.training.run_folder import RunFolder
     from snapgen.training.data import TrainingData
 
 NO_SAMPLING = SamplingConfig(num_inference_steps=0, guidance_scale=1, timestep_shift=1)
@@ -31,33 +27,11 @@ NUM_HELDOUT = 400
 """Number of held-out images on which the PSNR of a decoder is measured."""
 
 
-def train_decoder(
-    stage: DecoderStage,
-    log: TrainLog,
-    *,
-    number: int,
-    data: TrainingData,
-    folder: RunFolder,
-    device: torch.device,
-    save: Callable[[DecoderTrainer], None],
-    save_seconds: float,
-    stop: StopRequest,
-) -> None:
-    """Train the decoder, or resume its training, and write it as the stage's result.
-
-    Args:
-        stage: the stage.
-        log: log of the stage.
-        number: index of the stage in the recipe.
-        data: the recipe's images and autoencoder.
-        folder: folder of the run.
-        device: device to train on.
-        save: writes a checkpoint.
-        save_seconds: time between checkpoints.
-        stop: whether the user has asked to stop.
+def decoder_trainer(stage: DecoderStage, data: TrainingData, device: torch.device) -> DecoderTrainer:
+    """The training of a stage's new decoder, for the latents of the recipe's autoencoder.
 
     Raises:
-        InputError: if no tiny decoder fits the autoencoder, or a file cannot be written.
+        InputError: if no tiny decoder fits the autoencoder.
     """
     settings, autoencoder = stage.training, data.autoencoder
     decoder = build_tiny_decoder(autoencoder, seed=settings.seed, **stage.decoder).to(device)
@@ -65,34 +39,17 @@ def train_decoder(
         resolution: first_images(data.images("train", resolution), stage.max_images)
         for resolution in sorted(set(settings.resolutions))
     }
-    trainer = DecoderTrainer(decoder, pixels, settings, autoencoder)
-    tensors, metadata = folder.read_checkpoint(number)
-    if metadata is not None:
-        with folder.checkpoint_errors():
-            trainer.load(tensors, metadata)
-    log.start(trainer.done)
-    pending: list[dict[str, Tensor]] = []
-    interval, began, saved = max(1, settings.steps // MIN_REPORTS), time.monotonic(), time.monotonic()
-    while trainer.done < settings.steps:
-        pending.append(trainer.step())
-        if stop.requested:
-            save(trainer)
-            raise KeyboardInterrupt
-        if trainer.done % interval and trainer.done < settings.steps:
-            continue
-        log.log_decoder_stats(trainer.done, settings.steps, _mean_losses(pending), seconds=time.monotonic() - began)
-        pending, began = [], time.monotonic()
-        if time.monotonic() - saved >= save_seconds and trainer.done < settings.steps:
-            save(trainer)
-            saved = time.monotonic()
-    trainer.finish()
-    autoencoders = {"encoder's own": autoencoder, "psnr": AutoencoderWithDecoder(autoencoder, decoder)}
-    numbers = psnrs(autoencoders, data.images("val", max(settings.resolutions)))
-    log.log_evaluation(settings.steps, numbers, NO_SAMPLING)
-    folder.write_result(number, decoder.to("cpu").save_pretrained)
+    return DecoderTrainer(decoder, pixels, settings, autoencoder)
 
 
-def _mean_losses(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+def evaluate(trainer: DecoderTrainer, data: TrainingData) -> dict[str, Estimate]:
+    """PSNR of a trained decoder, and of the autoencoder's own, at the highest resolution of the training."""
+    own, decoder = data.autoencoder, cast(TinyDecoder, trainer.model)
+    autoencoders = {"encoder's own": own, "psnr": AutoencoderWithDecoder(own, decoder)}
+    return psnrs(autoencoders, data.images("val", max(trainer.training.resolutions)))
+
+
+def mean_losses(steps: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """Mean of each loss of the last step over the steps that have it."""
     return {name: float(torch.stack([losses[name] for losses in steps if name in losses]).mean()) for name in steps[-1]}
 

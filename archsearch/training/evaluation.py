@@ -30,19 +30,10 @@ from snapgen.training.stages import (
 )
 
 
-def training_data(recipe: Recipe, device: torch.device) -> TrainingData:
-    """Data that a recipe's nets are trained on, on a device."""
-    return _encoded(recipe, recipe.data, device)
-
-
-def evaluation_data(recipe: Recipe, device: torch.device) -> TrainingData:
-    """Data that a recipe's nets are evaluated on, on a device."""
-    return _encoded(recipe, recipe.evaluation.data or recipe.data, device)
-
-
-def _encoded(recipe: Recipe, data: str, device: torch.device) -> TrainingData:
+def training_data(recipe: Recipe, device: torch.device, data: str | None = None) -> TrainingData:
+    """A data set as a recipe's nets take it, on a device; None: the one that they are trained on."""
     return TrainingData(
-        data,
+        data or recipe.data,
         recipe.autoencoder,
         recipe.text_encoders,
         teacher_text_encoders=recipe.teacher_text_encoders,
@@ -81,7 +72,8 @@ class StageEvaluator:
 
     def __init__(self, recipe: Recipe, data: TrainingData) -> None:
         self.recipe = recipe
-        self.data = data if recipe.evaluation.data in (None, recipe.data) else evaluation_data(recipe, data.device)
+        other = recipe.evaluation.data
+        self.data = data if other in (None, recipe.data) else training_data(recipe, data.device, other)
         self._trained_on = data
         self._evaluators: dict[int, Evaluator] = {}
 

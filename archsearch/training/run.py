@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
-import filelock
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -50,7 +50,7 @@ from snapgen.pipeline.card import write_card
 from snapgen.pipeline.snapgen_pipeline import SnapGenPipeline
 from snapgen.progress import silence_libraries
 from snapgen.training.batches import BatchStream, TimestepSampler, equal_shares, few_step_timesteps, training_timesteps
-from snapgen.training.loop import StepStats, Trainer, make_accelerator
+from snapgen.training.loop import MIN_REPORTS, StepStats, Trainer, make_accelerator
 from snapgen.training.stages import (
     AdversarialDistillationStage,
     AnyStage,
@@ -84,7 +84,8 @@ def train(recipe: Recipe, arch: Architecture, *, log: Callable[[str], None], sto
     accelerator = make_accelerator(find_unused_parameters=drops_blocks)
     run = RecipeRunner(recipe, arch, accelerator, log if accelerator.is_main_process else lambda _: None)
     run.check()
-    with stoppable(INTERRUPTED) as run.stop, run.exclusive(), writable(recipe.folder):
+    exclusive = run.folder.exclusive() if accelerator.is_main_process else contextlib.nullcontext()
+    with stoppable(INTERRUPTED) as run.stop, exclusive, writable(recipe.folder):
         run.run(stop_after)
     return recipe.folder
 
@@ -103,27 +104,6 @@ class RecipeRunner:
         self.shapes = resolve_shapes(recipe)
         self._saved = time.monotonic()
         self.stop = StopRequest()
-
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Lock the run's folder, so that no other launch trains the same run.
-
-        Raises:
-            InputError: if another launch holds the lock.
-        """
-        if not self.accelerator.is_main_process:
-            yield
-            return
-        lock = filelock.FileLock(self.folder.create() / ".lock")
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            problem = "is being trained by another process"
-            raise InputError(self.folder.path, problem, "wait for it, or name another run (--name)") from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     def check(self) -> None:
         """Check, before anything is written, that everything that the recipe names exists and fits together.
@@ -173,25 +153,40 @@ class RecipeRunner:
             self.log(f"figure: {row_label(row)}: {share}")
 
     def _run_stage(self, number: int, stage: AnyStage) -> None:
-        with contextlib.ExitStack() as stack:
-            log = stack.enter_context(TrainLog(self.folder, number, stage, self.log, main=self._main))
-            if isinstance(stage, DecoderStage):
-                from archsearch.training.decoder_stage import train_decoder
-
-                if self._main:
-                    train_decoder(
-                        stage,
-                        log,
-                        number=number,
-                        data=self.data,
-                        folder=self.folder,
-                        device=self.device,
-                        save=lambda training: self.save(number, training.state()[0], training.done),
-                        stop=self.stop,
-                        save_seconds=60 * self.recipe.checkpoint_minutes,
-                    )
-            else:
+        self._saved = time.monotonic()
+        with TrainLog(self.folder, number, stage, self.log, main=self._main) as log:
+            if not isinstance(stage, DecoderStage):
                 self._train_net(number, stage, log)
+            elif self._main:
+                self._train_decoder(number, stage, log)
+
+    def _train_decoder(self, number: int, stage: DecoderStage, log: TrainLog) -> None:
+        from archsearch.training import decoder_stage
+
+        trainer = decoder_stage.decoder_trainer(stage, self.data, self.device)
+        tensors, metadata = self.folder.read_checkpoint(number)
+        if metadata is not None:
+            with self.folder.checkpoint_errors():
+                trainer.load(tensors, metadata)
+        log.start(trainer.done)
+        pending: list[dict[str, Tensor]] = []
+        steps, began = stage.training.steps, time.monotonic()
+        interval = max(1, steps // MIN_REPORTS)
+        while trainer.done < steps:
+            pending.append(trainer.step())
+            if self.stop.requested:
+                self._save(number, trainer.state()[0], trainer.done)
+                raise KeyboardInterrupt
+            if trainer.done % interval and trainer.done < steps:
+                continue
+            losses = decoder_stage.mean_losses(pending)
+            log.log_decoder_stats(trainer.done, steps, losses, seconds=time.monotonic() - began)
+            pending, began = [], time.monotonic()
+            if self._is_checkpoint_due and trainer.done < steps:
+                self._save(number, trainer.state()[0], trainer.done)
+        trainer.finish()
+        log.log_evaluation(steps, decoder_stage.evaluate(trainer, self.data), decoder_stage.NO_SAMPLING)
+        self.folder.write_result(number, cast(Any, trainer.model).to("cpu").save_pretrained)
 
     @property
     def _main(self) -> bool:
@@ -214,18 +209,18 @@ class RecipeRunner:
                 with ema_weights(net, trainer.ema):
                     numbers = self.evaluator.evaluate(stage, net, log, trainer.step)
                     best.offer(trainer.step, numbers, net)
-                self._save(number, trainer)  # after the evaluation: a run killed in between evaluates again
+                # after the evaluation: a run killed in between evaluates again
+                self._save(number, trainer.state(), trainer.step)
             self.accelerator.wait_for_everyone()
 
         def report(stats: StepStats) -> None:
             log.log_stats(stats)
-            if self._main and time.monotonic() - self._saved >= 60 * self.recipe.checkpoint_minutes:
-                self._save(number, trainer)
+            if self._main and self._is_checkpoint_due:
+                self._save(number, trainer.state(), trainer.step)
 
-        self._saved = time.monotonic()
         trainer.run(report=report, should_pause=due, pause=pause, should_stop=lambda: self.stop.requested)
         if self._main:
-            self._save(number, trainer)  # a stop may fall into the evaluation
+            self._save(number, trainer.state(), trainer.step)  # a stop may fall into the evaluation
         if trainer.step < stage.steps:
             self.log(f"saved {self.folder.checkpoint} at step {trainer.step:,}")
             raise KeyboardInterrupt
@@ -342,14 +337,16 @@ class RecipeRunner:
             self.folder.best_weights.unlink(missing_ok=True)
         log.start(trainer.step)
 
-    def _save(self, number: int, trainer: Trainer) -> None:
-        self.save(number, trainer.state(), trainer.step)
-
-    def save(self, number: int, tensors: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+    def _save(self, number: int, tensors: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
         """Write the checkpoint of a stage."""
         metadata: dict[str, JSON] = {"stage": self.recipe.stages[number].name, "step": step}
         checkpoint.save_checkpoint(self.folder.checkpoint, tensors, metadata)
         self._saved = time.monotonic()
+
+    @property
+    def _is_checkpoint_due(self) -> bool:
+        """Whether the last checkpoint, or the beginning of the stage, is as old as the recipe allows."""
+        return time.monotonic() - self._saved >= 60 * self.recipe.checkpoint_minutes
 
     def _assemble(self, number: int) -> None:
         """Write the pipeline of the last student up to a stage, with the trained decoder if there is one.

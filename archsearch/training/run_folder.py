@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 from torch import Tensor
 
 from archsearch.training.recipe import Recipe
@@ -53,6 +54,22 @@ class RunFolder:
         self.best_weights = self.path / "best.safetensors"
         self.pipeline = self.path / "pipeline"
         self.figure = self.path / "figure.png"
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Lock the folder, so that no other launch trains the same run.
+
+        Raises:
+            InputError: if another launch holds the lock.
+        """
+        lock = filelock.FileLock(self.create() / ".lock")
+        try:
+            held = lock.acquire(blocking=False)
+        except filelock.Timeout:
+            problem = "is being trained by another process"
+            raise InputError(self.path, problem, "wait for it, or name another run (--name)") from None
+        with held:
+            yield
 
     def result(self, number: int) -> Path:
         """Folder of a finished stage's result."""

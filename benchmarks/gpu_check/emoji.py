@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from archsearch.quality.evaluator import Evaluator, SamplingConfig
+from archsearch.quality.evaluator import Evaluator, SamplingConfig, sheet
 from archsearch.quality.retrieval import Retriever
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.lookup import find_architecture
-from archsearch.training.evaluation import evaluation_data, process_of
+from archsearch.training.evaluation import process_of, training_data
 from archsearch.training.recipe import Recipe, load_recipe
 from archsearch.training.run import train
 from archsearch.training.run_folder import RunFolder, read_unet
@@ -56,7 +56,8 @@ def run(section: Section, setup: Setup) -> None:
         recipe = recipe_of(setup, seed)
         _train(section, recipe, tables[0])
         evaluated = evaluated_as(recipe, small=setup.small)
-        evaluator = OfflineEvaluator(evaluation_data(evaluated, device), _resolution(recipe), evaluated.evaluation)
+        data = training_data(evaluated, device, evaluated.evaluation.data)
+        evaluator = OfflineEvaluator(data, _resolution(recipe), evaluated.evaluation)
         _evaluate(section, recipe, evaluator, tables[1], values, setup)
         longest_seconds = max(longest_seconds, time.monotonic() - began)
         _decoder(section, recipe, tables[0], first=number == 0)
@@ -189,7 +190,8 @@ def _evaluate(
             section.record(what="judged", seed=recipe.seed, net=name, steps=steps, measures=measures)
             for key, estimate in estimates.items():
                 values[name, steps, key].append(estimate.value)
-            grids.append(evaluator.sample_grid(net, process, sampler, recipe.evaluation.prompts))
+            images = evaluator.grid_samples(net, process, sampler, recipe.evaluation.prompts)
+            grids.append(sheet(images))
             _save_grids(grids, Path(setup.out) / f"emoji-{recipe.seed}.png")
 
 

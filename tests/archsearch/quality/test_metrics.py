@@ -75,7 +75,7 @@ def test_the_validation_loss_is_the_evaluators(evaluator: CandidateEvaluator, un
 
 
 def test_the_distances_are_those_of_the_evaluators_samples(evaluator: CandidateEvaluator, unet: UNet) -> None:
-    found = evaluator.distances(evaluator.samples(unet, 8))
+    found = evaluator.evaluator.distances(evaluator.samples(unet, 8))
     assert build_metric("frechet_distance", evaluator, samples=8).measure(unet).value == found[0].value
     assert build_metric("kernel_distance", evaluator, samples=8).measure(unet).value == found[1].value
 
