@@ -14,6 +14,7 @@ import torch
 from archsearch.spaces.knob import Knob
 from archsearch.spaces.space import CostFunction, HasCosts, Point, Space
 from snapgen import seeding
+from snapgen.architecture.schema import Architecture
 from snapgen.progress import ProgressCallback, ignore_progress
 
 MAX_SAMPLES = 200
@@ -163,20 +164,24 @@ class _Counter:
 
     def params(self, point: Point) -> int:
         """Number of parameters only, from the shapes of the weights, without a forward pass."""
-        from snapgen.models.unet import UNet  # slow to import
-
         arch = self.space.architecture(point)
         if arch.id in self.costs:
             return self.costs[arch.id].params
         if arch.id not in self.params_by_id:
-            with torch.device("meta"):
-                self.params_by_id[arch.id] = int(UNet(arch).num_parameters())
+            self.params_by_id[arch.id] = _params(arch)
             self._counted()
         return self.params_by_id[arch.id]
 
     def _counted(self) -> None:
         self.counted += 1
         self.progress(min(1.0, self.counted / self.expected))
+
+
+def _params(arch: Architecture) -> int:
+    from snapgen.models.unet import UNet  # slow to import
+
+    with torch.device("meta"):
+        return int(UNet(arch).num_parameters())
 
 
 def _extreme(space: Space, counter: _Counter, sign: int, sampled: Point) -> Point:
