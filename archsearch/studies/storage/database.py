@@ -161,8 +161,8 @@ def _check_file(database: str | None, source: str, remedy: str, *, create: bool)
 def _check_is_optunas(path: Path) -> None:
     """Raise if an SQLite file has tables, but none of Optuna's, which would be made in it; a damaged one passes."""
     os.close(files.open_regular(path))
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(uri, uri=True)) as file:
+    uri, wait = f"{path.absolute().as_uri()}?mode=ro", min(5, BUSY_SECONDS)  # one that is locked passes
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(uri, timeout=wait, uri=True)) as file:
         tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if tables and not tables & {"studies", "version_info"}:
             raise InputError(path, "is a database of another program", "name another file")

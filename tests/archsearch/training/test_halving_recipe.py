@@ -71,6 +71,7 @@ def test_its_pipeline_draws(whole: Path) -> None:
     torch.testing.assert_close(found, alpha * noise - (1 - alpha**2).sqrt() * said, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_killed_in_a_halving_stage_it_ends_the_same(
     start: Callable[..., BaseProcess], whole: Path, tmp_path: Path
 ) -> None:

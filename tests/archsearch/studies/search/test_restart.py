@@ -100,7 +100,7 @@ RUNGS = {**SEEDS, "rungs": {"steps": [30, 80]}, "trials": 20}
     [
         pytest.param({}, id="seeds-for-all", marks=pytest.mark.slow),
         pytest.param(SEEDS, id="seeds-for-the-front", marks=pytest.mark.slow),
-        pytest.param(RUNGS, id="rungs"),
+        pytest.param(RUNGS, id="rungs", marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_twenty_random_moments(settings: Make, start: Start, tmp_path: Path, more: dict[str, Any]) -> None:

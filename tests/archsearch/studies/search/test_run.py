@@ -232,14 +232,14 @@ def test_the_budget_may_be_raised(settings: Make) -> None:
 
 def test_minutes(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUICK_SECONDS", "0.05")
-    timed = settings(trials=None, time_budget_minutes=0.1, sampler="random")
+    timed = settings(trials=None, time_budget_minutes=0.04, sampler="random")
     began = time.monotonic()
     candidates = run(timed)
     assert time.monotonic() - began < 30
     assert len(candidates) >= 2
     again = run(timed)
     assert len(again) - len(candidates) <= 1
-    assert len(run(timed.with_overrides(time_budget_minutes=0.2))) > len(again)
+    assert len(run(timed.with_overrides(time_budget_minutes=0.1))) > len(again)
 
 
 def test_a_candidate_that_fails_is_tried_again_then_given_up(
