@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=None, help="most milliseconds of a candidate")
     parser.add_argument("--space", default="emoji")
     parser.add_argument("--noise", type=float, default=Landscape.noise, help="of the loss, relative")
+    parser.add_argument("--level", type=float, help="share to count trials to, instead of gp's after the last trial")
     parser.add_argument("--measured", action="store_true", help="latency is known only once a point was tried")
     arguments = parser.parse_args()
 
@@ -188,7 +189,7 @@ def main() -> None:
             found.setdefault(label, []).append([landscape.values(p.point) for p in feasible])
             asks += len(past)
         took[label] = (time.process_time() - began) / asks
-    show(landscape, found, took, arguments.trials, arguments.limit)
+    show(landscape, found, took, arguments.trials, limit=arguments.limit, level=arguments.level)
 
 
 def area(points: Sequence[tuple[float, float]], worst: tuple[float, float]) -> float:
@@ -202,7 +203,9 @@ def show(
     found: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
     took: Mapping[str, float],
     budgets: Sequence[int],
+    *,
     limit: float | None,
+    level: float | None,
 ) -> None:
     """The table, as Markdown."""
     rng = random.Random(0)
@@ -215,9 +218,11 @@ def show(
         label: np.array([[area(run[:n], worst) / most for n in range(1, max(budgets) + 1)] for run in runs])
         for label, runs in found.items()
     }
-    target = float(np.median(shares["gp"][:, -1])) if "gp" in shares else math.inf
+    target, name = level, f"{level}"
+    if target is None and "gp" in shares:
+        target, name = float(np.median(shares["gp"][:, -1])), f"gp at {max(budgets)}"
     columns = [f"{n} trials" for n in budgets]
-    columns += [f"trials to gp at {max(budgets)}", "runs to 95 % of it"] if "gp" in shares else []
+    columns += [f"trials to {name}", "runs to 95 % of it"] if target is not None else []
     print("| sampler |", " | ".join(columns), "| s an ask |")
     print("|---|" + "---|" * (len(columns) + 1))
     for label, by_trial in shares.items():
@@ -225,7 +230,7 @@ def show(
         for n in budgets:
             low, middle, high = np.quantile(by_trial[:, n - 1], [0.25, 0.5, 0.75])
             cells.append(f"{middle:.3f} ({low:.3f}–{high:.3f})")
-        if "gp" in shares:
+        if target is not None:
             cells.append(first(by_trial, target, 1))
             cells.append(first(by_trial, 0.95 * target, Entry.parse(label).runs))
         print(f"| {label} | {' | '.join(cells)} | {took[label]:.2f} |", flush=True)
