@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from operator import attrgetter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,8 +41,6 @@ SURE = 3
 
 Precedence = tuple[bool, bool, int]
 
-T = TypeVar("T")
-
 
 class Row(NamedTuple):
     """A candidate with what is needed of it at every ranking."""
@@ -66,8 +64,8 @@ class Row(NamedTuple):
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Scored and feasible candidates, each architecture once: the final round if it has one, else the first trial."""
-    competing = ((c.id, _precedence(c), c) for c in candidates if competes(c))
-    return sorted(_first_of_each(competing), key=attrgetter("slot"))
+    last_to_first = sorted(filter(competes, candidates), key=_precedence, reverse=True)
+    return sorted({c.id: c for c in last_to_first}.values(), key=attrgetter("slot"))
 
 
 def competes(c: Candidate) -> bool:
@@ -145,8 +143,8 @@ class Ranking:
 
     Args:
         candidates: the candidates by slot, each with its rungs and with the score of all its seeds so far.
-        known: rows of earlier rankings by trial number, which are kept up to date; a ranking then takes time for what
-            has changed, and little for the others.
+        known: rows of the last ranking, in the order of its candidates, which are kept up to date; a ranking then takes
+            time for what has changed, and little for the others.
 
     Attributes:
         scored: the scored and feasible candidates, each architecture once, without those that diverged.
@@ -155,24 +153,25 @@ class Ranking:
     """
 
     def __init__(
-        self, settings: StudyConfig, candidates: Sequence[Candidate], *, known: MutableMapping[int, Row] | None = None
+        self, settings: StudyConfig, candidates: Sequence[Candidate], *, known: list[Row] | None = None
     ) -> None:
         self._settings = settings
         self._columns = {settings.objectives.index(name): name for name in settings.quality_objectives}
-        known = {} if known is None else known
-        self._rows: list[Row] = []
-        for c in candidates:
-            row = known.get(c.number)
-            if row is None or row.candidate is not c:
-                row = known[c.number] = self._row(c)
-            self._rows.append(row)
-        competing = ((row.architecture_id, row.precedence, row) for row in self._rows if row.competes)
-        first = _first_of_each(competing)
+        known = [] if known is None else known
+        del known[len(candidates) :]
+        for i, (c, row) in enumerate(zip(candidates, known, strict=False)):
+            if row.candidate is not c:
+                known[i] = self._row(c)
+        known.extend(map(self._row, candidates[len(known) :]))
+        self._rows = list(known)
+        competing = sorted((row for row in self._rows if row.competes), key=attrgetter("precedence"), reverse=True)
+        first = {row.architecture_id: row for row in competing}.values()  # the last of each is the lowest
         self._ranked = sorted((row for row in first if not row.diverged), key=attrgetter("slot"))
         self._paused = [row for row in self._rows if row.is_paused]
         self.scored = [row.candidate for row in self._ranked]
         self.paused = [row.candidate for row in self._paused]
-        self.several = sum(row.run.runs > len(settings.first_seeds) for row in self._ranked)
+        fewest = len(settings.first_seeds)
+        self.several = len([row for row in self._ranked if row.run.runs > fewest])
 
     @cached_property
     def noise(self) -> dict[str, float]:
@@ -254,13 +253,3 @@ class Ranking:
 
 def _precedence(c: Candidate) -> Precedence:
     return c.reused_from is not None, c.name != FINAL, c.slot
-
-
-def _first_of_each(entries: Iterable[tuple[str, Precedence, T]]) -> list[T]:
-    """The entry of the lowest precedence of each architecture, by its id."""
-    first: dict[str, tuple[Precedence, T]] = {}
-    for architecture_id, precedence, entry in entries:
-        known = first.get(architecture_id)
-        if known is None or precedence < known[0]:
-            first[architecture_id] = precedence, entry
-    return [entry for _, entry in first.values()]

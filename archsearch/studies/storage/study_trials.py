@@ -46,7 +46,7 @@ class StudyTrials(Sequence[TrialRecord]):
         self._by_architecture: dict[str, dict[int, TrialRecord]] = {}
         self._further: dict[int, dict[int, TrialRecord]] = {}
         self._candidates: dict[int, Candidate] = {}
-        self._rows: dict[int, Row] = {}
+        self._rows: list[Row] = []
         self._ranking: Ranking | None = None
         self._continuing_slots: list[int] = []
         self._busy = BusyTime()
