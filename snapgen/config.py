@@ -166,7 +166,7 @@ def _told(details: ErrorDetails, model: type[BaseModel]) -> Iterator[tuple[str, 
     """Problem and remedy of a pydantic error; of one that a `Config`'s rules raised, those of every broken rule."""
     if details["type"] == "extra_forbidden":
         names = sorted(model.model_fields) if len(details["loc"]) == 1 else []
-        like = get_close_matches(str(details["loc"][-1]), names, 1)
+        like = get_close_matches(str(details["loc"][-1]), names, 1, cutoff=0.75)
         remedy = f"write {like[0]}" if like else f"use one of: {', '.join(names)}" if names else "check its spelling"
         yield "unknown key", f"remove it or {remedy}"
     elif isinstance(cause := details.get("ctx", {}).get("error"), BrokenRules):

@@ -127,7 +127,7 @@ def locate(name_or_path: str | Path, kinds: tuple[Kind, ...]) -> Path:
     names |= {f"{kind}/{name}": path for kind in kinds for name, path in shipped(kind).items()}
     path = names.get(str(name_or_path), Path(name_or_path))
     if not path.suffix and not path.exists():
-        like = get_close_matches(str(name_or_path), names, 3)
+        like = get_close_matches(str(name_or_path), names, 3, cutoff=0.75)
         known = ", ".join(like or (name for name in names if "/" not in name))
         noun = NOUNS[kinds[0]]
         raise InputError(name_or_path, f"is neither a shipped {noun} nor a file", f"use {known} or a YAML file")
