@@ -249,20 +249,31 @@ def tabulate(
     full_size: Annotated[
         str | None, typer.Option(help="A space with the same knobs: count its costs and predict its latencies.")
     ] = None,
+    time_runs: Annotated[
+        bool,
+        typer.Option("--time-runs", help="Time a part of each run here; default: durations of the trials."),
+    ] = False,
     out: Annotated[Path, typer.Option(help="The file; its name ends in .csv or .csv.gz.")] = Path("table.csv.gz"),
     storage: Storage = None,
     quiet: Quiet = False,
 ) -> None:
     """Make a table of all runs of a study that scored every architecture of its space."""
+    from archsearch.protocol import ResolvedProtocol
     from archsearch.studies.lookup import find_config
     from archsearch.studies.storage.database import load_study
     from archsearch.studies.tabular.export import tabulate as make
     from archsearch.studies.tabular.file import write_table
+    from archsearch.studies.tabular.run_times import RunTimes
 
     check_out(out, ".csv", ".gz")
-    studies = [load_study(find_config(name, storage=storage)) for name in (study, *(add or []))]
+    configs = [find_config(name, storage=storage) for name in (study, *(add or []))]
+    studies = [load_study(config) for config in configs]
+    times = None
+    if time_runs:
+        times = RunTimes(configs[0].folder, ResolvedProtocol.model_validate(studies[0].user_attrs["protocol"]))
     with progress_bar("counting", quiet=quiet) as progress:
-        table = make(studies, full_size=full_size, progress=progress)
+        seconds = times.seconds if times else None
+        table = make(studies, full_size=full_size, seconds=seconds, progress=progress)
     write_table(table, out)
     typer.echo(f"{len(table.runs):,} runs of {len(table.entries):,} architectures: {out.resolve()}")
 

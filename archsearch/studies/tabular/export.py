@@ -28,6 +28,7 @@ def tabulate(
     studies: Sequence[Study],
     *,
     full_size: str | None = None,
+    seconds: Callable[[Architecture], float] | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> BenchmarkTable:
     """Make the table of the runs of some studies of one space.
@@ -37,7 +38,9 @@ def tabulate(
             architectures that it has scored.
         full_size: a space with the same knobs, whose candidates of the same choices are the full-size twins: their cost
             is counted, and their latency predicted for every device profile.
-        progress: called with the completed fraction of that.
+        seconds: seconds of a run of an architecture under the first study's protocol, of which longer runs take as many
+            more as they have steps more; None: the durations of the studies' trials.
+        progress: called with the completed fraction.
 
     Raises:
         InputError: if the studies have different spaces, train nothing or share a protocol, or a further one has
@@ -49,6 +52,11 @@ def tabulate(
     scored = _scored(first_study)
     protocols: dict[str, ResolvedProtocol] = {}
     runs: list[Run] = []
+    timed: dict[str, float] = {}
+    for done, candidate in enumerate(scored.values() if seconds else ()):
+        assert seconds is not None
+        timed[candidate.architecture.id] = seconds(candidate.trained or candidate.architecture)
+        progress((done + 1) / len(scored), "timing runs")
     for study in (first_study, *others):
         name = f"study {study.study_name}"
         if study.user_attrs["space"]["digest"] != space.digest:
@@ -61,27 +69,35 @@ def tabulate(
             if candidate.architecture.id not in scored:
                 problem = f"has scored architecture {candidate.architecture.id}, study {first_study.study_name} has not"
                 raise InputError(name, problem, f"run study {first_study.study_name} to its end")
-            runs += _runs(candidate, protocol)
+            short = next(iter(protocols.values())).protocol.steps
+            own = timed.get(candidate.architecture.id)
+            runs += _runs(candidate, protocol, seconds=own and own * protocol.protocol.steps / short)
     predictors = {name: PredictedBackend(profiles.model(name)).measure for name in profiles.NAMES if large is not None}
     entries = {}
     for done, candidate in enumerate(scored.values()):
         entries[candidate.architecture.id] = _entry(candidate, large, predictors)
         progress((done + 1) / len(scored), "counting the full-size twins")
-    some = next(iter(scored.values()))
+    header = _header(first_study, next(iter(scored.values())), space, large, protocols)
+    return BenchmarkTable(f"study {first_study.study_name}", header, space, entries, tuple(runs))
+
+
+def _header(
+    study: Study, some: Candidate, space: Space, large: Space | None, protocols: Mapping[str, ResolvedProtocol]
+) -> TableHeader:
+    """The header of a table whose first study is ``study``, of which ``some`` is a candidate."""
     assert some.score.latency is not None
     assert some.score.quality is not None
-    header = TableHeader(
+    return TableHeader(
         space=space.to_dict(),
         full_size=None if large is None else large.to_dict(),
-        profiles=tuple(predictors),
-        protocols=protocols,
+        profiles=() if large is None else tuple(profiles.NAMES),
+        protocols=dict(protocols),
         curve_points=next(iter(protocols.values())).protocol.curve_points,
         extractor=some.score.quality.extractor,
-        latency_device=first_study.user_attrs["settings"]["latency"]["device"],
+        latency_device=study.user_attrs["settings"]["latency"]["device"],
         latency=some.score.latency,
-        machine=first_study.user_attrs.get("machine", {}),
+        machine=study.user_attrs.get("machine", {}),
     )
-    return BenchmarkTable(f"study {first_study.study_name}", header, space, entries, tuple(runs))
 
 
 def _scored(study: Study) -> dict[str, Candidate]:
@@ -120,7 +136,7 @@ def _entry(candidate: Candidate, large: Space | None, predictors: Predictors) ->
     )
 
 
-def _runs(candidate: Candidate, protocol: ResolvedProtocol) -> Iterator[Run]:
+def _runs(candidate: Candidate, protocol: ResolvedProtocol, *, seconds: float | None) -> Iterator[Run]:
     """The runs of a candidate, a seed each. Those of one that diverged have no scores."""
     quality = candidate.score.quality
     assert quality is not None
@@ -131,7 +147,7 @@ def _runs(candidate: Candidate, protocol: ResolvedProtocol) -> Iterator[Run]:
             architecture_id=candidate.architecture.id,
             protocol_hash=protocol.hash,
             seed=seed,
-            seconds=candidate.seconds / count,
+            seconds=seconds or candidate.seconds / count,
             diverged=quality.diverged,
             scores={} if quality.diverged else dict(_scores(quality, i)),
             curve=quality.curves[i]

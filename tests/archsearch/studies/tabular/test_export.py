@@ -50,6 +50,14 @@ def test_a_study_becomes_a_table(run: Callable[..., StudyConfig], tmp_path: Path
         assert first.seconds > 0
 
 
+def test_seconds_may_be_those_of_one_machine(run: Callable[..., StudyConfig]) -> None:
+    studies = [run("whole"), run("long", trials=3, protocol=EvaluationProtocol(steps=2400, train_seeds=(2,)))]
+    table = tabulate([load_study(config) for config in studies], seconds=lambda arch: len(arch.to_json()))
+    for r in table.runs:
+        own = len(table.space.architecture(table.entries[r.architecture_id].point).to_json())
+        assert r.seconds == (10 * own if r.seed == 2 else own)
+
+
 def test_a_study_that_has_not_ended_is_no_complete_table(run: Callable[..., StudyConfig], tmp_path: Path) -> None:
     write_table(tabulate([load_study(run("part", trials=5))]), tmp_path / "table.csv")
     with pytest.raises(InputError, match=r"lacks 8 of 18 runs.*; let its study end, and export it again"):
