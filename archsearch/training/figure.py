@@ -94,11 +94,13 @@ def _kinds(figure: FigureConfig, evaluator: StageEvaluator) -> dict[str, list[st
     """The captions by what the nets know of them, the trained ones first."""
     resolution = min(stage.resolution for stage in evaluator.recipe.stages if isinstance(stage, NetStage))
     trained, held_out = (set(evaluator.data.images(s, resolution).captions) for s in ("train", "val"))
-    kinds: dict[str, list[str]] = {"captions of training images": [], "held-out captions": [], "other captions": []}
-    for caption in dict.fromkeys(figure.captions):
-        known = "captions of training images" if caption in trained else "held-out captions"
-        kinds[known if caption in trained | held_out else "other captions"].append(caption)
-    return {kind: captions for kind, captions in kinds.items() if captions}
+    captions = [*dict.fromkeys(figure.captions)]
+    kinds = {
+        "captions of training images": [c for c in captions if c in trained],
+        "held-out captions": [c for c in captions if c in held_out and c not in trained],
+        "other captions": [c for c in captions if c not in held_out and c not in trained],
+    }
+    return {kind: group for kind, group in kinds.items() if group}
 
 
 def row_label(row: FigureRow) -> str:

@@ -52,11 +52,7 @@ def tabulate(
     scored = _scored(first_study)
     protocols: dict[str, ResolvedProtocol] = {}
     runs: list[Run] = []
-    timed: dict[str, float] = {}
-    for done, candidate in enumerate(scored.values() if seconds else ()):
-        assert seconds is not None
-        timed[candidate.architecture.id] = seconds(candidate.trained or candidate.architecture)
-        progress((done + 1) / len(scored), "timing runs")
+    timed = {} if seconds is None else _timed(scored, seconds, progress)
     for study in (first_study, *others):
         name = f"study {study.study_name}"
         if study.user_attrs["space"]["digest"] != space.digest:
@@ -65,13 +61,13 @@ def tabulate(
         if protocol.hash in protocols:
             raise InputError(name, "has the protocol of an earlier study", "leave one of the two out")
         protocols[protocol.hash] = protocol
+        times_as_long = protocol.protocol.steps / next(iter(protocols.values())).protocol.steps
         for candidate in _scored(study).values():
             if candidate.architecture.id not in scored:
                 problem = f"has scored architecture {candidate.architecture.id}, study {first_study.study_name} has not"
                 raise InputError(name, problem, f"run study {first_study.study_name} to its end")
-            short = next(iter(protocols.values())).protocol.steps
             own = timed.get(candidate.architecture.id)
-            runs += _runs(candidate, protocol, seconds=own and own * protocol.protocol.steps / short)
+            runs += _runs(candidate, protocol, seconds=own and own * times_as_long)
     predictors = {name: PredictedBackend(profiles.model(name)).measure for name in profiles.NAMES if large is not None}
     entries = {}
     for done, candidate in enumerate(scored.values()):
@@ -79,6 +75,17 @@ def tabulate(
         progress((done + 1) / len(scored), "counting the full-size twins")
     header = _header(first_study, next(iter(scored.values())), space, large, protocols)
     return BenchmarkTable(f"study {first_study.study_name}", header, space, entries, tuple(runs))
+
+
+def _timed(
+    scored: Mapping[str, Candidate], seconds: Callable[[Architecture], float], progress: ProgressCallback
+) -> dict[str, float]:
+    """Seconds of a run of each candidate, by architecture."""
+    found = {}
+    for arch_id, candidate in scored.items():
+        found[arch_id] = seconds(candidate.trained or candidate.architecture)
+        progress(len(found) / len(scored), "timing runs")
+    return found
 
 
 def _header(
