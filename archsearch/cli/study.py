@@ -268,9 +268,9 @@ def tabulate(
     check_out(out, ".csv", ".gz")
     configs = [find_config(name, storage=storage) for name in (study, *(add or []))]
     studies = [load_study(config) for config in configs]
-    times = None
+    first_study, times = studies[0], None
     if time_runs:
-        times = RunTimes(configs[0].folder, ResolvedProtocol.model_validate(studies[0].user_attrs["protocol"]))
+        times = RunTimes(configs[0].folder, ResolvedProtocol.model_validate(first_study.user_attrs["protocol"]))
     with progress_bar("counting", quiet=quiet) as progress:
         seconds = times.seconds if times else None
         table = make(studies, full_size=full_size, seconds=seconds, progress=progress)
