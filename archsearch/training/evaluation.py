@@ -74,14 +74,14 @@ class StageEvaluator:
         self.recipe = recipe
         other = recipe.evaluation.data
         self.data = data if other in (None, recipe.data) else training_data(recipe, data.device, other)
-        self._trained_on = data
+        self.trained_on = data
         self._evaluators: dict[int, Evaluator] = {}
 
     def at(self, resolution: int) -> Evaluator:
         """The evaluator of nets at a resolution."""
         if resolution not in self._evaluators:
             settings = self.recipe.evaluation
-            self._evaluators[resolution] = Evaluator(self.data, resolution, settings, trained_on=self._trained_on)
+            self._evaluators[resolution] = Evaluator(self.data, resolution, settings, trained_on=self.trained_on)
         return self._evaluators[resolution]
 
     def preload(self, stage: NetStage) -> None:

@@ -93,7 +93,8 @@ def is_drawn(figure: FigureConfig, folder: RunFolder) -> bool:
 def _kinds(figure: FigureConfig, evaluator: StageEvaluator) -> dict[str, list[str]]:
     """The captions by what the nets know of them, the trained ones first."""
     resolution = min(stage.resolution for stage in evaluator.recipe.stages if isinstance(stage, NetStage))
-    trained, held_out = (set(evaluator.data.images(s, resolution).captions) for s in ("train", "val"))
+    trained = set(evaluator.trained_on.images("train", resolution).captions)
+    held_out = set(evaluator.data.images("val", resolution).captions)
     captions = [*dict.fromkeys(figure.captions)]
     kinds = {
         "captions of training images": [c for c in captions if c in trained],

@@ -5,13 +5,16 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from archsearch.training import figure, run as training
+from archsearch.training.evaluation import StageEvaluator
+from archsearch.training.recipe import FigureConfig
 from snapgen.errors import InputError
 from tests.archsearch.studies.tiny_recipe import STAGES, recipe
 
@@ -62,6 +65,26 @@ def test_it_is_drawn_again_only_if_it_changes_or_is_gone(
     (folder / "runs" / "tiny" / "figure.png").write_bytes(b"half")
     assert len(train(folder, figure=FIGURE)) == 2
     assert train(folder) == [], "without a figure"
+
+
+def test_captions_count_as_trained_by_the_data_that_the_nets_see(tmp_path: Path) -> None:
+    """Those who evaluate with other data compare nets on its held-out captions; its training captions are unseen."""
+
+    def data(**captions: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(images=lambda split, _: SimpleNamespace(captions=captions[split]))
+
+    stages = recipe(tmp_path, stages=[STAGES[1]], teacher=None)[0].stages
+    evaluator = SimpleNamespace(
+        recipe=SimpleNamespace(stages=stages),
+        trained_on=data(train=["a cat"], val=["a dog"]),
+        data=data(train=["a bird"], val=["a cow"]),
+    )
+    wanted = FigureConfig.model_validate({"captions": ["a cow", "a bird", "a cat"], "rows": ROWS})
+    assert figure._kinds(wanted, cast(StageEvaluator, evaluator)) == {
+        "captions of training images": ["a cat"],
+        "held-out captions": ["a cow"],
+        "other captions": ["a bird"],
+    }
 
 
 def test_a_row_of_no_student(tmp_path: Path) -> None:
