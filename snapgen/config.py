@@ -128,6 +128,28 @@ def load_yaml(path: Path, model: type[S]) -> S:
     return parse_config(read_mapping(path), model, source=path)
 
 
+def json_lines(
+    text: str | bytes, source: str | Path, remedy: str = "remove or repair the line"
+) -> Iterator[tuple[str, Any]]:
+    """The values of JSON lines with their places, as ``line 3``; empty lines are left out.
+
+    Args:
+        text: the file's content.
+        source: file that the lines come from, for error messages.
+        remedy: what to do about a damaged line, for error messages.
+
+    Raises:
+        InputError: naming the first line that is not JSON.
+    """
+    data = text.encode() if isinstance(text, str) else text  # text has further separators, which strings may contain
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (ValueError, RecursionError):
+                raise InputError(source, "is not JSON", remedy, place=f"line {number}") from None
+
+
 def parse_config(values: object, model: type[S], *, source: str | Path, place: str = "") -> S:
     """Validate ``values`` as a ``model``.
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from archsearch.cost.operations import Operation, operations
 from archsearch.score import LatencyRecord, check_one_runtime
-from snapgen import config, files
+from snapgen import files
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Config
-from snapgen.errors import InputError, os_errors
+from snapgen.config import Config, json_lines, parse_config
+from snapgen.errors import os_errors
 from snapgen.io.atomic import write_errors
 
 
@@ -42,16 +42,8 @@ def load_samples(path: Path) -> list[LatencySample]:
         InputError: naming the file and the invalid line.
     """
     text = files.read_text(path, "name a file that archsearch latency sample made")
-    complete = text[: text.rfind("\n") + 1].splitlines()
-    return [_parse(line, path, number) for number, line in enumerate(complete, start=1) if line.strip()]
-
-
-def _parse(line: str, path: Path, number: int) -> LatencySample:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        raise InputError(path, "is not JSON", "remove or repair the line", place=f"line {number}") from None
-    return config.parse_config(values, LatencySample, source=path, place=f"line {number}")
+    lines = json_lines(text[: text.rfind("\n") + 1], path)
+    return [parse_config(values, LatencySample, source=path, place=place) for place, values in lines]
 
 
 def ensure_writable(path: Path) -> None:

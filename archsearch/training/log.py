@@ -17,7 +17,7 @@ from archsearch.quality.evaluator import SamplingConfig
 from archsearch.stats.estimate import Estimate
 from archsearch.training.run_folder import RunFolder
 from snapgen import files
-from snapgen.errors import InputError
+from snapgen.config import json_lines
 from snapgen.io.atomic import atomic_write
 from snapgen.progress import format_duration
 from snapgen.training.loop import StepStats
@@ -156,10 +156,4 @@ def read_evaluations(run: Path) -> list[dict[str, Any]]:
         InputError: naming a line that is damaged.
     """
     path = run / EVALUATIONS
-    evaluations = []
-    for number, line in enumerate(files.read_text(path).splitlines() if path.exists() else [], start=1):
-        try:
-            evaluations.append(json.loads(line))
-        except (ValueError, RecursionError):
-            raise InputError(path, "is not JSON", "remove or repair the line", place=f"line {number}") from None
-    return evaluations
+    return [values for _, values in json_lines(files.read_text(path), path)] if path.exists() else []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from snapgen import files
+from snapgen.config import json_lines
 from snapgen.data.names import IMAGE_SUFFIXES
 from snapgen.errors import InputError, os_errors
 
@@ -127,23 +128,19 @@ def _objects(path: Path, text: str, *, lines: bool) -> Iterator[Row]:
 
 
 def _json_values(path: Path, text: str, *, lines: bool) -> Iterator[tuple[str, Any]]:
-    numbered = enumerate(text.splitlines(), start=1) if lines else [(0, text)]
-    for number, line in numbered:
-        if not line.strip():
-            continue
-        place = f"line {number}" if lines else ""
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            raise InputError(path, "is not valid JSON", "repair or remove it", place=place) from None
-        if lines:
-            yield place, value
-        elif isinstance(value, list):
-            yield from ((f"[{i}]", each) for i, each in enumerate(value))
-        elif isinstance(value, dict):
-            for name, each in value.items():
-                own = each if isinstance(each, dict) else {CAPTION_KEYS[0]: each}
-                yield name, {**own, FILE_KEYS[0]: name}
+    if lines:
+        yield from json_lines(text, path, "repair or remove it")
+        return
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(path, "is not JSON", "repair or remove it") from None
+    if isinstance(value, list):
+        yield from ((f"[{i}]", each) for i, each in enumerate(value))
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            own = each if isinstance(each, dict) else {CAPTION_KEYS[0]: each}
+            yield name, {**own, FILE_KEYS[0]: name}
 
 
 def _separated(path: Path, text: str) -> Iterator[Row]:

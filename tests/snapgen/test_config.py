@@ -218,3 +218,12 @@ def test_null_is_a_name_as_a_key_and_nothing_as_a_value(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text('null: a\n"null": b\n')
     with pytest.raises(InputError, match="twice"):
         config.read_mapping(tmp_path / "b.yaml")
+
+
+def test_json_lines_tell_the_line_that_is_damaged() -> None:
+    text = '{"a": 1}\n\n"\u2028 is no end of a line"\n{"a"\n'
+    lines = config.json_lines(text, "data.jsonl")
+    assert [next(lines), next(lines)] == [("line 1", {"a": 1}), ("line 3", "\u2028 is no end of a line")]
+    with pytest.raises(InputError, match=r"data\.jsonl: line 4: is not JSON; remove or repair the line"):
+        next(lines)
+    assert next(config.json_lines(text.encode(), "data.jsonl")) == ("line 1", {"a": 1})

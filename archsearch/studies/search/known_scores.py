@@ -7,7 +7,6 @@ is, or a table of scores that was exported from one.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from archsearch.studies.storage.attributes import check_attributes
 from archsearch.studies.storage.database import open_study
 from snapgen import files
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Config, parse_config
+from snapgen.config import Config, json_lines, parse_config
 from snapgen.errors import InputError, os_errors
 from snapgen.findings import note
 from snapgen.io.atomic import atomic_write_text
@@ -200,7 +199,7 @@ def _read_table(table: str) -> list[KnownScore]:
     Raises:
         InputError: naming the first line that is damaged or, of a table that was cut off, the last one.
     """
-    scores = [_read_line(line, table, number) for number, line in enumerate(read_bytes(table).splitlines(), 1)]
+    scores = [_checked(values, table, place) for place, values in json_lines(read_bytes(table), table, _EXPORT)]
     if not scores:
         raise InputError(table, "has no scores", _EXPORT)
     trials: dict[tuple[str, int], set[int]] = {}
@@ -213,20 +212,18 @@ def _read_table(table: str) -> list[KnownScore]:
     return scores
 
 
-def _read_line(line: bytes, table: str, number: int) -> KnownScore:
+def _checked(values: object, table: str, line: str) -> KnownScore:
     try:
-        score = parse_config(json.loads(line), KnownScore, source=table)
+        score = parse_config(values, KnownScore, source=table)
     except InputError as error:
-        place = ": ".join(text for text in (f"line {number}", error.place) if text)
+        place = ": ".join(text for text in (line, error.place) if text)
         raise InputError(table, error.problem, _EXPORT, place=place) from None
-    except (ValueError, RecursionError):
-        raise InputError(table, "is damaged or cut off: not JSON", _EXPORT, place=f"line {number}") from None
     problem, seeds = "", len(score.protocol.protocol.train_seeds)
     if not score.protocol_hash == score.protocol.hash == score.quality.protocol_hash:
         problem = f"protocol_hash {score.protocol_hash} is not that of the protocol and the quality"
     elif score.quality.runs > seeds:
         problem = f"the quality has {score.quality.runs} values by seed, but the protocol {seeds} seeds"
     if problem:
-        raise InputError(table, problem, _EXPORT, place=f"line {number}")
-    score._line = f"line {number} of {table}"
+        raise InputError(table, problem, _EXPORT, place=line)
+    score._line = f"{line} of {table}"
     return score

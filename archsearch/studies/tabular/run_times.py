@@ -10,16 +10,15 @@ import time
 from pathlib import Path
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from archsearch.protocol import EvaluationProtocol, ResolvedProtocol
 from archsearch.quality.candidate_evaluator import CandidateEvaluator
 from archsearch.quality.metrics import MIN_SAMPLES
 from snapgen import files
 from snapgen.architecture.schema import Architecture
-from snapgen.config import Config
+from snapgen.config import Config, json_lines, parse_config
 from snapgen.devices import torch_threads
-from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write_text
 
 PARTS = (8, 32)
@@ -52,11 +51,9 @@ class RunTimes:
         path = folder / f"run_times-{protocol.hash}.jsonl"
         self._path, self._protocol = path, protocol.protocol
         self._evaluators: list[CandidateEvaluator] = []
-        try:
-            lines = files.read_text(path).splitlines() if path.exists() else []
-            read = [TypeAdapter(RunTime).validate_json(line) for line in lines]
-        except ValidationError:
-            raise InputError(path, "is no file of run times", "delete it; they are then measured again") from None
+        text = files.read_text(path) if path.exists() else ""
+        lines = json_lines(text, path, "delete the file; its times are then measured again")
+        read = [parse_config(values, RunTime, source=path, place=place) for place, values in lines]
         self._known = {each.architecture_id: each.seconds for each in read}
 
     def seconds(self, arch: Architecture) -> float:

@@ -116,7 +116,7 @@ def test_names_that_several_images_have_are_not_guessed(tmp_path: Path) -> None:
 
 
 DAMAGED = {
-    "no json": ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{oops\n', "line 2: is not valid JSON"),
+    "no json": ("metadata.jsonl", '{"file_name": "a.png", "text": "x"}\n{oops\n', "line 2: is not JSON"),
     "no columns": ("metadata.csv", "a,b\nc,d\n", "has no columns of file names and captions"),
     "a comma without quotes": (
         "metadata.csv",

@@ -184,8 +184,7 @@ def damage(line: int, change: Callable[[dict[str, Any]], None]) -> Callable[[lis
     ("damaged", "place", "words"),
     [
         (lambda lines: lines[:4], "line 4", "the table ends with 4 of the 6 scores of study first"),
-        (lambda lines: [*lines[:2], lines[2][:300]], "line 3", "is damaged or cut off: not JSON"),
-        (lambda lines: [lines[0], "", *lines[1:]], "line 2", "not JSON"),
+        (lambda lines: [*lines[:2], lines[2][:300]], "line 3", "is not JSON"),
         (lambda lines: [*lines[:5], "[1]"], "line 6", "is not a mapping"),
         (lambda lines: [*lines[:5], "\udcff"], "line 6", "not JSON"),
         (lambda _: [], "", "has no scores"),
