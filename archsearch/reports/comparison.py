@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pandas
 
 from archsearch.reports.rendering import tables
@@ -32,13 +34,13 @@ def _estimates(results: Results, metric: str) -> dict[str, Estimate]:
 
 
 def frame(comparison: ComparisonConfig, results: Results) -> pandas.DataFrame:
-    """Data frame with one row per metric and variant."""
+    """Data frame with one row per metric, variant and baseline that the variant is compared with."""
     rows = []
     for metric, table in seed_tables(comparison, results).items():
         better = comparison.metrics[metric]
-        for name in table.rows:
+        for name, baseline in _pairs(comparison):
             mean = table.mean(name)
-            change = table.difference(name, comparison.baseline) if name != comparison.baseline else None
+            change = table.difference(name, baseline) if baseline else None
             rows.append(
                 {
                     "variant": name,
@@ -48,6 +50,7 @@ def frame(comparison: ComparisonConfig, results: Results) -> pandas.DataFrame:
                     "low": mean.low,
                     "high": mean.high,
                     **{f"seed {s}": v for s, v in zip(comparison.seeds, mean.by_seed, strict=True)},
+                    "baseline": baseline,
                     "difference": None if change is None else change.value,
                     "difference low": None if change is None else change.low,
                     "difference high": None if change is None else change.high,
@@ -65,15 +68,24 @@ def markdown(comparison: ComparisonConfig, results: Results) -> str:
     for name in comparison.variants:
         cells = [name]
         for metric, seed_table in all_tables.items():
-            cell = f"{seed_table.mean(name):.3g}"
-            if name != comparison.baseline:
-                change = seed_table.difference(name, comparison.baseline)
-                cell += f"; {intervals.verdict(change, comparison.metrics[metric])} ({change:+.3g})"
-            cells.append(cell)
+            cells.append("; ".join([f"{seed_table.mean(name):.3g}", *_verdicts(comparison, name, metric, seed_table)]))
         rows.append(cells)
     table = tables.markdown(header, rows).rstrip()
     notes = (_at_once(comparison, all_tables), _uneven(all_tables))
     return "\n\n".join(part for part in (_legend(comparison), table, *notes) if part) + "\n"
+
+
+def _pairs(comparison: ComparisonConfig) -> list[tuple[str, str]]:
+    """Each variant with each of its baselines, or with an empty name if it has none."""
+    return [(name, baseline) for name in comparison.variants for baseline in comparison.baselines_of(name) or ("",)]
+
+
+def _verdicts(comparison: ComparisonConfig, name: str, metric: str, table: SeedTable) -> Iterator[str]:
+    """The verdict on a variant against each of its baselines, which are named where they are its own."""
+    for baseline in comparison.baselines_of(name):
+        change = table.difference(name, baseline)
+        told = f"{intervals.verdict(change, comparison.metrics[metric])} ({change:+.3g})"
+        yield told if comparison.variants[name].baselines is None else f"vs {baseline}: {told}"
 
 
 def _legend(comparison: ComparisonConfig) -> str:
@@ -81,25 +93,30 @@ def _legend(comparison: ComparisonConfig) -> str:
     pooled = "pooled over variants"
     if nets < len(comparison.variants):
         pooled = f"pooled over the {nets} nets that the {len(comparison.variants)} variants evaluate"
+    own = any(variant.baselines for variant in comparison.variants.values())
     return (
         f"Seeds {', '.join(map(str, comparison.seeds))}; means with 95 % intervals [a, b], {pooled}. In parentheses "
-        f"after a verdict: the difference from “{comparison.baseline}”, paired by seed, with its interval."
+        f"after a verdict: the difference from “{comparison.baseline}”{' or the row after “vs”' if own else ''}, "
+        "paired by seed, with its interval."
     )
 
 
 def _at_once(comparison: ComparisonConfig, all_tables: dict[str, SeedTable]) -> str:
     """Which verdicts hold for all of them at once."""
-    others = [name for name in comparison.variants if name != comparison.baseline]
-    confidence = contrasts.at_once(len(others) * len(all_tables))
+    pairs = [(name, baseline) for name, baseline in _pairs(comparison) if baseline]
+    confidence = contrasts.at_once(len(pairs) * len(all_tables))
     holding = []
     for metric, table in all_tables.items():
-        changes = {name: table.difference(name, comparison.baseline, confidence=confidence) for name in others}
-        names = [name for name in others if intervals.verdict(changes[name]) != "cannot tell"]
+        names = [
+            name if comparison.variants[name].baselines is None else f"{name} vs {baseline}"
+            for name, baseline in pairs
+            if intervals.verdict(table.difference(name, baseline, confidence=confidence)) != "cannot tell"
+        ]
         if names:
             holding.append(f"{', '.join(names)} ({LABELS.get(metric, metric)})")
     return (
         f"Each verdict is taken alone: of those without an effect, about one in twenty is “better” or “worse”. Of the "
-        f"{len(others) * len(all_tables)} together, these hold at once (Bonferroni): {'; '.join(holding) or 'none'}."
+        f"{len(pairs) * len(all_tables)} together, these hold at once (Bonferroni): {'; '.join(holding) or 'none'}."
     )
 
 

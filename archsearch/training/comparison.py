@@ -53,6 +53,8 @@ class VariantConfig(Config):
     """Folder of a net to evaluate instead of training one; it may contain {seed}."""
     sampling: SamplingOverride = SamplingOverride()
     """Sampling settings of this variant, where they differ from those of its last stage."""
+    baselines: tuple[str, ...] | None = None
+    """Variants that this one is compared with; None: the comparison's baseline."""
 
 
 class ComparisonConfig(NamedConfig):
@@ -68,7 +70,7 @@ class ComparisonConfig(NamedConfig):
     variants: dict[str, VariantConfig] = Field(min_length=2)
     """Variants by name; each is one row of the table."""
     baseline: str
-    """Name of the variant that the others are compared with."""
+    """Name of the variant that the others are compared with, unless they name their own."""
     metrics: dict[str, Literal["lower", "higher"]] = Field(min_length=1)
     """Metrics of the table, each with the direction that is better: lower or higher."""
 
@@ -80,9 +82,23 @@ class ComparisonConfig(NamedConfig):
             raise ValueError(f"baseline {self.baseline!r:.60} is not a variant; use one of: {', '.join(self.variants)}")
 
     @rule
+    def _has_the_baselines_of_its_variants(self) -> None:
+        for name, variant in self.variants.items():
+            for number, baseline in enumerate(variant.baselines or ()):
+                if baseline == name or baseline not in self.variants:
+                    others = ", ".join(other for other in self.variants if other != name)
+                    problem = f"variants.{name}.baselines[{number}] is {baseline!r:.60}, which is no other variant"
+                    raise ValueError(f"{problem}; use some of: {others}")
+
+    @rule
     def _has_no_seed_twice(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed is listed twice; list each once")
+
+    def baselines_of(self, variant: str) -> tuple[str, ...]:
+        """Names of the variants that a variant is compared with."""
+        own = self.variants[variant].baselines
+        return own if own is not None else (self.baseline,) if variant != self.baseline else ()
 
     def recipe_of(self, variant: str, seed: int) -> Recipe:
         """Recipe of one run: the shared recipe with the overrides of a variant, and a seed.
@@ -151,7 +167,8 @@ def _load_or_evaluate(
 ) -> dict[str, Estimate]:
     path = RUNS / comparison.name / f"{variant}-{seed}.json"
     recipe = comparison.recipe_of(variant, seed)
-    inputs = {"recipe": recipe.model_dump(mode="json"), "variant": comparison.variants[variant].model_dump(mode="json")}
+    config = comparison.variants[variant].model_dump(mode="json", exclude={"baselines"})  # which change no number
+    inputs = {"recipe": recipe.model_dump(mode="json"), "variant": config}
     if path.exists():
         text = files.read_text(path)
         try:

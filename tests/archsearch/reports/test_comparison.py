@@ -76,6 +76,23 @@ def test_tables_have_every_variant_and_no_verdict_on_the_baseline() -> None:
     assert frame[frame.variant == "plain"].difference.isna().all()
 
 
+def test_a_variant_is_compared_with_its_own_baselines() -> None:
+    """E.g. with what takes as many evaluations of the net."""
+    variants = {**VARIANTS, "same": {"baselines": ["good", "plain"]}, "good": {"baselines": []}}
+    config = ComparisonConfig.model_validate({**comparison().model_dump(exclude={"variants"}), "variants": variants})
+    frame = page.frame(config, results())
+    losses = frame[frame.metric == "validation_loss"]
+    assert losses.variant.tolist() == ["plain", "good", "same", "same"]
+    assert losses.baseline.tolist() == ["", "", "good", "plain"]
+    assert losses.verdict.tolist() == ["", "", "worse", "cannot tell"]
+    text = page.markdown(config, results())
+    assert "the difference from “plain” or the row after “vs”, paired" in text
+    row = next(line for line in text.splitlines() if line.startswith("| same"))
+    assert "; vs good: worse (+0.1" in row
+    assert "; vs plain: cannot tell (" in row
+    assert "Of the 4 together, these hold at once (Bonferroni): same vs good (validation loss)" in text
+
+
 def test_verdicts_that_hold_at_once_are_told_beside_the_table() -> None:
     page_text = page.markdown(comparison(), results())
     assert "with 95 % intervals [a, b], pooled over variants." in page_text

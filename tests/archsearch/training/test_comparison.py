@@ -105,6 +105,8 @@ def test_shipped_comparisons_are_recipes_with_what_they_say(monkeypatch: pytest.
     ("changes", "named"),
     [
         ({"baseline": "nobody"}, "nobody"),
+        ({"variants": {"plain": {}, "b": {"baselines": ["b"]}}}, "variants.b.baselines[0] is 'b'"),
+        ({"variants": {"plain": {}, "b": {"baselines": ["no"]}}}, "which is no other variant; use some of: plain"),
         ({"seeds": [1, 1]}, "twice"),
         ({"metrics": {"beauty": "higher"}}, "beauty"),
         ({"variants": {"plain": {}, "b": {"overrides": {"stages[4].batch": 2}}}}, "does not exist in the recipe"),
