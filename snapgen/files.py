@@ -27,12 +27,29 @@ def open_regular(path: Path) -> int:
         OSError: if it cannot be opened or is no regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    try:
+        _check_mode(os.fstat(descriptor).st_mode)
+    except OSError:
         os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_regular(path: Path) -> None:
+    """Check that a file is a regular one, without opening it.
+
+    A database that this process may have open must not be opened here: closing it would release SQLite's locks on it.
+
+    Raises:
+        OSError: if it does not exist or is no regular file.
+    """
+    _check_mode(path.stat().st_mode)
+
+
+def _check_mode(mode: int) -> None:
+    if not stat.S_ISREG(mode):
         is_folder = stat.S_ISDIR(mode)
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR)) if is_folder else OSError(None, "is not a regular file")
-    return descriptor
 
 
 def check_header(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import os
 import re
 import sqlite3
 import time
@@ -160,7 +159,7 @@ def _check_file(database: str | None, source: str, remedy: str, *, create: bool)
 
 def _check_is_optunas(path: Path) -> None:
     """Raise if an SQLite file has tables, but none of Optuna's, which would be made in it; a damaged one passes."""
-    os.close(files.open_regular(path))
+    files.check_regular(path)
     uri, wait = f"{path.absolute().as_uri()}?mode=ro", min(5, BUSY_SECONDS)  # one that is locked passes
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(uri, timeout=wait, uri=True)) as file:
         tables = {name for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

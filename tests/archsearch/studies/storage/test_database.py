@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from archsearch.studies.config.study import StudyConfig
@@ -198,3 +201,18 @@ def test_an_artifact_folder_that_cannot_be_is_refused_at_once(settings: Make, tm
 
 def test_the_space_not_found(settings: Make) -> None:
     assert "nowhere" in refused(settings(space="nowhere"))
+
+
+def test_a_storage_opened_twice_keeps_its_locks(tmp_path: Path) -> None:
+    """A process that closes a file loses all its locks on it, SQLite's too: another one then deletes the WAL in use."""
+    path = tmp_path / "study.db"
+    first = database.open_storage(f"sqlite:///{path}")
+    study = optuna.create_study(storage=first, study_name="first")
+    database.open_storage(f"sqlite:///{path}")
+    other = (
+        f"import sqlite3; c = sqlite3.connect({str(path)!r}); c.execute('select * from studies').fetchall(); c.close()"
+    )
+    subprocess.run([sys.executable, "-c", other], check=True)
+    assert path.with_name("study.db-wal").exists(), "the other process thought that it was the last one"
+    study.add_trial(optuna.create_trial(value=1.0))
+    assert [trial.value for trial in optuna.load_study(study_name="first", storage=f"sqlite:///{path}").trials] == [1]
