@@ -195,7 +195,7 @@ FIRST: dict[str, Callable[[str], bool]] = {
     "compare-recipes": one_of("comparison"),
     **dict.fromkeys(("space show", "latency sample"), one_of("space")),
     **dict.fromkeys(("cost", "latency measure", "latency blocks"), a_net),
-    "score": a_reference,
+    "score": lambda value: a_reference(value) or a_candidate(value),
     "prune-decoder": a_run,
     "generate": lambda value: a_run(value) or a_candidate(value),
     "export": lambda value: a_run(value) or a_net(value) or a_candidate(value),
