@@ -306,6 +306,7 @@ print(len(study.candidates()), "candidates")
 """
 
 
+@pytest.mark.slow
 def test_workers_do_not_run_the_calling_script_again(folder: Path) -> None:
     """A script without ``if __name__ == "__main__"``, as a notebook is."""
     home = folder / "shipped" / "studies" / "search"

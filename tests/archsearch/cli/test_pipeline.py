@@ -131,6 +131,7 @@ def test_an_exported_run_holds_its_packages(
     assert told["sampler"]["sigmas"] == [1.0, 0.5, 0.0]
 
 
+@pytest.mark.slow
 def test_one_net_is_one_package(run: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARCHSEARCH_CACHE", str(tmp_path))
     tiny_net = tmp_path / "net.json"

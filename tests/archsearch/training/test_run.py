@@ -220,6 +220,7 @@ def killed_until_done(start: Start, folder: Path, kills: int, seed: int) -> int:
         died += 1
 
 
+@pytest.mark.slow
 def test_killed_at_random_writes_it_ends_the_same(start: Start, whole: Path, tmp_path: Path) -> None:
     died = killed_until_done(start, tmp_path / "run", 3, seed=1)
     assert died == 3

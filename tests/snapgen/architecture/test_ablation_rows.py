@@ -83,6 +83,7 @@ def test_bf16_autocast_trains_fp32_weights(twin: UNet) -> None:
     _check_gradients(twin)
 
 
+@pytest.mark.slow
 def test_compiled_it_computes_the_same(twin: UNet) -> None:
     fewer = {"levels[2].num_transformers": 0}  # the middle has their kind; tracing takes a second a transformer
     if twin.arch.down[0].num_transformers:

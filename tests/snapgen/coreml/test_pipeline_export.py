@@ -90,6 +90,7 @@ def test_an_exported_folder_draws_what_the_pipeline_does(tmp_path: Path) -> None
     assert (found - expected).abs().max() < 0.05 * expected.std()
 
 
+@pytest.mark.slow
 def test_a_pruned_decoder_is_exported_and_drawn_with(tmp_path: Path) -> None:
     """From one command to the next, and in a process that knows the pipeline's class alone."""
     one = made(tmp_path, kl(), encoders(tmp_path)[:2], guidance=2)

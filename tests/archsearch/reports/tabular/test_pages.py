@@ -79,6 +79,7 @@ def test_a_comparison_has_every_setting_at_every_mark(comparison: Comparison, tm
     assert every["seed"].nunique() == 6
 
 
+@pytest.mark.slow
 def test_the_commands_write_their_files(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

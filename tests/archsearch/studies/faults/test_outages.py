@@ -50,6 +50,7 @@ def all_scored_at_once(settings: StudyConfig, log: Path, trials: int) -> None:
     assert len(trained) == len(set(trained)) == trials
 
 
+@pytest.mark.slow
 def test_a_server_that_restarts_twice(settings: Make, own_server: Server, start: Start, tmp_path: Path) -> None:
     chosen = settings(name="restarts", trials=12, storage=own_server.url, sampler="random")
     log = tmp_path / "log"
