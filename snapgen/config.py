@@ -142,7 +142,7 @@ def json_lines(
         InputError: naming the first line that is not JSON.
     """
     data = text.encode() if isinstance(text, str) else text  # text has further separators, which strings may contain
-    for number, line in enumerate(data.split(b"\n"), start=1):
+    for number, line in enumerate(data.splitlines(), start=1):
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)

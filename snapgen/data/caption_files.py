@@ -130,6 +130,7 @@ def _objects(path: Path, text: str, *, lines: bool) -> Iterator[Row]:
 def _json_values(path: Path, text: str, *, lines: bool) -> Iterator[tuple[str, Any]]:
     if lines:
         yield from json_lines(text, path, "repair or remove it")
+    if lines or not text.strip():
         return
     try:
         value = json.loads(text)

@@ -227,3 +227,4 @@ def test_json_lines_tell_the_line_that_is_damaged() -> None:
     with pytest.raises(InputError, match=r"data\.jsonl: line 4: is not JSON; remove or repair the line"):
         next(lines)
     assert next(config.json_lines(text.encode(), "data.jsonl")) == ("line 1", {"a": 1})
+    assert [*config.json_lines("1\r\n2\r3", "data.jsonl")] == [("line 1", 1), ("line 2", 2), ("line 3", 3)]

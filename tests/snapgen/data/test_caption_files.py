@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snapgen.data.caption_files import decode_text
+from snapgen.data.caption_files import _json_values, decode_text
 from snapgen.errors import InputError
 from tests.snapgen.data.pictures import fill, picture, pictures, train
 
@@ -191,3 +191,7 @@ def test_sidecars_rank_before_tables_and_tables_before_names(tmp_path: Path) -> 
         "train/metadata.csv": "file_name,text\na.png,table\nb.png,table\nc.png,table\n",
     }
     assert captions(whole(tmp_path, files, ("a.png", "b.png", "c.png", "d.png"))) == ["d", "json", "table", "text"]
+
+
+def test_a_blank_json_file_has_no_captions(tmp_path: Path) -> None:
+    assert [*_json_values(tmp_path / "captions.json", " \n", lines=False)] == []
