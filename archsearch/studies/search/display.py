@@ -42,6 +42,9 @@ class Display:
         self._trials = StudyTrials(study)
         self._best: Candidate | None = None
         self._further_runs = FurtherRuns(settings)
+        # A small space ends before its trials do; known candidates are points of it and do not count.
+        new_points = settings.load_space().size() - len(study.user_attrs.get("start", ()))
+        self._wanted = None if settings.trials is None else min(settings.trials, new_points)
         for _ in self._new_candidates():
             pass  # an earlier run has shown them
 
@@ -118,7 +121,7 @@ class Display:
         """Summary of the study, e.g. ``5 of 14 scored, best validation loss 0.41, 3 min left``."""
         scored = len(self._trials.scored)
         done = "scored" if self._settings.rungs is None else "tried"
-        phrases = [f"{scored} of {self._settings.trials} {done}" if self._settings.trials else f"{scored} {done}"]
+        phrases = [f"{scored} of {self._wanted} {done}" if self._wanted is not None else f"{scored} {done}"]
         if self._best is not None:
             phrases.append("best " + format_value(self._best, self._settings.objectives[0]))
         left = self._seconds_left()
@@ -133,17 +136,17 @@ class Display:
         under_way = self._running()
         begun = [c.seconds / c.fraction for c in under_way if c.fraction > MIN_FRACTION]
         median = self._trials.median_seconds() or (statistics.median(begun) if begun else None)
-        if settings.trials is not None and median is not None:
+        if self._wanted is not None and median is not None:
             running = sum(min(c.seconds / median, 1) for c in under_way)
             further = self._further_runs.count(self._trials) / len(settings.first_seeds)
-            left = max(0, settings.trials - len(self._trials.scored)) + further - running
+            left = max(0, self._wanted - len(self._trials.scored)) + further - running
             estimates.append(left * median / settings.workers)
         return max(0.0, min(estimates)) if estimates else None
 
     def _fraction(self) -> float:
         running = sum(c.fraction for c in self._running() if c.continues is None)
-        if self._settings.trials is not None:
-            return min(1.0, (len(self._trials.scored) + running) / self._settings.trials)
+        if self._wanted is not None:
+            return min(1.0, (len(self._trials.scored) + running) / max(1, self._wanted))
         assert self._settings.time_budget_minutes is not None
         return min(1.0, self._trials.busy_seconds() / (60 * self._settings.time_budget_minutes))
 

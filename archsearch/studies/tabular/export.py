@@ -39,7 +39,7 @@ def tabulate(
         full_size: a space with the same knobs, whose candidates of the same choices are the full-size twins: their cost
             is counted, and their latency predicted for every device profile.
         seconds: seconds of a run of an architecture under the first study's protocol, of which longer runs take as many
-            more as they have steps more; None: the durations of the studies' trials.
+            more as they have steps more; those at another resolution keep the durations of their trials. None: all do.
         progress: called with the completed fraction.
 
     Raises:
@@ -61,12 +61,14 @@ def tabulate(
         if protocol.hash in protocols:
             raise InputError(name, "has the protocol of an earlier study", "leave one of the two out")
         protocols[protocol.hash] = protocol
-        times_as_long = protocol.protocol.steps / next(iter(protocols.values())).protocol.steps
+        first = next(iter(protocols.values())).protocol
+        times_as_long = protocol.protocol.steps / first.steps
+        is_timed = protocol.protocol.resolution == first.resolution
         for candidate in _scored(study).values():
             if candidate.architecture.id not in scored:
                 problem = f"has scored architecture {candidate.architecture.id}, study {first_study.study_name} has not"
                 raise InputError(name, problem, f"run study {first_study.study_name} to its end")
-            own = timed.get(candidate.architecture.id)
+            own = timed.get(candidate.architecture.id) if is_timed else None
             runs += _runs(candidate, protocol, seconds=own and own * times_as_long)
     predictors = {name: PredictedBackend(profiles.model(name)).measure for name in profiles.NAMES if large is not None}
     entries = {}

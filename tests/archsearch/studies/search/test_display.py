@@ -83,3 +83,17 @@ def test_a_running_trial_tells_how_far_it_is(
     search(config, quiet=True, scorer=Ticking)
     line = r"quick: 0 of 1 scored, \d+ s left; trial 0: training seed 0, 50%\n"
     assert re.fullmatch(line, capsys.readouterr().err)
+
+
+def test_a_space_that_ends_before_the_trials_is_counted_by_its_points(
+    settings: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that another study gave do not count."""
+    config = settings(trials=1_000_000)
+    study = search(settings(trials=2), quiet=True, scorer=QuickScorer)
+    given = [c.point for c in load_candidates(study)][:1]
+    study.set_user_attr("start", given)
+    display = Display(study, config, quiet=True)
+    monkeypatch.setattr(display, "_line_at", -1e9)
+    display.tick()
+    assert f" of {config.load_space().size() - 1} scored" in capsys.readouterr().err
