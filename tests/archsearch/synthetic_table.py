@@ -36,8 +36,8 @@ INTERACTION = 0.01
 NOISE = 0.002
 BASE_LOSS = 1.36
 PROFILES = ("iphone-15-pro", "iphone-16-pro-max")
-MORE, LONG, WEIGHTS = 24, 64, 10
-"""Architectures with more seeds, with a long run, and with seeds that change the weights alone."""
+MORE, LONG, LARGER, WEIGHTS = 24, 64, 32, 10
+"""Architectures with more seeds, with a long run, with a run at 64 px, and with seeds that change the weights alone."""
 
 
 def true_loss(point: Mapping[str, int]) -> float:
@@ -80,18 +80,20 @@ def make(*, noise: float = NOISE, early: float = 16, seed: int = 0) -> Benchmark
     space, large, found = entries()
     short, more = resolved(), resolved(train_seeds=(2, 3, 4))
     long = resolved(steps=2400, train_seeds=(2,), num_samples=1024, retrieval=True)
+    larger = resolved(resolution=64, train_seeds=(2,))
     weights = resolved(train_seeds=(0, 1, 2, 3), varied="weights")
     ids = list(found)
     some = random.Random(seed).sample(ids, LONG)
     runs = [_run(found[i], short, s, noise, early, seed) for i in ids for s in (0, 1)]
     runs += [_run(found[i], more, s, noise, early, seed) for i in some[:MORE] for s in (2, 3, 4)]
     runs += [_run(found[i], long, 2, noise, early, seed) for i in some]
+    runs += [_run(found[i], larger, 2, noise, early, seed) for i in some[:LARGER]]
     runs += [_run(found[i], weights, s, noise / 2, early, seed) for i in some[:WEIGHTS] for s in range(4)]
     header = TableHeader(
         space=space.to_dict(),
         full_size=large.to_dict(),
         profiles=PROFILES,
-        protocols={p.hash: p for p in (short, more, long, weights)},
+        protocols={p.hash: p for p in (short, more, long, larger, weights)},
         curve_points=8,
         extractor="efficientnet-lite0",
         latency_device="host",

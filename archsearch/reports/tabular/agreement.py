@@ -1,4 +1,4 @@
-"""Page of rank agreement: which score of a short run, from which budget, ranks as long runs do."""
+"""Page of rank agreement: which score of a short run, from which budget, ranks as longer or larger runs do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pandas
 
 from archsearch.reports.rendering import tables
 from archsearch.reports.rendering.plotting import Figure, base_layout, scatter
+from archsearch.stats.rank_correlation import FIT
 from archsearch.studies.tabular.agreement import AS_IS, Agreement, best_budget
 
 COLORS = ("var(--accent)", "var(--dominated)", "var(--ink)", "var(--muted)")
@@ -18,6 +19,7 @@ def frame(rows: list[Agreement]) -> pandas.DataFrame:
             {
                 "score": r.score,
                 "budget": r.budget,
+                "reference": r.reference,
                 "target": r.target,
                 "kind": r.kind,
                 "n": r.n,
@@ -31,22 +33,30 @@ def frame(rows: list[Agreement]) -> pandas.DataFrame:
     )
 
 
+def groups(rows: list[Agreement]) -> dict[tuple[str, str], list[Agreement]]:
+    """The agreements by reference and target."""
+    found: dict[tuple[str, str], list[Agreement]] = {}
+    for r in rows:
+        found.setdefault((r.reference, r.target), []).append(r)
+    return found
+
+
 def markdown(rows: list[Agreement]) -> str:
-    """The page; it says so if there are no long runs."""
+    """The page; it says so if there are no other runs."""
     title = "# Which score, from which budget"
     if not rows:
         return f"{title}\n\nThe table has no longer runs to compare with.\n"
-    targets = list(dict.fromkeys(r.target for r in rows))
     parts = [
         title,
-        f"Spearman's ρ of scores of the short run with those of longer ones; {rows[0].n} architectures. Budget: "
-        "share of the short run's steps. Ceiling: what the noise of the score's seeds leaves of ρ = 1. The "
-        "intervals are in the CSV file beside this page.",
+        "Spearman's ρ, with its 95 % interval, of scores of the short run with those of longer runs, or of runs on "
+        "larger images. Budget: share of the short run's steps. Ceiling: what the noise of the score's seeds leaves of "
+        "ρ = 1. t1 to t4 are ranges of timesteps, from the least noise to the most, at other budgets in the CSV file "
+        f"beside this page. A score is *fit to rank*, in bold, where the whole interval lies above {FIT}.",
     ]
-    for target in targets:
-        of_target = [r for r in rows if r.target == target]
-        parts += [f"## Against the long run's {target.replace('_', ' ')}", _table(of_target)]
-        budget = best_budget(rows, "validation_loss", target)
+    for (reference, target), of_target in groups(rows).items():
+        title = f"## Against the {target.replace('_', ' ')} of {reference}, {of_target[0].n} architectures"
+        parts += [title, _table(of_target)]
+        budget = best_budget(of_target, "validation_loss")
         if budget is not None:
             parts.append(f"The validation loss ranks within 0.02 of its best from {budget:.0%} of the steps on.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -56,16 +66,25 @@ def _table(rows: list[Agreement]) -> str:
     kinds = list(dict.fromkeys(r.kind for r in rows))
     cells: dict[tuple[str, float], list[str]] = {}
     for r in rows:
+        if " t" in r.score and r.budget < 1:
+            continue
         ceiling = "–" if r.ceiling is None else f"{r.ceiling:.2f}"
         budget = "–" if r.budget == 0 else f"{r.budget:.1%}"
         cells.setdefault((r.score, r.budget), [r.score.replace("_", " "), budget, ceiling])
-        cells[r.score, r.budget].append("–" if r.rho is None else f"{r.rho:.2f}".replace("-", "−"))
+        cells[r.score, r.budget].append(_cell(r))
     return tables.markdown(["score", "budget", "ceiling", *kinds], list(cells.values()))
 
 
-def figure(rows: list[Agreement], target: str) -> Figure:
+def _cell(r: Agreement) -> str:
+    if r.rho is None:
+        return "–"
+    shown = f"{r.rho.value:.2f} [{r.rho.low:.2f}, {r.rho.high:.2f}]".replace("-", "−")
+    return f"**{shown}**" if r.rho.low > FIT else shown
+
+
+def figure(rows: list[Agreement]) -> Figure:
     """Agreement as it is with one target by budget: a line per score, a dot for scores of the end alone."""
-    shown = [r for r in rows if (r.target, r.kind) == (target, AS_IS) and r.rho is not None and r.budget]
+    shown = [r for r in rows if r.kind == AS_IS and r.rho is not None and r.budget]
     traces = []
     for i, score in enumerate(dict.fromkeys(r.score for r in shown)):
         points = [(r.budget, r.rho.value) for r in shown if r.score == score and r.rho is not None]

@@ -32,15 +32,18 @@ def write_pages(table: BenchmarkTable, folder: Path) -> list[Path]:
         folder / "predictors.md": predictors_markdown(predicted),
         folder / "predictors.csv": tables.csv(_predictions_frame(predicted)),
     }
-    targets = list(dict.fromkeys(row.target for row in compared))
-    charts = {f"agreement-{target}": agreement.figure(compared, target) for target in targets}
+    groups = agreement.groups(compared)
+    charts = {
+        f"agreement-{i}": (f"{target.replace('_', ' ')} of {reference}", agreement.figure(rows))
+        for i, ((reference, target), rows) in enumerate(groups.items())
+    }
     if charts:
         files[folder / "ranking.html"] = html.render_page(
             "tabular.html",
             name="Which score, from which budget",
-            data={"charts": charts},
-            headline=f"Rank agreement of a short run's scores with a longer one's ({compared[0].n} architectures).",
-            charts=[(name, name.removeprefix("agreement-").replace("_", " ")) for name in charts],
+            data={"charts": {name: chart for name, (_, chart) in charts.items()}},
+            headline="Rank agreement of a short run's scores with those of longer runs, or of runs on larger images.",
+            charts=[(name, title) for name, (title, _) in charts.items()],
         )
     atomic_write_texts(files)
     return list(files)

@@ -1,4 +1,4 @@
-"""Which score ranks as longer runs do, and from which point of a short run."""
+"""Which score ranks as longer runs do, or runs on larger images, and from which point of a short run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from archsearch.protocol import ResolvedProtocol
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.rank_correlation import spearman
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Run, mean_scores
@@ -17,12 +18,13 @@ BASELINES = ("params", "macs", "latency_ms")
 
 @dataclass(frozen=True)
 class Agreement:
-    """Rank correlation of a score of the short runs with a score of the long ones.
+    """Rank correlation of a score of the short runs with a score of other ones.
 
     Attributes:
         score: ``validation_loss``, ``validation_loss t1`` (its lowest timesteps), …, a distance, or a cost.
         budget: share of the short run's steps after which the score was taken; 0 for costs.
-        target: score of the long run.
+        reference: what the other runs have more of, e.g. ``2,400 steps`` or ``64 px``.
+        target: score of the other runs.
         kind: ``as is``, or what is controlled for.
         rho: the correlation, positive where the score ranks as the target does; None if it is undefined.
         ceiling: what a perfect score of the short run could reach with its number of seeds, as the target is; None for
@@ -31,6 +33,7 @@ class Agreement:
 
     score: str
     budget: float
+    reference: str
     target: str
     kind: str
     n: int
@@ -39,11 +42,17 @@ class Agreement:
 
 
 def agreements(table: BenchmarkTable) -> list[Agreement]:
-    """Agreement of every score at every point of the curve with every score of the long runs."""
-    short, own = table.short_runs, table.protocol.protocol
-    # The protocol that is the table's but for more steps.
-    long = table.protocol_where(steps=lambda steps: steps > own.steps, resolution=lambda side: side == own.resolution)
-    pairs = {} if long is None else table.runs_like(long)
+    """Agreement of every score at every point of the curve with every score of longer runs, and of larger images."""
+    own = table.protocol.protocol
+    longer = table.protocol_where(steps=lambda steps: steps > own.steps, resolution=lambda side: side == own.resolution)
+    larger = table.protocol_where(resolution=lambda side: side > own.resolution)
+    rows = [] if longer is None else _agreements(table, longer, f"{longer.protocol.steps:,} steps")
+    return rows if larger is None else [*rows, *_agreements(table, larger, f"{larger.protocol.resolution} px")]
+
+
+def _agreements(table: BenchmarkTable, other: ResolvedProtocol, reference: str) -> list[Agreement]:
+    """Agreement with the scores of the runs under another protocol."""
+    short, pairs = table.short_runs, table.runs_like(other)
     ids = [i for i in pairs if i in short and not any(run.diverged for run in (*short[i].values(), *pairs[i].values()))]
     entries = [table.entries[i] for i in ids]
     controls = {
@@ -51,19 +60,19 @@ def agreements(table: BenchmarkTable) -> list[Agreement]:
         "at equal latency": [e.number("latency_ms") for e in entries],
         "at equal MACs": [e.number("macs") for e in entries],
     }
-    long_scores = [mean_scores([*pairs[i].values()]) for i in ids]
-    targets = [name for name in LOWER_IS_BETTER if ids and all(name in scores for scores in long_scores)]
+    other_scores = [mean_scores([*pairs[i].values()]) for i in ids]
+    targets = [name for name in LOWER_IS_BETTER if ids and all(name in scores for scores in other_scores)]
     first_runs = [[short[i][seed] for seed in table.seeds] for i in ids]
     scores = [(*key, values, _ceiling(per_seed)) for key, (values, per_seed) in _scores(first_runs).items()]
     scores += [(name, 0.0, [-e.number(name) for e in entries], None) for name in BASELINES]
     rows = []
     for target in targets:
         sign = 1 if LOWER_IS_BETTER[target] else -1
-        reference = [sign * found[target] for found in long_scores]
+        wanted = [sign * found[target] for found in other_scores]
         for score, budget, values, ceiling in scores:
             for kind, control in controls.items():
-                rho = spearman(values, reference, control)
-                rows.append(Agreement(score, budget, target, kind, len(ids), rho, ceiling))
+                rho = spearman(values, wanted, control)
+                rows.append(Agreement(score, budget, reference, target, kind, len(ids), rho, ceiling))
     return rows
 
 
@@ -112,13 +121,14 @@ def _ceiling(by_seed: Sequence[Sequence[float]]) -> float | None:
     return math.sqrt(seeds * r / (1 + (seeds - 1) * r)) if r > 0 else 0.0
 
 
-def best_budget(rows: Sequence[Agreement], score: str, target: str, *, within: float = 0.02) -> float | None:
+def best_budget(rows: Sequence[Agreement], score: str, *, within: float = 0.02) -> float | None:
     """The smallest budget at which a score ranks about as well as at any; None if it was not compared.
 
     Args:
+        rows: of one reference and target.
         within: difference from the best correlation that is allowed.
     """
-    known = [r for r in rows if (r.score, r.target, r.kind) == (score, target, AS_IS) and r.rho is not None]
+    known = [r for r in rows if (r.score, r.kind) == (score, AS_IS) and r.rho is not None]
     if not known:
         return None
     best = max(r.rho.value for r in known if r.rho is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -59,7 +60,10 @@ def test_the_factorial_page_has_effects_with_their_intervals(table: BenchmarkTab
 
 def test_the_ranking_page_says_from_which_budget(table: BenchmarkTable) -> None:
     page = agreement.markdown(agreements(table))
-    assert "## Against the long run's retrieval mrr" in page
+    assert "## Against the retrieval mrr of 2,400 steps, 64 architectures" in page
+    assert "## Against the validation loss of 64 px, 32 architectures" in page
+    assert re.search(r"\| validation loss \| 100.0% \| 0.99 \| \*\*0.99 \[0.98, ", page), "fit to rank"
+    assert "validation loss t1 | 12.5%" not in page
     assert "The validation loss ranks within 0.02 of its best from" in page
 
 
@@ -94,7 +98,7 @@ def test_the_commands_write_their_files(
         "predictors.md",
         "predictors.csv",
     }
-    assert "agreement-retrieval_mrr" in (tmp_path / "pages" / "ranking.html").read_text()
+    assert "Against the retrieval mrr of 2,400 steps" in (tmp_path / "pages" / "ranking.html").read_text()
     arguments = ("replay", "emoji", "--table", str(path), "--seeds", "2", "--trials", "4", "--setting", "random", "-q")
     capsys.readouterr()
     assert call(*arguments, "--out", str(tmp_path / "replay.md"), monkeypatch=monkeypatch) == 0

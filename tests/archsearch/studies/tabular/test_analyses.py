@@ -18,7 +18,7 @@ from archsearch.studies.tabular.effects import (
     run_noise,
 )
 from archsearch.studies.tabular.predictors import IN_DISTRIBUTION, predictions, splits
-from archsearch.studies.tabular.table import BenchmarkTable
+from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable
 from tests.archsearch import synthetic_table
 from tests.archsearch.synthetic_table import EFFECTS, INTERACTION, NOISE
 
@@ -112,7 +112,13 @@ def test_strong_rows_come_out_and_weak_ones_by_chance(table: BenchmarkTable) -> 
 
 
 def test_agreement_grows_along_the_curve(table: BenchmarkTable) -> None:
-    rows = agreements(table)
+    every = agreements(table)
+    assert {(r.reference, r.n) for r in every} == {
+        ("2,400 steps", synthetic_table.LONG),
+        ("64 px", synthetic_table.LARGER),
+    }
+    assert {r.target for r in every if r.reference == "64 px"} == {*LOWER_IS_BETTER} - {"retrieval_mrr"}
+    rows = [r for r in every if r.reference == "2,400 steps"]
     of_loss = {
         r.budget: r for r in rows if (r.score, r.target, r.kind) == ("validation_loss", "validation_loss", AS_IS)
     }
@@ -122,14 +128,13 @@ def test_agreement_grows_along_the_curve(table: BenchmarkTable) -> None:
     assert rhos[0] < rhos[3] < rhos[-1]
     ceilings = [r.ceiling for r in of_loss.values() if r.ceiling is not None]
     assert ceilings[0] < ceilings[-1] <= 1
-    budget = best_budget(rows, "validation_loss", "validation_loss")
+    budget = best_budget([r for r in rows if r.target == "validation_loss"], "validation_loss")
     assert budget is not None
     assert 0.25 < budget <= 1
     assert {r.target for r in rows} == {"validation_loss", "frechet_distance", "kernel_distance", "retrieval_mrr"}
     retrieval = next(r for r in rows if (r.score, r.budget, r.target) == ("validation_loss", 1.0, "retrieval_mrr"))
     assert retrieval.rho is not None
     assert retrieval.rho.value > 0.97, "a lower loss is a better retrieval"
-    assert {r.n for r in rows} == {synthetic_table.LONG}
 
 
 def test_splits_are_by_id_and_two_are_out_of_distribution(table: BenchmarkTable) -> None:
