@@ -68,8 +68,11 @@ def markdown(table: BenchmarkTable) -> str:
         "# The factorial ablation",
         f"{some.n:,} architectures, every combination of the choices, each trained with {len(table.seeds)} seeds or "
         "more. An effect is an average over all choices of the other knobs, with its 95 % interval; costs and "
-        "latencies are relative. Latencies named after a phone are *predicted*, of the full-size twins.",
-        tables.markdown(["change", *(_label(name) for name in found)], _effect_rows(found)),
+        "latencies are relative. Latencies named after a phone are *predicted*, of the full-size twins. Better, worse "
+        "or open is what the paper's ablation says of a row's quality.",
+        tables.markdown(
+            ["change", "SnapGen's row", *(_label(name) for name in found)], _effect_rows(table, found), text_columns=2
+        ),
         "Mean, share of the variance that main effects and interactions of two knobs explain, deviation of the rest:",
         tables.markdown(
             ["score", "mean", "explained", "rest"],
@@ -92,11 +95,13 @@ def _label(name: str) -> str:
     return name.replace("_", " ").removesuffix(" ms")
 
 
-def _effect_rows(found: dict[str, FactorialFit]) -> list[list[str]]:
+def _effect_rows(table: BenchmarkTable, found: dict[str, FactorialFit]) -> list[list[str]]:
     changes = next(iter(found.values())).main
+    said = {p.change: f"{p.row}: {p.direction or 'open'}" for p in published_changes(table)}
     return [
         [
             str(change),
+            said.get(change, "–"),
             *(
                 formatting.format_change(
                     _ratio(fit.main[change]) if name not in LOWER_IS_BETTER else fit.main[change],

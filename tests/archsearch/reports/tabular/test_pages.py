@@ -48,7 +48,9 @@ def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_the_factorial_page_has_effects_with_their_intervals(table: BenchmarkTable) -> None:
     page = effects.markdown(table)
-    row = next(line for line in page.splitlines() if line.startswith("| convs: plain → separable |"))
+    row = next(line for line in page.splitlines() if line.startswith("| convs: plain → separable | 2a: worse |"))
+    assert "| all.num_kv_heads: null → 1 | 4: open |" in page
+    assert "| width: base → wider | – |" in page
     assert row.count("[") >= 3
     assert "+0.04" in row
     assert "1: no self-attention at high resolution" in page
