@@ -33,11 +33,11 @@ def frame(rows: list[Agreement]) -> pandas.DataFrame:
     )
 
 
-def groups(rows: list[Agreement]) -> dict[tuple[str, str], list[Agreement]]:
-    """The agreements by reference and target."""
-    found: dict[tuple[str, str], list[Agreement]] = {}
+def groups(rows: list[Agreement]) -> dict[str, list[Agreement]]:
+    """The agreements with each score of the other runs, by its label, e.g. ``validation loss of 2,400 steps``."""
+    found: dict[str, list[Agreement]] = {}
     for r in rows:
-        found.setdefault((r.reference, r.target), []).append(r)
+        found.setdefault(f"{r.target.replace('_', ' ')} of {r.reference}", []).append(r)
     return found
 
 
@@ -53,9 +53,8 @@ def markdown(rows: list[Agreement]) -> str:
         "ρ = 1. t1 to t4 are ranges of timesteps, from the least noise to the most, at other budgets in the CSV file "
         f"beside this page. A score is *fit to rank*, in bold, where the whole interval lies above {FIT}.",
     ]
-    for (reference, target), of_target in groups(rows).items():
-        title = f"## Against the {target.replace('_', ' ')} of {reference}, {of_target[0].n} architectures"
-        parts += [title, _table(of_target)]
+    for label, of_target in groups(rows).items():
+        parts += [f"## Against the {label}, {of_target[0].n} architectures", _table(of_target)]
         budget = best_budget(of_target, "validation_loss")
         if budget is not None:
             parts.append(f"The validation loss ranks within 0.02 of its best from {budget:.0%} of the steps on.")

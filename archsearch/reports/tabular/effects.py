@@ -10,6 +10,7 @@ from archsearch.reports.rendering import formatting, tables
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.factorial import FactorialFit
 from archsearch.studies.tabular.effects import (
+    PublishedChange,
     effects_on,
     fresh_verdicts,
     noise_by_source,
@@ -64,6 +65,7 @@ def markdown(table: BenchmarkTable) -> str:
     found = fits(table)
     scores = scores_of(table)
     some = found[scores[0]]
+    published = published_changes(table)
     parts = [
         "# The factorial ablation",
         f"{some.n:,} architectures, every combination of the choices, each trained with {len(table.seeds)} seeds or "
@@ -71,7 +73,9 @@ def markdown(table: BenchmarkTable) -> str:
         "latencies are relative. Latencies named after a phone are *predicted*, of the full-size twins. Better, worse "
         "or open is what the paper's ablation says of a row's quality.",
         tables.markdown(
-            ["change", "SnapGen's row", *(_label(name) for name in found)], _effect_rows(table, found), text_columns=2
+            ["change", "SnapGen's row", *(_label(name) for name in found)],
+            _effect_rows(found, published),
+            text_columns=2,
         ),
         "Mean, share of the variance that main effects and interactions of two knobs explain, deviation of the rest:",
         tables.markdown(
@@ -85,7 +89,7 @@ def markdown(table: BenchmarkTable) -> str:
     ]
     for name in scores:
         parts += [f"## Interactions: {_label(name)}", _interactions(found[name])]
-    parts += ["## From few seeds", *_from_few_seeds(table, scores)]
+    parts += ["## From few seeds", *_from_few_seeds(table, scores, published)]
     parts += _fresh(table, scores)
     parts += ["## Where chance comes from", _noise(table, scores)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -95,9 +99,9 @@ def _label(name: str) -> str:
     return name.replace("_", " ").removesuffix(" ms")
 
 
-def _effect_rows(table: BenchmarkTable, found: dict[str, FactorialFit]) -> list[list[str]]:
+def _effect_rows(found: dict[str, FactorialFit], published: list[PublishedChange]) -> list[list[str]]:
     changes = next(iter(found.values())).main
-    said = {p.change: f"{p.row}: {p.direction or 'open'}" for p in published_changes(table)}
+    said = {p.change: f"{p.row}: {p.direction or 'open'}" for p in published}
     return [
         [
             str(change),
@@ -122,18 +126,16 @@ def _interactions(fit: FactorialFit) -> str:
     return tables.markdown(["effect of", "is larger after", "by"], rows, text_columns=2)
 
 
-def _from_few_seeds(table: BenchmarkTable, scores: list[str]) -> list[str]:
+def _from_few_seeds(table: BenchmarkTable, scores: list[str], published: list[PublishedChange]) -> list[str]:
     rows = []
-    for published in published_changes(table):
+    for each in published:
         for name in scores:
-            found = reproduction(table, published, name)
+            found = reproduction(table, each, name)
             if found is None:
                 continue
             shares = (found.observed, found.one_seed, found.three_seeds)
-            row = f"{published.row}: {published.title}"
-            rows.append(
-                [row, str(published.direction), _label(name), str(found.contexts), *map(formatting.percent, shares)]
-            )
+            row = f"{each.row}: {each.title}"
+            rows.append([row, str(each.direction), _label(name), str(found.contexts), *map(formatting.percent, shares)])
     text = (
         "How often a row would come out with the published sign, if two architectures that differ in it alone were "
         "compared: counted over all contexts and single seeds, and calculated for one seed and for three from the "

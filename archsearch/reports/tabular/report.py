@@ -33,17 +33,14 @@ def write_pages(table: BenchmarkTable, folder: Path) -> list[Path]:
         folder / "predictors.csv": tables.csv(_predictions_frame(predicted)),
     }
     groups = agreement.groups(compared)
-    charts = {
-        f"agreement-{i}": (f"{target.replace('_', ' ')} of {reference}", agreement.figure(rows))
-        for i, ((reference, target), rows) in enumerate(groups.items())
-    }
+    charts = {f"agreement-{i}": agreement.figure(rows) for i, rows in enumerate(groups.values())}
     if charts:
         files[folder / "ranking.html"] = html.render_page(
             "tabular.html",
             name="Which score, from which budget",
-            data={"charts": {name: chart for name, (_, chart) in charts.items()}},
+            data={"charts": charts},
             headline="Rank agreement of a short run's scores with those of longer runs, or of runs on larger images.",
-            charts=[(name, title) for name, (title, _) in charts.items()],
+            charts=[*zip(charts, groups, strict=True)],
         )
     atomic_write_texts(files)
     return list(files)
