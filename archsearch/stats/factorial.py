@@ -1,8 +1,9 @@
 """Main effects and interactions of knobs in a factorial: least squares, where every combination was scored.
 
 Unlike `archsearch.stats.main_effects`, which shrinks the effects of a few candidates towards zero, nothing is shrunk
-here. An effect is an average over all choices of the other knobs. Its interval rests on what main effects and
-interactions of two knobs do not explain: the noise of the scores, and interactions of more knobs.
+here. An effect is an average over all choices of the other knobs. The interval of an effect on a number without seeds
+(`fit`) rests on what main effects and interactions of two knobs do not explain. That of a main effect on a score of
+several seeds (`fit_over_seeds`) rests on how much the effect differs between seeds.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr
 
 from archsearch.spaces.summary import KnobSummary
 from archsearch.stats.estimate import Estimate
+from archsearch.stats.intervals import quantile
 from archsearch.stats.regression import Array
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def fit(
     *,
     interactions: bool = True,
 ) -> FactorialFit:
-    """Estimate all effects of a number.
+    """Estimate all effects of a number that no seeds vary.
 
     Args:
         points: index of the choice of every knob, for each architecture.
@@ -74,44 +74,125 @@ def fit(
     Raises:
         ValueError: if there are too few architectures to tell all effects apart.
     """
-    y = np.asarray(values, dtype=np.float64)
-    columns = 1 + sum(len(knob.choices) - 1 for knob in knobs)  # of the mean and the main effects
-    design = np.array([_inputs(point, knobs) for point in points])[:, : None if interactions else columns]
-    rank = int(np.linalg.matrix_rank(design))
-    freedom = len(y) - design.shape[1]
-    if rank < design.shape[1] or freedom < 1:
-        raise ValueError(f"{len(y)} architectures do not tell {design.shape[1]} effects apart; score more")
-    inverse = np.linalg.inv(design.T @ design)
-    coefficients = inverse @ (design.T @ y)
-    rest = y - design @ coefficients
-    variance = float(rest @ rest) / freedom
-
-    def estimate(contrast: Array) -> Estimate:
-        contrast = contrast[: design.shape[1]]
-        value = float(contrast @ coefficients)
-        half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(
-            variance * float(contrast @ inverse @ contrast)
-        )
-        return Estimate(value=value, low=value - half, high=value + half)
-
-    main = {change: estimate(_main_contrast(change, knobs)) for knob in knobs for change in changes(knob)}
+    found = _least_squares(points, values, knobs, interactions=interactions)
+    main = {change: found.interval(_main_contrast(change, knobs)) for knob in knobs for change in changes(knob)}
     pairs = {
-        (a, b): estimate(_pair_contrast(a, b, knobs))
+        (a, b): found.interval(_pair_contrast(a, b, knobs))
         for first, second in itertools.combinations(knobs, 2)
         for a, b in itertools.product(changes(first), changes(second) if interactions else ())
     }
     strongest = sorted(
         pairs, key=lambda pair: -abs(pairs[pair].value) / max(1e-300, pairs[pair].high - pairs[pair].low)
     )
-    total = float(np.square(y - y.mean()).sum())
+    total = float(np.square(found.fitted + found.rest - np.mean(values)).sum())
     return FactorialFit(
-        n=len(y),
-        mean=float(coefficients[0]),
+        n=len(values),
+        mean=float(found.coefficients[0]),
         main=main,
         interactions={pair: pairs[pair] for pair in strongest},
-        explained=1 - float(rest @ rest) / total if total else 0.0,
-        residual=math.sqrt(variance),
+        explained=1 - float(found.rest @ found.rest) / total if total else 0.0,
+        residual=math.sqrt(found.variance),
     )
+
+
+def fit_over_seeds(
+    points: Sequence[Mapping[str, int]], scores: Sequence[Mapping[int, float]], knobs: Sequence[KnobSummary]
+) -> FactorialFit:
+    """Estimate all effects of a score of several seeds, so that the intervals of main effects hold for other seeds.
+
+    A seed fixes the same random draws for all architectures, and these suit some choices better than others, whatever
+    the other knobs are: hundreds of architectures with two seeds tell exactly what a change does with these two. Each
+    main effect is thus estimated for every seed, also for those that only some architectures have, and its mean is that
+    of a random-effects meta-analysis: the variance between seeds by DerSimonian and Laird (1986), the interval by
+    Hartung and Knapp (2001). With two seeds it is wide.
+
+    Interactions are estimated from the seeds that all architectures have, and their intervals are of these seeds alone.
+
+    Args:
+        points: as in `fit`.
+        scores: the score by seed, for each architecture. A seed whose architectures are too few to tell the main
+            effects apart is left out.
+
+    Raises:
+        ValueError: if no seed is common to all, or there are too few architectures.
+    """
+    complete = set.intersection(*(set(by_seed) for by_seed in scores)) if scores else set()
+    if not complete:
+        raise ValueError("the architectures have no seed in common")
+    values = [float(np.mean([by_seed[seed] for seed in complete])) for by_seed in scores]
+    whole = fit(points, values, knobs)
+    # What the seeds common to all explain is taken off first, so that those of a few architectures are not mistaken for
+    # their interactions.
+    expected = _least_squares(points, values, knobs, interactions=True).fitted
+    by_change: dict[Change, list[tuple[float, float]]] = {change: [] for change in whole.main}
+    for seed in sorted({seed for by_seed in scores for seed in by_seed}):
+        having = [i for i, by_seed in enumerate(scores) if seed in by_seed]
+        rest = [scores[i][seed] - expected[i] for i in having]
+        try:
+            found = _least_squares([points[i] for i in having], rest, knobs, interactions=seed in complete)
+        except ValueError:
+            continue
+        for change, effects in by_change.items():
+            difference, error = found.effect(_main_contrast(change, knobs))
+            effects.append((whole.main[change].value + difference, error))
+    main = {change: _random_effects_mean(effects) for change, effects in by_change.items() if len(effects) > 1}
+    return replace(whole, main=main or whole.main)
+
+
+def _random_effects_mean(effects: Sequence[tuple[float, float]]) -> Estimate:
+    """Mean of effects, each with its standard error, over the seeds from which they are."""
+    values, errors = (np.array(column) for column in zip(*effects, strict=True))
+    precision = 1 / np.maximum(errors**2, 1e-100)  # values of made-up seeds may agree exactly
+    fixed = float(precision @ values / precision.sum())
+    excess = float(precision @ (values - fixed) ** 2) - (len(values) - 1)
+    between = max(0.0, excess / float(precision.sum() - np.square(precision).sum() / precision.sum()))
+    weights = 1 / (1 / precision + between)
+    mean = float(weights @ values / weights.sum())
+    # Hartung and Knapp's scale is not taken below 1: seeds that happen to agree do not make the errors smaller.
+    scale = max(1.0, float(weights @ (values - mean) ** 2) / (len(values) - 1))
+    half = quantile(len(values) - 1) * math.sqrt(scale / float(weights.sum()))
+    return Estimate(value=mean, low=mean - half, high=mean + half)
+
+
+@dataclass(frozen=True)
+class _LeastSquares:
+    """A least-squares fit; ``rest`` is what it leaves, with a variance of ``freedom`` degrees of freedom."""
+
+    coefficients: Array
+    inverse: Array
+    fitted: Array
+    rest: Array
+    freedom: int
+
+    @property
+    def variance(self) -> float:
+        return float(self.rest @ self.rest) / self.freedom
+
+    def effect(self, contrast: Array) -> tuple[float, float]:
+        """An effect and its standard error."""
+        contrast = contrast[: len(self.coefficients)]
+        error = math.sqrt(self.variance * float(contrast @ self.inverse @ contrast))
+        return float(contrast @ self.coefficients), error
+
+    def interval(self, contrast: Array) -> Estimate:
+        value, error = self.effect(contrast)
+        half = quantile(self.freedom) * error
+        return Estimate(value=value, low=value - half, high=value + half)
+
+
+def _least_squares(
+    points: Sequence[Mapping[str, int]], values: Sequence[float], knobs: Sequence[KnobSummary], *, interactions: bool
+) -> _LeastSquares:
+    y = np.asarray(values, dtype=np.float64)
+    columns = 1 + sum(len(knob.choices) - 1 for knob in knobs)  # of the mean and the main effects
+    design = np.array([_inputs(point, knobs) for point in points])[:, : None if interactions else columns]
+    freedom = len(y) - design.shape[1]
+    if freedom < 1 or int(np.linalg.matrix_rank(design)) < design.shape[1]:
+        raise ValueError(f"{len(y)} architectures do not tell {design.shape[1]} effects apart; score more")
+    inverse = np.linalg.inv(design.T @ design)
+    coefficients = inverse @ (design.T @ y)
+    fitted = design @ coefficients
+    return _LeastSquares(coefficients, inverse, fitted, y - fitted, freedom)
 
 
 def changes(knob: KnobSummary) -> list[Change]:
@@ -158,20 +239,20 @@ def _pair_contrast(a: Change, b: Change, knobs: Sequence[KnobSummary]) -> Array:
     return _combined(np.zeros(1), zeros, pair)
 
 
-def chance_of_sign(differences: Sequence[float], noise: float, *, runs: int, seeds: int) -> float:
+def chance_of_sign(differences: Sequence[Sequence[float]], *, seeds: int) -> float:
     """Probability that a change comes out as better (below 0) in an experiment of its own with a few seeds.
 
     The experiment compares two architectures that differ in the change alone, in any context (the choices of the other
-    knobs). The effects in these contexts are taken to be normal.
+    knobs), with the same seeds. The effects in these contexts, and those of seeds on them, are taken to be normal.
 
     Args:
-        differences: effect of the change in each context, as means of ``runs`` paired runs.
-        noise: standard deviation of a run's score that pairing does not remove.
-        seeds: seeds of each of the experiment's two architectures.
+        differences: effect of the change by context and seed, as many seeds in each.
+        seeds: seeds of the experiment.
     """
-    mean, observed = float(np.mean(differences)), float(np.var(differences, ddof=1))
-    between = max(0.0, observed - 2 * noise**2 / runs)
-    deviation = math.sqrt(between + 2 * noise**2 / seeds)
+    table = np.asarray(differences, dtype=np.float64)  # (contexts, S)
+    within = float(table.var(axis=1, ddof=1).mean()) if table.shape[1] > 1 else 0.0
+    between = max(0.0, float(table.mean(axis=1).var(ddof=1)) - within / table.shape[1])
+    mean, deviation = float(table.mean()), math.sqrt(between + within / seeds)
     if deviation == 0:
         return float(mean < 0)
     return float(ndtr(-mean / deviation))

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from archsearch.spaces.summary import knob_summaries
-from archsearch.stats.factorial import Change, FactorialFit, chance_of_sign, fit
+from archsearch.stats.factorial import Change, FactorialFit, chance_of_sign, fit, fit_over_seeds
 from archsearch.stats.intervals import Verdict, additive_fit, verdict
 from archsearch.studies.config.ablation import expand_rows
 from archsearch.studies.config.study import load_config
@@ -58,21 +58,21 @@ class Reproduction:
 
 @dataclass(frozen=True)
 class FreshVerdicts:
-    """Verdicts of the whole table on its changes, against those from fresh pairs of seeds on a few architectures.
+    """Verdicts of a table on its changes, against those from fresh pairs of seeds on a few architectures.
 
     Attributes:
         architectures: number of architectures with fresh seeds.
         pairs: number of fresh pairs of seeds.
-        called: number of changes, over all pairs, that the fresh pair calls better or worse.
-        agreeing: number of these on which the table gives the same verdict.
         found: number of changes, over all pairs, that the table calls better or worse.
+        called: number of these that the fresh pair, too, calls better or worse.
+        agreeing: number of these on which both give the same verdict.
     """
 
     architectures: int
     pairs: int
+    found: int
     called: int
     agreeing: int
-    found: int
 
 
 def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
@@ -83,12 +83,21 @@ def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
     Raises:
         ValueError: if the table has too few architectures with that number.
     """
+    knobs = knob_summaries(table.space)
     if name in LOWER_IS_BETTER:
-        values = table.true_values(name)
-    else:
-        values = {arch_id: float(np.log(entry.number(name))) for arch_id, entry in table.entries.items()}
-    ids = [arch_id for arch_id in table.entries if arch_id in values]
-    return fit([table.entries[i].point for i in ids], [values[i] for i in ids], knob_summaries(table.space))
+        scores = _scores(table, name)
+        return fit_over_seeds([table.entries[i].point for i in scores], [*scores.values()], knobs)
+    entries = table.entries.values()
+    return fit([e.point for e in entries], [float(np.log(e.number(name))) for e in entries], knobs)
+
+
+def _scores(table: BenchmarkTable, metric: str) -> dict[str, dict[int, float]]:
+    """A metric by architecture and seed, of the architectures none of whose short runs diverged."""
+    return {
+        i: {seed: run.scores[metric] for seed, run in by_seed.items()}
+        for i, by_seed in table.short_runs.items()
+        if _all_have([*by_seed.values()], metric)
+    }
 
 
 def published_changes(table: BenchmarkTable, ablation: str = PUBLISHED) -> list[PublishedChange]:
@@ -126,12 +135,9 @@ def reproduction(table: BenchmarkTable, published: PublishedChange, metric: str)
     if published.direction is None:
         return None
     sign = 1.0 if (published.direction == "better") == LOWER_IS_BETTER[metric] else -1.0
-    pairs = _pairs(table, published.change, metric)
-    by_seed = sign * np.array(pairs)  # (contexts, seeds): below 0 is as published
-    noise = run_noise(table, metric)
-    means, seeds = by_seed.mean(axis=1).tolist(), by_seed.shape[1]
-    one, three = (chance_of_sign(means, noise, runs=seeds, seeds=s) for s in (1, 3))
-    return Reproduction(published, len(pairs), float((by_seed < 0).mean()), one, three)
+    pairs = sign * np.array(_pairs(table, published.change, metric))  # (contexts, seeds): below 0 is as published
+    one, three = (chance_of_sign(pairs.tolist(), seeds=seeds) for seeds in (1, 3))
+    return Reproduction(published, len(pairs), float((pairs < 0).mean()), one, three)
 
 
 def _pairs(table: BenchmarkTable, change: Change, metric: str) -> list[list[float]]:
@@ -152,32 +158,30 @@ def _pairs(table: BenchmarkTable, change: Change, metric: str) -> list[list[floa
 
 
 def fresh_verdicts(table: BenchmarkTable, metric: str) -> FreshVerdicts | None:
-    """Hold the table's verdicts against those from pairs of seeds that it does not rest on; None without such pairs.
+    """Hold the table's verdicts against those from pairs of seeds that they do not rest on; None without such pairs.
 
     Main effects alone are fitted to the fresh pairs, for there are fewer architectures than interactions.
     """
-    runs = {i: by_seed for i, by_seed in table.short_runs.items() if _all_have([*by_seed.values()], metric)}
-    fresh = sorted({seed for by_seed in runs.values() for seed in by_seed} - {*table.seeds})
+    scores, knobs = _scores(table, metric), knob_summaries(table.space)
+    better: Literal["lower", "higher"] = "lower" if LOWER_IS_BETTER[metric] else "higher"
+
+    def verdicts(found: FactorialFit) -> dict[Change, Verdict]:
+        return {change: verdict(effect, better) for change, effect in found.main.items()}
+
+    fresh = sorted({seed for by_seed in scores.values() for seed in by_seed} - {*table.seeds})
     pairs = [*zip(fresh[::2], fresh[1::2], strict=False)]
-    knobs = knob_summaries(table.space)
-
-    def verdicts(seeds: Sequence[int], ids: Sequence[str], *, interactions: bool) -> dict[Change, Verdict]:
-        values = [sum(runs[i][seed].scores[metric] for seed in seeds) / len(seeds) for i in ids]
-        points = [table.entries[i].point for i in ids]
-        main = fit(points, values, knobs, interactions=interactions).main
-        better: Literal["lower", "higher"] = "lower" if LOWER_IS_BETTER[metric] else "higher"
-        return {change: verdict(effect, better) for change, effect in main.items()}
-
-    whole = verdicts(table.seeds, list(runs), interactions=True)
-    called = agreeing = 0
-    ids = [i for i in runs if all(seed in runs[i] for pair in pairs for seed in pair)]
+    few = [i for i in scores if all(seed in scores[i] for pair in pairs for seed in pair)]
+    found = called = agreeing = 0
     for pair in pairs:
-        few = verdicts(pair, ids, interactions=False)
-        said = [change for change, found in few.items() if found != "cannot tell"]
-        called += len(said)
-        agreeing += sum(few[change] == whole[change] for change in said)
-    found = len(pairs) * sum(each != "cannot tell" for each in whole.values())
-    return FreshVerdicts(len(ids), len(pairs), called, agreeing, found) if pairs else None
+        others = [{s: v for s, v in by_seed.items() if s not in pair} for by_seed in scores.values()]
+        whole = verdicts(fit_over_seeds([table.entries[i].point for i in scores], others, knobs))
+        means = [(scores[i][pair[0]] + scores[i][pair[1]]) / 2 for i in few]
+        said = verdicts(fit([table.entries[i].point for i in few], means, knobs, interactions=False))
+        known = [change for change, each in whole.items() if each != "cannot tell"]
+        found += len(known)
+        called += sum(said[change] != "cannot tell" for change in known)
+        agreeing += sum(said[change] == whole[change] for change in known)
+    return FreshVerdicts(len(few), len(pairs), found, called, agreeing) if pairs else None
 
 
 def run_noise(table: BenchmarkTable, metric: str) -> float:

@@ -262,7 +262,7 @@ def _known_numbers(table: BenchmarkTable, config: StudyConfig, space: Space) -> 
 def true_points(table: BenchmarkTable, config: StudyConfig) -> dict[str, tuple[float, ...]]:
     """Values of a study's objectives of every architecture that did not diverge and meets its limits, by id.
 
-    Quality is the mean over all runs of the table, and so still has some of their noise.
+    Quality is the mean over the table's seeds, and so still has some of their noise.
 
     Raises:
         InputError: if there is none.

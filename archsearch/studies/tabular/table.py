@@ -13,7 +13,6 @@ from pydantic import Field
 from archsearch.protocol import ResolvedProtocol
 from archsearch.score import Cost, Curve, LatencyRecord
 from archsearch.spaces.space import Space
-from archsearch.stats.intervals import additive_fit
 from snapgen.config import Config
 from snapgen.errors import InputError
 
@@ -171,16 +170,14 @@ class BenchmarkTable:
         return None
 
     def true_values(self, metric: str) -> dict[str, float]:
-        """The best estimate of a metric of each architecture that did not diverge, from all its short runs.
+        """The best estimate of a metric of each architecture that did not diverge: its mean over `seeds`.
 
-        Common effects of the seeds are corrected for, so that architectures with more seeds are comparable.
+        Further runs of some architectures are left out: the draws of a seed suit some choices better than others, so
+        means over unlike seeds are not comparable.
         """
-        runs = {i: list(by_seed.values()) for i, by_seed in self.short_runs.items()}
-        known = {i: r for i, r in runs.items() if all(metric in run.scores and not run.diverged for run in r)}
-        by_seed = [[run.scores[metric] for run in sorted(r, key=lambda run: run.seed)] for r in known.values()]
-        fitted = additive_fit(by_seed)
-        values = [sum(v) / len(v) for v in by_seed] if fitted is None else fitted.values.tolist()
-        return dict(zip(known, values, strict=True))
+        runs = {i: [by_seed[seed] for seed in self.seeds] for i, by_seed in self.short_runs.items()}
+        known = {i: mean_scores(r) for i, r in runs.items()}
+        return {i: scores[metric] for i, scores in known.items() if metric in scores}
 
     def objective(
         self, names: Sequence[str] = ("validation_loss", "latency_ms"), *, seeds: Sequence[int] | None = None
