@@ -288,7 +288,7 @@ def replay(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Searches of each setting.")] = 30,
     trials: Annotated[int | None, typer.Option(min=1, help="Candidates of a search, whatever the YAML says.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A .md or .csv file; the other is put beside it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A .md, .csv or .html file; the others are put beside it.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a study's searches on a table, in seconds each, and say how soon they find the front."""
@@ -296,7 +296,7 @@ def replay(
     from archsearch.studies.config.study import load_config
     from archsearch.studies.tabular.replay import settings_of
 
-    check_out(out, ".md", ".csv")
+    check_out(out, ".md", ".csv", ".html")
     settings = settings_of(load_config(study), setting or [], trials=trials)
     with progress_bar("searching", quiet=quiet) as progress:
         comparison = compare(table, settings, seeds=seeds, progress=progress)

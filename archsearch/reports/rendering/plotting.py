@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from archsearch.stats.estimate import Estimate
 
 Figure = dict[str, Any]
 """``data`` and ``layout`` of a plotly.js figure."""
+
+LINE_COLORS = ("var(--front)", "var(--knee)", "var(--ink)", "var(--dominated)", "var(--better)", "var(--worse)")
+"""Colors of lines that are told apart by a legend."""
 
 
 def scatter(points: Iterable[tuple[Any, ...]], mode: str = "markers", **settings: Any) -> Figure:
@@ -26,10 +29,11 @@ def front_line(points: Sequence[tuple[float, ...]], color: str, *, opacity: floa
 def markers(x: Sequence[Estimate], y: Sequence[Estimate], color: str = "var(--dominated)") -> Figure:
     """Trace of points with error bars in ``color``."""
     points = [(a.value, b.value) for a, b in zip(x, y, strict=True)]
-    return scatter(points, error_x=_error_bars(x, color), error_y=_error_bars(y, color), hoverinfo="text")
+    return scatter(points, error_x=error_bars(x, color), error_y=error_bars(y, color), hoverinfo="text")
 
 
-def _error_bars(intervals: Sequence[Estimate], color: str) -> Figure:
+def error_bars(intervals: Sequence[Estimate], color: str) -> Figure:
+    """Error bars of points from the ends of their intervals."""
     return {
         "type": "data",
         "symmetric": False,
@@ -40,6 +44,16 @@ def _error_bars(intervals: Sequence[Estimate], color: str) -> Figure:
         "width": 0,
         "visible": any(i.high > i.low for i in intervals),
     }
+
+
+def lines(named: Mapping[str, Iterable[tuple[float, float]]], x: str, y: str, mode: str = "lines") -> Figure:
+    """A figure of lines with a legend."""
+    traces = [
+        scatter(points, mode, name=name, line={"color": LINE_COLORS[i % len(LINE_COLORS)]})
+        for i, (name, points) in enumerate(named.items())
+    ]
+    legend = {"orientation": "h", "y": -0.22}
+    return {"data": traces, "layout": {**base_layout(x, y), "showlegend": True, "legend": legend}}
 
 
 def base_layout(x: str, y: str) -> Figure:

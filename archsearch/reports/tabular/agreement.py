@@ -5,11 +5,10 @@ from __future__ import annotations
 import pandas
 
 from archsearch.reports.rendering import tables
-from archsearch.reports.rendering.plotting import Figure, base_layout, scatter
+from archsearch.reports.rendering.plotting import Figure, lines
+from archsearch.reports.tabular.labels import label
 from archsearch.stats.rank_correlation import FIT
 from archsearch.studies.tabular.agreement import AS_IS, Agreement, best_budget
-
-COLORS = ("var(--accent)", "var(--dominated)", "var(--ink)", "var(--muted)")
 
 
 def frame(rows: list[Agreement]) -> pandas.DataFrame:
@@ -37,7 +36,7 @@ def groups(rows: list[Agreement]) -> dict[str, list[Agreement]]:
     """The agreements with each score of the other runs, by its label, e.g. ``validation loss of 2,400 steps``."""
     found: dict[str, list[Agreement]] = {}
     for r in rows:
-        found.setdefault(f"{r.target.replace('_', ' ')} of {r.reference}", []).append(r)
+        found.setdefault(f"{label(r.target)} of {r.reference}", []).append(r)
     return found
 
 
@@ -53,8 +52,8 @@ def markdown(rows: list[Agreement]) -> str:
         "ρ = 1. t1 to t4 are ranges of timesteps, from the least noise to the most, at other budgets in the CSV file "
         f"beside this page. A score is *fit to rank*, in bold, where the whole interval lies above {FIT}.",
     ]
-    for label, of_target in groups(rows).items():
-        parts += [f"## Against the {label}, {of_target[0].n} architectures", _table(of_target)]
+    for name, of_target in groups(rows).items():
+        parts += [f"## Against the {name}, {of_target[0].n} architectures", _table(of_target)]
         budget = best_budget(of_target, "validation_loss")
         if budget is not None:
             parts.append(f"The validation loss ranks within 0.02 of its best from {budget:.0%} of the steps on.")
@@ -65,11 +64,11 @@ def _table(rows: list[Agreement]) -> str:
     kinds = list(dict.fromkeys(r.kind for r in rows))
     cells: dict[tuple[str, float], list[str]] = {}
     for r in rows:
-        if " t" in r.score and r.budget < 1:
+        if r.is_of_a_range and r.budget < 1:
             continue
         ceiling = "–" if r.ceiling is None else f"{r.ceiling:.2f}"
         budget = "–" if r.budget == 0 else f"{r.budget:.1%}"
-        cells.setdefault((r.score, r.budget), [r.score.replace("_", " "), budget, ceiling])
+        cells.setdefault((r.score, r.budget), [label(r.score), budget, ceiling])
         cells[r.score, r.budget].append(_cell(r))
     return tables.markdown(["score", "budget", "ceiling", *kinds], list(cells.values()))
 
@@ -81,13 +80,14 @@ def _cell(r: Agreement) -> str:
     return f"**{shown}**" if r.rho.low > FIT else shown
 
 
-def figure(rows: list[Agreement]) -> Figure:
-    """Agreement as it is with one target by budget: a line per score, a dot for scores of the end alone."""
-    shown = [r for r in rows if r.kind == AS_IS and r.rho is not None and r.budget]
-    traces = []
-    for i, score in enumerate(dict.fromkeys(r.score for r in shown)):
-        points = [(r.budget, r.rho.value) for r in shown if r.score == score and r.rho is not None]
-        color = COLORS[i % len(COLORS)]
-        traces.append(scatter(points, "lines+markers", name=score.replace("_", " "), line={"color": color}))
-    layout = {**base_layout("Share of the short run's steps", "Spearman's ρ"), "showlegend": True}
-    return {"data": traces, "layout": layout}
+def figures(rows: list[Agreement]) -> dict[str, Figure]:
+    """Agreement as it is by budget, with a target each: a line per score, a dot for scores of the end alone."""
+    return {f"Against the {name}": _figure(of_target) for name, of_target in groups(rows).items()}
+
+
+def _figure(rows: list[Agreement]) -> Figure:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for r in rows:
+        if r.kind == AS_IS and r.rho is not None and r.budget and not r.is_of_a_range:
+            found.setdefault(label(r.score), []).append((r.budget, r.rho.value))
+    return lines(found, "Share of the short run's steps", "Spearman's ρ", "lines+markers")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pandas
 
 from archsearch.reports.rendering import formatting, tables
+from archsearch.reports.rendering.plotting import Figure, base_layout, error_bars, scatter
+from archsearch.reports.tabular.labels import label
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.factorial import FactorialFit
 from archsearch.studies.tabular.effects import (
@@ -39,10 +42,10 @@ def fits(table: BenchmarkTable) -> dict[str, FactorialFit]:
     return {name: effects_on(table, name) for name in (*scores_of(table), *_costs_of(table))}
 
 
-def frame(table: BenchmarkTable) -> pandas.DataFrame:
+def frame(found: Mapping[str, FactorialFit]) -> pandas.DataFrame:
     """Every effect and interaction: a row each."""
     rows = []
-    for name, fit in fits(table).items():
+    for name, fit in found.items():
         relative = name not in LOWER_IS_BETTER
         effects = {str(change): size for change, size in fit.main.items()}
         effects |= {f"{a} × {b}": size for (a, b), size in fit.interactions.items()}
@@ -60,20 +63,20 @@ def _ratio(size: Estimate) -> Estimate:
     return Estimate(value=math.expm1(size.value), low=math.expm1(size.low), high=math.expm1(size.high))
 
 
-def markdown(table: BenchmarkTable) -> str:
-    """The page."""
-    found = fits(table)
+def markdown(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> str:
+    """The page, from what `fits` gave."""
     scores = scores_of(table)
     some = found[scores[0]]
     published = published_changes(table)
     parts = [
         "# The factorial ablation",
-        f"{some.n:,} architectures, every combination of the choices, each trained with {len(table.seeds)} seeds or "
-        "more. An effect is an average over all choices of the other knobs, with its 95 % interval; costs and "
+        f"{some.n:,} architectures, every combination of the choices, each trained with {len(table.seeds)} seeds"
+        f"{_further_seeds(table)}. An effect is an average over all choices of the other knobs, with its 95 % "
+        "interval; that of a score allows for other seeds, whose draws suit some choices better than others. Costs and "
         "latencies are relative. Latencies named after a phone are *predicted*, of the full-size twins. Better, worse "
         "or open is what the paper's ablation says of a row's quality.",
         tables.markdown(
-            ["change", "SnapGen's row", *(_label(name) for name in found)],
+            ["change", "SnapGen's row", *(label(name) for name in found)],
             _effect_rows(found, published),
             text_columns=2,
         ),
@@ -81,25 +84,49 @@ def markdown(table: BenchmarkTable) -> str:
         tables.markdown(
             ["score", "mean", "explained", "rest"],
             [
-                [_label(name), formatting.number(fit.mean), formatting.percent(fit.explained), f"{fit.residual:.3g}"]
+                [label(name), formatting.number(fit.mean), formatting.percent(fit.explained), f"{fit.residual:.3g}"]
                 for name, fit in found.items()
                 if name in scores
             ],
         ),
     ]
+    parts.append(
+        "By how much the effect of one change differs after another one; the intervals are of the seeds that all "
+        "architectures have, not of others."
+    )
     for name in scores:
-        parts += [f"## Interactions: {_label(name)}", _interactions(found[name])]
+        parts += [f"## Interactions: {label(name)}", _interactions(found[name])]
     parts += ["## From few seeds", *_from_few_seeds(table, scores, published)]
     parts += _fresh(table, scores)
     parts += ["## Where chance comes from", _noise(table, scores)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _label(name: str) -> str:
-    return name.replace("_", " ").removesuffix(" ms")
+def figures(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> dict[str, Figure]:
+    """Main effects with their intervals on every score, and on the latency of the machine and of each phone."""
+    wanted = [*scores_of(table), "latency_ms", *table.header.profiles]
+    return {label(name): _figure(found[name], relative=name not in LOWER_IS_BETTER) for name in wanted if name in found}
 
 
-def _effect_rows(found: dict[str, FactorialFit], published: list[PublishedChange]) -> list[list[str]]:
+def _figure(fit: FactorialFit, *, relative: bool) -> Figure:
+    changes = [*fit.main][::-1]  # plotly's axis goes up
+    sizes = [_ratio(fit.main[change]) if relative else fit.main[change] for change in changes]
+    points = [(size.value, str(change)) for size, change in zip(sizes, changes, strict=True)]
+    layout = base_layout("Relative change" if relative else "Change, lower is better", "")
+    zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "var(--line)"}}
+    layout["xaxis"] |= {"tickformat": ".0%"} if relative else {}
+    layout["yaxis"] |= {"type": "category", "dtick": 1}  # a label for every change
+    trace = scatter(points, marker={"color": "var(--front)"}, error_x=error_bars(sizes, "var(--front)"))
+    return {"data": [trace], "layout": {**layout, "shapes": [zero]}}
+
+
+def _further_seeds(table: BenchmarkTable) -> str:
+    counts = [len(by_seed) for by_seed in table.short_runs.values()]
+    more = [count for count in counts if count > len(table.seeds)]
+    return f", {len(more)} of them with up to {max(more)}" if more else ""
+
+
+def _effect_rows(found: Mapping[str, FactorialFit], published: list[PublishedChange]) -> list[list[str]]:
     changes = next(iter(found.values())).main
     said = {p.change: f"{p.row}: {p.direction or 'open'}" for p in published}
     return [
@@ -135,7 +162,7 @@ def _from_few_seeds(table: BenchmarkTable, scores: list[str], published: list[Pu
                 continue
             shares = (found.observed, found.one_seed, found.three_seeds)
             row = f"{each.row}: {each.title}"
-            rows.append([row, str(each.direction), _label(name), str(found.contexts), *map(formatting.percent, shares)])
+            rows.append([row, str(each.direction), label(name), str(found.contexts), *map(formatting.percent, shares)])
     text = (
         "How often a row would come out with the published sign, if two architectures that differ in it alone were "
         "compared: counted over all contexts and single seeds, and calculated for one seed and for three from the "
@@ -153,13 +180,13 @@ def _fresh(table: BenchmarkTable, scores: list[str]) -> list[str]:
     some = next(iter(found.values()))
     text = (
         f"The same changes, judged by the main effects on {some.architectures} architectures with {some.pairs} fresh "
-        f"pair{'s' if some.pairs > 1 else ''} of seeds each, which the verdicts of the whole table do not rest on:"
+        f"pair{'s' if some.pairs > 1 else ''} of seeds, against the table's verdicts without the pair:"
     )
     rows = [
-        [_label(name), str(each.found), str(each.called), f"{each.agreeing} of {each.called}"]
+        [label(name), str(each.found), str(each.called), f"{each.agreeing} of {each.called}"]
         for name, each in found.items()
     ]
-    header = ["score", "better or worse by the table", "by a fresh pair", "of these with the table's verdict"]
+    header = ["score", "better or worse by the table", "of these by the fresh pair, too", "with the same verdict"]
     return ["## From fresh seeds", text, tables.markdown(header, rows)]
 
 
@@ -167,6 +194,6 @@ def _noise(table: BenchmarkTable, scores: list[str]) -> str:
     rows = []
     for name in scores:
         for source, deviation in noise_by_source(table, name).items():
-            rows.append([_label(name), source, f"{deviation:.3g}"])
+            rows.append([label(name), source, f"{deviation:.3g}"])
     text = "Standard deviation between runs of an architecture, without what a seed does to all of them:"
     return f"{text}\n\n{tables.markdown(['score', 'varied', 'deviation'], rows, text_columns=2)}"

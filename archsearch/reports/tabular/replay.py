@@ -11,6 +11,8 @@ from typing import Any
 import pandas
 
 from archsearch.reports.rendering import tables
+from archsearch.reports.rendering.plotting import Figure, lines
+from archsearch.reports.tabular.report import figures_page
 from archsearch.stats.medians import Median, median
 from archsearch.studies.tabular.convergence import Trace, Truth
 from archsearch.studies.tabular.file import load_table
@@ -23,6 +25,9 @@ TARGET = 0.99
 
 CHECKPOINTS = (12, 24, 50, 100, 200)
 """Numbers of candidates after which searches are compared."""
+
+POINTS = 60
+"""Number of points of a line in a figure."""
 
 MOMENTS = 4
 """Number of times at which searches are compared, evenly spaced up to the end of the shortest."""
@@ -77,6 +82,20 @@ class Comparison:
             rows[-1]["share"] = median(runs).value / self.table_runs
             rows[-1] |= _columns("seconds", median(seconds))
         return pandas.DataFrame(rows)
+
+    def figures(self) -> dict[str, Figure]:
+        """Median share of the true front's hypervolume, by candidates and by simulated time: a line per setting."""
+        most = min(trace.candidates[-1] for traces in self.traces.values() for trace in traces)
+        end = min(trace.seconds[-1] for traces in self.traces.values() for trace in traces)
+        shares = [(i + 1) / POINTS for i in range(POINTS)]
+        by_count = self._rows("candidates", [float(i + 1) for i in range(int(most))], Trace.after_candidates)
+        by_time = self._rows("seconds", [float(end) * share for share in shares], Trace.after_seconds)
+        by_time["minutes"] = by_time["seconds"] / 60
+        y = "Share of the true front's hypervolume"
+        return {
+            "By candidates": _lines(by_count, "candidates", "Candidates", y),
+            "By simulated time": _lines(by_time, "minutes", "Minutes of simulated time", y),
+        }
 
     def frame(self) -> pandas.DataFrame:
         """Every score of every search: a row each."""
@@ -136,11 +155,16 @@ def compare(
     for setting, searches in zip(settings, histories, strict=True):
         truth = Truth(true_points(loaded, setting.config))
         traces[setting.label] = [Trace.of(history, truth) for history in searches]
-    return Comparison(traces, sum(len(runs) for runs in loaded.short_runs.values()))
+    return Comparison(traces, len(loaded.entries) * len(loaded.seeds))
 
 
 def _columns(name: str, value: Median) -> dict[str, float]:
     return {name: value.value, f"{name} low": value.low, f"{name} high": value.high}
+
+
+def _lines(frame: pandas.DataFrame, by: str, x: str, y: str) -> Figure:
+    by_label = frame.groupby("setting", sort=False)
+    return lines({str(k): [*zip(part[by], part["hypervolume"], strict=True)] for k, part in by_label}, x, y)
 
 
 def _table(frame: pandas.DataFrame, by: str, shown: Callable[[float], str]) -> str:
@@ -167,10 +191,10 @@ def _cell(row: Mapping[Any, Any], name: str, spec: str, *, scale: float = 1.0) -
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
-    """Write the tables as Markdown, and every score as CSV beside them.
+    """Write the tables as Markdown, and beside them every score as CSV and the figures as HTML.
 
     Args:
-        out: a path that ends in .md or .csv; the other file gets the same name.
+        out: a path that ends in .md, .csv or .html; the other files get the same name.
 
     Raises:
         InputError: if a file cannot be written.
@@ -179,5 +203,6 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
         {
             out.with_suffix(".md"): comparison.markdown() + "\n",
             out.with_suffix(".csv"): tables.csv(comparison.frame(), "%.6g"),
+            out.with_suffix(".html"): figures_page("Searches replayed", {"Medians": comparison.figures()}),
         }
     )

@@ -12,6 +12,8 @@ from archsearch.stats.rank_correlation import spearman
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Run, mean_scores
 
 AS_IS = "as is"
+RANGE_OF = "validation_loss t"
+"""Beginning of the name of the loss of a range of timesteps, which its number follows."""
 BASELINES = ("params", "macs", "latency_ms")
 """Numbers that need no training; the larger candidate is expected to be the better one."""
 
@@ -39,6 +41,11 @@ class Agreement:
     n: int
     rho: Estimate | None
     ceiling: float | None
+
+    @property
+    def is_of_a_range(self) -> bool:
+        """Whether the score is the loss of a range of timesteps."""
+        return self.score.startswith(RANGE_OF)
 
 
 def agreements(table: BenchmarkTable) -> list[Agreement]:
@@ -98,7 +105,7 @@ def _scores(runs: Sequence[Sequence[Run]]) -> Scores:
         add("validation_loss", budget, [[run.curve.validation_loss[i] for run in group] for group in runs])
         for part in range(min(len(run.curve.by_timestep[i]) for run in every)):
             parts = [[run.curve.by_timestep[i][part] for run in group] for group in runs]
-            add(f"validation_loss t{part + 1}", budget, parts)
+            add(f"{RANGE_OF}{part + 1}", budget, parts)
     for name in LOWER_IS_BETTER:
         if every and all(name in run.scores for run in every) and (name != "validation_loss" or not points):
             sign = 1 if LOWER_IS_BETTER[name] else -1

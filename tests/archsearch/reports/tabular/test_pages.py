@@ -47,7 +47,8 @@ def call(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_the_factorial_page_has_effects_with_their_intervals(table: BenchmarkTable) -> None:
-    page = effects.markdown(table)
+    found = effects.fits(table)
+    page = effects.markdown(table, found)
     row = next(line for line in page.splitlines() if line.startswith("| convs: plain → separable | 2a: worse |"))
     assert "| all.num_kv_heads: null → 1 | 4: open |" in page
     assert "| width: base → wider | – |" in page
@@ -55,14 +56,16 @@ def test_the_factorial_page_has_effects_with_their_intervals(table: BenchmarkTab
     assert "+0.04" in row
     assert "1: no self-attention at high resolution" in page
     assert "iphone-15-pro" in page
-    frame = effects.frame(table)
+    frame = effects.frame(found)
     assert set(frame["number"]) >= {"validation_loss", "params", "latency_ms", "iphone-15-pro", "full_size_macs"}
     assert (frame["low"] <= frame["value"]).all()
+    assert "each trained with 2 seeds, 24 of them with up to 5." in page
+    assert {"validation loss", "latency", "iphone-15-pro"} <= effects.figures(table, found).keys()
 
 
 def test_the_ranking_page_says_from_which_budget(table: BenchmarkTable) -> None:
     page = agreement.markdown(agreements(table))
-    assert "## Against the retrieval mrr of 2,400 steps, 64 architectures" in page
+    assert "## Against the retrieval (MRR) of 2,400 steps, 64 architectures" in page
     assert "## Against the validation loss of 64 px, 32 architectures" in page
     assert re.search(r"\| validation loss \| 100.0% \| 0.99 \| \*\*0.99 \[0.98, ", page), "fit to rank"
     assert "validation loss t1 | 12.5%" not in page
@@ -78,11 +81,14 @@ def test_a_comparison_has_every_setting_at_every_mark(comparison: Comparison, tm
     assert (frame["hypervolume low"] <= frame["hypervolume"]).all()
     first, last = comparison.by_seconds()["hypervolume"].iloc[[0, 3]]
     assert first < last
-    assert comparison.table_runs == 768 + 3 * synthetic_table.MORE
+    assert comparison.table_runs == 768
     write_comparison(comparison, tmp_path / "replay.md")
     every = pandas.read_csv(tmp_path / "replay.csv")
     assert set(every["setting"]) == {"qmc", "random"}
     assert every["seed"].nunique() == 6
+    by_time = comparison.figures()["By simulated time"]["data"]
+    assert [trace["name"] for trace in by_time] == ["qmc", "random"]
+    assert "By simulated time" in (tmp_path / "replay.html").read_text()
 
 
 @pytest.mark.slow
@@ -96,11 +102,11 @@ def test_the_commands_write_their_files(
         "factorial.csv",
         "ranking.md",
         "ranking.csv",
-        "ranking.html",
+        "figures.html",
         "predictors.md",
         "predictors.csv",
     }
-    assert "Against the retrieval mrr of 2,400 steps" in (tmp_path / "pages" / "ranking.html").read_text()
+    assert "Against the retrieval (MRR) of 2,400 steps" in (tmp_path / "pages" / "figures.html").read_text()
     arguments = ("replay", "emoji", "--table", str(path), "--seeds", "2", "--trials", "4", "--setting", "random", "-q")
     capsys.readouterr()
     assert call(*arguments, "--out", str(tmp_path / "replay.md"), monkeypatch=monkeypatch) == 0
