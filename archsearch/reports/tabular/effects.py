@@ -13,10 +13,12 @@ from archsearch.reports.tabular.labels import label
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.factorial import FactorialFit
 from archsearch.studies.tabular.effects import (
+    POOLED,
     PublishedChange,
     effects_on,
     fresh_verdicts,
     noise_by_source,
+    pooled_coverage,
     published_changes,
     reproduction,
 )
@@ -99,6 +101,7 @@ def markdown(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> str:
     parts += ["## From few seeds", *_from_few_seeds(table, scores, published)]
     parts += _fresh(table, scores)
     parts += ["## Where chance comes from", _noise(table, scores)]
+    parts += _pooled(table, scores)
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -197,3 +200,18 @@ def _noise(table: BenchmarkTable, scores: list[str]) -> str:
             rows.append([label(name), source, f"{deviation:.3g}"])
     text = "Standard deviation between runs of an architecture, without what a seed does to all of them:"
     return f"{text}\n\n{tables.markdown(['score', 'varied', 'deviation'], rows, text_columns=2)}"
+
+
+def _pooled(table: BenchmarkTable, scores: list[str]) -> list[str]:
+    """How far a study's pooled intervals hold; nothing without further seeds."""
+    found = {name: shares for name in scores if (shares := pooled_coverage(table, name))}
+    if not found:
+        return []
+    text = (
+        "A study's 95 % intervals take the spread between seeds to be the same for all candidates. With "
+        f"{POOLED} seeds they hold the difference of two architectures that other seeds see so often, by the knob in "
+        "which the two differ, among others:"
+    )
+    knobs = next(iter(found.values()))
+    rows = [[knob, *(formatting.percent(shares[knob]) for shares in found.values())] for knob in knobs]
+    return ["## How far pooled intervals hold", text, tables.markdown(["knob", *map(label, found)], rows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ import numpy as np
 
 from archsearch.spaces.summary import knob_summaries
 from archsearch.stats.factorial import Change, FactorialFit, chance_of_sign, fit, fit_over_seeds
-from archsearch.stats.intervals import Verdict, additive_fit, verdict
+from archsearch.stats.intervals import Verdict, additive_fit, quantile, verdict
 from archsearch.studies.config.ablation import expand_rows
 from archsearch.studies.config.study import load_config
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Run
@@ -20,13 +21,14 @@ Direction = Literal["better", "worse"]
 PUBLISHED = "ablation/emoji"
 """The ablation whose rows are changes of the table's knobs, with the published numbers."""
 
+POOLED = 2
+"""Seeds of the studies whose pooled intervals are tried."""
+
 QUOTES: dict[str, Direction] = {"better": "better", "worse": "worse", "restored": "better"}
 """Directions that the paper gives in words."""
 
 RESTORED = "restored"
 """The paper's word for a row that is compared with the row before it, whose loss it undoes."""
-
-COSTS = ("params", "macs")
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,46 @@ def fresh_verdicts(table: BenchmarkTable, metric: str) -> FreshVerdicts | None:
         called += sum(said[change] != "cannot tell" for change in known)
         agreeing += sum(said[change] == whole[change] for change in known)
     return FreshVerdicts(len(few), len(pairs), found, called, agreeing) if pairs else None
+
+
+def pooled_coverage(table: BenchmarkTable, metric: str) -> dict[str, float]:
+    """How often 95 % intervals as of a study with two seeds hold the difference that other seeds see.
+
+    Such intervals are pooled (`archsearch.stats.intervals.pool_intervals`): the variance between seeds counts as equal
+    for all candidates. Every pair of seeds of the architectures with further ones is a study, their remaining seeds say
+    what is true, with their own noise.
+
+    Returns:
+        Shares of the pairs of architectures that differ in each knob, by its name, and of all pairs as ``any``; empty
+        without further seeds.
+    """
+    scores = _scores(table, metric)
+    most = max(map(len, scores.values()), default=0)
+    ids = [i for i, by_seed in scores.items() if len(by_seed) == most]
+    if most < 2 * POOLED or len(ids) < 2:
+        return {}
+    values = np.array([[scores[i][seed] for seed in sorted(scores[i])] for i in ids])  # (architectures, seeds)
+    first, second = np.triu_indices(len(ids), k=1)
+    held = np.zeros(len(first))
+    studies = [*itertools.combinations(range(most), POOLED)]
+    for seeds in studies:
+        fitted = additive_fit(values[:, seeds].tolist())
+        assert fitted is not None
+        excess = values[:, seeds].mean(axis=1) - np.delete(values, seeds, axis=1).mean(axis=1)
+        difference = excess[first] - excess[second]
+        variance = 2 * fitted.variance * (1 / POOLED + 1 / (most - POOLED))
+        held += np.abs(difference) <= quantile(fitted.freedom) * variance**0.5
+    points = [table.entries[i].point for i in ids]
+    differ = {
+        knob: np.array([points[a][knob] != points[b][knob] for a, b in zip(first, second, strict=True)])
+        for knob in points[0]
+    }
+    everything = np.ones(len(first), dtype=bool)
+    return {
+        name: float(held[pairs].mean()) / len(studies)
+        for name, pairs in {"any": everything, **differ}.items()
+        if pairs.any()
+    }
 
 
 def run_noise(table: BenchmarkTable, metric: str) -> float:

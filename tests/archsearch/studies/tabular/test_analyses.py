@@ -13,12 +13,13 @@ from archsearch.studies.tabular.effects import (
     effects_on,
     fresh_verdicts,
     noise_by_source,
+    pooled_coverage,
     published_changes,
     reproduction,
     run_noise,
 )
 from archsearch.studies.tabular.predictors import IN_DISTRIBUTION, predictions, splits
-from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable
+from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Run
 from tests.archsearch import synthetic_table
 from tests.archsearch.synthetic_table import EFFECTS, INTERACTION, NOISE
 
@@ -73,6 +74,28 @@ def test_noise_is_that_of_the_runs(table: BenchmarkTable) -> None:
     found = noise_by_source(table, "validation_loss")
     assert found.keys() == {"all", "weights"}
     assert found["weights"] == pytest.approx(NOISE / 2, rel=0.5)
+
+
+def test_pooled_intervals_hold_where_seeds_suit_all_choices_alike(table: BenchmarkTable) -> None:
+    shares = pooled_coverage(table, "validation_loss")
+    assert shares.keys() == {"any", *(knob.name for knob in table.space.knobs)}
+    assert 0.9 < min(shares.values()) <= max(shares.values()) < 0.99
+
+
+def test_pooled_intervals_fail_where_a_seed_suits_a_choice(table: BenchmarkTable) -> None:
+    slopes = {0: 0.01, 1: -0.01, 2: 0.015, 3: -0.012, 4: 0.0}
+
+    def tilted(run: Run) -> Run:
+        wide = table.entries[run.architecture_id].point["width"]
+        loss = run.scores["validation_loss"] + wide * slopes[run.seed]
+        return dataclasses.replace(run, scores={**run.scores, "validation_loss": loss})
+
+    runs = tuple(tilted(run) for run in table.runs)
+    shares = pooled_coverage(dataclasses.replace(table, runs=runs), "validation_loss")
+    assert shares["width"] < 0.92
+    assert shares["any"] < 0.97
+    bare = dataclasses.replace(table, runs=tuple(run for run in table.runs if run.seed in table.seeds))
+    assert pooled_coverage(bare, "validation_loss") == {}
 
 
 def test_published_rows_are_changes_of_the_tables_knobs(table: BenchmarkTable) -> None:
