@@ -32,6 +32,9 @@ NumSamples = Annotated[int, Field(ge=0, le=1_000_000), AfterValidator(_enough)]
 MAX_SEEDS = 64
 """Largest number of training runs behind a score."""
 
+MAX_CURVE_POINTS = 24
+"""Largest number of points of a run's curve."""
+
 TrainSeed = Annotated[int, Field(ge=0, lt=2**32)]
 """Seed of one training run."""
 
@@ -102,7 +105,7 @@ class EvaluationProtocol(TrainingConfig, EvaluationConfig):
     varied: Literal["all", "weights", "order", "noise"] = "all"
     """Randomness that the training seeds change: all of it, or only that of the initial weights, of the order of the
     images, or of the noise with the timesteps and the dropped captions. The rest is that of the first seed."""
-    curve_points: int = Field(default=4, ge=1, le=24)
+    curve_points: int = Field(default=4, ge=1, le=MAX_CURVE_POINTS)
     """Evenly spaced steps, the last one included, at which a run's validation loss is kept. Each takes a hundredth of
     the quick start's run, and changes no other number."""
     retrieval: bool = False

@@ -234,9 +234,10 @@ class Space:
                 },
                 cls.from_dict(values["proxy"], source=source) if "proxy" in values else None,
             )
+            is_damaged = not isinstance(space.name, str) or space.digest != values["digest"]
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(source, "its space is damaged", "restore the file", place="space") from None
-        if space.digest != values.get("digest"):
+        if is_damaged:
             raise InputError(source, "its space is damaged: the digest differs", "restore the file", place="space")
         return space
 

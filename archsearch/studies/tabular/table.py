@@ -10,7 +10,7 @@ from typing import Any, Literal
 from optuna import Trial, TrialPruned
 from pydantic import Field
 
-from archsearch.protocol import ResolvedProtocol
+from archsearch.protocol import MAX_CURVE_POINTS, ResolvedProtocol
 from archsearch.score import Cost, Curve, LatencyRecord
 from archsearch.spaces.space import Space
 from snapgen.config import Config
@@ -51,7 +51,7 @@ class TableHeader(Config):
     """Device profiles of the predicted latencies."""
     protocols: dict[str, ResolvedProtocol] = Field(min_length=1)
     """Protocols of the runs by hash; under the first, every architecture was trained."""
-    curve_points: int = Field(ge=0)
+    curve_points: int = Field(ge=0, le=MAX_CURVE_POINTS)
     """Evenly spaced steps at which the runs have a validation loss."""
     extractor: str
     """Feature extractor of the distances."""
