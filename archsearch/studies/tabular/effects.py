@@ -160,7 +160,8 @@ def _pairs(table: BenchmarkTable, change: Change, metric: str) -> list[list[floa
 
 
 def fresh_verdicts(table: BenchmarkTable, metric: str) -> FreshVerdicts | None:
-    """Hold the table's verdicts against those from pairs of seeds that they do not rest on; None without such pairs.
+    """Hold the table's verdicts against those from pairs of seeds that they do not rest on; None without such pairs, or
+    if too few architectures have them.
 
     Main effects alone are fitted to the fresh pairs, for there are fewer architectures than interactions.
     """
@@ -171,19 +172,22 @@ def fresh_verdicts(table: BenchmarkTable, metric: str) -> FreshVerdicts | None:
         return {change: verdict(effect, better) for change, effect in found.main.items()}
 
     fresh = sorted({seed for by_seed in scores.values() for seed in by_seed} - {*table.seeds})
-    pairs = [*zip(fresh[::2], fresh[1::2], strict=False)]
-    few = [i for i in scores if all(seed in scores[i] for pair in pairs for seed in pair)]
-    found = called = agreeing = 0
-    for pair in pairs:
+    architectures = pairs = found = called = agreeing = 0
+    for pair in zip(fresh[::2], fresh[1::2], strict=False):
+        few = [i for i, by_seed in scores.items() if by_seed.keys() >= {*pair}]
+        means = [(scores[i][pair[0]] + scores[i][pair[1]]) / 2 for i in few]
+        try:
+            said = verdicts(fit([table.entries[i].point for i in few], means, knobs, interactions=False))
+        except ValueError:
+            continue  # too few architectures have the pair
         others = [{s: v for s, v in by_seed.items() if s not in pair} for by_seed in scores.values()]
         whole = verdicts(fit_over_seeds([table.entries[i].point for i in scores], others, knobs))
-        means = [(scores[i][pair[0]] + scores[i][pair[1]]) / 2 for i in few]
-        said = verdicts(fit([table.entries[i].point for i in few], means, knobs, interactions=False))
         known = [change for change, each in whole.items() if each != "cannot tell"]
+        architectures, pairs = max(architectures, len(few)), pairs + 1
         found += len(known)
         called += sum(said[change] != "cannot tell" for change in known)
         agreeing += sum(said[change] == whole[change] for change in known)
-    return FreshVerdicts(len(few), len(pairs), found, called, agreeing) if pairs else None
+    return FreshVerdicts(architectures, pairs, found, called, agreeing) if pairs else None
 
 
 def pooled_coverage(table: BenchmarkTable, metric: str) -> dict[str, float]:

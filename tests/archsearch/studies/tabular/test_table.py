@@ -87,7 +87,10 @@ DAMAGES: dict[str, tuple[Callable[[str], str], str]] = {
         lambda t: _header(t, lambda v: v["space"].update(name=[])),  # type: ignore[attr-defined]
         "its space is damaged",
     ),
-    "endless curves": (lambda t: _header(t, lambda v: v.update(curve_points=10**18)), "curve_points: 1000000000000000000 is too large"),
+    "endless curves": (
+        lambda t: _header(t, lambda v: v.update(curve_points=10**18)),
+        "curve_points: 1000000000000000000 is too large",
+    ),
     "other revision": (
         lambda t: _header(t, lambda v: next(iter(v["protocols"].values())).update(revision=1)),  # type: ignore[attr-defined]
         "in this version of archsearch",
