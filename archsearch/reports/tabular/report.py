@@ -10,7 +10,10 @@ from archsearch.reports.tabular import agreement, effects, predictors
 from archsearch.studies.tabular.agreement import agreements
 from archsearch.studies.tabular.predictors import predictions
 from archsearch.studies.tabular.table import BenchmarkTable
+from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write_texts
+
+TRAIN_STABLY = "score its study again, e.g. with a lower learning_rate"
 
 
 def write_pages(table: BenchmarkTable, folder: Path) -> list[Path]:
@@ -20,9 +23,15 @@ def write_pages(table: BenchmarkTable, folder: Path) -> list[Path]:
         The files.
 
     Raises:
-        InputError: if a file cannot be written.
+        InputError: if too few architectures have scores, or a file cannot be written.
     """
-    found, compared, predicted = effects.fits(table), agreements(table), predictions(table)
+    try:
+        found = effects.fits(table)
+    except ValueError as error:
+        raise InputError(table.source, f"too many runs diverged: {error}", TRAIN_STABLY) from None
+    if "validation_loss" not in found:
+        raise InputError(table.source, "no run has a validation loss", TRAIN_STABLY)
+    compared, predicted = agreements(table), predictions(table)
     sections = {
         "What each choice does": effects.figures(table, found),
         "Which score, from which budget": agreement.figures(compared),

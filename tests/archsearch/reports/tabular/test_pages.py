@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 from archsearch import cli
 from archsearch.reports.tabular import agreement, effects
 from archsearch.reports.tabular.replay import Comparison, compare, write_comparison
+from archsearch.reports.tabular.report import write_pages
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.tabular.agreement import agreements
 from archsearch.studies.tabular.file import write_table
 from archsearch.studies.tabular.replay import settings_of
 from archsearch.studies.tabular.table import BenchmarkTable
+from snapgen.errors import InputError
 from tests.archsearch import synthetic_table
 
 
@@ -89,6 +92,17 @@ def test_a_comparison_has_every_setting_at_every_mark(comparison: Comparison, tm
     by_time = comparison.figures()["By simulated time"]["data"]
     assert [trace["name"] for trace in by_time] == ["qmc", "random"]
     assert "By simulated time" in (tmp_path / "replay.html").read_text()
+
+
+@pytest.mark.parametrize(("kept", "problem"), [(20, "too many runs diverged: 20 arch"), (0, "no run has a valid")])
+def test_a_table_of_diverged_runs_is_refused(table: BenchmarkTable, tmp_path: Path, kept: int, problem: str) -> None:
+    fine = [*table.entries][:kept]
+    runs = tuple(
+        run if run.architecture_id in fine else dataclasses.replace(run, diverged=True, scores={}) for run in table.runs
+    )
+    with pytest.raises(InputError, match=problem):
+        write_pages(dataclasses.replace(table, runs=runs), tmp_path / "pages")
+    assert not (tmp_path / "pages").exists()
 
 
 @pytest.mark.slow
