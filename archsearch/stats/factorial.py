@@ -74,17 +74,23 @@ def fit(
     Raises:
         ValueError: if there are too few architectures to tell all effects apart.
     """
-    found = _least_squares(points, values, knobs, interactions=interactions)
-    main = {change: found.interval(_main_contrast(change, knobs)) for knob in knobs for change in changes(knob)}
+    design = _design(points, knobs)
+    return _summary(_least_squares(design if interactions else design[:, : _num_main(knobs)], values), knobs)
+
+
+def _summary(found: _LeastSquares, knobs: Sequence[KnobSummary]) -> FactorialFit:
+    has_interactions = len(found.coefficients) > _num_main(knobs)
+    main = {change: found.interval(contrast) for change, contrast in _main_contrasts(knobs).items()}
     pairs = {
         (a, b): found.interval(_pair_contrast(a, b, knobs))
         for first, second in itertools.combinations(knobs, 2)
-        for a, b in itertools.product(changes(first), changes(second) if interactions else ())
+        for a, b in itertools.product(changes(first), changes(second) if has_interactions else ())
     }
     strongest = sorted(
         pairs, key=lambda pair: -abs(pairs[pair].value) / max(1e-300, pairs[pair].high - pairs[pair].low)
     )
-    total = float(np.square(found.fitted + found.rest - np.mean(values)).sum())
+    values = found.fitted + found.rest
+    total = float(np.square(values - values.mean()).sum())
     return FactorialFit(
         n=len(values),
         mean=float(found.coefficients[0]),
@@ -120,21 +126,22 @@ def fit_over_seeds(
     if not complete:
         raise ValueError("the architectures have no seed in common")
     values = [float(np.mean([by_seed[seed] for seed in complete])) for by_seed in scores]
-    whole = fit(points, values, knobs)
-    # What the seeds common to all explain is taken off first, so that those of a few architectures are not mistaken for
-    # their interactions.
-    expected = _least_squares(points, values, knobs, interactions=True).fitted
-    by_change: dict[Change, list[tuple[float, float]]] = {change: [] for change in whole.main}
+    design, contrasts = _design(points, knobs), _main_contrasts(knobs)
+    of_complete = _least_squares(design, values)
+    whole = _summary(of_complete, knobs)
+    by_change: dict[Change, list[tuple[float, float]]] = {change: [] for change in contrasts}
     for seed in sorted({seed for by_seed in scores for seed in by_seed}):
         having = [i for i, by_seed in enumerate(scores) if seed in by_seed]
-        rest = [scores[i][seed] - expected[i] for i in having]
+        # What the seeds common to all explain is taken off first, so that those of a few architectures are not mistaken
+        # for their interactions.
+        rest = [scores[i][seed] - of_complete.fitted[i] for i in having]
         try:
-            found = _least_squares([points[i] for i in having], rest, knobs, interactions=seed in complete)
+            found = _least_squares(design[having, : None if seed in complete else _num_main(knobs)], rest)
         except ValueError:
             continue
-        for change, effects in by_change.items():
-            difference, error = found.effect(_main_contrast(change, knobs))
-            effects.append((whole.main[change].value + difference, error))
+        for change, contrast in contrasts.items():
+            difference, error = found.effect(contrast)
+            by_change[change].append((whole.main[change].value + difference, error))
     main = {change: _random_effects_mean(effects) for change, effects in by_change.items() if len(effects) > 1}
     return replace(whole, main=main or whole.main)
 
@@ -180,19 +187,24 @@ class _LeastSquares:
         return Estimate(value=value, low=value - half, high=value + half)
 
 
-def _least_squares(
-    points: Sequence[Mapping[str, int]], values: Sequence[float], knobs: Sequence[KnobSummary], *, interactions: bool
-) -> _LeastSquares:
+def _least_squares(design: Array, values: Sequence[float]) -> _LeastSquares:
     y = np.asarray(values, dtype=np.float64)
-    columns = 1 + sum(len(knob.choices) - 1 for knob in knobs)  # of the mean and the main effects
-    design = np.array([_inputs(point, knobs) for point in points])[:, : None if interactions else columns]
     freedom = len(y) - design.shape[1]
     if freedom < 1 or int(np.linalg.matrix_rank(design)) < design.shape[1]:
         raise ValueError(f"{len(y)} architectures do not tell {design.shape[1]} effects apart; score more")
-    inverse = np.linalg.inv(design.T @ design)
+    inverse = np.linalg.inv(design.T @ design).astype(np.float64, copy=False)
     coefficients = inverse @ (design.T @ y)
     fitted = design @ coefficients
     return _LeastSquares(coefficients, inverse, fitted, y - fitted, freedom)
+
+
+def _design(points: Sequence[Mapping[str, int]], knobs: Sequence[KnobSummary]) -> Array:
+    """Inputs of each point: the mean's and those of main effects, `_num_main` columns, and then the interactions'."""
+    return np.array([_inputs(point, knobs) for point in points])
+
+
+def _num_main(knobs: Sequence[KnobSummary]) -> int:
+    return 1 + sum(len(knob.choices) - 1 for knob in knobs)
 
 
 def changes(knob: KnobSummary) -> list[Change]:
@@ -228,6 +240,10 @@ def _main_contrast(change: Change, knobs: Sequence[KnobSummary]) -> Array:
     zeros = [np.zeros(len(knob.choices) - 1) for knob in knobs]
     main = [_difference(change, k) if k.name == change.knob else zero for k, zero in zip(knobs, zeros, strict=True)]
     return _combined(np.zeros(1), main, zeros)
+
+
+def _main_contrasts(knobs: Sequence[KnobSummary]) -> dict[Change, Array]:
+    return {change: _main_contrast(change, knobs) for knob in knobs for change in changes(knob)}
 
 
 def _pair_contrast(a: Change, b: Change, knobs: Sequence[KnobSummary]) -> Array:

@@ -48,20 +48,25 @@ def frame(found: Mapping[str, FactorialFit]) -> pandas.DataFrame:
     """Every effect and interaction: a row each."""
     rows = []
     for name, fit in found.items():
-        relative = name not in LOWER_IS_BETTER
         effects = {str(change): size for change, size in fit.main.items()}
         effects |= {f"{a} × {b}": size for (a, b), size in fit.interactions.items()}
         for change, size in effects.items():
-            shown = _ratio(size) if relative else size
-            rows.append({"number": name, "change": change, "relative": relative, **shown.model_dump(include=ENDS)})
+            shown = _shown(size, name).model_dump(include=ENDS)
+            rows.append({"number": name, "change": change, "relative": _is_relative(name), **shown})
     return pandas.DataFrame(rows)
 
 
 ENDS = {"value", "low", "high"}
 
 
-def _ratio(size: Estimate) -> Estimate:
-    """An effect on a logarithm as a relative change."""
+def _is_relative(name: str) -> bool:
+    return name not in LOWER_IS_BETTER
+
+
+def _shown(size: Estimate, name: str) -> Estimate:
+    """An effect on a number; one on a logarithm as a relative change."""
+    if not _is_relative(name):
+        return size
     return Estimate(value=math.expm1(size.value), low=math.expm1(size.low), high=math.expm1(size.high))
 
 
@@ -91,11 +96,9 @@ def markdown(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> str:
                 if name in scores
             ],
         ),
-    ]
-    parts.append(
         "By how much the effect of one change differs after another one; the intervals are of the seeds that all "
-        "architectures have, not of others."
-    )
+        "architectures have, not of others.",
+    ]
     for name in scores:
         parts += [f"## Interactions: {label(name)}", _interactions(found[name])]
     parts += ["## From few seeds", *_from_few_seeds(table, scores, published)]
@@ -108,16 +111,16 @@ def markdown(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> str:
 def figures(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> dict[str, Figure]:
     """Main effects with their intervals on every score, and on the latency of the machine and of each phone."""
     wanted = [*scores_of(table), "latency_ms", *table.header.profiles]
-    return {label(name): _figure(found[name], relative=name not in LOWER_IS_BETTER) for name in wanted if name in found}
+    return {label(name): _figure(found[name], name) for name in wanted if name in found}
 
 
-def _figure(fit: FactorialFit, *, relative: bool) -> Figure:
+def _figure(fit: FactorialFit, name: str) -> Figure:
     changes = [*fit.main][::-1]  # plotly's axis goes up
-    sizes = [_ratio(fit.main[change]) if relative else fit.main[change] for change in changes]
+    sizes = [_shown(fit.main[change], name) for change in changes]
     points = [(size.value, str(change)) for size, change in zip(sizes, changes, strict=True)]
-    layout = base_layout("Relative change" if relative else "Change, lower is better", "")
+    layout = base_layout("Relative change" if _is_relative(name) else "Change, lower is better", "")
     zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "var(--line)"}}
-    layout["xaxis"] |= {"tickformat": ".0%"} if relative else {}
+    layout["xaxis"] |= {"tickformat": ".0%"} if _is_relative(name) else {}
     layout["yaxis"] |= {"type": "category", "dtick": 1}  # a label for every change
     trace = scatter(points, marker={"color": "var(--front)"}, error_x=error_bars(sizes, "var(--front)"))
     return {"data": [trace], "layout": {**layout, "shapes": [zero]}}
@@ -137,10 +140,7 @@ def _effect_rows(found: Mapping[str, FactorialFit], published: list[PublishedCha
             str(change),
             said.get(change, "–"),
             *(
-                formatting.format_change(
-                    _ratio(fit.main[change]) if name not in LOWER_IS_BETTER else fit.main[change],
-                    relative=name not in LOWER_IS_BETTER,
-                )
+                formatting.format_change(_shown(fit.main[change], name), relative=_is_relative(name))
                 for name, fit in found.items()
             ),
         ]

@@ -14,12 +14,18 @@ from archsearch.studies.tabular.predictors import Prediction
 def frame(rows: Sequence[Prediction]) -> pandas.DataFrame:
     """Every correlation: a row each."""
     return pandas.DataFrame(
-        [{"split": r.split, "model": r.model, "labels": r.labels, **_named(r)} for r in rows],
+        [
+            {
+                "split": r.split,
+                "model": r.model,
+                "labels": r.labels,
+                "rho": r.rho.value,
+                "low": r.rho.low,
+                "high": r.rho.high,
+            }
+            for r in rows
+        ]
     )
-
-
-def _named(r: Prediction) -> dict[str, float]:
-    return {"rho": r.rho.value, "low": r.rho.low, "high": r.rho.high}
 
 
 def markdown(rows: Sequence[Prediction]) -> str:

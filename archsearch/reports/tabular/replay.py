@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas
 
@@ -47,15 +47,18 @@ class Comparison:
 
     def by_candidates(self) -> pandas.DataFrame:
         """Medians after numbers of candidates: a row per setting and number."""
-        most = float(min(trace.candidates[-1] for traces in self.traces.values() for trace in traces))
+        most = self._shortest("candidates")
         counts = [*(float(count) for count in CHECKPOINTS if count < most), most]
         return self._rows("candidates", counts, Trace.after_candidates)
 
     def by_seconds(self) -> pandas.DataFrame:
         """Medians at simulated times: a row per setting and time."""
-        end = min(trace.seconds[-1] for traces in self.traces.values() for trace in traces)
-        moments = [float(end) * (i + 1) / MOMENTS for i in range(MOMENTS)]
+        moments = [self._shortest("seconds") * (i + 1) / MOMENTS for i in range(MOMENTS)]
         return self._rows("seconds", moments, Trace.after_seconds)
+
+    def _shortest(self, by: Literal["candidates", "seconds"]) -> float:
+        """Where the first of all searches ends."""
+        return min(float(getattr(trace, by)[-1]) for traces in self.traces.values() for trace in traces)
 
     def _rows(
         self, by: str, marks: Sequence[float], at: Callable[[Trace, float], tuple[float, float]]
@@ -85,11 +88,10 @@ class Comparison:
 
     def figures(self) -> dict[str, Figure]:
         """Median share of the true front's hypervolume, by candidates and by simulated time: a line per setting."""
-        most = min(trace.candidates[-1] for traces in self.traces.values() for trace in traces)
-        end = min(trace.seconds[-1] for traces in self.traces.values() for trace in traces)
-        shares = [(i + 1) / POINTS for i in range(POINTS)]
-        by_count = self._rows("candidates", [float(i + 1) for i in range(int(most))], Trace.after_candidates)
-        by_time = self._rows("seconds", [float(end) * share for share in shares], Trace.after_seconds)
+        counts = [float(i + 1) for i in range(int(self._shortest("candidates")))]
+        moments = [self._shortest("seconds") * (i + 1) / POINTS for i in range(POINTS)]
+        by_count = self._rows("candidates", counts, Trace.after_candidates)
+        by_time = self._rows("seconds", moments, Trace.after_seconds)
         by_time["minutes"] = by_time["seconds"] / 60
         y = "Share of the true front's hypervolume"
         return {

@@ -50,15 +50,18 @@ def write_pages(table: BenchmarkTable, folder: Path) -> list[Path]:
     return list(files)
 
 
-def figures_page(name: str, sections: dict[str, dict[str, Figure]], headline: str = "") -> str:
+def figures_page(name: str, sections: dict[str, dict[str, Figure]]) -> str:
     """An HTML page of figures by section and caption."""
-    captions = {f"chart-{i}-{j}": c for i, figures in enumerate(sections.values()) for j, c in enumerate(figures)}
-    charts = [figure for figures in sections.values() for figure in figures.values()]
-    ids = iter(captions.items())
+    charts: dict[str, Figure] = {}
+    shown = []
+    for title, figures in sections.items():
+        ids = [f"chart-{len(charts) + i}" for i in range(len(figures))]
+        charts |= zip(ids, figures.values(), strict=True)
+        shown.append((title, [*zip(ids, figures, strict=True)]))
     return html.render_page(
         "tabular.html",
         name=name,
-        headline=headline or "95 % intervals; the pages beside this one have the numbers.",
-        data={"charts": dict(zip(captions, charts, strict=True))},
-        sections=[(title, [next(ids) for _ in figures]) for title, figures in sections.items() if figures],
+        headline="95 % intervals; the pages beside this one have the numbers.",
+        data={"charts": charts},
+        sections=[(title, captions) for title, captions in shown if captions],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,18 +87,18 @@ def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
     """
     knobs = knob_summaries(table.space)
     if name in LOWER_IS_BETTER:
-        scores = _scores(table, name)
+        scores = _scores(table.short_runs, name)
         return fit_over_seeds([table.entries[i].point for i in scores], [*scores.values()], knobs)
     entries = table.entries.values()
     return fit([e.point for e in entries], [float(np.log(e.number(name))) for e in entries], knobs)
 
 
-def _scores(table: BenchmarkTable, metric: str) -> dict[str, dict[int, float]]:
-    """A metric by architecture and seed, of the architectures none of whose short runs diverged."""
+def _scores(runs: Mapping[str, Mapping[int, Run]], metric: str) -> dict[str, dict[int, float]]:
+    """A metric by architecture and seed, of the architectures all of whose runs have it."""
     return {
         i: {seed: run.scores[metric] for seed, run in by_seed.items()}
-        for i, by_seed in table.short_runs.items()
-        if _all_have([*by_seed.values()], metric)
+        for i, by_seed in runs.items()
+        if all(metric in run.scores for run in by_seed.values())
     }
 
 
@@ -165,7 +165,7 @@ def fresh_verdicts(table: BenchmarkTable, metric: str) -> FreshVerdicts | None:
 
     Main effects alone are fitted to the fresh pairs, for there are fewer architectures than interactions.
     """
-    scores, knobs = _scores(table, metric), knob_summaries(table.space)
+    scores, knobs = _scores(table.short_runs, metric), knob_summaries(table.space)
     better: Literal["lower", "higher"] = "lower" if LOWER_IS_BETTER[metric] else "higher"
 
     def verdicts(found: FactorialFit) -> dict[Change, Verdict]:
@@ -201,7 +201,7 @@ def pooled_coverage(table: BenchmarkTable, metric: str) -> dict[str, float]:
         Shares of the pairs of architectures that differ in each knob, by its name, and of all pairs as ``any``; empty
         without further seeds.
     """
-    scores = _scores(table, metric)
+    scores = _scores(table.short_runs, metric)
     most = max(map(len, scores.values()), default=0)
     ids = [i for i, by_seed in scores.items() if len(by_seed) == most]
     if most < 2 * POOLED or len(ids) < 2:
@@ -247,10 +247,5 @@ def noise_by_source(table: BenchmarkTable, metric: str) -> dict[str, float]:
 
 
 def _deviation(runs: Mapping[str, Mapping[int, Run]], metric: str) -> float:
-    ranked = [sorted(by_seed.values(), key=lambda run: run.seed) for by_seed in runs.values()]
-    fitted = additive_fit([[r.scores[metric] for r in group] for group in ranked if _all_have(group, metric)])
+    fitted = additive_fit([[by_seed[s] for s in sorted(by_seed)] for by_seed in _scores(runs, metric).values()])
     return 0.0 if fitted is None else float(fitted.variance**0.5)
-
-
-def _all_have(runs: Sequence[Run], metric: str) -> bool:
-    return all(metric in run.scores for run in runs)
