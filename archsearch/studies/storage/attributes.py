@@ -81,6 +81,8 @@ def check_attributes(study: Study, *, begun: bool = True) -> dict[str, Any]:
     if "settings" not in attrs:
         with parse_errors(source):
             foreign = "MAXIMIZE" in directions or bool(study.get_trials(deepcopy=False))
+            attrs = study.user_attrs  # again: another process may have begun it, and asked for these trials, since
+    if "settings" not in attrs:
         if foreign or attrs.keys() - StudyAttributes.model_fields.keys():
             raise InputError(source, "was not made by archsearch", _REMEDY)
         if begun:

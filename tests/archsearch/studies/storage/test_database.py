@@ -4,7 +4,7 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,18 @@ def test_reading_makes_no_file(settings: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has not begun; run archsearch search first"):
         database.load_study(settings(name="absent"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_that_another_process_begins_while_it_is_opened(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(trials=2)
+    run(config)
+    begun = database.stored_attrs(config)
+    # As its format and its attributes are before the other process writes them.
+    reads: Iterator[dict[str, Any]] = iter([{}, {}])
+    monkeypatch.setattr(optuna.Study, "user_attrs", property(lambda _: next(reads, begun)))
+    assert database.stored_attrs(config) == begun
 
 
 def test_another_studys_file(settings: Make) -> None:
