@@ -235,6 +235,8 @@ class Space:
                 cls.from_dict(values["proxy"], source=source) if "proxy" in values else None,
             )
             is_damaged = not isinstance(space.name, str) or space.digest != values["digest"]
+            if len(choices) < len(knobs) or any(not len({*k.choices}) == len(k.settings) > 0 for k in knobs):
+                raise ValueError("two knobs or two choices have the same name, or a choice has no changes")
         except (KeyError, TypeError, ValueError, AttributeError):
             raise InputError(source, "its space is damaged", "restore the file", place="space") from None
         if is_damaged:

@@ -94,6 +94,8 @@ def make(*, noise: float = NOISE, early: float = 16, seed: int = 0) -> Benchmark
         full_size=large.to_dict(),
         profiles=PROFILES,
         protocols={p.hash: p for p in (short, more, long, larger, weights)},
+        num_runs=len(runs),
+        run_seconds="timed",
         curve_points=8,
         extractor="efficientnet-lite0",
         latency_device="host",

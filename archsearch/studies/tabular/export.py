@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from optuna import Study
 
@@ -15,6 +16,7 @@ from archsearch.spaces.loading import load_space, with_proxy
 from archsearch.spaces.space import Space
 from archsearch.studies.search.candidates import eligible, load_candidates
 from archsearch.studies.storage.record import Candidate
+from archsearch.studies.tabular.checks import shared_seed
 from archsearch.studies.tabular.table import ERROR_OF, LOWER_IS_BETTER, BenchmarkTable, Entry, Run, TableHeader
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
@@ -46,21 +48,53 @@ def tabulate(
         InputError: if the studies have different spaces, train nothing or share a protocol, or a further one has
             scored what the first one has not.
     """
-    first_study, *others = studies
+    first_study = studies[0]
     space = Space.from_dict(first_study.user_attrs["space"], source=f"study {first_study.study_name}")
     large = None if full_size is None else with_proxy(load_space(full_size), space)
     scored = _scored(first_study)
+    timed = {} if seconds is None else _timed(scored, seconds, progress)
+    protocols, runs = _collect(studies, scored, timed)
+    predictors = {name: PredictedBackend(profiles.model(name)).measure for name in profiles.NAMES if large is not None}
+    entries = {}
+    for done, candidate in enumerate(scored.values()):
+        entries[candidate.architecture.id] = _entry(candidate, large, predictors)
+        progress((done + 1) / len(scored), "counting the full-size twins")
+    header = TableHeader(
+        space=space.to_dict(),
+        full_size=None if large is None else large.to_dict(),
+        profiles=tuple(predictors),
+        protocols=protocols,
+        num_runs=len(runs),
+        run_seconds="of trials" if seconds is None else "timed",
+        curve_points=next(iter(protocols.values())).protocol.curve_points,
+        **_conditions(first_study, next(iter(scored.values()))),
+    )
+    return BenchmarkTable(f"study {first_study.study_name}", header, space, entries, tuple(runs))
+
+
+def _collect(
+    studies: Sequence[Study], scored: Mapping[str, Candidate], timed: Mapping[str, float]
+) -> tuple[dict[str, ResolvedProtocol], list[Run]]:
+    """The protocols of some studies by hash, and all their runs.
+
+    Args:
+        scored: candidates of the first study, by architecture.
+        timed: seconds of a run of each of them, if they were timed.
+    """
+    first_study = studies[0]
     protocols: dict[str, ResolvedProtocol] = {}
     runs: list[Run] = []
-    timed = {} if seconds is None else _timed(scored, seconds, progress)
-    for study in (first_study, *others):
+    for study in studies:
         name = f"study {study.study_name}"
-        if study.user_attrs["space"]["digest"] != space.digest:
+        if study.user_attrs["space"]["digest"] != first_study.user_attrs["space"]["digest"]:
             raise InputError(name, f"has another space than study {first_study.study_name}", "export it on its own")
         protocol = ResolvedProtocol.model_validate(study.user_attrs["protocol"])
         if protocol.hash in protocols:
             raise InputError(name, "has the protocol of an earlier study", "leave one of the two out")
         protocols[protocol.hash] = protocol
+        if (shared := shared_seed(protocols)) is not None:
+            problem = f"has seed {shared[2]}, and so has an earlier study whose protocol differs in the seeds alone"
+            raise InputError(name, problem, "leave one of the two out")
         first = next(iter(protocols.values())).protocol
         times_as_long = protocol.protocol.steps / first.steps
         is_timed = protocol.protocol.resolution == first.resolution
@@ -70,13 +104,7 @@ def tabulate(
                 raise InputError(name, problem, f"run study {first_study.study_name} to its end")
             own = timed.get(candidate.architecture.id) if is_timed else None
             runs += _runs(candidate, protocol, seconds=own and own * times_as_long)
-    predictors = {name: PredictedBackend(profiles.model(name)).measure for name in profiles.NAMES if large is not None}
-    entries = {}
-    for done, candidate in enumerate(scored.values()):
-        entries[candidate.architecture.id] = _entry(candidate, large, predictors)
-        progress((done + 1) / len(scored), "counting the full-size twins")
-    header = _header(first_study, next(iter(scored.values())), space, large, protocols)
-    return BenchmarkTable(f"study {first_study.study_name}", header, space, entries, tuple(runs))
+    return protocols, runs
 
 
 def _timed(
@@ -90,23 +118,16 @@ def _timed(
     return found
 
 
-def _header(
-    study: Study, some: Candidate, space: Space, large: Space | None, protocols: Mapping[str, ResolvedProtocol]
-) -> TableHeader:
-    """The header of a table whose first study is ``study``, of which ``some`` is a candidate."""
+def _conditions(study: Study, some: Candidate) -> dict[str, Any]:
+    """Fields of the header that say how a study, of which ``some`` is a candidate, trained and measured."""
     assert some.score.latency is not None
     assert some.score.quality is not None
-    return TableHeader(
-        space=space.to_dict(),
-        full_size=None if large is None else large.to_dict(),
-        profiles=() if large is None else tuple(profiles.NAMES),
-        protocols=dict(protocols),
-        curve_points=next(iter(protocols.values())).protocol.curve_points,
-        extractor=some.score.quality.extractor,
-        latency_device=study.user_attrs["settings"]["latency"]["device"],
-        latency=some.score.latency,
-        machine=study.user_attrs.get("machine", {}),
-    )
+    return {
+        "extractor": some.score.quality.extractor,
+        "latency_device": study.user_attrs["settings"]["latency"]["device"],
+        "latency": some.score.latency,
+        "machine": study.user_attrs.get("machine", {}),
+    }
 
 
 def _scored(study: Study) -> dict[str, Candidate]:

@@ -9,7 +9,6 @@ import csv
 import gzip
 import io
 import json
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +17,8 @@ from typing import Any
 
 from archsearch.score import Cost, Curve
 from archsearch.spaces.space import Space
-from archsearch.studies.tabular.table import SCORES, BenchmarkTable, Entry, Run, TableHeader
+from archsearch.studies.tabular.checks import RESTORE, check_complete, check_run, check_runs, check_space
+from archsearch.studies.tabular.table import ERROR_OF, SCORES, BenchmarkTable, Entry, Run, TableHeader
 from snapgen import files
 from snapgen.config import parse_config
 from snapgen.errors import InputError, os_errors
@@ -30,7 +30,10 @@ BINS = 4
 COMMENT = "# "
 MAX_BYTES = 1 << 26
 """Largest table, unpacked."""
-RESTORE = "restore the file, or export the table again"
+MAX_HEADER = 1 << 20
+"""Longest first line."""
+LARGEST = 1e12
+"""Largest number that a cell may hold."""
 
 Parser = Callable[[str], Any]
 
@@ -62,12 +65,11 @@ def shipped_tables() -> dict[str, Path]:
     return {path.name.removesuffix(".csv.gz"): path for path in paths}
 
 
-def load_table(path: str | Path, *, complete: bool = True) -> BenchmarkTable:
+def load_table(path: str | Path) -> BenchmarkTable:
     """Read and check a table.
 
     Args:
         path: the file, or the name of a shipped table.
-        complete: whether a table that lacks runs is refused.
 
     Raises:
         InputError: if the file is missing or damaged, lacks runs, or is of another version of the evaluation.
@@ -79,19 +81,21 @@ def load_table(path: str | Path, *, complete: bool = True) -> BenchmarkTable:
     entries: dict[str, Entry] = {}
     runs: dict[tuple[str, str, int], Run] = {}
     for place, row in _rows(path, lines, columns(header, space)):
-        entry, run = _entry(header, space, row), _run(header, row)
+        try:
+            entry, run = _entry(header, space, row), _run(header, row)
+            check_run(run, header.protocols)
+        except ValueError as error:
+            raise InputError(path, str(error), RESTORE, place=place) from None
         key = (run.architecture_id, run.protocol_hash, run.seed)
-        if run.protocol_hash not in header.protocols:
-            raise InputError(path, f"{run.protocol_hash} is none of the table's protocols", RESTORE, place=place)
         if entries.setdefault(entry.id, entry) != entry:
             raise InputError(path, f"architecture {entry.id} has other numbers in an earlier row", RESTORE, place=place)
         if key in runs:
             raise InputError(path, "is the same run as an earlier row", RESTORE, place=place)
         runs[key] = run
-    _check_ids(path, space, entries.values())
+    check_space(path, space, entries.values())
     table = BenchmarkTable(str(path), header, space, entries, tuple(runs.values()))
-    if complete:
-        table.check_complete()
+    check_runs(table)
+    check_complete(table)
     return table
 
 
@@ -100,11 +104,12 @@ def columns(header: TableHeader, space: Space) -> dict[str, Parser]:
     parsers: dict[str, Parser] = {"architecture_id": _text, "protocol_hash": _text, "seed": _count}
     parsers |= {f"knob {knob.name}": _choice(knob.choices) for knob in space.knobs}
     parsers |= {"seconds": _positive, "diverged": _flag}
-    parsers |= dict.fromkeys((*SCORES, *_curve_columns(header.curve_points)), _optional)
-    parsers |= dict.fromkeys(_cost_columns(""), _count)
+    parsers |= {name: _error if name in ERROR_OF.values() else _optional for name in SCORES}
+    parsers |= dict.fromkeys(_curve_columns(header.curve_points), _optional)
+    parsers |= dict.fromkeys(_cost_columns(""), _cost)
     parsers |= dict.fromkeys(("latency_lower_ms", "latency_ms", "latency_upper_ms"), _positive)
     if header.full_size is not None:
-        parsers |= dict.fromkeys(_cost_columns("full_size_"), _count)
+        parsers |= dict.fromkeys(_cost_columns("full_size_"), _cost)
         parsers |= dict.fromkeys((_predicted(name) for name in header.profiles), _positive)
     return parsers
 
@@ -162,6 +167,8 @@ def _read(path: Path) -> str:
 
 
 def _header(path: Path, line: str) -> TableHeader:
+    if len(line) > MAX_HEADER:
+        raise InputError(path, f"its first line has more than {MAX_HEADER:,} characters", RESTORE)
     try:
         values = json.loads(line.removeprefix(COMMENT)) if line.startswith(COMMENT) else None
     except (ValueError, RecursionError):
@@ -208,11 +215,14 @@ def _entry(header: TableHeader, space: Space, row: Mapping[str, Any]) -> Entry:
     def cost(prefix: str) -> Cost:
         return Cost(**{name: row[f"{prefix}{name}"] for name in Cost.model_fields})
 
+    quartiles = row["latency_lower_ms"], row["latency_ms"], row["latency_upper_ms"]
+    if [*quartiles] != sorted(quartiles):
+        raise ValueError("the quartiles of its latency are not in order")
     return Entry(
         id=row["architecture_id"],
         point={knob.name: row[f"knob {knob.name}"] for knob in space.knobs},
         cost=cost(""),
-        quartiles_ms=(row["latency_lower_ms"], row["latency_ms"], row["latency_upper_ms"]),
+        quartiles_ms=quartiles,
         full_size=None if header.full_size is None else cost("full_size_"),
         predicted_ms={name: row[_predicted(name)] for name in header.profiles},
     )
@@ -221,7 +231,9 @@ def _entry(header: TableHeader, space: Space, row: Mapping[str, Any]) -> Entry:
 def _run(header: TableHeader, row: Mapping[str, Any]) -> Run:
     values = [row[name] for name in _curve_columns(header.curve_points)]
     points = [values[i : i + 1 + BINS] for i in range(0, len(values), 1 + BINS)]
-    known = [(number, point) for number, point in enumerate(points, start=1) if None not in point]
+    if any(None in point for point in points) and any(value is not None for value in values):
+        raise ValueError("its curve has gaps")
+    known = [] if None in values else [*enumerate(points, start=1)]
     return Run(
         architecture_id=row["architecture_id"],
         protocol_hash=row["protocol_hash"],
@@ -237,17 +249,6 @@ def _run(header: TableHeader, row: Mapping[str, Any]) -> Run:
     )
 
 
-def _check_ids(path: Path, space: Space, entries: Iterable[Entry]) -> None:
-    for entry in entries:
-        try:
-            found = space.architecture(entry.point).id
-        except ValueError:
-            found = "none"
-        if found != entry.id:
-            problem = f"architecture {entry.id} does not have the choices that its row names, whose id is {found}"
-            raise InputError(path, problem, RESTORE)
-
-
 def _text(cell: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{8,64}", cell):
         raise ValueError(f"{cell!r:.40} is not a hash")
@@ -255,18 +256,22 @@ def _text(cell: str) -> str:
 
 
 def _count(cell: str) -> int:
-    if not cell.isdecimal():
-        raise ValueError(f"{cell!r:.40} is not a whole number")
+    if not re.fullmatch(r"[0-9]{1,18}", cell):
+        raise ValueError(f"{cell!r:.40} is not a whole number of at most 18 digits")
     return int(cell)
 
 
+def _cost(cell: str) -> int:
+    if (value := _count(cell)) == 0:
+        raise ValueError("is 0")
+    return value
+
+
 def _number(cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    if not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", cell):
         raise ValueError(f"{cell!r:.40} is not a number")
+    if not abs(value := float(cell)) <= LARGEST:
+        raise ValueError(f"{cell!r:.40} is larger than {LARGEST:g}")
     return value
 
 
@@ -278,6 +283,12 @@ def _positive(cell: str) -> float:
 
 def _optional(cell: str) -> float | None:
     return _number(cell) if cell else None
+
+
+def _error(cell: str) -> float | None:
+    if (value := _optional(cell)) is not None and value < 0:
+        raise ValueError(f"{cell!r:.40} is below 0")
+    return value
 
 
 def _flag(cell: str) -> bool:

@@ -120,7 +120,7 @@ def _quality(runs: Sequence[Run], table: BenchmarkTable, *, proxy: Space | None)
             return None
         if metric not in ERROR_OF:
             return intervals.mean_over_seeds([run.scores[metric] for run in runs], 0.0)
-        pairs = [DistanceEstimate(run.scores[metric], run.scores[ERROR_OF[metric]]) for run in runs]
+        pairs = [DistanceEstimate(run.scores[metric], run.scores.get(ERROR_OF[metric], 0.0)) for run in runs]
         return intervals.distance_estimate(pairs)
 
     loss = estimate("validation_loss")

@@ -51,6 +51,10 @@ class TableHeader(Config):
     """Device profiles of the predicted latencies."""
     protocols: dict[str, ResolvedProtocol] = Field(min_length=1)
     """Protocols of the runs by hash; under the first, every architecture was trained."""
+    num_runs: int = Field(ge=1)
+    """Number of runs, by which a file that was cut off is told."""
+    run_seconds: Literal["of trials", "timed"] = "of trials"
+    """Whether the runs' durations are those of their trials, on machines that were busy or not, or were timed alike."""
     curve_points: int = Field(ge=0, le=MAX_CURVE_POINTS)
     """Evenly spaced steps at which the runs have a validation loss."""
     extractor: str
@@ -150,8 +154,8 @@ class BenchmarkTable:
 
     def runs_like(self, protocol: ResolvedProtocol) -> dict[str, dict[int, Run]]:
         """Runs under a protocol, or one that differs in its seeds only, by architecture and seed."""
-        wanted = _without_seeds(protocol).hash
-        hashes = {key for key, other in self.header.protocols.items() if _without_seeds(other).hash == wanted}
+        wanted = without_seeds(protocol).hash
+        hashes = {key for key, other in self.header.protocols.items() if without_seeds(other).hash == wanted}
         found: dict[str, dict[int, Run]] = {}
         for run in self.runs:
             if run.protocol_hash in hashes:
@@ -224,21 +228,9 @@ class BenchmarkTable:
 
         return evaluate
 
-    def check_complete(self) -> None:
-        """Check that no run is missing.
 
-        Raises:
-            InputError: if one is; it says how many.
-        """
-        ids = [self.space.architecture(point).id for point in self.space.distinct_points()]
-        missing = [(i, s) for i in ids for s in self.seeds if s not in self.short_runs.get(i, {})]
-        if missing:
-            problem = f"lacks {len(missing):,} of {len(ids) * len(self.seeds):,} runs, the first of architecture "
-            problem += f"{missing[0][0]} with seed {missing[0][1]}"
-            raise InputError(self.source, problem, "let its study end, and export it again")
-
-
-def _without_seeds(resolved: ResolvedProtocol) -> ResolvedProtocol:
+def without_seeds(resolved: ResolvedProtocol) -> ResolvedProtocol:
+    """A protocol by whose hash those are compared that may differ in their seeds."""
     protocol = resolved.protocol.model_copy(update={"train_seeds": (0,)})
     return resolved.model_copy(update={"protocol": protocol})
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas
 import pytest
@@ -71,6 +73,33 @@ def _header(text: str, change: Callable[[dict[str, object]], object]) -> str:
     return _line(text, 1, changed)
 
 
+def _cell(text: str, number: int, column: str, value: str) -> str:
+    def changed(line: str) -> str:
+        cells = line.split(",")
+        cells[text.split("\n")[1].split(",").index(column)] = value
+        return ",".join(cells)
+
+    return _line(text, number, changed)
+
+
+def _space(text: str, change: Callable[[Any], object]) -> str:
+    """The table with another space, whose digest is right."""
+
+    def changed(values: Any) -> None:
+        change(values["space"])
+        content = {key: value for key, value in values["space"].items() if key not in ("name", "digest")}
+        written = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        values["space"]["digest"] = hashlib.sha256(written.encode()).hexdigest()[:16]
+
+    return _header(text, changed)
+
+
+def _shared(text: str) -> str:
+    """The table with a further protocol that has the first one's seed."""
+    more = synthetic_table.resolved(train_seeds=(0, 9))
+    return _header(text, lambda v: v["protocols"].update({more.hash: more.model_dump(mode="json")}))  # type: ignore[attr-defined]
+
+
 DAMAGES: dict[str, tuple[Callable[[str], str], str]] = {
     "no header": (lambda t: t.partition("\n")[2], "is not a table: its first line does not describe it"),
     "unknown key": (lambda t: _header(t, lambda v: v.update(colour="red")), "colour"),
@@ -110,7 +139,44 @@ DAMAGES: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "a cell less": (lambda t: _line(t, 9, lambda line: line.rpartition(",")[0]), "line 9: has"),
     "a run twice": (lambda t: _line(t, 3, lambda line: f"{line}\n{line}"), "line 4: is the same run as an earlier row"),
-    "a run less": (lambda t: _line(t, 3, lambda _: "").replace("\n\n", "\n"), "lacks 1 of 768 runs"),
+    "a run less": (lambda t: _line(t, 3, lambda _: "").replace("\n\n", "\n"), "has 975 runs, but its first line says"),
+    "the first protocol alone": (
+        lambda t: "\n".join(t.split("\n")[: 2 + 768]) + "\n",
+        "has 768 runs, but its first line says",
+    ),
+    "a run too few from the start": (
+        lambda t: _header(_line(t, 3, lambda _: "").replace("\n\n", "\n"), lambda v: v.update(num_runs=975)),
+        "lacks 1 of 768 runs",
+    ),
+    "a long first line": (lambda t: _header(t, lambda v: v.update(machine="x" * (1 << 20))), "has more than 1,048,576"),
+    "a seed that was not": (lambda t: _cell(t, 3, "seed", "7"), "line 3: has seed 7, but its protocol has 0, 1"),
+    "diverged with scores": (lambda t: _cell(t, 3, "diverged", "true"), "line 3: has scores, though it diverged"),
+    "no loss": (lambda t: _cell(t, 3, "validation_loss", ""), "line 3: has no validation_loss, though it did not"),
+    "no error": (lambda t: _cell(t, 3, "kernel_error", ""), "1 of 768 runs under "),
+    "an error of nothing": (lambda t: _cell(t, 3, "kernel_distance", ""), "line 3: has kernel_error, but no kernel_d"),
+    "a score less": (
+        lambda t: _cell(_cell(t, 3, "kernel_error", ""), 3, "kernel_distance", ""),
+        "1 of 768 runs under ",
+    ),
+    "a gap in a curve": (lambda t: _cell(t, 3, "loss_2_of_8", ""), "line 3: its curve has gaps"),
+    "a negative error": (lambda t: _cell(t, 3, "frechet_error", "-1"), "line 3, frechet_error: '-1' is below 0"),
+    "an underscore": (lambda t: _cell(t, 3, "validation_loss", "1_0"), "line 3, validation_loss: '1_0' is not a num"),
+    "a huge loss": (lambda t: _cell(t, 3, "validation_loss", "1e308"), "line 3, validation_loss: '1e308' is larger"),
+    "no params": (lambda t: _cell(t, 3, "params", "0"), "line 3, params: is 0"),
+    "a number of thousands of digits": (
+        lambda t: _cell(t, 3, "params", "9" * 5000),
+        "is not a whole number of at most",
+    ),
+    "quartiles": (lambda t: _cell(t, 3, "latency_lower_ms", "1e6"), "line 3: the quartiles of its latency are not in"),
+    "two protocols that share a seed": (_shared, " differ only in their seeds, but share 0"),
+    "two knobs of a name": (
+        lambda t: _space(t, lambda space: space["knobs"].append(space["knobs"][0])),
+        "its space is damaged",
+    ),
+    "a choice without changes": (
+        lambda t: _space(t, lambda space: space["knobs"][0]["choices"].append("none")),
+        "its space is damaged",
+    ),
     "another choice": (
         lambda t: t.replace(",plain,", ",separable,"),
         "does not have the choices that its row names",
@@ -152,12 +218,6 @@ def test_a_damaged_gzip_file_is_named(text: str, tmp_path: Path) -> None:
             load_table(path)
     with pytest.raises(InputError, match="does not exist"):
         load_table(tmp_path / "none.csv")
-
-
-def test_a_part_of_a_table_can_be_read(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
-    path.write_text("\n".join(text.split("\n")[:100]) + "\n")
-    assert len(load_table(path, complete=False).runs) == 98
 
 
 def test_true_values_are_means_over_the_seeds_that_all_architectures_have(table: BenchmarkTable) -> None:
