@@ -10,6 +10,7 @@ import pandas
 
 from archsearch.api.study import Study
 from archsearch.reports.tabular.replay import Comparison, compare
+from archsearch.stats.pareto import front
 from archsearch.studies.config.study import StudyConfig, load_config
 from archsearch.studies.tabular import export, file
 from archsearch.studies.tabular.predictors import splits
@@ -27,9 +28,36 @@ class Table:
     def __init__(self, path: str | Path) -> None:
         self.table: BenchmarkTable = file.load_table(path)
 
+    def __repr__(self) -> str:
+        table = self.table
+        return f"Table({table.source!r}: {len(table.entries):,} architectures, {len(table.runs):,} runs)"
+
     def frame(self) -> pandas.DataFrame:
         """Every training run, a row each, with the columns of the file."""
-        return pandas.read_csv(self.table.source, skiprows=1)
+        # Only an empty cell is missing: a choice of a knob may be called null.
+        return pandas.read_csv(self.table.source, skiprows=1, keep_default_na=False, na_values=[""])
+
+    def pareto_front(self, *names: str) -> pandas.DataFrame:
+        """The architectures that no other one is at least as good as in all numbers and better in one, by id.
+
+        Args:
+            *names: numbers to minimize: scores (means over the table's seeds), ``latency_ms``, ``params``, ``macs``, or
+                a profile of the predicted latencies; default: ``validation_loss`` and ``latency_ms``.
+
+        Returns:
+            Those numbers and the choices of every knob, the best in the first number first.
+
+        Raises:
+            InputError: if a name is not in the table.
+        """
+        names = names or ("validation_loss", "latency_ms")
+        self.table.check_objectives(names)
+        numbers = pandas.DataFrame({name: self.table.numbers(name) for name in names}).dropna()
+        best = {*front([*numbers.itertuples(index=False, name=None)])}
+        kept = numbers[[row in best for row in numbers.itertuples(index=False, name=None)]]
+        choices = {i: self.table.space.labels(self.table.entries[i].point) for i in kept.index}
+        found = kept.join(pandas.DataFrame.from_dict(choices, orient="index"))
+        return found.sort_values(names[0]).rename_axis("architecture_id")
 
     def splits(self) -> pandas.DataFrame:
         """The splits of each architecture, by id: ``train``, ``validation`` or ``test``, and for each of the two splits
@@ -94,4 +122,4 @@ def replay(
         InputError: if the table is damaged, or the study is not of its space and protocol.
     """
     config = study if isinstance(study, StudyConfig) else load_config(study)
-    return compare(table, settings_of(config, settings, trials=trials), seeds=seeds)
+    return compare(table, settings_of(config, [str(setting) for setting in settings], trials=trials), seeds=seeds)

@@ -94,7 +94,7 @@ def main() -> NoReturn:
             raise
         _fail(str(fault), FAILED)
     if status == INTERRUPTED:  # typer returns the status of an interrupt rather than raise it
-        _fail("interrupted; the same command resumes", INTERRUPTED)
+        _fail("interrupted; run the same command again: studies and trainings resume", INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -80,9 +80,14 @@ class NamedConfig(Config):
             problem, place = ": ".join(filter(None, texts)), ".".join(filter(None, places))
             raise InputError(self.source, problem, error.remedy, place=place) from None
 
-    def with_changes(self, changes: Mapping[str, Any]) -> Self:
-        """A validated copy with some fields replaced."""
-        return self.parse({**self.model_dump(mode="json"), **changes}, self.source, place=self._place)
+    def with_changes(self, changes: Mapping[str, Any], *, source: str | None = None) -> Self:
+        """A validated copy with some fields replaced.
+
+        Args:
+            source: where the changes come from, for error messages; None: the same file.
+        """
+        place = self._place if source is None else ""
+        return self.parse({**self.model_dump(mode="json"), **changes}, source or self.source, place=place)
 
     def with_overrides(self, **changes: Any) -> Self:
         """A validated copy with the fields that are not None replaced."""

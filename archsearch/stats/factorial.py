@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.special import ndtr
@@ -35,6 +35,21 @@ class Change:
 
 
 @dataclass(frozen=True)
+class OverSeeds:
+    """How an effect came out over seeds.
+
+    Attributes:
+        seeds: number of seeds with which it was estimated.
+        complete: its mean over the seeds that all architectures have.
+        between: standard deviation between seeds, without the error of each estimate.
+    """
+
+    seeds: int
+    complete: float
+    between: float
+
+
+@dataclass(frozen=True)
 class FactorialFit:
     """Effects on one number.
 
@@ -46,6 +61,7 @@ class FactorialFit:
             their standard errors.
         explained: share of the variance that these effects explain.
         residual: standard deviation of the rest.
+        over_seeds: where there are several seeds, how each main effect came out over them.
     """
 
     n: int
@@ -54,6 +70,7 @@ class FactorialFit:
     interactions: Mapping[tuple[Change, Change], Estimate]
     explained: float
     residual: float
+    over_seeds: Mapping[Change, OverSeeds] = field(default_factory=dict)
 
 
 def fit(
@@ -142,12 +159,18 @@ def fit_over_seeds(
         for change, contrast in contrasts.items():
             difference, error = found.effect(contrast)
             by_change[change].append((whole.main[change].value + difference, error))
-    main = {change: _random_effects_mean(effects) for change, effects in by_change.items() if len(effects) > 1}
-    return replace(whole, main=main or whole.main)
+    means = {change: _random_effects_mean(effects) for change, effects in by_change.items() if len(effects) > 1}
+    if not means:
+        return whole
+    over_seeds = {
+        change: OverSeeds(len(by_change[change]), whole.main[change].value, between)
+        for change, (_, between) in means.items()
+    }
+    return replace(whole, main={change: mean for change, (mean, _) in means.items()}, over_seeds=over_seeds)
 
 
-def _random_effects_mean(effects: Sequence[tuple[float, float]]) -> Estimate:
-    """Mean of effects, each with its standard error, over the seeds from which they are."""
+def _random_effects_mean(effects: Sequence[tuple[float, float]]) -> tuple[Estimate, float]:
+    """Mean of effects, each with its standard error, over the seeds from which they are, and the deviation of these."""
     values, errors = (np.array(column) for column in zip(*effects, strict=True))
     precision = 1 / np.maximum(errors**2, 1e-100)  # values of made-up seeds may agree exactly
     fixed = float(precision @ values / precision.sum())
@@ -158,7 +181,7 @@ def _random_effects_mean(effects: Sequence[tuple[float, float]]) -> Estimate:
     # Hartung and Knapp's scale is not taken below 1: seeds that happen to agree do not make the errors smaller.
     scale = max(1.0, float(weights @ (values - mean) ** 2) / (len(values) - 1))
     half = quantile(len(values) - 1) * math.sqrt(scale / float(weights.sum()))
-    return Estimate(value=mean, low=mean - half, high=mean + half)
+    return Estimate(value=mean, low=mean - half, high=mean + half), math.sqrt(between)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ TAIL = 0.025
 
 
 class Median(NamedTuple):
-    """A median with its 95 % interval; any of the three may be infinite."""
+    """A median with its 95 % interval; any of the three may be infinite, and the ends are NaN if there is none."""
 
     value: float
     low: float
@@ -19,12 +20,13 @@ class Median(NamedTuple):
 def median(values: Sequence[float]) -> Median:
     """Median of a sample, and the order statistics between which the distribution's lies with 95 % probability.
 
-    With fewer than six values these are the extremes.
+    With fewer than six values there is no such interval.
     """
     from scipy.stats import binom
 
     ranked, count = sorted(values), len(values)
-    cut = max(1, int(binom.ppf(TAIL, count, 0.5)))
+    cut = int(binom.ppf(TAIL, count, 0.5))
     upper, lower = ranked[count // 2], ranked[(count - 1) // 2]
     # The mean of two infinities is no number.
-    return Median(upper if upper == lower else (upper + lower) / 2, ranked[cut - 1], ranked[count - cut])
+    middle = upper if upper == lower else (upper + lower) / 2
+    return Median(middle, ranked[cut - 1], ranked[count - cut]) if cut else Median(middle, math.nan, math.nan)

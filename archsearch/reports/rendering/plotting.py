@@ -13,6 +13,9 @@ Figure = dict[str, Any]
 LINE_COLORS = ("var(--front)", "var(--knee)", "var(--ink)", "var(--dominated)", "var(--better)", "var(--worse)")
 """Colors of lines that are told apart by a legend."""
 
+LINE_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+"""Their dashes, for readers and printers that do not tell the colors apart."""
+
 
 def scatter(points: Iterable[tuple[Any, ...]], mode: str = "markers", **settings: Any) -> Figure:
     """Trace of points (x, y)."""
@@ -49,7 +52,13 @@ def error_bars(intervals: Sequence[Estimate], color: str) -> Figure:
 def lines(named: Mapping[str, Iterable[tuple[float, float]]], x: str, y: str, mode: str = "lines") -> Figure:
     """A figure of lines with a legend."""
     traces = [
-        scatter(points, mode, name=name, line={"color": LINE_COLORS[i % len(LINE_COLORS)]})
+        scatter(
+            points,
+            mode,
+            name=name,
+            line={"color": LINE_COLORS[i % len(LINE_COLORS)], "dash": LINE_DASHES[i % len(LINE_DASHES)]},
+            marker={"symbol": i},
+        )
         for i, (name, points) in enumerate(named.items())
     ]
     legend = {"orientation": "h", "y": -0.22}

@@ -8,13 +8,17 @@ from archsearch.reports.rendering import tables
 from archsearch.reports.rendering.plotting import Figure, lines
 from archsearch.reports.tabular.labels import label
 from archsearch.stats.rank_correlation import FIT
-from archsearch.studies.tabular.agreement import AS_IS, Agreement, best_budget
+from archsearch.studies.tabular.agreement import AS_IS, Agreement, best_budget, ceilings, is_of_a_range
+from archsearch.studies.tabular.table import BenchmarkTable
+
+COLUMNS = ("score", "budget", "reference", "target", "kind", "n", "rho", "low", "high", "ceiling")
 
 
 def frame(rows: list[Agreement]) -> pandas.DataFrame:
     """Every agreement: a row each."""
     return pandas.DataFrame(
-        [
+        columns=COLUMNS,
+        data=[
             {
                 "score": r.score,
                 "budget": r.budget,
@@ -28,7 +32,7 @@ def frame(rows: list[Agreement]) -> pandas.DataFrame:
                 "ceiling": r.ceiling,
             }
             for r in rows
-        ]
+        ],
     )
 
 
@@ -40,17 +44,17 @@ def groups(rows: list[Agreement]) -> dict[str, list[Agreement]]:
     return found
 
 
-def markdown(rows: list[Agreement]) -> str:
-    """The page; it says so if there are no other runs."""
-    title = "# Which score, from which budget"
+def markdown(table: BenchmarkTable, rows: list[Agreement]) -> str:
+    """The page; without other runs it has the noise ceiling alone, and says so."""
+    parts = ["# Which score, from which budget", "## Noise ceiling", *_ceilings(table)]
     if not rows:
-        return f"{title}\n\nThe table has no longer runs to compare with.\n"
-    parts = [
-        title,
+        return "\n\n".join([*parts, "The table has no longer runs to compare with."]) + "\n"
+    parts += [
+        "## What ranks as longer runs do",
         "Spearman's ρ, with its 95 % interval, of scores of the short run with those of longer runs, or of runs on "
-        "larger images. Budget: share of the short run's steps. Ceiling: what the noise of the score's seeds leaves of "
-        "ρ = 1. t1 to t4 are ranges of timesteps, from the least noise to the most, at other budgets in the CSV file "
-        f"beside this page. A score is *fit to rank*, in bold, where the whole interval lies above {FIT}.",
+        "larger images. Budget: share of the short run's steps. Ceiling: the noise ceiling of these architectures. t1 "
+        "to t4 are ranges of timesteps, from the least noise to the most, at other budgets in the CSV file beside this "
+        f"page. A score is *fit to rank*, in bold, where the whole interval lies above {FIT}.",
     ]
     for name, of_target in groups(rows).items():
         parts += [f"## Against the {name}, {of_target[0].n} architectures", _table(of_target)]
@@ -60,11 +64,26 @@ def markdown(rows: list[Agreement]) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
+def _ceilings(table: BenchmarkTable) -> list[str]:
+    """Lines on how much of a perfect ranking the noise of the table's seeds leaves."""
+    seeds = ", ".join(map(str, table.seeds))
+    text = (
+        f"How far the mean of a score over the table's seeds ({seeds}) ranks all architectures as its mean over "
+        "endless seeds would (Spearman and Brown): the most that a perfect prediction of it can reach."
+    )
+    found = {key: known for key, known in ceilings(table).items() if not is_of_a_range(key[0])}
+    rows = [
+        [label(score), f"{budget:.1%}", str(count), "–" if ceiling is None else f"{ceiling:.3f}"]
+        for (score, budget), (count, ceiling) in found.items()
+    ]
+    return [text, tables.markdown(["score", "budget", "architectures", "ceiling"], rows)]
+
+
 def _table(rows: list[Agreement]) -> str:
     kinds = list(dict.fromkeys(r.kind for r in rows))
     cells: dict[tuple[str, float], list[str]] = {}
     for r in rows:
-        if r.is_of_a_range and r.budget < 1:
+        if is_of_a_range(r.score) and r.budget < 1:
             continue
         ceiling = "–" if r.ceiling is None else f"{r.ceiling:.2f}"
         budget = "–" if r.budget == 0 else f"{r.budget:.1%}"
@@ -88,6 +107,6 @@ def figures(rows: list[Agreement]) -> dict[str, Figure]:
 def _figure(rows: list[Agreement]) -> Figure:
     found: dict[str, list[tuple[float, float]]] = {}
     for r in rows:
-        if r.kind == AS_IS and r.rho is not None and r.budget and not r.is_of_a_range:
+        if r.kind == AS_IS and r.rho is not None and r.budget and not is_of_a_range(r.score):
             found.setdefault(label(r.score), []).append((r.budget, r.rho.value))
     return lines(found, "Share of the short run's steps", "Spearman's ρ", "lines+markers")

@@ -45,15 +45,25 @@ def fits(table: BenchmarkTable) -> dict[str, FactorialFit]:
 
 
 def frame(found: Mapping[str, FactorialFit]) -> pandas.DataFrame:
-    """Every effect and interaction: a row each."""
-    rows = []
+    """Every effect, and every interaction on a score: a row each.
+
+    ``low`` and ``high`` are those of a 95 % interval, and of costs and latencies the smallest and the largest effect;
+    ``seeds``, ``complete`` and ``between`` are as in `OverSeeds`.
+    """
+    rows: list[dict[str, object]] = []
     for name, fit in found.items():
-        effects = {str(change): size for change, size in fit.main.items()}
-        effects |= {f"{a} × {b}": size for (a, b), size in fit.interactions.items()}
-        for change, size in effects.items():
-            shown = _shown(size, name).model_dump(include=ENDS)
-            rows.append({"number": name, "change": change, "relative": _is_relative(name), **shown})
+        for change, size in fit.main.items():
+            rows.append({"number": name, "change": str(change), **_columns(size, name)})
+            if (over := fit.over_seeds.get(change)) is not None:
+                rows[-1] |= vars(over)
+        if not _is_relative(name):
+            for (a, b), size in fit.interactions.items():
+                rows.append({"number": name, "change": f"{a} × {b}", **_columns(size, name)})
     return pandas.DataFrame(rows)
+
+
+def _columns(size: Estimate, name: str) -> dict[str, object]:
+    return {"relative": _is_relative(name), **_shown(size, name).model_dump(include=ENDS)}
 
 
 ENDS = {"value", "low", "high"}
@@ -67,7 +77,8 @@ def _shown(size: Estimate, name: str) -> Estimate:
     """An effect on a number; one on a logarithm as a relative change."""
     if not _is_relative(name):
         return size
-    return Estimate(value=math.expm1(size.value), low=math.expm1(size.low), high=math.expm1(size.high))
+    value, low, high = (round(math.expm1(end), 9) for end in (size.value, size.low, size.high))  # no change is 0
+    return Estimate(value=value, low=low, high=high)
 
 
 def markdown(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> str:
@@ -77,30 +88,37 @@ def markdown(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> str:
     published = published_changes(table)
     parts = [
         "# The factorial ablation",
-        f"{some.n:,} architectures, every combination of the choices, each trained with {len(table.seeds)} seeds"
-        f"{_further_seeds(table)}. An effect is an average over all choices of the other knobs, with its 95 % "
-        "interval; that of a score allows for other seeds, whose draws suit some choices better than others. Costs and "
-        "latencies are relative. Latencies named after a phone are *predicted*, of the full-size twins. Better, worse "
-        "or open is what the paper's ablation says of a row's quality.",
+        f"{_architectures(table, some.n)}, each trained with {_seeds(table)}. An effect is an average over all choices "
+        f"of the other knobs: of a score with its 95 % interval, which {_what_intervals_hold_for(some)}; costs and "
+        "latencies are relative changes, in parentheses from the smallest to the largest over the choices of the other "
+        "knobs. Latencies named after a phone are *predicted*, of the full-size twins. Better, worse or open is what "
+        "the paper's ablation says of a row's quality.",
         tables.markdown(
             ["change", "SnapGen's row", *(label(name) for name in found)],
             _effect_rows(found, published),
             text_columns=2,
         ),
-        "Mean, share of the variance that main effects and interactions of two knobs explain, deviation of the rest:",
+        *_over_seeds(table, {name: found[name] for name in scores}),
+        "## Interactions",
+        "By how much the effect of one change changes once another one is made, the clearest first; the intervals are "
+        "of the seeds that all architectures have, not of others. Main effects and interactions of two knobs together "
+        "explain so much of the variance between architectures:",
         tables.markdown(
-            ["score", "mean", "explained", "rest"],
+            ["score", "mean", "explained", "standard deviation of the rest"],
             [
-                [label(name), formatting.number(fit.mean), formatting.percent(fit.explained), f"{fit.residual:.3g}"]
+                [
+                    label(name),
+                    formatting.number(fit.mean),
+                    f"{100 * fit.explained:.1f}{formatting.NBSP}%",
+                    f"{fit.residual:.3g}",
+                ]
                 for name, fit in found.items()
                 if name in scores
             ],
         ),
-        "By how much the effect of one change differs after another one; the intervals are of the seeds that all "
-        "architectures have, not of others.",
     ]
     for name in scores:
-        parts += [f"## Interactions: {label(name)}", _interactions(found[name])]
+        parts += [f"### {label(name).capitalize()}", _interactions(found[name])]
     parts += ["## From few seeds", *_from_few_seeds(table, scores, published)]
     parts += _fresh(table, scores)
     parts += ["## Where chance comes from", _noise(table, scores)]
@@ -126,10 +144,43 @@ def _figure(fit: FactorialFit, name: str) -> Figure:
     return {"data": [trace], "layout": {**layout, "shapes": [zero]}}
 
 
-def _further_seeds(table: BenchmarkTable) -> str:
-    counts = [len(by_seed) for by_seed in table.short_runs.values()]
-    more = [count for count in counts if count > len(table.seeds)]
-    return f", {len(more)} of them with up to {max(more)}" if more else ""
+def _architectures(table: BenchmarkTable, trained: int) -> str:
+    """How many architectures have scores, of how many."""
+    if trained == len(table.entries):
+        return f"{trained:,} architectures, every combination of the choices"
+    return f"{trained:,} of the {len(table.entries):,} combinations of the choices (the others diverged)"
+
+
+def _seeds(table: BenchmarkTable) -> str:
+    own = len(table.seeds)
+    more = [count for by_seed in table.short_runs.values() if (count := len(by_seed)) > own]
+    further = f", {len(more)} of them with up to {max(more)}" if more else ""
+    return f"{own} seed{'s' if own > 1 else ''}{further}"
+
+
+def _what_intervals_hold_for(fit: FactorialFit) -> str:
+    if fit.over_seeds:
+        return "allows for other seeds, whose draws suit some choices better than others"
+    return "is of this one seed: what another would say, one seed cannot tell"
+
+
+def _over_seeds(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> list[str]:
+    """How the effects on each score came out over seeds; nothing with a single seed."""
+    if not any(fit.over_seeds for fit in found.values()):
+        return []
+    own = f"seeds {' and '.join(map(str, table.seeds))}"
+    rows = []
+    for name, fit in found.items():
+        for change, over in fit.over_seeds.items():
+            sizes = (f"{size:+.3g}".replace("-", "−") for size in (fit.main[change].value, over.complete))
+            rows.append([label(name), str(change), str(over.seeds), *sizes, f"{over.between:.2g}"])
+    text = (
+        "A mean over all seeds (a random-effects meta-analysis: a seed that only some architectures have counts less) "
+        f"is not the mean over {own}, which all architectures have and anybody can take from "
+        "the table. The more a change's effect differs between seeds, the further apart the two are:"
+    )
+    header = ["score", "change", "seeds", "mean over them", f"{own} alone", "standard deviation between seeds"]
+    return ["## From seed to seed", text, tables.markdown(header, rows, text_columns=2)]
 
 
 def _effect_rows(found: Mapping[str, FactorialFit], published: list[PublishedChange]) -> list[list[str]]:
@@ -139,13 +190,16 @@ def _effect_rows(found: Mapping[str, FactorialFit], published: list[PublishedCha
         [
             str(change),
             said.get(change, "–"),
-            *(
-                formatting.format_change(_shown(fit.main[change], name), relative=_is_relative(name))
-                for name, fit in found.items()
-            ),
+            *(_effect(fit.main[change], name) for name, fit in found.items()),
         ]
         for change in changes
     ]
+
+
+def _effect(size: Estimate, name: str) -> str:
+    if _is_relative(name):
+        return formatting.format_span(_shown(size, name))
+    return formatting.format_change(size, relative=False)
 
 
 def _interactions(fit: FactorialFit) -> str:
@@ -153,7 +207,7 @@ def _interactions(fit: FactorialFit) -> str:
         [str(a), str(b), formatting.format_change(size, relative=False)]
         for (a, b), size in list(fit.interactions.items())[:INTERACTIONS]
     ]
-    return tables.markdown(["effect of", "is larger after", "by"], rows, text_columns=2)
+    return tables.markdown(["the effect of", "once made:", "changes by"], rows, text_columns=2)
 
 
 def _from_few_seeds(table: BenchmarkTable, scores: list[str], published: list[PublishedChange]) -> list[str]:
@@ -182,24 +236,36 @@ def _fresh(table: BenchmarkTable, scores: list[str]) -> list[str]:
         return []
     some = next(iter(found.values()))
     text = (
-        f"The same changes, judged by the main effects on {some.architectures} architectures with {some.pairs} fresh "
-        f"pair{'s' if some.pairs > 1 else ''} of seeds, against the table's verdicts without the pair:"
+        f"Would others come to the same verdicts? {some.changes} changes are judged again on {some.architectures} "
+        f"architectures with a fresh pair of seeds, {_times(some.pairs)}, and each time held against what all other "
+        "runs say. Of the verdicts better or worse by all other runs, some are too small for the few architectures to "
+        "tell; of those that they tell, so many are the same:"
     )
     rows = [
         [label(name), str(each.found), str(each.called), f"{each.agreeing} of {each.called}"]
         for name, each in found.items()
     ]
-    header = ["score", "better or worse by the table", "of these by the fresh pair, too", "with the same verdict"]
+    header = ["score", "better or worse by all other runs", "of these told by the fresh pair", "the same"]
     return ["## From fresh seeds", text, tables.markdown(header, rows)]
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 def _noise(table: BenchmarkTable, scores: list[str]) -> str:
     rows = []
     for name in scores:
-        for source, deviation in noise_by_source(table, name).items():
-            rows.append([label(name), source, f"{deviation:.3g}"])
-    text = "Standard deviation between runs of an architecture, without what a seed does to all of them:"
-    return f"{text}\n\n{tables.markdown(['score', 'varied', 'deviation'], rows, text_columns=2)}"
+        for source, noise in noise_by_source(table, name).items():
+            deviation = formatting.format_interval(noise.deviation)
+            rows.append([label(name), source, str(noise.architectures), str(noise.runs), deviation])
+    text = (
+        "Standard deviation between runs of an architecture, without what a seed does to all of them, with its 95 % "
+        "interval: where a seed varies all that is random, or the initial weights, the order of the images or the "
+        "noise alone. The first is over more architectures than the others."
+    )
+    header = ["score", "varied", "architectures", "runs", "standard deviation"]
+    return f"{text}\n\n{tables.markdown(header, rows, text_columns=2)}"
 
 
 def _pooled(table: BenchmarkTable, scores: list[str]) -> list[str]:
@@ -208,9 +274,9 @@ def _pooled(table: BenchmarkTable, scores: list[str]) -> list[str]:
     if not found:
         return []
     text = (
-        "A study's 95 % intervals take the spread between seeds to be the same for all candidates. With "
-        f"{POOLED} seeds they hold the difference of two architectures that other seeds see so often, by the knob in "
-        "which the two differ, among others:"
+        "A study's 95 % intervals rest on one spread between seeds, pooled over all candidates. How often does such an "
+        f"interval of a study with {POOLED} seeds hold the difference between two architectures that their other seeds "
+        "show? Of all pairs of architectures, and of those that differ in a knob:"
     )
     knobs = next(iter(found.values()))
     rows = [[knob, *(formatting.percent(shares[knob]) for shares in found.values())] for knob in knobs]

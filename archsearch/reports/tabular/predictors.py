@@ -8,7 +8,8 @@ import pandas
 
 from archsearch.reports.rendering import tables
 from archsearch.reports.rendering.plotting import Figure, lines
-from archsearch.studies.tabular.predictors import Prediction
+from archsearch.reports.tabular.labels import label
+from archsearch.studies.tabular.predictors import DRAWS, METRIC, Prediction
 
 
 def frame(rows: Sequence[Prediction]) -> pandas.DataFrame:
@@ -40,9 +41,10 @@ def markdown(rows: Sequence[Prediction]) -> str:
             f"{rho.value:.2f} [{rho.low:.2f}, {rho.high:.2f}]" if (rho := by_labels.get(n)) else "–" for n in labels
         ]
     text = (
-        "Spearman's ρ of predicted quality with the mean over the table's seeds, of architectures that the predictor "
-        "was not fitted to: medians over random sets with their 95 % intervals. It is fitted to one run of each of so "
-        "many architectures, or only to those with the base's depth or width, and tested on the others."
+        f"Spearman's ρ of the predicted {label(METRIC)} with its mean over the table's seeds, of architectures to "
+        f"which the predictor was not fitted: medians over {DRAWS} random sets with their 95 % intervals. It is fitted "
+        "to one run of each of so many architectures, or only to those with the base's depth or width, and tested on "
+        "the others."
     )
     header = ["split", "model", *(f"{n} labels" for n in labels)]
     return (

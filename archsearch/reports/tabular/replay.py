@@ -13,10 +13,13 @@ import pandas
 from archsearch.reports.rendering import tables
 from archsearch.reports.rendering.plotting import Figure, lines
 from archsearch.reports.tabular.report import figures_page
+from archsearch.score import OBJECTIVES
 from archsearch.stats.medians import Median, median
 from archsearch.studies.tabular.convergence import Trace, Truth
 from archsearch.studies.tabular.file import load_table
 from archsearch.studies.tabular.replay import Setting, replay, true_points
+from archsearch.studies.tabular.table import BenchmarkTable
+from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write_texts
 from snapgen.progress import ProgressCallback, ignore_progress
 
@@ -39,10 +42,16 @@ class Comparison:
 
     Attributes:
         traces: by label of the setting, a search per seed.
+        objectives: names of what was minimized.
+        seeds: the table's seeds, of whose runs true values are means.
+        is_timed: whether the runs' durations were measured alike, so that simulated times mean something.
         table_runs: number of runs in the table that a search could have made.
     """
 
     traces: Mapping[str, Sequence[Trace]]
+    objectives: tuple[str, ...]
+    seeds: tuple[int, ...]
+    is_timed: bool
     table_runs: int
 
     def by_candidates(self) -> pandas.DataFrame:
@@ -104,23 +113,22 @@ class Comparison:
         parts = []
         for label, traces in self.traces.items():
             for seed, trace in enumerate(traces):
-                parts.append(pandas.DataFrame({"setting": label, "seed": seed, **vars(trace)}))
+                columns = {"architecture_id" if k == "architecture_ids" else k: v for k, v in vars(trace).items()}
+                parts.append(pandas.DataFrame({"setting": label, "seed": seed, **columns}))
         return pandas.concat(parts, ignore_index=True)
 
     def markdown(self) -> str:
         """The three tables: medians over the seeds with their 95 % intervals."""
-        seeds = len(next(iter(self.traces.values())))
         candidates, seconds, found = self.by_candidates(), self.by_seconds(), self.to_front()
         return "\n\n".join(
             [
-                f"Medians of {seeds} searches [95 % interval]. Hypervolume: of all candidates so far at their true "
-                "values, as a share of the true front's. Regret: of the candidate that looks best in the first number.",
+                self._explanation(),
                 _table(candidates, "candidates", lambda n: f"{n:.0f}").strip(),
                 _table(seconds, "seconds", lambda s: f"{s / 60:.1f} min").strip(),
                 tables.markdown(
                     [
                         "setting",
-                        f"found {TARGET:.0%} of the front",
+                        f"reached {TARGET:.0%} of the hypervolume",
                         "candidates",
                         "runs",
                         "of the table's runs",
@@ -141,6 +149,24 @@ class Comparison:
             ]
         )
 
+    def _explanation(self) -> str:
+        searches, first = len(next(iter(self.traces.values()))), OBJECTIVES[self.objectives[0]].label
+        has_interval = not math.isnan(median([0.0] * searches).low)
+        shown = "[95 % interval]" if has_interval else "(of fewer than six searches an interval cannot be told)"
+        text = (
+            f"Medians of {searches} searches {shown}. Hypervolume: of all candidates so far at their true values, as a "
+            "share of the true front's; the reference point is the worst value of each objective and a tenth of its "
+            f"range more. Regret: by how much the true {first} of the candidate that looks best in it is above the "
+            f"lowest. True values are means over the table's seeds ({', '.join(map(str, self.seeds))}): the runs that "
+            "the searches are told of, so their noise counts as truth."
+        )
+        if not self.is_timed:
+            text += (
+                "\n\nThe durations of this table's runs are those of their trials, on machines busy or not: simulated "
+                "times are rough. `archsearch tabulate --time-runs` times all runs alike."
+            )
+        return text
+
 
 def compare(
     table: str | Path,
@@ -151,13 +177,34 @@ def compare(
     progress: ProgressCallback = ignore_progress,
 ) -> Comparison:
     """Run searches of several settings on a table, and compare them; see `archsearch.studies.tabular.replay.replay`."""
-    histories = replay(table, settings, seeds=seeds, processes=processes, progress=progress)
     loaded = load_table(table)
-    traces = {}
-    for setting, searches in zip(settings, histories, strict=True):
-        truth = Truth(true_points(loaded, setting.config))
-        traces[setting.label] = [Trace.of(history, truth) for history in searches]
-    return Comparison(traces, len(loaded.entries) * len(loaded.seeds))
+    truth = _truth(loaded, settings)
+    histories = replay(table, settings, seeds=seeds, processes=processes, progress=progress)
+    traces = {
+        setting.label: [Trace.of(history, truth) for history in searches]
+        for setting, searches in zip(settings, histories, strict=True)
+    }
+    return Comparison(
+        traces,
+        objectives=settings[0].config.objectives,
+        seeds=loaded.seeds,
+        is_timed=loaded.header.run_seconds == "timed",
+        table_runs=len(loaded.entries) * len(loaded.seeds),
+    )
+
+
+def _truth(table: BenchmarkTable, settings: Sequence[Setting]) -> Truth:
+    """The true values that all settings search.
+
+    Raises:
+        InputError: if no architecture meets the limits, or a setting searches others, whose front is another one.
+    """
+    points = [true_points(table, setting.config) for setting in settings]
+    for setting, others in zip(settings, points, strict=True):
+        if others != points[0]:
+            problem = "has other objectives or limits than the study, and so another front"
+            raise InputError(setting.config.source, problem, "replay a study of its own with them")
+    return Truth(points[0])
 
 
 def _columns(name: str, value: Median) -> dict[str, float]:
@@ -189,6 +236,8 @@ def _cell(row: Mapping[Any, Any], name: str, spec: str, *, scale: float = 1.0) -
     value, low, high = (row[key] * scale for key in (name, f"{name} low", f"{name} high"))
     if math.isinf(value):
         return "–"
+    if math.isnan(low):
+        return format(value, spec)
     return f"{value:{spec}} [{low:{spec}}, {'–' if math.isinf(high) else format(high, spec)}]"
 
 
@@ -205,6 +254,10 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
         {
             out.with_suffix(".md"): comparison.markdown() + "\n",
             out.with_suffix(".csv"): tables.csv(comparison.frame(), "%.6g"),
-            out.with_suffix(".html"): figures_page("Searches replayed", {"Medians": comparison.figures()}),
+            out.with_suffix(".html"): figures_page(
+                "Searches replayed",
+                {"Medians": comparison.figures()},
+                headline="Medians over the searches; the page beside this one has their intervals.",
+            ),
         }
     )

@@ -40,17 +40,21 @@ def write_pages(table: BenchmarkTable, folder: Path) -> list[Path]:
     files = {
         folder / "factorial.md": effects.markdown(table, found),
         folder / "factorial.csv": tables.csv(effects.frame(found)),
-        folder / "ranking.md": agreement.markdown(compared),
+        folder / "ranking.md": agreement.markdown(table, compared),
         folder / "ranking.csv": tables.csv(agreement.frame(compared)),
         folder / "predictors.md": predictors.markdown(predicted),
         folder / "predictors.csv": tables.csv(predictors.frame(predicted)),
-        folder / "figures.html": figures_page(f"What {table.space.name} says", sections),
+        folder / "figures.html": figures_page(
+            f"What {table.space.name} says",
+            sections,
+            headline="Bars are 95 % intervals, of costs and latencies ranges; the pages beside this one have all.",
+        ),
     }
     atomic_write_texts(files)
     return list(files)
 
 
-def figures_page(name: str, sections: dict[str, dict[str, Figure]]) -> str:
+def figures_page(name: str, sections: dict[str, dict[str, Figure]], *, headline: str) -> str:
     """An HTML page of figures by section and caption."""
     charts: dict[str, Figure] = {}
     shown = []
@@ -61,7 +65,7 @@ def figures_page(name: str, sections: dict[str, dict[str, Figure]]) -> str:
     return html.render_page(
         "tabular.html",
         name=name,
-        headline="95 % intervals; the pages beside this one have the numbers.",
+        headline=headline,
         data={"charts": charts},
         sections=[(title, captions) for title, captions in shown if captions],
     )

@@ -29,8 +29,8 @@ class Agreement:
         target: score of the other runs.
         kind: ``as is``, or what is controlled for.
         rho: the correlation, positive where the score ranks as the target does; None if it is undefined.
-        ceiling: what a perfect score of the short run could reach with its number of seeds, as the target is; None for
-            costs, which have no noise.
+        ceiling: what noise leaves: the correlation of the score's mean over its seeds, in these architectures, with its
+            mean over endless ones; None for costs, which have no noise.
     """
 
     score: str
@@ -42,10 +42,10 @@ class Agreement:
     rho: Estimate | None
     ceiling: float | None
 
-    @property
-    def is_of_a_range(self) -> bool:
-        """Whether the score is the loss of a range of timesteps."""
-        return self.score.startswith(RANGE_OF)
+
+def is_of_a_range(score: str) -> bool:
+    """Whether a score is the loss of a range of timesteps."""
+    return score.startswith(RANGE_OF)
 
 
 def agreements(table: BenchmarkTable) -> list[Agreement]:
@@ -55,6 +55,14 @@ def agreements(table: BenchmarkTable) -> list[Agreement]:
     larger = table.protocol_where(resolution=lambda side: side > own.resolution)
     rows = [] if longer is None else _agreements(table, longer, f"{longer.protocol.steps:,} steps")
     return rows if larger is None else [*rows, *_agreements(table, larger, f"{larger.protocol.resolution} px")]
+
+
+def ceilings(table: BenchmarkTable) -> dict[tuple[str, float], tuple[int, float | None]]:
+    """How far noise lets each score of the short runs rank, by score and budget: number of architectures, and the
+    correlation of its mean over the table's seeds with its mean over endless ones; None if it is undefined."""
+    runs = [[by_seed[seed] for seed in table.seeds] for by_seed in table.short_runs.values()]
+    stable = [group for group in runs if not any(run.diverged for run in group)]
+    return {key: (len(stable), _ceiling(by_seed)) for key, (_, by_seed) in _scores(stable).items()}
 
 
 def _agreements(table: BenchmarkTable, other: ResolvedProtocol, reference: str) -> list[Agreement]:

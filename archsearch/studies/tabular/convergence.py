@@ -16,7 +16,11 @@ from archsearch.studies.tabular.replay import Scored
 
 @dataclass(frozen=True)
 class Truth:
-    """True values of the objectives of every architecture that meets the limits, by id."""
+    """True values of the objectives of every architecture that meets the limits, by id.
+
+    Quality is the mean over the table's seeds, runs that the searches are told of, too: what they cannot know is the
+    noise that is left in it.
+    """
 
     points: Mapping[str, Point]
 
@@ -41,6 +45,7 @@ class Trace:
     """Progress of one search, with a value after each score that it got.
 
     Attributes:
+        architecture_ids: the architecture that each score is of.
         seconds: simulated time.
         candidates: number of candidates that were trained to the end.
         runs: training of the search, in whole runs.
@@ -49,6 +54,7 @@ class Trace:
             one.
     """
 
+    architecture_ids: tuple[str, ...]
     seconds: Array
     candidates: Array
     runs: Array
@@ -71,7 +77,8 @@ class Trace:
             regret = math.inf if chosen is None else truth.points[chosen.architecture_id][0] - best
             share = hypervolume(points, truth.reference) / truth.volume
             rows.append((scored.seconds, len(observed), scored.spent, share, regret))
-        return cls(*np.array(rows, dtype=np.float64).reshape(-1, 5).T)
+        ids = tuple(scored.architecture_id for scored in history)
+        return cls(ids, *np.array(rows, dtype=np.float64).reshape(-1, 5).T)
 
     def after_candidates(self, count: float) -> tuple[float, float]:
         """Hypervolume and regret once so many candidates were trained; of all, if there are fewer."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from scipy.stats import chi2
 
 from archsearch.spaces.summary import knob_summaries
+from archsearch.stats.estimate import Estimate
 from archsearch.stats.factorial import Change, FactorialFit, chance_of_sign, fit, fit_over_seeds
 from archsearch.stats.intervals import Verdict, additive_fit, quantile, verdict
 from archsearch.studies.config.ablation import expand_rows
 from archsearch.studies.config.study import load_config
-from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Run
+from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Entry, Run
 
 Direction = Literal["better", "worse"]
 
@@ -63,6 +65,7 @@ class FreshVerdicts:
     """Verdicts of a table on its changes, against those from fresh pairs of seeds on a few architectures.
 
     Attributes:
+        changes: number of changes.
         architectures: number of architectures with fresh seeds.
         pairs: number of fresh pairs of seeds.
         found: number of changes, over all pairs, that the table calls better or worse.
@@ -70,6 +73,7 @@ class FreshVerdicts:
         agreeing: number of these on which both give the same verdict.
     """
 
+    changes: int
     architectures: int
     pairs: int
     found: int
@@ -80,7 +84,8 @@ class FreshVerdicts:
 def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
     """Effects on a score of the short runs, a cost, a latency (``latency_ms``) or a predicted one (by its profile).
 
-    Costs and latencies are in logarithms, so that an effect is a ratio.
+    Costs and latencies are in logarithms, so that an effect is a ratio. They have no noise to speak of: the ends of
+    such an effect are the smallest and the largest over all contexts (the choices of the other knobs).
 
     Raises:
         ValueError: if the table has too few architectures with that number.
@@ -90,7 +95,14 @@ def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
         scores = _scores(table.short_runs, name)
         return fit_over_seeds([table.entries[i].point for i in scores], [*scores.values()], knobs)
     entries = table.entries.values()
-    return fit([e.point for e in entries], [float(np.log(e.number(name))) for e in entries], knobs)
+    found = fit([e.point for e in entries], [float(np.log(e.number(name))) for e in entries], knobs)
+    return replace(found, main={change: _range(table, change, name, size) for change, size in found.main.items()})
+
+
+def _range(table: BenchmarkTable, change: Change, name: str, mean: Estimate) -> Estimate:
+    """An effect on the logarithm of a number, with its smallest and its largest size over all contexts as ends."""
+    sizes = [float(np.log(b.number(name) / a.number(name))) for a, b in _contexts(table, change)]
+    return Estimate(value=mean.value, low=min(sizes), high=max(sizes)) if sizes else mean
 
 
 def _scores(runs: Mapping[str, Mapping[int, Run]], metric: str) -> dict[str, dict[int, float]]:
@@ -144,19 +156,23 @@ def reproduction(table: BenchmarkTable, published: PublishedChange, metric: str)
 
 def _pairs(table: BenchmarkTable, change: Change, metric: str) -> list[list[float]]:
     """Difference that a change makes in each context, by seed."""
+    found = []
+    for entries in _contexts(table, change):
+        ours, theirs = ([table.short_runs[entry.id][s] for s in table.seeds] for entry in entries)
+        if all(metric in run.scores for run in (*ours, *theirs)):
+            found.append([b.scores[metric] - a.scores[metric] for a, b in zip(ours, theirs, strict=True)])
+    return found
+
+
+def _contexts(table: BenchmarkTable, change: Change) -> Iterator[tuple[Entry, Entry]]:
+    """Pairs of architectures, before the change and after it, that differ in it alone."""
     knob = next(k for k in table.space.knobs if k.name == change.knob)
     before, after = (knob.choices.index(choice) for choice in (change.before, change.after))
-    by_point = {tuple(entry.point.items()): entry.id for entry in table.entries.values()}
-    found = []
+    by_point = {tuple(entry.point.items()): entry for entry in table.entries.values()}
     for entry in table.entries.values():
         other = by_point.get(tuple({**entry.point, knob.name: after}.items()))
-        if entry.point[knob.name] != before or other is None:
-            continue
-        ours, theirs = ([table.short_runs[i][s] for s in table.seeds] for i in (entry.id, other))
-        if any(metric not in run.scores for run in (*ours, *theirs)):
-            continue
-        found.append([b.scores[metric] - a.scores[metric] for a, b in zip(ours, theirs, strict=True)])
-    return found
+        if entry.point[knob.name] == before and other is not None:
+            yield entry, other
 
 
 def fresh_verdicts(table: BenchmarkTable, metric: str) -> FreshVerdicts | None:
@@ -187,7 +203,7 @@ def fresh_verdicts(table: BenchmarkTable, metric: str) -> FreshVerdicts | None:
         found += len(known)
         called += sum(said[change] != "cannot tell" for change in known)
         agreeing += sum(said[change] == whole[change] for change in known)
-    return FreshVerdicts(architectures, pairs, found, called, agreeing) if pairs else None
+    return FreshVerdicts(len(whole), architectures, pairs, found, called, agreeing) if pairs else None
 
 
 def pooled_coverage(table: BenchmarkTable, metric: str) -> dict[str, float]:
@@ -230,22 +246,42 @@ def pooled_coverage(table: BenchmarkTable, metric: str) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation of a metric between runs of an architecture, without what a seed does to all of them.
+
+    Attributes:
+        deviation: the standard deviation with its 95 % interval.
+        architectures, runs: number of architectures with several runs, and of their runs.
+    """
+
+    deviation: Estimate
+    architectures: int
+    runs: int
+
+
 def run_noise(table: BenchmarkTable, metric: str) -> float:
-    """Standard deviation of a metric between runs of an architecture, without what a seed does to all of them."""
-    return _deviation(table.short_runs, metric)
+    """Standard deviation of a metric between runs of an architecture; 0 if none has several. See `Noise`."""
+    noise = _noise(table.short_runs, metric)
+    return 0.0 if noise is None else noise.deviation.value
 
 
-def noise_by_source(table: BenchmarkTable, metric: str) -> dict[str, float]:
-    """The same standard deviation of the runs in which all that is random was varied, and of those in which the initial
-    weights, the order of the images or the noise was alone, as far as the table has such runs."""
-    found = {"all": run_noise(table, metric)}
+def noise_by_source(table: BenchmarkTable, metric: str) -> dict[str, Noise]:
+    """Noise of the runs in which all that is random was varied, and of those in which the initial weights, the order of
+    the images or the noise was alone, as far as the table has such runs."""
+    runs = {"all": table.short_runs}
     for source in ("weights", "order", "noise"):
         protocol = table.protocol_where(varied=lambda value, source=source: value == source)
         if protocol is not None:
-            found[source] = _deviation(table.runs_like(protocol), metric)
-    return found
+            runs[source] = table.runs_like(protocol)
+    return {source: noise for source, of_source in runs.items() if (noise := _noise(of_source, metric)) is not None}
 
 
-def _deviation(runs: Mapping[str, Mapping[int, Run]], metric: str) -> float:
-    fitted = additive_fit([[by_seed[s] for s in sorted(by_seed)] for by_seed in _scores(runs, metric).values()])
-    return 0.0 if fitted is None else float(fitted.variance**0.5)
+def _noise(runs: Mapping[str, Mapping[int, Run]], metric: str) -> Noise | None:
+    scores = [[by_seed[s] for s in sorted(by_seed)] for by_seed in _scores(runs, metric).values() if len(by_seed) > 1]
+    fitted = additive_fit(scores)
+    if fitted is None:
+        return None
+    low, high = (fitted.variance * fitted.freedom / chi2.ppf(p, fitted.freedom) for p in (0.975, 0.025))
+    deviation = Estimate(value=fitted.variance**0.5, low=low**0.5, high=high**0.5)
+    return Noise(deviation, len(scores), sum(map(len, scores)))

@@ -26,6 +26,9 @@ DRAWS = 10
 SPLITS = ("depth", "width")
 """Knobs by whose choice the architectures are split: fitted to the base's, tested on the others."""
 
+METRIC = "validation_loss"
+"""The score that is predicted."""
+
 IN_DISTRIBUTION = "in distribution"
 
 RIDGE = 0.1
@@ -64,7 +67,7 @@ class Prediction:
     rho: Median
 
 
-def predictions(table: BenchmarkTable, metric: str = "validation_loss") -> list[Prediction]:
+def predictions(table: BenchmarkTable, metric: str = METRIC) -> list[Prediction]:
     """Rank correlations of both models for every number of labels that the table allows."""
     truth = table.true_values(metric)
     ids = [arch_id for arch_id in table.entries if arch_id in truth]

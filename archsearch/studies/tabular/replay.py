@@ -71,7 +71,7 @@ def settings_of(config: StudyConfig, changes: Sequence[str], *, trials: int | No
         trials: number of candidates of each search; None: the study's own.
 
     Raises:
-        InputError: if a change is invalid, or the study has no number of trials.
+        InputError: if a change is invalid or given twice, or the study has no number of trials.
     """
     if config.ablation is not None or config.evolve is not None:
         raise InputError(config.source, "is not a search", "replay a search", place="sampler")
@@ -80,7 +80,12 @@ def settings_of(config: StudyConfig, changes: Sequence[str], *, trials: int | No
         raise InputError(config.source, "has a budget of time alone", "give --trials", place="trials")
     shared = {"trials": trials, "time_budget_minutes": None, "start_from": None, "storage": None}
     base = config.with_changes(shared)
-    return [Setting(config.sampler.name, base), *(_changed(base, text) for text in changes)]
+    settings = [Setting(config.sampler.name, base), *(_changed(base, text) for text in changes)]
+    for i, setting in enumerate(settings):
+        if any(setting.label == other.label for other in settings[:i]):
+            of_study = ", or is the study's own sampler" if setting.label == config.sampler.name else ""
+            raise InputError("--setting", f"{setting.label!r:.60} is there twice{of_study}", "give it once")
+    return settings
 
 
 def _changed(base: StudyConfig, text: str) -> Setting:
@@ -91,7 +96,7 @@ def _changed(base: StudyConfig, text: str) -> Setting:
     if not isinstance(changes, dict):
         remedy = f"use {', '.join(SAMPLERS)} or settings such as '{{sampler: gp, seeds: null}}'"
         raise InputError("--setting", f"{text!r:.60} is neither a sampler nor settings", remedy)
-    return Setting(text, base.with_changes(changes))
+    return Setting(text, base.with_changes(changes, source=f"--setting {text}"))
 
 
 def replay(
@@ -280,7 +285,7 @@ def true_points(table: BenchmarkTable, config: StudyConfig) -> dict[str, tuple[f
     }
     if not points:
         problem = f"leave none of the {len(table.entries)} architectures of {table.source}"
-        raise InputError(config.source, problem, "raise them", place="constraints")
+        raise InputError(config.source, problem, f"raise those of the study or of {space.name}", place="constraints")
     return points
 
 

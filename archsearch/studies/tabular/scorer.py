@@ -201,6 +201,10 @@ def _check_protocol(table: BenchmarkTable, settings: StudyConfig) -> None:
     if not settings.trains:
         problem = "no quality is among them, so nothing is trained"
         raise InputError(settings.source, problem, "replay a study that trains", place="objectives")
+    for name in settings.quality_objectives:
+        if not table.true_values(name):
+            problem = f"the runs of {table.source} have no {name}"
+            raise InputError(settings.source, problem, "name a score that they have", place="objectives")
     own, protocol = settings.protocol.model_copy(update={"train_seeds": table.seeds}), table.protocol.protocol
     # Files count by their names here, as those of the table may not be at hand.
     names = [

@@ -183,14 +183,32 @@ class BenchmarkTable:
         known = {i: mean_scores(r) for i, r in runs.items()}
         return {i: scores[metric] for i, scores in known.items() if metric in scores}
 
+    def numbers(self, name: str) -> dict[str, float]:
+        """A metric of each architecture that did not diverge (`true_values`), or what `Entry.number` says of each."""
+        if name in LOWER_IS_BETTER:
+            return self.true_values(name)
+        return {arch_id: entry.number(name) for arch_id, entry in self.entries.items()}
+
+    def check_objectives(self, names: Sequence[str]) -> None:
+        """Check that names are of numbers of this table that can be minimized.
+
+        Raises:
+            InputError: if one is not.
+        """
+        lower_is_better = (name for name, is_lower in LOWER_IS_BETTER.items() if is_lower and self.true_values(name))
+        known = [*lower_is_better, "latency_ms", "params", "macs", *self.header.profiles]
+        for name in names:
+            if name not in known:
+                raise InputError(self.source, f"has no objective {name!r:.60}", f"use {', '.join(known)}")
+
     def objective(
         self, names: Sequence[str] = ("validation_loss", "latency_ms"), *, seeds: Sequence[int] | None = None
     ) -> Callable[[Trial], tuple[float, ...]]:
         """An objective that looks its values up, for ``optuna.create_study(directions=["minimize", …])``.
 
         It asks for every knob, ordered ones as integers and others as categories, by the index of the choice. A trial
-        whose choices are not valid in combination, or whose training diverged, is pruned. The user attribute
-        ``seconds`` of a trial is the time that its training took.
+        whose choices are not valid in combination, or whose training diverged, is pruned. User attributes of a trial:
+        ``seconds`` is the time that its training took, ``architecture_id`` its architecture's id.
 
         Args:
             names: numbers to minimize: scores of the short runs, ``latency_ms``, costs, or a profile of the predicted
@@ -198,16 +216,15 @@ class BenchmarkTable:
             seeds: seeds of the runs whose mean a score is; None: the first of the table's.
 
         Raises:
-            InputError: if a name or a seed is not in the self.
+            InputError: if a name or a seed is not in the table, or no seed is given.
         """
         seeds = self.seeds[:1] if seeds is None else tuple(seeds)
+        remedy = f"use {', '.join(map(str, self.seeds))}"
         if unknown := [seed for seed in seeds if seed not in self.seeds]:
-            raise InputError(self.source, f"has no seed {unknown[0]}", f"use {', '.join(map(str, self.seeds))}")
-        lower_is_better = (name for name, is_lower in LOWER_IS_BETTER.items() if is_lower)
-        known = [*lower_is_better, "latency_ms", "params", "macs", *self.header.profiles]
-        for name in names:
-            if name not in known:
-                raise InputError(self.source, f"has no objective {name!r:.60}", f"use {', '.join(known)}")
+            raise InputError(self.source, f"has no seed {unknown[0]}", remedy)
+        if not seeds:
+            raise InputError("seeds", "is empty", remedy)
+        self.check_objectives(names)
 
         def evaluate(trial: Trial) -> tuple[float, ...]:
             point = {
@@ -221,6 +238,7 @@ class BenchmarkTable:
             entry = self.entries[self.space.architecture(point).id]
             runs = [self.short_runs[entry.id][seed] for seed in seeds]
             trial.set_user_attr(SECONDS, sum(run.seconds for run in runs))
+            trial.set_user_attr("architecture_id", entry.id)
             scores = mean_scores(runs)
             if any(name in LOWER_IS_BETTER and name not in scores for name in names):
                 raise TrialPruned

@@ -77,4 +77,7 @@ def test_an_interrupt_is_one_line_and_status_130(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 130
-    assert capsys.readouterr().err.strip() == "archsearch: interrupted; the same command resumes"
+    assert (
+        capsys.readouterr().err.strip()
+        == "archsearch: interrupted; run the same command again: studies and trainings resume"
+    )

@@ -16,7 +16,7 @@ from archsearch.reports.tabular.replay import Comparison, compare, write_compari
 from archsearch.reports.tabular.report import write_pages
 from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.tabular.agreement import agreements
-from archsearch.studies.tabular.file import write_table
+from archsearch.studies.tabular.file import load_table, write_table
 from archsearch.studies.tabular.replay import settings_of
 from archsearch.studies.tabular.table import BenchmarkTable
 from snapgen.errors import InputError
@@ -67,18 +67,29 @@ def test_the_factorial_page_has_effects_with_their_intervals(table: BenchmarkTab
 
 
 def test_the_ranking_page_says_from_which_budget(table: BenchmarkTable) -> None:
-    page = agreement.markdown(agreements(table))
+    page = agreement.markdown(table, agreements(table))
     assert "## Against the retrieval (MRR) of 2,400 steps, 64 architectures" in page
     assert "## Against the validation loss of 64 px, 32 architectures" in page
     assert re.search(r"\| validation loss \| 100.0% \| 0.99 \| \*\*0.99 \[0.98, ", page), "fit to rank"
     assert "validation loss t1 | 12.5%" not in page
     assert "The validation loss ranks within 0.02 of its best from" in page
+    assert re.search(r"\| validation loss \| 100.0% \| 384 \| 0.99", page), "the noise ceiling of all architectures"
+    bare = agreement.markdown(table, [])
+    assert "## Noise ceiling" in bare
+    assert bare.endswith("The table has no longer runs to compare with.\n")
+    assert list(agreement.frame([]).columns) == list(agreement.frame(agreements(table)).columns)
 
 
-def test_a_comparison_has_every_setting_at_every_mark(comparison: Comparison, tmp_path: Path) -> None:
+def test_a_comparison_has_every_setting_at_every_mark(comparison: Comparison, path: Path, tmp_path: Path) -> None:
     page = comparison.markdown()
     assert page.count("| qmc |") == page.count("| random |") == 3
-    assert "Medians of 6 searches" in page
+    assert "Medians of 6 searches [95 % interval]" in page
+    assert "by how much the true validation loss of the candidate that looks best" in page
+    assert "simulated times are rough" not in page
+    rough = dataclasses.replace(comparison, is_timed=False, traces={"a": next(iter(comparison.traces.values()))[:5]})
+    assert "simulated times are rough" in rough.markdown()
+    assert "(of fewer than six searches an interval cannot be told)" in rough.markdown()
+    assert "[" not in rough.markdown().partition("| setting |")[2], "no interval"
     frame = comparison.by_candidates()
     assert list(frame["candidates"]) == [12, 16, 12, 16]
     assert (frame["hypervolume low"] <= frame["hypervolume"]).all()
@@ -89,9 +100,34 @@ def test_a_comparison_has_every_setting_at_every_mark(comparison: Comparison, tm
     every = pandas.read_csv(tmp_path / "replay.csv")
     assert set(every["setting"]) == {"qmc", "random"}
     assert every["seed"].nunique() == 6
+    assert set(every["architecture_id"]) <= load_table(path).entries.keys()
     by_time = comparison.figures()["By simulated time"]["data"]
     assert [trace["name"] for trace in by_time] == ["qmc", "random"]
     assert "By simulated time" in (tmp_path / "replay.html").read_text()
+
+
+def test_settings_with_another_front_are_refused(path: Path) -> None:
+    study = StudyConfig.model_validate({"name": "s", "space": "emoji-factorial", "trials": 4})
+    for change in ("{constraints: {params: 1.0e6}}", "{objectives: [validation_loss, params]}"):
+        with pytest.raises(InputError, match=f"^--setting {re.escape(change)}: has other objectives or limits"):
+            compare(path, settings_of(study, [change]), seeds=1)
+    with pytest.raises(InputError, match="constraints: leave none of the 384 architectures"):
+        compare(path, settings_of(study.with_changes({"constraints": {"params": 1}}), []), seeds=1)
+
+
+def test_a_table_with_one_seed_says_what_it_cannot_tell(table: BenchmarkTable) -> None:
+    one = synthetic_table.resolved(train_seeds=(0,))
+    runs = [
+        dataclasses.replace(run, protocol_hash=one.hash)
+        for run in table.runs
+        if run.protocol_hash == table.protocol.hash and run.seed == 0
+    ]
+    header = table.header.model_copy(update={"protocols": {one.hash: one}, "num_runs": len(runs)})
+    single = dataclasses.replace(table, header=header, runs=tuple(runs))
+    page = effects.markdown(single, effects.fits(single))
+    assert "each trained with 1 seed. " in page
+    assert "is of this one seed: what another would say, one seed cannot tell" in page
+    assert "## From seed to seed" not in page
 
 
 @pytest.mark.parametrize(("kept", "problem"), [(20, "too many runs diverged: 20 arch"), (0, "no run has a valid")])
