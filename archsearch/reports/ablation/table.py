@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from archsearch.reports.ablation import reproduction
 from archsearch.reports.rendering import formatting, tables
 from archsearch.score import interval_name, metric_label
-from archsearch.studies.config.ablation import Group, Quantity
+from archsearch.studies.config.ablation import Group, PublishedNumber, Quantity
 from archsearch.studies.experiments.ablation_results import COSTS, Ablation, RowResult
 from snapgen.errors import printable
 
@@ -114,14 +114,18 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _published_change(r: RowResult, name: Quantity) -> str:
-    published = r.planned.published.get(name)
+    text = published_number(r.planned.published.get(name), name)
+    return f"{text}, fitted to" if name == "latency_ms" and r.is_latency_fitted and text != MISSING else text
+
+
+def published_number(published: PublishedNumber | None, name: Quantity) -> str:
+    """A published number of a row as text: an FID, or a change in percent, with the paper's wording if it has one."""
     if published is None:
         return MISSING
     if name == "frechet_distance":
         return f"{published.value:g}" if published.value is not None else published.quote
     value = "" if published.value is None else f"{_signed(published.value, 0)} %"
-    text = f"{published.quote} ({value})" if published.quote and value else published.quote or value
-    return f"{text}, fitted to" if name == "latency_ms" and r.is_latency_fitted else text
+    return f"{published.quote} ({value})" if published.quote and value else published.quote or value
 
 
 def sum_lines(ablation: Ablation) -> tuple[list[str], list[list[str]]]:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import pandas
 
 from archsearch.reports.rendering import formatting, tables
 from archsearch.reports.rendering.plotting import Figure, base_layout, error_bars, scatter
-from archsearch.reports.tabular.labels import label
+from archsearch.reports.tabular.labels import effect, effect_cell, is_relative, label
+from archsearch.reports.tabular.published import beside_the_paper, from_few_seeds
 from archsearch.stats.estimate import Estimate
 from archsearch.stats.factorial import FactorialFit
 from archsearch.studies.tabular.effects import (
     POOLED,
-    PublishedChange,
     effects_on,
     fresh_verdicts,
     noise_by_source,
     pooled_coverage,
-    published_changes,
-    reproduction,
 )
+from archsearch.studies.tabular.published import PublishedChange, published_changes
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable
 
 INTERACTIONS = 8
@@ -56,29 +54,17 @@ def frame(found: Mapping[str, FactorialFit]) -> pandas.DataFrame:
             rows.append({"number": name, "change": str(change), **_columns(size, name)})
             if (over := fit.over_seeds.get(change)) is not None:
                 rows[-1] |= vars(over)
-        if not _is_relative(name):
+        if not is_relative(name):
             for (a, b), size in fit.interactions.items():
                 rows.append({"number": name, "change": f"{a} × {b}", **_columns(size, name)})
     return pandas.DataFrame(rows)
 
 
 def _columns(size: Estimate, name: str) -> dict[str, object]:
-    return {"relative": _is_relative(name), **_shown(size, name).model_dump(include=ENDS)}
+    return {"relative": is_relative(name), **effect(size, name).model_dump(include=ENDS)}
 
 
 ENDS = {"value", "low", "high"}
-
-
-def _is_relative(name: str) -> bool:
-    return name not in LOWER_IS_BETTER
-
-
-def _shown(size: Estimate, name: str) -> Estimate:
-    """An effect on a number; one on a logarithm as a relative change."""
-    if not _is_relative(name):
-        return size
-    value, low, high = (round(math.expm1(end), 9) for end in (size.value, size.low, size.high))  # no change is 0
-    return Estimate(value=value, low=low, high=high)
 
 
 def markdown(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> str:
@@ -98,6 +84,7 @@ def markdown(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> str:
             _effect_rows(found, published),
             text_columns=2,
         ),
+        *beside_the_paper(found, published),
         *_over_seeds(table, {name: found[name] for name in scores}),
         "## Interactions",
         "By how much the effect of one change changes once another one is made, the clearest first; the intervals are "
@@ -119,7 +106,7 @@ def markdown(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> str:
     ]
     for name in scores:
         parts += [f"### {label(name).capitalize()}", _interactions(found[name])]
-    parts += ["## From few seeds", *_from_few_seeds(table, scores, published)]
+    parts += from_few_seeds(table, scores, published)
     parts += _fresh(table, scores)
     parts += ["## Where chance comes from", _noise(table, scores)]
     parts += _pooled(table, scores)
@@ -134,11 +121,11 @@ def figures(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> dict[st
 
 def _figure(fit: FactorialFit, name: str) -> Figure:
     changes = [*fit.main][::-1]  # plotly's axis goes up
-    sizes = [_shown(fit.main[change], name) for change in changes]
+    sizes = [effect(fit.main[change], name) for change in changes]
     points = [(size.value, str(change)) for size, change in zip(sizes, changes, strict=True)]
-    layout = base_layout("Relative change" if _is_relative(name) else "Change, lower is better", "")
+    layout = base_layout("Relative change" if is_relative(name) else "Change, lower is better", "")
     zero = {"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": "var(--line)"}}
-    layout["xaxis"] |= {"tickformat": ".0%"} if _is_relative(name) else {}
+    layout["xaxis"] |= {"tickformat": ".0%"} if is_relative(name) else {}
     layout["yaxis"] |= {"type": "category", "dtick": 1}  # a label for every change
     trace = scatter(points, marker={"color": "var(--front)"}, error_x=error_bars(sizes, "var(--front)"))
     return {"data": [trace], "layout": {**layout, "shapes": [zero]}}
@@ -190,16 +177,10 @@ def _effect_rows(found: Mapping[str, FactorialFit], published: list[PublishedCha
         [
             str(change),
             said.get(change, "–"),
-            *(_effect(fit.main[change], name) for name, fit in found.items()),
+            *(effect_cell(fit.main[change], name) for name, fit in found.items()),
         ]
         for change in changes
     ]
-
-
-def _effect(size: Estimate, name: str) -> str:
-    if _is_relative(name):
-        return formatting.format_span(_shown(size, name))
-    return formatting.format_change(size, relative=False)
 
 
 def _interactions(fit: FactorialFit) -> str:
@@ -208,25 +189,6 @@ def _interactions(fit: FactorialFit) -> str:
         for (a, b), size in list(fit.interactions.items())[:INTERACTIONS]
     ]
     return tables.markdown(["the effect of", "once made:", "changes by"], rows, text_columns=2)
-
-
-def _from_few_seeds(table: BenchmarkTable, scores: list[str], published: list[PublishedChange]) -> list[str]:
-    rows = []
-    for each in published:
-        for name in scores:
-            found = reproduction(table, each, name)
-            if found is None:
-                continue
-            shares = (found.observed, found.one_seed, found.three_seeds)
-            row = f"{each.row}: {each.title}"
-            rows.append([row, str(each.direction), label(name), str(found.contexts), *map(formatting.percent, shares)])
-    text = (
-        "How often a row would come out with the published sign, if two architectures that differ in it alone were "
-        "compared: counted over all contexts and single seeds, and calculated for one seed and for three from the "
-        "spread between contexts and the noise of a run."
-    )
-    header = ["row", "published", "score", "contexts", "counted", "one seed", "three seeds"]
-    return [text, tables.markdown(header, rows, text_columns=3)]
 
 
 def _fresh(table: BenchmarkTable, scores: list[str]) -> list[str]:

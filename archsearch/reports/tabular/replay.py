@@ -124,7 +124,7 @@ class Comparison:
             [
                 self._explanation(),
                 _table(candidates, "candidates", lambda n: f"{n:.0f}").strip(),
-                _table(seconds, "seconds", lambda s: f"{s / 60:.1f} min").strip(),
+                _table(seconds, "seconds", lambda s: f"{s / 60:.1f} min" if s >= 60 else f"{s:.1f} s").strip(),
                 tables.markdown(
                     [
                         "setting",

@@ -12,52 +12,12 @@ from scipy.stats import chi2
 
 from archsearch.spaces.summary import knob_summaries
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.factorial import Change, FactorialFit, chance_of_sign, fit, fit_over_seeds
+from archsearch.stats.factorial import Change, FactorialFit, fit, fit_over_seeds
 from archsearch.stats.intervals import Verdict, additive_fit, quantile, verdict
-from archsearch.studies.config.ablation import expand_rows
-from archsearch.studies.config.study import load_config
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Entry, Run
-
-Direction = Literal["better", "worse"]
-
-PUBLISHED = "ablation/emoji"
-"""The ablation whose rows are changes of the table's knobs, with the published numbers."""
 
 POOLED = 2
 """Seeds of the studies whose pooled intervals are tried."""
-
-QUOTES: dict[str, Direction] = {"better": "better", "worse": "worse", "restored": "better"}
-"""Directions that the paper gives in words."""
-
-RESTORED = "restored"
-"""The paper's word for a row that is compared with the row before it, whose loss it undoes."""
-
-
-@dataclass(frozen=True)
-class PublishedChange:
-    """A row of the published ablation as a change of one knob, with the direction of its quality if there is one."""
-
-    row: str
-    title: str
-    change: Change
-    direction: Direction | None
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """How often a published row would come out as published, from experiments of one seed and of three.
-
-    Attributes:
-        contexts: number of pairs of architectures that differ in the change alone.
-        observed: share of these pairs and of the single seeds in which it did.
-        one_seed, three_seeds: probability from the spread between contexts and the noise of a run.
-    """
-
-    published: PublishedChange
-    contexts: int
-    observed: float
-    one_seed: float
-    three_seeds: float
 
 
 @dataclass(frozen=True)
@@ -101,7 +61,7 @@ def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
 
 def _range(table: BenchmarkTable, change: Change, name: str, mean: Estimate) -> Estimate:
     """An effect on the logarithm of a number, with its smallest and its largest size over all contexts as ends."""
-    sizes = [float(np.log(b.number(name) / a.number(name))) for a, b in _contexts(table, change)]
+    sizes = [float(np.log(b.number(name) / a.number(name))) for a, b in contexts(table, change)]
     return Estimate(value=mean.value, low=min(sizes), high=max(sizes)) if sizes else mean
 
 
@@ -114,57 +74,7 @@ def _scores(runs: Mapping[str, Mapping[int, Run]], metric: str) -> dict[str, dic
     }
 
 
-def published_changes(table: BenchmarkTable, ablation: str = PUBLISHED) -> list[PublishedChange]:
-    """The rows of an ablation that change one knob of the table's space, each against its baseline row."""
-    config = load_config(ablation, "ablation")
-    assert config.ablation is not None
-    base = config.load_space().base
-    rows = {row.name: row for row in expand_rows(config.ablation, base, source=config.source) if row.group == "ladder"}
-    found = []
-    previous = None
-    for row in rows.values():
-        fid = row.published.get("frechet_distance")
-        baseline = previous if fid is not None and fid.quote == RESTORED else rows.get(row.baseline or "")
-        previous = row
-        if baseline is None:
-            continue
-        before, after = (table.space.point_of(r.architecture) for r in (baseline, row))
-        if before is None or after is None:
-            continue
-        changed = [knob for knob in table.space.knobs if before[knob.name] != after[knob.name]]
-        if len(changed) != 1:
-            continue
-        [knob] = changed
-        change = Change(knob.name, knob.choices[before[knob.name]], knob.choices[after[knob.name]])
-        baseline_fid = baseline.published.get("frechet_distance")
-        direction = QUOTES.get(fid.quote or "") if fid is not None else None
-        if fid is not None and fid.value is not None and baseline_fid is not None and baseline_fid.value is not None:
-            direction = "better" if fid.value < baseline_fid.value else "worse"
-        found.append(PublishedChange(row.name, row.title, change, direction))
-    return found
-
-
-def reproduction(table: BenchmarkTable, published: PublishedChange, metric: str) -> Reproduction | None:
-    """How often a published direction comes out in a metric; None if the paper gives none."""
-    if published.direction is None:
-        return None
-    sign = 1.0 if (published.direction == "better") == LOWER_IS_BETTER[metric] else -1.0
-    pairs = sign * np.array(_pairs(table, published.change, metric))  # (contexts, seeds): below 0 is as published
-    one, three = (chance_of_sign(pairs.tolist(), seeds=seeds) for seeds in (1, 3))
-    return Reproduction(published, len(pairs), float((pairs < 0).mean()), one, three)
-
-
-def _pairs(table: BenchmarkTable, change: Change, metric: str) -> list[list[float]]:
-    """Difference that a change makes in each context, by seed."""
-    found = []
-    for entries in _contexts(table, change):
-        ours, theirs = ([table.short_runs[entry.id][s] for s in table.seeds] for entry in entries)
-        if all(metric in run.scores for run in (*ours, *theirs)):
-            found.append([b.scores[metric] - a.scores[metric] for a, b in zip(ours, theirs, strict=True)])
-    return found
-
-
-def _contexts(table: BenchmarkTable, change: Change) -> Iterator[tuple[Entry, Entry]]:
+def contexts(table: BenchmarkTable, change: Change) -> Iterator[tuple[Entry, Entry]]:
     """Pairs of architectures, before the change and after it, that differ in it alone."""
     knob = next(k for k in table.space.knobs if k.name == change.knob)
     before, after = (knob.choices.index(choice) for choice in (change.before, change.after))
