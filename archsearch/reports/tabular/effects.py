@@ -14,12 +14,13 @@ from archsearch.stats.estimate import Estimate
 from archsearch.stats.factorial import FactorialFit
 from archsearch.studies.tabular.effects import (
     POOLED,
+    PublishedChange,
     effects_on,
     fresh_verdicts,
     noise_by_source,
     pooled_coverage,
+    published_changes,
 )
-from archsearch.studies.tabular.published import PublishedChange, published_changes
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable
 
 INTERACTIONS = 8

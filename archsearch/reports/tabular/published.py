@@ -10,7 +10,7 @@ from archsearch.reports.rendering import formatting, tables
 from archsearch.reports.tabular.labels import effect_cell, label
 from archsearch.stats.factorial import FactorialFit
 from archsearch.studies.config.ablation import Quantity
-from archsearch.studies.tabular.published import PublishedChange, reproduction
+from archsearch.studies.tabular.effects import PublishedChange, reproduction
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable
 
 PHONE = "iphone-15-pro"
@@ -41,8 +41,8 @@ def beside_the_paper(found: Mapping[str, FactorialFit], published: Sequence[Publ
             rows[-1] += [effect_cell(found[ours].main[each.cost_change], ours)]
     text = (
         "Published numbers are those of arXiv 2412.09619: FID on ImageNet, relative changes of one network, latency on "
-        "an iPhone 15 Pro. Beside them stand the effects of this table: on the scores of its small networks, and on the "
-        "full-size twins, as an average over the choices of all other knobs (smallest to largest). The prediction of "
+        "an iPhone 15 Pro. Beside them stand the effects of this table: on the scores of its small networks, and on "
+        "the full-size twins, averaged over the choices of all other knobs (smallest to largest). The prediction of "
         "latency was fitted to published figures, those in this column among them, so it reproduces none."
     )
     return ["## Beside the paper's table", text, tables.markdown(header, rows, text_columns=2)]

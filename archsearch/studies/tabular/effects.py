@@ -10,11 +10,26 @@ from typing import Literal
 import numpy as np
 from scipy.stats import chi2
 
+from archsearch.spaces.space import Space
 from archsearch.spaces.summary import knob_summaries
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.factorial import Change, FactorialFit, fit, fit_over_seeds
+from archsearch.stats.factorial import Change, FactorialFit, chance_of_sign, fit, fit_over_seeds
 from archsearch.stats.intervals import Verdict, additive_fit, quantile, verdict
+from archsearch.studies.config.ablation import AblationRow, PublishedNumber, Quantity, expand_rows
+from archsearch.studies.config.study import load_config
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Entry, Run
+
+Direction = Literal["better", "worse"]
+
+PUBLISHED = "ablation/emoji"
+"""The ablation whose rows are changes of the table's knobs, with the published numbers."""
+
+QUOTES: dict[str, Direction] = {"better": "better", "worse": "worse", "restored": "better"}
+"""Directions that the paper gives in words."""
+
+RESTORED = "restored"
+"""The paper's word for a row that is compared with the row before it, whose loss it undoes."""
+
 
 POOLED = 2
 """Seeds of the studies whose pooled intervals are tried."""
@@ -61,7 +76,7 @@ def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
 
 def _range(table: BenchmarkTable, change: Change, name: str, mean: Estimate) -> Estimate:
     """An effect on the logarithm of a number, with its smallest and its largest size over all contexts as ends."""
-    sizes = [float(np.log(b.number(name) / a.number(name))) for a, b in contexts(table, change)]
+    sizes = [float(np.log(b.number(name) / a.number(name))) for a, b in _contexts(table, change)]
     return Estimate(value=mean.value, low=min(sizes), high=max(sizes)) if sizes else mean
 
 
@@ -74,7 +89,7 @@ def _scores(runs: Mapping[str, Mapping[int, Run]], metric: str) -> dict[str, dic
     }
 
 
-def contexts(table: BenchmarkTable, change: Change) -> Iterator[tuple[Entry, Entry]]:
+def _contexts(table: BenchmarkTable, change: Change) -> Iterator[tuple[Entry, Entry]]:
     """Pairs of architectures, before the change and after it, that differ in it alone."""
     knob = next(k for k in table.space.knobs if k.name == change.knob)
     before, after = (knob.choices.index(choice) for choice in (change.before, change.after))
@@ -83,6 +98,98 @@ def contexts(table: BenchmarkTable, change: Change) -> Iterator[tuple[Entry, Ent
         other = by_point.get(tuple({**entry.point, knob.name: after}.items()))
         if entry.point[knob.name] == before and other is not None:
             yield entry, other
+
+
+@dataclass(frozen=True)
+class PublishedChange:
+    """A row of the published ablation as a change of one knob.
+
+    Attributes:
+        change: the change whose quality the paper judges: of its baseline, or of the row before if that is "restored".
+        cost_change: the change of its baseline, which the published costs are relative to.
+        direction: how the paper judges it; None if it does not.
+        published: the row's published numbers.
+        baseline_fid: published FID of the row that it is judged against; None if there is none.
+    """
+
+    row: str
+    title: str
+    change: Change
+    cost_change: Change
+    direction: Direction | None
+    published: Mapping[Quantity, PublishedNumber]
+    baseline_fid: float | None
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """How often a published row would come out as published, from experiments of one seed and of three.
+
+    Attributes:
+        contexts: number of pairs of architectures that differ in the change alone.
+        observed: share of these pairs and of the single seeds in which it did.
+        one_seed, three_seeds: probability from the spread between contexts and the noise of a run.
+    """
+
+    published: PublishedChange
+    contexts: int
+    observed: float
+    one_seed: float
+    three_seeds: float
+
+
+def published_changes(table: BenchmarkTable, ablation: str = PUBLISHED) -> list[PublishedChange]:
+    """The rows of an ablation that change one knob of the table's space, each against its baseline row."""
+    config = load_config(ablation, "ablation")
+    assert config.ablation is not None
+    base = config.load_space().base
+    rows = {row.name: row for row in expand_rows(config.ablation, base, source=config.source) if row.group == "ladder"}
+    found = []
+    previous: AblationRow | None = None
+    for row in rows.values():
+        fid, baseline = row.published.get("frechet_distance"), rows.get(row.baseline or "")
+        judged = previous if fid is not None and fid.quote == RESTORED else baseline
+        previous = row
+        change, cost_change = (_change(table.space, before, row) for before in (judged, baseline))
+        if judged is None or change is None or cost_change is None:
+            continue
+        before_fid = judged.published.get("frechet_distance")
+        baseline_fid = None if before_fid is None else before_fid.value
+        direction = QUOTES.get(fid.quote) if fid is not None else None
+        if fid is not None and fid.value is not None and baseline_fid is not None:
+            direction = "better" if fid.value < baseline_fid else "worse"
+        found.append(PublishedChange(row.name, row.title, change, cost_change, direction, row.published, baseline_fid))
+    return found
+
+
+def _change(space: Space, before: AblationRow | None, after: AblationRow) -> Change | None:
+    """The change from one row to another, if it is one of a single knob of the space."""
+    a, b = (None if row is None else space.point_of(row.architecture) for row in (before, after))
+    different = [knob for knob in space.knobs if a and b and a[knob.name] != b[knob.name]]
+    if a is None or b is None or len(different) != 1:
+        return None
+    [knob] = different
+    return Change(knob.name, knob.choices[a[knob.name]], knob.choices[b[knob.name]])
+
+
+def reproduction(table: BenchmarkTable, published: PublishedChange, metric: str) -> Reproduction | None:
+    """How often a published direction comes out in a metric; None if the paper gives none."""
+    if published.direction is None:
+        return None
+    sign = 1.0 if (published.direction == "better") == LOWER_IS_BETTER[metric] else -1.0
+    pairs = sign * np.array(_pairs(table, published.change, metric))  # (contexts, seeds): below 0 is as published
+    one, three = (chance_of_sign(pairs.tolist(), seeds=seeds) for seeds in (1, 3))
+    return Reproduction(published, len(pairs), float((pairs < 0).mean()), one, three)
+
+
+def _pairs(table: BenchmarkTable, change: Change, metric: str) -> list[list[float]]:
+    """Difference that a change makes in each context, by seed."""
+    found = []
+    for entries in _contexts(table, change):
+        ours, theirs = ([table.short_runs[entry.id][s] for s in table.seeds] for entry in entries)
+        if all(metric in run.scores for run in (*ours, *theirs)):
+            found.append([b.scores[metric] - a.scores[metric] for a, b in zip(ours, theirs, strict=True)])
+    return found
 
 
 def fresh_verdicts(table: BenchmarkTable, metric: str) -> FreshVerdicts | None:

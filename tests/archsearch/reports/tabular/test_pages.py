@@ -63,6 +63,8 @@ def test_the_factorial_page_has_effects_with_their_intervals(table: BenchmarkTab
     assert set(frame["number"]) >= {"validation_loss", "params", "latency_ms", "iphone-15-pro", "full_size_macs"}
     assert (frame["low"] <= frame["value"]).all()
     assert "each trained with 2 seeds, 24 of them with up to 5." in page
+    assert "| 1: no self-attention at high resolution | 3.76 → 3.12 | +0.00" in page
+    assert re.search(r"\| 2b: .* \| 3.38 → restored \| −0.0.*\| −15 % \|", page), "published costs"
     assert {"validation loss", "latency", "iphone-15-pro"} <= effects.figures(table, found).keys()
 
 

@@ -14,10 +14,11 @@ from archsearch.studies.tabular.effects import (
     fresh_verdicts,
     noise_by_source,
     pooled_coverage,
+    published_changes,
+    reproduction,
     run_noise,
 )
 from archsearch.studies.tabular.predictors import IN_DISTRIBUTION, predictions, splits
-from archsearch.studies.tabular.published import published_changes, reproduction
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Run
 from tests.archsearch import synthetic_table
 from tests.archsearch.synthetic_table import EFFECTS, INTERACTION, NOISE
