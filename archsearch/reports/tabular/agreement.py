@@ -8,7 +8,7 @@ from archsearch.reports.rendering import tables
 from archsearch.reports.rendering.plotting import Figure, lines
 from archsearch.reports.tabular.labels import label
 from archsearch.stats.rank_correlation import FIT
-from archsearch.studies.tabular.agreement import AS_IS, Agreement, best_budget, ceilings, is_of_a_range
+from archsearch.studies.tabular.agreement import AS_IS, Agreement, best_budget, ceilings, is_of_a_range, sample_errors
 from archsearch.studies.tabular.table import BenchmarkTable
 
 COLUMNS = ("score", "budget", "reference", "target", "kind", "n", "rho", "low", "high", "ceiling")
@@ -49,8 +49,9 @@ def markdown(table: BenchmarkTable, rows: list[Agreement]) -> str:
     parts = ["# Which score, from which budget", "## Noise ceiling", *_ceilings(table)]
     if not rows:
         return "\n\n".join([*parts, "The table has no longer runs to compare with."]) + "\n"
+    parts += _sample_errors(table)
     parts += [
-        "## What ranks as longer runs do",
+        "## Ranking as longer runs do",
         "Spearman's ρ, with its 95 % interval, of scores of the short run with those of longer runs, or of runs on "
         "larger images. Budget: share of the short run's steps. Ceiling: the noise ceiling of these architectures. t1 "
         "to t4 are ranges of timesteps, from the least noise to the most, at other budgets in the CSV file beside this "
@@ -77,6 +78,28 @@ def _ceilings(table: BenchmarkTable) -> list[str]:
         for (score, budget), (count, ceiling) in found.items()
     ]
     return [text, tables.markdown(["score", "budget", "architectures", "ceiling"], rows)]
+
+
+def _sample_errors(table: BenchmarkTable) -> list[str]:
+    """The section on how far a sample of architectures tells what all would; nothing without two seeds."""
+    found = sample_errors(table)
+    if not found:
+        return []
+    some = found[0]
+    text = (
+        f"Longer runs are known of {some.sampled} architectures. How far would all {len(table.entries)} say something "
+        "else? Between two seeds of the short runs it is known: each cell has the ρ of one seed's score with the "
+        "other's end score over all architectures, the distance from it within which 95 % of random samples of "
+        f"{some.sampled} lie, and in parentheses by how much these {some.sampled}, chosen for balance, miss it. The "
+        "intervals below are Fisher's, which are wider, for they know nothing of how many architectures there are."
+    )
+    targets = list(dict.fromkeys(e.target for e in found))
+    cells: dict[tuple[str, float], list[str]] = {}
+    for e in found:
+        row = cells.setdefault((e.score, e.budget), [label(e.score), f"{e.budget:.1%}"])
+        row.append(f"{e.rho:.2f} ± {e.spread:.2f} ({e.chosen:+.2f})".replace("-", "−"))
+    header = ["score", "budget", *(f"{label(target)} of the other seed" for target in targets)]
+    return ["## How far a sample tells it", text, tables.markdown(header, [*cells.values()])]
 
 
 def _table(rows: list[Agreement]) -> str:

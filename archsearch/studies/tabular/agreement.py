@@ -6,14 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from archsearch.protocol import ResolvedProtocol
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.rank_correlation import spearman
+from archsearch.stats.intervals import CONFIDENCE
+from archsearch.stats.rank_correlation import rank_correlation, spearman
 from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable, Run, mean_scores
+from snapgen.seeding import derive_seed
 
 AS_IS = "as is"
 RANGE_OF = "validation_loss t"
 """Beginning of the name of the loss of a range of timesteps, which its number follows."""
+SAMPLES = 400
+"""Random samples of architectures by which the error of a sample is measured."""
 BASELINES = ("params", "macs", "latency_ms")
 """Numbers that need no training; the larger candidate is expected to be the better one."""
 
@@ -50,9 +56,8 @@ def is_of_a_range(score: str) -> bool:
 
 def agreements(table: BenchmarkTable) -> list[Agreement]:
     """Agreement of every score at every point of the curve with every score of longer runs, and of larger images."""
-    own = table.protocol.protocol
-    longer = table.protocol_where(steps=lambda steps: steps > own.steps, resolution=lambda side: side == own.resolution)
-    larger = table.protocol_where(resolution=lambda side: side > own.resolution)
+    side, longer = table.protocol.protocol.resolution, _longer(table)
+    larger = table.protocol_where(resolution=lambda other: other > side)
     rows = [] if longer is None else _agreements(table, longer, f"{longer.protocol.steps:,} steps")
     return rows if larger is None else [*rows, *_agreements(table, larger, f"{larger.protocol.resolution} px")]
 
@@ -63,6 +68,60 @@ def ceilings(table: BenchmarkTable) -> dict[tuple[str, float], tuple[int, float 
     runs = [[by_seed[seed] for seed in table.seeds] for by_seed in table.short_runs.values()]
     stable = [group for group in runs if not any(run.diverged for run in group)]
     return {key: (len(stable), _ceiling(by_seed)) for key, (_, by_seed) in _scores(stable).items()}
+
+
+@dataclass(frozen=True)
+class SampleError:
+    """How far the agreement in some architectures lies from that in all, where the latter is known.
+
+    That is the agreement of a score of the first seed's runs with the end score of the second seed's.
+
+    Attributes:
+        target: end score of the second seed's runs.
+        sampled: number of architectures in a sample.
+        rho: rank correlation over all architectures.
+        spread: distance from it within which 95 % of random samples lie.
+        chosen: distance from it of the architectures that have longer runs.
+    """
+
+    score: str
+    budget: float
+    target: str
+    sampled: int
+    rho: float
+    spread: float
+    chosen: float
+
+
+def sample_errors(table: BenchmarkTable) -> list[SampleError]:
+    """Errors of samples of as many architectures as have longer runs; empty without these, or with a single seed."""
+    longer = _longer(table)
+    if longer is None or len(table.seeds) < 2:
+        return []
+    first, second = table.seeds[:2]
+    stable = [i for i, runs in table.short_runs.items() if not any(run.diverged for run in runs.values())]
+    chosen = [stable.index(i) for i in table.runs_like(longer) if i in stable]
+    rng = np.random.default_rng(derive_seed(0, "samples"))
+    samples = np.array([rng.choice(len(stable), len(chosen), replace=False) for _ in range(SAMPLES)])
+    scores = _scores([[table.short_runs[i][first]] for i in stable])
+    targets = _scores([[table.short_runs[i][second]] for i in stable])
+    found = []
+    for (score, budget), (values, _) in scores.items():
+        for (target, share), (wanted, _) in targets.items():
+            if share < 1 or is_of_a_range(target) or is_of_a_range(score):
+                continue
+            pair = np.array([values, wanted])
+            rho = float(rank_correlation(pair))
+            spread = float(np.quantile(np.abs(rank_correlation(pair[:, samples]) - rho), CONFIDENCE))
+            error = float(rank_correlation(pair[:, chosen])) - rho
+            found.append(SampleError(score, budget, target, len(chosen), rho, spread, error))
+    return found
+
+
+def _longer(table: BenchmarkTable) -> ResolvedProtocol | None:
+    """The protocol of longer runs on the same images."""
+    own = table.protocol.protocol
+    return table.protocol_where(steps=lambda steps: steps > own.steps, resolution=lambda side: side == own.resolution)
 
 
 def _agreements(table: BenchmarkTable, other: ResolvedProtocol, reference: str) -> list[Agreement]:

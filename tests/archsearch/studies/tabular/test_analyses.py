@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from archsearch.stats.factorial import Change
-from archsearch.studies.tabular.agreement import AS_IS, agreements, best_budget
+from archsearch.studies.tabular.agreement import AS_IS, agreements, best_budget, sample_errors
 from archsearch.studies.tabular.effects import (
     effects_on,
     fresh_verdicts,
@@ -186,3 +186,17 @@ def test_predictors_learn_and_are_worse_out_of_distribution(table: BenchmarkTabl
         assert many > 0.97
         assert found[model, "width", 96].value < found[model, IN_DISTRIBUTION, 96].value
     assert {split for _, split, _ in found} == {IN_DISTRIBUTION, "depth", "width"}
+
+
+def test_samples_say_what_all_architectures_do(table: BenchmarkTable) -> None:
+    found = {(e.score, e.budget, e.target): e for e in sample_errors(table)}
+    early, late = (found["validation_loss", budget, "validation_loss"] for budget in (1 / 8, 1.0))
+    assert early.rho < late.rho > 0.97
+    assert late.spread < early.spread < 0.25
+    assert early.sampled == synthetic_table.LONG
+    assert abs(late.chosen) < 2 * late.spread
+    short = dataclasses.replace(
+        table, runs=tuple(run for run in table.runs if run.protocol_hash == table.protocol.hash)
+    )
+    header = table.header.model_copy(update={"protocols": {table.protocol.hash: table.protocol}})
+    assert sample_errors(dataclasses.replace(short, header=header)) == []
