@@ -95,6 +95,8 @@ def test_it_shares_an_environment_with_a_package_called_spaces(site: Path, tmp_p
 
 def test_the_wheel_carries_data_and_licences(site: Path) -> None:
     assert sorted(path.name for path in (site / "snapgen" / "data" / "emoji").glob("LICENSE*"))
+    tables = Path("archsearch", "studies", "tabular", "tables")
+    assert {path.name for path in (site / tables).iterdir()} == {path.name for path in (ROOT / tables).iterdir()}
     (info,) = site.glob("archsearch-*.dist-info")
     assert "Apache License" in (info / "licenses" / "LICENSE").read_text()
     assert "archsearch = archsearch.cli:main" in (info / "entry_points.txt").read_text()

@@ -46,8 +46,8 @@ def fits(table: BenchmarkTable) -> dict[str, FactorialFit]:
 def frame(found: Mapping[str, FactorialFit]) -> pandas.DataFrame:
     """Every effect, and every interaction on a score: a row each.
 
-    ``low`` and ``high`` are those of a 95 % interval, and of costs and latencies the smallest and the largest effect;
-    ``seeds``, ``complete`` and ``between`` are as in `OverSeeds`.
+    ``low`` and ``high`` are those of a 95 % interval, and of what is counted or predicted the smallest and the largest
+    effect; ``seeds``, ``complete`` and ``between`` are as in `OverSeeds`.
     """
     rows: list[dict[str, object]] = []
     for name, fit in found.items():
@@ -77,9 +77,10 @@ def markdown(table: BenchmarkTable, found: Mapping[str, FactorialFit]) -> str:
         "# The factorial ablation",
         f"{_architectures(table, some.n)}, each trained with {_seeds(table)}. An effect is an average over all choices "
         f"of the other knobs: of a score with its 95 % interval, which {_what_intervals_hold_for(some)}; costs and "
-        "latencies are relative changes, in parentheses from the smallest to the largest over the choices of the other "
-        "knobs. Latencies named after a phone are *predicted*, of the full-size twins. Better, worse or open is what "
-        "the paper's ablation says of a row's quality.",
+        "latencies are relative changes: of the measured latency with its interval, of what is counted or predicted in "
+        "parentheses from the smallest to the largest over the choices of the other knobs. Latencies named after a "
+        "phone are *predicted*, of the full-size twins. Better, worse or open is what the paper's ablation says of a "
+        "row's quality.",
         tables.markdown(
             ["change", "SnapGen's row", *(label(name) for name in found)],
             _effect_rows(found, published),

@@ -39,7 +39,7 @@ def effect(size: Estimate, name: str) -> Estimate:
 
 
 def effect_cell(size: Estimate, name: str) -> str:
-    """An effect as text: with its interval, or as a relative change from its smallest to its largest size."""
-    if is_relative(name):
+    """An effect as text: with its interval, or if it is counted or predicted from its smallest to its largest size."""
+    if is_relative(name) and name != "latency_ms":
         return formatting.format_span(effect(size, name))
-    return formatting.format_change(size, relative=False)
+    return formatting.format_change(effect(size, name), relative=is_relative(name))

@@ -47,7 +47,7 @@ def write_pages(table: BenchmarkTable, folder: Path) -> list[Path]:
         folder / "figures.html": figures_page(
             f"What {table.space.name} says",
             sections,
-            headline="Bars are 95 % intervals, of costs and latencies ranges; the pages beside this one have all.",
+            headline="Bars: 95 % intervals, of predicted latencies ranges. The pages beside this one have the numbers.",
         ),
     }
     atomic_write_texts(files)

@@ -116,7 +116,7 @@ def build_sampler(
     seed, sequence = seed % (1 << 32), sequence % (1 << 32)  # NumPy takes 32-bit seeds
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
         "ehvi": (EHVISampler, {}),
-        # With tens of trials few should be spent on random startup; benchmarks/samplers.py has the numbers.
+        # With tens of trials few should be spent on random startup; Optuna's own default is ten.
         "gp": (samplers.GPSampler, {"n_startup_trials": 6, "warn_independent_sampling": False}),
         "tpe": (samplers.TPESampler, {"n_startup_trials": 6, "multivariate": True, "constant_liar": True}),
         "nsga2": (samplers.NSGAIISampler, {"population_size": 8}),

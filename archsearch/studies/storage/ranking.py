@@ -23,7 +23,7 @@ from snapgen.seeding import derive_seed
 PRIOR_FREEDOM = 4
 """Degrees of freedom that the noise assumed at first (`RUN_NOISE`) counts for; measured ones are added.
 
-Too much noise costs a search less than too little (benchmarks/samplers.py).
+Too much noise costs a search less than too little.
 """
 
 DRAWS = 256

@@ -59,8 +59,8 @@ class FreshVerdicts:
 def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
     """Effects on a score of the short runs, a cost, a latency (``latency_ms``) or a predicted one (by its profile).
 
-    Costs and latencies are in logarithms, so that an effect is a ratio. They have no noise to speak of: the ends of
-    such an effect are the smallest and the largest over all contexts (the choices of the other knobs).
+    Costs and latencies are in logarithms, so that an effect is a ratio. What is counted or predicted has no noise: the
+    ends of an effect on it are the smallest and the largest over all contexts (the choices of the other knobs).
 
     Raises:
         ValueError: if the table has too few architectures with that number.
@@ -71,6 +71,8 @@ def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
         return fit_over_seeds([table.entries[i].point for i in scores], [*scores.values()], knobs)
     entries = table.entries.values()
     found = fit([e.point for e in entries], [float(np.log(e.number(name))) for e in entries], knobs)
+    if name == "latency_ms":
+        return found
     return replace(found, main={change: _range(table, change, name, size) for change, size in found.main.items()})
 
 

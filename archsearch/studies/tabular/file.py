@@ -153,7 +153,7 @@ def _shown(value: float | None) -> str:
 
 
 def _read(path: Path) -> str:
-    with os_errors(path, "name a readable table", "cannot be read"):
+    with os_errors(path, f"name a readable table, or a shipped one: {', '.join(shipped_tables())}", "cannot be read"):
         content = files.read_bytes(path, MAX_BYTES)
     try:
         if path.suffix == ".gz":

@@ -12,7 +12,9 @@ from typing import Any
 import pandas
 import pytest
 
-from archsearch.studies.tabular.file import load_table, write_table
+from archsearch.studies.config.study import load_config
+from archsearch.studies.tabular.file import load_table, shipped_tables, write_table
+from archsearch.studies.tabular.scorer import space_on
 from archsearch.studies.tabular.table import BenchmarkTable
 from snapgen.errors import InputError
 from tests.archsearch import synthetic_table
@@ -226,3 +228,20 @@ def test_true_values_are_means_over_the_seeds_that_all_architectures_have(table:
     for i, runs in table.short_runs.items():
         assert values[i] == pytest.approx((runs[0].scores["validation_loss"] + runs[1].scores["validation_loss"]) / 2)
     assert max(map(len, table.short_runs.values())) > 2
+
+
+def test_the_shipped_table_is_whole_and_the_quick_starts() -> None:
+    table = load_table("factorial")
+    assert (len(table.entries), len(table.runs), table.seeds) == (384, 1128, (0, 1))
+    assert table.header.run_seconds == "timed"
+    assert not any(run.diverged for run in table.runs)
+    for name in ("emoji", "factorial"):
+        space_on(table, load_config(name))
+    licence = next(iter(shipped_tables().values())).parent / "LICENSE-cc-by-4.0"
+    assert table.header.license == "CC-BY-4.0"
+    assert "Creative Commons" in licence.read_text()
+
+
+def test_an_unknown_table_tells_the_shipped_ones() -> None:
+    with pytest.raises(InputError, match=r"none\.csv: does not exist; .*, or a shipped one: factorial"):
+        load_table("none.csv")
