@@ -53,8 +53,9 @@ class Table:
         names = names or ("validation_loss", "latency_ms")
         self.table.check_objectives(names)
         numbers = pandas.DataFrame({name: self.table.numbers(name) for name in names}).dropna()
-        best = {*front([*numbers.itertuples(index=False, name=None)])}
-        kept = numbers[[row in best for row in numbers.itertuples(index=False, name=None)]]
+        points = [*numbers.itertuples(index=False, name=None)]
+        best = {*front(points)}
+        kept = numbers[[point in best for point in points]]
         choices = {i: self.table.space.labels(self.table.entries[i].point) for i in kept.index}
         found = kept.join(pandas.DataFrame.from_dict(choices, orient="index"))
         return found.sort_values(names[0]).rename_axis("architecture_id")

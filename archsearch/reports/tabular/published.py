@@ -7,11 +7,11 @@ from typing import get_args
 
 from archsearch.reports.ablation.table import published_number
 from archsearch.reports.rendering import formatting, tables
-from archsearch.reports.tabular.labels import effect_cell, label
+from archsearch.reports.tabular.labels import effect_cell, is_relative, label
 from archsearch.stats.factorial import FactorialFit
 from archsearch.studies.config.ablation import Quantity
 from archsearch.studies.tabular.effects import PublishedChange, reproduction
-from archsearch.studies.tabular.table import LOWER_IS_BETTER, BenchmarkTable
+from archsearch.studies.tabular.table import BenchmarkTable
 
 PHONE = "iphone-15-pro"
 """The phone of the published latencies, among the profiles of the predicted ones."""
@@ -24,7 +24,7 @@ def beside_the_paper(found: Mapping[str, FactorialFit], published: Sequence[Publ
     """The section with the published numbers of every row beside the table's effects; nothing without such rows."""
     if not published:
         return []
-    scores = [name for name in found if name in LOWER_IS_BETTER]
+    scores = [name for name in found if not is_relative(name)]
     costs = [name for name in get_args(Quantity) if FULL_SIZE.get(name) in found]
     header = ["row", "published FID", *(label(name) for name in scores)]
     for name in costs:
