@@ -7,6 +7,7 @@ import math
 from archsearch.reports.rendering import formatting
 from archsearch.score import OBJECTIVES
 from archsearch.stats.estimate import Estimate
+from archsearch.studies.tabular.effects import is_exact
 from archsearch.studies.tabular.table import LOWER_IS_BETTER
 
 FULL_SIZE = "full_size_"
@@ -39,7 +40,7 @@ def effect(size: Estimate, name: str) -> Estimate:
 
 
 def effect_cell(size: Estimate, name: str) -> str:
-    """An effect as text: with its interval, or if it is counted or predicted from its smallest to its largest size."""
-    if is_relative(name) and name != "latency_ms":
+    """An effect as text: with its interval, or on what is exact from its smallest to its largest size."""
+    if is_exact(name):
         return formatting.format_span(effect(size, name))
     return formatting.format_change(effect(size, name), relative=is_relative(name))

@@ -56,11 +56,16 @@ class FreshVerdicts:
     agreeing: int
 
 
+def is_exact(name: str) -> bool:
+    """Whether a number is counted or predicted, and so has no noise: neither a score nor the measured latency."""
+    return name not in LOWER_IS_BETTER and name != "latency_ms"
+
+
 def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
     """Effects on a score of the short runs, a cost, a latency (``latency_ms``) or a predicted one (by its profile).
 
-    Costs and latencies are in logarithms, so that an effect is a ratio. What is counted or predicted has no noise: the
-    ends of an effect on it are the smallest and the largest over all contexts (the choices of the other knobs).
+    Costs and latencies are in logarithms, so that an effect is a ratio. On what `is_exact`, the ends of an effect are
+    the smallest and the largest over all contexts (the choices of the other knobs).
 
     Raises:
         ValueError: if the table has too few architectures with that number.
@@ -71,7 +76,7 @@ def effects_on(table: BenchmarkTable, name: str) -> FactorialFit:
         return fit_over_seeds([table.entries[i].point for i in scores], [*scores.values()], knobs)
     entries = table.entries.values()
     found = fit([e.point for e in entries], [float(np.log(e.number(name))) for e in entries], knobs)
-    if name == "latency_ms":
+    if not is_exact(name):
         return found
     return replace(found, main={change: _range(table, change, name, size) for change, size in found.main.items()})
 
