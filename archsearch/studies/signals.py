@@ -62,8 +62,9 @@ def raise_if_terminated() -> None:
 def stoppable(notice: str) -> Iterator[StopRequest]:
     """Take the first Ctrl-C or SIGTERM inside the block as a request to stop at the next good place.
 
-    The second one, and the first if it is not heeded within `GRACE_SECONDS`, raise KeyboardInterrupt. A no-op outside
-    the main thread.
+    The second one, and the first if it is not heeded within `GRACE_SECONDS`, raise KeyboardInterrupt. So does the end
+    of the block, if the work was done before it heeded the request, so that no other work follows. A no-op outside the
+    main thread.
 
     Args:
         notice: written to standard error at the first.
@@ -82,6 +83,8 @@ def stoppable(notice: str) -> Iterator[StopRequest]:
     try:
         with _handled(interrupt, *_SIGNALS):
             yield request
+        if request.requested:
+            raise KeyboardInterrupt
     finally:
         timer.cancel()
 

@@ -338,5 +338,6 @@ def _describe(stage: NetStage) -> str:
     distillation = f"distills {' and '.join(distilled)}" if distilled else ""
     if isinstance(stage, AdversarialDistillationStage):
         adversary = "against a discriminator" if stage.adversarial else ""
-        return ", ".join(filter(None, (f"to {stage.student_steps} steps", adversary, distillation)))
+        steps = "to one step" if stage.student_steps == 1 else f"to {stage.student_steps} steps"
+        return ", ".join(filter(None, (steps, adversary, distillation)))
     return "trains the teacher" if stage.net == "teacher" else ", ".join(filter(None, ("flow matching", distillation)))

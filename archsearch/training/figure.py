@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
 from snapgen.training.stages import NetStage
 
-PICTURE, GAP, LABELS = 128, 6, 190
+PICTURE, GAP, LABELS = 128, 6, 220
 """Pixels of a picture's side, between two pictures, and of the column of labels."""
-HEADER = 54
+FONT = 20
+"""Size of the letters, in pixels. A figure of sixteen columns is shown at less than half its width on a page."""
+LINE, CAPTION_LINES, CAPTION_LETTERS = 24, 3, 12
+"""Pixels of a line of text; most lines of a caption, and letters in one, so that it is no wider than a picture."""
+HEADER = (CAPTION_LINES + 1) * LINE + 2 * GAP
 """Pixels above the pictures: kind and text of the captions."""
-FONT = 13
-"""Size of the letters, in pixels."""
 SETTINGS = "figure"
 """Key under which the picture tells the digest of its settings."""
 COLUMNS = ("stage", "steps", "guidance", "evaluations", "retrieval_r1", "low", "high", "captions")
@@ -126,33 +129,32 @@ def _write_table(path: Path, rows: Sequence[FigureRow], scores: Sequence[Estimat
 
 
 def _sheet(kinds: dict[str, list[str]], rows: Sequence[FigureRow], pictures: Sequence[Tensor]) -> Image.Image:
-    """The pictures of each row, (N, 3, H, W), in groups of columns, with labels."""
+    """The pictures of each row, (N, 3, H, W), in a block for each kind of captions, with labels."""
     pitch, font = PICTURE + GAP, ImageFont.load_default(FONT)
-    count = sum(map(len, kinds.values()))
-    sheet = Image.new("RGB", (LABELS + count * pitch + (len(kinds) - 1) * 2 * GAP, HEADER + len(rows) * pitch), "white")
+    block = HEADER + len(rows) * pitch + 2 * GAP
+    sheet = Image.new("RGB", (LABELS + max(map(len, kinds.values())) * pitch, len(kinds) * block), "white")
     draw = ImageDraw.Draw(sheet)
-    column = 0
+    first = 0  # index of the block's first caption
     for number, (kind, captions) in enumerate(kinds.items()):
-        left = LABELS + column * pitch + 2 * number * GAP
-        draw.text((left, 2), kind, "black", font)
-        draw.line((left, 20, left + len(captions) * pitch - GAP, 20), "black")
-        for caption in captions:
-            draw.text((left, 26), _fitting(caption, font), "black", font)
+        top = number * block
+        draw.text((LABELS, top), kind, "black", font)
+        draw.line((LABELS, top + LINE, LABELS + len(captions) * pitch - GAP, top + LINE), "black")
+        for column, caption in enumerate(captions):
+            left = LABELS + column * pitch
+            draw.multiline_text((left, top + LINE + GAP), _wrapped(caption), "black", font)
             for line, images in enumerate(pictures):
-                pixels = images[column].permute(1, 2, 0).numpy()  # CHW -> HWC
+                pixels = images[first + column].permute(1, 2, 0).numpy()  # CHW -> HWC
                 picture = Image.fromarray(pixels).resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
-                sheet.paste(picture, (left, HEADER + line * pitch))
-            column, left = column + 1, left + pitch
-    for line, row in enumerate(rows):
-        label = row_label(row).replace(", ", "\n", 1)
-        draw.multiline_text((4, HEADER + line * pitch + PICTURE // 2 - FONT), label, "black", font)
+                sheet.paste(picture, (left, top + HEADER + line * pitch))
+        for line, row in enumerate(rows):
+            label, middle = row_label(row).replace(", ", "\n", 1), top + HEADER + line * pitch + PICTURE // 2
+            draw.multiline_text((4, middle), label, "black", font, anchor="lm")
+        first += len(captions)
     return sheet
 
 
-def _fitting(caption: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """A caption, cut to the width of a picture."""
-    if font.getlength(caption) <= PICTURE:
-        return caption
-    while caption and font.getlength(f"{caption}…") > PICTURE:
-        caption = caption[:-1]
-    return f"{caption}…"
+def _wrapped(caption: str) -> str:
+    """A caption in lines no wider than a picture, cut where they are too many."""
+    return "\n".join(
+        textwrap.wrap(caption, CAPTION_LETTERS, max_lines=CAPTION_LINES, placeholder="…", break_on_hyphens=False)
+    )

@@ -103,11 +103,20 @@ def test_a_request_that_is_not_heeded_interrupts(monkeypatch: pytest.MonkeyPatch
         ask_and_work_on()
 
 
-def test_a_request_that_is_heeded_interrupts_nothing_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_ends_with_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that was done before it heeded the request is followed by no other work, and the timer is off."""
     monkeypatch.setattr(signals, "GRACE_SECONDS", 0.05)
-    with stoppable("stopping soon") as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
+    done = []
+
+    def ask_at_the_end() -> None:
+        with stoppable("stopping soon") as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested
+            done.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        ask_at_the_end()
+    assert done
     time.sleep(0.2)
 
 

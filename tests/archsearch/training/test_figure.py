@@ -42,13 +42,16 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def test_each_row_shows_the_captions_trained_ones_first(drawn: tuple[Path, list[str]]) -> None:
     run = drawn[0] / "runs" / "tiny"
     with Image.open(run / "figure.png") as image:
-        pitch, groups = figure.PICTURE + figure.GAP, 2
-        width = figure.LABELS + 3 * pitch + (groups - 1) * 2 * figure.GAP
-        assert image.size == (width, figure.HEADER + 2 * pitch)
+        pitch, kinds = figure.PICTURE + figure.GAP, 2  # a trained caption and two others
+        block = figure.HEADER + 2 * pitch + 2 * figure.GAP
+        assert image.size == (figure.LABELS + 2 * pitch, kinds * block)
         pixels = np.asarray(image)
-    pictures = pixels[figure.HEADER :, figure.LABELS :]
-    first, second = pictures[: figure.PICTURE], pictures[pitch : pitch + figure.PICTURE]
-    assert (first[:, : figure.PICTURE] != second[:, : figure.PICTURE]).any(), "the rows are sampled in two ways"
+    for top in (figure.HEADER, block + figure.HEADER):
+        first, second = (
+            pixels[line : line + figure.PICTURE, figure.LABELS : figure.LABELS + figure.PICTURE]
+            for line in (top, top + pitch)
+        )
+        assert (first != second).any(), "the rows are sampled in two ways"
     with (run / "figure.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["steps"], row["evaluations"], row["captions"]) for row in rows] == [("2", "4", "3"), ("1", "1", "3")]
