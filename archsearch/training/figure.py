@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import textwrap
 from collections.abc import Sequence
@@ -26,8 +27,10 @@ PICTURE, GAP, LABELS = 128, 6, 220
 """Pixels of a picture's side, between two pictures, and of the column of labels."""
 FONT = 20
 """Size of the letters, in pixels. A figure of sixteen columns is shown at less than half its width on a page."""
-LINE, CAPTION_LINES, CAPTION_LETTERS = 24, 3, 12
-"""Pixels of a line of text; most lines of a caption, and letters in one, so that it is no wider than a picture."""
+FONTS = ("LiberationSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf", "Arial.ttf", "arial.ttf")
+"""Fonts of Linux, macOS and Windows with the letters of many languages; those of Pillow's own are few."""
+LINE, CAPTION_LINES = 24, 3
+"""Pixels of a line of text, and most lines of a caption."""
 HEADER = (CAPTION_LINES + 1) * LINE + 2 * GAP
 """Pixels above the pictures: kind and text of the captions."""
 SETTINGS = "figure"
@@ -130,7 +133,8 @@ def _write_table(path: Path, rows: Sequence[FigureRow], scores: Sequence[Estimat
 
 def _sheet(kinds: dict[str, list[str]], rows: Sequence[FigureRow], pictures: Sequence[Tensor]) -> Image.Image:
     """The pictures of each row, (N, 3, H, W), in a block for each kind of captions, with labels."""
-    pitch, font = PICTURE + GAP, ImageFont.load_default(FONT)
+    pitch, font = PICTURE + GAP, _font()
+    letters = int(PICTURE / font.getlength("n"))
     block = HEADER + len(rows) * pitch + 2 * GAP
     sheet = Image.new("RGB", (LABELS + max(map(len, kinds.values())) * pitch, len(kinds) * block), "white")
     draw = ImageDraw.Draw(sheet)
@@ -141,7 +145,7 @@ def _sheet(kinds: dict[str, list[str]], rows: Sequence[FigureRow], pictures: Seq
         draw.line((LABELS, top + LINE, LABELS + len(captions) * pitch - GAP, top + LINE), "black")
         for column, caption in enumerate(captions):
             left = LABELS + column * pitch
-            draw.multiline_text((left, top + LINE + GAP), _wrapped(caption), "black", font)
+            draw.multiline_text((left, top + LINE + GAP), _wrapped(caption, letters), "black", font)
             for line, images in enumerate(pictures):
                 pixels = images[first + column].permute(1, 2, 0).numpy()  # CHW -> HWC
                 picture = Image.fromarray(pixels).resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
@@ -153,8 +157,13 @@ def _sheet(kinds: dict[str, list[str]], rows: Sequence[FigureRow], pictures: Seq
     return sheet
 
 
-def _wrapped(caption: str) -> str:
-    """A caption in lines no wider than a picture, cut where they are too many."""
-    return "\n".join(
-        textwrap.wrap(caption, CAPTION_LETTERS, max_lines=CAPTION_LINES, placeholder="…", break_on_hyphens=False)
-    )
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    for name in FONTS:
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, FONT)
+    return ImageFont.load_default(FONT)
+
+
+def _wrapped(caption: str, letters: int) -> str:
+    """A caption in lines of so many letters, cut where the lines are too many."""
+    return "\n".join(textwrap.wrap(caption, letters, max_lines=CAPTION_LINES, placeholder="…", break_on_hyphens=False))
