@@ -134,7 +134,6 @@ def _write_table(path: Path, rows: Sequence[FigureRow], scores: Sequence[Estimat
 def _sheet(kinds: dict[str, list[str]], rows: Sequence[FigureRow], pictures: Sequence[Tensor]) -> Image.Image:
     """The pictures of each row, (N, 3, H, W), in a block for each kind of captions, with labels."""
     pitch, font = PICTURE + GAP, _font()
-    letters = int(PICTURE / font.getlength("n"))
     block = HEADER + len(rows) * pitch + 2 * GAP
     sheet = Image.new("RGB", (LABELS + max(map(len, kinds.values())) * pitch, len(kinds) * block), "white")
     draw = ImageDraw.Draw(sheet)
@@ -145,7 +144,7 @@ def _sheet(kinds: dict[str, list[str]], rows: Sequence[FigureRow], pictures: Seq
         draw.line((LABELS, top + LINE, LABELS + len(captions) * pitch - GAP, top + LINE), "black")
         for column, caption in enumerate(captions):
             left = LABELS + column * pitch
-            draw.multiline_text((left, top + LINE + GAP), _wrapped(caption, letters), "black", font)
+            draw.multiline_text((left, top + LINE + GAP), _wrapped(caption, font), "black", font)
             for line, images in enumerate(pictures):
                 pixels = images[first + column].permute(1, 2, 0).numpy()  # CHW -> HWC
                 picture = Image.fromarray(pixels).resize((PICTURE, PICTURE), Image.Resampling.NEAREST)
@@ -164,6 +163,10 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT)
 
 
-def _wrapped(caption: str, letters: int) -> str:
-    """A caption in lines of so many letters, cut where the lines are too many."""
-    return "\n".join(textwrap.wrap(caption, letters, max_lines=CAPTION_LINES, placeholder="…", break_on_hyphens=False))
+def _wrapped(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """A caption in lines about as wide as a picture, cut where the lines are too many."""
+    letter = max(font.getlength("n"), font.getlength(caption) / max(len(caption), 1))  # Chinese ones are twice as wide
+    lines = textwrap.wrap(
+        caption, int(PICTURE / letter), max_lines=CAPTION_LINES, placeholder="…", break_on_hyphens=False
+    )
+    return "\n".join(lines)
