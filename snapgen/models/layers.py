@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from snapgen.models.onednn import Linear, Pointwise
+from snapgen.models.onednn import Depthwise, Linear, Pointwise
 
 ROPE_THETA = 10_000.0
 
@@ -34,7 +34,7 @@ def conv3x3(
     """
     if kind == "standard":
         return nn.Conv2d(in_channels, out_channels, 3, stride, 1)
-    depthwise = nn.Conv2d(in_channels, in_channels, 3, stride, 1, groups=in_channels, bias=False)
+    depthwise = Depthwise(in_channels, stride)
     return nn.Sequential(OrderedDict(depthwise=depthwise, pointwise=Pointwise(in_channels, out_channels)))
 
 

@@ -1,9 +1,12 @@
-"""Linear layers and pointwise convolutions that use oneDNN for float32 on the CPU.
+"""Linear layers, pointwise and depthwise convolutions that use oneDNN well for float32 on the CPU.
 
 On x86, torch multiplies float32 matrices with MKL, which does not use the widest instructions of processors other than
 Intel's; the same holds for pointwise convolutions on one thread. oneDNN, which torch includes, uses them: on an AMD
 EPYC with AVX-512 it takes half the time, forward and backward (``benchmarks/peers.py``). In all other cases, under
 autocast, and when traced, compiled or exported, these layers are torch's own.
+
+Without AVX-512 oneDNN computes the weights' gradient of a depthwise convolution of 2×2 pixels with its reference, which
+takes 30 to 80 times as long as that of 3×3 (``benchmarks/depthwise.py``).
 """
 
 from __future__ import annotations
@@ -39,6 +42,20 @@ class Pointwise(nn.Conv2d):
             return super().forward(x)
         # (B, C, H, W) → (B, H, W, C) → (B, H, W, C') → (B, C', H, W); the weights are (C', C, 1, 1) → (C', C)
         return linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class Depthwise(nn.Conv2d):
+    """3×3 depthwise convolution with a padding of 1 and no bias."""
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__(channels, channels, 3, stride, 1, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        is_small = min(x.shape[2:]) < 3 and self.stride == (1, 1)
+        if is_small and torch.is_grad_enabled() and _is_eligible(x):
+            return _SmallDepthwise.apply(x, self.weight)  # type: ignore[no-any-return, no-untyped-call]
+        return super().forward(x)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -82,6 +99,37 @@ class _OneDNNLinear(torch.autograd.Function):
             _weight_gradient(rows, x.flatten(0, -2)) if needs_weight else None,
             rows.sum(0) if needs_bias else None,
         )
+
+
+class _SmallDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=1, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        # Zeros below and to the right, up to 3×3, add nothing to the weights' gradient.
+        to_3x3 = (0, max(0, 3 - x.shape[3]), 0, max(0, 3 - x.shape[2]))
+        return (
+            _depthwise_gradients(gradient, x, weight, (True, False))[0] if needs_x else None,
+            _depthwise_gradients(F.pad(gradient, to_3x3), F.pad(x, to_3x3), weight, (False, True))[1]
+            if needs_weight
+            else None,
+        )
+
+
+def _depthwise_gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of input and weights of a 3×3 depthwise convolution with a padding of 1, those that are wanted."""
+    ones, zeros = [1, 1], [0, 0]
+    gradients: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, ones, ones, ones, False, zeros, x.shape[1], [*wanted, False]
+    )
+    return gradients
 
 
 def _weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:

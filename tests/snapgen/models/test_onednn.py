@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from snapgen.models import onednn
-from snapgen.models.onednn import Linear, Pointwise, linear
+from snapgen.models.onednn import Depthwise, Linear, Pointwise, linear
 
 needs_onednn = pytest.mark.skipif(not onednn.AVAILABLE, reason="torch was built without MKL or oneDNN")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -127,3 +127,30 @@ def test_an_exported_layer_is_torchs_own(through_onednn: list[int]) -> None:
     assert targets == ["aten.conv2d.default", "aten.flatten.using_ints", "aten.linear.default"]
     torch.jit.trace(Linear(4, 3), (torch.ones(2, 4),), check_trace=False)
     assert not through_onednn
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (2, 5), (3, 3), (4, 4)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_convolution_of_a_small_map_is_torchs(size: tuple[int, int], stride: int) -> None:
+    layer = Depthwise(16, stride)
+    reference = nn.Conv2d(16, 16, 3, stride, 1, groups=16, bias=False)
+    reference.load_state_dict(layer.state_dict())
+    x = torch.randn(3, 16, *size).to(memory_format=torch.channels_last)
+    pairs = zip(_gradients(layer, x, None), _gradients(reference, x, None), strict=True)
+    for result, expected in pairs:
+        torch.testing.assert_close(result, expected, **CLOSE)
+
+
+def test_small_maps_have_their_own_gradients_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    original = onednn._depthwise_gradients
+    monkeypatch.setattr(
+        onednn, "_depthwise_gradients", lambda g, *args: calls.append(tuple(g.shape)) or original(g, *args)
+    )
+    layer = Depthwise(4)
+    for size in (2, 3):
+        layer(torch.randn(1, 4, size, size)).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(1, 4, 2, 2)).sum().backward()
+    assert calls == [(1, 4, 3, 3)]
+    assert torch.export.export(layer, (torch.randn(1, 4, 2, 2),)).module()(torch.ones(1, 4, 2, 2)).shape == (1, 4, 2, 2)
