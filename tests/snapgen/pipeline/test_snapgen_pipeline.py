@@ -154,7 +154,9 @@ def test_a_fresh_process_loads_it_with_nothing_of_ours_but_the_class(tmp_path: P
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=alone)
     (expected,) = one(PROMPTS[0], num_inference_steps=4, seed=3).images
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "it.png")), np.asarray(expected))
+    # The last bit of a product can depend on where its factors lie in memory, so one level of 255 may differ.
+    levels = [np.asarray(image, dtype=np.int16) for image in (Image.open(tmp_path / "it.png"), expected)]
+    assert np.abs(levels[0] - levels[1]).max() <= 1
 
 
 def test_an_image_depends_on_its_index_not_on_the_batch(pipeline: SnapGenPipeline) -> None:
