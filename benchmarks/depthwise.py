@@ -42,9 +42,8 @@ def main() -> None:
             plain.load_state_dict(layer.state_dict())
             x = torch.randn(BATCH, channels, side, side).to(memory_format=torch.channels_last).requires_grad_()
             gradient = torch.randn_like(x)
-            pairs = [(milliseconds(plain, x, gradient), milliseconds(layer, x, gradient)) for _ in range(TURNS + 1)][
-                1:
-            ]  # the first turn warms up
+            turns = [(milliseconds(plain, x, gradient), milliseconds(layer, x, gradient)) for _ in range(TURNS + 1)]
+            pairs = turns[1:]  # the first turn warms up
             before, after = (statistics.median(times) for times in zip(*pairs, strict=True))
             low, ratio, high = statistics.quantiles([b / a for a, b in pairs], n=4)
             print(

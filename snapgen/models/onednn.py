@@ -6,7 +6,7 @@ EPYC with AVX-512 it takes half the time, forward and backward (``benchmarks/pee
 autocast, and when traced, compiled or exported, these layers are torch's own.
 
 Without AVX-512 oneDNN computes the weights' gradient of a depthwise convolution of 2×2 pixels with its reference, which
-takes 30 to 80 times as long as that of 3×3 (``benchmarks/depthwise.py``).
+takes 30 to 60 times as long as that of 3×3 (``benchmarks/depthwise.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 # Multiply-adds from which oneDNN gains more than its call costs: measured on one thread, forward and backward.
 MIN_MACS = 6_000_000
@@ -114,22 +115,21 @@ class _SmallDepthwise(torch.autograd.Function):
         # Zeros below and to the right, up to 3×3, add nothing to the weights' gradient.
         to_3x3 = (0, max(0, 3 - x.shape[3]), 0, max(0, 3 - x.shape[2]))
         return (
-            _depthwise_gradients(gradient, x, weight, (True, False))[0] if needs_x else None,
-            _depthwise_gradients(F.pad(gradient, to_3x3), F.pad(x, to_3x3), weight, (False, True))[1]
+            _depthwise_input_gradient(gradient, x, weight) if needs_x else None,
+            conv2d_weight(  # type: ignore[no-untyped-call]
+                F.pad(x, to_3x3), weight.shape, F.pad(gradient, to_3x3), padding=1, groups=x.shape[1]
+            )
             if needs_weight
             else None,
         )
 
 
-def _depthwise_gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, ...]:
-    """Gradients of input and weights of a 3×3 depthwise convolution with a padding of 1, those that are wanted."""
-    ones, zeros = [1, 1], [0, 0]
-    gradients: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, ones, ones, ones, False, zeros, x.shape[1], [*wanted, False]
-    )
-    return gradients
+def _depthwise_input_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the input; ``torch.nn.grad.conv2d_input`` takes twice as long, since it knows no memory format."""
+    ones, wanted = [1, 1], [True, False, False]
+    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+        gradient, x, weight, None, ones, ones, ones, False, [0, 0], x.shape[1], wanted
+    )[0]
 
 
 def _weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
