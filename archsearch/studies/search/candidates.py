@@ -54,7 +54,9 @@ def _check(candidate: Candidate, choices: Mapping[str, int], names: Sequence[str
         names: the objectives.
     """
     point = candidate.point
-    if point and (point.keys() != choices.keys() or not all(0 <= point[name] < choices[name] for name in choices)):
+    # Storages read the parameters before the attributes, so a running trial may seem to have only some of its point.
+    is_whole = point.keys() <= choices.keys() if candidate.state == "running" else point.keys() == choices.keys()
+    if point and not (is_whole and all(0 <= point[name] < choices[name] for name in point)):
         raise damaged(source, "is not at a point of the study's space", "point")
     for name in names if candidate.state == "scored" else ():
         try:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from archsearch.studies.config.study import StudyConfig
 from archsearch.studies.search import display
 from archsearch.studies.search.candidates import best, eligible, knee, load_candidates, pareto_front
 from archsearch.studies.search.run import search
-from archsearch.studies.storage.database import create_or_resume
+from archsearch.studies.storage.database import create_or_resume, load_study
 from archsearch.studies.storage.record import Candidate
 from snapgen.architecture.schema import Architecture, LevelConfig
 from snapgen.errors import InputError
@@ -117,6 +119,18 @@ def test_best_of_a_study(settings: Callable[..., StudyConfig]) -> None:
     assert smallest.reason == "lowest parameters of 6 scored candidates"
     with pytest.raises(InputError, match="--objective: unknown objective 'fid'; use validation_loss"):
         best(study, objective="fid")
+
+
+def test_a_point_may_be_written_while_it_is_read(settings: Callable[..., StudyConfig]) -> None:
+    study = search(settings(trials=3), quiet=True, scorer=QuickScorer)
+    points = [c.point for c in load_candidates(study)]
+    *_, last = points[-1]
+    with contextlib.closing(sqlite3.connect(settings().folder / "study.db")) as database, database:
+        database.execute("delete from trial_params where trial_id = 3 and param_name = ?", [last])
+        database.execute("update trials set state = 'RUNNING' where trial_id = 3")
+    read = load_candidates(load_study(settings()))
+    assert [c.state for c in read] == ["scored", "scored", "running"]
+    assert [c.point for c in read] == [*points[:2], {k: v for k, v in points[2].items() if k != last}]
 
 
 def test_the_interval_of_the_best_is_that_of_the_report(settings: Callable[..., StudyConfig], tmp_path: Path) -> None:
