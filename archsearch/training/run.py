@@ -7,6 +7,7 @@ checkpoint of the unfinished stage, logs, sample grids, and the pipeline of the 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -199,7 +200,7 @@ class RecipeRunner:
         if self._main:
             self.evaluator.preload(stage)
         self._resume(number, trainer, log)
-        interval = None if stage.evaluate_every is None else max(1, stage.evaluate_every // stage.batch_size)
+        interval = None if stage.evaluate_every is None else math.ceil(stage.evaluate_every / stage.batch_size)
 
         def due(step: int) -> bool:
             return step == stage.steps or (interval is not None and step % interval == 0)
