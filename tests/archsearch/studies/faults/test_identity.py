@@ -107,6 +107,9 @@ def test_a_death_costs_the_worker_of_another_container_nothing(settings: Make) -
     [theirs] = [t for t in trials if t.user_attrs["worker"]["host"] == "container"]
     assert theirs.duration is not None
     assert theirs.duration >= timedelta(seconds=GRACE_SECONDS)
-    failed = {t.number: t.user_attrs.get("error") for t in trials if t.state.name == "FAIL"}
-    assert failed.pop(theirs.number) is None
-    assert list(failed.values()) == ["its worker died (status 9)"]
+    assert "error" not in theirs.user_attrs
+    # Two workers may claim one slot at once: one of them gives its claim back. Either the search or the other worker
+    # sees the death first, and only the search names it.
+    ended = [t for t in trials if t.state.name == "FAIL" and not {"lost", "withdrawn"} & t.user_attrs.keys()]
+    assert len(ended) == 2
+    assert theirs in ended
