@@ -1,6 +1,6 @@
 """Part 5: train the recipe ``emoji`` at 64 px with ten times the images, before and after step distillation.
 
-It answers whether step distillation helps when the base network is well trained. All stages of the recipe use ten times
+It answers whether step distillation helps when the base network is well trained. All stages to four steps use ten times
 the images in batches ten times as large, which is the same number of steps and takes minutes on a GPU. The networks
 before and after step distillation are evaluated with 28, 8 and 4 steps, for one seed after another while time is left.
 The decoder is trained only for the first seed, because nothing else depends on it.

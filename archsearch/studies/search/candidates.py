@@ -55,8 +55,8 @@ def _check(candidate: Candidate, choices: Mapping[str, int], names: Sequence[str
     """
     point = candidate.point
     # Storages read the parameters before the attributes, so a running trial may seem to have only some of its point.
-    is_whole = point.keys() <= choices.keys() if candidate.state == "running" else point.keys() == choices.keys()
-    if point and not (is_whole and all(0 <= point[name] < choices[name] for name in point)):
+    is_whole = len(point) == len(choices) or candidate.state == "running"
+    if point and not (is_whole and all(0 <= index < choices.get(name, 0) for name, index in point.items())):
         raise damaged(source, "is not at a point of the study's space", "point")
     for name in names if candidate.state == "scored" else ():
         try:
