@@ -209,7 +209,7 @@ def _rows(rng: Rng, nets: Sequence[int], seeds: int, spread: Sequence[float], *,
 UNEVEN_EXCESS = 0.09
 """False verdicts against a reference row that spreads four times as much as the others, beyond what is claimed."""
 SHARED = (0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2)
-"""Nets of the rows of the published comparison guided_steps."""
+"""The net of each row, in a comparison that evaluates three nets several times."""
 
 
 def _tables() -> Iterator[tuple[str, Callable[[Rng], SeedTable]]]:

@@ -108,7 +108,12 @@ def test_a_variant_that_differs_more_between_seeds_is_named() -> None:
     assert "where these are wider: wild (validation loss); wild (MRR)." in text
 
 
-PUBLISHED = {"distillation": "distillation", "steps": "step_distillation", "guided_steps": "guided_steps"}
+PUBLISHED = {
+    "distillation": "distillation",
+    "steps": "step_distillation",
+    "guided_steps": "guided_steps",
+    "emoji_styles": "emoji_styles",
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
