@@ -11,9 +11,8 @@ import pandas
 
 from archsearch.api.architecture import find_architecture
 from archsearch.reports.rendering.tables import quality_columns
-from archsearch.stats.estimate import Estimate
 from archsearch.training import run
-from archsearch.training.log import read_evaluations
+from archsearch.training.log import Evaluation, read_evaluations
 from archsearch.training.recipe import Recipe, load_recipe
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError
@@ -91,10 +90,10 @@ def train(
     return TrainedRun(folder, chosen, student)
 
 
-def _columns(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _columns(evaluation: Evaluation) -> dict[str, Any]:
     """One evaluation, as the run's file has it, by the names of its columns."""
-    row = {key: evaluation[key] for key in ("stage", "step", "images")}
-    row |= {f"sampler_{key}": value for key, value in (evaluation["sampling"] or {}).items()}
-    for metric, estimate in evaluation["numbers"].items():
-        row |= quality_columns(metric, Estimate.model_validate(estimate))
+    row: dict[str, Any] = evaluation.model_dump(include={"stage", "step", "images"})
+    row |= {f"sampler_{key}": value for key, value in (evaluation.sampling or {}).items()}
+    for metric, estimate in evaluation.numbers.items():
+        row |= quality_columns(metric, estimate)
     return row

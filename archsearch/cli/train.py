@@ -79,13 +79,14 @@ def compare_recipes(
     from archsearch.training.comparison import compare, load_comparison
     from snapgen.io.atomic import atomic_write_texts
 
+    csv = out and out.with_suffix(".csv")
     check_out(out, ".md")
+    check_out(csv, ".csv")
     found = load_comparison(comparison)
     results = compare(found, log=(lambda _: None) if quiet else lambda line: typer.echo(line, err=True))
     page = archsearch.reports.comparison.markdown(found, results)
-    if out:
-        table = tables.csv(archsearch.reports.comparison.frame(found, results))
-        atomic_write_texts({out.with_suffix(".md"): page, out.with_suffix(".csv"): table})
+    if out and csv:
+        atomic_write_texts({out: page, csv: tables.csv(archsearch.reports.comparison.frame(found, results))})
     typer.echo(page)
 
 

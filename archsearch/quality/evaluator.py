@@ -127,6 +127,17 @@ class Evaluator:
             rows = torch.arange(len(latents), device=latents.device)
             return process.validation_losses(denoise, latents, rows, seed=FIXED)
 
+    def validation_loss(self, net: UNet | Teacher, process: NoiseProcess) -> Estimate:
+        """Mean of `validation_losses`, with its interval.
+
+        Raises:
+            FloatingPointError: if a loss is not finite.
+        """
+        losses = self.validation_losses(net, process)
+        if not losses.isfinite().all():
+            raise FloatingPointError("validation losses")
+        return intervals.validation_estimate([losses])
+
     def prompts(self, count: int | None = None) -> list[str]:
         """The first ``count`` held-out captions in a fixed order; None: one for each of the configured samples."""
         return fixed_prompts(self._heldout.images.captions, self.config.num_samples if count is None else count)
@@ -177,7 +188,7 @@ class Evaluator:
                     null=null,
                 )
             if not latents.isfinite().all():
-                raise FloatingPointError("latents")
+                raise FloatingPointError("samples with latents")
             images.append(to_uint8(self.data.autoencoder.decode(latents.float())).cpu())
             progress(indices.stop / len(prompts), "sampling")
         return torch.cat(images)
@@ -211,7 +222,7 @@ class Evaluator:
         """
         features = self.extractor(images.to(self.data.device), resolution=self.config.feature_resolution)
         if not features.isfinite().all():
-            raise FloatingPointError("features")
+            raise FloatingPointError("samples with features")
         return features
 
     def measure(
@@ -226,9 +237,9 @@ class Evaluator:
             retrieval: whether to measure how often samples retrieve their own captions.
 
         Raises:
-            FloatingPointError: if latents or features are not finite.
+            FloatingPointError: if losses, latents or features are not finite.
         """
-        metrics = {"validation_loss": intervals.validation_estimate([self.validation_losses(net, process)])}
+        metrics = {"validation_loss": self.validation_loss(net, process)}
         if self.config.num_samples:
             images = self.samples(net, process, sampling)
             features = self.features(images)

@@ -11,22 +11,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 
 from archsearch.library import RUNS, NamedConfig, read_named
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.lookup import find_architecture
 from archsearch.studies.signals import terminable
-from archsearch.training.evaluation import StageEvaluator, process_of, sampling_config, training_data
+from archsearch.training.compatibility import contents_of, net_digest, resolve_shapes
+from archsearch.training.evaluation import StageEvaluator, finite_outputs, process_of, sampling_config, training_data
 from archsearch.training.log import read_evaluations
 from archsearch.training.recipe import Recipe, trains_student
-from archsearch.training.run import train
-from archsearch.training.run_folder import RunFolder, read_unet
+from archsearch.training.run import check_run, train
+from archsearch.training.run_folder import RunFolder, check_unet, read_unet
 from snapgen import devices, files
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config, rule
 from snapgen.errors import InputError
-from snapgen.io.atomic import atomic_write
+from snapgen.io.atomic import atomic_write_text, write_errors
 from snapgen.io.prediction_type import check_prediction_type
 from snapgen.training.stages import NetStage
 
@@ -90,6 +91,17 @@ class ComparisonConfig(NamedConfig):
                     problem = f"variants.{name}.baselines[{number}] is {baseline!r:.60}, which is no other variant"
                     raise ValueError(f"{problem}; use some of: {others}")
 
+                if baseline in (variant.baselines or ())[:number]:
+                    raise ValueError(f"variants.{name}.baselines lists {baseline!r:.60} twice; list each once")
+
+    @rule
+    def _sets_seed_and_name_itself(self) -> None:
+        settings = {"recipe": self.recipe, **{f"variants.{n}.overrides": v.overrides for n, v in self.variants.items()}}
+        for place, values in settings.items():
+            for field in ("seed", "name"):
+                if isinstance(values, dict) and field in values:
+                    raise ValueError(f"{place}.{field} is set by the comparison itself; remove it")
+
     @rule
     def _has_no_seed_twice(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
@@ -143,47 +155,85 @@ def compare(comparison: ComparisonConfig, *, log: Callable[[str], None]) -> Resu
         log: called with each line for the user.
 
     Raises:
-        InputError: for the reasons of `archsearch.training.run.train`, or if a variant lacks a metric.
+        InputError: for the reasons of `archsearch.training.run.train`, if a metric is not measured, if a stored
+            result is damaged, or if a net's outputs are not finite.
     """
-    for variant in comparison.variants:  # report every mistake before anything is trained
-        comparison.recipe_of(variant, comparison.seeds[0])
+    _check(comparison)
     results: Results = {variant: [] for variant in comparison.variants}
     with terminable():
         for seed in comparison.seeds:
             for variant in comparison.variants:
-                numbers = _load_or_evaluate(comparison, variant, seed, log)
-                missing = [metric for metric in comparison.metrics if metric not in numbers]
-                if missing:
-                    measured = ", ".join(numbers)
-                    raise InputError(
-                        comparison.source, f"{missing[0]} is not measured", f"use {measured}", place="metrics"
-                    )
-                results[variant].append(numbers)
+                results[variant].append(_load_or_evaluate(comparison, variant, seed, log))
     return results
+
+
+def _check(comparison: ComparisonConfig) -> None:
+    """Report the mistakes that can be seen before anything is trained."""
+    own_runs = [str(RUNS / f"{comparison.name}-{variant}-") for variant in comparison.variants]
+    for variant, config in comparison.variants.items():
+        for seed in comparison.seeds:
+            recipe = comparison.recipe_of(variant, seed)
+            arch, _ = _architecture(recipe), _student_stage(recipe)
+            measured = recipe.evaluation.metrics
+            for metric in comparison.metrics:
+                if metric not in measured:
+                    remedy = f"use {', '.join(measured)}"
+                    raise InputError(comparison.source, f"{metric} is not measured", remedy, place="metrics")
+            if _result_path(comparison, variant, seed).exists():
+                continue
+            folder = _net_folder(config, recipe, seed)
+            if config.checkpoint is not None and not str(folder).startswith(tuple(own_runs)):
+                with recipe.error_context("checkpoint"):
+                    check_unet(folder, arch)
+            # A variant that begins with a net of this comparison is checked when that net is trained.
+            elif config.checkpoint is None and not any(run in recipe.model_dump_json() for run in own_runs):
+                check_run(recipe, arch)
+
+
+def _result_path(comparison: ComparisonConfig, variant: str, seed: int) -> Path:
+    return RUNS / comparison.name / f"{variant}-{seed}.json"
 
 
 def _load_or_evaluate(
     comparison: ComparisonConfig, variant: str, seed: int, log: Callable[[str], None]
 ) -> dict[str, Estimate]:
-    path = RUNS / comparison.name / f"{variant}-{seed}.json"
+    path = _result_path(comparison, variant, seed)
     recipe = comparison.recipe_of(variant, seed)
-    config = comparison.variants[variant].model_dump(mode="json", exclude={"baselines"})  # which change no number
-    inputs = {"recipe": recipe.model_dump(mode="json"), "variant": config}
+    config = comparison.variants[variant]
+    settings = config.model_dump(mode="json", exclude={"baselines"})  # which change no number
+    inputs = {"recipe": recipe.model_dump(mode="json"), "variant": settings}
     if path.exists():
-        text = files.read_text(path)
+        remedy = "remove it to evaluate the variant again"
         try:
-            stored = json.loads(text)
-            if {name: stored.get(name) for name in inputs} == inputs:
-                return {name: Estimate.model_validate(number) for name, number in stored["numbers"].items()}
-        except (ValueError, RecursionError, AttributeError, KeyError):
-            raise InputError(path, "is damaged", "remove it to evaluate the variant again") from None
+            stored = json.loads(files.read_text(path, remedy))
+            numbers = {name: Estimate.model_validate(number) for name, number in stored["numbers"].items()}
+            is_same = {name: stored[name] for name in inputs} == inputs
+            is_whole = all(metric in numbers for metric in recipe.evaluation.metrics)
+            contents = stored["contents"]
+        except (RecursionError, AttributeError, KeyError, TypeError, ValidationError, json.JSONDecodeError):
+            raise InputError(path, "is damaged", remedy) from None
+        if is_same and not is_whole:
+            raise InputError(path, "is damaged", remedy)
+        if is_same and _contents(config, recipe, seed) in (None, contents):
+            return numbers
     log(f"{variant}, seed {seed}")
-    numbers = _evaluate(comparison.variants[variant], recipe, seed, log)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
+    numbers = _evaluate(config, recipe, seed, log)
+    with write_errors(path, "move what is in the way, or free disk space; the same command resumes"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         listed = {name: number.model_dump(mode="json") for name, number in numbers.items()}
-        file.write_text(json.dumps({**inputs, "numbers": listed}, indent=2) + "\n")
+        result = {**inputs, "contents": _contents(config, recipe, seed), "numbers": listed}
+        atomic_write_text(path, json.dumps(result, indent=2) + "\n")
     return numbers
+
+
+def _contents(variant: VariantConfig, recipe: Recipe, seed: int) -> dict[str, str] | None:
+    """Digests of what a variant's numbers depend on beside its settings; None if some of it is not there any more."""
+    try:
+        if variant.checkpoint is None:
+            return contents_of(recipe, resolve_shapes(recipe))
+        return {"checkpoint": net_digest(_net_folder(variant, recipe, seed))}
+    except InputError:
+        return None
 
 
 def _evaluate(variant: VariantConfig, recipe: Recipe, seed: int, log: Callable[[str], None]) -> dict[str, Estimate]:
@@ -195,16 +245,17 @@ def _evaluate(variant: VariantConfig, recipe: Recipe, seed: int, log: Callable[[
         check_prediction_type(folder, recipe.prediction_type)
     else:
         train(recipe, arch, log=log)
-        if not overrides:
-            last = [e for e in read_evaluations(recipe.folder) if e["stage"] == stage.name][-1]
-            return {name: Estimate.model_validate(value) for name, value in last["numbers"].items()}
+        evaluations = [e for e in read_evaluations(recipe.folder) if e.stage == stage.name]
+        if evaluations and not overrides:
+            return evaluations[-1].numbers
     unet = read_unet(folder, arch)
     assert unet is not None
     device = devices.default_device()
     evaluator = StageEvaluator(recipe, training_data(recipe, device)).at(stage.resolution)
     sampling = dataclasses.replace(default_sampling, **overrides)
     process = process_of(recipe, unet, sampling)
-    return evaluator.measure(unet.to(device), process, sampling, retrieval=recipe.evaluation.retrieval)
+    with finite_outputs(folder):
+        return evaluator.measure(unet.to(device), process, sampling, retrieval=recipe.evaluation.retrieval)
 
 
 def _architecture(recipe: Recipe) -> Architecture:
@@ -214,7 +265,11 @@ def _architecture(recipe: Recipe) -> Architecture:
 
 def _student_stage(recipe: Recipe) -> tuple[int, NetStage]:
     """Number and settings of the last stage that trains the student, whose net is evaluated."""
-    number, stage = [(i, stage) for i, stage in enumerate(recipe.stages) if trains_student(stage)][-1]
+    students = [(i, stage) for i, stage in enumerate(recipe.stages) if trains_student(stage)]
+    if not students:
+        with recipe.error_context("stages"):
+            raise InputError("stages", "no stage trains the student, so there is no net to evaluate", "add one")
+    number, stage = students[-1]
     assert isinstance(stage, NetStage)
     return number, stage
 

@@ -349,14 +349,14 @@ def contents_of(recipe: Recipe, shapes: ResolvedShapes) -> dict[str, str]:
             contents[f"{place}[{number}].encoder"] = text_encoder.digest(encoder.encoder)
     for own, net in shapes.teachers.items():
         if own is not None or (recipe.teacher is not None and recipe.teacher.path is not None):
-            contents[f"teacher {own}" if own else "teacher.path"] = _digest(Path(net.source))
+            contents[f"teacher {own}" if own else "teacher.path"] = net_digest(Path(net.source))
     for folder in filter(None, map(unet_teacher, recipe.stages)):
-        contents[f"teacher {folder}"] = _digest(Path(folder))
+        contents[f"teacher {folder}"] = net_digest(Path(folder))
     if recipe.init_weights is not None:
-        contents["init_weights"] = _digest(Path(recipe.init_weights))
+        contents["init_weights"] = net_digest(Path(recipe.init_weights))
     return contents
 
 
-def _digest(folder: Path) -> str:
+def net_digest(folder: Path) -> str:
     """Digest of a net's weights and configuration."""
     return digest_contents([folder / pretrained.CONFIG_NAME, *pretrained.weight_files(folder)])

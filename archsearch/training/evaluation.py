@@ -12,7 +12,6 @@ from torch import nn
 
 from archsearch.quality.evaluator import Evaluator, SamplingConfig, sheet
 from archsearch.stats.estimate import Estimate
-from archsearch.stats.intervals import validation_estimate
 from archsearch.training.log import TrainLog
 from archsearch.training.recipe import Recipe, trains_student
 from snapgen.diffusion.process import NoiseProcess, make_process
@@ -88,22 +87,23 @@ class StageEvaluator:
         """Load what the evaluations of a stage need, so that missing files are reported before it is trained."""
         settings, evaluator = self.recipe.evaluation, self.at(stage.resolution)
         samples = trains_student(stage) and settings.num_samples > 0
-        evaluator.preload(samples=samples, retrieval=settings.retrieval, memorization=samples)
+        with self.recipe.error_context("evaluation"):
+            evaluator.preload(samples=samples, retrieval=settings.retrieval, memorization=samples)
 
     def evaluate(self, stage: NetStage, net: UNet | Teacher, log: TrainLog, step: int) -> dict[str, Estimate]:
         """Evaluate and log a net after a step: all metrics and a sample grid of a student, the loss of a teacher.
 
         Raises:
-            InputError: if samples are not finite.
+            InputError: if losses or samples are not finite.
         """
         evaluator = self.at(stage.resolution)
         sampling = sampling_config(self.recipe, stage)
         process = process_of(self.recipe, net, sampling)
-        if isinstance(net, Teacher):
-            numbers = {"validation_loss": validation_estimate([evaluator.validation_losses(net, process)])}
-            log.log_evaluation(step, numbers, None)
-            return numbers
-        try:
+        with finite_outputs(f"stage {stage.name}"):
+            if isinstance(net, Teacher):
+                numbers = {"validation_loss": evaluator.validation_loss(net, process)}
+                log.log_evaluation(step, numbers, None)
+                return numbers
             numbers = evaluator.measure(net, process, sampling, retrieval=self.recipe.evaluation.retrieval)
             log.log_evaluation(step, numbers, sampling)
             # After adversarial distillation, one more grid with twice the steps.
@@ -114,10 +114,17 @@ class StageEvaluator:
                 log.log_image(step, sheet(images), f"{steps}-steps")
                 if "copied" in numbers and factor == 1:
                     log.log_image(step, evaluator.nearest_grid(images), "nearest")
-        except FloatingPointError as error:
-            remedy = "lower learning_rate and train the stage again"
-            raise InputError(f"stage {stage.name}", f"gives samples whose {error} are not finite", remedy) from None
-        return numbers
+            return numbers
+
+
+@contextlib.contextmanager
+def finite_outputs(source: str | Path) -> Iterator[None]:
+    """Convert the error of a net's evaluation whose numbers are not finite into an `InputError` of ``source``."""
+    try:
+        yield
+    except FloatingPointError as error:
+        remedy = "lower learning_rate and train the stage again"
+        raise InputError(source, f"gives {error} that are not finite", remedy) from None
 
 
 @contextlib.contextmanager

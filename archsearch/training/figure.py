@@ -15,12 +15,12 @@ from torch import Tensor
 
 from archsearch.quality.evaluator import SamplingConfig
 from archsearch.stats.estimate import Estimate
-from archsearch.training.evaluation import StageEvaluator, process_of
+from archsearch.training.evaluation import StageEvaluator, finite_outputs, process_of
 from archsearch.training.recipe import FigureConfig, FigureRow, Recipe
 from archsearch.training.run_folder import RunFolder, read_unet
 from snapgen.architecture.schema import Architecture
-from snapgen.errors import InputError
 from snapgen.io.atomic import atomic_write
+from snapgen.io.digests import digest_contents
 from snapgen.training.stages import NetStage
 
 PICTURE, GAP, LABELS = 128, 6, 220
@@ -33,8 +33,8 @@ LINE, CAPTION_LINES = 24, 3
 """Pixels of a line of text, and most lines of a caption."""
 HEADER = (CAPTION_LINES + 1) * LINE + 2 * GAP
 """Pixels above the pictures: kind and text of the captions."""
-SETTINGS = "figure"
-"""Key under which the picture tells the digest of its settings."""
+SETTINGS, TABLE = "figure", "table"
+"""Keys under which the picture tells the digests of its settings and of the table beside it."""
 COLUMNS = ("stage", "steps", "guidance", "evaluations", "retrieval_r1", "low", "high", "captions")
 
 
@@ -63,7 +63,6 @@ def draw_figure(
     names = [stage.name for stage in recipe.stages]
     pictures: list[Tensor] = []
     scores: list[Estimate | None] = []
-    retrieves = recipe.evaluation.retrieval and recipe.evaluation.num_samples > 0
     for row in recipe.figure.rows:
         number = names.index(row.stage)
         net = read_unet(folder.result(number), arch)
@@ -72,28 +71,38 @@ def draw_figure(
         assert isinstance(stage, NetStage)
         at = evaluator.at(stage.resolution)
         sampling = SamplingConfig(row.num_inference_steps, row.guidance_scale, stage.timestep_shift_value)
-        try:
+        with finite_outputs(f"stage {row.stage}"):
             images = at.sample_images(net.to(device), process_of(recipe, net, sampling), sampling, captions)
-        except FloatingPointError as error:
-            problem = f"gives samples whose {error} are not finite"
-            raise InputError(f"stage {row.stage}", problem, "lower learning_rate and train the stage again") from None
         pictures.append(images)
-        scores.append(at.retriever.score(images, captions).r1 if retrieves else None)
-    _write_table(folder.figure.with_suffix(".csv"), recipe.figure.rows, scores, len(captions))
+        scores.append(at.retriever.score(images, captions).r1 if _retrieves(recipe) else None)
+    table = folder.figure.with_suffix(".csv")
+    _write_table(table, recipe.figure.rows, scores, len(captions))
     facts = PngInfo()
-    facts.add_text(SETTINGS, recipe.figure.digest())
+    facts.add_text(SETTINGS, _settings(recipe))
+    facts.add_text(TABLE, digest_contents([table]))
     with atomic_write(folder.figure) as file:
         _sheet(kinds, recipe.figure.rows, pictures).save(file, format="png", pnginfo=facts)
     return scores
 
 
-def is_drawn(figure: FigureConfig, folder: RunFolder) -> bool:
-    """Whether the run's folder has the figure as it is set, of its present nets."""
+def is_drawn(recipe: Recipe, folder: RunFolder) -> bool:
+    """Whether the run's folder has the recipe's figure and its table, whole and of its present nets."""
     try:
         with Image.open(folder.figure) as image:
-            return bool(image.info.get(SETTINGS) == figure.digest())
-    except OSError:  # there is none, or it is damaged
+            image.load()
+            made_of = image.info.get(SETTINGS), image.info.get(TABLE)
+        return made_of == (_settings(recipe), digest_contents([folder.figure.with_suffix(".csv")]))
+    except (OSError, SyntaxError, ValueError):  # there is none, or it is damaged
         return False
+
+
+def _settings(recipe: Recipe) -> str:
+    assert recipe.figure is not None
+    return f"{recipe.figure.digest()}, {'with' if _retrieves(recipe) else 'without'} retrieval"
+
+
+def _retrieves(recipe: Recipe) -> bool:
+    return "retrieval_r1" in recipe.evaluation.metrics
 
 
 def _kinds(figure: FigureConfig, evaluator: StageEvaluator) -> dict[str, list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from archsearch.quality.evaluator import SamplingConfig
 from archsearch.stats.estimate import Estimate
 from archsearch.training.run_folder import RunFolder
 from snapgen import files
-from snapgen.config import json_lines
+from snapgen.config import Config, json_lines, parse_config
 from snapgen.io.atomic import atomic_write
 from snapgen.progress import format_duration
 from snapgen.training.loop import StepStats
@@ -26,6 +25,21 @@ from snapgen.training.trackers import Trackers
 
 SECONDS_BETWEEN_LINES = 5.0
 EVALUATIONS = "evaluations.jsonl"
+
+
+class Evaluation(Config):
+    """A line of a run's evaluations."""
+
+    stage: str
+    """Name of the evaluated stage."""
+    step: int
+    """Training step after which the net was evaluated."""
+    images: int
+    """Training images until then; 0 for a decoder."""
+    sampling: dict[str, Any] | None
+    """How samples were drawn; None: none were."""
+    numbers: dict[str, Estimate]
+    """What was measured, by name."""
 
 
 class TrainLog:
@@ -68,11 +82,13 @@ class TrainLog:
             recipe.log_with, project=recipe.name, run=self._label, folder=self._folder.path, step=step
         )
         self._csv.parent.mkdir(parents=True, exist_ok=True)
+        read_evaluations(self._folder.path)  # so that a damaged line is told before the stage is trained
         if self._csv.exists():
-            with self._csv.open(newline="") as file:
+            with self._csv.open(newline="", errors="replace") as file:
                 rows = list(csv.reader(file))
             # The last row may have been cut short by a kill.
-            retained = [row for row in rows[1:] if len(row) == len(rows[0]) and int(row[0]) <= step]
+            whole = [row for row in rows[1:] if len(row) == len(rows[0]) and row[0].isdecimal()]
+            retained = [row for row in whole if int(row[0]) <= step]
             self._write([rows[0], *retained] if step and retained else [])
         self._log(f"{self._label}: resumes at step {step:,}" if step else f"{self._label}: starts")
 
@@ -119,17 +135,17 @@ class TrainLog:
 
     def log_evaluation(self, step: int, numbers: Mapping[str, Estimate], sampler: SamplingConfig | None) -> None:
         """Log an evaluation after a step, as the last of the stage; an earlier one after the same step is removed."""
-        entry = {
-            "stage": self._stage.name,
-            "step": step,
-            "images": 0 if isinstance(self._stage, DecoderStage) else step * self._stage.batch_size,
-            "sampling": None if sampler is None else vars(sampler),
-            "numbers": {name: number.model_dump(mode="json") for name, number in numbers.items()},
-        }
+        entry = Evaluation(
+            stage=self._stage.name,
+            step=step,
+            images=0 if isinstance(self._stage, DecoderStage) else step * self._stage.batch_size,
+            sampling=None if sampler is None else vars(sampler),
+            numbers=dict(numbers),
+        )
         path = self._folder.path / EVALUATIONS
-        earlier = [e for e in read_evaluations(self._folder.path) if (e["stage"], e["step"]) != (entry["stage"], step)]
+        earlier = [e for e in read_evaluations(self._folder.path) if (e.stage, e.step) != (entry.stage, step)]
         with atomic_write(path) as file:
-            file.write_text("".join(json.dumps(e) + "\n" for e in [*earlier, entry]))
+            file.write_text("".join(e.model_dump_json() + "\n" for e in [*earlier, entry]))
         if self._trackers is not None:
             self._trackers.log({name: number.value for name, number in numbers.items()}, step)
         shown = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items())
@@ -149,11 +165,12 @@ class TrainLog:
             csv.writer(file).writerows(rows)
 
 
-def read_evaluations(run: Path) -> list[dict[str, Any]]:
+def read_evaluations(run: Path) -> list[Evaluation]:
     """All evaluations of a run so far, in order.
 
     Raises:
         InputError: naming a line that is damaged.
     """
     path = run / EVALUATIONS
-    return [values for _, values in json_lines(files.read_text(path), path)] if path.exists() else []
+    lines = json_lines(files.read_text(path), path) if path.exists() else ()
+    return [parse_config(values, Evaluation, source=path, place=place) for place, values in lines]

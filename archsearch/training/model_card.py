@@ -48,19 +48,19 @@ def _training(recipe: Recipe) -> str:
 
 def _scores(run: Path, recipe: Recipe) -> str:
     nets = {stage.name for stage in recipe.stages if not isinstance(stage, DecoderStage)}
-    sampled = (each for each in read_evaluations(run) if each["sampling"] is not None)  # not those of the teacher
-    evaluations = [each for each in sampled if each["stage"] in nets]
+    sampled = (each for each in read_evaluations(run) if each.sampling is not None)  # not those of the teacher
+    evaluations = [each for each in sampled if each.stage in nets]
     if not evaluations:
         return "None were measured."
     last = evaluations[-1]
     rows = ["| number | value | 95 % interval |", "|---|---|---|"]
-    for name, number in last["numbers"].items():
-        value, low, high = (f"{number[key]:.4g}" for key in ("value", "low", "high"))
+    for name, number in last.numbers.items():
+        value, low, high = (f"{side:.4g}" for side in (number.value, number.low, number.high))
         rows.append(f"| {name.replace('_', ' ')} | {value} | {low} to {high} |")
     protocol = as_yaml(recipe.evaluation.model_dump(mode="json", exclude={"prompts"}), max_length=2000)
     return (
-        "\n".join([f"Of the stage {last['stage']} after {last['images']:,} images, on held-out images:", "", *rows])
-        + f"\n\nProtocol: `{protocol}`, sampling `{last['sampling']}`. Only numbers of one protocol are comparable."
+        "\n".join([f"Of the stage {last.stage} after {last.images:,} images, on held-out images:", "", *rows])
+        + f"\n\nProtocol: `{protocol}`, sampling `{last.sampling}`. Only numbers of one protocol are comparable."
     )
 
 

@@ -33,7 +33,7 @@ class TeacherSourceConfig(Config):
     """Folder of a diffusers SD3Transformer2DModel, or of a pipeline that has one."""
     shape: TeacherConfig | None = None
     """Shape of a teacher that a stage of this recipe trains."""
-    text_encoders: tuple[TextEncoderConfig, ...] | None = None
+    text_encoders: tuple[TextEncoderConfig, ...] | None = Field(default=None, min_length=1)
     """The teacher's own text encoders; None: the student's."""
     bfloat16: bool = False
     """Whether the teacher's weights are held in bfloat16 while it teaches."""
@@ -59,6 +59,13 @@ class RecipeEvaluationConfig(EvaluationConfig):
     prompts: tuple[str, ...] = ()
     """Prompts of the sample grids; empty: held-out captions."""
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what is measured of a student."""
+        distances = ("frechet_distance", "kernel_distance", "copied") if self.num_samples else ()
+        retrieval = ("retrieval_r1", "retrieval_r10", "retrieval_mrr") if self.num_samples and self.retrieval else ()
+        return ("validation_loss", *distances, *retrieval)
+
 
 class FigureRow(Config):
     """A row of a figure: one net, sampled in one way."""
@@ -76,8 +83,16 @@ class FigureConfig(Config):
 
     captions: tuple[str, ...] = Field(min_length=1, max_length=64)
     """Captions of the columns; those of training images stand before the others."""
-    rows: tuple[FigureRow, ...] = Field(min_length=1, max_length=64)
+    rows: tuple[FigureRow, ...] = Field(min_length=1, max_length=24)
     """Rows, from top to bottom."""
+
+    @rule
+    def _has_captions_of_one_line(self) -> None:
+        for number, caption in enumerate(self.captions):
+            if not caption.strip():
+                raise ValueError(f"captions[{number}] is empty; write a caption")
+            if len(caption.splitlines()) > 1:
+                raise ValueError(f"captions[{number}] has several lines; write it in one")
 
 
 class ExpectedShapes(Config):
@@ -116,7 +131,7 @@ class Recipe(NamedConfig):
     """emoji, a folder of images, or webdataset shards."""
     autoencoder: str = "emoji"
     """Autoencoder of the latents: emoji, none (pixels), a folder, or OWNER/NAME on the hub."""
-    text_encoders: tuple[TextEncoderConfig, ...] = (TextEncoderConfig(),)
+    text_encoders: tuple[TextEncoderConfig, ...] = Field(default=(TextEncoderConfig(),), min_length=1)
     """Text encoders of the captions, joined in this order."""
     teacher: TeacherSourceConfig | None = None
     """The net that teaches the stages with distillation."""

@@ -91,6 +91,15 @@ def train(recipe: Recipe, arch: Architecture, *, log: Callable[[str], None], sto
     return recipe.folder
 
 
+def check_run(recipe: Recipe, arch: Architecture) -> None:
+    """Check, without training, that everything that a recipe names exists and fits together.
+
+    Raises:
+        InputError: if something is missing or does not fit.
+    """
+    RecipeRunner(recipe, arch, make_accelerator(), lambda _: None).check()
+
+
 class RecipeRunner:
     """One run of a recipe."""
 
@@ -144,7 +153,7 @@ class RecipeRunner:
             if last:
                 break
         figure, is_done = self.recipe.figure, self.folder.result(len(self.recipe.stages) - 1).is_dir()
-        if self._main and figure and is_done and not is_drawn(figure, self.folder):
+        if self._main and figure and is_done and not is_drawn(self.recipe, self.folder):
             self._draw_figure(figure)
 
     def _draw_figure(self, figure: FigureConfig) -> None:
@@ -321,8 +330,7 @@ class RecipeRunner:
     def _flow_teacher(self, number: int, stage: FlowMatchingStage | AdversarialDistillationStage) -> Teacher:
         settings = self.recipe.teacher
         assert settings is not None
-        trained = self.folder.previous_result(number, trains_teacher)
-        path = stage.teacher or trained or settings.path
+        path = stage.teacher or self.folder.previous_result(number, trains_teacher) or settings.path
         net = teacher.load_teacher(Path(str(path)), dtype=torch.bfloat16 if settings.bfloat16 else torch.float32)
         if stage.gradient_checkpointing:  # the gradient of the discriminator's features runs through the teacher
             net.enable_gradient_checkpointing()

@@ -8,13 +8,13 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import filelock
 from torch import Tensor
 
 from archsearch.training.recipe import Recipe
-from snapgen import config as settings
+from snapgen import config as settings, files
 from snapgen.architecture.schema import Architecture
 from snapgen.errors import InputError, first_line, os_errors
 from snapgen.io import checkpoint
@@ -24,6 +24,8 @@ from snapgen.io.pretrained import open_weights
 from snapgen.models.unet import UNet, load_unet
 from snapgen.progress import silence_libraries
 from snapgen.training.stages import AnyStage
+
+T = TypeVar("T")
 
 STAGES_FILE = "stages.txt"
 """File in the pipeline's folder that lists the stages whose results it contains."""
@@ -63,11 +65,12 @@ class RunFolder:
             InputError: if another launch holds the lock.
         """
         lock = filelock.FileLock(self.create() / ".lock")
-        try:
-            held = lock.acquire(blocking=False)
-        except filelock.Timeout:
-            problem = "is being trained by another process"
-            raise InputError(self.path, problem, "wait for it, or name another run (--name)") from None
+        with os_errors(lock.lock_file, "move it away"):
+            try:
+                held = lock.acquire(blocking=False)
+            except filelock.Timeout:
+                problem = "is being trained by another process"
+                raise InputError(self.path, problem, "wait for it, or name another run (--name)") from None
         with held:
             yield
 
@@ -110,20 +113,29 @@ class RunFolder:
             "architecture.json": self.arch.model_dump(mode="json"),
             "contents.json": contents,
         }
-        paths = {name: self.path / name for name in notes}
-        if paths["recipe.json"].exists():
-            stored = settings.load_yaml(paths["recipe.json"], Recipe)
+        stored = self._recorded("recipe.json", lambda path: settings.load_yaml(path, Recipe))
+        if stored is not None:
             self._check_unchanged(stored)
-            if paths["architecture.json"].exists():
-                stored_arch = Architecture.load(paths["architecture.json"])
-                if stored_arch.id != self.arch.id:
-                    problem = f"was begun with architecture {stored_arch.id}, not {self.arch.id}"
-                    raise InputError(self.path, problem, "give that architecture, or another --name")
-            if paths["contents.json"].exists():
-                self._check_contents(settings.read_mapping(paths["contents.json"]), contents)
+        stored_arch = self._recorded("architecture.json", Architecture.load)
+        if stored_arch is not None and stored_arch.id != self.arch.id:
+            problem = f"was begun with architecture {stored_arch.id}, not {self.arch.id}"
+            raise InputError(self.path, problem, "give that architecture, or another --name")
+        self._check_contents(self._recorded("contents.json", settings.read_mapping) or {}, contents)
         for name, values in notes.items():
-            with atomic_write(paths[name]) as file:
+            with atomic_write(self.path / name) as file:
                 file.write_text(json.dumps(values, indent=2) + "\n")
+
+    def _recorded(self, name: str, read: Callable[[Path], T]) -> T | None:
+        """A file that an earlier run wrote into the folder, read; None without one.
+
+        Raises:
+            InputError: if it is damaged.
+        """
+        path = self.path / name
+        if not path.exists():
+            return None
+        with _with_remedy(f"restore it, or give another --name than {self.path.name}"):
+            return read(path)
 
     def _check_unchanged(self, stored: Recipe) -> None:
         new, old = (recipe.model_dump(mode="json") for recipe in (self.recipe, stored))
@@ -161,7 +173,8 @@ class RunFolder:
     def pipeline_stages(self) -> str | None:
         """Labels of the stages whose results the pipeline contains; None if there is no complete pipeline."""
         stages_file = self.pipeline / STAGES_FILE
-        return stages_file.read_text().strip() if stages_file.is_file() else None
+        remedy = f"remove {self.pipeline}: the same command writes it again"
+        return files.read_text(stages_file, remedy).strip() if stages_file.is_file() else None
 
     def check_results(self) -> None:
         """Check the results of the finished stages against the checksums that were written with them.
@@ -236,9 +249,10 @@ def writable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename and Path(error.filename).is_relative_to(folder):
+        path = error.filename2 or error.filename  # of a file that replaces another, the other
+        if path and Path(path).is_relative_to(folder):
             reason = (error.strerror or "cannot be written").lower()
-            raise InputError(error.filename, reason, "move it away; the same command resumes") from None
+            raise InputError(path, reason, "move it away; the same command resumes") from None
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         remedy = "free disk space; the same command resumes from the last checkpoint"
@@ -248,6 +262,9 @@ def writable(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder of the run that is written aside; what a killed process left of it is deleted first."""
+    for place in (path.parent, path):
+        if place.exists() and not place.is_dir():
+            raise InputError(place, "is not a folder", "move it away; the same command resumes")
     for leftover in path.parent.glob(f".{path.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     remedy = "free disk space; the same command resumes from the last checkpoint"
@@ -284,6 +301,9 @@ def unet_arch(path: Path) -> Architecture:
     Raises:
         InputError: if it is missing or damaged.
     """
+    if not (path / "config.json").is_file():
+        problem = "is not a U-Net's folder: it has no config.json" if path.exists() else "does not exist"
+        raise InputError(path, problem, "name a U-Net's folder, e.g. runs/NAME/stages/01-base")
     config = settings.read_mapping(path / "config.json")
     try:
         return Architecture.model_validate(config["arch"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ ARCH = {
     "up": [{"channels": 8, "num_res_blocks": 2}, {"channels": 8, "num_res_blocks": 2}],
 }
 STAGE = {"kind": "flow_matching", "name": "student", "resolution": 32, "num_images": 32, "batch_size": 16}
+DECODER = {"kind": "decoder", "name": "decoder"}
 VALUES: dict[str, Any] = {
     "recipe": {
         "architecture": "arch.yaml",
@@ -45,6 +48,10 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("was trained")
+
+
 def written(path: Path, **changes: Any) -> ComparisonConfig:
     path.write_text(yaml.safe_dump(VALUES | changes))
     return load_comparison(path)
@@ -58,9 +65,6 @@ def test_every_variant_is_judged_with_every_seed_and_once(small: Path, monkeypat
     assert losses["judged"] == pytest.approx(losses["fast"]), "the same nets, judged apart"
     assert losses["plain"] != losses["fast"]
     assert losses["plain"][0] != losses["plain"][1]
-
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("was trained again")
 
     monkeypatch.setattr(comparison, "train", never)
     again = compare(load_comparison(small), log=told.append)
@@ -81,6 +85,26 @@ def test_a_variant_that_was_changed_is_judged_anew(small: Path) -> None:
     second = compare(written(small, variants={"plain": {}, "other": of_another_seed}), log=lambda _: None)
     assert second["plain"] == first["plain"] == first["other"]
     assert second["other"] == [first["plain"][1]] * 2
+
+
+def test_a_net_that_was_replaced_is_evaluated_anew(small: Path) -> None:
+    first = compare(load_comparison(small), log=lambda _: None)
+    net = Path("runs/small-fast-3/stages/01-student")
+    shutil.rmtree(net)
+    shutil.copytree("runs/small-plain-3/stages/01-student", net)
+    second = compare(load_comparison(small), log=lambda _: None)
+    assert second["judged"] == [first["plain"][0], first["judged"][1]]
+    shutil.rmtree("runs/small-fast-3")
+    assert compare(load_comparison(small), log=lambda _: None) == second, "what is gone tells nothing new"
+
+
+def test_a_result_without_its_numbers_is_damaged(small: Path) -> None:
+    compare(load_comparison(small), log=lambda _: None)
+    path = Path("runs/small/judged-3.json")
+    for text in ('{"recipe": {}', "[]", json.dumps(json.loads(path.read_text()) | {"numbers": {}})):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"judged-3.json: is damaged; remove it to evaluate the variant again"):
+            compare(load_comparison(small), log=lambda _: None)
 
 
 def test_a_trained_variant_is_not_changed_in_silence(small: Path) -> None:
@@ -112,10 +136,22 @@ def test_shipped_comparisons_are_recipes_with_what_they_say(monkeypatch: pytest.
         ({"variants": {"plain": {}, "b": {"overrides": {"stages[4].batch": 2}}}}, "does not exist in the recipe"),
         ({"variants": {"plain": {}, "b": {"overrides": {"stages[0].batch!": 2}}}}, "not a valid step of a path"),
         ({"variants": {"plain": {}, "b": {"overrides": {"stages[0].batsch": 2}}}}, "stages[0].batsch"),
-        ({"variants": {"plain": {}, "b": {"checkpoint": "nowhere"}}}, "nowhere"),
+        ({"variants": {"plain": {}, "b": {"checkpoint": "nowhere"}}}, "variants.b.checkpoint: nowhere"),
+        ({"variants": {"plain": {}, "b": {"overrides": {"init_weights": "nowhere"}}}}, "variants.b.init_weights"),
+        ({"variants": {"plain": {}, "b": {"overrides": {"architecture": "nowhere"}}}}, "variants.b.architecture"),
+        ({"variants": {"plain": {}, "b": {"overrides": {"data": "nowhere"}}}}, "variants.b.data"),
+        ({"variants": {"plain": {}, "b": {"overrides": {"seed": 7}}}}, "variants.b.overrides.seed is set by the"),
+        ({"variants": {"plain": {}, "b": {"baselines": ["plain", "plain"]}}}, "lists 'plain' twice"),
+        ({"recipe": {**VALUES["recipe"], "name": "mine"}}, "recipe.name is set by the comparison itself; remove it"),
+        ({"variants": {"plain": {}, "b": {"overrides": {"stages": [DECODER]}}}}, "variants.b.stages: no stage trains"),
+        ({"metrics": {"kernel_distance": "lower"}}, "metrics: kernel_distance is not measured; use validation_loss"),
+        ({"seeds": [0, -1]}, "seed: -1 is too small"),
     ],
 )
-def test_a_mistake_is_one_line(small: Path, changes: dict[str, Any], named: str) -> None:
+def test_a_mistake_is_one_line_before_anything_is_trained(
+    small: Path, changes: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "train", never)
     with pytest.raises(InputError) as caught:
         compare(written(small, **changes), log=lambda _: None)
     assert named in str(caught.value)

@@ -65,8 +65,16 @@ def test_it_is_drawn_again_only_if_it_changes_or_is_gone(
     monkeypatch.chdir(folder)
     assert train(folder, figure=FIGURE) == []
     assert len(train(folder, figure={"captions": ["cat"], "rows": ROWS[:1]})) == 1
-    (folder / "runs" / "tiny" / "figure.png").write_bytes(b"half")
+    picture, table = folder / "runs" / "tiny" / "figure.png", folder / "runs" / "tiny" / "figure.csv"
+    picture.write_bytes(b"half")
     assert len(train(folder, figure=FIGURE)) == 2
+    picture.write_bytes(picture.read_bytes()[:-2000])
+    assert len(train(folder, figure=FIGURE)) == 2
+    table.unlink()
+    assert len(train(folder, figure=FIGURE)) == 2
+    table.write_text(table.read_text()[:-9])
+    assert len(train(folder, figure=FIGURE)) == 2
+    assert train(folder, figure=FIGURE) == []
     assert train(folder) == [], "without a figure"
 
 
@@ -88,6 +96,12 @@ def test_captions_count_as_trained_by_the_data_that_the_nets_see(tmp_path: Path)
         "held-out captions": ["a cow"],
         "other captions": ["a bird"],
     }
+
+
+@pytest.mark.parametrize(("caption", "problem"), [(" ", "is empty"), ("red\napple", "has several lines")])
+def test_a_caption_without_a_line_of_text(tmp_path: Path, caption: str, problem: str) -> None:
+    with pytest.raises(InputError, match=rf"figure: captions\[1\] {problem}; write"):
+        recipe(tmp_path, stages=[STAGES[1]], figure={**FIGURE, "captions": ["cat", caption]})
 
 
 def test_a_row_of_no_student(tmp_path: Path) -> None:

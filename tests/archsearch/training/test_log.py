@@ -34,6 +34,7 @@ def test_rows_after_a_resume_are_not_doubled(folder: RunFolder) -> None:
             first.log_stats(report(step))
     file = folder.path / "logs" / "02-base.csv"
     file.write_text(file.read_text() + "4,0.2")  # killed while it wrote
+    file.write_text(file.read_text().replace("\n2,", "\nx,0.1,1,9\n2,"))
     with log(folder, told) as second:
         second.start(2)
         for step in (3, 4):
@@ -59,7 +60,7 @@ def test_an_evaluation_is_noted_once(folder: RunFolder) -> None:
             numbers = {"validation_loss": validation_estimate([losses.double()])}
             found.log_evaluation(2 if losses[0] < 3 else 4, numbers, None)
     found_now = read_evaluations(folder.path)
-    assert [(e["step"], e["images"], e["numbers"]["validation_loss"]["value"]) for e in found_now] == [
+    assert [(e.step, e.images, e.numbers["validation_loss"].value) for e in found_now] == [
         (2, 8, 2),
         (4, 16, 3),
     ]

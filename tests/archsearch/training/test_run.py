@@ -71,7 +71,7 @@ def test_the_pipelines_card_tells_data_recipe_scores_and_latencies(whole: Path) 
 
 def test_every_stage_is_evaluated(whole: Path) -> None:
     found = read_evaluations(whole)
-    assert [(e["stage"], e["step"]) for e in found if "validation_loss" in e["numbers"] or e["stage"] == "decoder"] == [
+    assert [(e.stage, e.step) for e in found if "validation_loss" in e.numbers or e.stage == "decoder"] == [
         ("teacher", 4),
         ("base", 2),
         ("base", 4),
@@ -81,10 +81,11 @@ def test_every_stage_is_evaluated(whole: Path) -> None:
     ]
     for evaluation in found:
         expected = {"validation_loss", "frechet_distance", "kernel_distance", "copied"}
-        sampled = evaluation["stage"] in ("base", "distil", "steps")
-        assert (expected <= set(evaluation["numbers"])) == sampled, "during the stage base, too"
-    last = next(e for e in found if e["stage"] == "steps")
-    assert (last["images"], last["sampling"]["num_inference_steps"], last["sampling"]["guidance_scale"]) == (16, 4, 1)
+        sampled = evaluation.stage in ("base", "distil", "steps")
+        assert (expected <= set(evaluation.numbers)) == sampled, "during the stage base, too"
+    last = next(e for e in found if e.stage == "steps")
+    assert last.sampling is not None
+    assert (last.images, last.sampling["num_inference_steps"], last.sampling["guidance_scale"]) == (16, 4, 1)
     for grid in (whole / "samples").glob("*.png"):
         with Image.open(grid) as image:
             assert image.height >= 32
@@ -124,7 +125,7 @@ def test_the_best_weights_are_kept_also_over_a_kill(
     result = load_unet(Path("runs/tiny/stages/01-base")).state_dict()
     assert all(torch.equal(tensor, weights_at[kept][name]) for name, tensor in result.items())
     assert any(not torch.equal(tensor, weights_at[6 - kept][name]) for name, tensor in result.items())
-    assert read_evaluations(Path("runs/tiny"))[-1]["step"] == kept, "the last evaluation is the result's"
+    assert read_evaluations(Path("runs/tiny"))[-1].step == kept, "the last evaluation is the result's"
     assert not Path("runs/tiny/best.safetensors").exists()
 
 
@@ -413,7 +414,13 @@ def test_a_full_disk_loses_nothing(begun: Path, tmp_path: Path, monkeypatch: pyt
     assert (begun / "stages" / "02-more").is_dir()
 
 
-def test_a_gradient_that_is_not_finite_stops_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [({}, "not finite"), ({"on_nonfinite_grad": "skip"}, "gives validation losses that are not finite")],
+)
+def test_what_is_not_finite_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], problem: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     base = {
         "kind": "flow_matching",
@@ -422,8 +429,9 @@ def test_a_gradient_that_is_not_finite_stops_it(tmp_path: Path, monkeypatch: pyt
         "optimizer": "adamw",
         "learning_rate": 1e30,
         "grad_clip": 1e30,
+        **changes,
     }
-    with pytest.raises(InputError, match=r"stage base: .*not finite"):
+    with pytest.raises(InputError, match=rf"stage base: .*{problem}"):
         training.train(*recipe(tmp_path, stages=[base], teacher=None), log=silent)
     assert not (tmp_path / "runs" / "tiny" / "stages").exists()
 
@@ -449,9 +457,12 @@ def test_a_damaged_evaluation_is_named(whole: Path, tmp_path: Path) -> None:
     (tmp_path / "evaluations.jsonl").write_text(lines + lines[:40])
     with pytest.raises(InputError, match=r"evaluations.jsonl: line 7: is not JSON"):
         read_evaluations(tmp_path)
+    (tmp_path / "evaluations.jsonl").write_text(lines + "{}")
+    with pytest.raises(InputError, match=r"evaluations.jsonl: line 7.stage: is required, but missing"):
+        read_evaluations(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["logs", "samples", "tensorboard", "stages/02-more"])
+@pytest.mark.parametrize("name", ["logs", "samples", "tensorboard", "stages/02-more", "pipeline"])
 def test_a_file_in_the_way_is_named(name: str, begun: Path, tmp_path: Path) -> None:
     shutil.rmtree(begun / name, ignore_errors=True)
     (begun / name).write_text("")

@@ -33,7 +33,7 @@ def student_alone(found: Any, arch: Any) -> tuple[Any, Any]:
 def test_one_image_of_each_split_trains_through_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     training.train(*small(tmp_path), log=lambda _: None)
-    stages = {evaluation["stage"] for evaluation in read_evaluations(tmp_path / "runs" / "tiny")}
+    stages = {evaluation.stage for evaluation in read_evaluations(tmp_path / "runs" / "tiny")}
     assert stages == {stage["name"] for stage in STAGES}
 
 
@@ -60,4 +60,4 @@ def test_two_training_images_have_distances(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     training.train(*student_alone(*small(tmp_path, train=2, num_samples=8, feature_resolution=32)), log=lambda _: None)
     last = read_evaluations(tmp_path / "runs" / "tiny")[-1]
-    assert {"frechet_distance", "kernel_distance"} <= set(last["numbers"])
+    assert {"frechet_distance", "kernel_distance"} <= set(last.numbers)
