@@ -62,7 +62,8 @@ class ComparisonConfig(NamedConfig):
     """A recipe and its variants."""
 
     name: str
-    """Name of the comparison; its runs are runs/NAME-VARIANT-SEED. By default the name of the file."""
+    """Name of the comparison; its runs are runs/NAME-VARIANT-SEED, their results runs/NAME/. By default the name of the
+    file."""
     recipe: Annotated[dict[str, Any], BeforeValidator(lambda value: value, json_schema_input_type=Recipe)]
     """The recipe that all variants share; {seed} in a text stands for the seed."""
     # It is validated only once its seed and a variant's overrides are filled in.
@@ -73,7 +74,8 @@ class ComparisonConfig(NamedConfig):
     baseline: str
     """Name of the variant that the others are compared with, unless they name their own."""
     metrics: dict[str, Literal["lower", "higher"]] = Field(min_length=1)
-    """Metrics of the table, each with the direction that is better: lower or higher."""
+    """Metrics of the table, each with the direction that is better, lower or higher: `validation_loss`,
+    `frechet_distance`, `kernel_distance`, `copied`, `retrieval_r1`, `retrieval_r10`, `retrieval_mrr`."""
 
     _source: str = PrivateAttr(default="comparison")
 

@@ -138,6 +138,10 @@ def ema_weights(net: nn.Module, average: EMA) -> Iterator[None]:
         net.load_state_dict(original)
 
 
+def _includes(estimate: Estimate, value: float) -> bool:
+    return estimate.low <= value <= estimate.high
+
+
 class BestWeights:
     """The best evaluated weights of a stage, in a file beside its checkpoint.
 
@@ -160,6 +164,13 @@ class BestWeights:
         if self.path.exists() and loss >= read_metadata(self.path)["loss"]:
             return
         save_checkpoint(self.path, {"net": net.state_dict()}, {"stage": self.stage.name, "step": step, "loss": loss})
+
+    def reason(self, step: int, kept: Mapping[str, Estimate], last: Mapping[str, Estimate]) -> str:
+        """Why the weights of a step are kept, from the evaluations of them and of the last step."""
+        metric = self.stage.keep_best_by
+        assert metric is not None
+        doubt = ", though its interval includes the last step's" if _includes(kept[metric], last[metric].value) else ""
+        return f"step {step:,} is the best by {metric} and is kept{doubt}"
 
     def restore(self, net: nn.Module) -> int:
         """Load the best weights into the net after the last step; returns the step that they are of."""

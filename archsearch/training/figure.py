@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -39,8 +38,8 @@ COLUMNS = ("stage", "steps", "guidance", "evaluations", "retrieval_r1", "low", "
 
 
 def draw_figure(
-    recipe: Recipe, arch: Architecture, folder: RunFolder, evaluator: StageEvaluator, device: torch.device
-) -> list[Estimate | None]:
+    recipe: Recipe, arch: Architecture, folder: RunFolder, evaluator: StageEvaluator, log: Callable[[str], None]
+) -> None:
     """Draw the figure of a recipe's finished stages and write ``figure.png`` and ``figure.csv`` into the run's folder.
 
     Args:
@@ -48,11 +47,8 @@ def draw_figure(
         arch: architecture of the student.
         folder: the run's folder, with the results of the stages.
         evaluator: evaluator of the recipe's nets.
-        device: device on which the nets run.
-
-    Returns:
-        For each row, how often its pictures retrieve their own captions among those of the figure; None where the
-        evaluations do not measure retrieval.
+        log: called with a line for each row: how often its pictures retrieve their own captions among those of the
+            figure, if the evaluations measure retrieval.
 
     Raises:
         InputError: if samples are not finite, or a file cannot be written.
@@ -72,9 +68,14 @@ def draw_figure(
         at = evaluator.at(stage.resolution)
         sampling = SamplingConfig(row.num_inference_steps, row.guidance_scale, stage.timestep_shift_value)
         with finite_outputs(f"stage {row.stage}"):
-            images = at.sample_images(net.to(device), process_of(recipe, net, sampling), sampling, captions)
+            images = at.sample_images(
+                net.to(evaluator.data.device), process_of(recipe, net, sampling), sampling, captions
+            )
         pictures.append(images)
-        scores.append(at.retriever.score(images, captions).r1 if _retrieves(recipe) else None)
+        score = at.retriever.score(images, captions).r1 if _retrieves(recipe) else None
+        scores.append(score)
+        share = f"{score.value:.0%} of the pictures retrieve their own captions" if score else "drawn"
+        log(f"figure: {row_label(row)}: {share}")
     table = folder.figure.with_suffix(".csv")
     _write_table(table, recipe.figure.rows, scores, len(captions))
     facts = PngInfo()
@@ -82,7 +83,6 @@ def draw_figure(
     facts.add_text(TABLE, digest_contents([table]))
     with atomic_write(folder.figure) as file:
         _sheet(kinds, recipe.figure.rows, pictures).save(file, format="png", pnginfo=facts)
-    return scores
 
 
 def is_drawn(recipe: Recipe, folder: RunFolder) -> bool:
@@ -136,7 +136,7 @@ def _write_table(path: Path, rows: Sequence[FigureRow], scores: Sequence[Estimat
         for row, score in zip(rows, scores, strict=True):
             numbers = [f"{number:.4f}" for number in (score.value, score.low, score.high)] if score else [""] * 3
             table.writerow(
-                [row.stage, row.num_inference_steps, row.guidance_scale, _evaluations(row), *numbers, captions]
+                [row.stage, row.num_inference_steps, f"{row.guidance_scale:g}", _evaluations(row), *numbers, captions]
             )
 
 

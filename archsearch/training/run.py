@@ -21,11 +21,10 @@ from archsearch.studies.signals import StopRequest, stoppable
 from archsearch.training import run_folder
 from archsearch.training.compatibility import check_recipe, contents_of, new_teacher, resolve_shapes
 from archsearch.training.evaluation import BestWeights, StageEvaluator, ema_weights, sampling_config, training_data
-from archsearch.training.figure import draw_figure, is_drawn, row_label
+from archsearch.training.figure import draw_figure, is_drawn
 from archsearch.training.log import TrainLog
 from archsearch.training.model_card import sections
 from archsearch.training.recipe import (
-    FigureConfig,
     Recipe,
     learns_from_teacher,
     resolutions_of,
@@ -152,15 +151,9 @@ class RecipeRunner:
                 self._assemble(number)
             if last:
                 break
-        figure, is_done = self.recipe.figure, self.folder.result(len(self.recipe.stages) - 1).is_dir()
-        if self._main and figure and is_done and not is_drawn(self.recipe, self.folder):
-            self._draw_figure(figure)
-
-    def _draw_figure(self, figure: FigureConfig) -> None:
-        scores = draw_figure(self.recipe, self.arch, self.folder, self.evaluator, self.device)
-        for row, score in zip(figure.rows, scores, strict=True):
-            share = f"{score.value:.0%} of the pictures retrieve their own captions" if score else "drawn"
-            self.log(f"figure: {row_label(row)}: {share}")
+        is_done = self.folder.result(len(self.recipe.stages) - 1).is_dir()
+        if self._main and self.recipe.figure and is_done and not is_drawn(self.recipe, self.folder):
+            draw_figure(self.recipe, self.arch, self.folder, self.evaluator, self.log)
 
     def _run_stage(self, number: int, stage: AnyStage) -> None:
         self._saved = time.monotonic()
@@ -243,11 +236,12 @@ class RecipeRunner:
         if not all(bool(tensor.isfinite().all()) for tensor in net.state_dict().values()):
             remedy = "lower learning_rate and train the stage again"
             raise InputError(f"stage {stage.name}", "ends with weights that are not finite", remedy)
-        best.offer(stage.steps, self.evaluator.evaluate(stage, net, log, stage.steps), net)
+        last = self.evaluator.evaluate(stage, net, log, stage.steps)
+        best.offer(stage.steps, last, net)
         step = best.restore(net)
         if step != stage.steps:  # the last evaluation of a stage is that of its result
-            self.log(f"{self.folder.label(number)}: step {step:,} is the best by {stage.keep_best_by} and is kept")
-            self.evaluator.evaluate(stage, net, log, step)
+            kept = self.evaluator.evaluate(stage, net, log, step)
+            self.log(f"{self.folder.label(number)}: {best.reason(step, kept, last)}")
         if isinstance(net, UNet):
             net.prediction_type = self.recipe.prediction_type
         self.folder.write_result(number, net.save_pretrained)

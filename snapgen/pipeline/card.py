@@ -57,8 +57,9 @@ def card(pipeline: Any, name: str, sections: Mapping[str, str]) -> str:
     ]
     side = "" if config.resolution is None else f" of {config.resolution} × {config.resolution} pixels"
     guided = "without guidance" if config.guidance == 1 else f"with guidance {config.guidance:g}"
+    steps = "1 step" if config.steps == 1 else f"{config.steps} steps"
     what = (
-        f"A latent diffusion model that draws images{side} in {config.steps} steps {guided}. Architecture "
+        f"A latent diffusion model that draws images{side} in {steps} {guided}. Architecture "
         f"`{arch.id}`, prediction type {config.prediction}."
     )
     blocks = [

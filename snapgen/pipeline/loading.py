@@ -77,13 +77,13 @@ def find_pipeline(run: str | Path) -> Path:
     Raises:
         InputError: if there is none, or it is incomplete.
     """
-    folder = next((path for path in (Path(run), RUNS / run) if path.is_dir()), None)
-    if folder is None:
+    folders = [path for path in (Path(run), RUNS / run) if path.is_dir()]
+    if not folders:
         raise InputError(run, "is neither a folder nor the name of one under runs/", "name a trained run")
-    for path in (folder, folder / "pipeline"):
+    for path in (path for folder in folders for path in (folder, folder / "pipeline")):
         if (path / INDEX).is_file():
             return path
-    raise InputError(folder, f"has no pipeline/{INDEX}", "finish its training; the same command resumes it")
+    raise InputError(folders[-1], f"has no pipeline/{INDEX}", "finish its training; the same command resumes it")
 
 
 def _load_text_components(folder: Path) -> dict[str, Any]:

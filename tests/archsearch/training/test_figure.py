@@ -54,7 +54,10 @@ def test_each_row_shows_the_captions_trained_ones_first(drawn: tuple[Path, list[
         assert (first != second).any(), "the rows are sampled in two ways"
     with (run / "figure.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["steps"], row["evaluations"], row["captions"]) for row in rows] == [("2", "4", "3"), ("1", "1", "3")]
+    assert [(row["steps"], row["guidance"], row["evaluations"], row["captions"]) for row in rows] == [
+        ("2", "3", "4", "3"),
+        ("1", "1", "1", "3"),
+    ]
     assert drawn[1] == ["figure: base, 2 steps, guidance 3: drawn", "figure: base, 1 step, unguided: drawn"]
 
 

@@ -121,7 +121,9 @@ def test_the_best_weights_are_kept_also_over_a_kill(
         patch.setattr(training.RecipeRunner, "_finish", killed)
         with pytest.raises(KeyboardInterrupt):
             training.train(*tiny, log=silent)
-    training.train(*tiny, log=silent)
+    told: list[str] = []
+    training.train(*tiny, log=told.append)
+    assert any("step 2 is the best by validation_loss and is kept" in line for line in told) == (kept == 2)
     result = load_unet(Path("runs/tiny/stages/01-base")).state_dict()
     assert all(torch.equal(tensor, weights_at[kept][name]) for name, tensor in result.items())
     assert any(not torch.equal(tensor, weights_at[6 - kept][name]) for name, tensor in result.items())

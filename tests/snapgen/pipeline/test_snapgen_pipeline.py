@@ -310,5 +310,7 @@ def test_a_run_is_found_by_its_name(saved: Path, tmp_path: Path, monkeypatch: py
     shutil.copytree(saved, tmp_path / "runs" / "x")
     expected = tmp_path / "runs" / "x" / "pipeline"
     assert [find_pipeline(name).resolve() for name in ("x", "runs/x", "runs/x/pipeline")] == [expected] * 3
+    (tmp_path / "x").mkdir()  # e.g. the data that the run is trained on
+    assert find_pipeline("x").resolve() == expected
     with pytest.raises(InputError, match="y: is neither a folder nor the name of one under runs/"):
         find_pipeline("y")
