@@ -16,6 +16,7 @@ from archsearch.training.log import TrainLog
 from archsearch.training.recipe import Recipe, trains_student
 from snapgen.diffusion.process import NoiseProcess, make_process
 from snapgen.errors import InputError
+from snapgen.io.cache import JSON
 from snapgen.io.checkpoint import load_checkpoint, read_metadata, save_checkpoint
 from snapgen.models.unet import UNet
 from snapgen.objectives.teacher import Teacher
@@ -150,10 +151,11 @@ class BestWeights:
     Args:
         path: the file.
         stage: the stage.
+        protocol: digest of the evaluation's settings; weights that were kept by others are not compared with these.
     """
 
-    def __init__(self, path: Path, stage: NetStage) -> None:
-        self.path, self.stage = path, stage
+    def __init__(self, path: Path, stage: NetStage, protocol: str) -> None:
+        self.path, self.stage, self.protocol = path, stage, protocol
 
     def offer(self, step: int, numbers: Mapping[str, Estimate], net: nn.Module) -> None:
         """Keep the net's weights if they are better than all that were evaluated before."""
@@ -161,9 +163,11 @@ class BestWeights:
         if metric is None:
             return
         loss = -numbers[metric].value if metric in HIGHER_IS_BETTER else numbers[metric].value
-        if self.path.exists() and loss >= read_metadata(self.path)["loss"]:
+        kept = read_metadata(self.path) if self.path.exists() else {}
+        if kept.get("protocol") == self.protocol and loss >= kept["loss"]:
             return
-        save_checkpoint(self.path, {"net": net.state_dict()}, {"stage": self.stage.name, "step": step, "loss": loss})
+        notes: dict[str, JSON] = {"stage": self.stage.name, "step": step, "loss": loss, "protocol": self.protocol}
+        save_checkpoint(self.path, {"net": net.state_dict()}, notes)
 
     def reason(self, step: int, kept: Mapping[str, Estimate], last: Mapping[str, Estimate]) -> str:
         """Why the weights of a step are kept, from the evaluations of them and of the last step."""

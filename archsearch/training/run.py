@@ -198,7 +198,7 @@ class RecipeRunner:
     def _train_net(self, number: int, stage: NetStage, log: TrainLog) -> None:
         net = self._net(number, stage)
         trainer = self._trainer(number, stage, net)
-        best = BestWeights(self.folder.best_weights, stage)
+        best = BestWeights(self.folder.best_weights, stage, self.recipe.evaluation.digest())
         if self._main:
             self.evaluator.preload(stage)
         self._resume(number, trainer, log)

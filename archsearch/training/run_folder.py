@@ -142,13 +142,15 @@ class RunFolder:
         for field in new:
             if field not in (*MAY_CHANGE, "stages", "name") and new[field] != old[field]:
                 self._reject(field, old[field], new[field])
-        started = sum(
-            self.path.joinpath("stages", f"{i + 1:02d}-{s.name}").is_dir() for i, s in enumerate(stored.stages)
+        unfinished = checkpoint.read_metadata(self.checkpoint)["stage"] if self.checkpoint.exists() else None
+        started = max(  # a result that was taken away is trained again, with what was begun after it kept
+            (
+                number
+                for number, stage in enumerate(stored.stages, 1)
+                if stage.name == unfinished or self.path.joinpath("stages", f"{number:02d}-{stage.name}").is_dir()
+            ),
+            default=0,
         )
-        if self.checkpoint.exists():
-            started += checkpoint.read_metadata(self.checkpoint)["stage"] in [
-                stage.name for stage in stored.stages[started:]
-            ]
         for i, (new_stage, old_stage) in enumerate(zip(new["stages"], old["stages"][:started], strict=False)):
             for field in sorted({*new_stage, *old_stage}):
                 if field not in MAY_CHANGE_IN_STAGE and new_stage.get(field) != old_stage.get(field):

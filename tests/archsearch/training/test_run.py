@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import filelock
 import pytest
@@ -20,12 +20,13 @@ from PIL import Image
 from archsearch.stats.estimate import Estimate
 from archsearch.studies.lookup import find_architecture
 from archsearch.training import run as training
-from archsearch.training.evaluation import StageEvaluator
+from archsearch.training.evaluation import BestWeights, StageEvaluator
 from archsearch.training.log import read_evaluations
 from archsearch.training.recipe import load_recipe
 from snapgen.data.pixels import GRID_GAP
 from snapgen.errors import InputError
 from snapgen.models.unet import load_unet
+from snapgen.training.stages import NetStage
 from tests.archsearch.studies import tiny_recipe
 from tests.archsearch.studies.tiny_recipe import EVALUATION, FEW, STAGES, recipe, weights
 
@@ -320,6 +321,22 @@ def test_a_run_is_not_resumed_on_other_data(begun: Path, tmp_path: Path, change:
     with pytest.raises(InputError, match=rf"{place}: has other contents than when this run was begun; restore them"):
         training.train(same, find_architecture(same.architecture), log=silent)
     assert not (begun / "stages" / "02-more").exists()
+
+
+def test_a_stage_after_a_result_that_was_taken_away_may_not_change(begun: Path, tmp_path: Path) -> None:
+    base = {"kind": "flow_matching", "name": "base", **FEW}
+    shutil.rmtree(begun / "stages" / "01-base")
+    with pytest.raises(InputError, match=r"stages\[1\].learning_rate: this run was begun with"):
+        again(tmp_path, stages=[base, {**base, "name": "more", "learning_rate": 0.1}])
+
+
+def test_weights_that_were_kept_by_another_protocol_are_not_compared(tmp_path: Path) -> None:
+    stage = recipe(tmp_path, stages=[{**STAGES[1], "keep_best_by": "validation_loss"}], teacher=None)[0].stages[0]
+    net = torch.nn.Linear(1, 1)
+    for protocol, loss, expected in (("old", 1, 1), ("new", 2, 2), ("new", 3, 2)):
+        best = BestWeights(tmp_path / "best.safetensors", cast(NetStage, stage), protocol)
+        best.offer(loss, {"validation_loss": Estimate.exact(loss)}, net)
+        assert best.restore(net) == expected
 
 
 def test_a_stage_that_was_not_begun_may_change(begun: Path, tmp_path: Path) -> None:
