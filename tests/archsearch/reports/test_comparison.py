@@ -113,6 +113,7 @@ PUBLISHED = {
     "steps": "step_distillation",
     "guided_steps": "guided_steps",
     "emoji_styles": "emoji_styles",
+    "emoji_styles_64": "emoji_styles_64",
 }
 
 

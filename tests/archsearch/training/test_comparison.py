@@ -116,7 +116,7 @@ def test_a_trained_variant_is_not_changed_in_silence(small: Path) -> None:
 
 def test_shipped_comparisons_are_recipes_with_what_they_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("distillation", "steps", "guided_steps", "emoji_styles"):
+    for name in ("distillation", "steps", "guided_steps", "emoji_styles", "emoji_styles_64"):
         found = load_comparison(name)
         for variant in found.variants:
             made = found.recipe_of(variant, 7)
