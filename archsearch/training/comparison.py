@@ -92,7 +92,6 @@ class ComparisonConfig(NamedConfig):
                     others = ", ".join(other for other in self.variants if other != name)
                     problem = f"variants.{name}.baselines[{number}] is {baseline!r:.60}, which is no other variant"
                     raise ValueError(f"{problem}; use some of: {others}")
-
                 if baseline in (variant.baselines or ())[:number]:
                     raise ValueError(f"variants.{name}.baselines lists {baseline!r:.60} twice; list each once")
 
@@ -211,7 +210,7 @@ def _load_or_evaluate(
             numbers = {name: Estimate.model_validate(number) for name, number in stored["numbers"].items()}
             is_same = {name: stored[name] for name in inputs} == inputs
             is_whole = all(metric in numbers for metric in recipe.evaluation.metrics)
-            contents = stored["contents"]
+            contents = stored.get("contents")
         except (RecursionError, AttributeError, KeyError, TypeError, ValidationError, json.JSONDecodeError):
             raise InputError(path, "is damaged", remedy) from None
         if is_same and not is_whole:
@@ -234,7 +233,7 @@ def _contents(variant: VariantConfig, recipe: Recipe, seed: int) -> dict[str, st
         if variant.checkpoint is None:
             return contents_of(recipe, resolve_shapes(recipe))
         return {"checkpoint": net_digest(_net_folder(variant, recipe, seed))}
-    except InputError:
+    except (InputError, OSError):
         return None
 
 

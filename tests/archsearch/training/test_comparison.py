@@ -94,6 +94,8 @@ def test_a_net_that_was_replaced_is_evaluated_anew(small: Path) -> None:
     shutil.copytree("runs/small-plain-3/stages/01-student", net)
     second = compare(load_comparison(small), log=lambda _: None)
     assert second["judged"] == [first["plain"][0], first["judged"][1]]
+    (net / "config.json").unlink()
+    assert compare(load_comparison(small), log=lambda _: None) == second
     shutil.rmtree("runs/small-fast-3")
     assert compare(load_comparison(small), log=lambda _: None) == second, "what is gone tells nothing new"
 
