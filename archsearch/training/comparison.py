@@ -27,12 +27,14 @@ from snapgen import devices, files
 from snapgen.architecture.schema import Architecture
 from snapgen.config import Config, rule
 from snapgen.errors import InputError
-from snapgen.io.atomic import atomic_write_text, write_errors
+from snapgen.io.atomic import atomic_write, write_errors
 from snapgen.io.prediction_type import check_prediction_type
 from snapgen.training.stages import NetStage
 
 SEED = "{seed}"
 """Placeholder of the seed in a recipe's texts, e.g. in the path of weights."""
+REMOVE = "remove it to evaluate the variant again"
+"""What to do about a damaged result."""
 _PATH_STEP = re.compile(r"([a-z_0-9]+)((?:\[\d+\])*)")
 
 
@@ -134,6 +136,19 @@ class ComparisonConfig(NamedConfig):
         return {name: str(_net_folder(v, self.recipe_of(name, seed), seed)) for name, v in self.variants.items()}
 
 
+class VariantResult(Config):
+    """A file with what was measured of a variant with one seed, and of what."""
+
+    recipe: dict[str, Any]
+    """The variant's recipe."""
+    variant: dict[str, Any]
+    """Its settings, but for its baselines."""
+    contents: dict[str, str] | None = None
+    """Digests of what the numbers depend on beside the settings."""
+    numbers: dict[str, Estimate]
+    """What was measured, by name."""
+
+
 Results = dict[str, list[dict[str, Estimate]]]
 """Metrics of each variant, one mapping per seed."""
 
@@ -182,12 +197,12 @@ def _check(comparison: ComparisonConfig) -> None:
                     raise InputError(comparison.source, f"{metric} is not measured", remedy, place="metrics")
             if _result_path(comparison, variant, seed).exists():
                 continue
-            folder = _net_folder(config, recipe, seed)
+            folder, text = _net_folder(config, recipe, seed), recipe.model_dump_json()
             if config.checkpoint is not None and not str(folder).startswith(tuple(own_runs)):
                 with recipe.error_context("checkpoint"):
                     check_unet(folder, arch)
             # A variant that begins with a net of this comparison is checked when that net is trained.
-            elif config.checkpoint is None and not any(run in recipe.model_dump_json() for run in own_runs):
+            elif config.checkpoint is None and not any(run in text for run in own_runs):
                 check_run(recipe, arch)
 
 
@@ -204,27 +219,28 @@ def _load_or_evaluate(
     settings = config.model_dump(mode="json", exclude={"baselines"})  # which change no number
     inputs = {"recipe": recipe.model_dump(mode="json"), "variant": settings}
     if path.exists():
-        remedy = "remove it to evaluate the variant again"
-        try:
-            stored = json.loads(files.read_text(path, remedy))
-            numbers = {name: Estimate.model_validate(number) for name, number in stored["numbers"].items()}
-            is_same = {name: stored[name] for name in inputs} == inputs
-            is_whole = all(metric in numbers for metric in recipe.evaluation.metrics)
-            contents = stored.get("contents")
-        except (RecursionError, AttributeError, KeyError, TypeError, ValidationError, json.JSONDecodeError):
-            raise InputError(path, "is damaged", remedy) from None
-        if is_same and not is_whole:
-            raise InputError(path, "is damaged", remedy)
-        if is_same and _contents(config, recipe, seed) in (None, contents):
-            return numbers
+        stored = _read_result(path)
+        if (stored.recipe, stored.variant) == (inputs["recipe"], inputs["variant"]):
+            if not stored.numbers.keys() >= {*recipe.evaluation.metrics}:
+                raise InputError(path, "is damaged", REMOVE)
+            if _contents(config, recipe, seed) in (None, stored.contents):
+                return stored.numbers
     log(f"{variant}, seed {seed}")
     numbers = _evaluate(config, recipe, seed, log)
+    result = VariantResult(**inputs, contents=_contents(config, recipe, seed), numbers=numbers)
     with write_errors(path, "move what is in the way, or free disk space; the same command resumes"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        listed = {name: number.model_dump(mode="json") for name, number in numbers.items()}
-        result = {**inputs, "contents": _contents(config, recipe, seed), "numbers": listed}
-        atomic_write_text(path, json.dumps(result, indent=2) + "\n")
+        with atomic_write(path) as file:
+            file.write_text(result.model_dump_json(indent=2) + "\n")
     return numbers
+
+
+def _read_result(path: Path) -> VariantResult:
+    text = files.read_text(path, REMOVE)
+    try:
+        return VariantResult.model_validate_json(text)
+    except ValidationError:
+        raise InputError(path, "is damaged", REMOVE) from None
 
 
 def _contents(variant: VariantConfig, recipe: Recipe, seed: int) -> dict[str, str] | None:

@@ -139,10 +139,6 @@ def ema_weights(net: nn.Module, average: EMA) -> Iterator[None]:
         net.load_state_dict(original)
 
 
-def _includes(estimate: Estimate, value: float) -> bool:
-    return estimate.low <= value <= estimate.high
-
-
 class BestWeights:
     """The best evaluated weights of a stage, in a file beside its checkpoint.
 
@@ -173,7 +169,8 @@ class BestWeights:
         """Why the weights of a step are kept, from the evaluations of them and of the last step."""
         metric = self.stage.keep_best_by
         assert metric is not None
-        doubt = ", though its interval includes the last step's" if _includes(kept[metric], last[metric].value) else ""
+        is_clear = not kept[metric].low <= last[metric].value <= kept[metric].high
+        doubt = "" if is_clear else ", though its interval includes the last step's"
         return f"step {step:,} is the best by {metric} and is kept{doubt}"
 
     def restore(self, net: nn.Module) -> int:
